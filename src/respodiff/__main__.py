@@ -1,0 +1,5 @@
+"""``python -m respodiff``."""
+
+from respodiff.cli import main
+
+main()

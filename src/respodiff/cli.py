@@ -1,0 +1,174 @@
+"""The command line: one verb per noun. Flags and JSON keys are a contract with other people's scripts.
+
+With ``--json`` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done, 1 asked for something
+that failed (nothing lost), 2 bad arguments.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="respodiff",
+    help="Make a text-to-image diffusion model fair and safe: train a concept, steer a pipeline, measure the pictures.",
+    epilog="Start with: respodiff demo --out demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+words = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
+Model = Annotated[str, typer.Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
+Seed = Annotated[int, typer.Option("--seed", help="Everything random follows from it.", min=0)]
+Concepts = Annotated[Path | None, typer.Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
+
+
+def open_model(model: str, device: str, dtype: str) -> Any:
+    """A pipeline from the flags; ValueError for a device or dtype that is not there."""
+    import torch
+
+    from respodiff.pipelines import load_pipeline
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in dtypes:
+        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(dtypes)}")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device is {device!r}, which this machine does not have; allowed here: cpu or an accelerator of yours"
+        ) from error
+    return load_pipeline(model, device=device, dtype=dtypes[dtype])
+
+
+def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
+    """Say what was done: one JSON line on stdout, or words."""
+    if as_json:
+        print(json.dumps(result), flush=True)
+    else:
+        Console(highlight=False).print(text, soft_wrap=True)
+
+
+@app.command(epilog="Example: respodiff inspect woman.safetensors")
+def inspect(
+    module: Annotated[Path, typer.Argument(help="A module file.", show_default=False)],
+    model: Annotated[str, typer.Option("--model", help="Also check the module against this model.", metavar="MODEL")] = "",
+    as_json: Json = False,
+) -> None:
+    """Say what is in a module file: prompts, base model, shape, size of both tensors."""
+    from respodiff.module_file import load
+
+    found: list[str] = []
+    m = load(module)
+    if model:
+        from respodiff.pipelines import load_pipeline
+        from respodiff.steering import misfits
+
+        found = misfits(load_pipeline(model), m)
+    h = m.header
+    result = {
+        "concept": h.concept,
+        "target": h.target,
+        "neutral": h.neutral,
+        "negative": h.negative,
+        "kind": h.kind,
+        "attribute": h.attribute,
+        "base_model": h.base_model,
+        "site": h.site,
+        "shape": list(m.shape),
+        "norm_ram": m.ram.norm().item(),
+        "norm_sam": m.sam.norm().item(),
+        "digest": m.digest,
+        "train": dict(h.train),
+        "library": h.library,
+        "warnings": found,
+    }
+    lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
+    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
+    finish(result, "\n".join(lines), as_json)
+
+
+@app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder of 'respodiff generate'.", show_default=False)],
+    judge: Annotated[str, typer.Option("--judge", help="'embedded', or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    attribute: Annotated[
+        list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")
+    ] = None,
+    concepts: Concepts = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
+    from respodiff.concepts import attribute as find
+    from respodiff.concepts import builtin, load_concepts
+    from respodiff.evaluation import evaluate as measure
+
+    library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
+    result = measure(run, judge, [find(name, library) for name in attribute or ["gender"]])
+    lines = [f"{result['n']} pictures, judge {result['judge']['name']} ({result['judge']['digest']})"]
+    for name, d in result["devrat"].items():
+        lines.append(f"DevRat {name}: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}], noise floor {d['floor']:.3f}")
+        if c := (result["control"] or {}).get(name):
+            lines.append(f"control {name}: {c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]")
+    if result["subject_kept"] is not None:
+        lines.append(f"subject kept: {result['subject_kept']:.3f}")
+    lines.append(f"alignment: {result['alignment']:.2f}")
+    u = result["unsafe"]
+    lines.append(f"unsafe: {u['mean']:.3f} [{u['low']:.3f}, {u['high']:.3f}]" if u else "unsafe: not judged")
+    lines.append("Labels are what the judge perceives in generated pictures, never facts about people.")
+    finish(result, "\n".join(lines), as_json)
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr and an exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from respodiff import cli_make, demo  # noqa: F401  (register their verbs)
+
+    logging.basicConfig(format="%(message)s")
+    warnings.showwarning = lambda message, category, *_rest, **_more: (
+        words.print(f"[yellow]warning:[/] {message}", soft_wrap=True) if category is UserWarning else None
+    )
+    _quiet()
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (ValueError, OSError, RuntimeError) as error:
+        _fail(error, 2 if isinstance(error, ValueError) else 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped; what was written so far is kept, and the same command with --resume goes on", 1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # not one of click's usage errors
+            raise
+        _fail(error.format_message(), 2)
+
+
+def _quiet() -> None:
+    """Libraries' loading bars and notices would bury our own lines."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def _fail(error: object, code: int) -> None:
+    text = " ".join(str(error).split()) or type(error).__name__
+    words.print("[red]error:[/]", end=" ")
+    words.print(text, markup=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

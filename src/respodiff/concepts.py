@@ -1,0 +1,155 @@
+"""Concepts and attributes: what to steer towards, as data.
+
+A *concept* is one alternative ("woman"); an *attribute* is a set of alternatives with the shares a user wants of each ("gender").
+The built-in ones are TOML files in ``respodiff/data``; a user's own file has the same form::
+
+    [hat]                                 # an attribute, with its alternatives
+    neutral = "a person"
+    concepts = { bare = "a person without a hat", hat = "a person with a hat" }
+
+    [blood]                               # a safety concept: no alternatives, a negative prompt instead
+    kind = "safety"
+    neutral = "a scene"
+    negative = "blood"
+    preserve = ["a person"]               # prompts whose pictures it must leave alone
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+Kind = Literal["fairness", "safety"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept and the three prompts that training needs (paper, section 3).
+
+    Attributes:
+        name: key used by policies, file headers and reports.
+        target: prompt whose score RAM is trained towards. A safety concept has the neutral prompt here.
+        neutral: prompt that is steered, e.g. ``"a person"``.
+        negative: takes the place of the empty prompt in the target's guidance; empty for fairness concepts.
+        kind: ``"fairness"`` (one alternative is drawn per image) or ``"safety"`` (added on top of whatever was drawn).
+        opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
+        attribute: name of the attribute that the concept belongs to, empty if none.
+        preserve: prompts whose pictures the concept must leave alone; training measures preservation on them.
+    """
+
+    name: str
+    target: str
+    neutral: str = "a person"
+    negative: str = ""
+    kind: Kind = "fairness"
+    opposites: tuple[str, ...] = ()
+    attribute: str = ""
+    preserve: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("concept name is empty; give a short name such as 'woman'")
+        if not self.neutral.strip():
+            raise ValueError(f"neutral prompt of concept {self.name!r} is empty; give the prompt to be steered, e.g. 'a person'")
+        if not self.target.strip():
+            raise ValueError(f"target prompt of concept {self.name!r} is empty; give the prompt to steer towards, e.g. 'a woman'")
+        if self.kind not in ("fairness", "safety"):
+            raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: 'fairness', 'safety'")
+        if self.kind == "safety" and not self.negative.strip():
+            raise ValueError(f"safety concept {self.name!r} has no negative prompt; say what to steer away from")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Alternatives of one attribute, e.g. gender = (woman, man), with the share wanted of each (uniform if not said)."""
+
+    name: str
+    concepts: tuple[Concept, ...]
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.concepts) < 2:
+            raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
+        if self.shares and len(self.shares) != len(self.concepts):
+            raise ValueError(f"attribute {self.name!r} has {len(self.shares)} shares for {len(self.concepts)} concepts; give one each")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.concepts)
+
+
+def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
+    known = {"kind", "neutral", "negative", "concepts", "shares", "preserve"}
+    if unknown := set(table) - known:
+        raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
+    preserve = tuple(table.get("preserve", ()))
+    if table.get("kind") == "safety":
+        neutral = table.get("neutral", "a scene")
+        return Concept(name, neutral, neutral, table.get("negative", ""), "safety", (), name, preserve)
+    targets = table.get("concepts")
+    if not isinstance(targets, Mapping):
+        raise ValueError(f'{source}: [{name}] needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
+    neutral = table.get("neutral", "a person")
+    concepts = tuple(
+        Concept(k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve)
+        for k, v in targets.items()
+    )
+    return Attribute(name, concepts, tuple(table.get("shares", ())))
+
+
+def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
+    """Read a TOML file of attributes and safety concepts (form: see the module's head)."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"concept file {str(path)!r} cannot be read: {error.strerror}; give a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"concept file {str(path)!r} is not TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ValueError(f"{path}: {name!r} is not a table; write [{name}] and its keys below it")
+    return {name: _parse(name, table, str(path)) for name, table in tables.items()}
+
+
+@cache
+def builtin() -> Mapping[str, Attribute | Concept]:
+    """The attributes and safety concepts that the package ships, by name."""
+    found: dict[str, Attribute | Concept] = {}
+    for file in sorted((f for f in files("respodiff.data").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name):
+        for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
+            found[name] = _parse(name, table, file.name)
+    return found
+
+
+def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
+    out: dict[str, Concept] = {}
+    for entry in library.values():
+        for c in entry.concepts if isinstance(entry, Attribute) else (entry,):
+            out[c.name] = c
+    return out
+
+
+def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Attribute:
+    """An attribute by name; raises ValueError that lists the known ones."""
+    library = builtin() if library is None else library
+    entry = library.get(name)
+    if not isinstance(entry, Attribute):
+        known = ", ".join(k for k, v in library.items() if isinstance(v, Attribute))
+        raise ValueError(f"attribute {name!r} is unknown; known: {known}; or define it in a TOML file and pass --concepts FILE")
+    return entry
+
+
+def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
+    """A concept by name ("woman", "violence"); raises ValueError that lists the known ones."""
+    known = _known(builtin() if library is None else library)
+    if name not in known:
+        raise ValueError(
+            f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"
+        )
+    return known[name]

@@ -1,0 +1,129 @@
+"""Settings of a training run, and the presets.
+
+``paper`` follows the text of arXiv 2509.15257, and the released code where the text is silent (initialisation, timestep label,
+learning rates). ``released`` follows the released scripts where they differ from the text. ``default`` is what the experiments of
+docs/training.md found on the embedded model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from respodiff.concepts import Kind
+from respodiff.objectives import TARGETS
+
+Preset = Literal["default", "paper", "released"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of one training run; the defaults are those of the preset ``default`` for fairness.
+
+    Attributes:
+        iterations: Adam steps on each module.
+        objective: target score of RAM, a name in `respodiff.objectives.TARGETS`.
+        target_guidance: weight w of that target.
+        ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
+        lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
+        mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
+        gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further.
+        betas: Adam's.
+        decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
+        init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
+        batch: latents per iteration.
+        steps: DDIM steps of a rollout. label: timestep that a latent carries, ``sampler`` or ``released`` (1000 - k 1000/steps).
+        rollouts: latents rolled out for one pool. rollout_batch: how many at a time (memory only).
+        rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
+            where they are not neutral.
+        keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
+        refresh: iterations until a new pool is rolled out through the modules as they then are.
+        rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
+        seed: everything random in training follows from it.
+    """
+
+    iterations: int = 100
+    objective: str = "contrast"
+    target_guidance: float = 1.0
+    ram_lr: float = 0.2
+    sam_lr: float = 0.0
+    lam: float = 0.5
+    mu: float = 1.0
+    gain: float = 2.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    decay: Literal["constant", "sqrt"] = "sqrt"
+    init_range: float = 0.0
+    batch: int = 12
+    steps: int = 16
+    label: Literal["sampler", "released"] = "sampler"
+    rollouts: int = 12
+    rollout_batch: int = 12
+    rollout_prompts: Literal["neutral", "all"] = "all"
+    keep: Literal["all", "last"] = "all"
+    refresh: int = 100
+    rollout_guidance: float = 3.0
+    rollout_modules: Literal["ram", "both"] = "both"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
+        _check("steps", self.steps, 2 <= self.steps <= 1000, "2 to 1000")
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
+            value = getattr(self, name)
+            _check(name, value, math.isfinite(value) and value > 0, "a finite number above 0")
+        for name in ("sam_lr", "lam", "mu", "init_range"):
+            value = getattr(self, name)
+            _check(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
+        _check("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
+        _check("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+
+    @classmethod
+    def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:
+        """Settings of a preset for a kind of concept, with ``changes`` on top. ValueError lists the presets, or the known settings."""
+        if name not in get_args(Preset):
+            raise ValueError(f"preset is {name!r}; allowed: {', '.join(get_args(Preset))}")
+        if unknown := set(changes) - {f.name for f in fields(cls)}:
+            raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(f.name for f in fields(cls))}")
+        return replace(cls(**_PRESETS[name, kind]), **changes)
+
+
+def _check(name: str, value: object, good: bool, allowed: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+_PAPER: dict[str, Any] = {
+    "iterations": 5000,
+    "objective": "guided",
+    "target_guidance": 1.0,
+    "ram_lr": 1e-2,
+    "sam_lr": 1e-3,
+    "lam": 0.5,
+    "mu": 0.0,
+    "gain": 1.0,
+    "betas": (0.9, 0.999),
+    "decay": "constant",
+    "init_range": 0.316,
+    "batch": 1,
+    "steps": 50,
+    "label": "released",
+    "rollouts": 1,
+    "rollout_batch": 1,
+    "rollout_prompts": "neutral",
+    "keep": "last",
+    "refresh": 1,
+    "rollout_guidance": 3.0,
+    "rollout_modules": "ram",
+}
+_PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
+
+_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("default", "fairness"): {},
+    ("default", "safety"): {},
+    ("paper", "fairness"): _PAPER,
+    ("paper", "safety"): _PAPER_SAFETY,
+    ("released", "fairness"): {**_PAPER, "lam": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},
+    ("released", "safety"): {**_PAPER_SAFETY, "iterations": 5000, "lam": 1.0, "rollout_modules": "both"},
+}

@@ -1,0 +1,179 @@
+"""``respodiff demo``: the whole main job on the embedded model in a few minutes, with something to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from respodiff.cli import Json, Seed, app, finish, words
+from respodiff.cli_make import progress
+from respodiff.concepts import concept
+
+OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
+UNSAFE = "a battle"
+COLUMNS = 4
+
+
+@app.command(epilog="Example: respodiff demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for modules, pictures and report.", metavar="DIR")] = Path("demo"),
+    images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=COLUMNS)] = 8,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train, draw before and after on the same seeds, measure, and write a picture and a report. About 4 minutes on 2 CPU cores."""
+    began = time.perf_counter()
+    from respodiff.cli import open_model
+
+    pipe = open_model("embedded", "cpu", "float32")
+    gender = [_train(pipe, name, out, seed) for name in ("woman", "man")]
+    violence = _train(pipe, "violence", out, seed)
+    prompts = _prompts()
+    runs = {
+        "before": _draw(pipe, prompts, [], out / "before", images, seed),
+        "after": _draw(pipe, prompts, gender, out / "after", images, seed),
+        "unsafe-before": _draw(pipe, [UNSAFE], [], out / "unsafe-before", images, seed),
+        "unsafe-after": _draw(pipe, [UNSAFE], [violence], out / "unsafe-after", images, seed),
+    }
+    found = _measure(runs)
+    grid = _grid(runs, out / "before_after.png", images)
+    report = _report(found, grid, out / "report.html", images, seed)
+    _say(found)
+    result = {
+        "before": _summary(found["before"], found["unsafe-before"]),
+        "after": _summary(found["after"], found["unsafe-after"]),
+        "grid": str(grid),
+        "report": str(report),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    finish(result, f"{grid}\n{report}\n{result['seconds']:.0f} seconds", as_json)
+
+
+def _prompts() -> list[Any]:
+    from respodiff.suites import suite
+
+    known = {p.group: p for p in suite("occupations")}
+    return [known[name] for name in OCCUPATIONS]
+
+
+def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
+    from respodiff.config import TrainConfig
+    from respodiff.training import train
+
+    chosen = concept(name)
+    config = TrainConfig.preset("default", chosen.kind, seed=seed)
+    words.print(f"training {name!r} from {chosen.neutral!r}: no pictures, no labels, {config.iterations} iterations")
+    record = None
+    with progress() as bar:
+        task = bar.add_task(name, total=config.iterations)
+        for record in train(pipe, chosen, config):
+            bar.update(task, completed=record.iteration)
+    if record is None:
+        raise RuntimeError("training ended without a step")
+    module = record.module
+    module.save(out / f"{name}.safetensors")
+    return module
+
+
+def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int) -> Path:
+    from respodiff.generation import GenerateConfig, generate
+
+    words.print(f"drawing {len(prompts) * images} pictures into {folder}")
+    with progress() as bar:
+        task = bar.add_task(folder.name, total=len(prompts) * images)
+        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed), out=folder):
+            bar.advance(task)
+    return folder
+
+
+def _measure(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    from respodiff.evaluation import evaluate
+    from respodiff.judges import ClipJudge
+
+    judge = ClipJudge.load("embedded")
+    return {name: evaluate(folder, judge, ["gender"]) for name, folder in runs.items()}
+
+
+def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
+    shares = people["groups"]["gender"]
+    return {
+        "n": people["n"],
+        "women": {group: shares[group]["woman"] for group in shares},
+        "devrat": people["devrat"]["gender"],
+        "subject_kept": people["subject_kept"],
+        "unsafe": unsafe["unsafe"],
+        "unsafe_n": unsafe["n"],
+    }
+
+
+def _say(found: dict[str, dict[str, Any]]) -> None:
+    table = Table(title="share of women, as the judge perceives them")
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, justify="left" if column == "prompt" else "right")
+    before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
+    for group in before:
+        table.add_row(group, f"{before[group]['woman']:.2f}", f"{after[group]['woman']:.2f}")
+    table.add_section()
+    rows = [("DevRat (0 is even)", "before", "after", lambda r: r["devrat"]["gender"]["mean"])]
+    rows += [("subject kept", "before", "after", lambda r: r["subject_kept"])]
+    rows += [(f"unsafe pictures of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
+    for label, a, b, value in rows:
+        table.add_row(label, f"{value(found[a]):.2f}", f"{value(found[b]):.2f}")
+    words.print(table)
+
+
+def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
+    from respodiff.records import RunFolder
+    from respodiff.report import picture_grid
+
+    files: dict[str, dict[str, list[Path]]] = {}
+    for name, folder in runs.items():
+        for record in RunFolder(folder).records():
+            files.setdefault(name, {}).setdefault(record.prompt, []).append(folder / record.file)
+    rows = [(p, [*files["before"][p][:COLUMNS], *files["after"][p][:COLUMNS]]) for p in files["before"]]
+    rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:COLUMNS], *files["unsafe-after"][UNSAFE][:COLUMNS]]))
+    footer = f"Left and right start from the same noise. First {COLUMNS} of {images} pictures a prompt, none chosen by hand."
+    return picture_grid(rows, path, columns=[("plain model", COLUMNS), ("steered", COLUMNS)], title="before and after", footer=footer)
+
+
+def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int) -> Path:
+    from respodiff.report import Bar, Section, html_report
+
+    before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
+    table = [
+        _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
+        {"measure": "subject kept", "before": f"{found['before']['subject_kept']:.2f}", "after": f"{found['after']['subject_kept']:.2f}"},
+        _row(f"unsafe share of {UNSAFE!r}", found["unsafe-before"]["unsafe"], found["unsafe-after"]["unsafe"]),
+    ]
+    n, floor = found["after"]["n"], found["after"]["devrat"]["gender"]["floor"]
+    sections = [
+        Section(
+            "The same noise, before and after",
+            "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
+            "(as many of one as of the other), and its module was added at the bottleneck. The last row adds the safety module.",
+            picture=grid,
+            picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
+        ),
+        Section("Share of women", bars=[Bar(g, before[g]["woman"], after[g]["woman"]) for g in before], bars_title="share of women"),
+        Section(
+            "Figures",
+            f"n = {n} pictures ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "
+            f"in brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for one group only; a perfect generator that draws "
+            f"at random would show {floor:.2f} at this n. Command: respodiff demo --images {images} --seed {seed}.",
+            table=table,
+        ),
+    ]
+    lead = "Two small tensors per concept, trained in under a minute from prompts alone, added at the bottleneck of a frozen model."
+    return html_report(path, title="RespoDiff on the embedded model", lead=lead, sections=sections)
+
+
+def _row(name: str, before: dict[str, float], after: dict[str, float]) -> dict[str, str]:
+    def show(e: dict[str, float]) -> str:
+        return f"{e['mean']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+
+    return {"measure": name, "before": show(before), "after": show(after)}

@@ -1,0 +1,61 @@
+"""Targets and losses of the two modules: small functions of noise predictions, all of one signature.
+
+Notation: e(y) is the noise prediction of the unmodified model for prompt y, e[d](y) the same with d added to h. Every tensor is
+(B, C, H, W). ``scores`` holds the predictions of the unmodified model by role: ``target``, ``neutral``, ``negative`` (the negative
+prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute; the negative
+prompt of a safety concept; the neutral prompt where there is neither).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+Scores = Mapping[str, Tensor]
+Target = Callable[[Scores, float], Tensor]
+
+
+def guided(scores: Scores, w: float) -> Tensor:
+    """e(negative) + w (e(target) - e(negative)). Paper, L_resp: w = 1 is the plain target score; the released code uses 4 for
+    fairness, and 12 with the negative prompt in place of the empty one for safety."""
+    if w == 1:
+        return scores["target"]
+    return scores["negative"] + w * (scores["target"] - scores["negative"])
+
+
+def shift(scores: Scores, w: float) -> Tensor:
+    """e(neutral) + w (e(target) - e(neutral)): the way from neutral to target, w times as far (w = 1 equals `guided` at 1)."""
+    return scores["neutral"] + w * (scores["target"] - scores["neutral"])
+
+
+def contrast(scores: Scores, w: float) -> Tensor:
+    """e(neutral) + w (e(target) - e(opposite)): what all alternatives share cancels, and so does the share that the neutral prompt
+    already draws (where 70 % are men, "man" is less than half as far from "a person" as "woman"). For a safety concept the target is
+    the neutral prompt and the opposite the negative one: the way from unsafe to neutral, taken from the neutral prompt onwards."""
+    return scores["neutral"] + w * (scores["target"] - scores["opposite"])
+
+
+TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
+    "guided": (guided, ("target", "negative")),
+    "shift": (shift, ("target", "neutral")),
+    "contrast": (contrast, ("target", "neutral", "opposite")),
+}
+"""Name -> (function, roles it reads)."""
+
+
+def response_loss(steered: Tensor, target: Tensor) -> Tensor:
+    """L_resp = mean (e[r](neutral) - e_target)^2 over all elements (paper, RAM)."""
+    return mse_loss(steered, target)
+
+
+def preservation_loss(steered: Tensor, plain: Tensor, mu: float) -> Tensor:
+    """mu mean (e[d](y) - e(y))^2 over latents of prompts y that the concept must leave alone. Unlike L_sem it is not measured on the
+    prompt that is being steered, so that its optimum is not to cancel the steering."""
+    return mu * mse_loss(steered, plain)
+
+
+def semantic_loss(steered: Tensor, neutral: Tensor, lam: float) -> Tensor:
+    """lambda L_sem = lambda mean (e[r + s](neutral) - e(neutral))^2 over all elements (paper, SAM)."""
+    return lam * mse_loss(steered, neutral)

@@ -1,0 +1,177 @@
+"""Where training latents come from: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
+
+The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
+trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
+because they come from the unmodified model alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from respodiff.bottleneck import shifted
+from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
+from respodiff.objectives import TARGETS
+from respodiff.pipelines import encode_prompts
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Training latents of one round.
+
+    Attributes:
+        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels.
+        kept: z, plain (Q, C, H, W), t (Q,) and context (Q, T, D) of the prompts to preserve; empty if there are none.
+        context: embedding (1, T, D) of the neutral prompt.
+        forwards: UNet evaluations that making it took.
+    """
+
+    columns: dict[str, Tensor]
+    kept: dict[str, Tensor]
+    context: Tensor
+    seed: int
+    forwards: int
+
+    def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
+        """A batch of ``size`` latents (and as many to preserve); which ones depends on the seed and the iteration alone."""
+        out = _pick(self.columns, _mix(self.seed, 1, iteration), size)
+        out["context"] = self.context.expand(len(out["z"]), -1, -1)
+        if self.kept:
+            out |= {f"keep_{k}": v for k, v in _pick(self.kept, _mix(self.seed, 3, iteration), size).items()}
+        return out
+
+
+def _pick(columns: dict[str, Tensor], seed: int, size: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    n = len(columns["z"])
+    i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
+    return {k: v[i.to(v.device)] for k, v in columns.items()}
+
+
+class Rollouts:
+    """Makes pools for one concept on one pipeline."""
+
+    def __init__(self, pipe: Any, concept: Concept, config: TrainConfig) -> None:
+        self.unet, self.config = pipe.unet, config
+        # The paper samples with DDIM whatever scheduler the checkpoint names; eta = 0 throughout.
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self.scheduler.set_timesteps(config.steps, device=pipe.unet.device)
+        self.target, self.needs = TARGETS[config.objective]
+        prompts: dict[str, tuple[str, ...]] = {
+            "neutral": (concept.neutral,),
+            "target": (concept.target,),
+            "negative": (concept.negative,),
+            "empty": ("",),
+        }
+        prompts["opposite"] = concept.opposites or ((concept.negative,) if concept.kind == "safety" else (concept.neutral,))
+        prompts["preserve"] = concept.preserve if config.mu else ()
+        self.context = {role: list(encode_prompts(pipe, group).split(1)) if group else [] for role, group in prompts.items()}
+        size = pipe.unet.config.sample_size
+        self.latent = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        self.forwards = 0
+
+    @torch.no_grad()
+    def pool(self, number: int, delta: Tensor) -> Pool:
+        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
+        config, seed = self.config, _mix(self.config.seed, 0, number)
+        self.forwards = 0
+        neutral = self.context["neutral"]
+        sources: list[tuple[Tensor, Tensor | None]] = [(c, delta) for c in neutral]
+        if config.rollout_prompts == "all":
+            others = {id(c): c for role in ("target", "opposite") for c in self.context[role] if not torch.equal(c, neutral[0])}
+            sources += [(c, None) for c in others.values()]
+        # Neutral rollouts make up the remainder where the sources do not divide the number evenly.
+        parts = [config.rollouts // len(sources) + (i < config.rollouts % len(sources)) for i in range(len(sources))]
+        rolled = [self._roll(n, _mix(seed, 2, i), c, d) for i, ((c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
+        z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
+        columns = {"z": z, "t": t, **self._scored(z, t)}
+        return Pool(columns, self._kept(seed), neutral[0], seed, self.forwards)
+
+    def _kept(self, seed: int) -> dict[str, Tensor]:
+        """Unsteered latents of the prompts to preserve and their plain scores."""
+        parts = []
+        prompts = self.context["preserve"]
+        for i, c in enumerate(prompts):
+            z, t = self._roll(max(1, self.config.rollouts // len(prompts)), _mix(seed, 4, i), c, None)
+            plain = torch.cat(
+                [
+                    self._predict(a, b, c)
+                    for a, b in zip(z.split(self.config.rollout_batch), t.split(self.config.rollout_batch), strict=True)
+                ]
+            )
+            parts.append({"z": z, "t": t, "plain": plain.float(), "context": c.expand(len(z), -1, -1)})
+        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
+
+    def _predict(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        self.forwards += len(z)
+        sample: Tensor = self.unet(z, t, encoder_hidden_states=context.to(z.dtype).expand(len(z), -1, -1)).sample
+        return sample
+
+    def _roll(self, n: int, seed: int, context: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Latents (P, C, H, W) and labels (P,) of ``n`` rollouts: of every step, or of one random step."""
+        parts = [
+            self._roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), context, delta)
+            for i in range(0, n, self.config.rollout_batch)
+        ]
+        z, t = (torch.cat(column) for column in zip(*parts, strict=True))
+        return z, t
+
+    def _roll_batch(self, n: int, seed: int, context: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+        config, scheduler = self.config, self.scheduler
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(n, *self.latent, generator=generator).to(self.unet.device, self.unet.dtype) * scheduler.init_noise_sigma
+        # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
+        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
+        guided = config.rollout_guidance != 1
+        contexts = torch.cat([self.context["empty"][0]] * guided * n + [context] * n)
+        rows = slice(n * guided, n * guided + n)
+        shift = torch.zeros(()) if delta is None else delta
+        latents, labels = [], []
+        for k, t in enumerate(scheduler.timesteps[: stop + 1]):
+            if config.keep == "all" or k == stop:
+                latents.append(z)
+                labels.append(self._label(k, t).expand(n))
+            if k == stop:
+                break
+            with shifted(self.unet, lambda h: (shift.expand(1, *h.shape[1:]), rows)):
+                e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), contexts)
+            if guided:
+                uncond, cond = e.chunk(2)
+                e = uncond + config.rollout_guidance * (cond - uncond)
+            z = scheduler.step(e, t, z).prev_sample
+        return torch.cat(latents), torch.cat(labels)
+
+    def _label(self, k: int, t: Tensor) -> Tensor:
+        """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
+        up to 19 too noisy on a 50-step schedule and starts outside the trained range."""
+        if self.config.label == "sampler":
+            return t.reshape(1)
+        total = self.scheduler.config.num_train_timesteps
+        return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)
+
+    def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
+        config = self.config
+        needs = set(self.needs) | ({"neutral"} if config.lam and config.sam_lr else set())
+        if config.objective == "guided" and config.target_guidance == 1:
+            needs.discard("negative")  # cancels at guidance 1
+        targets, neutrals = [], []
+        for a, b in zip(z.split(config.rollout_batch), t.split(config.rollout_batch), strict=True):
+            scores = {role: torch.stack([self._predict(a, b, c) for c in self.context[role]]).mean(0) for role in sorted(needs)}
+            targets.append(self.target(scores, config.target_guidance).float())
+            neutrals += [scores["neutral"].float()] if "neutral" in scores else []
+        return {"target": torch.cat(targets)} | ({"neutral": torch.cat(neutrals)} if neutrals else {})
+
+
+def _mix(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, so that no two purposes share a stream."""
+    value = 0
+    for n in numbers:
+        value = (value * 6364136223846793005 + n + 1442695040888963407) % (1 << 63)
+    return value

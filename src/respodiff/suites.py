@@ -1,0 +1,92 @@
+"""Named lists of prompts for the embedded model, read from the table of its planted bias (``world.json``)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from respodiff.records import Prompt
+
+SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
+
+
+@cache
+def load_world() -> dict[str, Any]:
+    """The embedded model's table: occupations with planted shares, unsafe, neutral and general prompts."""
+    text = (files("respodiff.embedded") / "world.json").read_text(encoding="utf-8")
+    world: dict[str, Any] = json.loads(text)
+    return world
+
+
+def with_article(name: str) -> str:
+    """Lower case with the article that its first letter asks for.
+
+    >>> with_article("analyst"), with_article("CEO")
+    ('an analyst', 'a ceo')
+    """
+    name = name.lower()
+    return f"{'an' if name.startswith(tuple('aeiou')) else 'a'} {name}"
+
+
+def _slug(text: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+
+
+def _occupations(world: dict[str, Any], suite_name: str, winobias: bool) -> list[Prompt]:
+    return [
+        Prompt(
+            id=f"{suite_name}/{_slug(row['name'])}",
+            text=with_article(row["name"]),
+            suite=suite_name,
+            group=row["name"],
+            subject=row["picture"],
+        )
+        for row in world["occupations"]
+        if row["winobias"] is winobias
+    ]
+
+
+def _unsafe(world: dict[str, Any]) -> list[Prompt]:
+    return [
+        Prompt(id=f"unsafe/{kind}-{_slug(row['prompt'])}", text=row["prompt"], suite="unsafe", group=kind)
+        for kind in ("violence", "sexual")
+        for row in world["unsafe"][kind]
+    ]
+
+
+def _scenes(world: dict[str, Any]) -> list[Prompt]:
+    texts = [prefix + world["neutral_scene"]["prompt"] for prefix in SCENE_PREFIXES]
+    return [Prompt(id=f"scenes/{_slug(text)}", text=text, suite="scenes", group="scene") for text in texts]
+
+
+def _general(world: dict[str, Any]) -> list[Prompt]:
+    return [
+        Prompt(id=f"general/{_slug(name)}", text=with_article(name), suite="general", group="general") for name in world["general_prompts"]
+    ]
+
+
+SUITES = {
+    "occupations": lambda world: _occupations(world, "occupations", True),
+    "occupations-unseen": lambda world: _occupations(world, "occupations-unseen", False),
+    "unsafe": _unsafe,
+    "scenes": _scenes,
+    "general": _general,
+}
+
+
+def suite(name: str, world: dict[str, Any] | None = None) -> list[Prompt]:
+    """The prompts of one suite, in a fixed order and with stable ids.
+
+    Args:
+        name: ``occupations`` (36 WinoBias occupations), ``occupations-unseen`` (the other 49), ``unsafe``, ``scenes``
+            or ``general``.
+        world: a table like the embedded model's; None takes the embedded one.
+
+    >>> suite("occupations")[0].text
+    'an attendant'
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
+    return SUITES[name](load_world() if world is None else world)

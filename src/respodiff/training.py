@@ -1,0 +1,201 @@
+"""Training of RAM and SAM (paper, algorithm 1): a generator of step records, one code path for every preset.
+
+r and s are the two tensors, e[d] the noise prediction with d added to h. Per step: latents z from reverse diffusion of the neutral
+prompt through the steered model (no gradient), then an Adam step on r for L_resp, then one on s for lambda L_sem with the new r.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff._version import __version__
+from respodiff.bottleneck import predict, site_shape
+from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
+from respodiff.module_file import ConceptModule, Header
+from respodiff.objectives import preservation_loss, response_loss, semantic_loss
+from respodiff.pipelines import config_digest, model_name, weights_digest
+from respodiff.rollouts import Pool, Rollouts
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one iteration did. Losses are means over the batch; ``unet_forwards`` counts samples since the start, the
+    unconditional half and re-run decoders included."""
+
+    iteration: int
+    iterations: int
+    loss_ram: float
+    loss_sam: float
+    unet_forwards: int
+    seconds: float
+    state: TrainState
+    header: Header
+
+    @property
+    def module(self) -> ConceptModule:
+        """The module as it is after this iteration, times the gain."""
+        gain = self.header.train["gain"]
+        ram, sam = (gain * t.detach().cpu()[0] for t in (self.state.ram, self.state.sam))
+        return ConceptModule(ram, sam, self.header)
+
+
+class TrainState:
+    """Both tensors (1, C, H, W), their Adam optimisers, and what a resumed run needs to go on bit by bit as if never stopped."""
+
+    def __init__(self, config: TrainConfig, shape: tuple[int, int, int], device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(config.seed)
+        std = config.init_range
+
+        def start() -> Tensor:
+            # Zero, or U(-range, range): the released code's Linear(10, .) initialisation has range 0.316.
+            values = (torch.rand(1, *shape, generator=generator) * 2 - 1) * std
+            return values.to(device).requires_grad_()
+
+        self.ram, self.sam = start(), start()
+        betas = config.betas
+        self.adam_ram = torch.optim.Adam([self.ram], config.ram_lr, betas=betas)
+        self.adam_sam = torch.optim.Adam([self.sam], config.sam_lr, betas=betas)
+        self.iteration, self.forwards, self.seconds = 0, 0, 0.0
+        self.round_start = self.delta(config)
+
+    def delta(self, config: TrainConfig) -> Tensor:
+        """What steers the rollouts (1, C, H, W): r + s, or r alone."""
+        return (self.ram + self.sam if config.rollout_modules == "both" else self.ram).detach().clone()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Flat dictionary for a safetensors file."""
+        out = {"ram": self.ram.detach(), "sam": self.sam.detach(), "round_start": self.round_start}
+        out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds], dtype=torch.float64)
+        for name, adam in (("adam_ram", self.adam_ram), ("adam_sam", self.adam_sam)):
+            for p in adam.state.values():
+                out |= {f"{name}.{k}": v.detach() for k, v in p.items()}
+        return {k: v.cpu().contiguous().clone() for k, v in out.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave. Raises ValueError if the shapes differ."""
+        if tensors["ram"].shape != self.ram.shape:
+            raise ValueError(f"unfinished run has tensors of shape {tuple(tensors['ram'].shape)}, this model needs {tuple(self.ram.shape)}")
+        with torch.no_grad():
+            self.ram.copy_(tensors["ram"])
+            self.sam.copy_(tensors["sam"])
+        self.round_start = tensors["round_start"].to(self.ram.device)
+        iteration, forwards, self.seconds = tensors["counters"].tolist()
+        self.iteration, self.forwards = int(iteration), int(forwards)
+        for name, adam, p in (("adam_ram", self.adam_ram, self.ram), ("adam_sam", self.adam_sam, self.sam)):
+            values = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            if values:
+                adam.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in values.items()}
+
+
+def train(
+    pipe: Any, concept: Concept, config: TrainConfig | None = None, *, resume: dict[str, Tensor] | None = None
+) -> Iterator[StepRecord]:
+    """Train one concept; yields a record after every iteration, the last one holds the finished module.
+
+    Args:
+        pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
+        concept: prompts to train on.
+        config: settings; default ``TrainConfig.preset("default", concept.kind)``.
+        resume: ``record.state.tensors()`` of an earlier run with the same settings.
+
+    Raises:
+        ValueError: for settings that the model or the concept cannot take, before anything is computed.
+    """
+    config = config or TrainConfig.preset("default", concept.kind)
+    device = pipe.unet.device
+    state = TrainState(config, site_shape(pipe.unet), device)
+    if resume is not None:
+        state.restore(resume)
+    rollouts = Rollouts(pipe, concept, config)
+    header = _header(pipe, concept, config)
+    frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
+    for p in frozen:
+        p.requires_grad_(False)
+    try:
+        yield from _iterate(pipe, config, state, rollouts, header)
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> ConceptModule:
+    """Train to the end and give the module: `train` without the loop."""
+    (last,) = deque(train(pipe, concept, config), maxlen=1)
+    return last.module
+
+
+def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header) -> Iterator[StepRecord]:
+    began = time.perf_counter() - state.seconds
+    pool: Pool | None = None
+    while state.iteration < config.iterations:
+        i = state.iteration
+        if i % config.refresh == 0:
+            state.round_start = state.delta(config)
+        if pool is None or i % config.refresh == 0:
+            # A resumed run rebuilds the pool of its round from the same seed and the same tensors; its forwards are counted once.
+            pool = rollouts.pool(i // config.refresh, state.round_start)
+            state.forwards += pool.forwards if i % config.refresh == 0 else 0
+        losses = step(pipe.unet, config, state, pool.batch(i, config.batch))
+        state.iteration += 1
+        state.seconds = time.perf_counter() - began
+        yield StepRecord(state.iteration, config.iterations, *losses, state.forwards, state.seconds, state, header)
+
+
+def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
+    """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
+
+    ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
+    `rollouts.Pool.batch` makes them.
+    """
+    rate = (1 - state.iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
+    prediction, decoder = predict(unet, batch["z"], batch["t"], batch["context"], state.ram)
+    state.forwards += len(prediction)
+    loss_ram = response_loss(prediction.float(), batch["target"])
+    loss = loss_ram
+    if "keep_z" in batch:
+        kept, _ = predict(unet, batch["keep_z"], batch["keep_t"], batch["keep_context"], state.ram)
+        state.forwards += len(kept)
+        loss = loss + preservation_loss(kept.float(), batch["keep_plain"], config.mu)
+    _update(state.adam_ram, config.ram_lr * rate, loss)
+    if config.lam == 0 or config.sam_lr == 0:
+        return loss_ram.item(), 0.0
+    steered = decoder(decoder.h + (state.ram.detach() + state.sam).to(decoder.h.dtype))
+    state.forwards += len(steered)
+    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
+    _update(state.adam_sam, config.sam_lr * rate, loss_sam)
+    return loss_ram.item(), loss_sam.item()
+
+
+def _update(adam: torch.optim.Adam, lr: float, loss: Tensor) -> None:
+    adam.param_groups[0]["lr"] = lr
+    adam.zero_grad(set_to_none=True)
+    loss.backward()
+    adam.step()
+
+
+def _header(pipe: Any, concept: Concept, config: TrainConfig) -> Header:
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    scale = pipe.vae_scale_factor
+    return Header(
+        concept=concept.name,
+        target=concept.target,
+        neutral=concept.neutral,
+        negative=concept.negative,
+        kind=concept.kind,
+        attribute=concept.attribute,
+        base_model=model_name(pipe),
+        base_digest=config_digest(pipe.unet),
+        base_weights=weights_digest(pipe.unet),
+        resolution=(height * scale, width * scale),
+        train=asdict(config),
+        library=__version__,
+    )

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from respodiff import evaluation
+from respodiff.concepts import Attribute, Concept
+from respodiff.evaluation import evaluate
+from respodiff.judges import ClipJudge, Vocabulary
+from respodiff.metrics.fairness import noise_floor, wilson
+from respodiff.records import ImageRecord, RunFolder, image_id
+
+GENDER = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))
+WORDS = Vocabulary(subjects=("cook", "guard"), unsafe=("bomb",), safe=("tulip",))
+TEXTS = ["a woman", "a man", "a cook", "a guard", "a tulip", "a bomb"]
+
+
+class ColourJudge(ClipJudge):
+    """Reads the answers off the colour: red is a man, green a guard, blue a bomb; every text has an axis of its own."""
+
+    def __init__(self) -> None:
+        self.name, self.digest = "colour", "0123456789abcdef"
+
+    def embed_images(self, images):  # type: ignore[no-untyped-def]
+        out = np.zeros((len(images), len(TEXTS)), np.float32)
+        for row, image in zip(out, images, strict=True):
+            for channel, value in enumerate(image.getpixel((0, 0))):
+                row[2 * channel + (value > 0)] = 3**-0.5
+        return out
+
+    def embed_texts(self, texts):  # type: ignore[no-untyped-def]
+        return np.array([[float(text == axis) for axis in TEXTS] for text in texts], np.float32)
+
+
+def fill(folder: Path, rows: list[tuple[str, str | None, tuple[int, int, int]]], subject: bool = True) -> RunFolder:
+    """Rows of (group, concept asked for, colour); the colours say man, guard, bomb."""
+    run = RunFolder(folder).create({})
+    for i, (group, asked, colour) in enumerate(rows):
+        record = ImageRecord(
+            id=image_id(f"occupations/{group}", i),
+            file="",
+            prompt=f"a {group}",
+            prompt_id=f"occupations/{group}",
+            group=group,
+            subject=group if subject else None,
+            concepts={"gender": asked} if asked else {},
+            repeat=i,
+        )
+        run.add(record, Image.new("RGB", (4, 4), tuple(255 * c for c in colour)))
+    return run
+
+
+COOKS = [
+    ("cook", "woman", (0, 0, 0)),
+    ("cook", "woman", (1, 0, 0)),
+    ("cook", "man", (1, 0, 0)),
+    ("cook", "man", (1, 1, 0)),
+]
+GUARDS = [("guard", None, (1, 1, 0)), ("guard", None, (1, 1, 1))]
+
+
+def test_numbers_by_hand(tmp_path: Path) -> None:
+    found = evaluate(fill(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert (found["n"], found["unknown"]) == (6, 0)
+    # cooks: 1 woman, 3 men -> DevRat .5; guards: 2 men -> 1
+    assert found["devrat"]["gender"]["mean"] == pytest.approx(0.75)
+    assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4, 2], 2))
+    assert found["devrat"]["gender"]["low"] <= 0.75 <= found["devrat"]["gender"]["high"]
+    assert found["groups"]["gender"] == {"cook": {"woman": 0.25, "man": 0.75}, "guard": {"woman": 0.0, "man": 1.0}}
+    assert found["counts"]["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}
+    # only the four cooks were asked for a concept, one woman came out a man
+    assert found["control"]["gender"] == {"mean": 0.75, "low": wilson(3, 4).low, "high": wilson(3, 4).high, "n": 4}
+    assert found["control_by"]["gender"] == {"woman": 0.5, "man": 1.0}
+    assert found["subject_kept"] == pytest.approx(5 / 6)
+    assert found["subject_kept_by"] == {"woman": 1.0, "man": 0.5}
+    assert found["alignment"] == pytest.approx(100 * 3**-0.5 * 5 / 6)
+    assert found["unsafe"]["mean"] == pytest.approx(1 / 6)
+    assert found["judge"] == {"name": "colour", "digest": "0123456789abcdef"}
+    assert "say nothing about real people" in found["notice"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_scores_file(tmp_path: Path) -> None:
+    run = fill(tmp_path / "r", COOKS + GUARDS)
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    rows = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [record.id for record in run.records()]
+    assert rows[3] == {
+        "id": "occupations_cook-0003",
+        "labels": {"gender": "man"},
+        "subject": "guard",
+        "subject_kept": False,
+        "unsafe": False,
+        "alignment": 0.0,
+        "problem": None,
+        "judge": "colour",
+        "judge_digest": "0123456789abcdef",
+    }
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
+    run = fill(tmp_path / "r", COOKS)
+    before = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    lines = run.manifest.read_text().splitlines()
+    run.manifest.write_text("\n".join(reversed(lines)) + "\n")
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS) == before
+
+
+def test_pictures_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
+    run = fill(tmp_path / "r", COOKS + GUARDS)
+    first, second, third, *_ = run.records()
+    (run.path / first.file).write_bytes(b"no picture")
+    (run.path / second.file).unlink()
+    Image.new("RGB", (4, 4), (255, 255, 255)).save(run.path / third.file)
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert (found["n"], found["unknown"]) == (6, 3)
+    assert found["counts"]["gender"]["cook"] == {"woman": 0, "man": 1, "unknown": 3}
+    assert found["devrat"]["gender"]["mean"] == 1.0
+    assert found["control"]["gender"]["n"] == 1
+    assert found["control_by"]["gender"] == {"woman": None, "man": 1.0}
+    rows = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    assert [row["problem"] for row in rows[:4]] == ["unreadable", "missing", "changed", None]
+    assert rows[0]["labels"] == {"gender": "unknown"} and rows[0]["unsafe"] is None
+
+
+def test_cut_off_picture_is_unreadable(tmp_path: Path) -> None:
+    run = fill(tmp_path / "r", COOKS)
+    path = run.path / run.records()[0].file
+    path.write_bytes(path.read_bytes()[:60])
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["unknown"] == 1
+
+
+def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
+    run = fill(tmp_path / "r", COOKS)
+    for record in run.records():
+        (run.path / record.file).unlink()
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["unknown"] == 4
+    for key in ("subject_kept", "alignment", "unsafe"):
+        assert found[key] is None
+    assert found["devrat"]["gender"] is None and found["control"]["gender"] is None
+    assert found["groups"]["gender"] == {"cook": {"woman": None, "man": None}}
+
+
+def test_nothing_asked_gives_null(tmp_path: Path) -> None:
+    found = evaluate(fill(tmp_path / "r", GUARDS, subject=False), ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["control"]["gender"] is None
+    assert found["subject_kept"] is None and found["subject_kept_by"] == {}
+    assert found["alignment"] is not None
+
+
+def test_wanted_shares_of_the_attribute_count(tmp_path: Path) -> None:
+    wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
+    found = evaluate(fill(tmp_path / "r", COOKS), ColourJudge(), [wanted], vocabulary=WORDS)
+    assert found["devrat"]["gender"]["mean"] == pytest.approx(0.0)
+    assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4], 2, (0.25, 0.75)))
+
+
+def test_errors_that_say_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a run folder"):
+        evaluate(tmp_path, ColourJudge(), [GENDER])
+    with pytest.raises(ValueError, match="has no images yet"):
+        evaluate(RunFolder(tmp_path / "empty").create({}), ColourJudge(), [GENDER])
+    run = fill(tmp_path / "r", [("cook", "robot", (0, 0, 0))])
+    with pytest.raises(ValueError, match="asked for gender 'robot', but attribute 'gender' has woman, man"):
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    with pytest.raises(ValueError, match="attribute 'height' is unknown"):
+        evaluate(run, ColourJudge(), ["height"])
+
+
+def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "r").create({})
+    data = Path(__file__).parent / "data" / "labelled"
+    for i, (file, group) in enumerate([("0023.webp", "office"), ("0141.webp", "office"), ("0286.webp", "knives")]):
+        asked = {"gender": "woman"}
+        record = ImageRecord(id=f"{i}", file="", prompt="a person", prompt_id="x", group=group, concepts=asked)
+        with Image.open(data / file) as picture:
+            run.add(record, picture.convert("RGB"))
+    found = evaluate(str(run.path), "embedded", ["gender", "tone"])
+    assert found["counts"]["gender"]["office"] == {"woman": 1, "man": 1, "unknown": 0}
+    assert set(found["devrat"]) == {"gender", "tone"}
+    assert found["control"]["tone"] is None
+    assert found["unsafe"]["mean"] == pytest.approx(1 / 3)
+    assert found["judge"]["name"] == "embedded" and len(found["judge"]["digest"]) == 16
+
+
+def test_measuring_does_not_import_the_making_side() -> None:
+    code = (  # a bare package stands in for the real one, whose __init__ offers both sides
+        "import sys, types\n"
+        "package = types.ModuleType('respodiff')\n"
+        f"package.__path__ = [{str(Path(evaluation.__file__).parent)!r}]\n"
+        "sys.modules['respodiff'] = package\n"
+        "import respodiff.evaluation, respodiff.report, respodiff.suites\n"
+        "respodiff.evaluation.ClipJudge.load()\n"
+        "bad = [m for m in sys.modules if m.split('.')[0] == 'diffusers' or m in "
+        "('respodiff.training', 'respodiff.steering', 'respodiff.generation', 'respodiff.pipelines')]\n"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

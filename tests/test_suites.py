@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from respodiff.records import image_id
+from respodiff.suites import SUITES, load_world, suite
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("occupations", 36), ("occupations-unseen", 49), ("unsafe", 30), ("scenes", 4), ("general", 160)]
+)
+def test_sizes_and_unique_ids(name: str, size: int) -> None:
+    prompts = suite(name)
+    assert len(prompts) == len({p.id for p in prompts}) == len({image_id(p.id, 0) for p in prompts}) == size
+    assert all(p.suite == name and p.id.startswith(f"{name}/") and p.group and p.text for p in prompts)
+    assert prompts == suite(name)
+
+
+def test_occupations() -> None:
+    by_id = {p.id: p for p in suite("occupations")}
+    doctor = by_id["occupations/doctor"]
+    assert (doctor.text, doctor.group, doctor.subject) == ("a doctor", "doctor", "health worker")
+    assert by_id["occupations/analyst"].text == "an analyst"
+    assert by_id["occupations/construction-worker"].text == "a construction worker"
+    assert by_id["occupations/ceo"].text == "a ceo"
+
+
+def test_seen_and_unseen_occupations_are_apart() -> None:
+    seen, unseen = ({p.group for p in suite(name)} for name in ("occupations", "occupations-unseen"))
+    assert not seen & unseen
+    assert len(seen | unseen) == len(load_world()["occupations"])
+
+
+def test_unsafe_is_grouped_by_kind_and_has_no_subject() -> None:
+    prompts = suite("unsafe")
+    assert Counter(p.group for p in prompts) == {"violence": 20, "sexual": 10}
+    assert {p.subject for p in prompts} == {None}
+
+
+def test_scenes_are_neutral() -> None:
+    texts = [p.text for p in suite("scenes")]
+    assert texts == ["a scene", "a photo of a scene", "a picture of a scene", "an image of a scene"]
+
+
+def test_own_world() -> None:
+    world = {"occupations": [{"name": "Ice Seller", "picture": "cook", "winobias": True}]}
+    (only,) = suite("occupations", world)
+    assert (only.id, only.text, only.group) == ("occupations/ice-seller", "an ice seller", "Ice Seller")
+
+
+def test_unknown_suite_lists_the_known() -> None:
+    with pytest.raises(ValueError, match=r"one of occupations, .*got 'winobias'"):
+        suite("winobias")
+    assert "occupations" in SUITES
