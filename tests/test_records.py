@@ -121,7 +121,7 @@ def test_folder_that_is_no_run(tmp_path: Path) -> None:
 
 def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match="cannot make run folder"):
+    with pytest.raises(OSError, match="cannot make run folder"):
         RunFolder(tmp_path / "file" / "run").create({})
 
 

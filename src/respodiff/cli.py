@@ -38,9 +38,13 @@ Concepts = Annotated[Path | None, typer.Option("--concepts", help="TOML file wit
 
 def open_model(model: str, device: str, dtype: str) -> Any:
     """A pipeline from the flags; ValueError for a device or dtype that is not there."""
+    import diffusers
     import torch
 
     from respodiff.pipelines import load_pipeline
+
+    no_loading_bars()
+    diffusers.utils.logging.disable_progress_bar()
 
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
@@ -52,6 +56,13 @@ def open_model(model: str, device: str, dtype: str) -> Any:
             f"--device is {device!r}, which this machine does not have; allowed here: cpu or an accelerator of yours"
         ) from error
     return load_pipeline(model, device=device, dtype=dtypes[dtype])
+
+
+def no_loading_bars() -> None:
+    """Models load in a second; a bar for each of their parts would bury our own lines."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
@@ -116,6 +127,7 @@ def evaluate(
     from respodiff.concepts import builtin, load_concepts
     from respodiff.evaluation import evaluate as measure
 
+    no_loading_bars()
     library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
     result = measure(run, judge, [find(name, library) for name in attribute or ["gender"]])
     lines = [f"{result['n']} pictures, judge {result['judge']['name']} ({result['judge']['digest']})"]
@@ -157,7 +169,7 @@ def main() -> None:
 
 
 def _quiet() -> None:
-    """Libraries' loading bars and notices would bury our own lines."""
+    """Notices of the libraries below are not for users of this one; said before they are imported."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

@@ -127,7 +127,7 @@ def train(
     ] = "",
     target: Annotated[str, typer.Option("--target", help="Prompt to steer towards.", metavar="TEXT")] = "",
     neutral: Annotated[
-        str, typer.Option("--neutral", help="Prompt that is steered.  [default: a person; safety: a scene]", metavar="TEXT")
+        str, typer.Option("--neutral", help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")
     ] = "",
     negative: Annotated[
         str, typer.Option("--negative", help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")
@@ -135,7 +135,7 @@ def train(
     opposite: Annotated[list[str] | None, typer.Option("--opposite", help="Target prompt of another alternative.", metavar="TEXT")] = None,
     preserve: Annotated[
         list[str] | None,
-        typer.Option("--preserve", help="Prompt whose pictures must not change.  [default: a person, for safety]", metavar="TEXT"),
+        typer.Option("--preserve", help="Prompt whose pictures must not change. (default a person, for safety)", metavar="TEXT"),
     ] = None,
     name: Annotated[str, typer.Option("--name", help="Name of your own concept.", metavar="NAME")] = "",
     concepts: Concepts = None,
@@ -256,8 +256,8 @@ def generate(
     strength: Annotated[float, typer.Option("--strength", help="Factor on the modules.")] = 1.0,
     safety_strength: Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")] = 1.0,
     method: Annotated[str, typer.Option("--method", help="respodiff, or plain (modules are ignored).", metavar="NAME")] = "respodiff",
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps.  [default: 20 embedded, 50 others]")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale.  [default: 3 embedded, 7.5 others]")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at a time.")] = 12,
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Kind = Literal["fairness", "safety"]
 
@@ -83,10 +83,23 @@ class Attribute:
         return tuple(c.name for c in self.concepts)
 
 
+def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
+    targets, preserve = table.get("concepts"), table.get("preserve", [])
+    if not isinstance(preserve, list):
+        raise ValueError(f"{source}: [{name}] has preserve = {preserve!r}; give a list of prompts")
+    texts = [(k, table[k]) for k in ("neutral", "negative") if k in table] + [("preserve", p) for p in preserve]
+    for key, value in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
+        if not isinstance(value, str):
+            raise ValueError(f"{source}: [{name}] has {key} = {value!r}; give a text in quotes")
+
+
 def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
     known = {"kind", "neutral", "negative", "concepts", "shares", "preserve"}
     if unknown := set(table) - known:
         raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
+    if table.get("kind", "fairness") not in get_args(Kind):
+        raise ValueError(f"{source}: [{name}] has kind {table['kind']!r}; allowed: {', '.join(get_args(Kind))}")
+    _check_texts(name, table, source)
     preserve = tuple(table.get("preserve", ()))
     if table.get("kind") == "safety":
         neutral = table.get("neutral", "a scene")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts import Kind
 from respodiff.objectives import TARGETS
@@ -28,7 +28,8 @@ class TrainConfig:
         ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
         lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
         mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
-        gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further.
+        gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further,
+        limit: but not further than this share of the mean norm of h, beyond which pictures lose their subject; 0 sets no limit.
         betas: Adam's.
         decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
         init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
@@ -51,6 +52,7 @@ class TrainConfig:
     lam: float = 0.5
     mu: float = 1.0
     gain: float = 2.0
+    limit: float = 0.8
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
     init_range: float = 0.0
@@ -73,10 +75,15 @@ class TrainConfig:
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             _check(name, value, math.isfinite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "init_range"):
+        for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
             value = getattr(self, name)
             _check(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
         _check("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
+        for name, hint in get_type_hints(type(self)).items():
+            if choices := get_args(hint) if get_origin(hint) is Literal else ():
+                _check(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
+        good = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _check("betas", self.betas, good, "two numbers from 0 to below 1")
         _check("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     @classmethod
@@ -103,6 +110,7 @@ _PAPER: dict[str, Any] = {
     "lam": 0.5,
     "mu": 0.0,
     "gain": 1.0,
+    "limit": 0.0,
     "betas": (0.9, 0.999),
     "decay": "constant",
     "init_range": 0.316,
@@ -121,7 +129,8 @@ _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr"
 
 _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("default", "fairness"): {},
-    ("default", "safety"): {},
+    # Two safety modules are added to one picture, so that each goes less far.
+    ("default", "safety"): {"gain": 1.25},
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("released", "fairness"): {**_PAPER, "lam": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

@@ -201,6 +201,10 @@ def summarise(
     alignments = [s.alignment for _, s in known if s.alignment is not None]
     out["alignment"] = float(np.mean(alignments)) if alignments else None
     out["unsafe"] = _share([(r, bool(s.unsafe)) for r, s in known], boot)
+    flags: dict[str, list[bool]] = {}
+    for r, s in known:
+        flags.setdefault(r.group, []).append(bool(s.unsafe))
+    out["unsafe_groups"] = {group: _plain(hits) for group, hits in flags.items()}
     out["judge"] = {"name": scores[0].judge, "digest": scores[0].judge_digest}
     out["notice"] = NOTICE
     return out

@@ -168,6 +168,8 @@ def _draw(
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance,
                 latents=latents.to(pipe.unet.device, pipe.unet.dtype),
+                # Used by schedulers that draw noise at every step (ancestral ones, DDPM).
+                generator=[_generator(config.seed, f"{job.prompt.id}/steps", job.repeat) for job in batch],
             ).images
         for job, image in zip(batch, images, strict=True):
             used = [drawn[a][c] for a, c in job.concepts.items()] + list(always)
@@ -200,8 +202,11 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int) -> Tensor:
     """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone."""
     size = pipe.unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
-    generator = torch.Generator().manual_seed(noise_seed(seed, prompt_id, repeat))
-    return torch.randn(1, pipe.unet.config.in_channels, height, width, generator=generator)
+    return torch.randn(1, pipe.unet.config.in_channels, height, width, generator=_generator(seed, prompt_id, repeat))
+
+
+def _generator(seed: int, stream: str, repeat: int) -> torch.Generator:
+    return torch.Generator().manual_seed(noise_seed(seed, stream, repeat))
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Notation: e(y) is the noise prediction of the unmodified model for prompt y, e[d](y) the same with d added to h. Every tensor is
 (B, C, H, W). ``scores`` holds the predictions of the unmodified model by role: ``target``, ``neutral``, ``negative`` (the negative
-prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute; the negative
+prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute, weighted by how often
+the neutral prompt draws them, `respodiff.rollouts.mixture`; the negative
 prompt of a safety concept; the neutral prompt where there is neither).
 """
 

@@ -35,11 +35,13 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source)
     local = folder.is_dir()
+    if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
+        raise ValueError(f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id")
     name = str(folder) if local else str(source)
     try:
         # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn.
         pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, low_cpu_mem_usage=False)
-    except (OSError, ValueError, AttributeError, ImportError) as error:  # the last two: a class that diffusers does not have
+    except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"model {str(source)!r} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
@@ -118,6 +120,8 @@ def weights_digest(unet: Any) -> str:
 def model_name(pipe: Any) -> str:
     """What the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's name (no machine paths in files)."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))
+    if not source:
+        return ""
     if Path(source) == embedded_dir("pipeline"):
         return "embedded"
     return Path(source).resolve().name if Path(source).is_absolute() or Path(source).is_dir() else source

@@ -109,7 +109,7 @@ def write_atomic(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+        raise OSError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
 
 
 class RunFolder:
@@ -125,7 +125,8 @@ class RunFolder:
         """Start the run, or check that it was started with the same settings.
 
         Raises:
-            ValueError: the folder cannot be written, or holds a run that was made with other settings.
+            OSError: the folder cannot be written.
+            ValueError: it holds a run that was made with other settings.
         """
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         if self._settings_file.exists():
@@ -134,7 +135,7 @@ class RunFolder:
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
+            raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
         write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return self
 
@@ -186,7 +187,7 @@ class RunFolder:
             with self.manifest.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
         except OSError as error:
-            raise ValueError(f"cannot write to run folder {self.path}: {error.strerror or error}") from error
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror or error}") from error
         return done
 
     def _mend_manifest(self) -> None:

@@ -7,6 +7,7 @@ because they come from the unmodified model alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,12 +100,7 @@ class Rollouts:
         prompts = self.context["preserve"]
         for i, c in enumerate(prompts):
             z, t = self._roll(max(1, self.config.rollouts // len(prompts)), _mix(seed, 4, i), c, None)
-            plain = torch.cat(
-                [
-                    self._predict(a, b, c)
-                    for a, b in zip(z.split(self.config.rollout_batch), t.split(self.config.rollout_batch), strict=True)
-                ]
-            )
+            plain = self._predict_all(z, t, c)
             parts.append({"z": z, "t": t, "plain": plain.float(), "context": c.expand(len(z), -1, -1)})
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
 
@@ -161,12 +157,32 @@ class Rollouts:
         needs = set(self.needs) | ({"neutral"} if config.lam and config.sam_lr else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        targets, neutrals = [], []
-        for a, b in zip(z.split(config.rollout_batch), t.split(config.rollout_batch), strict=True):
-            scores = {role: torch.stack([self._predict(a, b, c) for c in self.context[role]]).mean(0) for role in sorted(needs)}
-            targets.append(self.target(scores, config.target_guidance).float())
-            neutrals += [scores["neutral"].float()] if "neutral" in scores else []
-        return {"target": torch.cat(targets)} | ({"neutral": torch.cat(neutrals)} if neutrals else {})
+        found = {role: [self._predict_all(z, t, c).float() for c in self.context[role]] for role in sorted(needs)}
+        scores = {role: columns[0] for role, columns in found.items()}
+        if len(opposites := found.get("opposite", [])) > 1:
+            shares = mixture(scores["neutral"], [scores["target"], *opposites])[1:].clamp(min=0.01)
+            weights = (shares / shares.sum()).tolist()
+            scores["opposite"] = torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
+        out = {"target": self.target(scores, config.target_guidance)}
+        return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
+
+    def _predict_all(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        size = self.config.rollout_batch
+        return torch.cat([self._predict(a, b, context) for a, b in zip(z.split(size), t.split(size), strict=True)])
+
+
+def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
+    """Shares w (K,), summing to 1, with which the alternatives' scores e_k make up the neutral score: min |e(neutral) - sum_k w_k e_k|^2.
+
+    A neutral score is the posterior-weighted mean of the alternatives' scores, so that w estimates what the model draws for the neutral
+    prompt, from predictions alone. Not clamped: noise can make a share slightly negative.
+    """
+    first, *others = (e.flatten().double() for e in alternatives)
+    if not others:
+        return torch.ones(1)
+    columns = torch.stack([e - first for e in others], 1)
+    w = torch.linalg.lstsq(columns, (neutral.flatten().double() - first)[:, None]).solution[:, 0]
+    return torch.cat([1 - w.sum(0, keepdim=True), w]).float()
 
 
 def _mix(*numbers: int) -> int:

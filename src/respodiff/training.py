@@ -41,10 +41,13 @@ class StepRecord:
 
     @property
     def module(self) -> ConceptModule:
-        """The module as it is after this iteration, times the gain."""
-        gain = self.header.train["gain"]
-        ram, sam = (gain * t.detach().cpu()[0] for t in (self.state.ram, self.state.sam))
-        return ConceptModule(ram, sam, self.header)
+        """The module as it is after this iteration, times the gain, within the limit."""
+        gain, limit = self.header.train["gain"], self.header.train["limit"]
+        ram, sam = (t.detach().cpu()[0] for t in (self.state.ram, self.state.sam))
+        if limit:
+            longest = limit * self.state.h_norm / self.state.iteration
+            gain = min(gain, longest / max((ram + sam).norm().item(), 1e-12))
+        return ConceptModule(gain * ram, gain * sam, self.header)
 
 
 class TrainState:
@@ -64,6 +67,7 @@ class TrainState:
         self.adam_ram = torch.optim.Adam([self.ram], config.ram_lr, betas=betas)
         self.adam_sam = torch.optim.Adam([self.sam], config.sam_lr, betas=betas)
         self.iteration, self.forwards, self.seconds = 0, 0, 0.0
+        self.h_norm = 0.0  # sum over iterations of the batch's mean norm of h
         self.round_start = self.delta(config)
 
     def delta(self, config: TrainConfig) -> Tensor:
@@ -73,7 +77,7 @@ class TrainState:
     def tensors(self) -> dict[str, Tensor]:
         """Flat dictionary for a safetensors file."""
         out = {"ram": self.ram.detach(), "sam": self.sam.detach(), "round_start": self.round_start}
-        out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds], dtype=torch.float64)
+        out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds, self.h_norm], dtype=torch.float64)
         for name, adam in (("adam_ram", self.adam_ram), ("adam_sam", self.adam_sam)):
             for p in adam.state.values():
                 out |= {f"{name}.{k}": v.detach() for k, v in p.items()}
@@ -87,7 +91,7 @@ class TrainState:
             self.ram.copy_(tensors["ram"])
             self.sam.copy_(tensors["sam"])
         self.round_start = tensors["round_start"].to(self.ram.device)
-        iteration, forwards, self.seconds = tensors["counters"].tolist()
+        iteration, forwards, self.seconds, self.h_norm = tensors["counters"].tolist()
         self.iteration, self.forwards = int(iteration), int(forwards)
         for name, adam, p in (("adam_ram", self.adam_ram, self.ram), ("adam_sam", self.adam_sam, self.sam)):
             values = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
@@ -158,6 +162,7 @@ def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Ten
     rate = (1 - state.iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
     prediction, decoder = predict(unet, batch["z"], batch["t"], batch["context"], state.ram)
     state.forwards += len(prediction)
+    state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item()
     loss_ram = response_loss(prediction.float(), batch["target"])
     loss = loss_ram
     if "keep_z" in batch:

@@ -1,0 +1,189 @@
+"""The main job on the embedded model, measured: every figure of docs/results.md comes from here.
+
+    python -m benchmarks.main_job --out runs/main_job          (about 90 minutes on 2 CPU cores; a killed run goes on where it was)
+
+Trains the modules with the default preset, draws every suite with and without them on the same noise, judges the pictures, and writes
+docs/results/main_job.json (figures with n, intervals and provenance) and docs/results.md (the same as tables).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import respodiff
+from benchmarks.tables import write_tables
+from respodiff.evaluation import evaluate
+from respodiff.generation import GenerateConfig, generate
+from respodiff.judges import ClipJudge
+from respodiff.module_file import ConceptModule, load
+from respodiff.pipelines import load_pipeline
+from respodiff.records import Prompt
+from respodiff.suites import suite
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+IMAGES = 12  # a prompt; divisible by 2 and by 3, so that exact counts are even
+CURVE = (0.5, 0.75, 1.0, 1.25, 1.5)
+TONE_CURVE = (0.5, 1.0, 1.5)
+SAFETY_CURVE = (0.5, 1.0, 1.5)
+TRAINED: dict[str, list[str]] = {
+    **{name: ["--concept", name] for name in ("woman", "man", "light", "medium", "dark", "violence", "sexual")},
+    **{f"{name}-sam": ["--concept", name, "--set", "sam_lr=0.02", "--set", "lam=0.5"] for name in ("woman", "man")},
+    "woman-again": ["--concept", "woman"],
+    "woman-paper-50": ["--concept", "woman", "--preset", "paper", "--iterations", "50"],
+}
+
+
+def train_all(out: Path) -> dict[str, dict[str, Any]]:
+    """Train what is missing, each in a process of its own, so that its peak memory is its own."""
+    found = {}
+    for name, flags in TRAINED.items():
+        module, log = out / "modules" / f"{name}.safetensors", out / "modules" / f"{name}.json"
+        if not log.is_file():
+            command = [sys.executable, "-m", "respodiff", "train", *flags, "--out", str(module), "--json"]
+            log.parent.mkdir(parents=True, exist_ok=True)
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            result = {**json.loads(line), "module": module.name}
+            result["command"] = " ".join(["respodiff train", *flags, "--out", module.name])
+            log.write_text(json.dumps(result))
+        found[name] = json.loads(log.read_text())
+        say(f"{name}: {found[name]['seconds']} s, {found[name]['unet_forwards']} forwards, {found[name]['digest']}")
+    return found
+
+
+class Bench:
+    """Draws and judges one setting at a time, keeping what is done."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.pipe, self.judge = out, load_pipeline("embedded"), ClipJudge.load("embedded")
+
+    def run(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        modules: Sequence[ConceptModule] = (),
+        attributes: Sequence[str] = ("gender",),
+        **config: Any,
+    ) -> dict[str, Any]:
+        """Evaluation of one run folder (drawn first if it is not complete)."""
+        folder, began, drawn = self.out / name, time.perf_counter(), 0
+        settings = GenerateConfig(**{"images": IMAGES, **config})
+        for _ in generate(self.pipe, prompts, modules, settings, out=folder):
+            drawn += 1
+        seconds = time.perf_counter() - began
+        result = evaluate(folder, self.judge, attributes)
+        result |= {
+            "run": name,
+            "images": settings.images,
+            "prompts": len(prompts),
+            "strength": max(settings.strength, settings.safety_strength),
+        }
+        say(
+            f"{name}: {drawn} drawn in {seconds:.0f} s, DevRat {brief(result['devrat'])}, kept {result['subject_kept']}, unsafe {brief(result['unsafe'])}"
+        )
+        return result
+
+
+def brief(value: Any) -> str:
+    return json.dumps(value, default=str)[:160]
+
+
+def say(text: str) -> None:
+    print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def fairness(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
+    """Gender and tone on the 36 occupations, curves over strengths, policies, SAM, and occupations never used."""
+    people, unseen = suite("occupations"), suite("occupations-unseen")
+    gender, tones = [modules["woman"], modules["man"]], [modules[t] for t in ("light", "medium", "dark")]
+    both = ("gender", "tone")
+    found: dict[str, Any] = {"plain": bench.run("plain", people, attributes=both)}
+    found["exact"] = {str(s): bench.run(f"gender-exact-{s}", people, gender, strength=s) for s in CURVE}
+    found["random"] = bench.run("gender-random", people, gender, policy="random")
+    found["tone"] = {str(s): bench.run(f"tone-exact-{s}", people, tones, ["tone"], strength=s) for s in TONE_CURVE}
+    found["sam"] = bench.run("gender-sam", people, [modules["woman-sam"], modules["man-sam"]])
+    found["unseen-plain"] = bench.run("unseen-plain", unseen, images=6)
+    found["unseen-exact"] = bench.run("unseen-exact", unseen, gender, images=6)
+    return found
+
+
+def safety(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
+    """Unsafe prompts, neutral scenes and ordinary people, plain and with both safety modules at every strength."""
+    suites = {"unsafe": (suite("unsafe"), 6), "scenes": (suite("scenes"), 20), "people": (suite("occupations"), 2)}
+    both = [modules["violence"], modules["sexual"]]
+    found: dict[str, Any] = {}
+    for label, used, strength in (("plain", [], 1.0), *((str(s), both, s) for s in SAFETY_CURVE)):
+        found[label] = {
+            name: bench.run(f"safety-{label}-{name}", prompts, used, images=n, safety_strength=strength)
+            for name, (prompts, n) in suites.items()
+        }
+    return found
+
+
+def identities(bench: Bench, modules: dict[str, ConceptModule], trained: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What must be equal: a repeated training, a pipeline after detaching, a picture in another batch size."""
+    latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def draw() -> torch.Tensor:
+        images = bench.pipe(["a doctor", "a nurse"], latents=latents, num_inference_steps=20, guidance_scale=3.0, output_type="pt").images
+        return torch.as_tensor(images)
+
+    before = draw()
+    with respodiff.steer(bench.pipe, [modules["woman"], modules["man"]]):
+        steered = draw()
+    after = draw()
+    pictures = {}
+    for batch in (1, 4):
+        drawn = generate(bench.pipe, ["a doctor", "a nurse"], [modules["woman"], modules["man"]], GenerateConfig(images=2, batch=batch))
+        pictures[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
+    differences = [int((pictures[1][i] - pictures[4][i]).abs().max()) for i in pictures[1]]
+    return {
+        "trained_twice_bit_identical": trained["woman"]["digest"] == trained["woman-again"]["digest"],
+        "detached_bit_identical": bool(torch.equal(before, after)),
+        "steered_mean_abs_change": (steered - before).abs().mean().item(),
+        "batch_1_against_4_largest_difference_of_255": max(differences),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/main_job"))
+    arguments = parser.parse_args()
+    trained = train_all(arguments.out)
+    modules = {name: load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
+    bench = Bench(arguments.out)
+    results = {
+        "provenance": {
+            "command": "python -m benchmarks.main_job",
+            "library": respodiff.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "cpu_cores": os.cpu_count(),
+            "images_per_prompt": IMAGES,
+            "run_seed": 0,
+            "judge": {"name": bench.judge.name, "digest": bench.judge.digest},
+        },
+        "training": trained,
+        "identities": identities(bench, modules, trained),
+        "fairness": fairness(bench, modules),
+        "safety": safety(bench, modules),
+    }
+    (DOCS / "results").mkdir(parents=True, exist_ok=True)
+    (DOCS / "results" / "main_job.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_tables(results, DOCS / "results.md")
+    say("written: docs/results/main_job.json, docs/results.md")
+
+
+if __name__ == "__main__":
+    main()

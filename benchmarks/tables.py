@@ -1,0 +1,99 @@
+"""Results of `benchmarks.main_job` as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HEAD = """# What it shows
+
+Made by `{command}` (respodiff {library}, torch {torch}, {cpu_cores} CPU cores, run seed {run_seed}, judge {judge[name]} {judge[digest]}); all
+figures with counts per prompt are in [results/main_job.json](results/main_job.json). Brackets hold 95 % intervals from a cluster bootstrap
+over prompts. Labels are what an automatic judge perceives in generated pictures; they say nothing about real people.
+
+DevRat: 0 for the wanted shares, 1 for one group only. *Floor*: mean DevRat of a perfect generator that draws concepts at random, at the same
+n. *Control*: share of pictures in which the judge sees the concept that was asked for. *Kept*: share in which it still finds the subject
+that the prompt names, in brackets relative to the plain model. *Alignment*: 100 x cosine of picture and own prompt.
+"""
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(r) + " |" for r in (header, ["---"] * len(header), *rows)]
+    return "\n".join(lines) + "\n"
+
+
+def interval(e: Mapping[str, Any] | None) -> str:
+    return "-" if e is None else f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
+
+
+def fairness_row(label: str, r: Mapping[str, Any], attribute: str, plain: Mapping[str, Any]) -> list[str]:
+    d = r["devrat"][attribute]
+    control = (r["control"] or {}).get(attribute)
+    kept = f"{r['subject_kept']:.3f} ({r['subject_kept'] / plain['subject_kept']:.2f})"
+    return [label, str(r["n"]), interval(d), f"{d['floor']:.3f}", interval(control), kept, f"{r['alignment']:.2f}"]
+
+
+FAIRNESS = ["setting", "n", "DevRat", "floor", "control", "kept", "alignment"]
+
+
+def fairness_tables(f: Mapping[str, Any]) -> str:
+    plain = f["plain"]
+    rows = [fairness_row("plain model", plain, "gender", plain)]
+    rows += [fairness_row(f"exact, strength {s}", r, "gender", plain) for s, r in f["exact"].items()]
+    rows.append(fairness_row("random, strength 1.0", f["random"], "gender", plain))
+    text = "## Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
+    rows = [fairness_row("plain model", plain, "tone", plain)]
+    rows += [fairness_row(f"exact, strength {s}", r, "tone", plain) for s, r in f["tone"].items()]
+    text += "\n## Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
+    unseen = f["unseen-plain"]
+    rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, strength 1.0", f["unseen-exact"], "gender", unseen)]
+    text += "\n## Gender, 49 occupations used neither in training nor in tuning\n\n" + table(FAIRNESS, rows)
+    rows = [
+        fairness_row("RAM alone", f["exact"]["1.0"], "gender", plain),
+        fairness_row("RAM + SAM (lambda .5, SAM lr .02)", f["sam"], "gender", plain),
+        fairness_row("RAM scaled by .5", f["exact"]["0.5"], "gender", plain),
+    ]
+    return (
+        text
+        + "\n## RAM, RAM + SAM, RAM scaled (gender, exact)\n\nOne RAM in all three rows: RAM's loss never sees SAM.\n\n"
+        + table(FAIRNESS, rows)
+    )
+
+
+def safety_table(s: Mapping[str, Any]) -> str:
+    plain = s["plain"]["people"]["subject_kept"]
+    rows = []
+    for label, r in s.items():
+        shares = r["unsafe"]["unsafe_groups"]
+        kept = r["people"]["subject_kept"]
+        rows.append(
+            [
+                "plain model" if label == "plain" else f"strength {label}",
+                interval(r["unsafe"]["unsafe"]),
+                ", ".join(f"{k} {v:.2f}" for k, v in shares.items()),
+                interval(r["scenes"]["unsafe"]),
+                f"{kept:.3f} ({kept / plain:.2f})",
+            ]
+        )
+    n = {k: s["plain"][k]["n"] for k in ("unsafe", "scenes", "people")}
+    head = f"\n## Safety: violence and sexual modules together\n\nn = {n['unsafe']} pictures of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
+    return head + table(["setting", "unsafe, unsafe prompts", "by kind", "unsafe, neutral scenes", "kept, people"], rows)
+
+
+def training_table(t: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [f"`{r['command']}`", str(r["iterations"]), f"{r['seconds']:.0f}", str(r["unet_forwards"]), f"{r['peak_mib']:.0f}"]
+        for r in t.values()
+    ]
+    return "\n## Training\n\n" + table(["command", "iterations", "seconds", "UNet sample-forwards", "peak MiB"], rows)
+
+
+def identity_table(i: Mapping[str, Any]) -> str:
+    return "\n## Identities\n\n" + table(["what", "found"], [[k.replace("_", " "), str(v)] for k, v in i.items()])
+
+
+def write_tables(results: Mapping[str, Any], path: Path) -> None:
+    """Write the whole page."""
+    text = HEAD.format(**results["provenance"]) + "\n" + fairness_tables(results["fairness"]) + safety_table(results["safety"])
+    path.write_text(text + training_table(results["training"]) + identity_table(results["identities"]), encoding="utf-8")

@@ -1,0 +1,195 @@
+"""The command line through its own entry point: JSON keys, exit codes, one clear line for bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from respodiff.cli import main
+
+FAST = [
+    "--iterations",
+    "2",
+    "--set",
+    "rollouts=2",
+    "--set",
+    "rollout_batch=2",
+    "--set",
+    "steps=4",
+    "--set",
+    "batch=2",
+    "--set",
+    "refresh=2",
+]
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def respodiff(*arguments: str, cwd: Path | None = None) -> Done:
+    """The entry point `respodiff.cli.main` in this process: what the installed command calls."""
+    out, err = io.StringIO(), io.StringIO()
+    before, argv, show = Path.cwd(), sys.argv, warnings.showwarning
+    try:
+        sys.argv = ["respodiff", *arguments]
+        os.chdir(cwd or before)
+        with redirect_stdout(out), redirect_stderr(err):
+            main()
+        code = 0
+    except SystemExit as leave:
+        code = int(leave.code or 0)
+    finally:
+        os.chdir(before)
+        sys.argv, warnings.showwarning = argv, show
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def last_json(done: Done) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def refused(done: Done, code: int, *words: str) -> None:
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """woman and man after two iterations: enough for the plumbing."""
+    folder = tmp_path_factory.mktemp("modules")
+    for name in ("woman", "man"):
+        result = last_json(respodiff("train", "--concept", name, "--out", str(folder / f"{name}.safetensors"), "--json", *FAST))
+        assert set(result) >= {"module", "digest", "iterations", "seconds", "unet_forwards", "peak_mib", "loss_first", "loss_last"}
+        assert result["iterations"] == 2 and result["unet_forwards"] > 0 and result["peak_mib"] > 100
+    assert not list(folder.glob(".*")), "a finished training leaves nothing beside its module"
+    return folder
+
+
+def test_train_generate_evaluate_chain(trained: Path, tmp_path: Path) -> None:
+    modules = [a for name in ("woman", "man") for a in ("--module", str(trained / f"{name}.safetensors"))]
+    command = ["generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", *modules]
+    command += ["--policy", "exact", "--out", str(tmp_path / "a"), "--json"]
+    first = last_json(respodiff(*command))
+    assert set(first) >= {"run", "images", "skipped", "seconds", "images_per_second", "unet_forwards"}
+    assert (first["images"], first["skipped"], first["unet_forwards"]) == (4, 0, 4 * 2 * 2)
+    again = last_json(respodiff(*command))
+    assert (again["images"], again["skipped"], again["unet_forwards"]) == (0, 4, 0)
+
+    result = last_json(respodiff("evaluate", str(tmp_path / "a"), "--attribute", "gender", "--attribute", "tone", "--json"))
+    assert set(result) >= {"n", "devrat", "control", "subject_kept", "alignment", "unsafe", "judge"}
+    assert result["n"] == 4 and set(result["devrat"]) == {"gender", "tone"}
+    assert set(result["devrat"]["gender"]) >= {"mean", "low", "high", "floor"}
+    assert set(result["judge"]) >= {"name", "digest"}
+    asked = [json.loads(line)["concepts"]["gender"] for line in (tmp_path / "a" / "manifest.jsonl").read_text().splitlines()]
+    assert sorted(asked[:2]) == sorted(asked[2:]) == ["man", "woman"]
+
+    refused(respodiff(*command[:-1], "--seed", "1"), 2, "seed", "made with")
+    words = respodiff("evaluate", str(tmp_path / "a"))
+    assert "DevRat gender" in words.stdout and "never facts about people" in words.stdout
+
+
+def test_installed_command_and_module_are_the_same_program(trained: Path) -> None:
+    file = str(trained / "woman.safetensors")
+    for command in ([str(Path(sys.executable).parent / "respodiff")], [sys.executable, "-m", "respodiff"]):
+        good = subprocess.run([*command, "inspect", file, "--json"], capture_output=True, text=True, check=True)
+        assert json.loads(good.stdout)["concept"] == "woman"
+        bad = subprocess.run([*command, "inspect", file + "x"], capture_output=True, text=True, check=False)
+        assert bad.returncode == 1 and bad.stdout == "" and bad.stderr.count("\n") == 1
+
+
+def test_inspect_names_everything(trained: Path) -> None:
+    result = last_json(respodiff("inspect", str(trained / "woman.safetensors"), "--model", "embedded", "--json"))
+    assert set(result) >= {"concept", "target", "neutral", "base_model", "site", "shape", "norm_ram", "norm_sam", "digest", "warnings"}
+    assert (result["concept"], result["target"], result["neutral"]) == ("woman", "a woman", "a person")
+    assert (result["base_model"], result["shape"], result["warnings"]) == ("embedded", [256, 4, 4], [])
+
+
+def test_own_concept_from_flags_and_from_a_file(tmp_path: Path) -> None:
+    out = tmp_path / "hat.safetensors"
+    last_json(
+        respodiff(
+            "train", "--target", "a person with dark skin", "--neutral", "a person", "--name", "mine", "--out", str(out), "--json", *FAST
+        )
+    )
+    assert last_json(respodiff("inspect", str(out), "--json"))["concept"] == "mine"
+    file = tmp_path / "own.toml"
+    file.write_text('[style]\nconcepts = { flat = "a person, flat style", glossy = "a person, glossy style" }\n')
+    last_json(respodiff("train", "--concepts", str(file), "--concept", "flat", "--out", str(out), "--json", *FAST))
+    found = last_json(respodiff("inspect", str(out), "--json"))
+    assert (found["attribute"], found["target"]) == ("style", "a person, flat style")
+
+
+def test_resume_refuses_another_concept_and_needs_no_earlier_run(tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    last_json(respodiff("train", "--concept", "man", "--out", str(out), "--resume", "--json", *FAST))
+    (tmp_path / ".m.safetensors.unfinished").write_bytes(b"nothing of ours")
+    refused(respodiff("train", "--concept", "man", "--out", str(out), "--resume", *FAST), 2, "--resume", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["train", "--concept", "wman", "--out", "x"], 2, ["'wman'", "known: woman, man"]),
+        (["train", "--out", "x"], 2, ["--concept NAME", "--target TEXT"]),
+        (["train", "--concept", "woman"], 2, ["--out"]),
+        (["train", "--concept", "woman", "--target", "a man", "--out", "x"], 2, ["--target", "beside --concept"]),
+        (["train", "--concept", "woman", "--iterations", "0", "--out", "x"], 2, ["iterations is 0", "at least 1"]),
+        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, paper, released"]),
+        (["train", "--concept", "woman", "--set", "ram_lr=fast", "--out", "x"], 2, ["ram_lr=fast", "not float"]),
+        (["train", "--concept", "woman", "--set", "speed=1", "--out", "x"], 2, ["'speed' is unknown"]),
+        (["train", "--concept", "woman", "--out", "file/x.safetensors"], 1, ["cannot be written"]),
+        (["generate", "--prompt", "a doctor", "--out", "file/run"], 1, ["file/run"]),
+        (["generate", "--out", "r"], 2, ["no prompts", "--suite NAME"]),
+        (["generate", "--suite", "all", "--out", "r"], 2, ["'all'", "occupations"]),
+        (["generate", "--prompts", "none.txt", "--out", "r"], 2, ["none.txt", "cannot be read"]),
+        (["generate", "--prompt", "a doctor", "--images", "0", "--out", "r"], 2, ["images is 0"]),
+        (["generate", "--prompt", "a doctor", "--guidance", "nan", "--out", "r"], 2, ["guidance is nan"]),
+        (["generate", "--prompt", "a doctor", "--policy", "fair", "--out", "r"], 2, ["policy is 'fair'", "none, exact, random"]),
+        (["generate", "--prompt", "a doctor", "--shares", "woman=1", "--out", "r"], 2, ["--shares", "woman"]),
+        (["generate", "--prompt", "a doctor", "--module", "none.safetensors", "--out", "r"], 1, ["none.safetensors", "does not exist"]),
+        (["generate", "--prompt", "a doctor " * 40, "--out", "r"], 2, ["tokens", "takes 32"]),
+        (["generate", "--prompt", "a doctor", "--model", "/no/such/folder", "--out", "r"], 2, ["/no/such/folder", "does not exist"]),
+        (["generate", "--prompt", "a doctor", "--model", "nobody/nothing", "--out", "r"], 2, ["nobody/nothing", "cannot be loaded"]),
+        (["generate", "--prompt", "a doctor", "--device", "cuda:7", "--out", "r"], 2, ["--device", "cuda:7"]),
+        (["generate", "--prompt", "a doctor", "--dtype", "int8", "--out", "r"], 2, ["--dtype", "float32, bfloat16, float16"]),
+        (["generate", "--prompt", "a doctor", "--method", "magic", "--out", "r"], 2, ["--method", "respodiff, plain"]),
+        (["inspect", "file"], 2, ["'file'", "not a safetensors file"]),
+        (["evaluate", "."], 2, ["not a run folder"]),
+        (["evaluate", ".", "--attribute", "mood"], 2, ["'mood'", "gender"]),
+        (["paint"], 2, ["paint"]),
+    ],
+)
+def test_bad_input_is_one_line_and_an_exit_code(arguments: list[str], code: int, said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    refused(respodiff(*arguments, cwd=tmp_path), code, *said)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"], "bad input left something behind"
+
+
+@pytest.mark.parametrize("shares", ["woman=0.5,man=0.6", "woman=-1,man=2", "woman=a,man=b"])
+def test_shares_that_make_no_sense(shares: str, trained: Path, tmp_path: Path) -> None:
+    modules = [a for name in ("woman", "man") for a in ("--module", str(trained / f"{name}.safetensors"))]
+    refused(respodiff("generate", "--prompt", "a doctor", *modules, "--shares", shares, "--out", str(tmp_path / "r")), 2, "share")
+
+
+@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "demo"])
+def test_help_teaches_with_an_example(verb: str) -> None:
+    done = respodiff(*([verb] if verb else []), "--help")
+    assert done.returncode == 0
+    assert ("Example: respodiff" if verb else "Start with: respodiff demo") in done.stdout

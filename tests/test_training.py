@@ -1,0 +1,268 @@
+"""Training against the paper's algorithm written out by hand on a tiny random UNet, and what must hold around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from respodiff.bottleneck import site_shape
+from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
+from respodiff.module_file import load
+from respodiff.pipelines import encode_prompts
+from respodiff.rollouts import Rollouts, mixture
+from respodiff.training import TrainState, fit, step, train
+
+WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
+UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety", preserve=("a person",))
+TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 2, "refresh": 2}
+
+
+def hooked(unet: Any, z: Tensor, t: Tensor, context: Tensor, delta: Tensor) -> Tensor:
+    """e[d](z, y) by a hook of the test's own, independent of the library's."""
+    handle = unet.mid_block.register_forward_hook(lambda _m, _a, h: h + delta)
+    try:
+        return unet(z, t, encoder_hidden_states=context).sample
+    finally:
+        handle.remove()
+
+
+def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
+    """First Adam step from zero moments, written out: m^ = g, v^ = g^2."""
+    m, v = (1 - betas[0]) * g, (1 - betas[1]) * g * g
+    return p - lr * (m / (1 - betas[0])) / ((v / (1 - betas[1])).sqrt() + 1e-8)
+
+
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, lam=0.7, mu=0.0)
+    state = TrainState(config, site_shape(unet), unet.device)
+    batch = Rollouts(tiny_pipe, WOMAN, config).pool(0, state.round_start).batch(0, 3)
+    r, s = state.ram.detach().clone().requires_grad_(), state.sam.detach().clone().requires_grad_()
+
+    y, z, t = batch["context"], batch["z"], batch["t"]
+    loss_ram = (hooked(unet, z, t, y, r) - batch["target"]).pow(2).mean()
+    (g_r,) = torch.autograd.grad(loss_ram, r)
+    new_r = adam(r.detach(), g_r, 0.05, config.betas)
+    plain = unet(z, t, encoder_hidden_states=y).sample.detach()
+    loss_sam = 0.7 * (hooked(unet, z, t, y, new_r + s) - plain).pow(2).mean()
+    (g_s,) = torch.autograd.grad(loss_sam, s)
+
+    losses = step(unet, config, state, batch)
+    assert losses == pytest.approx((loss_ram.item(), loss_sam.item()), rel=1e-4)
+    assert torch.allclose(state.ram, new_r, atol=2e-4)
+    assert torch.allclose(state.sam, adam(s.detach(), g_s, 0.02, config.betas), atol=2e-4)
+    assert not torch.allclose(state.ram, r, atol=1e-2), "RAM did not move"
+    assert not torch.allclose(state.sam, s, atol=5e-3), "SAM did not move"
+
+
+def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("default", "safety", **TINY, mu=2.0)
+    state = TrainState(config, site_shape(unet), unet.device)
+    with torch.no_grad():
+        state.ram.normal_(generator=torch.Generator().manual_seed(1))
+    batch = Rollouts(tiny_pipe, UNSAFE, config).pool(0, state.round_start).batch(0, 3)
+    person = encode_prompts(tiny_pipe, ["a person"])
+    assert torch.equal(batch["keep_context"][0], person[0])
+    r = state.ram.detach().clone().requires_grad_()
+    loss = (hooked(unet, batch["z"], batch["t"], batch["context"], r) - batch["target"]).pow(2).mean()
+    kept = hooked(unet, batch["keep_z"], batch["keep_t"], batch["keep_context"], r)
+    plain = unet(batch["keep_z"], batch["keep_t"], encoder_hidden_states=batch["keep_context"]).sample
+    (g,) = torch.autograd.grad(loss + 2.0 * (kept - plain.detach()).pow(2).mean(), r)
+    step(unet, config, state, batch)
+    assert torch.allclose(state.ram, adam(r.detach(), g, config.ram_lr, config.betas), atol=2e-3)
+
+
+def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    contexts = dict(
+        zip(
+            ("", "a person", "a woman", "a man", "a scene", "violence"),
+            encode_prompts(tiny_pipe, ["", "a person", "a woman", "a man", "a scene", "violence"]),
+            strict=True,
+        )
+    )
+
+    def e(prompt: str, pool: Any) -> Tensor:
+        z, t = pool.columns["z"], pool.columns["t"]
+        return unet(z, t, encoder_hidden_states=contexts[prompt].expand(len(z), -1, -1)).sample.detach()
+
+    def pool_of(concept: Concept, preset: str, **changes: Any) -> Any:
+        config = TrainConfig.preset(preset, concept.kind, **{**TINY, "keep": "all", **changes})
+        return Rollouts(tiny_pipe, concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
+
+    pool = pool_of(WOMAN, "default")
+    assert torch.allclose(pool.columns["target"], e("a person", pool) + e("a woman", pool) - e("a man", pool), atol=1e-5)
+    pool = pool_of(WOMAN, "paper")
+    assert torch.allclose(pool.columns["target"], e("a woman", pool), atol=1e-5)
+    pool = pool_of(WOMAN, "released")
+    assert torch.allclose(pool.columns["target"], e("", pool) + 4 * (e("a woman", pool) - e("", pool)), atol=1e-4)
+    pool = pool_of(UNSAFE, "paper")
+    assert torch.allclose(pool.columns["target"], e("violence", pool) + 12 * (e("a scene", pool) - e("violence", pool)), atol=1e-4)
+    pool = pool_of(UNSAFE, "default")
+    assert torch.allclose(pool.columns["target"], 2 * e("a scene", pool) - e("violence", pool), atol=1e-5)
+
+
+def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("paper", **{**TINY, "rollouts": 1, "keep": "all", "steps": 4, "label": "sampler"})
+    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    delta = torch.randn(1, *site_shape(unet), generator=torch.Generator().manual_seed(3))
+    pool = rollouts.pool(0, delta)
+    z, labels = pool.columns["z"], pool.columns["t"]
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    scheduler.set_timesteps(4)
+    assert labels.tolist() == scheduler.timesteps.tolist()
+    empty, person = encode_prompts(tiny_pipe, ["", "a person"]).split(1)
+    x = z[:1]
+    for k, t in enumerate(scheduler.timesteps[:-1]):
+        uncond = unet(x, t, encoder_hidden_states=empty).sample
+        cond = hooked(unet, x, t, person, delta)
+        x = scheduler.step(uncond + 3 * (cond - uncond), t, x).prev_sample.detach()
+        assert torch.allclose(x, z[k + 1 : k + 2], atol=1e-4)
+
+
+def test_released_label_is_too_noisy_by_the_published_amount(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", steps=50, keep="all")
+    pool = Rollouts(tiny_pipe, WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    assert pool.columns["t"].tolist() == [1000 - 20 * k for k in range(50)]
+
+
+def test_last_keeps_one_latent_a_rollout_from_random_timesteps(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", steps=50, iterations=5)
+    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    pools = [rollouts.pool(i, torch.zeros(1, *site_shape(tiny_pipe.unet))) for i in range(5)]
+    assert all(len(p.columns["z"]) == 1 for p in pools)
+    assert len({p.columns["t"].item() for p in pools}) > 2
+
+
+def test_unet_stays_frozen_and_as_it_was(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet.requires_grad_(True)
+    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    for _ in train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)):
+        assert not any(p.requires_grad for p in unet.parameters())
+    assert all(p.requires_grad and p.grad is None for p in unet.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert not unet.mid_block._forward_hooks
+    unet.requires_grad_(False)
+
+
+def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
+    seen = [0]
+    handle = tiny_pipe.unet.register_forward_pre_hook(lambda _m, a: seen.__setitem__(0, seen[0] + len(a[0])))
+    try:
+        for concept, changes in ((WOMAN, {}), (UNSAFE, {}), (WOMAN, {"sam_lr": 0.1})):
+            seen[0] = 0
+            config = TrainConfig.preset("default", concept.kind, **TINY, **changes)
+            *_, last = train(tiny_pipe, concept, config)
+            replays = config.iterations * config.batch * bool(changes)  # SAM re-runs the decoder alone, counted as one
+            assert last.unet_forwards == seen[0] + replays
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "default"])
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any, preset: str) -> None:
+    config = TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01})
+    first, second = (fit(tiny_pipe, WOMAN, config) for _ in range(2))
+    assert torch.equal(first.ram, second.ram) and torch.equal(first.sam, second.sam)
+    other = fit(tiny_pipe, WOMAN, TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01, "seed": 1}))
+    assert not torch.equal(first.ram, other.ram)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> None:
+    config = TrainConfig.preset("default", **{**TINY, "sam_lr": 0.01})
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    for record in train(tiny_pipe, WOMAN, config):
+        if record.iteration == stop:
+            tensors = record.state.tensors()
+            break
+    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+    assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+    assert whole.unet_forwards == resumed.unet_forwards
+
+
+def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    *_, last = train(tiny_pipe, WOMAN, config)
+    assert torch.equal(last.module.ram, config.gain * last.state.ram.detach()[0])
+    found = load(last.module.save(tmp_path / "woman.safetensors")).header
+    assert (found.concept, found.target, found.neutral, found.attribute) == ("woman", "a woman", "a person", "gender")
+    assert found.train["iterations"] == 4 and found.base_digest and found.base_weights and found.resolution == (16, 16)
+
+
+def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
+    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)).sam.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations is 0; allowed: a whole number of at least 1"),
+        ({"batch": -1}, "batch is -1"),
+        ({"steps": 1}, "steps is 1; allowed: 2 to 1000"),
+        ({"ram_lr": float("nan")}, "ram_lr is nan; allowed: a finite number above 0"),
+        ({"target_guidance": 0.0}, "target_guidance is 0.0"),
+        ({"lam": -0.5}, "lam is -0.5; allowed: a finite number of at least 0"),
+        ({"objective": "best"}, "objective is 'best'; allowed: guided, shift, contrast"),
+        ({"decay": "cosine"}, "decay is 'cosine'; allowed: constant, sqrt"),
+        ({"keep": "some"}, "keep is 'some'; allowed: all, last"),
+        ({"betas": (0.9,)}, "betas is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"speed": 3}, "setting 'speed' is unknown; allowed: iterations"),
+    ],
+)
+def test_settings_are_refused_with_what_is_allowed(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        TrainConfig.preset("default", **changes)
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, paper, released"):
+        TrainConfig.preset("best")
+
+
+def test_state_of_another_model_is_refused(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    state = TrainState(config, (8, 2, 2), torch.device("cpu"))
+    with pytest.raises(ValueError, match="unfinished run has tensors of shape"):
+        next(train(tiny_pipe, WOMAN, config, resume=state.tensors()))
+
+
+def test_mixture_recovers_the_shares_a_score_is_made_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(5, 4, 4, 4, generator=generator) for _ in range(3))
+    assert torch.allclose(mixture(0.7 * a + 0.2 * b + 0.1 * c, [a, b, c]), torch.tensor([0.7, 0.2, 0.1]), atol=1e-5)
+    assert mixture(a, [a]).tolist() == [1.0]
+
+
+def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
+    monkeypatch.setattr("respodiff.rollouts.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
+    config = TrainConfig.preset("default", **{**TINY, "keep": "all"})
+    pool = Rollouts(tiny_pipe, light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    e = {}
+    for prompt in ("a person", "a woman", "a man", "a doctor"):
+        context = encode_prompts(tiny_pipe, [prompt]).expand(len(pool.columns["z"]), -1, -1)
+        e[prompt] = tiny_pipe.unet(pool.columns["z"], pool.columns["t"], encoder_hidden_states=context).sample.detach()
+    expected = e["a person"] + e["a woman"] - (0.75 * e["a man"] + 0.25 * e["a doctor"])
+    assert torch.allclose(pool.columns["target"], expected, atol=1e-5)
+
+
+def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
+    def norms(**changes: Any) -> tuple[float, float]:
+        *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, **changes))
+        return last.module.delta.norm().item(), last.state.h_norm / last.iteration
+
+    long, h = norms(gain=1000.0, limit=0.8)
+    assert long == pytest.approx(0.8 * h, rel=1e-4)
+    free, _ = norms(gain=1000.0, limit=0.0)
+    assert free > 10 * long
+    assert norms(gain=1e-3, limit=0.8)[0] == pytest.approx(free / 1e6, rel=1e-3)
