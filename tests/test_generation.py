@@ -149,6 +149,11 @@ def test_exact_policy_draws_equal_numbers_and_applies_what_the_record_says(tiny_
     assert not same_pictures(plain, steered)
 
 
+def test_every_prompt_has_draws_of_its_own(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+    found = draw(tiny_pipe, [f"a doctor {i}" for i in range(12)], gender, settings(images=1, steps=1))
+    assert {r.concepts["gender"] for r, _ in found.values()} == {"woman", "man"}
+
+
 def test_no_policy_draws_plain_pictures(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     plain = draw(tiny_pipe, ["a doctor"], (), settings())
     none = draw(tiny_pipe, ["a doctor"], gender, settings(policy="none"))
