@@ -34,9 +34,9 @@ from respodiff.suites import suite
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 IMAGES = 12  # a prompt; divisible by 2 and by 3, so that exact counts are even
-CURVE = (0.5, 0.75, 1.0, 1.25, 1.5)
-TONE_CURVE = (0.5, 1.0, 1.5)
-SAFETY_CURVE = (0.5, 1.0, 1.5)
+CURVE = (1.0, 0.5, 0.75, 1.5)
+TONE_CURVE = (1.0, 0.5, 1.5)
+SAFETY_CURVE = (1.0, 0.5, 1.5)
 TRAINED: dict[str, list[str]] = {
     **{name: ["--concept", name] for name in ("woman", "man", "light", "medium", "dark", "violence", "sexual")},
     **{f"{name}-sam": ["--concept", name, "--set", "sam_lr=0.02", "--set", "lam=0.5"] for name in ("woman", "man")},

@@ -40,11 +40,11 @@ FAIRNESS = ["setting", "n", "DevRat", "floor", "control", "kept", "alignment"]
 def fairness_tables(f: Mapping[str, Any]) -> str:
     plain = f["plain"]
     rows = [fairness_row("plain model", plain, "gender", plain)]
-    rows += [fairness_row(f"exact, strength {s}", r, "gender", plain) for s, r in f["exact"].items()]
+    rows += [fairness_row(f"exact, strength {s}", r, "gender", plain) for s, r in sorted(f["exact"].items())]
     rows.append(fairness_row("random, strength 1.0", f["random"], "gender", plain))
     text = "## Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
     rows = [fairness_row("plain model", plain, "tone", plain)]
-    rows += [fairness_row(f"exact, strength {s}", r, "tone", plain) for s, r in f["tone"].items()]
+    rows += [fairness_row(f"exact, strength {s}", r, "tone", plain) for s, r in sorted(f["tone"].items())]
     text += "\n## Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
     unseen = f["unseen-plain"]
     rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, strength 1.0", f["unseen-exact"], "gender", unseen)]
@@ -64,7 +64,7 @@ def fairness_tables(f: Mapping[str, Any]) -> str:
 def safety_table(s: Mapping[str, Any]) -> str:
     plain = s["plain"]["people"]["subject_kept"]
     rows = []
-    for label, r in s.items():
+    for label, r in sorted(s.items(), key=lambda entry: "" if entry[0] == "plain" else entry[0]):
         shares = r["unsafe"]["unsafe_groups"]
         kept = r["people"]["subject_kept"]
         rows.append(

@@ -19,7 +19,7 @@ from respodiff.pipelines import (
     encode_prompts,
     load_pipeline,
     model_name,
-    supported,
+    row_blocks,
     weights_digest,
 )
 
@@ -109,14 +109,14 @@ def test_a_folder_of_an_unsupported_pipeline_is_refused(tmp_path: Path) -> None:
 
 def test_a_pipeline_that_is_not_in_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"pipeline SimpleNamespace is not supported; .*respodiff\.pipelines\.PASSES"):
-        supported(SimpleNamespace())
+        row_blocks(SimpleNamespace())
 
 
 def test_a_subclass_of_a_supported_pipeline_is_supported(tiny_pipe: StableDiffusionPipeline) -> None:
     class Mine(StableDiffusionPipeline):
         pass
 
-    assert supported(Mine(**tiny_pipe.components, requires_safety_checker=False)) == supported(tiny_pipe) == ("uncond", "cond")
+    assert row_blocks(Mine(**tiny_pipe.components, requires_safety_checker=False)) == row_blocks(tiny_pipe) == ("uncond", "cond")
 
 
 def test_conditional_rows_are_the_second_block_with_guidance_and_all_without(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -90,12 +90,24 @@ def test_a_zero_delta_equals_no_hook(tiny_pipe: Pipe, make_module: Make, guidanc
         assert torch.equal(draw(tiny_pipe, 2, guidance=guidance), plain)
 
 
-def test_idle_steering_adds_no_hook(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_idle_steering_changes_no_bit_and_still_counts_entries(tiny_pipe: Pipe, make_module: Make) -> None:
     plain = draw(tiny_pipe, 2)
     for modules, strength in ((None, 1.0), ([None, None], 1.0), ([[], None], 1.0), (make_module(), 0.0)):
         with steer(tiny_pipe, modules, strength=strength):
-            assert hooks(tiny_pipe) == 0
             assert torch.equal(draw(tiny_pipe, 2), plain)
+    with steer(tiny_pipe, [None, None, None]), pytest.raises(ValueError, match="given 3 entries, but the pipeline draws 2"):
+        draw(tiny_pipe, 2)
+
+
+def test_one_entry_is_one_image(tiny_pipe: Pipe, make_module: Make) -> None:
+    with steer(tiny_pipe, [make_module()]), pytest.raises(ValueError, match="given 1 entries, but the pipeline draws 2"):
+        draw(tiny_pipe, 2)
+
+
+def test_unet_called_on_its_own_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
+    z, context = torch.zeros(2, 4, 8, 8), torch.zeros(2, 32, 16)
+    with steer(tiny_pipe, make_module()), pytest.raises(ValueError, match="outside of its pipeline"):
+        tiny_pipe.unet(z, 1, encoder_hidden_states=context)
 
 
 def test_the_embedded_pipeline_is_left_as_it_was(embedded: Pipe, make_module: Make) -> None:

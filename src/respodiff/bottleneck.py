@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 SITE = "mid_block"
 
-RowDelta = Callable[[Tensor], tuple[Tensor, slice]]
-"""Told h (R, C, H, W) of a UNet call, gives the deltas (B or 1, C, H, W) and the B rows that they belong to."""
+RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
+"""Told h (R, C, H, W) of a UNet call, gives the deltas (B or 1, C, H, W) and the B rows that they belong to; None changes nothing."""
 
 
 def site_module(unet: nn.Module, site: str = SITE) -> nn.Module:
@@ -38,7 +38,7 @@ def site_shape(unet: nn.Module, height: int | None = None, width: int | None = N
     config: Any = unet.config
     size = config.sample_size
     default = (size, size) if isinstance(size, int) else tuple(size)
-    h, w = height or default[0], width or default[1]
+    h, w = default[0] if height is None else height, default[1] if width is None else width
     for _ in range(len(config.block_out_channels) - 1):
         h, w = -(-h // 2), -(-w // 2)
     return int(config.block_out_channels[-1]), h, w
@@ -64,9 +64,9 @@ def shifted(unet: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[None
     also after an exception.
     """
 
-    def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor:
-        value, rows = delta(h)
-        return add_to_rows(h, value, rows)
+    def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
+        found = delta(h)
+        return None if found is None else add_to_rows(h, *found)
 
     handle = site_module(unet, site).register_forward_hook(hook)
     try:

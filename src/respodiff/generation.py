@@ -185,6 +185,7 @@ def _draw(
                 concepts=job.concepts,
                 modules=[m.digest for m in used],
                 strength=config.strength,
+                safety_strength=config.safety_strength,
                 seed=config.seed,
                 repeat=job.repeat,
                 guidance=config.guidance,

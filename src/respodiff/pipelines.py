@@ -40,13 +40,13 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
     name = str(folder) if local else str(source)
     try:
         # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn.
-        pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, low_cpu_mem_usage=False)
+        pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ValueError(
             f"model {str(source)!r} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
-    supported(pipe)
+    row_blocks(pipe)
     pipe.set_progress_bar_config(disable=True)
     if device == "cpu":
         # Same values, other strides: convolutions on the CPU are about 1.4 times as fast.
@@ -54,7 +54,7 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
     return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
 
 
-def supported(pipe: Any) -> tuple[str, ...]:
+def row_blocks(pipe: Any) -> tuple[str, ...]:
     """Row blocks of the pipeline's UNet calls; ValueError for a class that is not in the table."""
     for kind in type(pipe).__mro__:
         if kind.__name__ in PASSES:
@@ -67,7 +67,7 @@ def supported(pipe: Any) -> tuple[str, ...]:
 
 def conditional_rows(pipe: Any, rows: int) -> slice:
     """Which rows of a UNet call of ``rows`` rows are conditional, as the pipeline itself says during the call."""
-    passes = supported(pipe) if pipe.do_classifier_free_guidance else ("cond",)
+    passes = row_blocks(pipe) if _guided(pipe) else ("cond",)
     if rows % len(passes):
         raise ValueError(
             f"the UNet was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}"
@@ -75,6 +75,15 @@ def conditional_rows(pipe: Any, rows: int) -> slice:
     n = rows // len(passes)
     start = passes.index("cond") * n
     return slice(start, start + n)
+
+
+def _guided(pipe: Any) -> bool:
+    try:
+        return bool(pipe.do_classifier_free_guidance)
+    except AttributeError as error:
+        raise ValueError(
+            "the UNet was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline"
+        ) from error
 
 
 @torch.no_grad()

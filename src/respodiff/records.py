@@ -44,7 +44,7 @@ class ImageRecord:
     Attributes:
         concepts: attribute name -> name of the concept asked for; empty when none was.
         modules: digests of the concept modules that were applied.
-        strength: factor on the modules (1.0 is as trained).
+        strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
         seed: seed of the whole run; the noise itself comes from `noise_seed`.
         guidance: classifier-free guidance scale.
         digest: SHA-256 of the image file, filled in by `RunFolder.add`.
@@ -61,6 +61,7 @@ class ImageRecord:
     concepts: dict[str, str] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
     strength: float = 1.0
+    safety_strength: float = 1.0
     seed: int = 0
     repeat: int = 0
     guidance: float = 0.0

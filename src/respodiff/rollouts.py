@@ -127,7 +127,6 @@ class Rollouts:
         guided = config.rollout_guidance != 1
         contexts = torch.cat([self.context["empty"][0]] * guided * n + [context] * n)
         rows = slice(n * guided, n * guided + n)
-        shift = torch.zeros(()) if delta is None else delta
         latents, labels = [], []
         for k, t in enumerate(scheduler.timesteps[: stop + 1]):
             if config.keep == "all" or k == stop:
@@ -135,7 +134,7 @@ class Rollouts:
                 labels.append(self._label(k, t).expand(n))
             if k == stop:
                 break
-            with shifted(self.unet, lambda h: (shift.expand(1, *h.shape[1:]), rows)):
+            with shifted(self.unet, lambda _h: None if delta is None else (delta, rows)):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), contexts)
             if guided:
                 uncond, cond = e.chunk(2)

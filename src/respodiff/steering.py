@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from respodiff.bottleneck import shifted, site_shape
 from respodiff.module_file import ConceptModule
-from respodiff.pipelines import conditional_rows, config_digest, model_name, supported, weights_digest
+from respodiff.pipelines import conditional_rows, config_digest, model_name, row_blocks, weights_digest
 
 Row = ConceptModule | None | Sequence[ConceptModule]
 """What one image gets: a module, nothing, or several modules whose deltas are added."""
@@ -68,7 +68,7 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         >>> with steer(pipe, [woman, man, None]):  # doctest: +SKIP
         ...     images = pipe("a doctor", num_images_per_prompt=3).images
     """
-    supported(pipe)
+    row_blocks(pipe)
     rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
     if not -float("inf") < strength < float("inf"):
         raise ValueError(f"strength is {strength}; allowed: any finite number")
@@ -84,29 +84,32 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
     given = [d for d in deltas if d is not None]
     if len({d.shape for d in given}) > 1:
         raise ValueError(f"modules have shapes {sorted({tuple(d.shape) for d in given})}; resize them to one with ConceptModule.resize")
-    if not given or strength == 0:
-        yield
-        return
-    stacked = torch.stack([torch.zeros_like(given[0]) if d is None else d for d in deltas]) * strength
-    with shifted(pipe.unet, _Fitted(pipe, stacked)):
+    everyone = modules is None or isinstance(modules, ConceptModule)
+    stacked = torch.stack([torch.zeros_like(given[0]) if d is None else d for d in deltas]) * strength if given and strength else None
+    with shifted(pipe.unet, _Fitted(pipe, stacked, None if everyone else len(rows))):
         yield
 
 
 class _Fitted:
-    """Deltas (B or 1, C, H, W) brought to the size, device and dtype of the call, once each."""
+    """Deltas (B or 1, C, H, W) brought to the size, device and dtype of the call, once each; None where there is nothing to add.
 
-    def __init__(self, pipe: Any, stacked: Tensor) -> None:
-        self.pipe, self.stacked = pipe, stacked
+    ``entries`` is the number of images they were given for, None for any number.
+    """
+
+    def __init__(self, pipe: Any, stacked: Tensor | None, entries: int | None) -> None:
+        self.pipe, self.stacked, self.entries = pipe, stacked, entries
         self.cache: dict[tuple[Any, ...], Tensor] = {}
 
-    def __call__(self, h: Tensor) -> tuple[Tensor, slice]:
+    def __call__(self, h: Tensor) -> tuple[Tensor, slice] | None:
         rows = conditional_rows(self.pipe, h.shape[0])
         images = rows.stop - rows.start
-        if len(self.stacked) not in (1, images):
+        if self.entries not in (None, images):
             raise ValueError(
-                f"steer() was given {len(self.stacked)} entries, but the pipeline draws {images} images; "
+                f"steer() was given {self.entries} entries, but the pipeline draws {images} images; "
                 "give one module for all, or one entry per image (prompts x num_images_per_prompt)"
             )
+        if self.stacked is None:
+            return None
         key = (h.shape[2:], h.device, h.dtype)
         if key not in self.cache:
             delta = self.stacked
