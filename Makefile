@@ -28,8 +28,9 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-figures: install  ## every figure of docs/ and README (about an hour on 2 cores)
+figures: install  ## every figure of docs/ and README (about 90 minutes on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out runs/main_job
+	$(BIN)/python -m benchmarks.sweep --out runs/sweep
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import subprocess
 import sys
-import warnings
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from respodiff.cli import main
+from command import Done, last_json, respodiff
+from respodiff import training
+
+UNFINISHED = "respodiff.cli_make"
 
 FAST = [
     "--iterations",
@@ -30,36 +28,6 @@ FAST = [
     "--set",
     "refresh=2",
 ]
-
-
-@dataclass
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def respodiff(*arguments: str, cwd: Path | None = None) -> Done:
-    """The entry point `respodiff.cli.main` in this process: what the installed command calls."""
-    out, err = io.StringIO(), io.StringIO()
-    before, argv, show = Path.cwd(), sys.argv, warnings.showwarning
-    try:
-        sys.argv = ["respodiff", *arguments]
-        os.chdir(cwd or before)
-        with redirect_stdout(out), redirect_stderr(err):
-            main()
-        code = 0
-    except SystemExit as leave:
-        code = int(leave.code or 0)
-    finally:
-        os.chdir(before)
-        sys.argv, warnings.showwarning = argv, show
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def last_json(done: Done) -> dict[str, object]:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def refused(done: Done, code: int, *words: str) -> None:
@@ -141,6 +109,29 @@ def test_resume_refuses_another_concept_and_needs_no_earlier_run(tmp_path: Path)
     last_json(respodiff("train", "--concept", "man", "--out", str(out), "--resume", "--json", *FAST))
     (tmp_path / ".m.safetensors.unfinished").write_bytes(b"nothing of ours")
     refused(respodiff("train", "--concept", "man", "--out", str(out), "--resume", *FAST), 2, "--resume", "cannot be read")
+
+
+def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    settings = [*FAST, "--iterations", "5", "--set", "sam_lr=0.1", "--json"]
+    expected = last_json(respodiff("train", "--concept", "woman", "--out", str(whole), *settings))
+    monkeypatch.setattr(f"{UNFINISHED}.SAVE_EVERY", 0.0)
+    real, calls = training.step, []
+
+    def dies(*args: object) -> tuple[float, float]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("power cut")
+        return real(*args)
+
+    monkeypatch.setattr(training, "step", dies)
+    refused(respodiff("train", "--concept", "woman", "--out", str(cut), *settings), 1, "power cut")
+    assert not cut.exists()
+    monkeypatch.setattr(training, "step", real)
+    refused(respodiff("train", "--concept", "man", "--out", str(cut), "--resume", *settings), 2, "--resume", "another concept")
+    found = last_json(respodiff("train", "--concept", "woman", "--out", str(cut), "--resume", *settings))
+    assert (found["digest"], found["unet_forwards"]) == (expected["digest"], expected["unet_forwards"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""The demo in miniature: what it prints, writes and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from command import last_json, respodiff
+from respodiff import demo
+from respodiff.config import TrainConfig
+
+
+def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = TrainConfig.preset
+
+    def quick(name: str, kind: Any = "fairness", **changes: Any) -> TrainConfig:
+        return preset(name, kind, **{**changes, "iterations": 2, "rollouts": 4, "steps": 3, "batch": 2})
+
+    monkeypatch.setattr(TrainConfig, "preset", staticmethod(quick))
+    monkeypatch.setattr(demo, "OCCUPATIONS", ("mechanic", "nurse"))
+    out = tmp_path / "demo"
+    result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
+    assert set(result) >= {"before", "after", "grid", "report", "seconds"}
+    for side in ("before", "after"):
+        assert result[side]["n"] == 8 and set(result[side]["women"]) == {"mechanic", "nurse"}
+        assert 0 <= result[side]["unsafe"]["mean"] <= 1 and result[side]["unsafe_n"] == 4
+    with Image.open(out / "before_after.png") as grid:
+        assert grid.width > 8 * 90 and grid.height > 3 * 90
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+    assert "mechanic" in page and "real people" in page
+    assert {p.name for p in out.glob("*.safetensors")} == {"woman.safetensors", "man.safetensors", "violence.safetensors"}
+    before, after = ([json.loads(line) for line in (out / run / "manifest.jsonl").read_text().splitlines()] for run in ("before", "after"))
+    assert [r["id"] for r in before] == [r["id"] for r in after], "the same noise on both sides"
+    assert all(not r["concepts"] for r in before) and sorted(r["concepts"]["gender"] for r in after) == ["man"] * 4 + ["woman"] * 4
+
+
+def test_demo_needs_enough_pictures_for_its_grid(tmp_path: Path) -> None:
+    done = respodiff("demo", "--images", "2", "--out", str(tmp_path / "demo"))
+    assert done.returncode == 2 and "--images" in done.stderr
