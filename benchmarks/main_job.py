@@ -23,8 +23,9 @@ import torch
 
 import respodiff
 from benchmarks.tables import write_tables
+from respodiff.config import GenerateConfig
 from respodiff.evaluation import evaluate
-from respodiff.generation import GenerateConfig, generate
+from respodiff.generation import generate
 from respodiff.judges import ClipJudge
 from respodiff.module_file import ConceptModule, load
 from respodiff.pipelines import load_pipeline
@@ -87,7 +88,8 @@ class Bench:
             "run": name,
             "images": settings.images,
             "prompts": len(prompts),
-            "strength": max(settings.strength, settings.safety_strength),
+            "strength": settings.strength,
+            "safety_strength": settings.safety_strength,
         }
         say(
             f"{name}: {drawn} drawn in {seconds:.0f} s, DevRat {brief(result['devrat'])}, kept {result['subject_kept']}, unsafe {brief(result['unsafe'])}"
@@ -120,7 +122,7 @@ def fairness(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
 
 def safety(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
     """Unsafe prompts, neutral scenes and ordinary people, plain and with both safety modules at every strength."""
-    suites = {"unsafe": (suite("unsafe"), 6), "scenes": (suite("scenes"), 20), "people": (suite("occupations"), 2)}
+    suites = {"unsafe": (suite("unsafe"), 6), "scenes": (suite("scenes"), 20), "people": (suite("occupations"), 4)}
     both = [modules["violence"], modules["sexual"]]
     found: dict[str, Any] = {}
     for label, used, strength in (("plain", [], 1.0), *((str(s), both, s) for s in SAFETY_CURVE)):
@@ -162,6 +164,9 @@ def main() -> None:
     arguments = parser.parse_args()
     trained = train_all(arguments.out)
     modules = {name: load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
+    for name in ("woman", "man"):
+        if not torch.equal(modules[name].ram, modules[f"{name}-sam"].ram):
+            raise RuntimeError(f"{name} and {name}-sam differ in RAM: the table would not compare what it says")
     bench = Bench(arguments.out)
     results = {
         "provenance": {

@@ -17,9 +17,9 @@ from typing import Any
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import interval, table
 from respodiff.concepts import concept
-from respodiff.config import TrainConfig
+from respodiff.config import GenerateConfig, TrainConfig
 from respodiff.evaluation import evaluate
-from respodiff.generation import GenerateConfig, generate
+from respodiff.generation import generate
 from respodiff.judges import ClipJudge
 from respodiff.module_file import ConceptModule, load
 from respodiff.pipelines import load_pipeline

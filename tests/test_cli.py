@@ -12,7 +12,7 @@ import pytest
 from command import Done, last_json, respodiff
 from respodiff import training
 
-UNFINISHED = "respodiff.cli_make"
+UNFINISHED = "respodiff.cli_train"
 
 FAST = [
     "--iterations",
@@ -171,6 +171,29 @@ def test_bad_input_is_one_line_and_an_exit_code(arguments: list[str], code: int,
     (tmp_path / "file").write_text("a file, not a folder")
     refused(respodiff(*arguments, cwd=tmp_path), code, *said)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"], "bad input left something behind"
+
+
+def test_bare_command_shows_help_without_an_error() -> None:
+    done = respodiff()
+    assert "Start with: respodiff demo" in done.stdout + done.stderr and "error" not in done.stderr
+
+
+def test_brackets_in_prompts_are_printed_as_they_are(tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    last_json(
+        respodiff("train", "--target", "a [smiling] person [/a]", "--attribute", "mood", "--name", "m", "--out", str(out), "--json", *FAST)
+    )
+    said = respodiff("inspect", str(out), "--device", "cpu", "--seed", "1").stdout
+    assert "a [smiling] person [/a]" in said and "mood" in said
+
+
+def test_run_with_no_picture_left_is_said_not_raised(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    last_json(respodiff("generate", "--prompt", "a doctor", "--images", "1", "--steps", "1", "--out", str(run), "--json"))
+    for file in (run / "images").iterdir():
+        file.unlink()
+    done = respodiff("evaluate", str(run))
+    assert done.returncode == 0 and "1 not judged" in done.stdout and "nothing to judge" in done.stdout
 
 
 @pytest.mark.parametrize("shares", ["woman=0.5,man=0.6", "woman=-1,man=2", "woman=a,man=b"])

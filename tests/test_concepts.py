@@ -152,3 +152,11 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_faulty_concept_is_refused(fields: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Concept(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shares", ["5", '["a", "b"]', "[0.5, 0.6]", "[1.5, -0.5]", "[1.0]"])
+def test_shares_of_a_file_are_checked(tmp_path: Path, shares: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(f'[hat]\nshares = {shares}\nconcepts = {{ bare = "a person", hat = "a person with a hat" }}\n')
+    with pytest.raises(ValueError, match="hat.*shares"):
+        load_concepts(file)

@@ -86,6 +86,16 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_shares_that_the_run_was_made_for_are_what_it_is_held_against(tmp_path: Path) -> None:
+    fill(tmp_path / "r", COOKS)
+    (tmp_path / "r" / "run.json").write_text(json.dumps({"shares": {"gender": {"woman": 0.25, "man": 0.75}}}))
+    found = evaluate(tmp_path / "r", ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["devrat"]["gender"]["mean"] == 0
+    assert found["unsafe_groups"] == {"cook": 0.0}
+    assert found["subject_kept_interval"]["mean"] == found["subject_kept"]
+    assert found["alignment_interval"]["low"] <= found["alignment"] <= found["alignment_interval"]["high"]
+
+
 def test_scores_file(tmp_path: Path) -> None:
     run = fill(tmp_path / "r", COOKS + GUARDS)
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)

@@ -14,7 +14,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from respodiff.generation import GenerateConfig, by_attribute, counted, generate, noise
+from respodiff.config import GenerateConfig
+from respodiff.generation import by_attribute, counted, generate, noise
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import weights_digest
 from respodiff.records import ImageRecord, Prompt, RunFolder
@@ -396,3 +397,17 @@ def test_counted_counts_samples_through_the_unet(tiny_pipe: Pipe, guidance: floa
     assert calls == [4 * 3 * passes]
     draw(tiny_pipe, ["a doctor"], (), settings())
     assert calls == [4 * 3 * passes], "it stops on exit"
+
+
+def test_text_in_place_of_a_list_and_file_in_place_of_a_module(tiny_pipe: Pipe) -> None:
+    with pytest.raises(ValueError, match="prompts is the text 'a doctor'; give a list"):
+        generate(tiny_pipe, "a doctor", [], settings())
+    with pytest.raises(ValueError, match=r"modules holds 'woman.safetensors'.*respodiff\.load"):
+        generate(tiny_pipe, ["a doctor"], ["woman.safetensors"], settings())  # type: ignore[list-item]
+
+
+def test_safety_checker_that_would_black_out_pictures_is_said(tiny_pipe: Pipe) -> None:
+    tiny_pipe.safety_checker = object()
+    with pytest.warns(UserWarning, match="safety checker"):
+        generate(tiny_pipe, ["a doctor"], [], settings())
+    tiny_pipe.safety_checker = None

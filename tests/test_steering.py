@@ -322,3 +322,16 @@ def test_a_module_of_this_model_gives_no_warning(tiny_pipe: Pipe, make_module: M
         warnings.simplefilter("error")
         with steer(tiny_pipe, fits):
             pass
+
+
+def test_compiled_unet_is_refused_as_hooks_would_be_ignored(tiny_pipe: Pipe, make_module: Make) -> None:
+    plain = tiny_pipe.unet
+    tiny_pipe.unet = torch.compile(plain, backend="eager")
+    with pytest.raises(ValueError, match="UNet is compiled.*would be ignored"), steer(tiny_pipe, make_module()):
+        pass
+    tiny_pipe.unet = plain
+
+
+def test_file_name_in_place_of_a_module_says_how_to_read_it(tiny_pipe: Pipe) -> None:
+    with pytest.raises(ValueError, match=r"'woman.safetensors'.*respodiff\.load"), steer(tiny_pipe, "woman.safetensors"):
+        pass

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from respodiff.bottleneck import site_shape
@@ -266,3 +266,69 @@ def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
     free, _ = norms(gain=1000.0, limit=0.0)
     assert free > 10 * long
     assert norms(gain=1e-3, limit=0.8)[0] == pytest.approx(free / 1e6, rel=1e-3)
+
+
+def test_limit_looks_at_ram_alone(tiny_pipe: Any) -> None:
+    def module(**changes: Any) -> Any:
+        return fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **{**TINY, "refresh": 4}, gain=1000.0, limit=0.8, **changes))
+
+    alone, both = module(), module(sam_lr=0.4)
+    assert torch.equal(alone.ram, both.ram), "RAM's loss never sees SAM, and neither may its length"
+    assert both.sam.norm() > 0.01 * both.ram.norm()
+
+
+def test_records_keep_what_they_saw(tiny_pipe: Any) -> None:
+    records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)))
+    assert not torch.equal(records[0].module.ram, records[-1].module.ram)
+
+
+def test_ram_alone_is_alone_also_from_a_random_start(tiny_pipe: Any) -> None:
+    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("paper", **TINY, sam_lr=0.0)).sam.abs().max() == 0
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, PNDMScheduler])
+def test_rollouts_are_ddim_without_clipping_whatever_the_pipelines_scheduler(tiny_pipe: Any, scheduler: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    zero = torch.zeros(1, *site_shape(tiny_pipe.unet))
+    expected = Rollouts(tiny_pipe, WOMAN, config).pool(0, zero).columns["z"]
+    kept = {k: v for k, v in tiny_pipe.scheduler.config.items() if k != "clip_sample"}
+    tiny_pipe.scheduler = scheduler.from_config(kept)
+    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    assert not rollouts.scheduler.config.clip_sample
+    assert torch.allclose(rollouts.pool(0, zero).columns["z"], expected, atol=1e-5)
+
+
+def test_negative_prompt_beside_a_target_takes_part(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    plain, negative = (fit(tiny_pipe, Concept("x", "a woman", "a person", text), config) for text in ("", "a man"))
+    assert not torch.equal(plain.ram, negative.ram)
+    assert torch.equal(negative.ram, fit(tiny_pipe, Concept("x", "a woman", "a person", opposites=("a man",)), config).ram)
+
+
+def test_bfloat16_trains_with_float32_modules_and_float16_is_refused(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    exact = fit(tiny_pipe, WOMAN, config)
+    tiny_pipe.unet.to(torch.bfloat16)
+    rough = fit(tiny_pipe, WOMAN, config)
+    assert rough.ram.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(rough.ram.flatten(), exact.ram.flatten(), 0) > 0.5
+    tiny_pipe.unet.to(torch.float16)
+    with pytest.raises(ValueError, match="dtype is float16.*float32 or bfloat16"):
+        next(train(tiny_pipe, WOMAN, config))
+
+
+def test_divergence_is_said_at_once(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **{**TINY, "iterations": 50}, ram_lr=1e30)
+    with pytest.raises(RuntimeError, match=r"iteration \d+: training diverged; lower ram_lr"):
+        fit(tiny_pipe, WOMAN, config)
+
+
+def test_resume_of_the_paper_preset(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", iterations=5, steps=5)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    for record in train(tiny_pipe, WOMAN, config):
+        if record.iteration == 3:
+            tensors = record.state.tensors()
+            break
+    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+    assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)

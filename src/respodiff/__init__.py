@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from respodiff._version import __version__
 
 if TYPE_CHECKING:
-    from respodiff.concepts import Attribute, Concept, attribute, concept, load_concepts
-    from respodiff.config import TrainConfig
+    from respodiff.concepts import Concept, concept
+    from respodiff.config import GenerateConfig, TrainConfig
     from respodiff.evaluation import evaluate
-    from respodiff.generation import GenerateConfig, generate
+    from respodiff.generation import generate
     from respodiff.judges import load_judge
     from respodiff.module_file import ConceptModule, load
     from respodiff.pipelines import load_pipeline
@@ -23,14 +23,11 @@ if TYPE_CHECKING:
     from respodiff.training import fit, train
 
 _HOME = {
-    "Attribute": "concepts",
     "Concept": "concepts",
-    "attribute": "concepts",
     "concept": "concepts",
-    "load_concepts": "concepts",
     "TrainConfig": "config",
     "evaluate": "evaluation",
-    "GenerateConfig": "generation",
+    "GenerateConfig": "config",
     "generate": "generation",
     "load_judge": "judges",
     "ConceptModule": "module_file",
@@ -43,20 +40,17 @@ _HOME = {
 }
 
 __all__ = [
-    "Attribute",
     "Concept",
     "ConceptModule",
     "GenerateConfig",
     "TrainConfig",
     "__version__",
     "assign",
-    "attribute",
     "concept",
     "evaluate",
     "fit",
     "generate",
     "load",
-    "load_concepts",
     "load_judge",
     "load_pipeline",
     "steer",

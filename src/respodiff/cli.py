@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 app = typer.Typer(
     name="respodiff",
@@ -49,13 +50,33 @@ def open_model(model: str, device: str, dtype: str) -> Any:
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(dtypes)}")
+    check_device(device)
+    return load_pipeline(model, device=device, dtype=dtypes[dtype])
+
+
+def check_device(device: str) -> None:
+    """ValueError if this machine does not have it."""
+    import torch
+
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device is {device!r}, which this machine does not have; allowed here: cpu or an accelerator of yours"
         ) from error
-    return load_pipeline(model, device=device, dtype=dtypes[dtype])
+
+
+def progress() -> Progress:
+    """Bar on stderr with time spent and time remaining; silent when stderr is not a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
 def no_loading_bars() -> None:
@@ -70,13 +91,16 @@ def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
     else:
-        Console(highlight=False).print(text, soft_wrap=True)
+        Console(highlight=False).print(text, soft_wrap=True, markup=False)
 
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
 def inspect(
     module: Annotated[Path, typer.Argument(help="A module file.", show_default=False)],
     model: Annotated[str, typer.Option("--model", help="Also check the module against this model.", metavar="MODEL")] = "",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Say what is in a module file: prompts, base model, shape, size of both tensors."""
@@ -85,10 +109,9 @@ def inspect(
     found: list[str] = []
     m = load(module)
     if model:
-        from respodiff.pipelines import load_pipeline
         from respodiff.steering import misfits
 
-        found = misfits(load_pipeline(model), m)
+        found = misfits(open_model(model, device, dtype), m)
     h = m.header
     result = {
         "concept": h.concept,
@@ -120,38 +143,51 @@ def evaluate(
         list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")
     ] = None,
     concepts: Concepts = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
     from respodiff.concepts import attribute as find
     from respodiff.concepts import builtin, load_concepts
     from respodiff.evaluation import evaluate as measure
+    from respodiff.judges import ClipJudge
+    from respodiff.records import RunFolder
 
+    if dtype != "float32":
+        raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
+    check_device(device)
     no_loading_bars()
     library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
-    result = measure(run, judge, [find(name, library) for name in attribute or ["gender"]])
-    lines = [f"{result['n']} pictures, judge {result['judge']['name']} ({result['judge']['digest']})"]
+    asked = [find(name, library) for name in attribute or ["gender"]]
+    RunFolder(run).settings()  # a wrong folder is noticed before the judge is loaded
+    result = measure(run, ClipJudge.load(judge, device), asked, seed=seed)
+    lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
     for name, d in result["devrat"].items():
-        lines.append(f"DevRat {name}: {d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}], noise floor {d['floor']:.3f}")
-        if c := (result["control"] or {}).get(name):
-            lines.append(f"control {name}: {c['mean']:.3f} [{c['low']:.3f}, {c['high']:.3f}]")
-    if result["subject_kept"] is not None:
-        lines.append(f"subject kept: {result['subject_kept']:.3f}")
-    lines.append(f"alignment: {result['alignment']:.2f}")
-    u = result["unsafe"]
-    lines.append(f"unsafe: {u['mean']:.3f} [{u['low']:.3f}, {u['high']:.3f}]" if u else "unsafe: not judged")
+        floor = "" if d is None else f", noise floor {d['floor']:.3f}"
+        lines.append(f"DevRat {name}: {shown(d)}{floor}")
+        if control := result["control"][name]:
+            lines.append(f"control {name}: {shown(control)}")
+    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
+    lines.append(f"alignment: {shown(result['alignment_interval'])}")
     lines.append("Labels are what the judge perceives in generated pictures, never facts about people.")
     finish(result, "\n".join(lines), as_json)
+
+
+def shown(e: dict[str, float] | None) -> str:
+    """An estimate with its interval, or that there is none."""
+    return "nothing to judge" if e is None else f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from respodiff import cli_make, demo  # noqa: F401  (register their verbs)
+    from respodiff import cli_generate, cli_train, demo  # noqa: F401  (register their verbs)
 
     logging.basicConfig(format="%(message)s")
     warnings.showwarning = lambda message, category, *_rest, **_more: (
-        words.print(f"[yellow]warning:[/] {message}", soft_wrap=True) if category is UserWarning else None
+        words.print(f"warning: {message}", soft_wrap=True, markup=False) if category is UserWarning else None
     )
     _quiet()
     try:
@@ -161,11 +197,12 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error, 2 if isinstance(error, ValueError) else 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; what was written so far is kept, and the same command with --resume goes on", 1)
+        _fail("stopped; what was written so far is kept (train goes on with --resume, generate with the same command)", 1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of click's usage errors
             raise
-        _fail(error.format_message(), 2)
+        if type(error).__name__ != "NoArgsIsHelpError":  # a bare "respodiff" has already printed its help
+            _fail(error.format_message(), 2)
 
 
 def _quiet() -> None:

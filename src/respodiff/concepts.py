@@ -77,6 +77,8 @@ class Attribute:
             raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
         if self.shares and len(self.shares) != len(self.concepts):
             raise ValueError(f"attribute {self.name!r} has {len(self.shares)} shares for {len(self.concepts)} concepts; give one each")
+        if self.shares and (min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"attribute {self.name!r} has shares {self.shares}; they must be 0 or more and sum to 1")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,7 +114,10 @@ def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Conc
         Concept(k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve)
         for k, v in targets.items()
     )
-    return Attribute(name, concepts, tuple(table.get("shares", ())))
+    shares = table.get("shares", [])
+    if not isinstance(shares, list) or not all(isinstance(s, int | float) for s in shares):
+        raise ValueError(f"{source}: [{name}] has shares = {shares!r}; give a list of numbers, one for each concept")
+    return Attribute(name, concepts, tuple(float(s) for s in shares))
 
 
 def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:

@@ -1,4 +1,4 @@
-"""Settings of a training run, and the presets.
+"""Settings of drawing and of training, and the presets of training.
 
 ``paper`` follows the text of arXiv 2509.15257, and the released code where the text is silent (initialisation, timestep label,
 learning rates). ``released`` follows the released scripts where they differ from the text. ``default`` is what the experiments of
@@ -8,13 +8,48 @@ docs/training.md found on the embedded model.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts import Kind
 from respodiff.objectives import TARGETS
+from respodiff.policies import Policy
 
 Preset = Literal["default", "paper", "released"]
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How pictures are drawn. The defaults are right for the embedded model; Stable Diffusion wants 50 steps and guidance 7.5.
+
+    Attributes:
+        images: pictures per prompt.
+        policy: which concept each picture gets (`respodiff.policies.assign`).
+        shares: attribute -> concept -> target share; uniform where not given.
+        strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
+        steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
+    """
+
+    images: int = 10
+    policy: Policy = "exact"
+    shares: Mapping[str, Mapping[str, float]] | None = None
+    strength: float = 1.0
+    safety_strength: float = 1.0
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    batch: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("images", "steps", "batch"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a whole number of at least 1")
+        for name in ("strength", "safety_strength", "guidance"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a finite number")
+        if self.guidance < 0:
+            raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 
 
 @dataclass(frozen=True)
@@ -35,7 +70,7 @@ class TrainConfig:
         init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
         batch: latents per iteration.
         steps: DDIM steps of a rollout. label: timestep that a latent carries, ``sampler`` or ``released`` (1000 - k 1000/steps).
-        rollouts: latents rolled out for one pool. rollout_batch: how many at a time (memory only).
+        rollouts: latents rolled out for one pool. rollout_batch: how many of them at a time: bounds memory, and seeds one batch.
         rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
             where they are not neutral.
         keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
@@ -71,7 +106,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
-        _check("steps", self.steps, 2 <= self.steps <= 1000, "2 to 1000")
+        _check("steps", self.steps, 2 <= self.steps <= 999, "2 to 999")
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             _check(name, value, math.isfinite(value) and value > 0, "a finite number above 0")
@@ -82,9 +117,14 @@ class TrainConfig:
         for name, hint in get_type_hints(type(self)).items():
             if choices := get_args(hint) if get_origin(hint) is Literal else ():
                 _check(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
-        good = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        good = len(self.betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in self.betas)
         _check("betas", self.betas, good, "two numbers from 0 to below 1")
         _check("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+
+    @property
+    def trains_sam(self) -> bool:
+        """False where SAM stays zero: RAM alone."""
+        return self.lam > 0 and self.sam_lr > 0
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

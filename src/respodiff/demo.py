@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +11,21 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from respodiff.cli import Json, Seed, app, finish, words
-from respodiff.cli_make import progress
+from respodiff.cli import Device, Dtype, Json, Seed, app, finish, progress, words
 from respodiff.concepts import concept
 
 OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
 UNSAFE = "a battle"
 COLUMNS = 4
+RUNS = ("before", "after", "unsafe-before", "unsafe-after")
 
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for modules, pictures and report.", metavar="DIR")] = Path("demo"),
     images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=COLUMNS)] = 8,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -30,19 +33,18 @@ def demo(
     began = time.perf_counter()
     from respodiff.cli import open_model
 
-    pipe = open_model("embedded", "cpu", "float32")
-    gender = [_train(pipe, name, out, seed) for name in ("woman", "man")]
-    violence = _train(pipe, "violence", out, seed)
+    _clear(out)
+
+    pipe = open_model("embedded", device, dtype)
+    *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
+    trained = time.perf_counter() - began
     prompts = _prompts()
-    runs = {
-        "before": _draw(pipe, prompts, [], out / "before", images, seed),
-        "after": _draw(pipe, prompts, gender, out / "after", images, seed),
-        "unsafe-before": _draw(pipe, [UNSAFE], [], out / "unsafe-before", images, seed),
-        "unsafe-after": _draw(pipe, [UNSAFE], [violence], out / "unsafe-after", images, seed),
-    }
+    jobs = zip(RUNS, (prompts, prompts, [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
+    runs = {name: _draw(pipe, texts, modules, out / name, images, seed) for name, texts, modules in jobs}
     found = _measure(runs)
     grid = _grid(runs, out / "before_after.png", images)
-    report = _report(found, grid, out / "report.html", images, seed)
+    lead = f"Two small tensors per concept, added at the bottleneck of a frozen model. Three concepts were trained from prompts alone in {trained:.0f} seconds."
+    report = _report(found, grid, out / "report.html", images, seed, lead)
     _say(found)
     result = {
         "before": _summary(found["before"], found["unsafe-before"]),
@@ -52,6 +54,19 @@ def demo(
         "seconds": round(time.perf_counter() - began, 1),
     }
     finish(result, f"{grid}\n{report}\n{result['seconds']:.0f} seconds", as_json)
+
+
+def _clear(out: Path) -> None:
+    """The demo's own run folders are drawn anew; nothing else in ``out`` is touched."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in RUNS:
+            if (out / name / "run.json").is_file():
+                shutil.rmtree(out / name)
+        (out / "report.html").unlink(missing_ok=True)
+        (out / "report.html").touch()
+    except OSError as error:
+        raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _prompts() -> list[Any]:
@@ -81,7 +96,8 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
 
 
 def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int) -> Path:
-    from respodiff.generation import GenerateConfig, generate
+    from respodiff.config import GenerateConfig
+    from respodiff.generation import generate
 
     words.print(f"drawing {len(prompts) * images} pictures into {folder}")
     with progress() as bar:
@@ -141,7 +157,7 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
     return picture_grid(rows, path, columns=[("plain model", COLUMNS), ("steered", COLUMNS)], title="before and after", footer=footer)
 
 
-def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int) -> Path:
+def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
     from respodiff.report import Bar, Section, html_report
 
     before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
@@ -155,7 +171,7 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
         Section(
             "The same noise, before and after",
             "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
-            "(as many of one as of the other), and its module was added at the bottleneck. The last row adds the safety module.",
+            "(as many of one as of the other), and its module was added at the bottleneck. The last row is an unsafe prompt, steered by the safety module.",
             picture=grid,
             picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
         ),
@@ -168,7 +184,6 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
             table=table,
         ),
     ]
-    lead = "Two small tensors per concept, trained in under a minute from prompts alone, added at the bottleneck of a frozen model."
     return html_report(path, title="RespoDiff on the embedded model", lead=lead, sections=sections)
 
 

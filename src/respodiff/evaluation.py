@@ -19,7 +19,7 @@ from PIL import Image
 from respodiff import concepts
 from respodiff.concepts import Attribute
 from respodiff.judges import BATCH, LOGIT_SCALE, NOTICE, ClipJudge, Vocabulary, picture_text
-from respodiff.metrics import fairness
+from respodiff.metrics import alignment, fairness
 from respodiff.records import ImageRecord, RunFolder, file_digest, write_atomic
 
 UNKNOWN = "unknown"
@@ -72,7 +72,8 @@ def evaluate(
     Args:
         run: a run folder.
         judge: a judge, or a source that `ClipJudge.load` takes.
-        attributes: attributes to measure, as objects or names of built-in ones.
+        attributes: attributes to measure, as objects or names of built-in ones. Shares that the run was made for are what DevRat
+            measures the distance to.
         vocabulary: picture names for the subject and safety choices; None takes the embedded model's.
 
     Returns:
@@ -82,7 +83,8 @@ def evaluate(
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    chosen = [concepts.attribute(a) if isinstance(a, str) else a for a in attributes]
+    wanted = folder.settings().get("shares") or {}
+    chosen = [_with_shares(concepts.attribute(a) if isinstance(a, str) else a, wanted) for a in attributes]
     records = folder.records()
     if not records:
         raise ValueError(f"run folder {folder.path} has no images yet: generate some first")
@@ -91,6 +93,12 @@ def evaluate(
     scores = score(folder, records, eye, chosen, vocabulary or Vocabulary.embedded())
     write_atomic(folder.path / "scores.jsonl", "".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in scores))
     return summarise(records, scores, chosen, n_boot=n_boot, seed=seed)
+
+
+def _with_shares(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> Attribute:
+    """The attribute with the target shares that the run was made for, if it says any."""
+    shares = wanted.get(attribute.name)
+    return attribute if not shares else dataclasses.replace(attribute, shares=tuple(shares.get(n, 0.0) for n in attribute.names))
 
 
 def score(
@@ -194,12 +202,16 @@ def summarise(
         out["control_by"][name] = {c: _plain(hits) for c, hits in by.items()}
     kept = [(r, bool(s.subject_kept)) for r, s in known if s.subject_kept is not None]
     out["subject_kept"] = _plain([hit for _, hit in kept])
+    out["subject_kept_interval"] = _share(kept, boot)
     out["subject_kept_by"] = {
         c: _plain([hit for r, hit in kept if c in r.concepts.values()])
         for c in dict.fromkeys(c for r, _ in kept for c in r.concepts.values())
     }
     alignments = [s.alignment for _, s in known if s.alignment is not None]
     out["alignment"] = float(np.mean(alignments)) if alignments else None
+    groups = [r.group for r, s in known if s.alignment is not None]
+    found = alignment.mean_interval(alignments, groups, **boot) if alignments else None
+    out["alignment_interval"] = None if found is None else {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
     out["unsafe"] = _share([(r, bool(s.unsafe)) for r, s in known], boot)
     flags: dict[str, list[bool]] = {}
     for r, s in known:

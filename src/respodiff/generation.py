@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,44 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from respodiff.config import GenerateConfig
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import check_length, model_name, weights_digest
-from respodiff.policies import Policy, assign, prompt_seed
+from respodiff.policies import assign, prompt_seed
 from respodiff.records import ImageRecord, Prompt, RunFolder, image_id, noise_seed
 from respodiff.steering import Row, steer
-
-
-@dataclass(frozen=True)
-class GenerateConfig:
-    """How pictures are drawn. The defaults are right for the embedded model; Stable Diffusion wants 50 steps and guidance 7.5.
-
-    Attributes:
-        images: pictures per prompt.
-        policy: which concept each picture gets (`respodiff.policies.assign`).
-        shares: attribute -> concept -> target share; uniform where not given.
-        strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
-        steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
-    """
-
-    images: int = 10
-    policy: Policy = "exact"
-    shares: Mapping[str, Mapping[str, float]] | None = None
-    strength: float = 1.0
-    safety_strength: float = 1.0
-    steps: int = 20
-    guidance: float = 3.0
-    seed: int = 0
-    batch: int = 12
-
-    def __post_init__(self) -> None:
-        for name in ("images", "steps", "batch"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a whole number of at least 1")
-        for name in ("strength", "safety_strength", "guidance"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a finite number")
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 
 
 @dataclass(frozen=True)
@@ -108,6 +76,17 @@ def generate(
         ValueError: for prompts that are empty, too long or not distinct, and for settings that make no sense, before anything is drawn.
     """
     config = config or GenerateConfig()
+    for m in (*modules, *safety):
+        if not isinstance(m, ConceptModule):
+            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
+    if getattr(pipe, "safety_checker", None) is not None:
+        warnings.warn(
+            "this pipeline blacks out pictures that its safety checker dislikes, and judges would take them for safe; "
+            "switch it off with pipe.safety_checker = None to measure",
+            stacklevel=2,
+        )
     asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
     _check_prompts(pipe, asked)
     always = [*(m for m in modules if m.header.kind == "safety"), *safety]

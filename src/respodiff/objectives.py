@@ -4,7 +4,7 @@ Notation: e(y) is the noise prediction of the unmodified model for prompt y, e[d
 (B, C, H, W). ``scores`` holds the predictions of the unmodified model by role: ``target``, ``neutral``, ``negative`` (the negative
 prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute, weighted by how often
 the neutral prompt draws them, `respodiff.rollouts.mixture`; the negative
-prompt of a safety concept; the neutral prompt where there is neither).
+prompt where there are none; the neutral prompt where there is neither).
 """
 
 from __future__ import annotations

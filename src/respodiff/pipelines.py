@@ -33,7 +33,7 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
 
     Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
     """
-    folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source)
+    folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local = folder.is_dir()
     if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
         raise ValueError(f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id")
@@ -118,7 +118,9 @@ def config_digest(unet: Any) -> str:
 
 def weights_digest(unet: Any) -> str:
     """Digest of the UNet's weights, from about 64 values spread over every parameter: cheap, and enough to tell two checkpoints of one
-    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device."""
+    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device. Empty where it cannot be told (bfloat16, or offloaded to the meta device)."""
+    if unet.device.type == "meta" or unet.dtype == torch.bfloat16:
+        return ""  # offloaded, or rounded beyond recognition
     digest = hashlib.sha256()
     for name, p in unet.named_parameters():
         flat = p.detach().flatten()

@@ -242,5 +242,7 @@ def _parse(line: bytes) -> ImageRecord:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
+    if not isinstance(row.get("concepts", {}), dict):
+        raise ValueError(f"concepts must be an object, got {row['concepts']!r}")
     known = {f.name for f in dataclasses.fields(ImageRecord)}
     return ImageRecord(**{key: value for key, value in row.items() if key in known})

@@ -61,7 +61,7 @@ class Rollouts:
     def __init__(self, pipe: Any, concept: Concept, config: TrainConfig) -> None:
         self.unet, self.config = pipe.unet, config
         # The paper samples with DDIM whatever scheduler the checkpoint names; eta = 0 throughout.
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
         self.scheduler.set_timesteps(config.steps, device=pipe.unet.device)
         self.target, self.needs = TARGETS[config.objective]
         prompts: dict[str, tuple[str, ...]] = {
@@ -70,9 +70,12 @@ class Rollouts:
             "negative": (concept.negative,),
             "empty": ("",),
         }
-        prompts["opposite"] = concept.opposites or ((concept.negative,) if concept.kind == "safety" else (concept.neutral,))
+        prompts["opposite"] = concept.opposites or (concept.negative or concept.neutral,)
         prompts["preserve"] = concept.preserve if config.mu else ()
-        self.context = {role: list(encode_prompts(pipe, group).split(1)) if group else [] for role, group in prompts.items()}
+        self.context = {
+            role: list(encode_prompts(pipe, group).to(pipe.unet.device, pipe.unet.dtype).split(1)) if group else []
+            for role, group in prompts.items()
+        }
         size = pipe.unet.config.sample_size
         self.latent = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
         self.forwards = 0
@@ -106,7 +109,7 @@ class Rollouts:
 
     def _predict(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         self.forwards += len(z)
-        sample: Tensor = self.unet(z, t, encoder_hidden_states=context.to(z.dtype).expand(len(z), -1, -1)).sample
+        sample: Tensor = self.unet(z, t, encoder_hidden_states=context.expand(len(z), -1, -1)).sample
         return sample
 
     def _roll(self, n: int, seed: int, context: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -153,7 +156,7 @@ class Rollouts:
     def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
         config = self.config
-        needs = set(self.needs) | ({"neutral"} if config.lam and config.sam_lr else set())
+        needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
         found = {role: [self._predict_all(z, t, c).float() for c in self.context[role]] for role in sorted(needs)}
@@ -176,11 +179,11 @@ def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
     A neutral score is the posterior-weighted mean of the alternatives' scores, so that w estimates what the model draws for the neutral
     prompt, from predictions alone. Not clamped: noise can make a share slightly negative.
     """
-    first, *others = (e.flatten().double() for e in alternatives)
+    first, *others = (e.flatten().cpu().double() for e in alternatives)  # float64 is not to be had on every device
     if not others:
         return torch.ones(1)
     columns = torch.stack([e - first for e in others], 1)
-    w = torch.linalg.lstsq(columns, (neutral.flatten().double() - first)[:, None]).solution[:, 0]
+    w = torch.linalg.lstsq(columns, (neutral.flatten().cpu().double() - first)[:, None]).solution[:, 0]
     return torch.cat([1 - w.sum(0, keepdim=True), w]).float()
 
 

@@ -35,7 +35,8 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
         )
     if module.header.base_digest and module.header.base_digest != config_digest(pipe.unet):
         return [f"module {module.name!r} was trained on a UNet of another configuration ({module.header.base_model!r}); check its effect"]
-    if module.header.base_weights and module.header.base_weights != weights_digest(pipe.unet):
+    found = weights_digest(pipe.unet)
+    if module.header.base_weights and found and module.header.base_weights != found:
         return [f"module {module.name!r} was trained on other weights ({module.header.base_model!r}); check its effect"]
     return []
 
@@ -69,6 +70,11 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         ...     images = pipe("a doctor", num_images_per_prompt=3).images
     """
     row_blocks(pipe)
+    if isinstance(modules, str):
+        raise ValueError(f"modules is the text {modules!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
+    if hasattr(pipe.unet, "_orig_mod") or getattr(pipe.unet, "_compiled_call_impl", None) is not None:
+        # PyTorch does not look at hooks again once a module is compiled: steering would be without effect, and without a word.
+        raise ValueError("the UNet is compiled, and a hook added now would be ignored; steer the pipeline with its uncompiled UNet")
     rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
     if not -float("inf") < strength < float("inf"):
         raise ValueError(f"strength is {strength}; allowed: any finite number")

@@ -6,6 +6,7 @@ prompt through the steered model (no gradient), then an Adam step on r for L_res
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -27,8 +28,16 @@ from respodiff.rollouts import Pool, Rollouts
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one iteration did. Losses are means over the batch; ``unet_forwards`` counts samples since the start, the
-    unconditional half and re-run decoders included."""
+    """What one iteration did.
+
+    Attributes:
+        loss_ram, loss_sam: L_resp and lambda L_sem, means over the batch, before the update.
+        unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
+        seconds: since the start, earlier parts of a resumed run included.
+        ram, sam: both tensors (1, C, H, W) after this iteration, before gain and limit.
+        h_norm: mean norm of h so far.
+        state: live, for ``state.tensors()`` to resume from; the next iteration changes it.
+    """
 
     iteration: int
     iterations: int
@@ -36,17 +45,19 @@ class StepRecord:
     loss_sam: float
     unet_forwards: int
     seconds: float
+    ram: Tensor
+    sam: Tensor
+    h_norm: float
     state: TrainState
     header: Header
 
     @property
     def module(self) -> ConceptModule:
-        """The module as it is after this iteration, times the gain, within the limit."""
+        """The module as it is after this iteration, times the gain. The limit looks at RAM alone, or it would undo what SAM does."""
         gain, limit = self.header.train["gain"], self.header.train["limit"]
-        ram, sam = (t.detach().cpu()[0] for t in (self.state.ram, self.state.sam))
+        ram, sam = (t.cpu()[0] for t in (self.ram, self.sam))
         if limit:
-            longest = limit * self.state.h_norm / self.state.iteration
-            gain = min(gain, longest / max((ram + sam).norm().item(), 1e-12))
+            gain = min(gain, limit * self.h_norm / max(ram.norm().item(), 1e-12))
         return ConceptModule(gain * ram, gain * sam, self.header)
 
 
@@ -57,12 +68,12 @@ class TrainState:
         generator = torch.Generator().manual_seed(config.seed)
         std = config.init_range
 
-        def start() -> Tensor:
+        def start(trained: bool) -> Tensor:
             # Zero, or U(-range, range): the released code's Linear(10, .) initialisation has range 0.316.
-            values = (torch.rand(1, *shape, generator=generator) * 2 - 1) * std
+            values = (torch.rand(1, *shape, generator=generator) * 2 - 1) * std * trained
             return values.to(device).requires_grad_()
 
-        self.ram, self.sam = start(), start()
+        self.ram, self.sam = start(True), start(config.trains_sam)
         betas = config.betas
         self.adam_ram = torch.optim.Adam([self.ram], config.ram_lr, betas=betas)
         self.adam_sam = torch.optim.Adam([self.sam], config.sam_lr, betas=betas)
@@ -112,9 +123,14 @@ def train(
 
     Raises:
         ValueError: for settings that the model or the concept cannot take, before anything is computed.
+        RuntimeError: when the loss is no longer finite.
     """
     config = config or TrainConfig.preset("default", concept.kind)
     device = pipe.unet.device
+    if pipe.unet.dtype == torch.float16:
+        raise ValueError(
+            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
+        )
     state = TrainState(config, site_shape(pipe.unet), device)
     if resume is not None:
         state.restore(resume)
@@ -150,7 +166,23 @@ def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollou
         losses = step(pipe.unet, config, state, pool.batch(i, config.batch))
         state.iteration += 1
         state.seconds = time.perf_counter() - began
-        yield StepRecord(state.iteration, config.iterations, *losses, state.forwards, state.seconds, state, header)
+        if not all(map(math.isfinite, losses)):
+            raise RuntimeError(
+                f"the loss is {losses[0]} at iteration {state.iteration}: training diverged; lower ram_lr (now {config.ram_lr})"
+            )
+        yield StepRecord(
+            iteration=state.iteration,
+            iterations=config.iterations,
+            loss_ram=losses[0],
+            loss_sam=losses[1],
+            unet_forwards=state.forwards,
+            seconds=state.seconds,
+            ram=state.ram.detach().clone(),
+            sam=state.sam.detach().clone(),
+            h_norm=state.h_norm / state.iteration,
+            state=state,
+            header=header,
+        )
 
 
 def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
@@ -170,7 +202,7 @@ def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Ten
         state.forwards += len(kept)
         loss = loss + preservation_loss(kept.float(), batch["keep_plain"], config.mu)
     _update(state.adam_ram, config.ram_lr * rate, loss)
-    if config.lam == 0 or config.sam_lr == 0:
+    if not config.trains_sam:
         return loss_ram.item(), 0.0
     steered = decoder(decoder.h + (state.ram.detach() + state.sam).to(decoder.h.dtype))
     state.forwards += len(steered)

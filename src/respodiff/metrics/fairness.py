@@ -23,7 +23,7 @@ FLOOR_DRAWS = 20_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number in [0, 1], its interval, and the number of images behind it."""
+    """A number, its interval, and the number of images behind it."""
 
     mean: float
     low: float

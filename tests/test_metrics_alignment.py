@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from respodiff.metrics.alignment import mean_interval
+
+
+def test_interval_is_the_width_of_the_groups_not_of_the_pictures() -> None:
+    values = np.repeat([1.0, 2.0, 3.0, 4.0], 100)
+    groups = [name for name in "abcd" for _ in range(100)]
+    found = mean_interval(values, groups)
+    assert found.mean == 2.5 and found.n == 400
+    error = np.std([1, 2, 3, 4]) / 2  # of a mean of four groups
+    assert 1.5 * error < found.high - found.mean < 2.3 * error
+    single = mean_interval(values, ["a"] * 400)
+    assert single.high - single.low < (found.high - found.low) / 3
+
+
+def test_refuses_what_is_no_column_of_numbers() -> None:
+    for values in ([], [1.0, float("nan")], [[1.0], [2.0]]):
+        with pytest.raises(ValueError, match="values must be finite numbers"):
+            mean_interval(values, ["a"] * len(values))
