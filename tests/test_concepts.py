@@ -158,5 +158,5 @@ def test_a_faulty_concept_is_refused(fields: dict[str, str], message: str) -> No
 def test_shares_of_a_file_are_checked(tmp_path: Path, shares: str) -> None:
     file = tmp_path / "own.toml"
     file.write_text(f'[hat]\nshares = {shares}\nconcepts = {{ bare = "a person", hat = "a person with a hat" }}\n')
-    with pytest.raises(ValueError, match="hat.*shares"):
+    with pytest.raises(ValueError, match=r"hat.*shares"):
         load_concepts(file)

@@ -327,7 +327,7 @@ def test_a_module_of_this_model_gives_no_warning(tiny_pipe: Pipe, make_module: M
 def test_compiled_unet_is_refused_as_hooks_would_be_ignored(tiny_pipe: Pipe, make_module: Make) -> None:
     plain = tiny_pipe.unet
     tiny_pipe.unet = torch.compile(plain, backend="eager")
-    with pytest.raises(ValueError, match="UNet is compiled.*would be ignored"), steer(tiny_pipe, make_module()):
+    with pytest.raises(ValueError, match=r"UNet is compiled.*would be ignored"), steer(tiny_pipe, make_module()):
         pass
     tiny_pipe.unet = plain
 

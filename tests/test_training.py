@@ -313,7 +313,7 @@ def test_bfloat16_trains_with_float32_modules_and_float16_is_refused(tiny_pipe: 
     assert rough.ram.dtype == torch.float32
     assert torch.nn.functional.cosine_similarity(rough.ram.flatten(), exact.ram.flatten(), 0) > 0.5
     tiny_pipe.unet.to(torch.float16)
-    with pytest.raises(ValueError, match="dtype is float16.*float32 or bfloat16"):
+    with pytest.raises(ValueError, match=r"dtype is float16.*float32 or bfloat16"):
         next(train(tiny_pipe, WOMAN, config))
 
 
