@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli import Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
 from respodiff.config import GenerateConfig
+from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
 
 
 def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:

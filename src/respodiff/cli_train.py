@@ -13,9 +13,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from respodiff.cli import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
 from respodiff.concepts import Concept, builtin, concept, load_concepts
 from respodiff.config import TrainConfig
+from respodiff.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
 
 SAVE_EVERY = 15.0  # seconds between saves of an unfinished training
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts import Kind
-from respodiff.objectives import TARGETS
 from respodiff.policies import Policy
 
 Preset = Literal["default", "paper", "released"]
@@ -104,6 +103,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from respodiff.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
+
         for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
         _check("steps", self.steps, 2 <= self.steps <= 999, "2 to 999")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from respodiff.cli import Device, Dtype, Json, Seed, app, finish, progress, words
 from respodiff.concepts import concept
+from respodiff.console import Device, Dtype, Json, Seed, app, finish, progress, words
 
 OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
 UNSAFE = "a battle"
@@ -31,7 +31,7 @@ def demo(
 ) -> None:
     """Train, draw before and after on the same seeds, measure, and write a picture and a report. About 4 minutes on 2 CPU cores."""
     began = time.perf_counter()
-    from respodiff.cli import open_model
+    from respodiff.console import open_model
 
     _clear(out)
 
