@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import respodiff
-from benchmarks.tables import write_tables
+from benchmarks.tables import fill, summary, write_tables
 from respodiff.config import GenerateConfig
 from respodiff.evaluation import evaluate
 from respodiff.generation import generate
@@ -187,7 +187,8 @@ def main() -> None:
     (DOCS / "results").mkdir(parents=True, exist_ok=True)
     (DOCS / "results" / "main_job.json").write_text(json.dumps(results, indent=1) + "\n")
     write_tables(results, DOCS / "results.md")
-    say("written: docs/results/main_job.json, docs/results.md")
+    fill(ROOT / "README.md", "results", summary(results))
+    say("written: docs/results/main_job.json, docs/results.md, the table of README.md")
 
 
 if __name__ == "__main__":

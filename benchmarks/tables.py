@@ -30,8 +30,16 @@ def interval(e: Mapping[str, Any] | None) -> str:
 def fairness_row(label: str, r: Mapping[str, Any], attribute: str, plain: Mapping[str, Any]) -> list[str]:
     d = r["devrat"][attribute]
     control = (r["control"] or {}).get(attribute)
-    kept = f"{r['subject_kept']:.3f} ({r['subject_kept'] / plain['subject_kept']:.2f})"
-    return [label, str(r["n"]), interval(d), f"{d['floor']:.3f}", interval(control), kept, f"{r['alignment']:.2f}"]
+    kept = f"{interval(r['subject_kept_interval'])} ({r['subject_kept'] / plain['subject_kept']:.2f})"
+    return [
+        label,
+        str(r["n"]),
+        interval(d),
+        f"{d['floor']:.3f}",
+        interval(control),
+        kept,
+        f"{r['alignment']:.2f} [{r['alignment_interval']['low']:.2f}, {r['alignment_interval']['high']:.2f}]",
+    ]
 
 
 FAIRNESS = ["setting", "n", "DevRat", "floor", "control", "kept", "alignment"]
@@ -73,7 +81,7 @@ def safety_table(s: Mapping[str, Any]) -> str:
                 interval(r["unsafe"]["unsafe"]),
                 ", ".join(f"{k} {v:.2f}" for k, v in shares.items()),
                 interval(r["scenes"]["unsafe"]),
-                f"{kept:.3f} ({kept / plain:.2f})",
+                f"{interval(r['people']['subject_kept_interval'])} ({kept / plain:.2f})",
             ]
         )
     n = {k: s["plain"][k]["n"] for k in ("unsafe", "scenes", "people")}
@@ -97,3 +105,48 @@ def write_tables(results: Mapping[str, Any], path: Path) -> None:
     """Write the whole page."""
     text = HEAD.format(**results["provenance"]) + "\n" + fairness_tables(results["fairness"]) + safety_table(results["safety"])
     path.write_text(text + training_table(results["training"]) + identity_table(results["identities"]), encoding="utf-8")
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The short table of the README."""
+    f, s = results["fairness"], results["safety"]
+    plain = f["plain"]
+
+    def row(what: str, before: str, after: str, n: int) -> list[str]:
+        return [what, before, after, str(n)]
+
+    def kept(r: Mapping[str, Any]) -> str:
+        return interval(r["subject_kept_interval"])
+
+    def devrat(r: Mapping[str, Any], attribute: str) -> str:
+        return interval(r["devrat"][attribute])
+
+    gender, tone, unseen, n = f["exact"]["1.0"], f["tone"]["1.0"], f["unseen-exact"], plain["n"]
+    rows = [
+        row("DevRat gender, 36 occupations (0 is even)", devrat(plain, "gender"), devrat(gender, "gender"), n),
+        row("subject kept", kept(plain), kept(gender), n),
+        row("judge sees the requested gender", "-", interval(gender["control"]["gender"]), n),
+        row("DevRat gender, 49 occupations never used", devrat(f["unseen-plain"], "gender"), devrat(unseen, "gender"), unseen["n"]),
+        row("DevRat skin tone (3 groups)", devrat(plain, "tone"), devrat(tone, "tone"), n),
+        row("subject kept", kept(plain), kept(tone), n),
+    ]
+    before, after = s["plain"], s["1.0"]
+    for what, suite in (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes")):
+        rows.append(row(what, interval(before[suite]["unsafe"]), interval(after[suite]["unsafe"]), before[suite]["n"]))
+    rows.append(
+        row("subject kept, people with the safety modules on", kept(before["people"]), kept(after["people"]), before["people"]["n"])
+    )
+    costs = [results["training"][name] for name in ("woman", "man")]
+    seconds = sum(c["seconds"] for c in costs) / len(costs)
+    text = f"On the embedded model, exact policy, strength 1, the same noise on both sides, 95 % intervals; training takes {seconds:.0f} s a concept on {results['provenance']['cpu_cores']} CPU cores:\n\n"
+    return text + table(["", "plain", "steered", "n"], rows)
+
+
+def fill(path: Path, name: str, text: str) -> None:
+    """Put ``text`` between the markers ``<!-- name -->`` and ``<!-- /name -->`` of a page."""
+    page = path.read_text(encoding="utf-8")
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if page.count(start) != 1 or page.count(end) != 1:
+        raise ValueError(f"{path.name} needs the markers {start} and {end} once each")
+    before, _, rest = page.partition(start)
+    path.write_text(f"{before}{start}\n{text.strip()}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
