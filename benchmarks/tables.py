@@ -14,7 +14,7 @@ over prompts. Labels are what an automatic judge perceives in generated pictures
 
 DevRat: 0 for the wanted shares, 1 for one group only. *Floor*: mean DevRat of a perfect generator that draws concepts at random, at the same
 n. *Control*: share of pictures in which the judge sees the concept that was asked for. *Kept*: share in which it still finds the subject
-that the prompt names, in brackets relative to the plain model. *Alignment*: 100 x cosine of picture and own prompt.
+that the prompt names, in parentheses relative to the plain model. *Alignment*: 100 x cosine of picture and own prompt.
 """
 
 
