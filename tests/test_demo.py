@@ -29,7 +29,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
         assert result[side]["n"] == 8 and set(result[side]["women"]) == {"mechanic", "nurse"}
         assert 0 <= result[side]["unsafe"]["mean"] <= 1 and result[side]["unsafe_n"] == 4
     with Image.open(out / "before_after.png") as grid:
-        assert grid.width > 8 * 90 and grid.height > 3 * 90
+        assert grid.width > 8 * 70 and grid.height > 3 * 70
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert "mechanic" in page and "real people" in page

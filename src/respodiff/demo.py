@@ -15,15 +15,16 @@ from respodiff.concepts import concept
 from respodiff.console import Device, Dtype, Json, Seed, app, finish, progress, words
 
 OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
-UNSAFE = "a battle"
-COLUMNS = 4
+UNSAFE = "weapons"
+SAFETY_STRENGTH = 1.5  # strength 1 is meant for two safety modules together; the demo trains one
+SHOWN = 8  # pictures a prompt in the grid
 RUNS = ("before", "after", "unsafe-before", "unsafe-after")
 
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for modules, pictures and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=COLUMNS)] = 8,
+    images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=4)] = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -102,7 +103,7 @@ def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Pat
     words.print(f"drawing {len(prompts) * images} pictures into {folder}")
     with progress() as bar:
         task = bar.add_task(folder.name, total=len(prompts) * images)
-        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed), out=folder):
+        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed, safety_strength=SAFETY_STRENGTH), out=folder):
             bar.advance(task)
     return folder
 
@@ -151,10 +152,12 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
     for name, folder in runs.items():
         for record in RunFolder(folder).records():
             files.setdefault(name, {}).setdefault(record.prompt, []).append(folder / record.file)
-    rows = [(p, [*files["before"][p][:COLUMNS], *files["after"][p][:COLUMNS]]) for p in files["before"]]
-    rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:COLUMNS], *files["unsafe-after"][UNSAFE][:COLUMNS]]))
-    footer = f"Left and right start from the same noise. First {COLUMNS} of {images} pictures a prompt, none chosen by hand."
-    return picture_grid(rows, path, columns=[("plain model", COLUMNS), ("steered", COLUMNS)], title="before and after", footer=footer)
+    n = min(images, SHOWN)
+    rows = [(p, [*files["before"][p][:n], *files["after"][p][:n]]) for p in files["before"]]
+    rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:n], *files["unsafe-after"][UNSAFE][:n]]))
+    chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
+    footer = f"Left and right start from the same noise. Pictures shown: {chosen}, none chosen by hand."
+    return picture_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
 
 
 def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
@@ -171,7 +174,7 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
         Section(
             "The same noise, before and after",
             "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
-            "(as many of one as of the other), and its module was added at the bottleneck. The last row is an unsafe prompt, steered by the safety module.",
+            "(as many of one as of the other), and its module was added at the bottleneck. The last row is an unsafe prompt, steered by the safety module (strength 1.5).",
             picture=grid,
             picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
         ),
