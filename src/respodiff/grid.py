@@ -37,7 +37,9 @@ def picture_grid(
     """
     columns = list(columns) or [("", max((len(pictures) for _, pictures in rows), default=0))]
     _check(rows, columns)
-    text, bold, big = (thumb * size / 96 for size in (13, 15, 20))
+    # A wide sheet is shown smaller, so its words are written larger.
+    scale = thumb / 96 * max(1.0, sum(n for _, n in columns) / 10)
+    text, bold, big = (scale * size for size in (13, 15, 20))
     left = MARGIN + math.ceil(max(_font(text).getlength(label) for label, _ in rows)) + 12
     starts = _starts(columns, left, thumb)
     width = starts[-1] + thumb + MARGIN
