@@ -207,7 +207,7 @@ def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
     [
         ({"iterations": 0}, "iterations is 0; allowed: a whole number of at least 1"),
         ({"batch": -1}, "batch is -1"),
-        ({"steps": 1}, "steps is 1; allowed: 2 to 1000"),
+        ({"steps": 1}, "steps is 1; allowed: 2 to 999"),
         ({"ram_lr": float("nan")}, "ram_lr is nan; allowed: a finite number above 0"),
         ({"target_guidance": 0.0}, "target_guidance is 0.0"),
         ({"lam": -0.5}, "lam is -0.5; allowed: a finite number of at least 0"),

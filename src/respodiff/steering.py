@@ -65,9 +65,10 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
     Raises:
         ValueError: for a module that does not fit, or (at the call) when the number of images is not the number of entries.
 
-    Example:
-        >>> with steer(pipe, [woman, man, None]):  # doctest: +SKIP
-        ...     images = pipe("a doctor", num_images_per_prompt=3).images
+    Example::
+
+        with steer(pipe, [woman, man, None]):
+            images = pipe("a doctor", num_images_per_prompt=3).images
     """
     row_blocks(pipe)
     if isinstance(modules, str):
