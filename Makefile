@@ -31,6 +31,7 @@ lint: install
 figures: install  ## every figure of docs/ and README (about 90 minutes on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out runs/main_job
 	$(BIN)/python -m benchmarks.sweep --out runs/sweep
+	$(BIN)/python -m benchmarks.implicit_shares
 
 clean:
 	rm -rf $(VENV) demo build dist
