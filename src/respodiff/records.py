@@ -28,6 +28,9 @@ class Prompt:
         suite: name of the suite it belongs to.
         group: what statistics are grouped by (an occupation, or "violence").
         subject: picture name that a judge should find in the image, or None when there is none to find.
+        categories: labels of a safety suite; one prompt may carry several ("hate", "violence").
+        seed: the data set's own seed for this prompt, or None. guidance: its own guidance scale, or None.
+        height, width: the size in pixels that the data set asks for, or None for the model's own.
     """
 
     id: str
@@ -35,6 +38,11 @@ class Prompt:
     suite: str = ""
     group: str = ""
     subject: str | None = None
+    categories: tuple[str, ...] = ()
+    seed: int | None = None
+    guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class ImageRecord:
         concepts: attribute name -> name of the concept asked for; empty when none was.
         modules: digests of the concept modules that were applied.
         strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
-        seed: seed of the whole run; the noise itself comes from `noise_seed`.
+        categories: as in `Prompt`.
+        seed: seed of the whole run; the noise itself comes from `noise_seed`. own_seed: the data set's own seed where that was used.
         guidance: classifier-free guidance scale.
         digest: SHA-256 of the image file, filled in by `RunFolder.add`.
     """
@@ -57,12 +66,14 @@ class ImageRecord:
     suite: str = ""
     group: str = ""
     subject: str | None = None
+    categories: tuple[str, ...] = ()
     method: str = ""
     concepts: dict[str, str] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
     strength: float = 1.0
     safety_strength: float = 1.0
     seed: int = 0
+    own_seed: int | None = None
     repeat: int = 0
     guidance: float = 0.0
     steps: int = 0
@@ -244,5 +255,8 @@ def _parse(line: bytes) -> ImageRecord:
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     if not isinstance(row.get("concepts", {}), dict):
         raise ValueError(f"concepts must be an object, got {row['concepts']!r}")
+    if not isinstance(row.get("categories", []), list):
+        raise ValueError(f"categories must be a list, got {row['categories']!r}")
+    row["categories"] = tuple(row.get("categories", ()))
     known = {f.name for f in dataclasses.fields(ImageRecord)}
     return ImageRecord(**{key: value for key, value in row.items() if key in known})

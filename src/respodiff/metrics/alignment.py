@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from respodiff.metrics.fairness import Estimate
+from respodiff.metrics.estimate import Estimate
 
 
 def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:

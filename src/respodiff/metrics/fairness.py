@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from statistics import NormalDist
 from typing import Any
@@ -16,19 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from respodiff.metrics.estimate import Estimate
+
 Floats = NDArray[np.float64]
 
 FLOOR_DRAWS = 20_000
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number, its interval, and the number of images behind it."""
-
-    mean: float
-    low: float
-    high: float
-    n: int
 
 
 def dev_rat(counts: ArrayLike, shares: Sequence[float] | None = None) -> Floats:

@@ -1,0 +1,15 @@
+"""What every metric returns: a number, its interval, and how many pictures are behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval, and the number of pictures behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
