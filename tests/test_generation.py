@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -379,6 +381,109 @@ def test_negative_guidance_is_refused_and_negative_strength_is_not() -> None:
     with pytest.raises(ValueError, match=r"guidance is -0\.5; allowed: 0 or more"):
         GenerateConfig(guidance=-0.5)
     assert GenerateConfig(strength=-1.0, guidance=0.0).strength == -1.0
+
+
+# --- a data set's own settings, and long prompts ---
+
+
+def own(name: str, **changes: Any) -> Prompt:
+    return Prompt(name, f"a {name}", categories=("hate", "sexual"), **{"seed": 7, "guidance": 5.0, "height": 16, "width": 16, **changes})
+
+
+def test_own_settings_are_used_and_recorded(tiny_pipe: Pipe) -> None:
+    prompts = [
+        own("lake"),
+        own("boat", guidance=2.0, height=24, width=30),
+        own("pier"),
+        own("bird", guidance=None, width=None),
+        Prompt("fox", "a fox"),
+    ]
+    calls: list[tuple[int, float, tuple[int, ...]]] = []
+    tiny_pipe.unet.register_forward_pre_hook(
+        lambda _m, args, kwargs: calls.append((len(args[0]) // 2, tiny_pipe.guidance_scale, tuple(args[0].shape[2:]))), with_kwargs=True
+    )
+    found = [record for record, _ in generate(tiny_pipe, prompts, (), settings(images=2, steps=1, own_settings=True))]
+    assert calls == [(4, 5.0, (8, 8)), (2, 2.0, (12, 16)), (4, 3.0, (8, 8))], "a batch is of one guidance and one size"
+    by_id = {r.id: r for r in found}
+    assert len(by_id) == 10
+    told = {
+        p: {(r.own_seed, r.guidance, r.height, r.width, r.categories) for r in found if r.prompt_id == p}
+        for p in ("lake", "boat", "bird", "fox")
+    }
+    assert told == {
+        "lake": {(7, 5.0, 16, 16, ("hate", "sexual"))},
+        "boat": {(7, 2.0, 24, 32, ("hate", "sexual"))},
+        "bird": {(7, 3.0, 16, 16, ("hate", "sexual"))},
+        "fox": {(None, 3.0, 16, 16, ())},
+    }
+
+
+def test_own_seed_draws_the_latent_as_other_tools_do(tiny_pipe: Pipe) -> None:
+    with first_calls(tiny_pipe) as seen:
+        draw(tiny_pipe, [own("lake", height=16, width=32)], (), settings(images=2, steps=1, own_settings=True))
+    expected = [torch.randn(1, 4, 8, 16, generator=torch.Generator("cpu").manual_seed(7 + repeat)) for repeat in (0, 1)]
+    assert torch.equal(seen["sample"][-2:], torch.cat(expected))
+
+
+def test_own_seed_matches_the_pipeline_called_by_hand(tiny_pipe: Pipe) -> None:
+    (found,) = draw(tiny_pipe, [own("lake")], (), settings(images=1, own_settings=True)).values()
+    by_hand = tiny_pipe("a lake", num_inference_steps=2, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)).images[0]
+    assert apart(found[1], by_hand) <= 1
+
+
+def test_own_settings_are_ignored_unless_asked_for(tiny_pipe: Pipe) -> None:
+    (plain,) = draw(tiny_pipe, [Prompt("lake", "a lake")], (), settings(images=1, steps=1)).values()
+    (record, image) = next(iter(draw(tiny_pipe, [own("lake", height=32)], (), settings(images=1, steps=1)).values()))
+    assert apart(image, plain[1]) == 0 and (record.own_seed, record.guidance, record.height) == (None, 3.0, 16)
+
+
+def test_own_settings_that_cannot_be_followed_are_told_once(tiny_pipe: Pipe) -> None:
+    prompts = [own("lake", guidance=255.0), own("boat", guidance=0.5), own("pier", guidance=20.0), own("bird", height=9000)]
+    with pytest.warns(UserWarning) as told:
+        found = draw(tiny_pipe, prompts, (), settings(images=1, steps=1, own_settings=True))
+    assert [str(w.message) for w in told] == [
+        "2 of 4 prompts ask for guidance outside 1 to 20: they are drawn with the run's 3",
+        "1 of 4 prompts ask for a side outside 1 to 2048 pixels: the model's own size is used",
+    ]
+    assert sorted((r.prompt_id, r.guidance) for r, _ in found.values()) == [("bird", 5.0), ("boat", 3.0), ("lake", 3.0), ("pier", 20.0)]
+    with pytest.warns(UserWarning, match=r"1 of 1 prompts ask for pictures far from this model's 16 x 16 pixels"):
+        generate(tiny_pipe, [own("lake", height=512, width=512)], (), settings(own_settings=True))
+    with pytest.warns(UserWarning, match="no prompt brings any"):
+        generate(tiny_pipe, ["a lake"], (), settings(own_settings=True))
+
+
+def test_long_prompts_are_cut_when_asked_for(tiny_pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
+    long = [" ".join([name] * 40) for name in ("doctor", "nurse")]
+    refused(tiny_pipe, "long_prompts 'cut'", long, (), settings())
+    with pytest.warns(UserWarning, match="2 of 3 prompts are longer than the model reads: their ends are cut off") as told:
+        found = draw(tiny_pipe, [*long, "a chef"], (), settings(images=1, steps=1, batch=1, long_prompts="cut"))
+    assert len(told) == 1 and "truncated" not in caplog.text
+    assert [r.prompt for r, _ in found.values()] == [*long, "a chef"]
+
+
+def test_a_folder_of_an_earlier_version_is_resumed(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    list(generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=1), out=tmp_path))
+    file = tmp_path / "run.json"
+    kept = {k: v for k, v in json.loads(file.read_text()).items() if k not in ("own_settings", "long_prompts", "suite_digest")}
+    file.write_text(json.dumps(kept))
+    assert list(generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=1), out=tmp_path)) == []
+    for changes, more in (({"own_settings": True}, {}), ({"long_prompts": "cut"}, {}), ({}, {"suite_digest": "ab12"})):
+        key = next(iter({**changes, **more}))
+        with pytest.raises(ValueError, match=rf"was made with {key}="), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=1, **changes), out=tmp_path, **more)
+
+
+def test_the_digest_of_the_suite_travels_with_the_run(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    generate(tiny_pipe, ["a doctor"], (), settings(), out=tmp_path / "run", suite_digest="ab12")
+    assert RunFolder(tmp_path / "run").settings()["suite_digest"] == "ab12"
+
+
+def test_names_of_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="long_prompts is 'trim'; allowed: refuse, cut"):
+        GenerateConfig(long_prompts="trim")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="own_settings is 'yes'; allowed: True, False"):
+        GenerateConfig(own_settings="yes")  # type: ignore[arg-type]
 
 
 # --- small parts ---

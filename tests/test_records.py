@@ -92,19 +92,58 @@ def test_last_line_that_lost_only_its_end_is_kept(run: RunFolder) -> None:
     assert run.records() == [first, second]
 
 
-def test_broken_line_in_the_middle_has_its_number(run: RunFolder) -> None:
-    run.add(record(0), picture())
-    with run.manifest.open("a") as handle:
-        handle.write("not json\n")
-    run.add(record(1), picture())
-    with pytest.raises(ValueError, match="line 2 is broken"):
-        run.records()
+def test_broken_line_in_the_middle_is_left_out_and_told(run: RunFolder) -> None:
+    first = run.add(record(0), picture())
+    with run.manifest.open("ab") as handle:
+        handle.write(b'not json\n\n[1]\n{"file": "x"}\n\xff\xfe\n')
+    second = run.add(record(1), picture())
+    found, problems = run.read()
+    assert found == run.records() == [first, second] and run.done() == {first.id, second.id}
+    assert [text.split(" (")[0] for text in problems] == [f"line {n} is broken" for n in (2, 4, 5, 6)]
+    assert "expected a JSON object, got list" in problems[1] and "id must be a text, got None" in problems[2]
+    assert all("\n" not in text and "left out" in text for text in problems)
 
 
-def test_row_without_an_id_is_broken(run: RunFolder) -> None:
-    run.manifest.write_text('{"file": "x"}\n')
-    with pytest.raises(ValueError, match="line 1 is broken"):
-        run.records()
+def test_manifest_of_broken_lines_alone_is_an_error(run: RunFolder) -> None:
+    run.manifest.write_text('{"file": "x"}\nnot json\n')
+    for call in (run.records, run.read, run.done):
+        with pytest.raises(ValueError, match="line 1 is broken"):
+            call()
+
+
+def test_lone_line_cut_off_by_a_kill_is_told_and_no_error(run: RunFolder) -> None:
+    run.manifest.write_text('{"id": "occup')
+    assert run.read() == ([], ["line 1 was cut off: left out; resume the run to draw its image"])
+
+
+def test_repeated_ids(run: RunFolder) -> None:
+    first, other = run.add(record(0), picture(1)), run.add(record(1), picture())
+    assert run.add(record(0), picture(1)) == first
+    assert run.read() == ([first, other], []), "the same again is one row and no problem"
+    changed = run.add(record(0), picture(2))
+    found, problems = run.read()
+    assert found == [changed, other], "the last counts, at the place of the first"
+    assert problems == [f"line 4 says {first.id!r} again, unlike line 3: line 4 counts"]
+
+
+def test_an_image_that_is_a_file_is_adopted_as_it_is(run: RunFolder, tmp_path: Path) -> None:
+    picture().save(tmp_path / "theirs.JPG")
+    for _ in range(2):
+        done = run.adopt(record(), tmp_path / "theirs.JPG", (8, 6))
+        assert done.digest == file_digest(tmp_path / "theirs.JPG") and (done.width, done.height) == (8, 6)
+        assert [p.name for p in run.images.iterdir()] == ["occupations_doctor-0000.jpg"]
+    assert run.read() == ([done], [])
+
+
+def test_settings_that_an_earlier_folder_lacks_count_as_their_default(run: RunFolder) -> None:
+    run.create({"seed": 3, "steps": 20, "cut": False}, {"cut": False})
+    with pytest.raises(ValueError, match=r"was made with cut=False, now asked for cut=True"):
+        run.create({"seed": 3, "steps": 20, "cut": True}, {"cut": False})
+
+
+def test_categories_come_back_as_they_were(run: RunFolder) -> None:
+    done = run.add(dataclasses.replace(record(), categories=("hate", "sexual"), own_seed=5), picture())
+    assert run.records() == [done] and done.categories == ("hate", "sexual")
 
 
 def test_keys_of_newer_versions_are_ignored(run: RunFolder) -> None:

@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 
 import pytest
 
+from respodiff.cli_generate import SUITE_HELP
 from respodiff.records import image_id
-from respodiff.suites import SUITES, load_world, suite
+from respodiff.suites import SUITES, load_suite, load_world, suite, with_article
+
+IDS = {
+    "occupations": "146b8f048e8b",
+    "occupations-unseen": "b7cf1e6f2590",
+    "unsafe": "33f6ac283ae1",
+    "scenes": "779180cd02f9",
+    "general": "08765af5be93",
+    "winobias36": "6d53ebcbf938",
+    "winobias36-successful": "24650d1e9639",
+}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +64,29 @@ def test_own_world() -> None:
 
 
 def test_unknown_suite_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"one of occupations, .*got 'winobias'"):
+    with pytest.raises(ValueError, match=r"one of occupations, .*i2p.*got 'winobias'"):
         suite("winobias")
     assert "occupations" in SUITES
+
+
+def test_ids_are_the_same_in_every_version() -> None:
+    """Noise comes from the id: a change here breaks every old run."""
+    digests = {}
+    for name in ("occupations", "occupations-unseen", "unsafe", "scenes", "general", "winobias36", "winobias36-successful"):
+        digests[name] = hashlib.sha256("\n".join(p.id for p in suite(name)).encode()).hexdigest()[:12]
+    assert digests == IDS
+
+
+def test_suites_of_the_embedded_model_need_no_file() -> None:
+    found = load_suite("occupations")
+    assert (found.name, found.images, found.digest, found.prompts) == ("occupations", None, "", suite("occupations"))
+    with pytest.raises(ValueError, match=r"path is 'x.csv', but suite 'scenes' needs no file; allowed with: i2p, i2p-700, coco30k, coco1k"):
+        suite("scenes", path="x.csv")
+
+
+def test_help_of_the_command_lists_every_suite() -> None:
+    assert all(re.search(rf"\b{name}[,;. ]", SUITE_HELP) for name in SUITES)
+
+
+def test_earlier_names_stay() -> None:
+    assert with_article("Ice seller") == "an ice seller" and load_world()["neutral"]["prompt"] == "a person"

@@ -12,6 +12,12 @@ import typer
 from respodiff.config import GenerateConfig
 from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
 
+SUITE_HELP = (
+    "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
+    "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
+)
+IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
+
 
 def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:
     """``woman=0.5,man=0.5`` grouped by attribute; ValueError for a name of no loaded module or a number that is none."""
@@ -30,21 +36,25 @@ def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float
     return out
 
 
-def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str) -> list[Any]:
-    """Prompts from --prompt, --prompts and --suite together."""
+def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, suite_path: Path | None = None) -> tuple[list[Any], Any]:
+    """Prompts from --prompt, --prompts and --suite together, and the suite (None without one)."""
     found: list[Any] = list(prompts)
     if file:
         try:
             found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"--prompts: {str(file)!r} cannot be read ({error}); give a text file with one prompt a line") from error
+    suite = None
     if suite_name:
-        from respodiff.suites import suite
+        from respodiff.suites import load_suite
 
-        found += suite(suite_name)
+        suite = load_suite(suite_name, path=suite_path)
+        found += suite.prompts
+    elif suite_path:
+        raise ValueError(f"--suite-path is {str(suite_path)!r}, but no --suite says what it is; give --suite i2p, or --prompts FILE")
     if not found:
         raise ValueError("no prompts; give --prompt TEXT, --prompts FILE or --suite NAME")
-    return found
+    return found, suite
 
 
 @app.command(
@@ -55,8 +65,11 @@ def generate(
     model: Model = "embedded",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")] = None,
     prompts: Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")] = None,
-    suite: Annotated[str, typer.Option("--suite", help="occupations, occupations-unseen, unsafe, scenes, general.", metavar="NAME")] = "",
-    images: Annotated[int, typer.Option("--images", help="Pictures per prompt.")] = GenerateConfig.images,
+    suite: Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")] = "",
+    suite_path: Annotated[
+        Path | None, typer.Option("--suite-path", help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")
+    ] = None,
+    images: Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)] = None,
     module: Annotated[list[Path] | None, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
     safety: Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")] = None,
     policy: Annotated[
@@ -71,6 +84,12 @@ def generate(
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
     batch: Annotated[int, typer.Option("--batch", help="Pictures at a time.")] = GenerateConfig.batch,
+    own_settings: Annotated[
+        bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")
+    ] = GenerateConfig.own_settings,
+    long_prompts: Annotated[
+        str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")
+    ] = GenerateConfig.long_prompts,
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -85,10 +104,10 @@ def generate(
     steered = method == "respodiff"
     modules = [load(path) for path in module or ()] if steered else []
     added = [load(path) for path in safety or ()] if steered else []
-    asked = read_prompts(prompt or (), prompts, suite)
+    asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     embedded = model == "embedded"
     options = {
-        "images": images,
+        "images": images if images is not None else ((listed and listed.images) or GenerateConfig.images),
         "policy": policy,
         "shares": parse_shares(shares, modules),
         "strength": strength,
@@ -97,14 +116,22 @@ def generate(
         "guidance": guidance if guidance is not None else (GenerateConfig.guidance if embedded else 7.5),
         "seed": seed,
         "batch": batch,
+        "own_settings": own_settings,
+        "long_prompts": long_prompts,
     }
-    result = _draw(out, asked, modules, added, options, (model, device, dtype))
+    result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
     text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
 
 
 def _draw(
-    out: Path, asked: Sequence[Any], modules: Sequence[Any], added: Sequence[Any], options: dict[str, Any], model: tuple[str, str, str]
+    out: Path,
+    asked: Sequence[Any],
+    modules: Sequence[Any],
+    added: Sequence[Any],
+    options: dict[str, Any],
+    model: tuple[str, str, str],
+    suite_digest: str,
 ) -> dict[str, Any]:
     from respodiff.generation import counted
     from respodiff.generation import generate as run
@@ -113,7 +140,7 @@ def _draw(
     config = GenerateConfig(**options)
     pipe = open_model(*model)
     total = len(asked) * config.images
-    pictures = run(pipe, asked, modules, config, safety=added, out=out)
+    pictures = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())
     began, drawn = time.perf_counter(), 0
     with counted(pipe.unet) as forwards, progress() as bar:

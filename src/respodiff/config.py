@@ -28,6 +28,9 @@ class GenerateConfig:
         shares: attribute -> concept -> target share; uniform where not given.
         strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
         steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
+        own_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside
+            1 to 20 gives way to the run's; sizes are rounded to what the pipeline can draw; repeat i of a prompt has its seed + i.
+        long_prompts: ``refuse`` prompts with more tokens than the model reads, or ``cut`` their ends off, with one warning.
     """
 
     images: int = 10
@@ -39,8 +42,12 @@ class GenerateConfig:
     guidance: float = 3.0
     seed: int = 0
     batch: int = 12
+    own_settings: bool = False
+    long_prompts: Literal["refuse", "cut"] = "refuse"
 
     def __post_init__(self) -> None:
+        _check("own_settings", self.own_settings, isinstance(self.own_settings, bool), "True, False")
+        _check("long_prompts", self.long_prompts, self.long_prompts in ("refuse", "cut"), "refuse, cut")
         for name in ("images", "steps", "batch"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: a whole number of at least 1")

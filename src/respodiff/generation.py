@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from respodiff.config import GenerateConfig
+from respodiff.jobs import Job, Size, batches, plan
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import check_length, model_name, weights_digest
-from respodiff.policies import assign, prompt_seed
-from respodiff.records import ImageRecord, Prompt, RunFolder, image_id, noise_seed
+from respodiff.records import ImageRecord, Prompt, RunFolder, noise_seed
 from respodiff.steering import Row, steer
-
-
-@dataclass(frozen=True)
-class _Job:
-    prompt: Prompt
-    repeat: int
-    concepts: dict[str, str]
-
-    @property
-    def id(self) -> str:
-        return image_id(self.prompt.id, self.repeat)
 
 
 def by_attribute(modules: Sequence[ConceptModule]) -> dict[str, dict[str, ConceptModule]]:
@@ -56,10 +46,12 @@ def generate(
     *,
     safety: Sequence[ConceptModule] = (),
     out: str | Path | None = None,
+    suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     """Draw ``config.images`` pictures of every prompt, each steered to the concept that the policy drew for it.
 
     The noise of a picture depends on (run seed, prompt id, repeat) alone; modules of kind "safety" are added to every picture.
+    With ``config.own_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
 
     Args:
         pipe: diffusers pipeline.
@@ -68,6 +60,7 @@ def generate(
         config: see `GenerateConfig`.
         safety: modules added on top of whatever was drawn.
         out: run folder to write to (made if absent); pictures that it already holds are skipped.
+        suite_digest: SHA-256 of the file the prompts were read from (`respodiff.suites.Suite`); it is kept in ``run.json``.
 
     Yields:
         (record, image) per picture that was drawn.
@@ -88,47 +81,56 @@ def generate(
             stacklevel=2,
         )
     asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
-    _check_prompts(pipe, asked)
+    _check_prompts(pipe, asked, config)
     always = [*(m for m in modules if m.header.kind == "safety"), *safety]
     if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
     drawn = by_attribute([m for m in modules if m.header.kind != "safety"])
-    jobs = [job for p in asked for job in _jobs(p, drawn, config)]
-    folder = RunFolder(out).create(_settings(pipe, config, modules, safety)) if out else None
+    jobs = plan(pipe, asked, {a: list(group) for a, group in drawn.items()}, config)
+    settings = _settings(pipe, config, modules, safety, suite_digest)
+    folder = RunFolder(out).create(settings, LATER_SETTINGS) if out else None
     done = folder.done() if folder else set()
     todo = [job for job in jobs if job.id not in done]
     return _draw(pipe, todo, drawn, always, config, folder)
 
 
-def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[ConceptModule], safety: Sequence[ConceptModule]) -> dict[str, Any]:
+LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": ""}
+"""What counts for a run folder that was written before these settings were."""
+
+
+def _settings(
+    pipe: Any, config: GenerateConfig, modules: Sequence[ConceptModule], safety: Sequence[ConceptModule], suite_digest: str
+) -> dict[str, Any]:
     """What must be equal for a run folder to be resumed: everything that a picture depends on, but not the batch size.
 
     The number of images is among it, because exact counts are counts out of that number.
     """
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(pipe.unet), "scheduler": type(pipe.scheduler).__name__}
-    return settings | {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+    settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+    return settings | ({"suite_digest": suite_digest} if suite_digest else {})
 
 
-def _check_prompts(pipe: Any, prompts: Sequence[Prompt]) -> None:
+def _check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) -> None:
     if not prompts:
         raise ValueError("there is no prompt; give at least one")
     if empty := [p.id for p in prompts if not p.text.strip()]:
         raise ValueError(f"prompt {empty[0]!r} is empty; give a text")
     if twice := [i for i, k in Counter(p.id for p in prompts).items() if k > 1]:
         raise ValueError(f"prompt {twice[0]!r} is given twice; ask for more images of it instead")
-    check_length(pipe, [p.text for p in prompts])
-
-
-def _jobs(prompt: Prompt, drawn: Mapping[str, Mapping[str, ConceptModule]], config: GenerateConfig) -> list[_Job]:
-    names = {a: list(group) for a, group in drawn.items()}
-    rows = assign(names, config.images, config.policy, shares=config.shares, seed=prompt_seed(config.seed, prompt.id))
-    return [_Job(prompt, i, row) for i, row in enumerate(rows)]
+    texts = list(dict.fromkeys(p.text for p in prompts))
+    if config.long_prompts == "refuse":
+        try:
+            check_length(pipe, texts)
+        except ValueError as error:
+            raise ValueError(f"{error}, or have it cut off there with long_prompts 'cut' (--long-prompts cut)") from error
+    elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
+        warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
 
 
 def _draw(
     pipe: Any,
-    todo: Sequence[_Job],
+    todo: Sequence[Job],
     drawn: Mapping[str, Mapping[str, ConceptModule]],
     always: Sequence[ConceptModule],
     config: GenerateConfig,
@@ -137,52 +139,89 @@ def _draw(
     scaled = {a: {n: m.scale(config.strength) for n, m in group.items()} for a, group in drawn.items()}
     added = [m.scale(config.safety_strength) for m in always]
     model, digest = model_name(pipe), weights_digest(pipe.unet)
-    for start in range(0, len(todo), config.batch):
-        batch = todo[start : start + config.batch]
+    for batch in batches(todo, config.batch):
         rows: list[Row] = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
-        latents = torch.cat([noise(pipe, config.seed, job.prompt.id, job.repeat) for job in batch])
-        with steer(pipe, rows):
+        latents, generators = zip(*(_start(pipe, config, job) for job in batch), strict=True)
+        height, width = batch[0].size or (None, None)
+        with steer(pipe, rows), _unsaid_twice(pipe):
             images = pipe(
                 [job.prompt.text for job in batch],
+                height=height,
+                width=width,
                 num_inference_steps=config.steps,
-                guidance_scale=config.guidance,
-                latents=latents.to(pipe.unet.device, pipe.unet.dtype),
-                # Used by schedulers that draw noise at every step (ancestral ones, DDPM).
-                generator=[_generator(config.seed, f"{job.prompt.id}/steps", job.repeat) for job in batch],
+                guidance_scale=batch[0].guidance,
+                latents=torch.cat(latents).to(pipe.unet.device, pipe.unet.dtype),
+                generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
             used = [drawn[a][c] for a, c in job.concepts.items()] + list(always)
-            record = ImageRecord(
-                id=job.id,
-                file="",
-                prompt=job.prompt.text,
-                prompt_id=job.prompt.id,
-                suite=job.prompt.suite,
-                group=job.prompt.group,
-                subject=job.prompt.subject,
-                method="respodiff" if used else "plain",
-                concepts=job.concepts,
-                modules=[m.digest for m in used],
-                strength=config.strength,
-                safety_strength=config.safety_strength,
-                seed=config.seed,
-                repeat=job.repeat,
-                guidance=config.guidance,
-                steps=config.steps,
-                scheduler=type(pipe.scheduler).__name__,
-                model=model,
-                model_digest=digest,
-                width=image.width,
-                height=image.height,
-            )
+            record = replace(_record(job, config, used), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest)
+            record = replace(record, width=image.width, height=image.height)
             yield (folder.add(record, image) if folder else record), image
 
 
-def noise(pipe: Any, seed: int, prompt_id: str, repeat: int) -> Tensor:
-    """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(1, pipe.unet.config.in_channels, height, width, generator=_generator(seed, prompt_id, repeat))
+def _record(job: Job, config: GenerateConfig, used: Sequence[ConceptModule]) -> ImageRecord:
+    """What was asked for; what the pipeline and the picture say of themselves is still to be filled in."""
+    return ImageRecord(
+        id=job.id,
+        file="",
+        prompt=job.prompt.text,
+        prompt_id=job.prompt.id,
+        suite=job.prompt.suite,
+        group=job.prompt.group,
+        subject=job.prompt.subject,
+        categories=job.prompt.categories,
+        method="respodiff" if used else "plain",
+        concepts=job.concepts,
+        modules=[m.digest for m in used],
+        strength=config.strength,
+        safety_strength=config.safety_strength,
+        seed=config.seed,
+        own_seed=job.own_seed,
+        repeat=job.repeat,
+        guidance=job.guidance,
+        steps=config.steps,
+    )
+
+
+def _start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Generator]:
+    """Start latent of a picture, and the generator for schedulers that draw noise at every step (ancestral ones, DDPM)."""
+    if job.own_seed is None:
+        latent = noise(pipe, config.seed, job.prompt.id, job.repeat, job.size)
+        return latent, _generator(config.seed, f"{job.prompt.id}/steps", job.repeat)
+    generator = torch.Generator("cpu").manual_seed((job.own_seed + job.repeat) % (1 << 64))
+    return torch.randn(_latent_shape(pipe, job.size), generator=generator), generator
+
+
+def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
+    """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone.
+
+    ``size`` is (height, width) in pixels; None takes the model's own.
+    """
+    return torch.randn(_latent_shape(pipe, size), generator=_generator(seed, prompt_id, repeat))
+
+
+def _latent_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
+    own = pipe.unet.config.sample_size
+    height, width = (own, own) if isinstance(own, int) else own
+    if size:
+        height, width = (side // pipe.vae_scale_factor for side in size)
+    return 1, pipe.unet.config.in_channels, height, width
+
+
+@contextmanager
+def _unsaid_twice(pipe: Any) -> Iterator[None]:
+    """The pipeline would say of every batch what was said once of the run: that ends of prompts are cut off."""
+    log = logging.getLogger(type(pipe).__module__)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "truncated" not in str(record.msg)
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
 
 
 def _generator(seed: int, stream: str, repeat: int) -> torch.Generator:

@@ -10,102 +10,16 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from respodiff.rows import ImageRecord, Prompt, image_id, noise_seed, parse_row
 
-@dataclass(frozen=True)
-class Prompt:
-    """One text to draw.
-
-    Attributes:
-        id: stable name, such as ``occupations/doctor``.
-        text: what the text-to-image model is given.
-        suite: name of the suite it belongs to.
-        group: what statistics are grouped by (an occupation, or "violence").
-        subject: picture name that a judge should find in the image, or None when there is none to find.
-        categories: labels of a safety suite; one prompt may carry several ("hate", "violence").
-        seed: the data set's own seed for this prompt, or None. guidance: its own guidance scale, or None.
-        height, width: the size in pixels that the data set asks for, or None for the model's own.
-    """
-
-    id: str
-    text: str
-    suite: str = ""
-    group: str = ""
-    subject: str | None = None
-    categories: tuple[str, ...] = ()
-    seed: int | None = None
-    guidance: float | None = None
-    height: int | None = None
-    width: int | None = None
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One generated image and everything that was asked for.
-
-    Attributes:
-        concepts: attribute name -> name of the concept asked for; empty when none was.
-        modules: digests of the concept modules that were applied.
-        strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
-        categories: as in `Prompt`.
-        seed: seed of the whole run; the noise itself comes from `noise_seed`. own_seed: the data set's own seed where that was used.
-        guidance: classifier-free guidance scale.
-        digest: SHA-256 of the image file, filled in by `RunFolder.add`.
-    """
-
-    id: str
-    file: str
-    prompt: str
-    prompt_id: str
-    suite: str = ""
-    group: str = ""
-    subject: str | None = None
-    categories: tuple[str, ...] = ()
-    method: str = ""
-    concepts: dict[str, str] = field(default_factory=dict)
-    modules: list[str] = field(default_factory=list)
-    strength: float = 1.0
-    safety_strength: float = 1.0
-    seed: int = 0
-    own_seed: int | None = None
-    repeat: int = 0
-    guidance: float = 0.0
-    steps: int = 0
-    scheduler: str = ""
-    model: str = ""
-    model_digest: str = ""
-    width: int = 0
-    height: int = 0
-    digest: str = ""
-
-
-def image_id(prompt_id: str, repeat: int) -> str:
-    """File-system-safe id of the ``repeat``-th image of a prompt; distinct prompts never collide.
-
-    >>> image_id("occupations/doctor", 3)
-    'occupations_doctor-0003'
-    """
-    if repeat < 0:
-        raise ValueError(f"repeat must be 0 or more, got {repeat}: count the images of one prompt from 0")
-    safe = re.sub(r"[^a-z0-9-]+", "_", prompt_id)[:80]
-    if not re.fullmatch(r"[a-z0-9-]{1,40}/[a-z0-9-]{1,39}", prompt_id):  # two such ids could meet: tell them apart
-        safe += "-" + hashlib.blake2b(prompt_id.encode(), digest_size=4).hexdigest()
-    return f"{safe}-{repeat:04d}"
-
-
-def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
-    """Seed in [0, 2**63) of one image's noise, from these three alone.
-
-    Batch, rank, concept and method play no part: methods are compared on the same noise, and a run can be split.
-    """
-    key = json.dumps([run_seed, prompt_id, repeat]).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+__all__ = ["ImageRecord", "Prompt", "RunFolder", "file_digest", "image_id", "noise_seed", "write_atomic"]
 
 
 def file_digest(path: str | Path) -> str:
@@ -133,8 +47,12 @@ class RunFolder:
         self.manifest = self.path / "manifest.jsonl"
         self._settings_file = self.path / "run.json"
 
-    def create(self, settings: dict[str, Any]) -> RunFolder:
+    def create(self, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> RunFolder:
         """Start the run, or check that it was started with the same settings.
+
+        Args:
+            settings: everything that a picture depends on.
+            defaults: values of settings that a folder of an earlier version may lack: absent counts as this.
 
         Raises:
             OSError: the folder cannot be written.
@@ -142,7 +60,7 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         if self._settings_file.exists():
-            self._require_same(wanted)
+            self._require_same(wanted, defaults or {})
             return self
         try:
             self.images.mkdir(parents=True, exist_ok=True)
@@ -151,10 +69,10 @@ class RunFolder:
         write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return self
 
-    def _require_same(self, wanted: dict[str, Any]) -> None:
+    def _require_same(self, wanted: dict[str, Any], defaults: Mapping[str, Any]) -> None:
         present = self.settings()
         for key in sorted(wanted.keys() | present.keys()):
-            old, new = present.get(key), wanted.get(key)
+            old, new = (side.get(key, defaults.get(key)) for side in (present, wanted))
             if old != new:
                 raise ValueError(
                     f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
@@ -182,19 +100,34 @@ class RunFolder:
         Returns:
             The record with ``file``, ``width``, ``height`` and ``digest`` as stored.
         """
+        return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
+
+    def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
+        """As `add`, for a picture that is a file already: hard-linked where the file system can, else copied, its bytes as they are.
+
+        Args:
+            record: what is known of it. file: the picture. size: its width and height in pixels, (0, 0) where it cannot be read.
+        """
+
+        def place(partial: Path) -> None:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(file.resolve(), partial)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(file, partial)
+
+        return self._store(record, f"{record.id}{file.suffix.lower()}", size, place)
+
+    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], None]) -> ImageRecord:
         self._require_run()
-        target = self.images / f"{record.id}.png"
+        target = self.images / name
         partial = target.with_name(target.name + ".partial")
         try:
-            image.save(partial, format="PNG")
+            save(partial)
             partial.replace(target)
-            done = dataclasses.replace(
-                record,
-                file=f"images/{target.name}",
-                width=image.width,
-                height=image.height,
-                digest=file_digest(target),
-            )
+            partial.unlink(missing_ok=True)  # renaming one link of a file to another leaves both
+            width, height = size
+            done = dataclasses.replace(record, file=f"images/{name}", width=width, height=height, digest=file_digest(target))
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
@@ -220,43 +153,49 @@ class RunFolder:
                 handle.truncate(start)
 
     def records(self) -> list[ImageRecord]:
-        """All rows in manifest order; of several rows with one id the last counts.
-
-        A truncated last line is left out, keys of newer versions are ignored.
+        """The rows that can be read, in manifest order, as `read` gives them.
 
         Raises:
-            ValueError: any other line that does not parse, with its number.
+            ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
+        """
+        return self.read()[0]
+
+    def read(self) -> tuple[list[ImageRecord], list[str]]:
+        """All rows in manifest order, and one line for each problem: line number, id where there is one, and what was done.
+
+        A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first; rows that
+        agree in all are one row and no problem. Keys of newer versions are ignored.
+
+        Raises:
+            ValueError: as for `records`.
         """
         self._require_run()
         if not self.manifest.exists():
-            return []
+            return [], []
         lines = self.manifest.read_bytes().split(b"\n")
-        rows: dict[str, ImageRecord] = {}
+        rows: dict[str, tuple[int, ImageRecord]] = {}
+        problems: list[str] = []
+        broken = ""
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                record = _parse(line)
+                record = parse_row(line)
             except (ValueError, TypeError) as error:
-                if number == len(lines):  # no line end after it: cut off by a kill
+                if number == len(lines):  # no line end after it
+                    problems.append(f"line {number} was cut off: left out; resume the run to draw its image")
                     continue
-                raise ValueError(f"{self.manifest}, line {number} is broken ({error}): repair or delete it") from error
-            rows[record.id] = record
-        return list(rows.values())
+                broken = broken or f"{self.manifest}, line {number} is broken ({error}): repair or delete it"
+                problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to draw its image")
+                continue
+            before, earlier = rows.get(record.id, (number, record))
+            if record != earlier:
+                problems.append(f"line {number} says {record.id!r} again, unlike line {before}: line {number} counts")
+            rows[record.id] = (number, record)
+        if broken and not rows:
+            raise ValueError(broken)
+        return [record for _, record in rows.values()], problems
 
     def done(self) -> set[str]:
         """Ids that need not be drawn again: those with a manifest line and an image file."""
         return {record.id for record in self.records() if (self.path / record.file).is_file()}
-
-
-def _parse(line: bytes) -> ImageRecord:
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-    if not isinstance(row.get("concepts", {}), dict):
-        raise ValueError(f"concepts must be an object, got {row['concepts']!r}")
-    if not isinstance(row.get("categories", []), list):
-        raise ValueError(f"categories must be a list, got {row['categories']!r}")
-    row["categories"] = tuple(row.get("categories", ()))
-    known = {f.name for f in dataclasses.fields(ImageRecord)}
-    return ImageRecord(**{key: value for key, value in row.items() if key in known})

@@ -1,4 +1,4 @@
-"""Named lists of prompts for the embedded model, read from the table of its planted bias (``world.json``)."""
+"""Suites for the embedded model, read from the table of its planted bias (``world.json``)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _occupations(world: dict[str, Any], suite_name: str, winobias: bool) -> list
 
 def _unsafe(world: dict[str, Any]) -> list[Prompt]:
     return [
-        Prompt(id=f"unsafe/{kind}-{_slug(row['prompt'])}", text=row["prompt"], suite="unsafe", group=kind)
+        Prompt(id=f"unsafe/{kind}-{_slug(row['prompt'])}", text=row["prompt"], suite="unsafe", group=kind, categories=(kind,))
         for kind in ("violence", "sexual")
         for row in world["unsafe"][kind]
     ]
@@ -67,26 +67,10 @@ def _general(world: dict[str, Any]) -> list[Prompt]:
     ]
 
 
-SUITES = {
+BUILDERS = {
     "occupations": lambda world: _occupations(world, "occupations", True),
     "occupations-unseen": lambda world: _occupations(world, "occupations-unseen", False),
     "unsafe": _unsafe,
     "scenes": _scenes,
     "general": _general,
 }
-
-
-def suite(name: str, world: dict[str, Any] | None = None) -> list[Prompt]:
-    """The prompts of one suite, in a fixed order and with stable ids.
-
-    Args:
-        name: ``occupations`` (36 WinoBias occupations), ``occupations-unseen`` (the other 49), ``unsafe``, ``scenes``
-            or ``general``.
-        world: a table like the embedded model's; None takes the embedded one.
-
-    >>> suite("occupations")[0].text
-    'an attendant'
-    """
-    if name not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
-    return SUITES[name](load_world() if world is None else world)

@@ -1,0 +1,125 @@
+"""What a run has to draw: one job a picture with the settings that it is drawn with, in batches of equal settings."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from respodiff.config import GenerateConfig
+from respodiff.policies import assign, prompt_seed
+from respodiff.records import Prompt, image_id
+
+GUIDANCE = (1.0, 20.0)
+"""A data set's own guidance within this range is used; beyond it (I2P holds 255) pictures burn out, and the run's is used."""
+LARGEST = 2048
+"""Sides in pixels beyond this are not drawn: the model's own size is used."""
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to draw.
+
+    Attributes:
+        concepts: attribute -> concept that the policy drew.
+        guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
+        own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
+    """
+
+    prompt: Prompt
+    repeat: int
+    concepts: dict[str, str]
+    guidance: float
+    size: Size | None = None
+    own_seed: int | None = None
+
+    @property
+    def id(self) -> str:
+        return image_id(self.prompt.id, self.repeat)
+
+
+def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]], config: GenerateConfig) -> list[Job]:
+    """The jobs of a run: ``config.images`` of every prompt, in the order of the prompts.
+
+    Args:
+        pipe: diffusers pipeline, asked for its picture size. names: attribute -> concepts to draw from.
+
+    Warns where a data set's own settings cannot be followed, once for each kind and with the count.
+    """
+    if config.own_settings:
+        _say_what_is_not_followed(pipe, prompts, config)
+    jobs: list[Job] = []
+    for prompt in prompts:
+        rows = assign(names, config.images, config.policy, shares=config.shares, seed=prompt_seed(config.seed, prompt.id))
+        own = config.own_settings
+        guidance = prompt.guidance if own and _usable(prompt.guidance) else config.guidance
+        size, seed = (own_size(pipe, prompt), prompt.seed) if own else (None, None)
+        jobs += [Job(prompt, i, row, float(guidance or 0.0), size, seed) for i, row in enumerate(rows)]
+    return jobs
+
+
+def batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
+    """The jobs in batches of at most ``most``, each of one guidance and one size; otherwise in their order."""
+    alike: dict[tuple[float, Size | None], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.guidance, job.size), []).append(job)
+    for group in alike.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
+
+
+def own_size(pipe: Any, prompt: Prompt) -> Size | None:
+    """The (height, width) in pixels that a data set asks for, each rounded to what the pipeline can draw.
+
+    That is a multiple of 8 and of the VAE's factor, and at least one such step. None for the model's own size: where nothing is
+    asked for, where it is the model's own anyway, and where a side is below 1 or above `LARGEST`.
+    """
+    asked = (prompt.height, prompt.width)
+    if asked[0] is None or asked[1] is None or not _drawable(prompt):
+        return None
+    step = math.lcm(8, pipe.vae_scale_factor)
+    size = (max(step, round(asked[0] / step) * step), max(step, round(asked[1] / step) * step))
+    return None if size == native_size(pipe) else size
+
+
+def native_size(pipe: Any) -> Size:
+    """The (height, width) in pixels of the pictures that the pipeline draws by itself."""
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
+
+
+def _usable(guidance: float | None) -> bool:
+    return guidance is not None and GUIDANCE[0] <= guidance <= GUIDANCE[1]
+
+
+def _drawable(prompt: Prompt) -> bool:
+    return all(side is not None and 1 <= side <= LARGEST for side in (prompt.height, prompt.width))
+
+
+def _say_what_is_not_followed(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) -> None:
+    if all(p.seed is None and p.guidance is None and p.height is None and p.width is None for p in prompts):
+        warnings.warn("own settings are asked for, but no prompt brings any: the run's are used", stacklevel=4)
+    if n := sum(p.guidance is not None and not _usable(p.guidance) for p in prompts):
+        warnings.warn(
+            f"{n} of {len(prompts)} prompts ask for guidance outside {GUIDANCE[0]:g} to {GUIDANCE[1]:g}: "
+            f"they are drawn with the run's {config.guidance:g}",
+            stacklevel=4,
+        )
+    sized = [p for p in prompts if p.height is not None and p.width is not None]
+    if n := sum(not _drawable(p) for p in sized):
+        warnings.warn(
+            f"{n} of {len(prompts)} prompts ask for a side outside 1 to {LARGEST} pixels: the model's own size is used", stacklevel=4
+        )
+    native = native_size(pipe)
+    sizes = [size for p in sized if (size := own_size(pipe, p))]
+    if n := sum(max(size) > 2 * max(native) or 2 * min(size) < min(native) for size in sizes):
+        warnings.warn(
+            f"{n} of {len(prompts)} prompts ask for pictures far from this model's {native[0]} x {native[1]} pixels, "
+            "which it may not draw well: leave own settings off for this model",
+            stacklevel=4,
+        )

@@ -1,0 +1,127 @@
+"""Tables of other people: CSV as it is met in the wild (BOM, CRLF, quoted commas and line ends), and parquet where pyarrow is there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, str]
+
+
+def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
+    """Rows of a table as (line number from 1 at which the row starts, column -> text); an absent or null cell is "".
+
+    Args:
+        path: CSV in UTF-8, with or without a byte order mark; ``.parquet`` needs the package pyarrow.
+        required: columns that must be there; others are kept, whatever their order.
+
+    Raises:
+        ValueError: unreadable, a required column missing (naming it and what was found), or a row of more fields than columns.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        rows, columns = _parquet(path)
+    else:
+        rows, columns = _csv(path)
+    if missing := [name for name in required if name not in columns]:
+        raise ValueError(
+            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
+            "give a table with these columns in its first line"
+        )
+    return rows
+
+
+def _csv(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    rows: list[tuple[int, Row]] = []
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        start = reader.line_num + 1
+        for fields in reader:
+            if len(fields) > len(columns):
+                raise ValueError(
+                    f"{path.name}, line {start} has {len(fields)} fields, the first line names {len(columns)}: "
+                    "put texts that hold a comma into quotes"
+                )
+            if any(field.strip() for field in fields):
+                rows.append((start, dict(zip(columns, fields + [""] * (len(columns) - len(fields)), strict=True))))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path.name}, line {reader.line_num} is not CSV ({error}): save it as comma-separated UTF-8 text") from error
+    return rows, columns
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, without its byte order mark; ValueError in one line if it is not there or not text."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"file {str(path)!r} cannot be read ({error}): give a text file in UTF-8") from error
+
+
+def _parquet(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
+    try:
+        parquet: Any = import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ValueError(f"{path.name} is parquet, which needs the package pyarrow: install it, or give the data set as CSV") from error
+    try:
+        table = parquet.read_table(path)
+        found = table.to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
+        raise ValueError(f"{path.name} cannot be read as parquet ({error}): give the data set as CSV") from error
+    rows: list[tuple[int, Row]] = [(n, {str(k): "" if v is None else str(v) for k, v in r.items()}) for n, r in enumerate(found, start=1)]
+    return rows, [str(name) for name in table.column_names]
+
+
+def number(path: Path, line: int, row: Row, *names: str, whole: bool = False) -> float | None:
+    """The first of the named columns that holds something, as a finite number; None if none does.
+
+    ``41.0`` counts as a whole number, as tables that once had gaps are written so. ValueError names file, line, column and value.
+    """
+    for name in names:
+        text = row.get(name, "").strip()
+        if not text or text.lower() in ("nan", "none"):
+            continue
+        try:
+            value = int(text) if text.lstrip("-").isdecimal() else float(text)
+            if not math.isfinite(value) or (whole and value != int(value)):
+                raise ValueError
+        except ValueError:
+            kind = "whole number" if whole else "finite number"
+            raise ValueError(f"{path.name}, line {line}: {name} is {text!r}; allowed: a {kind}, or nothing") from None
+        return int(value) if whole else float(value)
+    return None
+
+
+def whole_number(path: Path, line: int, row: Row, *names: str) -> int | None:
+    """As `number`, for whole numbers."""
+    value = number(path, line, row, *names, whole=True)
+    return None if value is None else int(value)
+
+
+def rank(*parts: object) -> str:
+    """Twelve hex digits from these alone: the order in which presets take rows, and ids of rows that bring none.
+
+    >>> rank("i2p", "a quiet lake", 7)
+    '972de7286888'
+    """
+    return blake2b("\x00".join(map(str, parts)).encode(), digest_size=6).hexdigest()
+
+
+def numbered(ids: Sequence[str], order: Sequence[Any]) -> list[str]:
+    """The ids made distinct: of equal ones the second, third, ... by ``order`` get ``-2``, ``-3``, whatever row they stand in.
+
+    >>> numbered(["a", "b", "a"], [9, 0, 5])
+    ['a-2', 'b', 'a']
+    """
+    out, seen = list(ids), dict[str, int]()
+    for i in sorted(range(len(ids)), key=lambda i: (ids[i], order[i])):
+        seen[ids[i]] = seen.get(ids[i], 0) + 1
+        if seen[ids[i]] > 1:
+            out[i] = f"{ids[i]}-{seen[ids[i]]}"
+    return out
