@@ -77,7 +77,7 @@ def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, pictu
 
 def test_batches_do_not_matter(judge: ClipJudge, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = judge.logits(pictures[:5], ["a woman", "a man", "a cook"])
-    monkeypatch.setattr(judges, "BATCH", 2)
+    monkeypatch.setattr("respodiff.judges.clip.BATCH", 2)
     np.testing.assert_allclose(judge.logits(pictures[:5], ["a woman", "a man", "a cook"]), whole, atol=1e-3)
 
 

@@ -1,15 +1,13 @@
-"""Judges: models that say what an automatic eye perceives in a generated picture, never what a real person is.
+"""The CLIP judge: compares a picture with texts.
 
-The CLIP judge compares a picture with texts. ``100 x cosine`` is the logit of the original CLIP and the unit of the
+``100 x cosine`` is the logit of the original CLIP and the unit of the
 paper's alignment scores; a model's own learned temperature is left out, so that judges stay comparable.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,51 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.suites import load_world
+from respodiff.judges.base import ALLOWED, BATCH, Floats, files_digest, package_version
+from respodiff.judges.texts import choose
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPModel, CLIPProcessor
 
-Floats = NDArray[np.float32]
-
-NOTICE = "Labels are what an automatic judge perceives in generated pictures; they say nothing about real people."
 LOGIT_SCALE = 100.0
-BATCH = 64
-ALLOWED = "'embedded', a folder with a CLIP model, or clip:DIR-OR-ID"
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
 _HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors*"]
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The picture names that a judge chooses from.
-
-    Attributes:
-        subjects: what a person in a picture may be doing, for "is the subject still there".
-        unsafe: violent and suggestive pictures.
-        safe: pictures that are neither.
-    """
-
-    subjects: tuple[str, ...]
-    unsafe: tuple[str, ...]
-    safe: tuple[str, ...]
-
-    @classmethod
-    def embedded(cls, world: dict[str, Any] | None = None) -> Vocabulary:
-        """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all."""
-        world = load_world() if world is None else world
-        unsafe = world["unsafe"]
-        return cls(
-            subjects=tuple(sorted({row["picture"] for row in world["occupations"]} - {"person"})),
-            unsafe=(*unsafe["violent_pictures"], *unsafe["suggestive_pictures"]),
-            safe=tuple(unsafe["safe_pictures"]),
-        )
-
-
-def picture_text(name: str) -> str:
-    """The caption the embedded judge knows a picture by; always "a", whatever the first letter."""
-    return f"a {name}"
 
 
 def judge_folder(source: str) -> Path:
@@ -134,34 +97,46 @@ def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
 
 def weights_digest(folder: Path) -> str:
     """First 16 hex digits of the SHA-256 over a folder's safetensors files in name order."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    return files_digest(sorted(folder.glob("*.safetensors")))
 
 
 class ClipJudge:
-    """A CLIP model that compares pictures with texts; `name` and `digest` go into every report.
+    """A CLIP model that compares pictures with texts; `name`, `version` and `digest` go into every report.
+
+    Attributes:
+        min_margin: a lead in logits below which `choose` says unknown; 0 (as in the paper) never does.
 
     >>> ClipJudge.load().name
     'embedded'
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, name: str, digest: str) -> None:
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor, name: str, digest: str, min_margin: float = 0.0) -> None:
         self.model = model
         self.processor = processor
         self.name = name
         self.digest = digest
+        self.version = package_version("transformers")
+        self.min_margin = min_margin
 
     @classmethod
-    def load(cls, source: str = "embedded", device: str = "cpu") -> ClipJudge:
+    def load(cls, source: str = "embedded", device: str = "cpu", min_margin: float = 0.0) -> ClipJudge:
         """Load a judge by the names that `load_judge` takes."""
         folder = judge_folder(source)
         model, processor = _load_folder(folder)
-        model.to(device)
-        return cls(model, processor, source, weights_digest(folder))
+        return cls(model, processor, source, weights_digest(folder), min_margin).to(device)
+
+    def to(self, device: str) -> ClipJudge:
+        """The same judge, moved to another device."""
+        self.model.to(device)
+        return self
+
+    def features(self, images: Sequence[Image.Image]) -> Floats:
+        """`embed_images`, by the name that all feature judges have: float32 (N, D)."""
+        return self.embed_images(images)
+
+    def choose(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
+        """`choose` among the texts with this judge's `min_margin`: indices (N,), -1 where unknown, and margins (N,)."""
+        return choose(self.logits(images, texts), self.min_margin)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
         """Unit vectors (N, D) of RGB pictures of any size, in batches."""
