@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from respodiff.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, share_interval, wilson
+from respodiff.metrics import fairness
+from respodiff.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, ratio_draws, share_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -88,8 +89,9 @@ def test_mean_dev_rat() -> None:
     assert found.mean == pytest.approx(0.4)
     assert found.n == 20
     assert 0 <= found.low < 0.4 < found.high <= 1
-    assert found == mean_dev_rat([[9, 1], [5, 5]])
-    assert found != mean_dev_rat([[9, 1], [5, 5]], seed=1)
+    table = [[9, 1], [5, 5], [3, 7], [2, 8], [6, 4]]
+    assert mean_dev_rat(table) == mean_dev_rat(table)
+    assert mean_dev_rat(table) != mean_dev_rat(table, seed=1)
 
 
 def test_mean_dev_rat_interval_holds_the_mean_at_both_ends() -> None:
@@ -112,6 +114,53 @@ def test_mean_dev_rat_interval_covers() -> None:
     tables = [np.stack([row, 10 - row], -1) for row in drawn[:60]]
     inside = [e.low <= truth <= e.high for e in (mean_dev_rat(table, n_boot=200) for table in tables)]
     assert np.mean(inside) >= 0.9
+
+
+@pytest.mark.parametrize("beta", [(0.5, 0.5), (2.0, 2.0), (50.0, 50.0)])
+def test_intervals_cover_what_other_groups_would_give(beta: tuple[float, float]) -> None:
+    """36 groups x 30 images, shares of the groups from a beta distribution: lopsided, mixed and nearly even groups."""
+    rng = np.random.default_rng(11)
+    truth = np.abs(2 * rng.binomial(30, rng.beta(*beta, 200_000)) / 30 - 1).mean()
+    tables = [np.stack([row, 30 - row], -1) for row in rng.binomial(30, rng.beta(*beta, size=(500, 36)))]
+    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
+    shares = [share_interval(table[:, 0], table.sum(1), n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= 0.5 <= e.high for e in shares]) <= 0.98
+
+
+def test_dev_rat_by_brute_force() -> None:
+    """36 groups x 150 labels, counted one by one."""
+    rng = np.random.default_rng(4)
+    groups = [f"p{i % 36}" for i in range(36 * 150)]
+    labels = rng.choice(["a", "b", "c"], p=[0.5, 0.3, 0.2], size=len(groups)).tolist()
+    total = 0.0
+    for name in set(groups):
+        own = [label for g, label in zip(groups, labels, strict=True) if g == name]
+        total += max(abs(own.count(c) / len(own) - 1 / 3) for c in "abc") / (1 - 1 / 3)
+    found = mean_dev_rat(group_counts(groups, labels, ["a", "b", "c"]), n_boot=10)
+    assert found.mean == pytest.approx(total / 36) and found.n == 36 * 150
+
+
+def test_order_of_groups_has_no_influence() -> None:
+    table = np.random.default_rng(5).integers(1, 20, size=(30, 3))
+    turned = np.random.default_rng(6).permutation(table)
+    assert mean_dev_rat(table, n_boot=200) == mean_dev_rat(turned, n_boot=200)
+    kinds = (table[:, 0], table.sum(1)), (turned[:, 0], turned.sum(1))
+    assert share_interval(*kinds[0], n_boot=200) == share_interval(*kinds[1], n_boot=200)
+
+
+def test_ratio_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tops, bottoms = [1.0, 2.0, 4.0], [2.0, 2.0, 5.0]
+    whole = ratio_draws(tops, bottoms, n_boot=100, seed=1)
+    monkeypatch.setattr(fairness, "DRAW_CELLS", 21)
+    assert ratio_draws(tops, bottoms, n_boot=100, seed=1).tolist() == whole.tolist()
+    chosen = np.random.default_rng(1).integers(3, size=(100, 3))
+    assert whole == pytest.approx(np.array(tops)[chosen].sum(1) / np.array(bottoms)[chosen].sum(1))
+    for args in (([], []), ([1], [0]), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="bottoms above 0"):
+            ratio_draws(*args)
+    with pytest.raises(ValueError, match="n_boot must be 1 or more"):
+        ratio_draws([1], [1], n_boot=0)
 
 
 def test_mean_dev_rat_shape() -> None:

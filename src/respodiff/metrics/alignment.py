@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from respodiff.metrics.estimate import Estimate
+from respodiff.metrics.fairness import ratio_draws
 
 
 def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
@@ -22,10 +23,8 @@ def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_boot: int = 200
     x = np.asarray(values, dtype=float)
     if x.ndim != 1 or len(x) == 0 or len(x) != len(groups) or not np.isfinite(x).all():
         raise ValueError(f"values must be finite numbers, one for each of {len(groups)} groups entries, got shape {x.shape}")
-    names = sorted(set(groups))
-    index = np.asarray([names.index(g) for g in groups]) if len(names) > 1 else np.arange(len(x))
-    sums, sizes = np.bincount(index, weights=x), np.bincount(index)
-    chosen = np.random.default_rng(seed).integers(len(sums), size=(n_boot, len(sums)))
-    draws = sums[chosen].sum(1) / sizes[chosen].sum(1)
+    place = {name: i for i, name in enumerate(sorted(set(groups)))}
+    index = np.array([place[g] for g in groups]) if len(place) > 1 else np.arange(len(x))
+    draws = ratio_draws(np.bincount(index, weights=x), np.bincount(index), n_boot=n_boot, seed=seed)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(x.mean()), float(low), float(high), len(x))

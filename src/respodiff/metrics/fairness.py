@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+from scipy.stats import t as student
 
 from respodiff.metrics.estimate import Estimate
 
 Floats = NDArray[np.float64]
 
 FLOOR_DRAWS = 20_000
+DRAW_CELLS = 1_000_000  # resampled groups in memory at a time
 
 
 def dev_rat(counts: ArrayLike, shares: Sequence[float] | None = None) -> Floats:
@@ -54,11 +57,11 @@ def mean_dev_rat(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Mean DevRat over groups with a cluster bootstrap interval.
+    """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
 
-    Groups are drawn with replacement and, inside each, images anew from its shares (with half an image added to every
-    concept, so that a group of one kind still varies). DevRat is convex: resampled images raise its mean, which would
-    push the interval off the number itself, so the draws are moved back onto it before the percentiles are taken.
+    Two bootstraps, and the wider end of both: groups drawn with replacement; and images drawn anew inside each group from its
+    shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex: resampled images
+    raise its mean, so those draws are moved back onto it. The order of the groups has no influence.
 
     Args:
         counts: (G, C) images per group and concept.
@@ -67,17 +70,26 @@ def mean_dev_rat(
     if values.ndim != 2 or len(values) == 0:
         raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
     _check_level(level)
-    mean = float(dev_rat(values, shares).mean())
+    values = values[np.lexsort(values.T)]
+    each = dev_rat(values, shares)
+    mean, groups = float(each.mean()), len(each)
+    between = ratio_draws(each, np.ones(groups), n_boot=n_boot, seed=seed) - mean
+    if groups > 1:  # resampling so few groups has (groups - 1) / groups of the variance, and normal tails where t is due
+        tail = student.ppf((1 + level) / 2, groups - 1) / NormalDist().inv_cdf((1 + level) / 2)
+        between *= tail * math.sqrt(groups / (groups - 1))
+    within = _image_draws(values, shares, n_boot, seed)
+    ends = np.quantile([between, within - within.mean()], [(1 - level) / 2, (1 + level) / 2], axis=1)
+    return _estimate(mean, mean + float(ends[0].min()), mean + float(ends[1].max()), round(values.sum()))
+
+
+def _image_draws(values: Floats, shares: Sequence[float] | None, n_boot: int, seed: int) -> Floats:
+    """Mean DevRat of the same groups with images drawn anew, (n_boot,)."""
     smooth = values + 0.5
-    chance = smooth / smooth.sum(-1, keepdims=True)
-    sizes = values.sum(-1).astype(np.int64)
-    rng = np.random.default_rng(seed)
-    means = np.empty(n_boot)
-    for i in range(n_boot):
-        chosen = rng.integers(len(values), size=len(values))
-        means[i] = dev_rat(rng.multinomial(sizes[chosen], chance[chosen]), shares).mean()
-    low, high = np.quantile(means - means.mean() + mean, [(1 - level) / 2, (1 + level) / 2])
-    return _estimate(mean, float(low), float(high), int(sizes.sum()))
+    chance, sizes = smooth / smooth.sum(-1, keepdims=True), values.sum(-1).astype(np.int64)
+    rng = np.random.default_rng((seed, 1))
+    step = max(1, DRAW_CELLS // values.size)
+    counts = [min(step, n_boot - start) for start in range(0, n_boot, step)]
+    return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), shares).mean(-1) for n in counts])
 
 
 def noise_floor(sizes: Sequence[int], classes: int, shares: Sequence[float] | None = None) -> float:
@@ -101,25 +113,12 @@ def _floor(n: int, target: tuple[float, ...]) -> float:
     if len(target) == 2:
         ones = np.arange(n + 1)
         rows = np.stack([ones, n - ones], axis=-1)
-        return float((dev_rat(rows, target) * _binomial(n, target[0])).sum())
+        return float((dev_rat(rows, target) * binom.pmf(ones, n, target[0])).sum())
     draws = np.random.default_rng(0).multinomial(n, target, size=FLOOR_DRAWS)
     return float(dev_rat(draws, target).mean())
 
 
-def _binomial(n: int, p: float) -> Floats:
-    """Probabilities of 0..n successes, (n + 1,); in logarithms, as the coefficients overflow from n = 1030 on."""
-    if p in (0.0, 1.0):
-        point = np.zeros(n + 1)
-        point[round(n * p)] = 1.0
-        return point
-    logs = [
-        math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) + (n - k) * math.log1p(-p) for k in range(n + 1)
-    ]
-    chances: Floats = np.exp(np.array(logs))
-    return chances
-
-
-def wilson(successes: int, n: int, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     """Wilson score interval of a share from ``n`` independent images.
 
     >>> wilson(0, 20).high < 0.2
@@ -139,7 +138,7 @@ def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_boot: int = 200
     """Share over all images, with an interval that allows for images of one group being alike.
 
     Cluster bootstrap over groups. It cannot see beyond what occurred (no success at all would give [0, 0]) nor work
-    with one group, so the interval is never narrower than `wilson` on the pooled images.
+    with one group, so the interval is never narrower than `wilson` on the pooled images. The order of the groups has no influence.
 
     Args:
         successes: (G,) images with the property.
@@ -153,10 +152,33 @@ def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_boot: int = 200
     pooled = wilson(round(hits.sum()), round(sizes.sum()), level)
     if len(hits) == 1:
         return pooled
-    chosen = np.random.default_rng(seed).integers(len(hits), size=(n_boot, len(hits)))
-    draws = hits[chosen].sum(1) / sizes[chosen].sum(1)
+    order = np.lexsort((sizes, hits))
+    draws = ratio_draws(hits[order], sizes[order], n_boot=n_boot, seed=seed)
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return _estimate(pooled.mean, min(pooled.low, float(low)), max(pooled.high, float(high)), pooled.n)
+
+
+def ratio_draws(tops: ArrayLike, bottoms: ArrayLike, *, n_boot: int = 2000, seed: int = 0) -> Floats:
+    """Cluster bootstrap of a ratio of sums over groups, a bounded number of them in memory at a time: (n_boot,) draws.
+
+    Args:
+        tops, bottoms: (G,) a number each per group; bottoms above 0. Callers sort the groups, so that row order has no influence.
+
+    >>> ratio_draws([1, 1], [2, 2], n_boot=3).tolist()
+    [0.5, 0.5, 0.5]
+    """
+    top, bottom = np.asarray(tops, dtype=np.float64), np.asarray(bottoms, dtype=np.float64)
+    if top.ndim != 1 or top.shape != bottom.shape or len(top) == 0 or not (bottom > 0).all():
+        raise ValueError(f"tops and bottoms must be (groups,) alike, bottoms above 0, got shapes {top.shape} and {bottom.shape}")
+    if n_boot < 1:
+        raise ValueError(f"n_boot must be 1 or more (2000 is usual), got {n_boot}")
+    rng = np.random.default_rng(seed)
+    draws = np.empty(n_boot)
+    step = max(1, DRAW_CELLS // len(top))
+    for start in range(0, n_boot, step):
+        chosen = rng.integers(len(top), size=(min(step, n_boot - start), len(top)))
+        draws[start : start + len(chosen)] = top[chosen].sum(1) / bottom[chosen].sum(1)
+    return draws
 
 
 def group_counts(groups: Sequence[str], labels: Sequence[Any], classes: Sequence[Any]) -> NDArray[np.int64]:

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from respodiff.metrics.fairness import group_counts, mean_dev_rat
+from respodiff.metrics.paired import holm, mcnemar, mean_dev_rat_of, paired_permutation
+
+
+def _pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    sizes = [both, lost, gained, neither]
+    return np.repeat([True, True, False, False], sizes), np.repeat([True, False, True, False], sizes)
+
+
+@pytest.mark.parametrize("table", [(5, 3, 9, 20), (0, 0, 0, 4), (10, 6, 6, 2), (0, 1, 0, 0), (100, 40, 12, 30)])
+def test_mcnemar_agrees_with_statsmodels(table: tuple[int, int, int, int]) -> None:
+    found = mcnemar(*_pairs(*table))
+    both, lost, gained, neither = table
+    assert found.p == pytest.approx(reference_mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
+    assert (found.gained, found.lost, found.difference.n) == (gained, lost, sum(table))
+    assert found.difference.mean == pytest.approx((gained - lost) / sum(table))
+    assert -1 <= found.difference.low <= found.difference.mean <= found.difference.high <= 1
+
+
+def test_mcnemar_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    for n, before, after in ((60, 0.5, 0.3), (60, 0.1, 0.2), (200, 0.3, 0.1)):
+        inside = 0
+        for _ in range(1000):
+            same, u = rng.random(n) < 0.5, rng.random(n)
+            found = mcnemar(u < before, np.where(same, u, rng.random(n)) < after).difference
+            inside += found.low <= after - before <= found.high
+        assert 0.93 <= inside / 1000 <= 0.985
+
+
+def test_mcnemar_refuses() -> None:
+    for before, after in (([1, 0], [0, 1]), ([True], [True, False]), ([], [])):
+        with pytest.raises(ValueError, match="booleans"):
+            mcnemar(before, after)
+    with pytest.raises(ValueError, match="level must lie"):
+        mcnemar([True], [False], level=95)
+
+
+def test_permutation_agrees_with_scipy_and_all_swaps() -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.random(12) < 0.7, rng.random(12) < 0.35
+    exact = stats.permutation_test(
+        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+    )
+    found = paired_permutation(a, b, ["g"] * 12, lambda labels, _: labels.mean(1), permutations=20_000)
+    assert found.difference == pytest.approx(float(exact.statistic))
+    assert found.p == pytest.approx(float(exact.pvalue), abs=0.01)
+
+
+def test_permutation_of_dev_rat_agrees_with_scipy() -> None:
+    rng = np.random.default_rng(2)
+    groups = [f"p{i // 10}" for i in range(40)]
+    index = np.arange(40) // 10
+    a, b = rng.integers(2, size=40), (rng.random(40) < np.repeat([0.9, 0.8, 0.9, 0.2], 10)).astype(int)
+
+    def lopsided(x: np.ndarray) -> float:
+        return float(np.mean([abs(2 * x[index == g].mean() - 1) for g in range(4)]))
+
+    reference = stats.permutation_test(
+        (a, b), lambda x, y: lopsided(x) - lopsided(y), permutation_type="samples", n_resamples=2000, vectorized=False, rng=0
+    )
+    found = paired_permutation(a, b, groups, mean_dev_rat_of([0, 1]), permutations=5000)
+    assert found.difference == pytest.approx(reference.statistic)
+    assert found.p == pytest.approx(reference.pvalue, abs=0.03)
+
+
+def test_permutation_p_is_uniform_under_the_null() -> None:
+    """On 1/200, 2/200, ... 1; spread over the steps between for the test of uniformity."""
+    rng, p = np.random.default_rng(3), []
+    for seed in range(4000):
+        a, b = rng.normal(size=(2, 40)) + rng.normal(size=40)
+        p.append(paired_permutation(a, b, ["g"] * 40, lambda x, _: x.mean(1), permutations=199, seed=seed).p)
+    assert stats.kstest(np.array(p) - rng.random(4000) / 200, "uniform").pvalue > 0.01
+
+
+def test_permutation_of_dev_rat_keeps_its_level_under_the_null() -> None:
+    """DevRat of counts is discrete: many permutations tie with no difference at all, so large p are more frequent; small ones are not."""
+    rng = np.random.default_rng(3)
+    groups, p = [f"p{i // 20}" for i in range(240)], []
+    for seed in range(500):
+        a, b = (rng.random((2, 240)) < np.repeat(rng.beta(1, 1, 12), 20)).astype(int)
+        p.append(paired_permutation(a, b, groups, mean_dev_rat_of([0, 1]), permutations=199, seed=seed).p)
+    for level in (0.05, 0.1, 0.2, 0.5):
+        error = 3 * np.sqrt(level * (1 - level) / 500)
+        assert 0.6 * level - error < np.mean(np.array(p) <= level) < level + error
+
+
+def test_permutation_finds_a_difference_and_never_gives_zero() -> None:
+    same = paired_permutation(["x"] * 50, ["x"] * 50, ["g"] * 50, mean_dev_rat_of(["x", "y"]))
+    assert same.p == 1.0 and same.difference == 0.0
+    other = paired_permutation(["x"] * 50, ["x", "y"] * 25, ["g"] * 50, mean_dev_rat_of(["x", "y"]), permutations=99)
+    assert (other.difference, other.p, other.n, other.permutations) == (1.0, 0.01, 50, 99)
+    assert other == paired_permutation(["x"] * 50, ["x", "y"] * 25, ["g"] * 50, mean_dev_rat_of(["x", "y"]), permutations=99)
+
+
+def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
+    rng = np.random.default_rng(5)
+    labels, groups = rng.choice(["x", "y", "z", "?"], size=200), [f"p{i // 20}" for i in range(200)]
+    table = group_counts(groups, labels.tolist(), ["x", "y", "z"])
+    index = np.arange(200) // 20
+    for shares in (None, [0.5, 0.3, 0.2]):
+        found = mean_dev_rat_of(["x", "y", "z"], shares)(np.stack([labels, labels[::-1]]), index)
+        assert found[0] == pytest.approx(mean_dev_rat(table, shares=shares, n_boot=10).mean)
+    lone = mean_dev_rat_of(["x", "y"])(np.array([["?", "x"]]), np.array([0, 1]))
+    assert lone.tolist() == [1.0]  # the group of unknown only is left out
+
+
+def test_permutation_refuses() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        paired_permutation(["x"], ["x", "y"], ["g"], mean_dev_rat_of(["x", "y"]))
+    with pytest.raises(ValueError, match="permutations must be 1 or more"):
+        paired_permutation(["x"], ["y"], ["g"], mean_dev_rat_of(["x", "y"]), permutations=0)
+    with pytest.raises(ValueError, match="finite for every permutation"):
+        paired_permutation(["?"], ["?"], ["g"], mean_dev_rat_of(["x", "y"]))
+    with pytest.raises(ValueError, match="2 or more different labels"):
+        mean_dev_rat_of(["x", "x"])
+
+
+def test_holm_agrees_with_statsmodels() -> None:
+    rng = np.random.default_rng(6)
+    for p in (rng.random(36) ** 3, [0.5], [0.01, 0.01, 0.9, 1.0], [0.0, 0.2]):
+        assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    found = holm(rng.random(20))
+    assert (found <= 1).all()
+    for bad in ([], [1.5], [float("nan")], [[0.1]]):
+        with pytest.raises(ValueError, match="p must be"):
+            holm(bad)
