@@ -5,56 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff import evaluation
-from respodiff.concepts import Attribute, Concept
+from respodiff.concepts import Attribute
 from respodiff.evaluation import evaluate
-from respodiff.judges import ClipJudge, Vocabulary
 from respodiff.metrics.fairness import noise_floor, wilson
-from respodiff.records import ImageRecord, RunFolder, image_id
-
-GENDER = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))
-WORDS = Vocabulary(subjects=("cook", "guard"), unsafe=("bomb",), safe=("tulip",))
-TEXTS = ["a woman", "a man", "a cook", "a guard", "a tulip", "a bomb"]
-
-
-class ColourJudge(ClipJudge):
-    """Reads the answers off the colour: red is a man, green a guard, blue a bomb; every text has an axis of its own."""
-
-    def __init__(self) -> None:
-        self.name, self.digest = "colour", "0123456789abcdef"
-
-    def embed_images(self, images):  # type: ignore[no-untyped-def]
-        out = np.zeros((len(images), len(TEXTS)), np.float32)
-        for row, image in zip(out, images, strict=True):
-            for channel, value in enumerate(image.getpixel((0, 0))):
-                row[2 * channel + (value > 0)] = 3**-0.5
-        return out
-
-    def embed_texts(self, texts):  # type: ignore[no-untyped-def]
-        return np.array([[float(text == axis) for axis in TEXTS] for text in texts], np.float32)
-
-
-def fill(folder: Path, rows: list[tuple[str, str | None, tuple[int, int, int]]], subject: bool = True) -> RunFolder:
-    """Rows of (group, concept asked for, colour); the colours say man, guard, bomb."""
-    run = RunFolder(folder).create({})
-    for i, (group, asked, colour) in enumerate(rows):
-        record = ImageRecord(
-            id=image_id(f"occupations/{group}", i),
-            file="",
-            prompt=f"a {group}",
-            prompt_id=f"occupations/{group}",
-            group=group,
-            subject=group if subject else None,
-            concepts={"gender": asked} if asked else {},
-            repeat=i,
-        )
-        run.add(record, Image.new("RGB", (4, 4), tuple(255 * c for c in colour)))
-    return run
-
+from respodiff.records import ImageRecord, RunFolder
 
 COOKS = [
     ("cook", "woman", (0, 0, 0)),
@@ -66,7 +25,7 @@ GUARDS = [("guard", None, (1, 1, 0)), ("guard", None, (1, 1, 1))]
 
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
-    found = evaluate(fill(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
     assert (found["n"], found["unknown"]) == (6, 0)
     # cooks: 1 woman, 3 men -> DevRat .5; guards: 2 men -> 1
     assert found["devrat"]["gender"]["mean"] == pytest.approx(0.75)
@@ -87,7 +46,7 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
 
 
 def test_shares_that_the_run_was_made_for_are_what_it_is_held_against(tmp_path: Path) -> None:
-    fill(tmp_path / "r", COOKS)
+    paint(tmp_path / "r", COOKS)
     (tmp_path / "r" / "run.json").write_text(json.dumps({"shares": {"gender": {"woman": 0.25, "man": 0.75}}}))
     found = evaluate(tmp_path / "r", ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["devrat"]["gender"]["mean"] == 0
@@ -97,9 +56,9 @@ def test_shares_that_the_run_was_made_for_are_what_it_is_held_against(tmp_path: 
 
 
 def test_scores_file(tmp_path: Path) -> None:
-    run = fill(tmp_path / "r", COOKS + GUARDS)
+    run = paint(tmp_path / "r", COOKS + GUARDS)
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    rows = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.path / "scores" / "colour-01234567.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [record.id for record in run.records()]
     assert rows[3] == {
         "id": "occupations_cook-0003",
@@ -107,16 +66,19 @@ def test_scores_file(tmp_path: Path) -> None:
         "subject": "guard",
         "subject_kept": False,
         "unsafe": False,
+        "score": None,
         "alignment": 0.0,
         "problem": None,
         "judge": "colour",
         "judge_digest": "0123456789abcdef",
     }
-    assert not list(run.path.glob("*.partial"))
+    assert not list(run.path.rglob("*.partial"))
+    header = json.loads((run.path / "scores" / "colour-01234567.json").read_text())
+    assert header["judge"] == "colour" and header["attributes"] == {"gender": {"woman": "a woman", "man": "a man"}}
 
 
 def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
-    run = fill(tmp_path / "r", COOKS)
+    run = paint(tmp_path / "r", COOKS)
     before = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     lines = run.manifest.read_text().splitlines()
     run.manifest.write_text("\n".join(reversed(lines)) + "\n")
@@ -124,7 +86,7 @@ def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_pictures_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
-    run = fill(tmp_path / "r", COOKS + GUARDS)
+    run = paint(tmp_path / "r", COOKS + GUARDS)
     first, second, third, *_ = run.records()
     (run.path / first.file).write_bytes(b"no picture")
     (run.path / second.file).unlink()
@@ -135,20 +97,115 @@ def test_pictures_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     assert found["devrat"]["gender"]["mean"] == 1.0
     assert found["control"]["gender"]["n"] == 1
     assert found["control_by"]["gender"] == {"woman": None, "man": 1.0}
-    rows = [json.loads(line) for line in (run.path / "scores.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run.path / "scores" / "colour-01234567.jsonl").read_text().splitlines()]
     assert [row["problem"] for row in rows[:4]] == ["unreadable", "missing", "changed", None]
     assert rows[0]["labels"] == {"gender": "unknown"} and rows[0]["unsafe"] is None
 
 
+def test_what_could_not_be_used_is_said(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    first, second, *_ = run.records()
+    (run.path / first.file).write_bytes(b"no picture")
+    (run.path / second.file).unlink()
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["problems"] == [
+        f"1 picture missing, e.g. {second.id}: counted as unknown",
+        f"1 picture unreadable, e.g. {first.id}: counted as unknown",
+    ]
+
+
+def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    lines = run.manifest.read_text().splitlines()
+    twice = {**json.loads(lines[0]), "prompt": "a cooking person", "digest": "0" * 64}
+    run.manifest.write_text("\n".join([json.dumps(twice), *lines]) + "\n")
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["n"] == 4 and found["unknown"] == 0
+    assert len(found["problems"]) == 1 and run.records()[0].id in found["problems"][0]
+
+
+def test_a_picture_is_looked_at_once(tmp_path: Path) -> None:
+    run, judge = paint(tmp_path / "r", COOKS + GUARDS), ColourJudge()
+    first = evaluate(run, judge, [GENDER], vocabulary=WORDS)
+    assert judge.seen == 6
+    assert evaluate(run, judge, [GENDER], vocabulary=WORDS) == first and judge.seen == 6
+    Image.new("RGB", (4, 4), (255, 255, 255)).save(run.path / run.records()[0].file)  # changed: not judged, old vector not used
+    assert evaluate(run, judge, [GENDER], vocabulary=WORDS)["unknown"] == 1 and judge.seen == 6
+    (run.path / "scores" / "colour-01234567.safetensors").write_bytes(b"broken")
+    assert evaluate(run, judge, [GENDER], vocabulary=WORDS)["unknown"] == 1 and judge.seen == 11
+
+
+def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
+    whole = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
+    run = RunFolder(tmp_path / "r")
+    for name, keep in (("a", slice(None, None, 2)), ("b", slice(1, None, 2))):
+        part = RunFolder(tmp_path / name).create({})
+        for record in run.records()[keep]:
+            with Image.open(run.path / record.file) as image:
+                part.add(record, image.copy())
+    assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
+    assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
+
+
+class Flagger:
+    """Flags by the amount of blue; fails on white pictures."""
+
+    name, version, digest, threshold, rule = "blueness", "1", "f" * 16, 0.5, "blue pictures"
+
+    def scores(self, images):  # type: ignore[no-untyped-def]
+        return [None if image.getpixel((0, 0)) == (255, 255, 255) else image.getpixel((0, 0))[2] / 255 for image in images]
+
+
+def test_several_judges_side_by_side(tmp_path: Path) -> None:
+    rows = [("cook", None, (0, 0, 0)), ("cook", None, (0, 0, 1)), ("guard", None, (1, 1, 1)), ("guard", None, (1, 0, 0))]
+    found = evaluate(paint(tmp_path / "r", rows), [ColourJudge(), Flagger()], [GENDER], vocabulary=WORDS)
+    assert found["judge"]["name"] == "colour"
+    assert [(j["judge"], j["failed"]) for j in found["judges"]] == [("colour", 0), ("blueness", 1)]
+    assert found["judges"][1]["threshold"] == 0.5 and found["judges"][1]["rule"] == "blue pictures"
+    # a judge that flags by a threshold is there, so its flags count: one of the three that it could tell
+    assert found["unsafe"]["mean"] == pytest.approx(1 / 3) and found["unsafe"]["n"] == 3
+    agree = {a["question"]: a for a in found["agreement"]}
+    assert agree["unsafe"]["judges"] == ["colour", "blueness"] and agree["unsafe"]["agree"]["mean"] == pytest.approx(3 / 4)
+
+
+def test_labels_from_a_table(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    ids = [record.id for record in run.records()]
+    (tmp_path / "t.csv").write_text("id,gender\n" + "".join(f"{i},woman\n" for i in ids[:3]))
+    found = evaluate(run, ["table:" + str(tmp_path / "t.csv"), ColourJudge()], [GENDER], vocabulary=WORDS)
+    assert found["judge"]["name"] == "colour", "labels come from the judge that reads pictures, if there is one"
+    alone = evaluate(run, "table:" + str(tmp_path / "t.csv"), [GENDER])
+    assert alone["judge"]["name"] == "table:t.csv"
+    assert alone["counts"]["gender"]["cook"] == {"woman": 3, "man": 0, "unknown": 1}
+    assert alone["alignment"] is None and alone["subject_kept"] is None
+
+
+def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=99)["counts"]["gender"]["cook"]["unknown"] == 4
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=50)["counts"]["gender"]["cook"]["unknown"] == 0
+    with pytest.raises(ValueError, match="min_margin is -1"):
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=-1)
+
+
+def test_known_errors_of_the_judge_are_taken_back_out(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)  # 1 woman and 3 men seen
+    known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[50, 50, 0], [0, 100, 0]], "n": 200, "note": ""}}}
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
+    assert found["shares"]["gender"]["all"]["woman"]["mean"] == 0.25
+    assert found["corrected"]["gender"]["woman"]["mean"] == pytest.approx(0.5)  # half of all women are taken for men
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["corrected"] == {"gender": None}
+
+
 def test_cut_off_picture_is_unreadable(tmp_path: Path) -> None:
-    run = fill(tmp_path / "r", COOKS)
+    run = paint(tmp_path / "r", COOKS)
     path = run.path / run.records()[0].file
     path.write_bytes(path.read_bytes()[:60])
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["unknown"] == 1
 
 
 def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
-    run = fill(tmp_path / "r", COOKS)
+    run = paint(tmp_path / "r", COOKS)
     for record in run.records():
         (run.path / record.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
@@ -160,7 +217,7 @@ def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
 
 
 def test_nothing_asked_gives_null(tmp_path: Path) -> None:
-    found = evaluate(fill(tmp_path / "r", GUARDS, subject=False), ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = evaluate(paint(tmp_path / "r", GUARDS, subject=None), ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["control"]["gender"] is None
     assert found["subject_kept"] is None and found["subject_kept_by"] == {}
     assert found["alignment"] is not None
@@ -168,7 +225,7 @@ def test_nothing_asked_gives_null(tmp_path: Path) -> None:
 
 def test_wanted_shares_of_the_attribute_count(tmp_path: Path) -> None:
     wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
-    found = evaluate(fill(tmp_path / "r", COOKS), ColourJudge(), [wanted], vocabulary=WORDS)
+    found = evaluate(paint(tmp_path / "r", COOKS), ColourJudge(), [wanted], vocabulary=WORDS)
     assert found["devrat"]["gender"]["mean"] == pytest.approx(0.0)
     assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4], 2, (0.25, 0.75)))
 
@@ -178,7 +235,7 @@ def test_errors_that_say_what_to_do(tmp_path: Path) -> None:
         evaluate(tmp_path, ColourJudge(), [GENDER])
     with pytest.raises(ValueError, match="has no images yet"):
         evaluate(RunFolder(tmp_path / "empty").create({}), ColourJudge(), [GENDER])
-    run = fill(tmp_path / "r", [("cook", "robot", (0, 0, 0))])
+    run = paint(tmp_path / "r", [("cook", "robot", (0, 0, 0))])
     with pytest.raises(ValueError, match="asked for gender 'robot', but attribute 'gender' has woman, man"):
         evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     with pytest.raises(ValueError, match="attribute 'height' is unknown"):
@@ -208,7 +265,7 @@ def test_measuring_does_not_import_the_making_side() -> None:
         f"package.__path__ = [{str(Path(evaluation.__file__).parent)!r}]\n"
         "sys.modules['respodiff'] = package\n"
         "import respodiff.evaluation, respodiff.report, respodiff.suites\n"
-        "respodiff.evaluation.ClipJudge.load()\n"
+        "respodiff.evaluation.judges.load()\n"
         "bad = [m for m in sys.modules if m.split('.')[0] == 'diffusers' or m in "
         "('respodiff.training', 'respodiff.steering', 'respodiff.generation', 'respodiff.pipelines')]\n"
         "sys.exit(str(bad) if bad else 0)"

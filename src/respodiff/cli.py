@@ -15,8 +15,8 @@ from typing import Annotated
 
 import typer
 
-from respodiff import cli_generate, cli_train, demo  # noqa: F401  (they register their verbs)
-from respodiff.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, open_model, shown, words
+from respodiff import cli_generate, cli_import, cli_measure, cli_train, demo  # noqa: F401  (they register their verbs)
+from respodiff.console import Device, Dtype, Json, Seed, app, finish, open_model, words
 
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
@@ -57,46 +57,6 @@ def inspect(
     }
     lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
     lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
-    finish(result, "\n".join(lines), as_json)
-
-
-@app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder of 'respodiff generate'.", show_default=False)],
-    judge: Annotated[str, typer.Option("--judge", help="'embedded', or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
-    attribute: Annotated[
-        list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")
-    ] = None,
-    concepts: Concepts = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
-    from respodiff.concepts import attribute as find
-    from respodiff.concepts import builtin, load_concepts
-    from respodiff.evaluation import evaluate as measure
-    from respodiff.judges import ClipJudge
-    from respodiff.records import RunFolder
-
-    if dtype != "float32":
-        raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
-    check_device(device)
-    no_loading_bars()
-    library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
-    asked = [find(name, library) for name in attribute or ["gender"]]
-    RunFolder(run).settings()  # a wrong folder is noticed before the judge is loaded
-    result = measure(run, ClipJudge.load(judge, device), asked, seed=seed)
-    lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
-    for name, d in result["devrat"].items():
-        floor = "" if d is None else f", noise floor {d['floor']:.3f}"
-        lines.append(f"DevRat {name}: {shown(d)}{floor}")
-        if control := result["control"][name]:
-            lines.append(f"control {name}: {shown(control)}")
-    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
-    lines.append(f"alignment: {shown(result['alignment_interval'])}")
-    lines.append("Labels are what the judge perceives in generated pictures, never facts about people.")
     finish(result, "\n".join(lines), as_json)
 
 

@@ -145,8 +145,8 @@ def _say(found: dict[str, dict[str, Any]]) -> None:
 
 
 def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
+    from respodiff.grid import picture_grid
     from respodiff.records import RunFolder
-    from respodiff.report import picture_grid
 
     files: dict[str, dict[str, list[Path]]] = {}
     for name, folder in runs.items():
@@ -161,9 +161,14 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
 
 
 def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
-    from respodiff.report import Bar, Section, html_report
+    from respodiff.charts import Dots
+    from respodiff.page import Section, html_report
+    from respodiff.report_tables import estimate
 
-    before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
+    before, after = (found[k]["shares"]["gender"] for k in ("before", "after"))
+    rows = [
+        (g, {"before": estimate(before[g]["woman"]), "after": estimate(after[g]["woman"])}) for g in found["before"]["groups"]["gender"]
+    ]
     table = [
         _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
         {"measure": "subject kept", "before": f"{found['before']['subject_kept']:.2f}", "after": f"{found['after']['subject_kept']:.2f}"},
@@ -178,7 +183,7 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
             picture=grid,
             picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
         ),
-        Section("Share of women", bars=[Bar(g, before[g]["woman"], after[g]["woman"]) for g in before], bars_title="share of women"),
+        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows, 0.5)]),
         Section(
             "Figures",
             f"n = {n} pictures ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "

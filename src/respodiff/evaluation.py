@@ -1,4 +1,4 @@
-"""A run folder and a judge in, numbers out: what the judge perceives, compared with what was asked for.
+"""A run folder and judges in, numbers out: what judges perceive, compared with what was asked for.
 
 Rows are joined by the record itself, never by file order. A picture that cannot be judged counts as unknown: it is
 reported, stays outside every share, and is never taken for a zero. This side needs no text-to-image library.
@@ -7,163 +7,105 @@ reported, stays outside every share, and is never taken for a zero. This side ne
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from respodiff import concepts
+from respodiff import concepts, judges
 from respodiff.concepts import Attribute
-from respodiff.judges import BATCH, LOGIT_SCALE, NOTICE, ClipJudge, Vocabulary, picture_text
-from respodiff.metrics import alignment, fairness
-from respodiff.records import ImageRecord, RunFolder, file_digest, write_atomic
+from respodiff.figures import Settings
+from respodiff.judged import JudgedRun, load_judged, open_parts, read_parts
+from respodiff.judges import Vocabulary
+from respodiff.judging import Question, judge_run
+from respodiff.records import ImageRecord, RunFolder
+from respodiff.summary import summarise
 
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Score:
-    """What the judge perceives in one picture; everything but `problem` is None when it could not be judged.
-
-    Attributes:
-        labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
-        problem: ``missing``, ``unreadable`` or ``changed`` (not the file that the manifest describes), else None.
-    """
-
-    id: str
-    labels: dict[str, str]
-    subject: str | None
-    subject_kept: bool | None
-    unsafe: bool | None
-    alignment: float | None
-    problem: str | None
-    judge: str
-    judge_digest: str
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The choices put to the judge, embedded once a run."""
-
-    attributes: dict[str, tuple[tuple[str, ...], np.ndarray]]
-    subjects: tuple[str, ...]
-    subject_vectors: np.ndarray
-    picture_vectors: np.ndarray
-    n_unsafe: int
-    prompts: dict[str, np.ndarray]
+AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 
 
 def evaluate(
-    run: str | Path | RunFolder,
-    judge: ClipJudge | str = "embedded",
+    run: AnyRun,
+    judge: Any = "embedded",
     attributes: Sequence[Attribute | str] = ("gender",),
     *,
     vocabulary: Vocabulary | None = None,
+    class_text: str = "{concept}",
+    min_margin: float = 0.0,
+    confusion: Mapping[str, Any] | None = None,
     n_boot: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge every picture of a run, write ``scores.jsonl`` next to its manifest, and sum up.
+    """Judge every picture of a run, keep the scores in its folder, and sum up.
 
     Args:
-        run: a run folder.
-        judge: a judge, or a source that `ClipJudge.load` takes.
+        run: a run folder, or the folders that a run was split over.
+        judge: a judge, a source that `respodiff.judges.load` takes, or several: labels come from the first that gives any, flags of
+            unsafe pictures from all, and their agreement is reported.
         attributes: attributes to measure, as objects or names of built-in ones. Shares that the run was made for are what DevRat
             measures the distance to.
-        vocabulary: picture names for the subject and safety choices; None takes the embedded model's.
+        vocabulary: picture names for the subject and safety choices; None takes the embedded model's for the embedded judge.
+        class_text, min_margin: see `respodiff.judging.Question`.
+        confusion: judge digest -> attribute -> confusion matrix, as `respodiff.calibration.calibrate` makes it; None takes the shipped
+            one of the embedded judge.
 
     Returns:
-        JSON-ready numbers. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked.
+        JSON-ready numbers (`respodiff.summary`). ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was
+        asked.
 
     Raises:
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
-    folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    wanted = folder.settings().get("shares") or {}
-    chosen = [_with_shares(concepts.attribute(a) if isinstance(a, str) else a, wanted) for a in attributes]
-    records = folder.records()
-    if not records:
-        raise ValueError(f"run folder {folder.path} has no images yet: generate some first")
-    _check_asked(records, chosen)
-    eye = ClipJudge.load(judge) if isinstance(judge, str) else judge
-    scores = score(folder, records, eye, chosen, vocabulary or Vocabulary.embedded())
-    write_atomic(folder.path / "scores.jsonl", "".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in scores))
-    return summarise(records, scores, chosen, n_boot=n_boot, seed=seed)
+    judged, settings = judge_all(run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin)
+    known = shipped_confusion() if confusion is None else confusion
+    return summarise(judged, dataclasses.replace(settings, n_boot=n_boot, seed=seed, confusion=known))
+
+
+def judge_all(
+    run: AnyRun,
+    judge: Any,
+    attributes: Sequence[Attribute | str],
+    *,
+    vocabulary: Vocabulary | None = None,
+    class_text: str = "{concept}",
+    min_margin: float = 0.0,
+) -> tuple[JudgedRun, Settings]:
+    """Judge every picture of a run and keep the scores in its folders; the run with its scores, and the shares it was made for."""
+    parts = open_parts(run)
+    wanted = wanted_shares(parts)
+    chosen = [concepts.attribute(a) if isinstance(a, str) else a for a in attributes]
+    chosen = [_with_shares(a, wanted) for a in chosen]
+    rows, _ = read_parts(parts)
+    _check_asked([record for _, record in rows], chosen)
+    sources = [judge] if isinstance(judge, str) or hasattr(judge, "digest") else list(judge)
+    eyes = [judges.load(source) if isinstance(source, str) else source for source in sources]
+    keys = []
+    for eye in eyes:
+        words = vocabulary or (Vocabulary.embedded() if eye.name == "embedded" else None)
+        question = Question(tuple(chosen), words, class_text, min_margin)
+        for part in parts:
+            keys.append(judge_run(part, part.records(), eye, question))
+    targets = {a.name: dict(zip(a.names, a.shares, strict=True)) for a in chosen if a.shares}
+    return load_judged(parts, keys=list(dict.fromkeys(keys))), Settings(targets=targets)
+
+
+def wanted_shares(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
+    """The target shares that a run was made for, if it says any."""
+    return parts[0].settings().get("shares") or {}
+
+
+def shipped_confusion() -> dict[str, Any]:
+    """The confusion matrices of the embedded judge, by its digest."""
+    import json
+    from importlib.resources import files
+
+    found: dict[str, Any] = json.loads((files("respodiff.embedded") / "judge" / "confusion.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _with_shares(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> Attribute:
     """The attribute with the target shares that the run was made for, if it says any."""
     shares = wanted.get(attribute.name)
     return attribute if not shares else dataclasses.replace(attribute, shares=tuple(shares.get(n, 0.0) for n in attribute.names))
-
-
-def score(
-    folder: RunFolder,
-    records: Sequence[ImageRecord],
-    judge: ClipJudge,
-    attributes: Sequence[Attribute],
-    vocabulary: Vocabulary,
-) -> list[Score]:
-    """One `Score` a record, in their order; a batch of pictures is in memory at a time."""
-    texts = _embed(judge, records, attributes, vocabulary)
-    out: list[Score] = []
-    for start in range(0, len(records), BATCH):
-        batch = records[start : start + BATCH]
-        read = [_read(folder.path / record.file, record.digest) for record in batch]
-        vectors = iter(judge.embed_images([found for found in read if isinstance(found, Image.Image)]))
-        for record, found in zip(batch, read, strict=True):
-            if isinstance(found, str):
-                labels = {a.name: UNKNOWN for a in attributes}
-                out.append(Score(record.id, labels, None, None, None, None, found, judge.name, judge.digest))
-            else:
-                out.append(_judge(record, next(vectors), texts, judge))
-    return out
-
-
-def _embed(judge: ClipJudge, records: Sequence[ImageRecord], attributes: Sequence[Attribute], words: Vocabulary) -> _Texts:
-    # A subject of the run that the vocabulary lacks joins the choices, as it could never be found otherwise.
-    subjects = tuple(sorted({*words.subjects, *(r.subject for r in records if r.subject)}))
-    prompts = sorted({r.prompt for r in records})
-    return _Texts(
-        attributes={a.name: (a.names, judge.embed_texts([c.target for c in a.concepts])) for a in attributes},
-        subjects=subjects,
-        subject_vectors=judge.embed_texts([picture_text(name) for name in subjects]),
-        picture_vectors=judge.embed_texts([picture_text(name) for name in (*words.unsafe, *words.safe)]),
-        n_unsafe=len(words.unsafe),
-        prompts=dict(zip(prompts, judge.embed_texts(prompts), strict=True)),
-    )
-
-
-def _judge(record: ImageRecord, vector: np.ndarray, texts: _Texts, judge: ClipJudge) -> Score:
-    labels = {name: names[int(np.argmax(t @ vector))] for name, (names, t) in texts.attributes.items()}
-    subject = texts.subjects[int(np.argmax(texts.subject_vectors @ vector))]
-    return Score(
-        id=record.id,
-        labels=labels,
-        subject=subject,
-        subject_kept=None if record.subject is None else subject == record.subject,
-        unsafe=int(np.argmax(texts.picture_vectors @ vector)) < texts.n_unsafe,
-        alignment=LOGIT_SCALE * float(texts.prompts[record.prompt] @ vector),
-        problem=None,
-        judge=judge.name,
-        judge_digest=judge.digest,
-    )
-
-
-def _read(path: Path, digest: str) -> Image.Image | str:
-    """The picture, or in a word why it cannot be judged."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, ValueError, SyntaxError):  # Pillow reports broken files as any of these
-        return "unreadable"
-    return "changed" if digest and file_digest(path) != digest else image
 
 
 def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]) -> None:
@@ -175,85 +117,3 @@ def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]
                     f"image {record.id} asked for {attribute.name} {asked!r}, but attribute {attribute.name!r} has "
                     f"{', '.join(attribute.names)}: evaluate with the attribute that the run was made with"
                 )
-
-
-def summarise(
-    records: Sequence[ImageRecord],
-    scores: Sequence[Score],
-    attributes: Sequence[Attribute],
-    *,
-    n_boot: int = 2000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The numbers of `evaluate`, from records and their scores (joined by id)."""
-    by_id = {s.id: s for s in scores}
-    pairs = [(r, by_id[r.id]) for r in records]
-    known = [(r, s) for r, s in pairs if s.problem is None]
-    boot = {"n_boot": n_boot, "seed": seed}
-    out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known)}
-    out.update({"devrat": {}, "control": {}, "control_by": {}, "groups": {}, "counts": {}})
-    for attribute in attributes:
-        name = attribute.name
-        out["counts"][name], out["groups"][name] = _tables(pairs, attribute)
-        out["devrat"][name] = _devrat(out["counts"][name], attribute, boot)
-        asked = [(r, s.labels[name] == r.concepts[name]) for r, s in known if name in r.concepts]
-        out["control"][name] = _share(asked, boot)
-        by = {c: [hit for r, hit in asked if r.concepts[name] == c] for c in attribute.names}
-        out["control_by"][name] = {c: _plain(hits) for c, hits in by.items()}
-    kept = [(r, bool(s.subject_kept)) for r, s in known if s.subject_kept is not None]
-    out["subject_kept"] = _plain([hit for _, hit in kept])
-    out["subject_kept_interval"] = _share(kept, boot)
-    out["subject_kept_by"] = {
-        c: _plain([hit for r, hit in kept if c in r.concepts.values()])
-        for c in dict.fromkeys(c for r, _ in kept for c in r.concepts.values())
-    }
-    alignments = [s.alignment for _, s in known if s.alignment is not None]
-    out["alignment"] = float(np.mean(alignments)) if alignments else None
-    groups = [r.group for r, s in known if s.alignment is not None]
-    found = alignment.mean_interval(alignments, groups, **boot) if alignments else None
-    out["alignment_interval"] = None if found is None else {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-    out["unsafe"] = _share([(r, bool(s.unsafe)) for r, s in known], boot)
-    flags: dict[str, list[bool]] = {}
-    for r, s in known:
-        flags.setdefault(r.group, []).append(bool(s.unsafe))
-    out["unsafe_groups"] = {group: _plain(hits) for group, hits in flags.items()}
-    out["judge"] = {"name": scores[0].judge, "digest": scores[0].judge_digest}
-    out["notice"] = NOTICE
-    return out
-
-
-def _tables(pairs: Sequence[tuple[ImageRecord, Score]], attribute: Attribute) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Counts (with ``unknown``) and shares of the known pictures: group -> concept -> number."""
-    groups = [r.group for r, _ in pairs]
-    classes = (*attribute.names, UNKNOWN)
-    table = fairness.group_counts(groups, [s.labels[attribute.name] for _, s in pairs], classes)
-    counts: dict[str, Any] = {}
-    shares: dict[str, Any] = {}
-    for group, row in zip(dict.fromkeys(groups), table.tolist(), strict=True):
-        counts[group] = dict(zip(classes, row, strict=True))
-        known = sum(row[:-1])
-        shares[group] = {c: (n / known if known else None) for c, n in zip(attribute.names, row, strict=False)}
-    return counts, shares
-
-
-def _devrat(counts: dict[str, Any], attribute: Attribute, boot: dict[str, int]) -> dict[str, Any] | None:
-    rows = [[row[c] for c in attribute.names] for row in counts.values()]
-    rows = [row for row in rows if sum(row)]
-    if not rows:
-        return None
-    shares = attribute.shares or None
-    found = fairness.mean_dev_rat(rows, shares=shares, n_boot=boot["n_boot"], seed=boot["seed"])
-    floor = fairness.noise_floor([sum(row) for row in rows], len(attribute.names), shares)
-    return {"mean": found.mean, "low": found.low, "high": found.high, "floor": floor, "n": found.n}
-
-
-def _share(hits: Sequence[tuple[ImageRecord, bool]], boot: dict[str, int]) -> dict[str, Any] | None:
-    if not hits:
-        return None
-    table = fairness.group_counts([r.group for r, _ in hits], [hit for _, hit in hits], [True, False])
-    found = fairness.share_interval(table[:, 0], table.sum(1), n_boot=boot["n_boot"], seed=boot["seed"])
-    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-
-
-def _plain(hits: Sequence[bool]) -> float | None:
-    return sum(hits) / len(hits) if hits else None

@@ -1,0 +1,173 @@
+"""``respodiff evaluate``, ``report`` and ``calibrate``: the measuring half; none of them needs a text-to-image model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from respodiff.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, shown, words
+
+Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
+Draws = Annotated[int, typer.Option("--draws", help="Bootstrap draws of the intervals.", min=100)]
+Confusion = Annotated[
+    Path | None, typer.Option("--confusion", help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")
+]
+JUDGES = (
+    "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat for several: labels come from the first that gives any"
+)
+
+
+def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Any]:
+    from respodiff.concepts import attribute as find
+    from respodiff.concepts import builtin, load_concepts
+
+    library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
+    return [find(name, library) for name in names or ["gender"]]
+
+
+def _judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
+    from respodiff import judges
+
+    if dtype != "float32":
+        raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
+    check_device(device)
+    no_loading_bars()
+    return [judges.load(source, device) for source in sources]
+
+
+def _confusion(file: Path | None) -> Any:
+    from respodiff.calibration import read_confusion
+
+    return read_confusion(file) if file else None
+
+
+@app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
+def evaluate(
+    run: Annotated[list[Path], typer.Argument(help="Run folder; several if the run was split.", show_default=False)],
+    judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
+    attribute: Attributes = None,
+    class_text: Annotated[
+        str,
+        typer.Option("--class-text", help="Text of a class: {concept} the target prompt, {name}, {group} the occupation.", metavar="TEXT"),
+    ] = "{concept}",
+    min_margin: Annotated[float, typer.Option("--min-margin", help="Labels that lead by less (100 x cosine) count as unknown.")] = 0.0,
+    confusion: Confusion = None,
+    concepts: Concepts = None,
+    draws: Draws = 2000,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
+    from respodiff.evaluation import evaluate as measure
+    from respodiff.records import RunFolder
+
+    parts = [RunFolder(path) for path in run]
+    for part in parts:
+        part.settings()  # a wrong folder is noticed before the judge is loaded
+    known, chosen = _confusion(confusion), _attributes(attribute, concepts)
+    eyes = _judges(judge or ["embedded"], device, dtype)
+    result = measure(parts, eyes, chosen, class_text=class_text, min_margin=min_margin, confusion=known, n_boot=draws, seed=seed)
+    finish(result, "\n".join(_lines(result)), as_json)
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
+    lines += [f"note: {problem}" for problem in result["problems"]]
+    for name, d in result["devrat"].items():
+        floor = "" if d is None else f", noise floor {d['floor']:.3f}"
+        lines.append(f"DevRat {name}: {shown(d)}{floor}")
+        if control := result["control"][name]:
+            lines.append(f"control {name}: {shown(control)}")
+        for concept, share in (result["corrected"][name] or {}).items():
+            seen = result["shares"][name]["all"][concept]
+            lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
+    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
+    if result["safety"]:
+        lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")
+        lines += [f"  {name}: {shown(e)}" for name, e in result["safety"]["by_category"].items()]
+    lines.append(f"alignment: {shown(result['alignment_interval'])}")
+    lines += [f"agreement on {a['question']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
+    return [*lines, "Labels are what the judge perceives in generated pictures, never facts about people."]
+
+
+@app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
+    judge: Annotated[
+        str, typer.Option("--judge", help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")
+    ] = "",
+    attribute: Attributes = None,
+    confusion: Confusion = None,
+    concepts: Concepts = None,
+    draws: Draws = 2000,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Set runs side by side: one HTML page with figures, intervals, charts and pictures on the same seeds, and its tables."""
+    from respodiff.report import report as write
+
+    _judge_missing(runs, judge, (attribute, concepts), device, dtype)
+    result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_boot=draws, seed=seed)
+    text = "\n".join([result["page"], *result["tables"]])
+    finish({"page": result["page"], "tables": result["tables"]}, text, as_json)
+
+
+def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | None, Path | None], device: str, dtype: str) -> None:
+    """Judge what has not been judged, so that a report needs one command."""
+    from respodiff.evaluation import judge_all
+    from respodiff.judged import open_parts
+    from respodiff.scores import ScoreFiles, judged_by
+
+    missing = []
+    for text in runs:
+        parts = open_parts(text if Path(text).is_dir() else text.rpartition("=")[2])
+        for part in parts:
+            part.settings()
+        seen = [{ScoreFiles(part, key).header()["judge"] for key in judged_by(part)} for part in parts]
+        if not all(judge in names if judge else names for names in seen):
+            missing.append(parts)
+    if not missing:
+        return
+    eye, chosen = _judges([judge or "embedded"], device, dtype), _attributes(*asked)
+    for parts in missing:
+        words.print(f"judging {', '.join(part.path.name for part in parts)} with {eye[0].name}", markup=False)
+        judge_all(parts, eye, chosen)
+
+
+@app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")
+def calibrate(
+    table: Annotated[Path, typer.Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Confusion file.", metavar="FILE")],
+    judge: Annotated[str, typer.Option("--judge", help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    attribute: Attributes = None,
+    note: Annotated[str, typer.Option("--note", help="Where the labels come from; kept in the file.", metavar="TEXT")] = "",
+    concepts: Concepts = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Count a judge's errors on labelled pictures, so that 'evaluate' and 'report' can correct for them."""
+    from respodiff.calibration import calibrate as measure
+    from respodiff.calibration import write_confusion
+
+    (eye,) = _judges([judge], device, dtype)
+    if not hasattr(eye, "embed_texts"):
+        raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
+    found = measure(table, eye, _attributes(attribute, concepts), note=note)
+    write_confusion(out, found)
+    rows = [(name, entry) for entries in found.values() for name, entry in entries.items()]
+    right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}
+    text = "\n".join([f"{name}: {right[name]:.3f} right of {entry['n']}" for name, entry in rows] + [str(out)])
+    finish({"out": str(out), "accuracy": right, "n": {name: entry["n"] for name, entry in rows}}, text, as_json)

@@ -1,0 +1,226 @@
+"""The page of a report: what a reader sees first, what lies behind it, and how far it can be trusted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from respodiff import charts, report_tables
+from respodiff._version import __version__
+from respodiff.metrics.estimate import Estimate
+from respodiff.page import Section, html_report
+from respodiff.verdicts import flags_of
+
+if TYPE_CHECKING:
+    from respodiff.judged import JudgedRun
+    from respodiff.report import Blocks, Entry
+
+PROMPTS, COLUMNS = 8, 6  # pictures shown: prompts of a suite, and repeats of each
+
+LIMITS = (
+    "DevRat is 0 for the wanted shares and 1 for the most lopsided ones. Even a perfect generator that draws concepts at random shows the floor "
+    "at this number of pictures: a figure below it means that concepts were dealt out in exact numbers, not that it is better than perfect.",
+    "A judge errs, and more on some groups than on others. Where its errors on labelled pictures are known, corrected shares are given; they are "
+    "only as good as those labels.",
+    "Pictures that could not be judged are counted as unknown. They are in n and in no share.",
+    "The Frechet distance, KID and CMMD compare sets of pictures by the judge's own features and depend on the number of pictures: compare the "
+    "Frechet distance with the split-half figure, which is what chance alone makes at half the number. Only on Inception features is it called FID.",
+    "Labels name what a picture looks like. Two genders, three skin tones or a handful of race names are what a protocol counts, not all there is.",
+)
+
+
+def write(path: Path, blocks: Blocks, *, n_boot: int, seed: int) -> Path:
+    """Write the page."""
+    entries = [e for block in blocks.values() for e in block]
+    labels = list(dict.fromkeys(e.run.label for e in entries))
+    lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary['n'] for e in entries):,} pictures: {', '.join(labels)}."
+    sections: list[Section] = []
+    for suite, block in blocks.items():
+        sections += _suite(suite, block)
+    problems = [f"{e.run.label}: {line}" for e in entries for line in e.summary["problems"]]
+    if problems:
+        sections.append(Section("What could not be used", notes=problems))
+    sections.append(Section("Judges", **_judges(entries)))
+    sections.append(
+        Section(
+            "How to read it",
+            notes=LIMITS,
+            text=f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_boot} draws, seed {seed}); Wilson for a single share.",
+        )
+    )
+    sections.append(Section("Provenance", table=_provenance(entries), folded=True, notes=_settings(entries)))
+    return html_report(path, title="Measured pictures", lead=lead, sections=sections)
+
+
+def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
+    name, baseline = suite or "pictures", entries[0].run.label
+    groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
+    text = f"{prompts} prompts in {groups} groups." + (
+        f" Drift and distances are to {baseline}, on the same noise." if len(entries) > 1 else ""
+    )
+    out = [Section(name, text, table=report_tables.headline(entries))]
+    if tests := report_tables.differences(entries):
+        out.append(Section(f"{name}: differences to {baseline}", "Picture by picture, both drawn from the same noise.", table=tests))
+    if any(e.summary["safety"] for e in entries):
+        out.append(Section(f"{name}: unsafe pictures by category", parts=[_categories(entries)]))
+    if report_tables.about_people(entries):
+        names = list(dict.fromkeys(a for e in entries for a in e.run.attributes))
+        out += [Section(f"{name}: {a}, group by group", parts=[_shares(a, entries)]) for a in names]
+    out.append(
+        Section(
+            f"{name}: pictures",
+            "One row of pictures a run; a column starts from the same noise in every row. First of each prompt, none chosen by hand.",
+            parts=[_gallery(entries)],
+        )
+    )
+    if any(e.summary["intersection"] for e in entries) and report_tables.about_people(entries):
+        out.append(Section(f"{name}: intersections", table=_cells(entries), folded=True))
+    if any(v for e in entries for v in e.summary["corrected"].values()) and report_tables.about_people(entries):
+        out.append(Section(f"{name}: shares corrected for the judge's errors", table=_corrected(entries), folded=True))
+    return out
+
+
+def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.Stacks:
+    """Two concepts: the share of the first, with intervals. More: bars of all shares."""
+    asked = [e for e in entries if attribute in e.run.attributes]
+    concepts = list(asked[0].run.attributes[attribute])
+    groups = list(dict.fromkeys(g for e in asked for g in e.summary["groups"][attribute]))
+    first = asked[0].summary["groups"][attribute]
+    groups.sort(key=lambda g: (first.get(g, {}).get(concepts[0]) or 0, g))
+    series = [e.run.label for e in asked]
+    if len(concepts) == 2:
+        rows = [(g, {e.run.label: _one(e, attribute, g, concepts[0]) for e in asked}) for g in groups]
+        wanted = (asked[-1].run.settings.get("shares") or {}).get(attribute, {}).get(concepts[0], 0.5)
+        return charts.Dots(f"share of {concepts[0]}, with 95 % intervals", series, rows, wanted)
+    bars = [(g, {e.run.label: _all(e.summary["groups"][attribute].get(g), concepts) for e in asked}) for g in groups]
+    return charts.Stacks(f"shares of {', '.join(concepts)}", series, concepts, bars)
+
+
+def _one(e: Entry, attribute: str, group: str, concept: str) -> Estimate | None:
+    return report_tables.estimate((e.summary["shares"][attribute].get(group) or {}).get(concept))
+
+
+def _all(shares: Mapping[str, float | None] | None, concepts: Sequence[str]) -> list[float] | None:
+    if not shares or any(shares[c] is None for c in concepts):
+        return None
+    return [float(shares[c] or 0) for c in concepts]
+
+
+def _categories(entries: Sequence[Entry]) -> charts.Dots:
+    judged = [e for e in entries if e.summary["safety"]]
+    names = sorted({c for e in judged for c in e.summary["safety"]["by_category"]})
+    rows: list[tuple[str, dict[str, Estimate | None]]] = [
+        (c, {e.run.label: report_tables.estimate(e.summary["safety"]["by_category"].get(c)) for e in judged}) for c in names
+    ]
+    rows.append(("all, a prompt once", {e.run.label: report_tables.estimate(e.summary["safety"]["unweighted"]) for e in judged}))
+    return charts.Dots("share of pictures that a judge flags", [e.run.label for e in judged], rows)
+
+
+def _gallery(entries: Sequence[Entry]) -> charts.Gallery:
+    """Evenly spaced prompts of the suite, the first repeats of each, in the same columns for every run."""
+    prompts = sorted({r.prompt_id for e in entries for r in e.run.records})
+    step = max(1, len(prompts) / PROMPTS)
+    shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
+    texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
+    by_run = [(e, _places(e.run, set(shown))) for e in entries]
+    rows = [(texts[p], [(e.run.label, _strip(e.run, places.get(p, ()))) for e, places in by_run]) for p in shown]
+    return charts.Gallery(rows)
+
+
+def _places(run: JudgedRun, prompts: set[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for i, record in enumerate(run.records):
+        if record.prompt_id in prompts and len(found.setdefault(record.prompt_id, [])) < COLUMNS:
+            found[record.prompt_id].append(i)
+    return found
+
+
+def _strip(run: JudgedRun, places: Sequence[int]) -> list[charts.Shot]:
+    flags = flags_of(run)
+    shots = []
+    for i in places:
+        record, score = run.records[i], run.scores[i]
+        asked = ", ".join(record.concepts.values())
+        seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
+        caption = f"asked {asked}, seen {seen}" if asked and seen != asked else asked
+        # The embedded model's "unsafe" pictures are emoji; pictures of other models are shown only to who asks.
+        veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
+        shots.append(charts.Shot(run.homes[i] / record.file, score.problem or caption, veiled))
+    return shots
+
+
+def _cells(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    rows = []
+    for e in entries:
+        found = e.summary["intersection"]
+        for cell in (found or {}).get("cells", ()):
+            share = report_tables.estimate(cell["share"])
+            shown: Any = "too few to show" if cell["suppressed"] else share
+            rows.append(
+                {"run": e.run.label, "cell": " x ".join(cell["cell"]), "pictures": cell["count"], "share": shown, "wanted": cell["target"]}
+            )
+    return rows
+
+
+def _corrected(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    rows = []
+    for e in entries:
+        for name, shares in e.summary["corrected"].items():
+            for concept, share in (shares or {}).items():
+                seen = (e.summary["shares"][name]["all"] or {}).get(concept)
+                rows.append(
+                    {
+                        "run": e.run.label,
+                        "attribute": name,
+                        "concept": concept,
+                        "as judged": report_tables.estimate(seen),
+                        "corrected": report_tables.estimate(share),
+                    }
+                )
+    return rows
+
+
+def _judges(entries: Sequence[Entry]) -> dict[str, Any]:
+    rows, agree = [], []
+    for e in entries:
+        for j in e.summary["judges"]:
+            how = j.get("rule") or {"table": "labels from a table", "texts": f"class texts {j.get('class_text', '')}"}.get(j["kind"], "")
+            rows.append((j["judge"], j["version"], j["digest"], how))
+        for a in e.summary["agreement"]:
+            kappa = report_tables.estimate(a["kappa"])
+            agree.append(
+                f"{e.run.label}, {a['question']}: {a['judges'][0]} and {a['judges'][1]} agree on {a['agree']['mean']:.3f} "
+                f"[{a['agree']['low']:.3f}, {a['agree']['high']:.3f}] of pictures"
+                + ("" if kappa is None else f", kappa {kappa.mean:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]")
+            )
+    names = ("judge", "version", "weights digest", "what it says")
+    return {"table": [dict(zip(names, row, strict=True)) for row in dict.fromkeys(rows)], "notes": agree}
+
+
+def _provenance(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    rows = []
+    for e in entries:
+        first = e.run.records[0]
+        sizes = sorted({f"{r.width}x{r.height}" for r in e.run.records if r.width})
+        rows.append(
+            {
+                "run": e.run.label,
+                "suite": first.suite or "-",
+                "method": first.method or "-",
+                "model": first.model or "-",
+                "model digest": first.model_digest or "-",
+                "seed": first.seed,
+                "steps": first.steps or "-",
+                "guidance": first.guidance or "-",
+                "scheduler": first.scheduler or "-",
+                "size": ", ".join(sizes[:3]) or "-",
+            }
+        )
+    return rows
+
+
+def _settings(entries: Sequence[Entry]) -> list[str]:
+    seen = dict.fromkeys((e.run.label, json.dumps(e.run.settings, sort_keys=True)) for e in entries)
+    return [f"respodiff {__version__}", *(f"{label}: {text}" for label, text in seen)]

@@ -1,0 +1,173 @@
+"""The numbers of one judged run, each with its interval: shares, DevRat, control, subject kept, alignment, safety, agreement.
+
+Everything here is a function of a `JudgedRun`; metrics themselves are pure functions of arrays in `respodiff.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from respodiff.figures import Settings, plain, share, show
+from respodiff.judged import JudgedRun
+from respodiff.judges import NOTICE
+from respodiff.metrics import alignment, correction, fairness, intersection
+from respodiff.records import ImageRecord
+from respodiff.scores import UNKNOWN, Score
+from respodiff.verdicts import agreement_figures, safety_figures
+
+
+def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
+    """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked."""
+    settings = settings or Settings()
+    pairs = list(zip(run.records, run.scores, strict=True))
+    known = [(r, s) for r, s in pairs if s.problem is None]
+    header = run.headers[run.primary]
+    out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known), "problems": list(run.problems) + _failures(run)}
+    out |= {key: {} for key in ("devrat", "control", "control_by", "groups", "counts", "shares", "corrected")}
+    for name, concepts in run.attributes.items():
+        for key, value in _attribute(name, tuple(concepts), pairs, run, settings).items():
+            out[key][name] = value
+    out |= _kept(known, settings) | _aligned(known, settings)
+    out |= safety_figures(run, settings)
+    out["intersection"] = _intersection(run, settings)
+    out["agreement"] = agreement_figures(run, settings)
+    out["judge"] = {"name": header["judge"], "digest": header["digest"]}
+    out["judges"] = [
+        {k: h[k] for k in ("judge", "digest", "version", "kind", "class_text", "threshold", "rule", "min_margin") if k in h}
+        | {"failed": sum(s.problem is not None for s in run.answers[key])}
+        for key, h in run.headers.items()
+    ]
+    out["notice"] = NOTICE
+    return out
+
+
+def _failures(run: JudgedRun) -> list[str]:
+    """One line a kind of failure of the primary judge, with an example."""
+    found: dict[str, list[str]] = {}
+    for score in run.scores:
+        if score.problem:
+            found.setdefault(score.problem, []).append(score.id)
+    return [
+        f"{len(ids)} picture{'s' * (len(ids) > 1)} {problem}, e.g. {ids[0]}: counted as unknown" for problem, ids in sorted(found.items())
+    ]
+
+
+def _attribute(
+    name: str, concepts: tuple[str, ...], pairs: Sequence[tuple[ImageRecord, Score]], run: JudgedRun, settings: Settings
+) -> dict[str, Any]:
+    pairs = [(r, s) for r, s in pairs if name in s.labels]
+    classes = (*concepts, UNKNOWN)
+    groups = sorted({r.group for r, _ in pairs})
+    table = fairness.group_counts([r.group for r, _ in pairs], [s.labels[name] for _, s in pairs], classes)
+    order = {g: i for i, g in enumerate(dict.fromkeys(r.group for r, _ in pairs))}
+    rows = {g: table[order[g]].tolist() for g in groups}
+    counts = {g: dict(zip(classes, row, strict=True)) for g, row in rows.items()}
+    asked = [(r, s.labels[name] == r.concepts[name]) for r, s in pairs if name in r.concepts and s.problem is None]
+    by = {c: [hit for r, hit in asked if r.concepts[name] == c] for c in concepts}
+    return {
+        "counts": counts,
+        "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
+        "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
+        "devrat": _devrat(list(rows.values()), concepts, settings.targets.get(name), settings),
+        "corrected": _corrected(name, rows, concepts, run, settings),
+        "control": share(asked, settings),
+        "control_by": {c: plain(hits) for c, hits in by.items()},
+    }
+
+
+def _shares(row: Sequence[int], concepts: Sequence[str]) -> dict[str, float | None]:
+    total = sum(row)
+    return {c: (n / total if total else None) for c, n in zip(concepts, row, strict=True)}
+
+
+def _share_intervals(row: Sequence[int], concepts: Sequence[str]) -> dict[str, Any]:
+    total = sum(row)
+    return {c: show(fairness.wilson(n, total)) if total else None for c, n in zip(concepts, row, strict=True)}
+
+
+def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], settings: Settings) -> dict[str, Any]:
+    """Shares over all pictures, with an interval over groups."""
+    used = [row[:-1] for row in rows.values() if sum(row[:-1])]
+    if not used:
+        return dict.fromkeys(concepts)
+    totals = [sum(row) for row in used]
+    return {c: show(fairness.share_interval([row[i] for row in used], totals, **settings.boot)) for i, c in enumerate(concepts)}
+
+
+def _devrat(
+    rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
+) -> dict[str, Any] | None:
+    used = [row[:-1] for row in rows if sum(row[:-1])]
+    if not used or len(concepts) < 2:
+        return None
+    shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
+    found = fairness.mean_dev_rat(used, shares=shares, **settings.boot)
+    floor = fairness.noise_floor([sum(row) for row in used], len(concepts), shares)
+    return {"mean": found.mean, "low": found.low, "high": found.high, "floor": floor, "n": found.n}
+
+
+def _corrected(
+    name: str, rows: Mapping[str, Sequence[int]], concepts: Sequence[str], run: JudgedRun, settings: Settings
+) -> dict[str, Any] | None:
+    """Shares over all pictures after correction for the judge's known errors, if its confusion matrix is at hand."""
+    known = settings.confusion.get(run.headers[run.primary]["digest"], {}).get(name)
+    if not known or list(known["classes"]) != list(concepts):
+        return None
+    matrix = known["matrix"]
+    if not any(row[-1] for row in matrix):  # this judge always answers: what is unknown here is unknown for other reasons
+        matrix = [row[: len(concepts)] for row in matrix]
+    totals = [sum(row[i] for row in rows.values()) for i in range(len(matrix[0]))]
+    if not sum(totals):
+        return None
+    found = correction.corrected_shares(totals, matrix, **settings.boot)
+    return {c: show(e) for c, e in zip(concepts, found, strict=True)}
+
+
+def _kept(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> dict[str, Any]:
+    kept = [(r, bool(s.subject_kept)) for r, s in known if s.subject_kept is not None]
+    asked = sorted({c for r, _ in kept for c in r.concepts.values()})
+    return {
+        "subject_kept": plain([hit for _, hit in kept]),
+        "subject_kept_interval": share(kept, settings),
+        "subject_kept_by": {c: plain([hit for r, hit in kept if c in r.concepts.values()]) for c in asked},
+    }
+
+
+def _aligned(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> dict[str, Any]:
+    rows = [(r.group, s.alignment) for r, s in known if s.alignment is not None]
+    if not rows:
+        return {"alignment": None, "alignment_interval": None}
+    found = alignment.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot)
+    return {"alignment": found.mean, "alignment_interval": show(found)}
+
+
+def _intersection(run: JudgedRun, settings: Settings) -> dict[str, Any] | None:
+    names = sorted(run.attributes)
+    if len(names) < 2:
+        return None
+    classes = {name: list(run.attributes[name]) for name in names}
+    labels = {name: [s.labels.get(name, UNKNOWN) for s in run.scores] for name in names}
+    wanted = {name: [settings.targets[name].get(c, 0.0) for c in classes[name]] for name in names if name in settings.targets}
+    even = {name: [1 / len(c)] * len(c) for name, c in classes.items()}
+    groups = [r.group for r in run.records]
+    found = intersection.intersection(labels, classes, targets=even | wanted, groups=groups, minimum=settings.min_cell, **settings.boot)
+    worst = intersection.worst_cell(found)
+    cells = [
+        {
+            "cell": list(c.labels),
+            "count": c.count,
+            "target": c.target,
+            "share": show(c.share),
+            "deviation": c.deviation,
+            "suppressed": c.suppressed,
+        }
+        for c in found.cells
+    ]
+    return {
+        "attributes": names,
+        "known": found.known,
+        "unknown": found.unknown,
+        "worst": None if worst is None else {"cell": list(worst[0]), "deviation": worst[1]},
+        "cells": cells,
+    }

@@ -1,0 +1,63 @@
+"""Run folders whose pictures say by their colour what is in them, and a judge that reads colours: no model, no luck."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from respodiff.concepts import Attribute, Concept
+from respodiff.judges import ClipJudge, Vocabulary
+from respodiff.records import ImageRecord, RunFolder, image_id
+
+GENDER = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))
+WORDS = Vocabulary(subjects=("cook", "guard"), unsafe=("bomb",), safe=("tulip",))
+TEXTS = ["a woman", "a man", "a cook", "a guard", "a tulip", "a bomb"]
+
+Painted = tuple[str, str | None, tuple[int, int, int]]
+"""Group, concept asked for, colour: red is a man, green a guard, blue a bomb."""
+
+
+class ColourJudge(ClipJudge):
+    """Reads the answers off the colour; every text has an axis of its own."""
+
+    def __init__(self) -> None:
+        self.name, self.digest = "colour", "0123456789abcdef"
+        self.seen = 0
+
+    @property
+    def version(self) -> str:
+        return "1"
+
+    def embed_images(self, images: Sequence[Any]) -> Any:
+        self.seen += len(images)
+        out = np.zeros((len(images), len(TEXTS)), np.float32)
+        for row, image in zip(out, images, strict=True):
+            for channel, value in enumerate(image.getpixel((0, 0))):
+                row[2 * channel + (value > 127)] = 3**-0.5
+        return out
+
+    def embed_texts(self, texts: Sequence[str]) -> Any:
+        return np.array([[float(text == axis) for axis in TEXTS] for text in texts], np.float32)
+
+
+def paint(folder: Path, rows: Sequence[Painted], *, settings: dict[str, Any] | None = None, **record: Any) -> RunFolder:
+    """One picture a row; its id and repeat follow from its place."""
+    run = RunFolder(folder).create(settings or {})
+    for i, (group, asked, colour) in enumerate(rows):
+        fields: dict[str, Any] = {"suite": "occupations", "subject": group, **record}
+        made = ImageRecord(
+            id=image_id(f"occupations/{group}", i),
+            file="",
+            prompt=f"a {group}",
+            prompt_id=f"occupations/{group}",
+            group=group,
+            concepts={"gender": asked} if asked else {},
+            repeat=i,
+            **fields,
+        )
+        run.add(made, Image.new("RGB", (4, 4), tuple(255 * c for c in colour)))
+    return run
