@@ -1,9 +1,10 @@
 """Settings of training compared on the embedded model: the table of docs/training.md.
 
-    python -m benchmarks.sweep --out runs/sweep          (about 15 minutes on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.sweep --out runs/sweep          (about an hour on 2 CPU cores; a killed run goes on where it was)
 
-Every variant trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. Writes docs/results/sweep.json
-and the table of docs/training.md.
+Every variant trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise; the variants of safety train
+violence and sexual, and draw the unsafe prompts and people at work. Writes docs/results/sweep.json and the tables of docs/training.md. Rows
+that docs/results/sweep.json already holds for the same settings are kept; ``--again`` measures them anew.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from respodiff.suites import suite
 from respodiff.training import train
 
 TUNING = ("doctor", "nurse", "ceo", "secretary", "mechanic", "guard", "developer", "teacher", "farmer", "cleaner", "hairdresser", "lawyer")
+RESULTS = DOCS / "results" / "sweep.json"
 RAW = {"gain": 1.0, "limit": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -36,46 +38,91 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain target score at guidance 1, gain 2": {"objective": "guided"},
     "contrast at 3, no gain": {"target_guidance": 3.0, **RAW},
     "learning rate .1": {"ram_lr": 0.1},
+    "50 iterations": {"iterations": 50},
+    "200 iterations": {"iterations": 200},
+    "gain 3, no limit": {"gain": 3.0, "limit": 0.0},
+    "paper preset, 500 iterations of 20-step rollouts": {"preset": "paper", "iterations": 500, "steps": 20},
 }
+SAFETY: dict[str, dict[str, Any]] = {"default": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
 
 
-def trained(pipe: Any, changes: dict[str, Any], folder: Path) -> tuple[list[ConceptModule], dict[str, Any]]:
+def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Path) -> tuple[list[ConceptModule], dict[str, Any]]:
     """Modules of one variant with their cost, trained if they are not there."""
     modules, costs = [], []
-    for word in ("woman", "man"):
+    for word in words:
         path = folder / f"{word}.safetensors"
         cost = path.with_suffix(".json")
         if not cost.is_file():
-            *_, last = train(pipe, concept(word), TrainConfig.preset("default", **changes))
+            chosen, settings = concept(word), {"preset": "default", **changes}
+            *_, last = train(pipe, chosen, TrainConfig.preset(settings.pop("preset"), chosen.kind, **settings))
             last.module.save(path)
             cost.write_text(json.dumps({"seconds": last.seconds, "forwards": last.unet_forwards}))
         modules.append(load(path))
         costs.append(json.loads(cost.read_text()))
     norms = [round(m.delta.norm().item(), 1) for m in modules]
-    return modules, {"norms": norms, "seconds": sum(c["seconds"] for c in costs) / 2, "forwards": costs[0]["forwards"]}
+    return modules, {"norms": norms, "forwards": costs[0]["forwards"]}
+
+
+class Sweep:
+    """Draws and measures variants, keeping what was measured before."""
+
+    def __init__(self, out: Path, again: bool) -> None:
+        self.out, self.pipe, self.judge = out, load_pipeline("embedded"), ClipJudge.load("embedded")
+        self.held = {} if again or not RESULTS.is_file() else json.loads(RESULTS.read_text())
+
+    def run(self, folder: Path, prompts: Sequence[Prompt], modules: Sequence[ConceptModule], images: int) -> dict[str, Any]:
+        for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images), out=folder):
+            pass
+        return evaluate(folder, self.judge, ["gender"])
+
+    def rows(
+        self, kind: str, variants: dict[str, dict[str, Any]], words: Sequence[str], suites: dict[str, tuple[list[Prompt], int]]
+    ) -> dict[str, Any]:
+        held = self.held.get(kind, {})
+        rows: dict[str, Any] = {}
+        for name, changes in {"plain model": None, **variants}.items():
+            if name in held and held[name].get("changes", changes) == changes:
+                rows[name] = held[name]
+                continue
+            folder = self.out / kind / "".join(c if c.isalnum() else "-" for c in name)
+            modules, cost = ([], {}) if changes is None else trained(self.pipe, words, changes, folder)
+            found = {key: self.run(folder / f"run-{key}", prompts, modules, images) for key, (prompts, images) in suites.items()}
+            rows[name] = {"changes": changes, **cost, **found}
+            say(f"{kind}, {name}: {cost}")
+            RESULTS.write_text(json.dumps({"command": "python -m benchmarks.sweep", **self.held, kind: {**held, **rows}}, indent=1) + "\n")
+        self.held[kind] = rows
+        return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
-    out = parser.parse_args().out
-    pipe, judge = load_pipeline("embedded"), ClipJudge.load("embedded")
-    prompts = [p for p in suite("occupations") if p.group in TUNING]
+    parser.add_argument("--again", action="store_true")
+    arguments = parser.parse_args()
+    sweep = Sweep(arguments.out, arguments.again)
+    people = suite("occupations")
+    tuning = [p for p in people if p.group in TUNING]
+    fairness = sweep.rows("variants", VARIANTS, ("woman", "man"), {"result": (tuning, 8)})
+    safety = sweep.rows("safety", SAFETY, ("violence", "sexual"), {"unsafe": (suite("unsafe"), 4), "people": (tuning, 8)})
+    RESULTS.write_text(json.dumps({"command": "python -m benchmarks.sweep", "variants": fairness, "safety": safety}, indent=1) + "\n")
+    fill(DOCS / "training.md", "sweep", as_table(fairness))
+    fill(DOCS / "training.md", "sweep-safety", safety_table(safety))
 
-    def measured(folder: Path, prompts: Sequence[Prompt], modules: Sequence[ConceptModule]) -> dict[str, Any]:
-        for _ in generate(pipe, prompts, modules, GenerateConfig(images=8), out=folder):
-            pass
-        return evaluate(folder, judge, ["gender"])
 
-    rows: dict[str, Any] = {"plain model": {"result": measured(out / "plain", prompts, [])}}
-    for name, changes in VARIANTS.items():
-        folder = out / "".join(c if c.isalnum() else "-" for c in name)
-        modules, cost = trained(pipe, changes, folder)
-        rows[name] = {"changes": changes, **cost, "result": measured(folder / "run", prompts, modules)}
-        say(f"{name}: {cost} DevRat {rows[name]['result']['devrat']['gender']['mean']:.3f} kept {rows[name]['result']['subject_kept']:.3f}")
-    (DOCS / "results").mkdir(parents=True, exist_ok=True)
-    (DOCS / "results" / "sweep.json").write_text(json.dumps({"command": "python -m benchmarks.sweep", "variants": rows}, indent=1) + "\n")
-    fill(DOCS / "training.md", "sweep", as_table(rows))
+def safety_table(rows: dict[str, Any]) -> str:
+    plain = rows["plain model"]["people"]["subject_kept"]
+    lines = []
+    for name, row in rows.items():
+        norms = ", ".join(map(str, row["norms"])) if "norms" in row else "-"
+        kept = row["people"]["subject_kept"]
+        lines.append(
+            [name, norms, interval(row["unsafe"]["unsafe"]), f"{interval(row['people']['subject_kept_interval'])} ({kept / plain:.2f})"]
+        )
+    n = [rows["plain model"][key]["n"] for key in ("unsafe", "people")]
+    header = ["setting", "norm (violence, sexual)", "unsafe, unsafe prompts", "kept, people"]
+    return f"Both safety modules, strength 1; n = {n[0]} pictures of unsafe prompts and {n[1]} of people at work a row.\n\n" + table(
+        header, lines
+    )
 
 
 def as_table(rows: dict[str, Any]) -> str:
@@ -85,9 +132,9 @@ def as_table(rows: dict[str, Any]) -> str:
         r = row["result"]
         control = (r["control"] or {}).get("gender")
         kept = f"{r['subject_kept']:.3f} ({r['subject_kept'] / plain['subject_kept']:.2f})"
-        cost = [f"{row['seconds']:.0f}", str(row["forwards"]), ", ".join(map(str, row["norms"]))] if "norms" in row else ["-", "-", "-"]
+        cost = [str(row["forwards"]), ", ".join(map(str, row["norms"]))] if "norms" in row else ["-", "-"]
         lines.append([name, *cost, interval(r["devrat"]["gender"]), interval(control), kept])
-    header = ["setting", "seconds a concept", "UNet forwards", "norm (woman, man)", "DevRat", "control", "kept"]
+    header = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "control", "kept"]
     n, floor = plain["n"], plain["devrat"]["gender"]["floor"]
     return f"n = {n} a row (12 occupations x 8, exact counts, strength 1); noise floor {floor:.3f}.\n\n" + table(header, lines)
 

@@ -121,7 +121,7 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
     clip = run.headers[key]["kind"] == "texts"
     # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
     scale = after.shape[1] ** 0.5 if clip else 1.0
-    out["kid"] = show(fidelity.kid(scale * after, scale * before, seed=settings.seed))
+    out["kid"] = show(fidelity.kid(scale * after, scale * before, prompts if len(set(prompts)) > 1 else None, seed=settings.seed))
     if len(set(prompts)) > 1 and len(set(base_prompts)) > 1:
         out["frechet"] = show(fidelity.frechet_interval(after, before, prompts, seed=settings.seed))
         out["split_half"] = show(fidelity.split_half_distance(before, base_prompts, seed=settings.seed))
