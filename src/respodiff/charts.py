@@ -180,6 +180,7 @@ CSS = (
 .shots figcaption { font-size: .7rem; color: var(--quiet); text-align: center; max-width: 96px; line-height: 1.25; }
 .veiled img { filter: blur(14px) saturate(.4); }
 .gallery:has(.veil input:checked) .veiled img { filter: none; }
+@media (prefers-color-scheme: dark) { .k1 { --c: #3f9be0; } }
 @media (max-width: 40rem) {
   .row { grid-template-columns: 1fr; gap: 0; }
   .row .name { text-align: left; }

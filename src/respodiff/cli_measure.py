@@ -66,10 +66,11 @@ def evaluate(
     from respodiff.evaluation import evaluate as measure
     from respodiff.records import RunFolder
 
+    chosen = _attributes(attribute, concepts)
     parts = [RunFolder(path) for path in run]
     for part in parts:
         part.settings()  # a wrong folder is noticed before the judge is loaded
-    known, chosen = _confusion(confusion), _attributes(attribute, concepts)
+    known = _confusion(confusion)
     eyes = _judges(judge or ["embedded"], device, dtype)
     result = measure(parts, eyes, chosen, class_text=class_text, min_margin=min_margin, confusion=known, n_boot=draws, seed=seed)
     finish(result, "\n".join(_lines(result)), as_json)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from respodiff.records import ImageRecord, RunFolder
+from respodiff.records import ImageRecord, RunFolder, file_digest
 from respodiff.scores import UNKNOWN, Score, ScoreFiles, Vectors, judged_by, short_name
 
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
@@ -65,9 +65,10 @@ class JudgedRun:
         if not held:
             return None
         out = np.full((len(self.records), len(next(iter(held.values())))), np.nan, dtype=np.float32)
-        for i, (record, score) in enumerate(zip(self.records, self.answers[key], strict=True)):
-            if score.problem is None and record.digest in held:
-                out[i] = held[record.digest]
+        for i, (record, home, score) in enumerate(zip(self.records, self.homes, self.answers[key], strict=True)):
+            if score.problem is None:
+                digest = record.digest or file_digest(home / record.file)  # a manifest written by hand may leave it out
+                out[i] = held.get(digest, np.nan)
         return out
 
     def subset(self, keep: Sequence[bool]) -> JudgedRun:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from respodiff.judged import JudgedRun
     from respodiff.report import Blocks, Entry
 
-PROMPTS, COLUMNS = 8, 6  # pictures shown: prompts of a suite, and repeats of each
+PROMPTS, COLUMNS = 8, 8  # pictures shown: prompts of a suite, and repeats of each
 
 LIMITS = (
     "DevRat is 0 for the wanted shares and 1 for the most lopsided ones. Even a perfect generator that draws concepts at random shows the floor "
@@ -63,6 +63,10 @@ def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
     out = [Section(name, text, table=report_tables.headline(entries))]
     if tests := report_tables.differences(entries):
         out.append(Section(f"{name}: differences to {baseline}", "Picture by picture, both drawn from the same noise.", table=tests))
+    if far := report_tables.distances(entries):
+        features = next(e.comparison["features"] for e in entries if e.comparison)
+        text = f"Drift: pictures from the same noise, pair by pair. The others: sets of pictures. On the features of {features}."
+        out.append(Section(f"{name}: distances to {baseline}", text, table=far))
     if any(e.summary["safety"] for e in entries):
         out.append(Section(f"{name}: unsafe pictures by category", parts=[_categories(entries)]))
     if report_tables.about_people(entries):

@@ -28,13 +28,22 @@ def about_people(entries: Sequence[Entry]) -> bool:
 
 def headline(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """One row a run: figures as `Estimate`, floors and counts as numbers; columns that no run fills are left out."""
-    rows = [_row(e, about_people(entries)) for e in entries]
-    filled = [key for key in dict.fromkeys(k for row in rows for k in row) if any(row.get(key) is not None for row in rows)]
-    return [{key: row.get(key) for key in filled} for row in rows]
+    return _filled([_row(e, about_people(entries)) for e in entries])
+
+
+def distances(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """One row a run other than the baseline: how far its pictures are from the baseline's; empty if nothing is known."""
+    rows = _filled([_distances(e) for e in entries if e.comparison])
+    return [row for row in rows if len(row) > 1]
+
+
+def _filled(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = [key for key in dict.fromkeys(k for row in rows for k in row) if any(row.get(key) is not None for row in rows)]
+    return [{key: row.get(key) for key in keys} for row in rows]
 
 
 def _row(e: Entry, people: bool) -> dict[str, Any]:
-    s, c = e.summary, e.comparison or {}
+    s = e.summary
     row: dict[str, Any] = {"run": e.run.label, "n": s["n"], "unknown": s["unknown"] or None}
     for name in e.run.attributes if people else ():
         row[f"DevRat {name}"] = estimate(s["devrat"][name])
@@ -47,13 +56,14 @@ def _row(e: Entry, people: bool) -> dict[str, Any]:
         row["label-weighted"] = estimate(s["safety"]["label_weighted"])
     else:
         row["flagged unsafe"] = estimate(s["unsafe"])
-    row["drift"] = estimate(c.get("drift"))
-    fid = str(c.get("features", "")).startswith("inception")
-    row["FID" if fid else "Frechet"] = estimate(c.get("frechet"))
-    row["split-half"] = estimate(c.get("split_half"))
-    row["KID"] = estimate(c.get("kid"))
-    row["CMMD"] = estimate(c.get("cmmd"))
     return row
+
+
+def _distances(e: Entry) -> dict[str, Any]:
+    c = e.comparison or {}
+    fid = str(c.get("features", "")).startswith("inception")
+    names = {"drift": "drift", "FID" if fid else "Frechet": "frechet", "split-half": "split_half", "KID": "kid", "CMMD": "cmmd"}
+    return {"run": e.run.label, **{name: estimate(c.get(key)) for name, key in names.items()}}
 
 
 def differences(entries: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -89,12 +99,13 @@ def headline_csv(blocks: Blocks) -> str:
     write = csv.writer(buffer, lineterminator="\n").writerow
     write(["suite", "run", "n", "figure", "value", "low", "high"])
     for suite, entries in blocks.items():
-        for row in headline(entries):
+        counts = {e.run.label: e.summary["n"] for e in entries}
+        for row in headline(entries) + distances(entries):
             for key, value in row.items():
                 if key in ("run", "n") or value is None:
                     continue
                 cells = [value.mean, value.low, value.high] if isinstance(value, Estimate) else [value, "", ""]
-                write([suite, row["run"], row["n"], key, *cells])
+                write([suite, row["run"], counts[row["run"]], key, *cells])
     return buffer.getvalue()
 
 
@@ -110,6 +121,8 @@ def markdown(blocks: Blocks, *, n_boot: int, seed: int) -> str:
     ]
     for suite, entries in blocks.items():
         lines += [f"## {suite or 'pictures'}", "", *markdown_table(headline(entries)), ""]
+        if far := distances(entries):
+            lines += [f"Distances to {entries[0].run.label}:", "", *markdown_table(far), ""]
         if tests := differences(entries):
             lines += ["Differences on the same noise:", "", *markdown_table(tests), ""]
         lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary["problems"]]

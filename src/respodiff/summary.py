@@ -69,7 +69,7 @@ def _attribute(
         "counts": counts,
         "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
         "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
-        "devrat": _devrat(list(rows.values()), concepts, settings.targets.get(name), settings),
+        "devrat": devrat_figure([row[:-1] for row in rows.values()], concepts, settings.targets.get(name), settings),
         "corrected": _corrected(name, rows, concepts, run, settings),
         "control": share(asked, settings),
         "control_by": {c: plain(hits) for c, hits in by.items()},
@@ -95,10 +95,11 @@ def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], setting
     return {c: show(fairness.share_interval([row[i] for row in used], totals, **settings.boot)) for i, c in enumerate(concepts)}
 
 
-def _devrat(
+def devrat_figure(
     rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
 ) -> dict[str, Any] | None:
-    used = [row[:-1] for row in rows if sum(row[:-1])]
+    """Mean DevRat over rows of counts a concept, with its interval and the noise floor; None where nothing is known."""
+    used = [row for row in rows if sum(row)]
     if not used or len(concepts) < 2:
         return None
     shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
