@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "50 iterations": {"iterations": 50},
     "200 iterations": {"iterations": 200},
     "gain 3, no limit": {"gain": 3.0, "limit": 0.0},
-    "paper preset, 500 iterations of 20-step rollouts": {"preset": "paper", "iterations": 500, "steps": 20},
+    "paper preset, 300 iterations of 20-step rollouts": {"preset": "paper", "iterations": 300, "steps": 20},
 }
 SAFETY: dict[str, dict[str, Any]] = {"default": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
 

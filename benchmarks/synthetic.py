@@ -58,7 +58,7 @@ def make_run(folder: Path, rows: int, *, width: int = 512, groups: int = 36, pro
         "kind": "texts",
         "class_text": "{concept}",
         "min_margin": 0.0,
-        "asks_safety": True,
+        "subjects": ["subject"],
     }
     files.write({**header, "attributes": {"gender": {"woman": "a woman", "man": "a man"}}}, scores)
     files.write_vectors(vectors)

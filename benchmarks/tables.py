@@ -107,6 +107,12 @@ def write_tables(results: Mapping[str, Any], path: Path) -> None:
     path.write_text(text + training_table(results["training"]) + identity_table(results["identities"]), encoding="utf-8")
 
 
+def seconds_range(training: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Least and most seconds that training these concepts took."""
+    seconds = [training[name]["seconds"] for name in names]
+    return f"{min(seconds):.0f} to {max(seconds):.0f} s"
+
+
 def summary(results: Mapping[str, Any]) -> str:
     """The short table of the README."""
     f, s = results["fairness"], results["safety"]
@@ -136,9 +142,11 @@ def summary(results: Mapping[str, Any]) -> str:
     rows.append(
         row("subject kept, people with the safety modules on", kept(before["people"]), kept(after["people"]), before["people"]["n"])
     )
-    costs = [results["training"][name] for name in ("woman", "man")]
-    seconds = sum(c["seconds"] for c in costs) / len(costs)
-    text = f"On the embedded model, exact policy, strength 1, the same noise on both sides, 95 % intervals; training takes {seconds:.0f} s a concept on {results['provenance']['cpu_cores']} CPU cores:\n\n"
+    people, safety = (
+        seconds_range(results["training"], names) for names in (("woman", "man", "light", "medium", "dark"), ("violence", "sexual"))
+    )
+    costs = f"training takes {people} a concept for gender and tone, {safety} for safety, on {results['provenance']['cpu_cores']} CPU cores"
+    text = f"On the embedded model, exact policy, strength 1, the same noise on both sides, 95 % intervals; {costs}:\n\n"
     return text + table(["", "plain", "steered", "n"], rows)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: tests beside other work do not stall
 
 import ipaddress
 import socket

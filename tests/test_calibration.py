@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -30,9 +31,8 @@ def label(folder: Path, rows: list[tuple[str, int]]) -> Path:
 def test_counts_by_hand(tmp_path: Path) -> None:
     table = label(tmp_path, [("woman", 0), ("woman", 1), ("woman", 0), ("man", 1), ("", 1), ("robot", 0)])
     found = calibrate(table, ColourJudge(), [GENDER], note="painted")
-    assert found == {
-        ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}
-    }
+    asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    assert found == {ColourJudge().digest: {"gender": asked | {"matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}}
     (tmp_path / "3.png").unlink()  # a picture that cannot be read is an answer too: unknown
     (tmp_path / "0.png").write_bytes(b"no picture")
     assert calibrate(table, ColourJudge(), [GENDER])[ColourJudge().digest]["gender"]["matrix"] == [[1, 1, 1], [0, 0, 1]]
@@ -41,12 +41,25 @@ def test_counts_by_hand(tmp_path: Path) -> None:
 def test_file_round_trip_and_refusals(tmp_path: Path) -> None:
     found = calibrate(label(tmp_path, [("woman", 0), ("man", 1)]), ColourJudge(), [GENDER])
     assert read_confusion(write_confusion(tmp_path / "c.json", found)) == found
-    (tmp_path / "bad.json").write_text('{"x": {"gender": {"classes": ["a"], "matrix": [[1], [2]]}}}')
-    for path in (tmp_path / "bad.json", tmp_path / "absent.json", tmp_path / "labels.csv"):
+    entry = found[ColourJudge().digest]["gender"]
+    for change in (
+        {"classes": ["a"]},
+        {"matrix": [5, 5]},
+        {"matrix": [[1, 0], [0, 1]]},
+        {"matrix": [[0.5, 0, 0], [0, 1, 0]]},
+        {"min_margin": "x"},
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps({"x": {"gender": {**entry, **change}}}))
+        with pytest.raises(ValueError, match=r"cannot be used .*make one with respodiff calibrate"):
+            read_confusion(tmp_path / "bad.json")
+    for path in (tmp_path / "absent.json", tmp_path / "labels.csv"):
         with pytest.raises(ValueError, match=r"cannot be used .*make one with respodiff calibrate"):
             read_confusion(path)
+    with pytest.raises(ValueError, match="which is there and no confusion file"):
+        write_confusion(tmp_path / "labels.csv", found)
+    assert (tmp_path / "labels.csv").read_text().startswith("file,gender")
     for text, message in (
-        ("file,tone\na.png,x\n", "has no column 'gender'; it has file, tone"),
+        ("file,tone\na.png,x\n", "has no column 'gender'; found: file, tone"),
         ("file,gender\n", "has no rows"),
         ("file,gender\n0.png,woman\n", "no picture is labelled 'man'"),
         ("file,gender\nabsent.png,woman\n", "none of its 1 pictures can be read"),

@@ -161,7 +161,9 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["generate", "--prompt", "a doctor", "--device", "cuda:7", "--out", "r"], 2, ["--device", "cuda:7"]),
         (["generate", "--prompt", "a doctor", "--dtype", "int8", "--out", "r"], 2, ["--dtype", "float32, bfloat16, float16"]),
         (["generate", "--prompt", "a doctor", "--method", "magic", "--out", "r"], 2, ["--method", "respodiff, plain"]),
+        (["generate", "--prompt", "a doctor", "--device", "meta", "--out", "r"], 2, ["--device", "'meta'"]),
         (["inspect", "file"], 2, ["'file'", "not a safetensors file"]),
+        (["inspect", "."], 2, ["'.'", "is a folder"]),
         (["evaluate", "."], 2, ["not a run folder"]),
         (["evaluate", ".", "--attribute", "mood"], 2, ["'mood'", "gender"]),
         (["paint"], 2, ["paint"]),
@@ -207,3 +209,15 @@ def test_help_teaches_with_an_example(verb: str) -> None:
     done = respodiff(*([verb] if verb else []), "--help")
     assert done.returncode == 0
     assert ("Example: respodiff" if verb else "Start with: respodiff demo") in done.stdout
+
+
+def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_path: Path) -> None:
+        raise KeyError("ram")
+
+    monkeypatch.setattr("respodiff.module_file.load", broken)
+    monkeypatch.delenv("RESPODIFF_TRACEBACK", raising=False)
+    refused(respodiff("inspect", "x"), 1, "unexpected KeyError: 'ram'; set RESPODIFF_TRACEBACK=1 to see where, and please report it")
+    monkeypatch.setenv("RESPODIFF_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        respodiff("inspect", "x")

@@ -93,3 +93,69 @@ def test_refusals_are_one_line(arguments: list[str], code: int, said: str, tmp_p
     done = respodiff("generate", *arguments, "--out", "r", cwd=tmp_path)
     assert done.returncode == code and said in done.stderr and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# --- shares, and flags that would be ignored ---
+
+OWN = (
+    '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nshares = [0.9, 0.1]\n[hat]\nconcepts = { bare = "a head", hat = "a hat" }\n'
+)
+
+
+@pytest.fixture
+def files(make_module: Callable[..., Any], tmp_path: Path) -> dict[str, str]:
+    """Module files that fit the tiny pipeline, and a file of concepts, by name."""
+    (tmp_path / "own.toml").write_text(OWN)
+    saved = {n: str(make_module(n, "gender", seed=i).save(tmp_path / f"{n}.st")) for i, n in enumerate(("woman", "man", "other"))}
+    return {**saved, "bare": str(make_module("bare", "hat").save(tmp_path / "bare.st")), "own": str(tmp_path / "own.toml")}
+
+
+def gender_modules(files: dict[str, str]) -> list[str]:
+    return ["--module", files["woman"], "--module", files["man"]]
+
+
+def test_shares_of_a_file_of_concepts_are_drawn_and_kept(
+    files: dict[str, str], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli_generate, "open_model", lambda *_: tiny_pipe)
+    command = ["generate", "--prompt", "a doctor", "--images", "10", "--steps", "1", "--json", *gender_modules(files)]
+    for name, more, women in (("file", [], 9), ("flag", ["--shares", "woman=0.3,man=0.7"], 3)):
+        run = RunFolder(tmp_path / name)
+        last_json(respodiff(*command, "--concepts", files["own"], "--out", str(run.path), *more))
+        assert [r.concepts["gender"] for r in run.records()].count("woman") == women
+        assert run.settings()["shares"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
+
+
+def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict[str, str]) -> None:
+    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["shares"] is None
+    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["shares"] is None
+
+
+@pytest.mark.parametrize(
+    ("modules", "more", "said"),
+    [
+        (["woman"], [], "[gender] has a share for 'man', which no --module has"),
+        (["woman", "man", "other"], [], "[gender] has no share for 'other', which a --module has"),
+        (["woman", "man"], ["--shares", "woman=0.5,woman=0.5"], "--shares names 'woman' twice"),
+    ],
+)
+def test_shares_that_do_not_match_the_modules_are_refused(
+    files: dict[str, str], tmp_path: Path, modules: list[str], more: list[str], said: str
+) -> None:
+    loaded = [part for name in modules for part in ("--module", files[name])]
+    done = respodiff("generate", "--prompt", "a doctor", *loaded, "--concepts", files["own"], *more, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_what_is_unlikely_to_be_meant_is_one_warning(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_generate, "_draw", lambda *_: {"images": 0, "skipped": 0, "images_per_second": 0.0})
+    command = ["generate", "--prompt", "a doctor", "--out", str(tmp_path / "run")]
+    done = respodiff(*command, "--safety", files["woman"])
+    assert done.stderr.count("\n") == 1 and "is the fairness module 'woman': every picture is steered to it" in done.stderr
+    done = respodiff(*command, "--module", files["bare"], "--concepts", files["own"])
+    assert done.stderr.count("\n") == 1 and "has no shares for the attributes of the modules" in done.stderr
+
+
+def test_an_empty_out_is_not_the_current_folder(tmp_path: Path) -> None:
+    done = respodiff("generate", "--prompt", "a doctor", "--out", "", cwd=tmp_path)
+    assert done.returncode == 2 and "--out" in done.stderr and done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []

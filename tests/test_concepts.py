@@ -160,3 +160,11 @@ def test_shares_of_a_file_are_checked(tmp_path: Path, shares: str) -> None:
     file.write_text(f'[hat]\nshares = {shares}\nconcepts = {{ bare = "a person", hat = "a person with a hat" }}\n')
     with pytest.raises(ValueError, match=r"hat.*shares"):
         load_concepts(file)
+
+
+@pytest.mark.parametrize("shares", ["nan, 0.5", "inf, 0.5", "nan, nan", "-inf, 1.0"])
+def test_shares_that_are_no_numbers_are_refused(tmp_path: Path, shares: str) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(f'[hat]\nconcepts = {{ bare = "a head", hat = "a hat" }}\nshares = [{shares}]\n')
+    with pytest.raises(ValueError, match=r"attribute 'hat' has shares .*finite"):
+        load_concepts(file)

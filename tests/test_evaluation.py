@@ -10,7 +10,7 @@ from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff import evaluation
-from respodiff.concepts import Attribute
+from respodiff.concepts import Attribute, Concept
 from respodiff.evaluation import evaluate
 from respodiff.metrics.fairness import noise_floor, wilson
 from respodiff.records import ImageRecord, RunFolder
@@ -71,6 +71,7 @@ def test_scores_file(tmp_path: Path) -> None:
         "problem": None,
         "judge": "colour",
         "judge_digest": "0123456789abcdef",
+        "digest": run.records()[3].digest,
     }
     assert not list(run.path.rglob("*.partial"))
     header = json.loads((run.path / "scores" / "colour-01234567.json").read_text())
@@ -138,12 +139,15 @@ def test_a_picture_is_looked_at_once(tmp_path: Path) -> None:
 def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
     whole = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
     run = RunFolder(tmp_path / "r")
-    for name, keep in (("a", slice(None, None, 2)), ("b", slice(1, None, 2))):
+    for name, keep in (("a", slice(None, None, 2)), ("b", slice(1, None, 2)), ("c1", slice(0, 4)), ("c2", slice(4, 6))):
         part = RunFolder(tmp_path / name).create({})
         for record in run.records()[keep]:
             with Image.open(run.path / record.file) as image:
                 part.add(record, image.copy())
     assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
+    # Also where no vocabulary is given: the subjects to choose from are those of the whole run, not of a part.
+    parts = [evaluate(runs, ColourJudge(), [GENDER])["subject_kept"] for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])]
+    assert parts[0] == parts[1] == pytest.approx(5 / 6)
     assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
 
 
@@ -151,8 +155,10 @@ class Flagger:
     """Flags by the amount of blue; fails on white pictures."""
 
     name, version, digest, threshold, rule = "blueness", "1", "f" * 16, 0.5, "blue pictures"
+    seen = 0
 
     def scores(self, images):  # type: ignore[no-untyped-def]
+        self.seen += len(images)
         return [None if image.getpixel((0, 0)) == (255, 255, 255) else image.getpixel((0, 0))[2] / 255 for image in images]
 
 
@@ -164,16 +170,102 @@ def test_several_judges_side_by_side(tmp_path: Path) -> None:
     assert found["judges"][1]["threshold"] == 0.5 and found["judges"][1]["rule"] == "blue pictures"
     # a judge that flags by a threshold is there, so its flags count: one of the three that it could tell
     assert found["unsafe"]["mean"] == pytest.approx(1 / 3) and found["unsafe"]["n"] == 3
+    steps = {row["threshold"]: row["mean"] for row in found["sweep"]["blueness"]}
+    assert len(steps) == 9 and steps[0.5] == pytest.approx(1 / 4) == steps[0.1], "a mean over prompts: cook 0 and 1, guard 0"
     agree = {a["question"]: a for a in found["agreement"]}
     assert agree["unsafe"]["judges"] == ["colour", "blueness"] and agree["unsafe"]["agree"]["mean"] == pytest.approx(3 / 4)
+
+
+def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("respodiff.judging.BATCH", 2)
+    run, judge = paint(tmp_path / "r", [("cook", None, (0, 0, i % 2)) for i in range(6)]), Flagger()
+    for i, record in enumerate(run.records()):  # six different files
+        image = Image.new("RGB", (4 + i, 4), (0, 0, 255 * (i % 2)))
+        run.add(record, image)
+    real = judge.scores
+
+    def dies(images):  # type: ignore[no-untyped-def]
+        if judge.seen >= 4:
+            raise KeyboardInterrupt
+        return real(images)
+
+    judge.scores = dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, [judge, ColourJudge()], [GENDER], vocabulary=WORDS)
+    judge.scores = real  # type: ignore[method-assign]
+    found = evaluate(run, [judge, ColourJudge()], [GENDER], vocabulary=WORDS)
+    assert judge.seen == 6 and found["unsafe"]["mean"] == 0.5
+    assert not list((run.path / "scores").glob("*.progress"))
+
+
+class Fragile(ColourJudge):
+    """Breaks down on pictures with green in them."""
+
+    def embed_images(self, images):  # type: ignore[no-untyped-def]
+        if any(image.getpixel((0, 0))[1] for image in images):
+            raise RuntimeError("a layer overflowed")
+        return super().embed_images(images)
+
+
+def test_one_picture_that_breaks_the_judge_costs_that_picture(tmp_path: Path) -> None:
+    found = evaluate(paint(tmp_path / "r", COOKS), Fragile(), [GENDER], vocabulary=WORDS)
+    assert (found["n"], found["unknown"]) == (4, 1) and "failed" in found["problems"][0]
+    with pytest.raises(RuntimeError, match="the judge failed on all 2 pictures of a batch .a layer overflowed."):
+        evaluate(paint(tmp_path / "s", [("guard", None, (0, 1, i)) for i in range(2)]), Fragile(), [GENDER], vocabulary=WORDS)
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    Image.new("RGB", (4, 4)).save(tmp_path / "other.png")
+    lines = [json.loads(line) for line in run.manifest.read_text().splitlines()]
+    lines[0] |= {"file": "../other.png", "digest": ""}
+    lines[1] |= {"file": str(tmp_path / "other.png"), "digest": ""}
+    run.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["unknown"] == 2 and found["problems"][0].startswith("2 pictures outside")
+
+
+def test_rows_of_wrong_types_are_left_out_with_a_line(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    bad = [{"repeat": "two"}, {"group": None}, {"categories": [[1]]}, {"subject": 5}, {"concepts": {"gender": 3}}]
+    good = run.manifest.read_text()
+    for change in bad:
+        lines = good.splitlines()
+        lines[1] = json.dumps(json.loads(lines[1]) | change)
+        run.manifest.write_text("\n".join(lines) + "\n")
+        found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+        assert found["n"] == 3 and "line 2" in found["problems"][0] and next(iter(change)) in found["problems"][0]
+    (run.path / "run.json").write_text('{"shares": [1]}')
+    with pytest.raises(ValueError, match=r"run\.json has shares \[1\]; allowed: attribute -> concept -> number"):
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+
+
+def test_what_was_asked_before_is_kept(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    other = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert set(evaluate(run, ColourJudge(), [other], vocabulary=WORDS)["devrat"]) == {"job"}
+    header = json.loads((run.path / "scores" / "colour-01234567.json").read_text())
+    assert set(header["attributes"]) == {"gender", "job"}
+
+
+def test_one_picture_a_group_gives_no_devrat(tmp_path: Path) -> None:
+    found = evaluate(
+        paint(tmp_path / "r", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))]), ColourJudge(), [GENDER], vocabulary=WORDS
+    )
+    assert found["devrat"] == {"gender": None} and "hold one picture" in found["problems"][0]
+    assert found["shares"]["gender"]["all"]["man"]["mean"] == 0.5
 
 
 def test_labels_from_a_table(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     ids = [record.id for record in run.records()]
     (tmp_path / "t.csv").write_text("id,gender\n" + "".join(f"{i},woman\n" for i in ids[:3]))
-    found = evaluate(run, ["table:" + str(tmp_path / "t.csv"), ColourJudge()], [GENDER], vocabulary=WORDS)
-    assert found["judge"]["name"] == "colour", "labels come from the judge that reads pictures, if there is one"
+    table = "table:" + str(tmp_path / "t.csv")
+    assert evaluate(run, [Flagger(), ColourJudge(), table], [GENDER], vocabulary=WORDS)["judge"]["name"] == "colour"
+    assert evaluate(run, [table, ColourJudge()], [GENDER], vocabulary=WORDS)["judge"]["name"] == "table:t.csv", (
+        "the first that gives labels"
+    )
     alone = evaluate(run, "table:" + str(tmp_path / "t.csv"), [GENDER])
     assert alone["judge"]["name"] == "table:t.csv"
     assert alone["counts"]["gender"]["cook"] == {"woman": 3, "man": 0, "unknown": 1}
@@ -191,10 +283,17 @@ def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
 def test_known_errors_of_the_judge_are_taken_back_out(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)  # 1 woman and 3 men seen
     known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[50, 50, 0], [0, 100, 0]], "n": 200, "note": ""}}}
+    known[ColourJudge().digest]["gender"] |= {"targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
     assert found["shares"]["gender"]["all"]["woman"]["mean"] == 0.25
     assert found["corrected"]["gender"]["woman"]["mean"] == pytest.approx(0.5)  # half of all women are taken for men
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["corrected"] == {"gender": None}
+    asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_text="the picture of {concept}")
+    assert asked["corrected"] == {"gender": None}, "errors were counted for other class texts"
+    known[ColourJudge().digest]["gender"]["matrix"] = [[50, 50, 0], [50, 50, 0]]
+    useless = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
+    assert useless["corrected"] == {"gender": None} and "not corrected" in useless["problems"][0], "said, and the rest is there"
+    assert useless["devrat"]["gender"] is not None
 
 
 def test_cut_off_picture_is_unreadable(tmp_path: Path) -> None:
@@ -264,7 +363,7 @@ def test_measuring_does_not_import_the_making_side() -> None:
         "package = types.ModuleType('respodiff')\n"
         f"package.__path__ = [{str(Path(evaluation.__file__).parent)!r}]\n"
         "sys.modules['respodiff'] = package\n"
-        "import respodiff.evaluation, respodiff.report, respodiff.suites\n"
+        "import respodiff.evaluation, respodiff.reporting, respodiff.suites\n"
         "respodiff.evaluation.judges.load()\n"
         "bad = [m for m in sys.modules if m.split('.')[0] == 'diffusers' or m in "
         "('respodiff.training', 'respodiff.steering', 'respodiff.generation', 'respodiff.pipelines')]\n"

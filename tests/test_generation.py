@@ -516,3 +516,42 @@ def test_safety_checker_that_would_black_out_pictures_is_said(tiny_pipe: Pipe) -
     with pytest.warns(UserWarning, match="safety checker"):
         generate(tiny_pipe, ["a doctor"], [], settings())
     tiny_pipe.safety_checker = None
+
+
+def test_a_run_that_cannot_be_drawn_leaves_no_folder(tiny_pipe: Pipe, make_module: Make, tmp_path: Path) -> None:
+    wrong = make_module("woman", shape=(32, 4, 4))
+    for modules, safety in (([wrong], []), ([], [wrong])):
+        with pytest.raises(ValueError, match=r"'woman' has 32 channels, the bottleneck .* has 64"):
+            generate(tiny_pipe, ["a doctor"], modules, settings(), safety=safety, out=tmp_path / "run")
+    for steps in (1000, 5000):  # with the offset of 1 of its scheduler the last of 1000 steps would be beyond the table
+        with pytest.raises(ValueError, match=f"steps is {steps}; allowed: 1 to 999, which is what DDIMScheduler"):
+            generate(tiny_pipe, ["a doctor"], (), settings(steps=steps), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_picture_takes_other_settings(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path / "run", suite_digest="ab")
+    (tmp_path / "run" / "images" / "a_doctor.png.partial").touch()  # killed in its first picture
+    list(generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path / "run"))
+    assert RunFolder(tmp_path / "run").settings()["steps"] == 2
+    with pytest.raises(ValueError, match="was made with steps=2"):
+        generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=3), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("kept", ["manifest.jsonl", "run.json"])
+def test_a_folder_that_may_be_somebodys_is_not_made_anew(tiny_pipe: Pipe, tmp_path: Path, kept: str) -> None:
+    generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path)
+    if kept == "run.json":
+        (tmp_path / kept).write_text('{"imported": true}')
+    else:
+        (tmp_path / kept).touch()
+    with pytest.raises(ValueError, match="was made with"):
+        generate(tiny_pipe, ["a doctor"], (), settings(), out=tmp_path)
+
+
+def test_noise_repeats_with_the_lower_half_of_the_seed_as_documented() -> None:
+    def start(seed: int) -> Tensor:
+        return torch.randn(4, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(start(7), start(7 + (5 << 32))), "PyTorch now reads the whole seed: say so in rows.noise_seed"
+    assert not torch.equal(start(7), start(8))

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from respodiff.metrics.alignment import mean_interval
 
@@ -13,10 +14,21 @@ def test_interval_is_the_width_of_the_groups_not_of_the_pictures() -> None:
     groups = [name for name in "abcd" for _ in range(100)]
     found = mean_interval(values, groups)
     assert found.mean == 2.5 and found.n == 400
-    error = np.std([1, 2, 3, 4]) / 2  # of a mean of four groups
-    assert 1.5 * error < found.high - found.mean < 2.3 * error
+    error = np.std([1, 2, 3, 4], ddof=1) / 2  # of a mean of four groups
+    assert found.high - found.mean == pytest.approx(stats.t.ppf(0.975, 3) * error, rel=0.15)
     single = mean_interval(values, ["a"] * 400)
     assert single.high - single.low < (found.high - found.low) / 3
+
+
+def test_row_order_has_no_influence() -> None:
+    rng = np.random.default_rng(1)
+    values, order = rng.normal(size=60), rng.permutation(60)
+    for groups in ([f"p{i // 6}" for i in range(60)], ["p"] * 60):
+        turned = mean_interval(values[order], [groups[i] for i in order], n_boot=100)
+        found = mean_interval(values, groups, n_boot=100)
+        assert (turned.low, turned.mean, turned.high) == pytest.approx((found.low, found.mean, found.high), abs=1e-12)
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        mean_interval([1.0, 2.0], ["a", "b"], level=95)
 
 
 def test_refuses_what_is_no_column_of_numbers() -> None:

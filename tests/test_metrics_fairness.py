@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from respodiff.metrics import fairness
-from respodiff.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, ratio_draws, share_interval, wilson
+from respodiff.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, share_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -111,9 +110,9 @@ def test_mean_dev_rat_interval_covers() -> None:
     chance = rng.uniform(0.1, 0.9, 20)
     drawn = rng.binomial(10, chance, size=(4000, 20))
     truth = float(dev_rat(np.stack([drawn, 10 - drawn], -1)).mean())
-    tables = [np.stack([row, 10 - row], -1) for row in drawn[:60]]
-    inside = [e.low <= truth <= e.high for e in (mean_dev_rat(table, n_boot=200) for table in tables)]
-    assert np.mean(inside) >= 0.9
+    tables = [np.stack([row, 10 - row], -1) for row in drawn[:400]]
+    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
 
 
 @pytest.mark.parametrize("beta", [(0.5, 0.5), (2.0, 2.0), (50.0, 50.0)])
@@ -147,20 +146,6 @@ def test_order_of_groups_has_no_influence() -> None:
     assert mean_dev_rat(table, n_boot=200) == mean_dev_rat(turned, n_boot=200)
     kinds = (table[:, 0], table.sum(1)), (turned[:, 0], turned.sum(1))
     assert share_interval(*kinds[0], n_boot=200) == share_interval(*kinds[1], n_boot=200)
-
-
-def test_ratio_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tops, bottoms = [1.0, 2.0, 4.0], [2.0, 2.0, 5.0]
-    whole = ratio_draws(tops, bottoms, n_boot=100, seed=1)
-    monkeypatch.setattr(fairness, "DRAW_CELLS", 21)
-    assert ratio_draws(tops, bottoms, n_boot=100, seed=1).tolist() == whole.tolist()
-    chosen = np.random.default_rng(1).integers(3, size=(100, 3))
-    assert whole == pytest.approx(np.array(tops)[chosen].sum(1) / np.array(bottoms)[chosen].sum(1))
-    for args in (([], []), ([1], [0]), ([1, 2], [1])):
-        with pytest.raises(ValueError, match="bottoms above 0"):
-            ratio_draws(*args)
-    with pytest.raises(ValueError, match="n_boot must be 1 or more"):
-        ratio_draws([1], [1], n_boot=0)
 
 
 def test_mean_dev_rat_shape() -> None:

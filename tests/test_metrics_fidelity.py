@@ -10,6 +10,7 @@ from scipy import linalg
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
+from respodiff.metrics import fidelity
 from respodiff.metrics.fidelity import (
     cmmd,
     drift,
@@ -20,6 +21,7 @@ from respodiff.metrics.fidelity import (
     polynomial_mmd,
     split_half_distance,
 )
+from respodiff.metrics.moments import deal
 
 
 def _sets(n: int, m: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -101,7 +103,7 @@ def test_frechet_interval_is_around_the_distance_and_widens_with_alike_pictures(
         frechet_interval(x, y, groups[1:])
 
 
-def test_split_half_is_the_size_of_the_bias() -> None:
+def test_split_half_of_one_picture_a_prompt_is_the_size_of_the_bias() -> None:
     rng = np.random.default_rng(2)
     x, groups = rng.normal(size=(400, 10)), [str(i) for i in range(400)]
     found = split_half_distance(x, groups, splits=4)
@@ -111,6 +113,47 @@ def test_split_half_is_the_size_of_the_bias() -> None:
     assert found == split_half_distance(x, groups, splits=4) != split_half_distance(x, groups, splits=4, seed=9)
     with pytest.raises(ValueError, match="splits must be 1 or more"):
         split_half_distance(x, groups, splits=0)
+
+
+def _runs(rng: np.random.Generator, repeats: int, runs: int = 2, prompts: int = 30, size: int = 6) -> list[np.ndarray]:
+    """Runs on the same prompts, which differ from each other three times as much as pictures of one prompt do."""
+    common = np.repeat(3 * rng.normal(size=(prompts, size)), repeats, 0)
+    return [common + rng.normal(size=common.shape) for _ in range(runs)]
+
+
+def test_split_half_is_how_far_two_runs_on_the_same_prompts_are_apart() -> None:
+    """At half the number of pictures; splitting by prompt would give many times as much."""
+    halves, apart, by_prompt = [], [], []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        groups = [f"p{i // 20:02d}" for i in range(600)]
+        x = _runs(rng, 20, runs=1)[0]
+        halves.append(split_half_distance(x, groups, splits=2, seed=seed).mean)
+        apart.append(frechet_distance(*_runs(rng, 10)))
+        half = deal(groups, 600, 2, seed)
+        by_prompt.append(frechet_distance(x[half == 0], x[half == 1]))
+    error = math.hypot(np.std(halves), np.std(apart)) / math.sqrt(60)
+    assert abs(np.mean(halves) - np.mean(apart)) < 3 * error and error < 0.1 * np.mean(apart)
+    assert np.mean(halves) < 0.1 * np.mean(by_prompt)
+
+
+def test_split_half_shares_out_every_prompt_whatever_the_row_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [name for name, n in (("a", 5), ("b", 4), ("c", 1), ("d", 1), ("e", 7), ("f", 1)) for _ in range(n)]
+    x = np.stack([np.array([ord(g) for g in groups], dtype=float), np.arange(19.0) ** 2], axis=1)
+    seen: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(fidelity, "frechet_distance", lambda a, b: seen.append((a, b)) or 0.0)
+    order = np.random.default_rng(0).permutation(19)
+    split_half_distance(x, groups)
+    split_half_distance(x[order], [groups[i] for i in order])
+    for (a, b), turned in zip(seen[:5], seen[5:], strict=True):
+        assert (len(a), len(b)) == (10, 9) and a.tolist() == turned[0].tolist() and b.tolist() == turned[1].tolist()
+        for name in "abe":
+            assert abs((a[:, 0] == ord(name)).sum() - (b[:, 0] == ord(name)).sum()) <= 1
+    assert len({tuple(sorted(a[:, 1])) for a, _ in seen}) == 5
+    with pytest.raises(ValueError, match="groups must name"):
+        split_half_distance(x, groups[1:])
+    with pytest.raises(ValueError, match="4 rows or more"):
+        split_half_distance(x[:3], groups[:3])
 
 
 def _double_loop(x: np.ndarray, y: np.ndarray) -> float:

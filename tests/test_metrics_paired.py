@@ -6,8 +6,8 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from respodiff.metrics.fairness import group_counts, mean_dev_rat
-from respodiff.metrics.paired import holm, mcnemar, mean_dev_rat_of, paired_permutation
+from respodiff.metrics.fairness import dev_rat, group_counts, mean_dev_rat
+from respodiff.metrics.paired import devrat_difference, holm, mcnemar, mean_dev_rat_of, paired_permutation
 
 
 def _pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +42,29 @@ def test_mcnemar_refuses() -> None:
             mcnemar(before, after)
     with pytest.raises(ValueError, match="level must lie"):
         mcnemar([True], [False], level=95)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
+def test_mcnemar_interval_covers_over_prompts(groups: int) -> None:
+    """Prompts differ in how often a method changes a picture: by .5 - .375 on average, which pairs taken as independent often miss."""
+    rng = np.random.default_rng(groups)
+    names, inside = [f"p{i // 10}" for i in range(10 * groups)], np.zeros(2)
+    for seed in range(400):
+        before = rng.random(10 * groups) < np.repeat(rng.beta(2, 2, groups), 10)
+        after = rng.random(10 * groups) < np.repeat(rng.beta(3, 5, groups), 10)
+        found, plain = mcnemar(before, after, names, n_boot=300, seed=seed), mcnemar(before, after)
+        assert found.p == plain.p and found.difference.low <= plain.difference.low and found.difference.high >= plain.difference.high
+        inside += [e.difference.low <= -0.125 <= e.difference.high for e in (found, plain)]
+    assert 0.91 <= inside[0] / 400 <= 0.99 and inside[1] / 400 < 0.88
+
+
+def test_mcnemar_with_groups() -> None:
+    before, after = _pairs(5, 3, 9, 20)
+    assert mcnemar(before, after, ["a"] * 37) == mcnemar(before, after)
+    names, order = [f"p{i % 5}" for i in range(37)], np.random.default_rng(0).permutation(37)
+    assert mcnemar(before[order], after[order], [names[i] for i in order]) == mcnemar(before, after, names)
+    with pytest.raises(ValueError, match="groups must name the prompt of each of 37 pairs"):
+        mcnemar(before, after, names[1:])
 
 
 def test_permutation_agrees_with_scipy_and_all_swaps() -> None:
@@ -111,6 +134,69 @@ def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
         assert found[0] == pytest.approx(mean_dev_rat(table, shares=shares, n_boot=10).mean)
     lone = mean_dev_rat_of(["x", "y"])(np.array([["?", "x"]]), np.array([0, 1]))
     assert lone.tolist() == [1.0]  # the group of unknown only is left out
+
+
+@pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
+def test_devrat_difference_covers_whatever_the_number_of_groups(groups: int) -> None:
+    """b answers 30 % of the pairs as a would, and its prompts are evener."""
+    rng = np.random.default_rng(groups)
+
+    def runs(number: int) -> tuple[np.ndarray, np.ndarray]:
+        chance = rng.beta(2, 2, size=(number, groups, 1))
+        u = rng.random((number, groups, 12))
+        v = np.where(rng.random(u.shape) < 0.3, u, rng.random(u.shape))
+        return (u < chance).astype(int), (v < 0.25 + chance / 2).astype(int)
+
+    def each(labels: np.ndarray) -> np.ndarray:
+        ones = labels.sum(-1)
+        return dev_rat(np.stack([ones, 12 - ones], -1))
+
+    many = runs(200_000 // groups)
+    truth = float(each(many[0]).mean() - each(many[1]).mean())
+    names = [f"p{i // 12}" for i in range(12 * groups)]
+    found = [
+        devrat_difference(a.ravel(), b.ravel(), names, [0, 1], n_boot=300, seed=i) for i, (a, b) in enumerate(zip(*runs(400), strict=True))
+    ]
+    assert 0.91 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.995
+
+
+def test_devrat_difference_is_that_of_the_permutation_test() -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.choice(["x", "y", "z", "?"], p=[0.4, 0.2, 0.1, 0.3], size=(2, 90))
+    groups = [f"p{i // 3:02d}" for i in range(90)]  # some of which are unknown in full
+    for shares in (None, [0.5, 0.3, 0.2]):
+        found = devrat_difference(a, b, groups, ["x", "y", "z"], shares=shares, n_boot=200)
+        test = paired_permutation(a, b, groups, mean_dev_rat_of(["x", "y", "z"], shares), permutations=1)
+        assert found.mean == pytest.approx(test.difference) and found.n == 90 and found.low < found.mean < found.high
+        turned = devrat_difference(b, a, groups, ["x", "y", "z"], shares=shares, n_boot=200)
+        assert turned.mean == pytest.approx(-found.mean)
+    order = rng.permutation(90)
+    assert devrat_difference(a, b, groups, ["x", "y"]) == devrat_difference(a[order], b[order], [groups[i] for i in order], ["x", "y"])
+
+
+def test_devrat_difference_of_one_group_is_no_point() -> None:
+    for a, b in ((["x"] * 20, ["x"] * 20), (["x"] * 20, ["x", "y"] * 10), (["x", "x"], ["y", "x"])):
+        found = devrat_difference(a, b, ["g"] * len(a), ["x", "y"])
+        assert -1 <= found.low < found.high <= 1 and found.low <= found.mean <= found.high
+    pair = devrat_difference(["x", "y"] * 20, ["x", "y"] * 20, ["g", "h"] * 20, ["x", "y"])
+    assert pair.mean == 0 and pair.low < 0 < pair.high
+
+
+def test_devrat_difference_refuses() -> None:
+    good = (["x", "y"], ["y", "y"], ["g", "g"], ["x", "y"])
+    for place, bad, message in (
+        (0, ["x"], "one length"),
+        (2, ["g"], "one length"),
+        (3, ["x", "x"], "2 or more different labels"),
+        (1, ["?", "?"], "must each hold a label"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            devrat_difference(*[bad if i == place else value for i, value in enumerate(good)])
+    for change in ({"n_boot": 0}, {"level": 95}):
+        with pytest.raises(ValueError, match="n_boot must be 1 or more and level"):
+            devrat_difference(*good, **change)
+    with pytest.raises(ValueError, match="sum to 1"):
+        devrat_difference(*good, shares=[0.9, 0.9])
 
 
 def test_permutation_refuses() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -166,8 +167,31 @@ def saved(make_module: Make, tmp_path: Path) -> Path:
 def test_no_such_file_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors' does not exist; train one with: respodiff train"):
         load(tmp_path / "absent.safetensors")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
+    with pytest.raises(ValueError, match=r"is a folder; give the \.safetensors file itself"):
         load(tmp_path)
+
+
+def test_a_module_file_can_be_read_by_whom_the_umask_allows(make_module: Make, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = make_module().save(tmp_path / "woman.safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train", 3, "train = 3; allowed: an object"),
+        ("concept", 3, "concept = 3; allowed: a text"),
+        ("resolution", 7, "resolution = 7; allowed: a list"),
+        ("negative", None, "negative = None; allowed: a text"),
+    ],
+)
+def test_a_header_with_a_value_of_the_wrong_type_is_refused(saved: Path, key: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=f"woman.safetensors' has a header with {said}"):
+        load(rewrite(saved, lambda tensors, header: header.update({key: value})))
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])

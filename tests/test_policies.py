@@ -94,6 +94,58 @@ def test_over_many_prompts_no_tone_is_kept_from_the_rarer_gender() -> None:
 
 # --- weighted shares ---
 
+WEIGHTED = [
+    {"gender": [0.7, 0.3], "tone": [0.5, 0.3, 0.2]},
+    {"gender": [0.7, 0.3], "tone": [1 / 3, 1 / 3, 1 / 3]},
+    {"gender": [0.9, 0.1], "tone": [0.72, 0.18, 0.1]},
+    {"gender": [1.0, 0.0], "tone": [0.85, 0.15, 0.0]},
+]
+
+
+def named(shares: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {a: dict(zip({**GENDER, **TONE}[a], values, strict=True)) for a, values in shares.items()}
+
+
+@pytest.mark.parametrize("shares", WEIGHTED, ids=str)
+@pytest.mark.parametrize("order", [1, -1])
+def test_cells_and_margins_of_a_weighted_product_are_within_one(shares: dict[str, list[float]], order: int) -> None:
+    names, wanted = dict(list({**GENDER, **TONE}.items())[::order]), named(shares)
+    for n in [*range(1, 61), 97, 250]:
+        for seed in range(3):
+            rows = assign(names, n, shares=wanted, seed=seed)
+            assert len(rows) == n
+            for a in names:
+                assert all(abs(counts(rows, a)[c] - n * wanted[a][c]) < 1 - 1e-9 for c in names[a])
+            cells = Counter((row["gender"], row["tone"]) for row in rows)
+            for g, p in wanted["gender"].items():
+                assert all(abs(cells[g, t] - n * p * q) < 1 - 1e-9 for t, q in wanted["tone"].items())
+                assert all(not cells[g, t] for t, q in wanted["tone"].items() if p * q == 0), "a share of 0 gets nothing"
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_over_many_prompts_a_weighted_cell_gets_its_quota(n: int) -> None:
+    shares, cells, prompts = named(WEIGHTED[0]), Counter(), 3000
+    for i in range(prompts):
+        cells.update((row["gender"], row["tone"]) for row in assign({**GENDER, **TONE}, n, shares=shares, seed=prompt_seed(0, str(i))))
+    for g, p in shares["gender"].items():
+        for t, q in shares["tone"].items():
+            assert cells[g, t] / prompts == pytest.approx(n * p * q, abs=0.04)  # four standard deviations
+
+
+def test_concepts_of_three_attributes_are_within_one() -> None:
+    names = {**GENDER, **TONE, "age": ["young", "old"]}
+    shares = {**named(WEIGHTED[0]), "age": {"young": 0.6, "old": 0.4}}
+    for n in range(1, 41):
+        rows = assign(names, n, shares=shares, seed=n)
+        for a in names:
+            assert all(abs(counts(rows, a)[c] - n * shares[a][c]) < 1 - 1e-9 for c in names[a])
+
+
+def test_whole_quotas_are_met_exactly() -> None:
+    rows = assign({**GENDER, **TONE}, 100, shares=named(WEIGHTED[0]), seed=2)
+    found = Counter((row["gender"], row["tone"]) for row in rows)
+    assert [found[g, t] for g in GENDER["gender"] for t in TONE["tone"]] == [35, 21, 14, 15, 9, 6]
+
 
 def test_weighted_shares_are_met_and_unnamed_concepts_get_none() -> None:
     rows = assign({**GENDER, **TONE}, 20, shares={"gender": {"woman": 0.25, "man": 0.75}, "tone": {"dark": 1.0}}, seed=1)
@@ -117,8 +169,9 @@ def test_same_seed_same_rows_and_other_seed_other_order() -> None:
 
 def test_rows_are_the_same_in_every_process() -> None:
     rows = assign({**GENDER, **TONE}, 5, seed=3)
-    expected = [("man", "medium"), ("man", "dark"), ("woman", "medium"), ("man", "light"), ("woman", "dark")]
+    expected = [("woman", "medium"), ("man", "light"), ("woman", "dark"), ("woman", "light"), ("man", "dark")]
     assert [(row["gender"], row["tone"]) for row in rows] == expected
+    assert [row["tone"] for row in assign(TONE, 5, seed=3)] == ["medium", "medium", "light", "dark", "dark"]
 
 
 @pytest.mark.parametrize("policy", ["exact", "random"])

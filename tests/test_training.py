@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
+from respodiff import training
 from respodiff.bottleneck import site_shape
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
@@ -332,3 +334,137 @@ def test_resume_of_the_paper_preset(tiny_pipe: Any) -> None:
             break
     *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
     assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+
+
+TINY_PAPER = {"iterations": 5, "steps": 5}
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("place", ["before RAM", "after RAM", "before SAM", "after SAM", "after both"])
+def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exactly(
+    tiny_pipe: Any, preset: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = TINY_PAPER if preset == "paper" else {**TINY, "iterations": 5, "sam_lr": 0.01}
+    config = TrainConfig.preset(preset, **changes)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    real, calls = training._update, [0]
+    when, which = place.split()
+
+    def stopped(*args: Any) -> None:
+        calls[0] += 1
+        here = calls[0] == (6 if which == "SAM" else 5)  # the third iteration, RAM's or SAM's half
+        if here and when == "before":
+            raise KeyboardInterrupt
+        real(*args)
+        if (here and when == "after" and which != "both") or (which == "both" and calls[0] == 6):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_update", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        for record in train(tiny_pipe, WOMAN, config):
+            last = record
+    tensors = last.state.tensors()
+    assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["ram"], last.ram)
+    monkeypatch.setattr(training, "_update", real)
+    for _ in range(2):  # twice: resuming does not change what it is given
+        *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+        assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+        assert (whole.unet_forwards, whole.h_norm) == (resumed.unet_forwards, resumed.h_norm)
+
+
+def test_a_finished_run_that_is_resumed_gives_its_module(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    (again,) = train(tiny_pipe, WOMAN, config, resume=whole.state.tensors())
+    assert again.module.digest == whole.module.digest and again.iteration == 4
+
+
+def test_a_resume_that_holds_no_run_is_refused(tiny_pipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"resume has no 'counters'; give record\.state\.tensors\(\)"):
+        next(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY), resume={}))
+
+
+@pytest.mark.parametrize("name", ["iterations", "batch", "steps", "refresh", "seed", "ram_lr", "mu"])
+@pytest.mark.parametrize("value", ["3", None, True, 2.5])
+def test_settings_of_the_wrong_type_are_refused(name: str, value: object) -> None:
+    if value == 2.5 and name in ("ram_lr", "mu"):
+        return
+    with pytest.raises(ValueError, match=rf"^{name} is .*; allowed: "):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^betas is "):
+        TrainConfig(betas=value)  # type: ignore[arg-type]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The table of docs/training.md, written out.
+    "default": {
+        "iterations": 100, "objective": "contrast", "target_guidance": 1, "ram_lr": 0.2, "sam_lr": 0, "lam": 0.5, "mu": 1, "gain": 2,
+        "limit": 0.8, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "batch": 12, "steps": 16, "label": "sampler", "rollouts": 12,
+        "rollout_batch": 12, "rollout_prompts": "all", "keep": "all", "refresh": 100, "rollout_guidance": 3, "rollout_modules": "both",
+        "seed": 0,
+    },
+    "paper": {
+        "iterations": 5000, "objective": "guided", "target_guidance": 1, "ram_lr": 0.01, "sam_lr": 0.001, "lam": 0.5, "mu": 0, "gain": 1,
+        "limit": 0, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "batch": 1, "steps": 50, "label": "released",
+        "rollouts": 1, "rollout_batch": 1, "rollout_prompts": "neutral", "keep": "last", "refresh": 1, "rollout_guidance": 3,
+        "rollout_modules": "ram", "seed": 0,
+    },
+}  # fmt: skip
+PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
+SAFETY: dict[str, dict[str, Any]] = {
+    "default": {"gain": 1.25},
+    "paper": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 1500},
+    "released": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
+}
+
+
+@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+def test_presets_hold_the_published_numbers(preset: str) -> None:
+    assert asdict(TrainConfig.preset(preset)) == PRESETS[preset]
+    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset]}
+
+
+@pytest.mark.parametrize("modules", ["ram", "both"])
+def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
+    tiny_pipe: Any, modules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    real = Rollouts.pool
+
+    def pool(self: Rollouts, number: int, delta: Tensor) -> Any:
+        seen.append(delta.clone())
+        return real(self, number, delta)
+
+    monkeypatch.setattr(Rollouts, "pool", pool)
+    config = TrainConfig.preset("default", **TINY, sam_lr=0.05, rollout_modules=modules)
+    records = list(train(tiny_pipe, WOMAN, config))
+    assert len(seen) == 2 and seen[0].abs().max() == 0
+    after = records[1]  # the second of two iterations: what the second round starts from
+    assert after.sam.abs().max() > 0.01
+    assert torch.equal(seen[1], after.ram + after.sam if modules == "both" else after.ram), "without the gain"
+
+
+def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("default", **TINY, mu=0.0)
+    (b1, b2), r = config.betas, torch.zeros(1, *site_shape(unet))
+    rollouts = Rollouts(tiny_pipe, WOMAN, config).pool(0, r)
+    m = v = torch.zeros_like(r)
+    for i in range(2):
+        batch, x = rollouts.batch(i, 3), r.clone().requires_grad_()
+        loss = (hooked(unet, batch["z"], batch["t"], batch["context"], x) - batch["target"]).pow(2).mean()
+        (g,) = torch.autograd.grad(loss, x)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        rate = 0.2 * (1 - i / 4) ** 0.5
+        r = r - rate * (m / (1 - b1 ** (i + 1))) / ((v / (1 - b2 ** (i + 1))).sqrt() + 1e-8)
+    second = next(x for x in train(tiny_pipe, WOMAN, config) if x.iteration == 2)
+    assert torch.allclose(second.ram, r, atol=2e-3)
+    assert second.ram.abs().max() > 0.3, "two steps of the full rate and of .87 of it"
+
+
+def test_random_start_fills_its_range_and_both_tensors_differ() -> None:
+    state = TrainState(TrainConfig.preset("paper"), (64, 8, 8), torch.device("cpu"))
+    for tensor in (state.ram, state.sam):
+        assert -0.316 <= tensor.min() < -0.31 and 0.31 < tensor.max() <= 0.316
+        assert tensor.mean().abs() < 0.01 and tensor.std().item() == pytest.approx(0.316 / 3**0.5, rel=0.03)
+    assert not torch.equal(state.ram, state.sam)

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from respodiff.config import GenerateConfig, TrainConfig
     from respodiff.evaluation import evaluate
     from respodiff.generation import generate
+    from respodiff.imports import import_folder
     from respodiff.judges import load_judge
     from respodiff.module_file import ConceptModule, load
     from respodiff.pipelines import load_pipeline
     from respodiff.policies import assign
+    from respodiff.reporting import report
     from respodiff.steering import steer
     from respodiff.training import fit, train
 
@@ -29,11 +31,13 @@ _HOME = {
     "evaluate": "evaluation",
     "GenerateConfig": "config",
     "generate": "generation",
+    "import_folder": "imports",
     "load_judge": "judges",
     "ConceptModule": "module_file",
     "load": "module_file",
     "load_pipeline": "pipelines",
     "assign": "policies",
+    "report": "reporting",
     "steer": "steering",
     "fit": "training",
     "train": "training",
@@ -50,9 +54,11 @@ __all__ = [
     "evaluate",
     "fit",
     "generate",
+    "import_folder",
     "load",
     "load_judge",
     "load_pipeline",
+    "report",
     "steer",
     "train",
 ]

@@ -36,12 +36,18 @@ def site_shape(unet: nn.Module, height: int | None = None, width: int | None = N
     """
     site_module(unet)
     config: Any = unet.config
-    size = config.sample_size
-    default = (size, size) if isinstance(size, int) else tuple(size)
+    default = latent_size(unet)
     h, w = default[0] if height is None else height, default[1] if width is None else width
     for _ in range(len(config.block_out_channels) - 1):
         h, w = -(-h // 2), -(-w // 2)
     return int(config.block_out_channels[-1]), h, w
+
+
+def latent_size(unet: Any) -> tuple[int, int]:
+    """(height, width) in latent pixels of the pictures that the model was trained on; its configuration gives one number for squares."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def add_to_rows(h: Tensor, delta: Tensor, rows: slice) -> Tensor:

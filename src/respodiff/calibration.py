@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from respodiff.judges import class_texts
 from respodiff.metrics.correction import confusion_matrix
 from respodiff.records import write_atomic
 from respodiff.scores import UNKNOWN, open_picture
+from respodiff.suites.table import read_table
 
 
 def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
@@ -24,53 +24,42 @@ def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *,
         judge: a judge that embeds pictures and texts. note: where the labels come from, kept with the matrices.
 
     Returns:
-        judge digest -> attribute -> ``classes``, ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
+        judge digest -> attribute -> ``classes``, ``targets`` and ``class_text`` (the texts that the judge chose between), ``min_margin``,
+        ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
 
     Raises:
         ValueError: the table has no such column, or no labelled picture for a concept.
     """
     path = Path(table)
-    rows = _rows(path, [a.name for a in attributes])
-    pictures = [(row, open_picture(path.parent / row["file"])) for row in rows]
-    readable = [(row, image) for row, image in pictures if image is not None]
-    if not readable:
-        raise ValueError(f"{path}: none of its {len(rows)} pictures can be read; the column 'file' is relative to {path.parent}")
-    vectors = judge.embed_images([image for _, image in readable])
-    out: dict[str, Any] = {}
-    for attribute in attributes:
-        best = (vectors @ judge.embed_texts(class_texts(attribute.concepts)).T).argmax(1)
-        seen = [
-            (row[attribute.name], attribute.names[i])
-            for (row, _), i in zip(readable, best, strict=True)
-            if row[attribute.name] in attribute.names
-        ]
-        lost = [row[attribute.name] for row, image in pictures if image is None and row[attribute.name] in attribute.names]
-        true, perceived = [t for t, _ in seen] + lost, [p for _, p in seen] + [UNKNOWN] * len(lost)
-        if missing := [c for c in attribute.names if c not in true]:
-            raise ValueError(f"{path}: no picture is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
-        matrix = confusion_matrix(true, perceived, attribute.names)
-        out[attribute.name] = {
-            "classes": list(attribute.names),
-            "matrix": [[int(n) for n in row] for row in matrix],
-            "n": len(true),
-            "note": note,
-        }
-    return {judge.digest: out}
-
-
-def _rows(path: Path, attributes: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"label table {str(path)!r} cannot be read ({error}); give a CSV with a column 'file' and one per attribute"
-        ) from error
+    rows = [row for _, row in read_table(path, ["file", *(a.name for a in attributes)])]
     if not rows:
-        raise ValueError(f"label table {str(path)!r} has no rows; give one a picture")
-    if missing := [c for c in ("file", *attributes) if c not in rows[0]]:
-        raise ValueError(f"label table {str(path)!r} has no column {missing[0]!r}; it has {', '.join(rows[0])}")
-    return rows
+        raise ValueError(f"label table {path.name} has no rows; give one a picture")
+    images = [open_picture(path.parent / row["file"]) for row in rows]
+    if all(image is None for image in images):
+        raise ValueError(f"{path.name}: none of its {len(rows)} pictures can be read; the column 'file' is relative to the table's folder")
+    vectors = iter(judge.embed_images([image for image in images if image is not None]))
+    seen = [None if image is None else next(vectors) for image in images]
+    return {judge.digest: {a.name: _matrix(a, judge, rows, seen, path.name) | {"note": note} for a in attributes}}
+
+
+def _matrix(attribute: Attribute, judge: Any, rows: Sequence[Mapping[str, str]], vectors: Sequence[Any], table: str) -> dict[str, Any]:
+    texts = judge.embed_texts(class_texts(attribute.concepts))
+    pairs = [
+        (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])
+        for row, vector in zip(rows, vectors, strict=True)
+        if row[attribute.name] in attribute.names
+    ]
+    true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
+    if missing := [c for c in attribute.names if c not in true]:
+        raise ValueError(f"{table}: no picture is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
+    return {
+        "classes": list(attribute.names),
+        "targets": {c.name: c.target for c in attribute.concepts},
+        "class_text": "{concept}",
+        "min_margin": 0.0,
+        "matrix": confusion_matrix(true, perceived, attribute.names).tolist(),
+        "n": len(true),
+    }
 
 
 def read_confusion(path: str | Path) -> dict[str, Any]:
@@ -78,14 +67,30 @@ def read_confusion(path: str | Path) -> dict[str, Any]:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         for attributes in found.values():
-            for entry in attributes.values():
-                if len(entry["matrix"]) != len(entry["classes"]):
-                    raise ValueError("matrix and classes differ in length")
+            for name, entry in attributes.items():
+                _check_entry(name, entry)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise ValueError(f"confusion file {str(path)!r} cannot be used ({error}); make one with respodiff calibrate") from error
     return dict(found)
 
 
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+    classes, matrix = entry["classes"], entry["matrix"]
+    if list(entry["targets"]) != classes or not isinstance(entry["class_text"], str) or not isinstance(entry["min_margin"], float | int):
+        raise ValueError(f"{name}: targets must name the classes, class_text be a text, min_margin a number")
+    if len(matrix) != len(classes) or any(len(row) != len(classes) + 1 for row in matrix):
+        raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts")
+    if not all(isinstance(n, int) and n >= 0 for row in matrix for n in row):
+        raise ValueError(f"{name}: counts must be whole numbers of 0 or more")
+
+
 def write_confusion(path: str | Path, found: Mapping[str, Any]) -> Path:
-    write_atomic(Path(path), json.dumps(found, indent=1) + "\n")
-    return Path(path)
+    """Write confusion matrices; a file that holds something else is not replaced."""
+    path = Path(path)
+    if path.exists():
+        try:
+            read_confusion(path)
+        except ValueError as error:
+            raise ValueError(f"out is {str(path)!r}, which is there and no confusion file; choose another name") from error
+    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    return path

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from respodiff.metrics.estimate import Estimate
+from respodiff.scores import open_picture
 
 # Okabe and Ito's colours: told apart with every common form of colour blindness. Marks differ as well.
 COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
@@ -94,9 +95,9 @@ class Stacks:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of a gallery: its file, the words under it, and whether it is veiled until the reader asks."""
+    """One picture of a gallery: its file (None for a hole), the words under it, and whether it is veiled until the reader asks."""
 
-    path: Path
+    path: Path | None
     caption: str = ""
     veiled: bool = False
 
@@ -114,7 +115,11 @@ class Gallery:
 
     def html(self) -> str:
         veil = any(shot.veiled for _, strips in self.rows for _, shots in strips for shot in shots)
-        ask = '<label class="veil"><input type="checkbox"> show pictures that a judge flagged as unsafe</label>\n' if veil else ""
+        ask = (
+            '<label class="veil"><input type="checkbox"> show pictures of unsafe prompts, and those that a judge flagged</label>\n'
+            if veil
+            else ""
+        )
         return f'<div class="gallery">{ask}' + "\n".join(self._prompt(text, strips) for text, strips in self.rows) + "</div>"
 
     def _prompt(self, text: str, strips: Sequence[tuple[str, Sequence[Shot]]]) -> str:
@@ -127,6 +132,8 @@ class Gallery:
     def _shot(self, shot: Shot) -> str:
         words = escape(shot.caption)
         kind = ' class="veiled"' if shot.veiled else ""
+        if shot.path is None:
+            return f'<figure><div class="hole"></div><figcaption>{words}</figcaption></figure>'
         if (source := thumbnail(shot.path, self.side)) is None:
             return f'<figure><div class="hole">unreadable</div><figcaption>{words}</figcaption></figure>'
         return f'<figure{kind}><img alt="{words or "picture"}" src="{source}" width="{self.side}" height="{self.side}"><figcaption>{words}</figcaption></figure>'
@@ -134,10 +141,7 @@ class Gallery:
 
 def thumbnail(path: Path, side: int) -> str | None:
     """A picture as a small WebP data URL, or None if it cannot be read."""
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    if (image := open_picture(path)) is None:
         return None
     image.thumbnail((2 * side, 2 * side), Image.Resampling.LANCZOS)  # twice the size shown, for fine screens
     buffer = io.BytesIO()

@@ -69,7 +69,10 @@ def main() -> None:
     )
     _quiet()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what Typer made an exit code of it gives back; of Ctrl-C, in newer versions, 130
+        if code == 130:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except (ValueError, OSError, RuntimeError) as error:
@@ -78,9 +81,16 @@ def main() -> None:
         _fail("stopped; what was written so far is kept (train goes on with --resume, generate with the same command)", 1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of click's usage errors
-            raise
-        if type(error).__name__ != "NoArgsIsHelpError":  # a bare "respodiff" has already printed its help
+            _unexpected(error)
+        elif type(error).__name__ != "NoArgsIsHelpError":  # a bare "respodiff" has already printed its help
             _fail(error.format_message(), 2)
+
+
+def _unexpected(error: Exception) -> None:
+    """A fault of ours: one line for users, the traceback for whoever looks into it."""
+    if os.environ.get("RESPODIFF_TRACEBACK") == "1":
+        raise error
+    _fail(f"unexpected {type(error).__name__}: {error}; set RESPODIFF_TRACEBACK=1 to see where, and please report it", 1)
 
 
 def _quiet() -> None:

@@ -3,20 +3,55 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from respodiff.concepts import Attribute, load_concepts
 from respodiff.config import GenerateConfig
-from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, progress
+from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
 
 SUITE_HELP = (
     "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
 IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
+
+
+def default_shares(file: Path | None, modules: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """Attribute -> concept -> share from a file of concepts, for the attributes that modules are loaded of."""
+    out: dict[str, dict[str, float]] = {}
+    groups = {m.header.attribute for m in modules if m.header.kind != "safety"}
+    for name, entry in (load_concepts(file) if file else {}).items():
+        if name in groups and isinstance(entry, Attribute) and entry.shares:
+            out[name] = dict(zip(entry.names, entry.shares, strict=True))
+    return out
+
+
+def check_default_shares(shares: dict[str, dict[str, float]], modules: Sequence[Any]) -> dict[str, dict[str, float]]:
+    """The shares without concepts of share 0 that are not loaded; ValueError where modules and shares are not of the same concepts."""
+    for attribute, wanted in shares.items():
+        loaded = [m.name for m in modules if m.header.attribute == attribute and m.header.kind != "safety"]
+        if absent := [c for c, s in wanted.items() if s and c not in loaded]:
+            raise ValueError(f"--concepts: [{attribute}] has a share for {absent[0]!r}, which no --module has; load it, or give --shares")
+        if extra := [c for c in loaded if c not in wanted]:
+            raise ValueError(f"--concepts: [{attribute}] has no share for {extra[0]!r}, which a --module has; add it, or give --shares")
+    return {a: {c: s for c, s in wanted.items() if s} for a, wanted in shares.items()}
+
+
+def wanted_shares(text: str, file: Path | None, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:
+    """Target shares of a run: those of --shares, then those of --concepts; None for equal ones."""
+    given = parse_shares(text, modules) or {}
+    found = default_shares(file, modules)
+    if file and modules and not found:
+        warnings.warn(
+            f"--concepts {str(file)!r} has no shares for the attributes of the modules; concepts are drawn equally often", stacklevel=2
+        )
+    defaults = {a: s for a, s in found.items() if a not in given}
+    return {**check_default_shares(defaults, modules), **given} or None
 
 
 def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:
@@ -29,6 +64,8 @@ def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float
         name, _, value = (part.strip() for part in pair.partition("="))
         if name not in attributes:
             raise ValueError(f"--shares names {name!r}, which no --module has; loaded: {', '.join(attributes) or 'none'}")
+        if name in out.get(attributes[name], {}):
+            raise ValueError(f"--shares names {name!r} twice; give each concept one share")
         try:
             out.setdefault(attributes[name], {})[name] = float(value)
         except ValueError as error:
@@ -57,39 +94,56 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     return found, suite
 
 
+OUT_HELP = "Run folder; pictures that it already holds are skipped."
+PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
+SHARES_HELP = "Target shares, such as woman=0.5,man=0.5. (default: those of --concepts, else equal)"
+CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
+
+Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
+SuiteName = Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")]
+SuitePath = Annotated[Path | None, typer.Option("--suite-path", help=PATH_HELP, metavar="FILE")]
+Images = Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)]
+Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")]
+Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
+Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
+SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
+Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
+SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
+Method = Annotated[str, typer.Option("--method", help="respodiff, or plain (modules are ignored).", metavar="NAME")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
+Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
+OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
+LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
+
+
 @app.command(
     epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
 )
 def generate(
-    out: Annotated[Path, typer.Option("--out", help="Run folder; pictures that it already holds are skipped.", metavar="DIR")],
+    out: Out,
     model: Model = "embedded",
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")] = None,
-    suite: Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")] = "",
-    suite_path: Annotated[
-        Path | None, typer.Option("--suite-path", help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")
-    ] = None,
-    images: Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)] = None,
-    module: Annotated[list[Path] | None, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
-    safety: Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")] = None,
-    policy: Annotated[
-        str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")
-    ] = GenerateConfig.policy,
-    shares: Annotated[str, typer.Option("--shares", help="Target shares, such as woman=0.5,man=0.5.", metavar="PAIRS")] = "",
-    strength: Annotated[float, typer.Option("--strength", help="Factor on the modules.")] = GenerateConfig.strength,
-    safety_strength: Annotated[
-        float, typer.Option("--safety-strength", help="Factor on the safety modules.")
-    ] = GenerateConfig.safety_strength,
-    method: Annotated[str, typer.Option("--method", help="respodiff, or plain (modules are ignored).", metavar="NAME")] = "respodiff",
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
-    batch: Annotated[int, typer.Option("--batch", help="Pictures at a time.")] = GenerateConfig.batch,
-    own_settings: Annotated[
-        bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")
-    ] = GenerateConfig.own_settings,
-    long_prompts: Annotated[
-        str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")
-    ] = GenerateConfig.long_prompts,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    suite: SuiteName = "",
+    suite_path: SuitePath = None,
+    images: Images = None,
+    module: Modules = None,
+    safety: Safety = None,
+    policy: PolicyName = GenerateConfig.policy,
+    shares: Shares = "",
+    concepts: SharesFile = None,
+    strength: Strength = GenerateConfig.strength,
+    safety_strength: SafetyStrength = GenerateConfig.safety_strength,
+    method: Method = "respodiff",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = GenerateConfig.batch,
+    own_settings: OwnSettings = GenerateConfig.own_settings,
+    long_prompts: LongPrompts = GenerateConfig.long_prompts,
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -97,31 +151,36 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw pictures: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
+    modules, added = _load_modules(method, module or (), safety or ())
+    asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
+    options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
+    options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
+    options |= {"own_settings": own_settings, "long_prompts": long_prompts}
+    options |= _by_model(model == "embedded", steps, guidance)
+    options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
+    result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
+    text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
+    finish(result, text, as_json)
+
+
+def _by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
+    usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
+    return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}
+
+
+def _load_modules(method: str, alternatives: Sequence[Path], safety: Sequence[Path]) -> tuple[list[Any], list[Any]]:
     from respodiff.module_file import load
 
     if method not in ("respodiff", "plain"):
         raise ValueError(f"--method is {method!r}; allowed: respodiff, plain")
-    steered = method == "respodiff"
-    modules = [load(path) for path in module or ()] if steered else []
-    added = [load(path) for path in safety or ()] if steered else []
-    asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    embedded = model == "embedded"
-    options = {
-        "images": images if images is not None else ((listed and listed.images) or GenerateConfig.images),
-        "policy": policy,
-        "shares": parse_shares(shares, modules),
-        "strength": strength,
-        "safety_strength": safety_strength,
-        "steps": steps if steps is not None else (GenerateConfig.steps if embedded else 50),
-        "guidance": guidance if guidance is not None else (GenerateConfig.guidance if embedded else 7.5),
-        "seed": seed,
-        "batch": batch,
-        "own_settings": own_settings,
-        "long_prompts": long_prompts,
-    }
-    result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
-    text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
-    finish(result, text, as_json)
+    if method == "plain":
+        return [], []
+    added = [load(path) for path in safety]
+    for path, m in zip(safety, added, strict=True):
+        if m.header.kind != "safety":
+            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every picture is steered to it", stacklevel=2)
+    return [load(path) for path in alternatives], added
 
 
 def _draw(

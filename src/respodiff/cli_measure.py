@@ -116,7 +116,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: one HTML page with figures, intervals, charts and pictures on the same seeds, and its tables."""
-    from respodiff.report import report as write
+    from respodiff.reporting import report as write
 
     _judge_missing(runs, judge, (attribute, concepts), device, dtype)
     result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_boot=draws, seed=seed)
@@ -125,22 +125,17 @@ def report(
 
 
 def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | None, Path | None], device: str, dtype: str) -> None:
-    """Judge what has not been judged, so that a report needs one command."""
+    """Judge what has not been judged (new runs, new pictures, new attributes), so that a report needs one command."""
     from respodiff.evaluation import judge_all
-    from respodiff.judged import open_parts
-    from respodiff.scores import ScoreFiles, judged_by
+    from respodiff.judged import open_parts, unanswered
+    from respodiff.reporting import split_label
 
-    missing = []
-    for text in runs:
-        parts = open_parts(text if Path(text).is_dir() else text.rpartition("=")[2])
-        for part in parts:
-            part.settings()
-        seen = [{ScoreFiles(part, key).header()["judge"] for key in judged_by(part)} for part in parts]
-        if not all(judge in names if judge else names for names in seen):
-            missing.append(parts)
+    names = asked[0] or []
+    missing = [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]
     if not missing:
         return
-    eye, chosen = _judges([judge or "embedded"], device, dtype), _attributes(*asked)
+    chosen = _attributes(*asked)
+    eye = _judges([judge or "embedded"], device, dtype)
     for parts in missing:
         words.print(f"judging {', '.join(part.path.name for part in parts)} with {eye[0].name}", markup=False)
         judge_all(parts, eye, chosen)
@@ -167,6 +162,8 @@ def calibrate(
     if not hasattr(eye, "embed_texts"):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, eye, _attributes(attribute, concepts), note=note)
+    if out.resolve() == table.resolve():
+        raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
     write_confusion(out, found)
     rows = [(name, entry) for entries in found.values() for name, entry in entries.items()]
     right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 
 from respodiff.figures import Settings, show
 from respodiff.judged import JudgedRun
-from respodiff.metrics import fairness, fidelity, paired
-from respodiff.metrics.alignment import mean_interval
+from respodiff.metrics import fidelity, paired
 from respodiff.records import ImageRecord
 from respodiff.scores import UNKNOWN, Vectors
 from respodiff.verdicts import flags_of
 
-FEW = 50
-"""Below this many pictures a side, distances between sets of pictures are noise and are not given."""
+Floats = NDArray[np.float64]
+
+FEW, FEW_PROMPTS = 50, 10
+"""Below this many pictures a side, or prompts, distances between sets of pictures are noise and are not given."""
+LEAST, MOST, SWAPS = 1000, 10_000, 10_000_000  # permutations of a test: as many as so many swapped pairs allow
 
 
 @dataclass(frozen=True)
@@ -41,41 +43,61 @@ class Difference:
 def pairs_of(base: JudgedRun, run: JudgedRun) -> list[tuple[int, int]]:
     """Row numbers of pictures that start from the same noise: equal prompt id, repeat and seed."""
 
-    def key(r: ImageRecord) -> tuple[Any, ...]:
-        return (r.prompt_id, r.repeat, r.own_seed, r.seed if r.own_seed is None else None)
-
-    place = {key(r): i for i, r in enumerate(base.records) if _drawn(base, r)}
-    return [(place[key(r)], j) for j, r in enumerate(run.records) if key(r) in place and _drawn(run, r)]
+    place = {noise_key(base, r): i for i, r in enumerate(base.records)}
+    place.pop(None, None)
+    return [(place[key], j) for j, r in enumerate(run.records) if (key := noise_key(run, r)) in place]
 
 
-def _drawn(run: JudgedRun, record: ImageRecord) -> bool:
-    """Whether the noise of a picture is known: not of an imported one whose table names no seed (a photograph has none)."""
-    return record.own_seed is not None or not run.settings.get("imported")
+def noise_key(run: JudgedRun, r: ImageRecord) -> tuple[Any, ...] | None:
+    """What the noise of a picture follows from; None where it is not known: an imported picture whose table names no seed (a
+    photograph has none)."""
+    if r.own_seed is None and run.settings.get("imported"):
+        return None
+    return (r.prompt_id, r.repeat, r.own_seed, r.seed if r.own_seed is None else None, r.width, r.height)
 
 
 def compare(base: JudgedRun, run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
     """Differences of ``run`` to ``base`` on the same noise, and distances between their pictures.
 
     Returns:
-        JSON-ready: ``paired`` pictures, ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``, ``cmmd``
-        (None where there are fewer than 50 pictures a side) on the vectors of ``features``: a judge that is made for it if both runs
+        JSON-ready: ``paired`` pictures, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``, ``cmmd``
+        (None where there are fewer than 50 pictures or 10 prompts a side) on the vectors of ``features``: a judge that is made for it if both runs
         have seen one, else the primary one. On Inception's the Frechet distance is FID. CMMD is defined for CLIP vectors alone.
     """
     settings = settings or Settings()
-    if base.headers[base.primary]["digest"] != run.headers[run.primary]["digest"]:
-        raise ValueError(
-            f"{base.label} was judged by {base.headers[base.primary]['judge']} and {run.label} by {run.headers[run.primary]['judge']}: "
-            "evaluate both with one judge to compare them"
-        )
-    found = pairs_of(base, run)
+    _check_asked_alike(base, run)
+    found, notes = pairs_of(base, run), []
     tests: list[Difference] = []
     if found:
         tests += [t for name in run.attributes if name in base.attributes for t in _devrat(name, base, run, found, settings)]
-        tests += _yes_no("subject kept", [s.subject_kept for s in base.scores], [s.subject_kept for s in run.scores], found)
+        groups = [run.records[j].prompt_id for _, j in found]
+        if base.headers[base.primary].get("subjects") == run.headers[run.primary].get("subjects"):
+            tests += _yes_no("subject kept", [s.subject_kept for s in base.scores], [s.subject_kept for s in run.scores], found, groups)
+        else:
+            notes.append("subject kept is not tested: the judge chose among other subjects in the two runs")
         before, after = flags_of(base), flags_of(run)
         if before is not None and after is not None:
-            tests += _yes_no("unsafe", before, after, found)
-    return {"baseline": base.label, "paired": len(found), "tests": [t.__dict__ for t in tests], **_distances(base, run, found, settings)}
+            tests += _yes_no("unsafe", before, after, found, groups)
+    out = {"baseline": base.label, "paired": len(found), "notes": notes, "tests": [t.__dict__ for t in tests]}
+    return out | _distances(base, run, found, settings)
+
+
+def _check_asked_alike(base: JudgedRun, run: JudgedRun) -> None:
+    """ValueError unless one judge was asked the same of both runs, as far as they share a question."""
+    a, b = base.headers[base.primary], run.headers[run.primary]
+    if a["digest"] != b["digest"]:
+        raise ValueError(
+            f"{base.label} was judged by {a['judge']} and {run.label} by {b['judge']}: evaluate both with one judge to compare them"
+        )
+    shared = [name for name in a["attributes"] if name in b["attributes"]]
+    for what, x, y in [
+        *((f"class texts of {name}", a["attributes"][name], b["attributes"][name]) for name in shared),
+        *((key, a.get(key), b.get(key)) for key in ("class_text", "min_margin")),
+    ]:
+        if x != y:
+            raise ValueError(
+                f"{base.label} and {run.label} were judged with other {what} ({x} and {y}): evaluate both alike to compare them"
+            )
 
 
 def _devrat(name: str, base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]], settings: Settings) -> list[Difference]:
@@ -85,20 +107,25 @@ def _devrat(name: str, base: JudgedRun, run: JudgedRun, found: Sequence[tuple[in
     rows = [row for row in rows if UNKNOWN not in row[1:] and None not in row[1:]]
     if not rows or len(concepts) < 2:
         return []
-    wanted = settings.targets.get(name)
+    wanted = run.targets.get(name)
     shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
     groups, before, after = zip(*sorted(rows), strict=True)
-    test = paired.paired_permutation(after, before, groups, paired.mean_dev_rat_of(concepts, shares), seed=settings.seed)
-    tables = [fairness.dev_rat(fairness.group_counts(groups, labels, concepts), shares) for labels in (after, before)]
-    spread = mean_interval(tables[0] - tables[1], list(dict.fromkeys(groups)), **settings.boot)
-    return [Difference(f"DevRat {name}", test.difference, spread.low, spread.high, test.p, len(rows), "permutation within pairs")]
+    draws = int(min(MOST, max(LEAST, SWAPS // len(rows))))
+    test = paired.paired_permutation(
+        after, before, groups, paired.mean_dev_rat_of(concepts, shares), permutations=draws, seed=settings.seed
+    )
+    d = paired.devrat_difference(after, before, groups, concepts, shares=shares, **settings.boot)
+    return [Difference(f"DevRat {name}", d.mean, d.low, d.high, test.p, len(rows), "permutation within pairs")]
 
 
-def _yes_no(what: str, before: Sequence[bool | None], after: Sequence[bool | None], found: Sequence[tuple[int, int]]) -> list[Difference]:
-    rows = [(a, b) for a, b in ((before[i], after[j]) for i, j in found) if a is not None and b is not None]
+def _yes_no(
+    what: str, before: Sequence[bool | None], after: Sequence[bool | None], found: Sequence[tuple[int, int]], groups: Sequence[str]
+) -> list[Difference]:
+    three = ((before[i], after[j], group) for (i, j), group in zip(found, groups, strict=True))
+    rows = [(bool(a), bool(b), group) for a, b, group in three if a is not None and b is not None]
     if not rows:
         return []
-    test = paired.mcnemar([a for a, _ in rows], [b for _, b in rows])
+    test = paired.mcnemar([a for a, *_ in rows], [b for _, b, _ in rows], groups=[g for *_, g in rows])
     d = test.difference
     return [Difference(what, d.mean, d.low, d.high, test.p, d.n, "McNemar, exact")]
 
@@ -116,20 +143,25 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
         out["drift"] = show(fidelity.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
     before, base_prompts = _finite(base, x)
     after, prompts = _finite(run, y)
-    if min(len(before), len(after)) < FEW:
-        return out
-    clip = run.headers[key]["kind"] == "texts"
-    # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
-    scale = after.shape[1] ** 0.5 if clip else 1.0
-    out["kid"] = show(fidelity.kid(scale * after, scale * before, prompts if len(set(prompts)) > 1 else None, seed=settings.seed))
-    if len(set(prompts)) > 1 and len(set(base_prompts)) > 1:
-        out["frechet"] = show(fidelity.frechet_interval(after, before, prompts, seed=settings.seed))
-        out["split_half"] = show(fidelity.split_half_distance(before, base_prompts, seed=settings.seed))
-        if clip:
-            out["cmmd"] = show(fidelity.cmmd(after, before, prompts, seed=settings.seed))
+    if min(len(before), len(after)) >= FEW and min(len(set(prompts)), len(set(base_prompts))) >= FEW_PROMPTS:
+        out |= _between_sets(after, prompts, before, base_prompts, run.headers[key]["kind"] == "texts", settings.seed)
     return out
 
 
-def _finite(run: JudgedRun, vectors: Vectors) -> tuple[NDArray[np.float64], list[str]]:
+def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Any]:
+    """Distances of sets of pictures. Pictures of one prompt are alike in both sets, so KID and CMMD leave such pairs out."""
+    width = after.shape[1]
+    blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
+    # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
+    scale = width**0.5 if clip else 1.0
+    return {
+        "frechet": show(fidelity.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
+        "split_half": show(fidelity.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
+        "kid": show(fidelity.kid(scale * after, scale * before, prompts, other_groups=base_prompts, seed=seed)),
+        "cmmd": show(fidelity.cmmd(after, before, prompts, other_groups=base_prompts, seed=seed)) if clip else None,
+    }
+
+
+def _finite(run: JudgedRun, vectors: Vectors) -> tuple[Floats, list[str]]:
     good = np.flatnonzero(np.isfinite(vectors).all(1))
     return vectors[good].astype(np.float64), [run.records[i].prompt_id for i in good]

@@ -6,16 +6,21 @@ The built-in ones are TOML files in ``respodiff/data``; a user's own file has th
     [hat]                                 # an attribute, with its alternatives
     neutral = "a person"
     concepts = { bare = "a person without a hat", hat = "a person with a hat" }
+    shares = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
 
     [blood]                               # a safety concept: no alternatives, a negative prompt instead
     kind = "safety"
     neutral = "a scene"
     negative = "blood"
     preserve = ["a person"]               # prompts whose pictures it must leave alone
+
+Shares count when pictures are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--shares`` goes before
+them; in Python give ``GenerateConfig(shares=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,8 +82,9 @@ class Attribute:
             raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
         if self.shares and len(self.shares) != len(self.concepts):
             raise ValueError(f"attribute {self.name!r} has {len(self.shares)} shares for {len(self.concepts)} concepts; give one each")
-        if self.shares and (min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError(f"attribute {self.name!r} has shares {self.shares}; they must be 0 or more and sum to 1")
+        finite = all(math.isfinite(s) for s in self.shares)
+        if self.shares and (not finite or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"attribute {self.name!r} has shares {self.shares}; they must be finite, 0 or more and sum to 1")
 
     @property
     def names(self) -> tuple[str, ...]:

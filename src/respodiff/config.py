@@ -49,11 +49,9 @@ class GenerateConfig:
         _check("own_settings", self.own_settings, isinstance(self.own_settings, bool), "True, False")
         _check("long_prompts", self.long_prompts, self.long_prompts in ("refuse", "cut"), "refuse, cut")
         for name in ("images", "steps", "batch"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a whole number of at least 1")
+            _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("strength", "safety_strength", "guidance"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: a finite number")
+            _check(name, getattr(self, name), _finite(getattr(self, name)), "a finite number")
         if self.guidance < 0:
             raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 
@@ -80,7 +78,8 @@ class TrainConfig:
         rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
             where they are not neutral.
         keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
-        refresh: iterations until a new pool is rolled out through the modules as they then are.
+        refresh: iterations until a new pool is rolled out through the modules as they then are, without the gain: with more iterations
+            than this, later rollouts are steered less far than the pictures that the finished module draws.
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
         seed: everything random in training follows from it.
     """
@@ -113,21 +112,21 @@ class TrainConfig:
         from respodiff.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
         for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
-        _check("steps", self.steps, 2 <= self.steps <= 999, "2 to 999")
+            _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
+        _check("steps", self.steps, _whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
-            _check(name, value, math.isfinite(value) and value > 0, "a finite number above 0")
+            _check(name, value, _finite(value) and value > 0, "a finite number above 0")
         for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
             value = getattr(self, name)
-            _check(name, value, math.isfinite(value) and value >= 0, "a finite number of at least 0")
+            _check(name, value, _finite(value) and value >= 0, "a finite number of at least 0")
         _check("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
         for name, hint in get_type_hints(type(self)).items():
             if choices := get_args(hint) if get_origin(hint) is Literal else ():
                 _check(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
-        good = len(self.betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in self.betas)
+        good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(_finite(b) and 0 <= b < 1 for b in self.betas)
         _check("betas", self.betas, good, "two numbers from 0 to below 1")
-        _check("seed", self.seed, 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+        _check("seed", self.seed, _whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     @property
     def trains_sam(self) -> bool:
@@ -147,6 +146,14 @@ class TrainConfig:
 def _check(name: str, value: object, good: bool, allowed: str) -> None:
     if not good:
         raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 _PAPER: dict[str, Any] = {

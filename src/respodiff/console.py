@@ -21,6 +21,14 @@ app = typer.Typer(
 )
 words = Console(stderr=True, highlight=False)
 
+
+def given_path(text: str) -> Path:
+    """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
+    if not text.strip():
+        raise typer.BadParameter(f"it is {text!r}; give the name of a file or folder")
+    return Path(text)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
 Model = Annotated[str, typer.Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
@@ -51,7 +59,7 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # a number that can be read back, which the meta device has none of
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"--device is {device!r}, which this machine does not have; allowed here: cpu or an accelerator of yours"

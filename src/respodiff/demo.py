@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from respodiff.concepts import concept
@@ -34,9 +35,8 @@ def demo(
     began = time.perf_counter()
     from respodiff.console import open_model
 
-    _clear(out)
-
     pipe = open_model("embedded", device, dtype)
+    _clear(out)
     *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
     trained = time.perf_counter() - began
     prompts = _prompts()
@@ -44,9 +44,9 @@ def demo(
     runs = {name: _draw(pipe, texts, modules, out / name, images, seed) for name, texts, modules in jobs}
     found = _measure(runs)
     grid = _grid(runs, out / "before_after.png", images)
-    lead = f"Two small tensors per concept, added at the bottleneck of a frozen model. Three concepts were trained from prompts alone in {trained:.0f} seconds."
+    lead = f"One small tensor per concept, added at the bottleneck of a frozen model. Three concepts were trained from prompts alone in {trained:.0f} seconds."
     report = _report(found, grid, out / "report.html", images, seed, lead)
-    _say(found)
+    (words if as_json else Console(highlight=False)).print(_table(found))
     result = {
         "before": _summary(found["before"], found["unsafe-before"]),
         "after": _summary(found["after"], found["unsafe-after"]),
@@ -64,8 +64,9 @@ def _clear(out: Path) -> None:
         for name in RUNS:
             if (out / name / "run.json").is_file():
                 shutil.rmtree(out / name)
-        (out / "report.html").unlink(missing_ok=True)
-        (out / "report.html").touch()
+        for file in (out / "report.html", out / ".writable"):
+            file.touch()  # noticed now, not after minutes of training
+            file.unlink()
     except OSError as error:
         raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
 
@@ -121,6 +122,7 @@ def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
     return {
         "n": people["n"],
         "women": {group: shares[group]["woman"] for group in shares},
+        "men": {group: shares[group]["man"] for group in shares},
         "devrat": people["devrat"]["gender"],
         "subject_kept": people["subject_kept"],
         "unsafe": unsafe["unsafe"],
@@ -128,20 +130,25 @@ def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _say(found: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="share of women, as the judge perceives them")
+def _table(found: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="shares of women and of men, as the judge perceives them")
     for column in ("prompt", "before", "after"):
         table.add_column(column, justify="left" if column == "prompt" else "right")
     before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
     for group in before:
-        table.add_row(group, f"{before[group]['woman']:.2f}", f"{after[group]['woman']:.2f}")
+        for concept_name, people in (("woman", "women"), ("man", "men")):
+            table.add_row(f"{group}, {people}", _share(before[group][concept_name]), _share(after[group][concept_name]))
     table.add_section()
     rows = [("DevRat (0 is even)", "before", "after", lambda r: r["devrat"]["gender"]["mean"])]
     rows += [("subject kept", "before", "after", lambda r: r["subject_kept"])]
     rows += [(f"unsafe pictures of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
     for label, a, b, value in rows:
         table.add_row(label, f"{value(found[a]):.2f}", f"{value(found[b]):.2f}")
-    words.print(table)
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
@@ -166,9 +173,10 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
     from respodiff.report_tables import estimate
 
     before, after = (found[k]["shares"]["gender"] for k in ("before", "after"))
-    rows = [
-        (g, {"before": estimate(before[g]["woman"]), "after": estimate(after[g]["woman"])}) for g in found["before"]["groups"]["gender"]
-    ]
+    rows = {
+        c: [(g, {"before": estimate(before[g][c]), "after": estimate(after[g][c])}) for g in found["before"]["groups"]["gender"]]
+        for c in ("woman", "man")
+    }
     table = [
         _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
         {"measure": "subject kept", "before": f"{found['before']['subject_kept']:.2f}", "after": f"{found['after']['subject_kept']:.2f}"},
@@ -183,7 +191,8 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
             picture=grid,
             picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
         ),
-        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows, 0.5)]),
+        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows["woman"], 0.5)]),
+        Section("Share of men", parts=[Dots("share of men, with 95 % intervals", ("before", "after"), rows["man"], 0.5)]),
         Section(
             "Figures",
             f"n = {n} pictures ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "

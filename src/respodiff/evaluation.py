@@ -7,17 +7,22 @@ reported, stays outside every share, and is never taken for a zero. This side ne
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from respodiff import concepts, judges
-from respodiff.concepts import Attribute
+from respodiff.concepts import Attribute, Concept
 from respodiff.figures import Settings
 from respodiff.judged import JudgedRun, load_judged, open_parts, read_parts
 from respodiff.judges import Vocabulary
 from respodiff.judging import Question, judge_run
 from respodiff.records import ImageRecord, RunFolder
+from respodiff.scores import ScoreFiles, judged_by, key_of
+from respodiff.suites import SUITES, suite
 from respodiff.summary import summarise
 
 AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
@@ -55,9 +60,10 @@ def evaluate(
     Raises:
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
-    judged, settings = judge_all(run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin)
+    judged = judge_all(run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin)
+    names = [a if isinstance(a, str) else a.name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
-    return summarise(judged, dataclasses.replace(settings, n_boot=n_boot, seed=seed, confusion=known))
+    return summarise(judged.only(names), Settings(n_boot=n_boot, seed=seed, confusion=known))
 
 
 def judge_all(
@@ -68,36 +74,68 @@ def judge_all(
     vocabulary: Vocabulary | None = None,
     class_text: str = "{concept}",
     min_margin: float = 0.0,
-) -> tuple[JudgedRun, Settings]:
-    """Judge every picture of a run and keep the scores in its folders; the run with its scores, and the shares it was made for."""
+) -> JudgedRun:
+    """Judge every picture of a run and keep the scores in its folders.
+
+    What a judge was asked before in the same words is asked again, so that no earlier answer is lost.
+    """
     parts = open_parts(run)
     wanted = wanted_shares(parts)
     chosen = [concepts.attribute(a) if isinstance(a, str) else a for a in attributes]
     chosen = [_with_shares(a, wanted) for a in chosen]
     rows, _ = read_parts(parts)
-    _check_asked([record for _, record in rows], chosen)
+    records = [record for _, record in rows]
+    _check_asked(records, chosen)
     sources = [judge] if isinstance(judge, str) or hasattr(judge, "digest") else list(judge)
     eyes = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []
     for eye in eyes:
         words = vocabulary or (Vocabulary.embedded() if eye.name == "embedded" else None)
-        question = Question(tuple(chosen), words, class_text, min_margin)
-        for part in parts:
-            keys.append(judge_run(part, part.records(), eye, question))
-    targets = {a.name: dict(zip(a.names, a.shares, strict=True)) for a in chosen if a.shares}
-    return load_judged(parts, keys=list(dict.fromkeys(keys))), Settings(targets=targets)
+        asked = _asked_before(parts, key_of(eye.name, eye.digest), chosen, class_text, min_margin)
+        question = Question(tuple(asked), subjects_of(records, words), words, class_text, min_margin)
+        keys += [judge_run(part, part.records(), eye, question) for part in parts]
+    return load_judged(parts, keys=list(dict.fromkeys(keys)))
+
+
+def _asked_before(parts: Sequence[RunFolder], key: str, chosen: Sequence[Attribute], class_text: str, min_margin: float) -> list[Attribute]:
+    """The chosen attributes, and those that this judge was asked for before with the same class texts."""
+    out = list(chosen)
+    for part in parts:
+        if key not in judged_by(part):
+            continue
+        header = ScoreFiles(part, key).header()
+        if (header.get("class_text", "{concept}"), header.get("min_margin", 0.0)) != (class_text, min_margin):
+            continue
+        for name, targets in header["attributes"].items():
+            if name not in [a.name for a in out]:
+                shares = tuple(header.get("shares", {}).get(name, {}).values())
+                out.append(Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), shares))
+    return out
+
+
+def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
+    """What may be found in the pictures: the vocabulary's subjects and those of the whole suites, so that the choice is the same
+    whatever part of a suite was drawn, and subjects of the run that these lack, as they could never be found otherwise."""
+    found = {*(words.subjects if words else ()), *(r.subject for r in records if r.subject)}
+    known = {r.suite for r in records if r.subject and r.suite.startswith(("occupations", "winobias")) and r.suite in SUITES}
+    if words is None:
+        found |= {prompt.subject for name in known for prompt in suite(name) if prompt.subject}
+    return tuple(sorted(found))
 
 
 def wanted_shares(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
-    """The target shares that a run was made for, if it says any."""
-    return parts[0].settings().get("shares") or {}
+    """The target shares that a run was made for, if it says any; ValueError for a run.json that says them in another form."""
+    shares = parts[0].settings().get("shares") or {}
+    values = (
+        [v for row in shares.values() for v in (row.values() if isinstance(row, dict) else [None])] if isinstance(shares, dict) else [None]
+    )
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        raise ValueError(f"{parts[0].path / 'run.json'} has shares {shares!r}; allowed: attribute -> concept -> number: restore it")
+    return dict(shares)
 
 
 def shipped_confusion() -> dict[str, Any]:
     """The confusion matrices of the embedded judge, by its digest."""
-    import json
-    from importlib.resources import files
-
     found: dict[str, Any] = json.loads((files("respodiff.embedded") / "judge" / "confusion.json").read_text(encoding="utf-8"))
     return found
 

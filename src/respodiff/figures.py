@@ -11,9 +11,6 @@ from respodiff.metrics import fairness
 from respodiff.metrics.estimate import Estimate
 from respodiff.records import ImageRecord
 
-Targets = Mapping[str, Mapping[str, float]]
-"""Attribute -> concept -> wanted share."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -22,14 +19,12 @@ class Settings:
     Attributes:
         n_boot: bootstrap draws. seed: of the draws. min_cell: smallest cell of an intersectional table that is shown.
         confusion: judge digest -> attribute -> matrix of true by perceived counts, for judge-error correction.
-        targets: wanted shares, where they are not even.
     """
 
     n_boot: int = 2000
     seed: int = 0
     min_cell: int = 10
     confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    targets: Targets = dataclasses.field(default_factory=dict)
 
     @property
     def boot(self) -> dict[str, int]:
@@ -41,16 +36,16 @@ def show(estimate: Estimate | None) -> dict[str, float] | None:
     return None if estimate is None else {"mean": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n}
 
 
-def share(hits: Sequence[tuple[ImageRecord, bool]], settings: Settings) -> dict[str, Any] | None:
-    """Share of hits over all pictures, with a cluster bootstrap over groups; None if there is no picture."""
+def share(hits: Sequence[tuple[ImageRecord, bool]], settings: Settings, by: str = "group") -> dict[str, Any] | None:
+    """Share of hits over all pictures, with a cluster bootstrap over groups (or ``prompt_id``); None if there is no picture."""
     if not hits:
         return None
-    by: dict[str, list[int]] = {}
+    counts: dict[str, list[int]] = {}
     for r, hit in hits:
-        cell = by.setdefault(r.group, [0, 0])
+        cell = counts.setdefault(getattr(r, by), [0, 0])
         cell[0] += hit
         cell[1] += 1
-    table = [by[g] for g in sorted(by)]
+    table = [counts[g] for g in sorted(counts)]
     return show(fairness.share_interval([k for k, _ in table], [n for _, n in table], **settings.boot))
 
 

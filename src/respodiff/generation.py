@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from respodiff.bottleneck import latent_size
 from respodiff.config import GenerateConfig
-from respodiff.jobs import Job, Size, batches, plan
+from respodiff.jobs import Job, Size, batches, check_prompts, check_steps, plan
 from respodiff.module_file import ConceptModule
-from respodiff.pipelines import check_length, model_name, weights_digest
+from respodiff.pipelines import model_name, weights_digest
 from respodiff.records import ImageRecord, Prompt, RunFolder, noise_seed
-from respodiff.steering import Row, steer
+from respodiff.steering import Row, misfits, steer
 
 
 def by_attribute(modules: Sequence[ConceptModule]) -> dict[str, dict[str, ConceptModule]]:
@@ -54,8 +55,7 @@ def generate(
     With ``config.own_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
 
     Args:
-        pipe: diffusers pipeline.
-        prompts: texts or `Prompt` records.
+        pipe: diffusers pipeline. prompts: texts or `Prompt` records.
         modules: alternatives to draw from; several attributes are combined (gender x tone).
         config: see `GenerateConfig`.
         safety: modules added on top of whatever was drawn.
@@ -66,32 +66,58 @@ def generate(
         (record, image) per picture that was drawn.
 
     Raises:
-        ValueError: for prompts that are empty, too long or not distinct, and for settings that make no sense, before anything is drawn.
+        ValueError: for prompts that are empty, too long or not distinct, modules that do not fit, and settings that make no sense, before
+            anything is drawn or written.
     """
     config = config or GenerateConfig()
-    for m in (*modules, *safety):
-        if not isinstance(m, ConceptModule):
-            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
+    _say_safety_checker(pipe)
+    asked = _asked(prompts)
+    drawn, always = _sorted_modules(pipe, modules, safety)
+    check_prompts(pipe, asked, config)
+    check_steps(pipe, config.steps)
+    jobs = plan(pipe, asked, {a: list(group) for a, group in drawn.items()}, config)
+    folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
+    done = folder.done() if folder else set()
+    return _draw(pipe, [job for job in jobs if job.id not in done], drawn, always, config, folder)
+
+
+def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
+    return [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
+
+
+def _say_safety_checker(pipe: Any) -> None:
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline blacks out pictures that its safety checker dislikes, and judges would take them for safe; "
             "switch it off with pipe.safety_checker = None to measure",
-            stacklevel=2,
+            stacklevel=3,
         )
-    asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
-    _check_prompts(pipe, asked, config)
+
+
+def _sorted_modules(
+    pipe: Any, modules: Sequence[ConceptModule], safety: Sequence[ConceptModule]
+) -> tuple[dict[str, dict[str, ConceptModule]], list[ConceptModule]]:
+    """The alternatives to draw from, and what is added to every picture. ValueError for what is no module or does not fit the pipeline."""
+    for m in (*modules, *safety):
+        if not isinstance(m, ConceptModule):
+            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
+        misfits(pipe, m)  # raises for a module of another width; what it warns of is said when the pipeline is steered
     always = [*(m for m in modules if m.header.kind == "safety"), *safety]
     if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
-    drawn = by_attribute([m for m in modules if m.header.kind != "safety"])
-    jobs = plan(pipe, asked, {a: list(group) for a, group in drawn.items()}, config)
-    settings = _settings(pipe, config, modules, safety, suite_digest)
-    folder = RunFolder(out).create(settings, LATER_SETTINGS) if out else None
-    done = folder.done() if folder else set()
-    todo = [job for job in jobs if job.id not in done]
-    return _draw(pipe, todo, drawn, always, config, folder)
+    return by_attribute([m for m in modules if m.header.kind != "safety"]), always
+
+
+def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
+    """The run folder, made or checked. One of ours that holds no picture yet takes the new settings: nothing in it depends on the old."""
+    folder = RunFolder(out)
+    written = folder.path / "run.json"
+    empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
+    if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
+        written.unlink()
+    return folder.create(settings, LATER_SETTINGS)
 
 
 LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": ""}
@@ -109,23 +135,6 @@ def _settings(
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(pipe.unet), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
     return settings | ({"suite_digest": suite_digest} if suite_digest else {})
-
-
-def _check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) -> None:
-    if not prompts:
-        raise ValueError("there is no prompt; give at least one")
-    if empty := [p.id for p in prompts if not p.text.strip()]:
-        raise ValueError(f"prompt {empty[0]!r} is empty; give a text")
-    if twice := [i for i, k in Counter(p.id for p in prompts).items() if k > 1]:
-        raise ValueError(f"prompt {twice[0]!r} is given twice; ask for more images of it instead")
-    texts = list(dict.fromkeys(p.text for p in prompts))
-    if config.long_prompts == "refuse":
-        try:
-            check_length(pipe, texts)
-        except ValueError as error:
-            raise ValueError(f"{error}, or have it cut off there with long_prompts 'cut' (--long-prompts cut)") from error
-    elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
-        warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
 
 
 def _draw(
@@ -202,8 +211,7 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None =
 
 
 def _latent_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
-    own = pipe.unet.config.sample_size
-    height, width = (own, own) if isinstance(own, int) else own
+    height, width = latent_size(pipe.unet)
     if size:
         height, width = (side // pipe.vae_scale_factor for side in size)
     return 1, pipe.unet.config.in_channels, height, width

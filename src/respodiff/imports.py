@@ -162,5 +162,5 @@ def _size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             image.load()
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow reports broken files as any of these
+    except Exception:  # Pillow reports broken files in a dozen ways, NotImplementedError and MemoryError among them
         return 0, 0

@@ -1,14 +1,17 @@
-"""What a run has to draw: one job a picture with the settings that it is drawn with, in batches of equal settings."""
+"""What a run has to draw: prompts checked, one job a picture with the settings that it is drawn with, in batches of equal settings."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from respodiff.bottleneck import latent_size
 from respodiff.config import GenerateConfig
+from respodiff.pipelines import check_length
 from respodiff.policies import assign, prompt_seed
 from respodiff.records import Prompt, image_id
 
@@ -62,6 +65,34 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
     return jobs
 
 
+def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) -> None:
+    """ValueError for prompts that are empty, not distinct, or longer than the model reads; a warning where their ends are to be cut."""
+    if not prompts:
+        raise ValueError("there is no prompt; give at least one")
+    if empty := [p.id for p in prompts if not p.text.strip()]:
+        raise ValueError(f"prompt {empty[0]!r} is empty; give a text")
+    if twice := [i for i, k in Counter(p.id for p in prompts).items() if k > 1]:
+        raise ValueError(f"prompt {twice[0]!r} is given twice; ask for more images of it instead")
+    texts = list(dict.fromkeys(p.text for p in prompts))
+    if config.long_prompts == "refuse":
+        try:
+            check_length(pipe, texts)
+        except ValueError as error:
+            raise ValueError(f"{error}, or have it cut off there with long_prompts 'cut' (--long-prompts cut)") from error
+    elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
+        warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
+
+
+def check_steps(pipe: Any, steps: int) -> None:
+    """ValueError for more sampler steps than the scheduler has timesteps: it would fail at the first picture."""
+    config = pipe.scheduler.config
+    # Leading timesteps are moved up by the offset, and the last one must still be one that the model knows.
+    offset = config.get("steps_offset", 0) if config.get("timestep_spacing") == "leading" else 0
+    most = config.get("num_train_timesteps", steps + offset) - offset
+    if steps > most:
+        raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
+
+
 def batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
     """The jobs in batches of at most ``most``, each of one guidance and one size; otherwise in their order."""
     alike: dict[tuple[float, Size | None], list[Job]] = {}
@@ -88,8 +119,7 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
 
 def native_size(pipe: Any) -> Size:
     """The (height, width) in pixels of the pictures that the pipeline draws by itself."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = latent_size(pipe.unet)
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from respodiff.records import ImageRecord, RunFolder, file_digest
 from respodiff.scores import UNKNOWN, Score, ScoreFiles, Vectors, judged_by, short_name
 
+NOT_YET = "not judged yet"
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
 
@@ -51,6 +52,20 @@ class JudgedRun:
         """Attribute -> concept -> target prompt, as the primary judge was asked."""
         found: dict[str, dict[str, str]] = self.headers[self.primary]["attributes"]
         return found
+
+    @property
+    def targets(self) -> dict[str, dict[str, float]]:
+        """Attribute -> concept -> wanted share, where the run or the attribute says any."""
+        found: dict[str, dict[str, float]] = self.headers[self.primary].get("shares", {})
+        return found
+
+    def only(self, names: Sequence[str]) -> JudgedRun:
+        """The run as if judges had been asked for these attributes alone."""
+        headers = {
+            key: {**h, **{part: {n: v for n, v in h.get(part, {}).items() if n in names} for part in ("attributes", "shares")}}
+            for key, h in self.headers.items()
+        }
+        return replace(self, headers=headers)
 
     @cached_property
     def featured(self) -> str:
@@ -128,7 +143,8 @@ def load_judged(
 
     Args:
         run: as `open_parts` takes it.
-        judge: name or key of the judge that labels come from; empty takes the first that reads labels off pictures.
+        judge: name or key of the judge that labels come from; empty takes the first of ``keys`` that gives labels, without ``keys`` the
+            embedded judge, or the first that reads labels off pictures.
         label: name in reports; empty takes the folder's name.
         keys: judges to read, in order; empty reads all.
 
@@ -150,26 +166,41 @@ def load_judged(
     answers = {}
     for key in chosen:
         by_part = dict(held[key])
-        answers[key] = tuple(by_part[part.path].get(r.id) or _unjudged(r, headers[key]) for part, r in rows)
+        answers[key] = tuple(_current(by_part[part.path].get(r.id), r, headers[key]) for part, r in rows)
     return JudgedRun(
-        label=label or ",".join(part.path.name for part in parts),
+        label=label or ",".join(part.path.resolve().name for part in parts),
         folders=tuple(part.path for part in parts),
         settings=parts[0].settings(),
         records=tuple(record for _, record in rows),
         homes=tuple(part.path for part, _ in rows),
         answers=answers,
         headers=headers,
-        primary=_primary(headers, judge),
+        primary=_primary(headers, judge, bool(keys)),
         problems=tuple(problems),
     )
 
 
-def _unjudged(record: ImageRecord, header: dict[str, Any]) -> Score:
+def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]) -> bool:
+    """Whether a report would lack answers: no scores of this judge (of any, if empty), new pictures, or attributes not asked for yet."""
+    for part in parts:
+        part.settings()
+    wanted = short_name(judge)
+    headers = [{key: ScoreFiles(part, key).header() for key in judged_by(part)} for part in parts]
+    if not all(any(not judge or wanted in (key, h["judge"]) for key, h in found.items()) for found in headers):
+        return True
+    run = load_judged(parts, judge=judge)
+    return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
+
+
+def _current(score: Score | None, record: ImageRecord, header: dict[str, Any]) -> Score:
+    """The score, if it is of the picture that the manifest describes now."""
+    if score is not None and (score.problem or not record.digest or score.digest in ("", record.digest)):
+        return score
     labels = dict.fromkeys(header["attributes"], UNKNOWN) if header["kind"] != "flags" else {}
-    return Score(record.id, labels, problem="not judged yet", judge=header["judge"], judge_digest=header["digest"])
+    return Score(record.id, labels, problem=NOT_YET, judge=header["judge"], judge_digest=header["digest"])
 
 
-def _primary(headers: dict[str, dict[str, Any]], judge: str) -> str:
+def _primary(headers: dict[str, dict[str, Any]], judge: str, ordered: bool) -> str:
     if judge:
         for key, header in headers.items():
             if short_name(judge) in (key, header["judge"]):
@@ -177,4 +208,6 @@ def _primary(headers: dict[str, dict[str, Any]], judge: str) -> str:
         raise ValueError(
             f"judge is {judge!r}, but this run was judged by {', '.join(h['judge'] for h in headers.values())}: evaluate it first"
         )
+    if ordered:
+        return next((key for key, header in headers.items() if header["kind"] in ("texts", "table")), next(iter(headers)))
     return min(headers, key=lambda key: (KINDS.index(headers[key]["kind"]), headers[key]["judge"] != "embedded"))

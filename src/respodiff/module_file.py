@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -130,7 +130,7 @@ class ConceptModule:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             tensors = {"ram": self.ram.clone().contiguous(), "sam": self.sam.clone().contiguous()}  # the format refuses shared memory
-            save_file(tensors, temporary, metadata={HEADER_KEY: header})
+            temporary.write_bytes(serialized(tensors, metadata={HEADER_KEY: header}))  # save_file would make it 0600 whatever the umask
             temporary.replace(path)
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
@@ -144,6 +144,8 @@ def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if path.is_dir():
+        raise ValueError(f"module file {str(path)!r} is a folder; give the .safetensors file itself")
     if not path.is_file():
         raise FileNotFoundError(
             f"module file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
@@ -174,6 +176,10 @@ def load(path: str | Path) -> ConceptModule:
     if missing := {"concept", "target", "neutral"} - set(header):
         raise ValueError(f"module file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
     known = {k: v for k, v in header.items() if k in Header.__dataclass_fields__}
+    for key, value in known.items():
+        kind, what = {"train": (dict, "an object"), "resolution": (list, "a list")}.get(key, (str, "a text"))
+        if not isinstance(value, kind):
+            raise ValueError(f"module file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
     try:
         known["resolution"] = tuple(known.get("resolution", (0, 0)))
         module = ConceptModule(tensors["ram"].float(), tensors["sam"].float(), Header(**known))

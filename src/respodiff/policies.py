@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from hashlib import blake2b
 from typing import Literal, get_args
 
@@ -51,6 +52,61 @@ def _spread(counts: Sequence[int], rng: random.Random) -> list[int]:
     return [i for *_, i in sorted(spots)]
 
 
+def rounded_table(table: Sequence[Sequence[Fraction]], rng: random.Random) -> list[list[int]]:
+    """Whole numbers for a table whose total is whole: every cell, row sum and column sum becomes one of the two whole numbers around it
+    (itself where it is whole), and over many seeds the mean of a cell is the cell (unbiased controlled rounding, Cox 1987)."""
+    # With their negative sums appended all lines sum to zero, so that a line with one broken number has a second one.
+    full = [[*row, -sum(row, Fraction())] for row in table]
+    full.append([-sum(column, Fraction()) for column in zip(*full, strict=True)])
+    while cycle := _broken_cycle(full):
+        signs = [1 if k % 2 == 0 else -1 for k in range(len(cycle))]
+        up, down = (min(_gap(full[i][j], way * s) for (i, j), s in zip(cycle, signs, strict=True)) for way in (1, -1))
+        # As far as one cell of the cycle becomes whole, in a direction drawn so that the mean of each cell stays.
+        move = -down if rng.random() * (up + down) < up else up
+        for (i, j), s in zip(cycle, signs, strict=True):
+            full[i][j] += s * move
+    return [[int(x) for x in row[:-1]] for row in full[:-1]]
+
+
+def _gap(x: Fraction, way: int) -> Fraction:
+    """How far x is from the next whole number above (way 1) or below (way -1)."""
+    return math.ceil(x) - x if way > 0 else x - math.floor(x)
+
+
+def _broken_cycle(full: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]:
+    """Cells that are not whole, each in the row or column of the one before, in turn and round to the first; empty if all are whole."""
+    broken = [(i, j) for i, row in enumerate(full) for j, x in enumerate(row) if x.denominator > 1]
+    if not broken:
+        return []
+    lines = [(0, broken[0][0])]  # as (0, row) or (1, column)
+    cells: list[tuple[int, int]] = []
+    while lines[-1] not in lines[:-1]:
+        axis, index = lines[-1]
+        cells.append(next(c for c in broken if c[axis] == index and c not in cells[-1:]))
+        lines.append((1 - axis, cells[-1][1 - axis]))
+    return cells[lines.index(lines[-1]) :]
+
+
+def _exact_rows(wanted: Mapping[str, list[float]], n: int, seed: int, rng: random.Random) -> list[tuple[int, ...]]:
+    """For each of n images the index of its concept of every attribute, in no particular order."""
+    (_, first), *others = wanted.items()
+    if not others:
+        rows: list[tuple[int, ...]] = [(i,) for i in _spread(exact_counts(first, n, seed), rng)]
+        rng.random()  # not used: with it the draws are those of earlier versions, and their run folders can be resumed
+        return rows
+    quotas: dict[tuple[int, ...], Fraction] = {(i,): n * s for i, s in enumerate(_fractions(first))}
+    for _, shares in others:
+        counts = rounded_table([[quota * s for s in _fractions(shares)] for quota in quotas.values()], rng)
+        quotas = {(*cell, j): Fraction(c) for cell, row in zip(quotas, counts, strict=True) for j, c in enumerate(row)}
+    return [cell for cell, count in quotas.items() for _ in range(int(count))]
+
+
+def _fractions(shares: Sequence[float]) -> list[Fraction]:
+    """Shares as exact numbers that sum to 1: 0.1 is a tenth and the float next to a third is a third."""
+    exact = [Fraction(s).limit_denominator(10**9) for s in shares]
+    return [s / sum(exact) for s in exact]
+
+
 def assign(
     attributes: Mapping[str, Sequence[str]],
     n: int,
@@ -64,8 +120,9 @@ def assign(
     Args:
         attributes: attribute -> names of its concepts, e.g. ``{"gender": ["woman", "man"], "tone": [...]}``.
         n: number of images, at least 1.
-        policy: ``exact``: stratified counts, each concept (and of two attributes each cell) within 1 of its quota, in shuffled order;
-            ``random``: independent draws per image; ``none``: empty dictionaries.
+        policy: ``exact``: stratified counts in shuffled order: each concept, and of two attributes each cell, within 1 of its quota, for
+            any shares, and no cell favoured over many seeds; of three attributes and more the concepts keep within 1, and the cells of
+            the first two; ``random``: independent draws per image; ``none``: empty dictionaries.
         shares: attribute -> target shares, uniform where not given.
         seed: of the order and of the draws.
 
@@ -79,24 +136,15 @@ def assign(
     if unknown := set(shares or {}) - set(attributes):
         raise ValueError(f"shares are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}")
     wanted = {a: check_shares(names, (shares or {}).get(a)) for a, names in attributes.items()}
-    out: list[dict[str, str]] = [{} for _ in range(n)]
-    if policy == "none":
-        return out
+    if policy == "none" or not attributes:
+        return [{} for _ in range(n)]
     rng = random.Random(seed)
-    for k, (attribute, names) in enumerate(attributes.items()):
-        if policy == "random":
-            drawn = rng.choices(range(len(names)), wanted[attribute], k=n)
-        else:
-            drawn = _spread(exact_counts(wanted[attribute], n, seed + k), rng)
-            # Grouped by what was drawn before, an evenly spread sequence fills the cells of the product evenly too. The groups come in
-            # an order drawn anew: in a fixed one the same cells would get the odd image at every prompt.
-            place = {cell: rng.random() for cell in dict.fromkeys(tuple(row.values()) for row in out)}
-            out.sort(key=lambda row: place[tuple(row.values())])
-        for row, i in zip(out, drawn, strict=True):
-            row[attribute] = names[i]
-    if policy == "exact":
-        rng.shuffle(out)
-    return out
+    if policy == "random":
+        rows = list(zip(*(rng.choices(range(len(names)), wanted[a], k=n) for a, names in attributes.items()), strict=True))
+    else:
+        rows = _exact_rows(wanted, n, seed, rng)
+        rng.shuffle(rows)
+    return [{a: names[i] for (a, names), i in zip(attributes.items(), row, strict=True)} for row in rows]
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:

@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from respodiff import charts, report_tables
+from respodiff import charts, report_pictures, report_tables
 from respodiff._version import __version__
 from respodiff.metrics.estimate import Estimate
 from respodiff.page import Section, html_report
-from respodiff.verdicts import flags_of
 
 if TYPE_CHECKING:
-    from respodiff.judged import JudgedRun
-    from respodiff.report import Blocks, Entry
+    from respodiff.reporting import Blocks, Entry
 
-PROMPTS, COLUMNS = 8, 8  # pictures shown: prompts of a suite, and repeats of each
+MOST_GROUPS = 60  # rows of a chart
+
+FIGURES = (
+    "DevRat: 0 for the wanted shares, 1 for one group only; floor: what a perfect generator that draws at random would show at this number of "
+    "pictures; control: share of pictures that show what was asked for; subject kept: share that still show the subject of the prompt."
+)
 
 LIMITS = (
     "DevRat is 0 for the wanted shares and 1 for the most lopsided ones. Even a perfect generator that draws concepts at random shows the floor "
@@ -50,19 +53,21 @@ def write(path: Path, blocks: Blocks, *, n_boot: int, seed: int) -> Path:
             text=f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_boot} draws, seed {seed}); Wilson for a single share.",
         )
     )
-    sections.append(Section("Provenance", table=_provenance(entries), folded=True, notes=_settings(entries)))
+    again = "respodiff report " + " ".join(f"{e.run.label}=DIR" for e in {e.run.label: e for e in entries}.values())
+    text = f"The same page: {again} --out {path.name} --draws {n_boot} --seed {seed}, with the run folders for DIR."
+    sections.append(Section("Provenance", text, table=_provenance(entries), folded=True, notes=_settings(entries)))
     return html_report(path, title="Measured pictures", lead=lead, sections=sections)
 
 
 def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
     name, baseline = suite or "pictures", entries[0].run.label
     groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
-    text = f"{prompts} prompts in {groups} groups." + (
-        f" Drift and distances are to {baseline}, on the same noise." if len(entries) > 1 else ""
-    )
+    text = f"{prompts} prompts in {groups} groups. {FIGURES if report_tables.about_people(entries) else ''}"
     out = [Section(name, text, table=report_tables.headline(entries))]
+    notes = [f"{e.run.label}: {note}" for e in entries if e.comparison for note in e.comparison["notes"]]
     if tests := report_tables.differences(entries):
-        out.append(Section(f"{name}: differences to {baseline}", "Picture by picture, both drawn from the same noise.", table=tests))
+        text = "Picture by picture, both drawn from the same noise."
+        out.append(Section(f"{name}: differences to {baseline}", text, table=tests, notes=notes))
     if far := report_tables.distances(entries):
         features = next(e.comparison["features"] for e in entries if e.comparison)
         text = f"Drift: pictures from the same noise, pair by pair. The others: sets of pictures. On the features of {features}."
@@ -72,13 +77,10 @@ def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
     if report_tables.about_people(entries):
         names = list(dict.fromkeys(a for e in entries for a in e.run.attributes))
         out += [Section(f"{name}: {a}, group by group", parts=[_shares(a, entries)]) for a in names]
-    out.append(
-        Section(
-            f"{name}: pictures",
-            "One row of pictures a run; a column starts from the same noise in every row. First of each prompt, none chosen by hand.",
-            parts=[_gallery(entries)],
-        )
-    )
+    out.append(Section(f"{name}: pictures", report_pictures.text(entries), parts=[report_pictures.gallery(entries)]))
+    if any(e.summary["sweep"] for e in entries):
+        text = "Share of pictures that a judge flags, by the score from which it does; the judge's own threshold is among them."
+        out.append(Section(f"{name}: thresholds", text, table=_thresholds(entries), folded=True))
     if any(e.summary["intersection"] for e in entries) and report_tables.about_people(entries):
         out.append(Section(f"{name}: intersections", table=_cells(entries), folded=True))
     if any(v for e in entries for v in e.summary["corrected"].values()) and report_tables.about_people(entries):
@@ -93,13 +95,17 @@ def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.St
     groups = list(dict.fromkeys(g for e in asked for g in e.summary["groups"][attribute]))
     first = asked[0].summary["groups"][attribute]
     groups.sort(key=lambda g: (first.get(g, {}).get(concepts[0]) or 0, g))
+    more = ""
+    if len(groups) > MOST_GROUPS:  # the ends, where the most lopsided groups are
+        more = f"; the {MOST_GROUPS} most lopsided of {len(groups)} groups"
+        groups = groups[: MOST_GROUPS // 2] + groups[-MOST_GROUPS // 2 :]
     series = [e.run.label for e in asked]
     if len(concepts) == 2:
         rows = [(g, {e.run.label: _one(e, attribute, g, concepts[0]) for e in asked}) for g in groups]
-        wanted = (asked[-1].run.settings.get("shares") or {}).get(attribute, {}).get(concepts[0], 0.5)
-        return charts.Dots(f"share of {concepts[0]}, with 95 % intervals", series, rows, wanted)
+        wanted = asked[-1].run.targets.get(attribute, {}).get(concepts[0], 0.5)
+        return charts.Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, wanted)
     bars = [(g, {e.run.label: _all(e.summary["groups"][attribute].get(g), concepts) for e in asked}) for g in groups]
-    return charts.Stacks(f"shares of {', '.join(concepts)}", series, concepts, bars)
+    return charts.Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
 
 
 def _one(e: Entry, attribute: str, group: str, concept: str) -> Estimate | None:
@@ -122,37 +128,13 @@ def _categories(entries: Sequence[Entry]) -> charts.Dots:
     return charts.Dots("share of pictures that a judge flags", [e.run.label for e in judged], rows)
 
 
-def _gallery(entries: Sequence[Entry]) -> charts.Gallery:
-    """Evenly spaced prompts of the suite, the first repeats of each, in the same columns for every run."""
-    prompts = sorted({r.prompt_id for e in entries for r in e.run.records})
-    step = max(1, len(prompts) / PROMPTS)
-    shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
-    texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
-    by_run = [(e, _places(e.run, set(shown))) for e in entries]
-    rows = [(texts[p], [(e.run.label, _strip(e.run, places.get(p, ()))) for e, places in by_run]) for p in shown]
-    return charts.Gallery(rows)
-
-
-def _places(run: JudgedRun, prompts: set[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    for i, record in enumerate(run.records):
-        if record.prompt_id in prompts and len(found.setdefault(record.prompt_id, [])) < COLUMNS:
-            found[record.prompt_id].append(i)
-    return found
-
-
-def _strip(run: JudgedRun, places: Sequence[int]) -> list[charts.Shot]:
-    flags = flags_of(run)
-    shots = []
-    for i in places:
-        record, score = run.records[i], run.scores[i]
-        asked = ", ".join(record.concepts.values())
-        seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
-        caption = f"asked {asked}, seen {seen}" if asked and seen != asked else asked
-        # The embedded model's "unsafe" pictures are emoji; pictures of other models are shown only to who asks.
-        veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
-        shots.append(charts.Shot(run.homes[i] / record.file, score.problem or caption, veiled))
-    return shots
+def _thresholds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    return [
+        {"run": e.run.label, "judge": judge, "threshold": f"{row['threshold']:g}", "flagged": report_tables.estimate(row)}
+        for e in entries
+        for judge, rows in e.summary["sweep"].items()
+        for row in rows
+    ]
 
 
 def _cells(entries: Sequence[Entry]) -> list[dict[str, Any]]:

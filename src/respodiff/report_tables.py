@@ -12,7 +12,7 @@ from respodiff.metrics.estimate import Estimate
 from respodiff.scores import UNKNOWN
 
 if TYPE_CHECKING:
-    from respodiff.report import Blocks, Entry
+    from respodiff.reporting import Blocks, Entry
 
 
 def estimate(value: Mapping[str, Any] | None) -> Estimate | None:
@@ -50,13 +50,23 @@ def _row(e: Entry, people: bool) -> dict[str, Any]:
         row[f"floor {name}"] = (s["devrat"][name] or {}).get("floor")
         row[f"control {name}"] = estimate(s["control"][name])
     row["subject kept"] = estimate(s["subject_kept_interval"])
-    row["alignment"] = estimate(s["alignment_interval"])
+    suite = e.run.records[0].suite
+    row[alignment_name(suite)] = estimate(s["alignment_interval"])
     if s["safety"]:
         row["inappropriate"] = estimate(s["safety"]["unweighted"])
         row["label-weighted"] = estimate(s["safety"]["label_weighted"])
-    else:
-        row["flagged unsafe"] = estimate(s["unsafe"])
+    else:  # a named suite without safety categories asks for nothing unsafe
+        row["false positives" if suite else "flagged unsafe"] = estimate(s["unsafe"])
     return row
+
+
+def alignment_name(suite: str) -> str:
+    """What the mean of 100 x cosine is called on a suite.
+
+    >>> alignment_name("winobias36"), alignment_name("coco1k"), alignment_name("general")
+    ('WinoAlign', 'CLIP score', 'alignment')
+    """
+    return "WinoAlign" if suite.startswith("winobias") else "CLIP score" if suite.startswith("coco") else "alignment"
 
 
 def _distances(e: Entry) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, Estimate):
         return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value).replace("<", "&lt;")
 
 
 def picture_rows(blocks: Blocks) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from respodiff.bottleneck import shifted
+from respodiff.bottleneck import latent_size, shifted
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.objectives import TARGETS
@@ -76,8 +76,7 @@ class Rollouts:
             role: list(encode_prompts(pipe, group).to(pipe.unet.device, pipe.unet.dtype).split(1)) if group else []
             for role, group in prompts.items()
         }
-        size = pipe.unet.config.sample_size
-        self.latent = (pipe.unet.config.in_channels, *((size, size) if isinstance(size, int) else size))
+        self.latent = (pipe.unet.config.in_channels, *latent_size(pipe.unet))
         self.forwards = 0
 
     @torch.no_grad()

@@ -97,6 +97,8 @@ def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
     """Seed in [0, 2**63) of one image's noise, from these three alone.
 
     Batch, rank, concept and method play no part: methods are compared on the same noise, and a run can be split.
+    PyTorch's generator on the CPU reads the lower 32 bits alone, so that two of n pictures start from one noise with a probability of
+    about n^2 / 2^33: 1 in 840 for 3 200 pictures, 1 in 10 for 30 000. Such a pair is one independent picture fewer, no more.
     """
     key = json.dumps([run_seed, prompt_id, repeat]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -110,9 +112,18 @@ def parse_row(line: bytes) -> ImageRecord:
     for key in ("id", "file", "prompt", "prompt_id"):
         if not isinstance(row.get(key), str):
             raise ValueError(f"{key} must be a text, got {row.get(key)!r}")
-    if not isinstance(row.get("concepts", {}), dict):
-        raise ValueError(f"concepts must be an object, got {row['concepts']!r}")
-    if not isinstance(row.get("categories", []), list):
-        raise ValueError(f"categories must be a list, got {row['categories']!r}")
-    row["categories"] = tuple(row.get("categories", ()))
+    concepts, categories = row.get("concepts", {}), row.get("categories", [])
+    if not isinstance(concepts, dict) or not all(isinstance(v, str) for v in concepts.values()):
+        raise ValueError(f"concepts must be an object of texts, got {concepts!r}")
+    if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
+        raise ValueError(f"categories must be a list of texts, got {categories!r}")
+    for key in ("suite", "group", "method", "model", "digest"):
+        if not isinstance(row.get(key, ""), str):
+            raise ValueError(f"{key} must be a text, got {row[key]!r}")
+    if not isinstance(row.get("subject"), str | None):
+        raise ValueError(f"subject must be a text or null, got {row['subject']!r}")
+    for key in ("repeat", "seed", "width", "height"):
+        if not isinstance(row.get(key, 0), int):
+            raise ValueError(f"{key} must be a whole number, got {row[key]!r}")
+    row["categories"] = tuple(categories)
     return ImageRecord(**{key: value for key, value in row.items() if key in _FIELDS})

@@ -24,6 +24,7 @@ from respodiff.records import ImageRecord, RunFolder, file_digest, write_atomic
 Vectors = NDArray[np.float32]
 
 UNKNOWN = "unknown"
+SLIMMEST = 50
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Score:
         subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
         unsafe: whether the picture is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the picture and its own prompt.
-        problem: ``missing``, ``unreadable``, ``changed`` (not the file that the manifest describes), ``failed`` (the judge broke
-            down on it) or ``unlisted`` (a table of labels has no row for it), else None.
+        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
+            ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
+        digest: of the picture that was judged: a score counts for that picture alone.
     """
 
     id: str
@@ -49,6 +51,7 @@ class Score:
     problem: str | None = None
     judge: str = ""
     judge_digest: str = ""
+    digest: str = ""
 
 
 def short_name(name: str) -> str:
@@ -81,7 +84,9 @@ class Picture:
 
 def find(folder: RunFolder, record: ImageRecord) -> Picture:
     """The file of one record; a file other than the manifest describes is a problem, not another picture."""
-    path = folder.path / record.file
+    path = confined(folder.path, record.file)
+    if path is None:
+        return Picture(folder.path, "", "outside")
     if not path.is_file():
         return Picture(path, "", "missing")
     digest = file_digest(path)
@@ -90,12 +95,18 @@ def find(folder: RunFolder, record: ImageRecord) -> Picture:
     return Picture(path, digest, "unreadable" if open_picture(path) is None else "changed")
 
 
+def confined(folder: Path, file: str) -> Path | None:
+    """The path of a record's file, or None if it leads out of the run folder: a manifest may come from anywhere."""
+    path = folder / file
+    return path if path.resolve().is_relative_to(folder.resolve()) else None
+
+
 def open_picture(path: Path) -> Image.Image | None:
-    """The picture as RGB, or None for a file that is none."""
+    """The picture as RGB, or None for a file that is none, or a strip no judge could look at (sides of more than 50 to 1)."""
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow reports broken files as any of these
+            return None if max(file.size) > SLIMMEST * min(file.size) else file.convert("RGB")
+    except Exception:  # Pillow reports broken files in a dozen ways, NotImplementedError and MemoryError among them
         return None
 
 
@@ -106,6 +117,7 @@ class ScoreFiles:
         self.folder, self.key = folder, key
         self.base = folder.path / "scores"
         self._vectors_file = self.base / f"{key}.safetensors"
+        self._progress_file = self.base / f"{key}.progress"
 
     def write(self, header: dict[str, Any], scores: Sequence[Score]) -> None:
         """Replace what the judge said of this run before."""
@@ -115,10 +127,37 @@ class ScoreFiles:
             raise OSError(f"cannot write scores to {self.folder.path}: {error.strerror}; judge a copy that you may write to") from error
         write_atomic(self.base / f"{self.key}.jsonl", "".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in scores))
         write_atomic(self.base / f"{self.key}.json", json.dumps(header, indent=1) + "\n")
+        self._progress_file.unlink(missing_ok=True)
 
     def header(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.base / f"{self.key}.json").read_text(encoding="utf-8"))
+        """Who judged, and what was asked; ValueError for a file that does not say it."""
+        path = self.base / f"{self.key}.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if {type(found[key]) for key in ("judge", "digest", "version", "kind")} != {str} or not isinstance(found["attributes"], dict):
+                raise ValueError("judge, digest, version and kind must be texts, attributes an object")
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
         return found
+
+    def held_scores(self) -> dict[str, float]:
+        """Digest of a picture -> the number that a judge gave it before, also in a run that was cut off."""
+        out: dict[str, float] = {}
+        for path in (self.base / f"{self.key}.jsonl", self._progress_file):
+            for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+                try:
+                    row = json.loads(line)
+                    if row["score"] is not None and row["digest"]:
+                        out[row["digest"]] = float(row["score"])
+                except (ValueError, TypeError, KeyError):  # cut off, or of an older version: judged anew
+                    continue
+        return out
+
+    def note_scores(self, scores: dict[str, float]) -> None:
+        """Keep what was judged so far, so that a kill loses a batch and no more."""
+        self.base.mkdir(exist_ok=True)
+        with self._progress_file.open("a", encoding="utf-8") as handle:
+            handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
 
     def scores(self) -> dict[str, Score]:
         """Picture id -> score, as last written."""

@@ -26,10 +26,10 @@ def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any
     out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known), "problems": list(run.problems) + _failures(run)}
     out |= {key: {} for key in ("devrat", "control", "control_by", "groups", "counts", "shares", "corrected")}
     for name, concepts in run.attributes.items():
-        for key, value in _attribute(name, tuple(concepts), pairs, run, settings).items():
+        for key, value in _attribute(name, tuple(concepts), pairs, run, settings, out["problems"]).items():
             out[key][name] = value
     out |= _kept(known, settings) | _aligned(known, settings)
-    out |= safety_figures(run, settings)
+    out |= safety_figures(run, settings, out["problems"])
     out["intersection"] = _intersection(run, settings)
     out["agreement"] = agreement_figures(run, settings)
     out["judge"] = {"name": header["judge"], "digest": header["digest"]}
@@ -54,7 +54,12 @@ def _failures(run: JudgedRun) -> list[str]:
 
 
 def _attribute(
-    name: str, concepts: tuple[str, ...], pairs: Sequence[tuple[ImageRecord, Score]], run: JudgedRun, settings: Settings
+    name: str,
+    concepts: tuple[str, ...],
+    pairs: Sequence[tuple[ImageRecord, Score]],
+    run: JudgedRun,
+    settings: Settings,
+    problems: list[str],
 ) -> dict[str, Any]:
     pairs = [(r, s) for r, s in pairs if name in s.labels]
     classes = (*concepts, UNKNOWN)
@@ -65,12 +70,17 @@ def _attribute(
     counts = {g: dict(zip(classes, row, strict=True)) for g, row in rows.items()}
     asked = [(r, s.labels[name] == r.concepts[name]) for r, s in pairs if name in r.concepts and s.problem is None]
     by = {c: [hit for r, hit in asked if r.concepts[name] == c] for c in concepts}
+    devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, run.targets.get(name), settings)
+    if devrat is None and any(sum(row[:-1]) for row in rows.values()):
+        problems.append(
+            f"DevRat {name} is not given: half of the groups or more hold one picture, and one picture is always lopsided; name groups of prompts"
+        )
     return {
         "counts": counts,
         "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
         "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
-        "devrat": devrat_figure([row[:-1] for row in rows.values()], concepts, settings.targets.get(name), settings),
-        "corrected": _corrected(name, rows, concepts, run, settings),
+        "devrat": devrat,
+        "corrected": _corrected(name, rows, concepts, run, settings, problems),
         "control": share(asked, settings),
         "control_by": {c: plain(hits) for c, hits in by.items()},
     }
@@ -98,9 +108,10 @@ def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], setting
 def devrat_figure(
     rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
 ) -> dict[str, Any] | None:
-    """Mean DevRat over rows of counts a concept, with its interval and the noise floor; None where nothing is known."""
+    """Mean DevRat over rows of counts a concept, with its interval and the noise floor; None where nothing is known, or half of the groups
+    hold one picture."""
     used = [row for row in rows if sum(row)]
-    if not used or len(concepts) < 2:
+    if not used or len(concepts) < 2 or sorted(map(sum, used))[len(used) // 2] < 2:
         return None
     shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
     found = fairness.mean_dev_rat(used, shares=shares, **settings.boot)
@@ -109,20 +120,31 @@ def devrat_figure(
 
 
 def _corrected(
-    name: str, rows: Mapping[str, Sequence[int]], concepts: Sequence[str], run: JudgedRun, settings: Settings
+    name: str, rows: Mapping[str, Sequence[int]], concepts: Sequence[str], run: JudgedRun, settings: Settings, problems: list[str]
 ) -> dict[str, Any] | None:
-    """Shares over all pictures after correction for the judge's known errors, if its confusion matrix is at hand."""
-    known = settings.confusion.get(run.headers[run.primary]["digest"], {}).get(name)
-    if not known or list(known["classes"]) != list(concepts):
+    """Shares over all pictures after correction for the judge's errors, if they are known for the very question it was asked."""
+    header = run.headers[run.primary]
+    known = settings.confusion.get(header["digest"], {}).get(name)
+    if not known or not answers_the_same(known, header, name):
         return None
-    matrix = known["matrix"]
+    matrix, width = known["matrix"], len(concepts) + 1
     if not any(row[-1] for row in matrix):  # this judge always answers: what is unknown here is unknown for other reasons
-        matrix = [row[: len(concepts)] for row in matrix]
-    totals = [sum(row[i] for row in rows.values()) for i in range(len(matrix[0]))]
-    if not sum(totals):
+        matrix, width = [row[:-1] for row in matrix], width - 1
+    counts = [row[:width] for row in rows.values() if sum(row[:width])]
+    if not counts:
         return None
-    found = correction.corrected_shares(totals, matrix, **settings.boot)
+    try:
+        found = correction.corrected_shares(counts, matrix, **settings.boot)
+    except ValueError as error:
+        problems.append(f"shares of {name} are not corrected for the judge's errors: {error}")
+        return None
     return {c: show(e) for c, e in zip(concepts, found, strict=True)}
+
+
+def answers_the_same(known: Mapping[str, Any], header: Mapping[str, Any], name: str) -> bool:
+    """Whether a confusion matrix was counted with the class texts, and the margin, that a run was judged with."""
+    asked = (header["attributes"][name], header.get("class_text", "{concept}"), header.get("min_margin", 0.0))
+    return asked == (known["targets"], known["class_text"], known["min_margin"])
 
 
 def _kept(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> dict[str, Any]:
@@ -149,7 +171,7 @@ def _intersection(run: JudgedRun, settings: Settings) -> dict[str, Any] | None:
         return None
     classes = {name: list(run.attributes[name]) for name in names}
     labels = {name: [s.labels.get(name, UNKNOWN) for s in run.scores] for name in names}
-    wanted = {name: [settings.targets[name].get(c, 0.0) for c in classes[name]] for name in names if name in settings.targets}
+    wanted = {name: [run.targets[name].get(c, 0.0) for c in classes[name]] for name in names if name in run.targets}
     even = {name: [1 / len(c)] * len(c) for name, c in classes.items()}
     groups = [r.group for r in run.records]
     found = intersection.intersection(labels, classes, targets=even | wanted, groups=groups, minimum=settings.min_cell, **settings.boot)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from respodiff._version import __version__
-from respodiff.bottleneck import predict, site_shape
+from respodiff.bottleneck import latent_size, predict, site_shape
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.module_file import ConceptModule, Header
@@ -36,7 +36,7 @@ class StepRecord:
         seconds: since the start, earlier parts of a resumed run included.
         ram, sam: both tensors (1, C, H, W) after this iteration, before gain and limit.
         h_norm: mean norm of h so far.
-        state: live, for ``state.tensors()`` to resume from; the next iteration changes it.
+        state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
     """
 
     iteration: int
@@ -80,22 +80,29 @@ class TrainState:
         self.iteration, self.forwards, self.seconds = 0, 0, 0.0
         self.h_norm = 0.0  # sum over iterations of the batch's mean norm of h
         self.round_start = self.delta(config)
+        self.commit()
 
     def delta(self, config: TrainConfig) -> Tensor:
         """What steers the rollouts (1, C, H, W): r + s, or r alone."""
         return (self.ram + self.sam if config.rollout_modules == "both" else self.ram).detach().clone()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Flat dictionary for a safetensors file."""
+    def commit(self) -> None:
+        """What `tensors` gives from now on. An iteration changes its parts one by one; a stop between them must not be saved."""
         out = {"ram": self.ram.detach(), "sam": self.sam.detach(), "round_start": self.round_start}
         out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds, self.h_norm], dtype=torch.float64)
         for name, adam in (("adam_ram", self.adam_ram), ("adam_sam", self.adam_sam)):
             for p in adam.state.values():
                 out |= {f"{name}.{k}": v.detach() for k, v in p.items()}
-        return {k: v.cpu().contiguous().clone() for k, v in out.items()}
+        self._committed = {k: v.clone() for k, v in out.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state after the last finished iteration, as a flat dictionary for a safetensors file."""
+        return {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave. Raises ValueError if the shapes differ."""
+        """Take over what `tensors` gave. Raises ValueError for anything else, and if the shapes differ."""
+        if missing := {"ram", "sam", "round_start", "counters"} - set(tensors):
+            raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
         if tensors["ram"].shape != self.ram.shape:
             raise ValueError(f"unfinished run has tensors of shape {tuple(tensors['ram'].shape)}, this model needs {tuple(self.ram.shape)}")
         with torch.no_grad():
@@ -107,13 +114,17 @@ class TrainState:
         for name, adam, p in (("adam_ram", self.adam_ram, self.ram), ("adam_sam", self.adam_sam, self.sam)):
             values = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
             if values:
-                adam.state[p] = {k: v.clone() if k == "step" else v.to(p.device) for k, v in values.items()}
+                # Copies: Adam works in place, and the caller may resume from these tensors again.
+                adam.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in values.items()}
+        self.commit()
 
 
 def train(
     pipe: Any, concept: Concept, config: TrainConfig | None = None, *, resume: dict[str, Tensor] | None = None
 ) -> Iterator[StepRecord]:
     """Train one concept; yields a record after every iteration, the last one holds the finished module.
+
+    Resumed from a run that is already finished it yields that one record, with losses of NaN.
 
     Args:
         pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
@@ -155,6 +166,8 @@ def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> Conce
 def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter() - state.seconds
     pool: Pool | None = None
+    if state.iteration >= config.iterations:
+        yield _record(config, state, header, (math.nan, math.nan))
     while state.iteration < config.iterations:
         i = state.iteration
         if i % config.refresh == 0:
@@ -170,19 +183,24 @@ def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollou
             raise RuntimeError(
                 f"the loss is {losses[0]} at iteration {state.iteration}: training diverged; lower ram_lr (now {config.ram_lr})"
             )
-        yield StepRecord(
-            iteration=state.iteration,
-            iterations=config.iterations,
-            loss_ram=losses[0],
-            loss_sam=losses[1],
-            unet_forwards=state.forwards,
-            seconds=state.seconds,
-            ram=state.ram.detach().clone(),
-            sam=state.sam.detach().clone(),
-            h_norm=state.h_norm / state.iteration,
-            state=state,
-            header=header,
-        )
+        state.commit()
+        yield _record(config, state, header, losses)
+
+
+def _record(config: TrainConfig, state: TrainState, header: Header, losses: tuple[float, float]) -> StepRecord:
+    return StepRecord(
+        iteration=state.iteration,
+        iterations=config.iterations,
+        loss_ram=losses[0],
+        loss_sam=losses[1],
+        unet_forwards=state.forwards,
+        seconds=state.seconds,
+        ram=state.ram.detach().clone(),
+        sam=state.sam.detach().clone(),
+        h_norm=state.h_norm / state.iteration,
+        state=state,
+        header=header,
+    )
 
 
 def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
@@ -219,8 +237,7 @@ def _update(adam: torch.optim.Adam, lr: float, loss: Tensor) -> None:
 
 
 def _header(pipe: Any, concept: Concept, config: TrainConfig) -> Header:
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = latent_size(pipe.unet)
     scale = pipe.vae_scale_factor
     return Header(
         concept=concept.name,

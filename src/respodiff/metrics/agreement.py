@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from respodiff.metrics.bootstrap import ends, summed_draws
 from respodiff.metrics.estimate import Estimate
-from respodiff.metrics.fairness import DRAW_CELLS, share_interval
+from respodiff.metrics.fairness import share_interval
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,7 @@ def agreement(
 ) -> Agreement:
     """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own shares.
 
-    Intervals are cluster bootstraps over groups. That of raw agreement is never narrower than `fairness.wilson`; that of kappa
+    Intervals are cluster bootstraps over groups, stretched as few groups need it (`bootstrap.stretch`). That of raw agreement is never narrower than `fairness.wilson`; that of kappa
     never narrower than the same bounds put into its formula with e as observed, so that full agreement is not [1, 1]. With one
     group, kappa has this second interval only.
 
@@ -77,20 +78,14 @@ def _kappa_interval(tables: Floats, raw: Estimate, n_boot: int, seed: int, level
     if len(tables) > 1:
         draws = _draws(tables, n_boot, seed)
         if (found := draws[~np.isnan(draws)]).size:
-            bounds += np.quantile(found, [(1 - level) / 2, (1 + level) / 2]).tolist()
+            bounds += ends(found, kappa, len(tables), level)
     return Estimate(kappa, max(-1.0, min(*bounds, kappa)), min(1.0, max(*bounds, kappa)), raw.n)
 
 
 def _draws(tables: Floats, n_boot: int, seed: int) -> Floats:
     """Kappa of groups drawn with replacement, (n_boot,); NaN where a draw has one label only."""
     groups, size = len(tables), tables.shape[-1]
-    rng = np.random.default_rng(seed)
-    flat = tables.reshape(groups, size * size)
-    step = max(1, DRAW_CELLS // groups)
-    drawn = [
-        rng.multinomial(groups, np.full(groups, 1 / groups), size=min(step, n_boot - start)) @ flat for start in range(0, n_boot, step)
-    ]
-    return _kappa(np.concatenate(drawn).reshape(n_boot, size, size))
+    return _kappa(summed_draws(tables.reshape(groups, size * size), n_boot=n_boot, seed=seed).reshape(n_boot, size, size))
 
 
 def _kappa(tables: Floats) -> Floats:

@@ -1,7 +1,8 @@
 """Shares of concepts when the judge errs: corrected with what the judge said of pictures whose truth is known.
 
 ``C`` is the number of true classes, ``J`` the number of answers of the judge: ``C``, or ``C + 1`` when the last one is
-unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled pictures.
+unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled pictures. ``G`` is the number of
+groups (prompts), whose pictures are alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from respodiff.metrics.bootstrap import stretch, summed_draws
 from respodiff.metrics.estimate import Estimate
 from respodiff.metrics.fairness import wilson
 
@@ -51,10 +53,14 @@ def corrected_shares(counts: ArrayLike, confusion: ArrayLike, *, n_boot: int = 2
     two classes that is ``(q + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1].
 
     The interval is a parametric bootstrap of both tables: answers and every confusion row are drawn anew from their Dirichlet
-    distribution (with one picture in all spread over the answers, so that an error not seen yet still has a chance).
+    distribution (with one picture in all spread over the answers, so that an error not seen yet still has a chance). That takes
+    pictures as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
+    as few groups need it (`bootstrap.stretch`), against the same draws of the matrix; the interval has the wider end of both. The
+    order of the groups has no influence.
 
     Args:
-        counts: pictures an answer, (J,), whole numbers, at least one picture.
+        counts: pictures an answer, (J,) or a group and an answer, (G, J): whole numbers, at least one picture. Give groups wherever
+            pictures share prompts; one group is taken as (J,), and a group without a picture is left out.
         confusion: labelled pictures, (C, J), J equal to C or C + 1 (the last is unknown), each true class with at least one.
         n_boot: bootstrap draws, 1 or more. seed: of the draws. level: in (0, 1).
 
@@ -66,15 +72,22 @@ def corrected_shares(counts: ArrayLike, confusion: ArrayLike, *, n_boot: int = 2
 
     >>> [round(share.mean, 2) for share in corrected_shares([40, 60], [[90, 10], [10, 90]])]
     [0.38, 0.62]
+    >>> [round(share.mean, 2) for share in corrected_shares([[35, 5], [5, 55]], [[90, 10], [10, 90]])]
+    [0.38, 0.62]
     """
-    answers, labelled = _whole("counts", counts, 1), _whole("confusion", confusion, 2)
+    table, labelled = np.atleast_2d(_whole("counts", counts, 1, 2)), _whole("confusion", confusion, 2)
+    answers = table.sum(0)
     _check(answers, labelled, n_boot, level)
     point = _solve(answers / answers.sum(), labelled / labelled.sum(1, keepdims=True))
     rng = np.random.default_rng(seed)
     extra = 1 / len(answers)
     shares = rng.dirichlet(answers + extra, size=n_boot)
     rows = np.stack([rng.dirichlet(row + extra, size=n_boot) for row in labelled], axis=1)
-    low, high = np.quantile(_solve(shares, rows), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    found = [_solve(shares, rows)]
+    if len(table := table[table.sum(1) > 0]) > 1:
+        found.append(_solve(_group_draws(table, n_boot, seed, level), rows))
+    bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
+    low, high = bounds[0].min(0), bounds[1].max(0)
     n = round(answers.sum())
     return [Estimate(p, min(a, p), max(b, p), n) for p, a, b in zip(point.tolist(), low.tolist(), high.tolist(), strict=True)]
 
@@ -106,6 +119,12 @@ def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Seq
     return table
 
 
+def _group_draws(table: Floats, n_boot: int, seed: int, level: float) -> Floats:
+    """Shares of the answers over groups drawn with replacement, stretched (they may leave [0, 1]): (n_boot, J)."""
+    drawn = summed_draws(table[np.lexsort(table.T)], n_boot=n_boot, seed=(seed, 1))
+    return stretch(drawn / drawn.sum(1, keepdims=True), table.sum(0) / table.sum(), len(table), level)
+
+
 def _solve(shares: Floats, rows: Floats) -> Floats:
     """True shares (..., C) from shares of answers (..., J) and probabilities (..., C, J)."""
     size = rows.shape[-2]
@@ -127,10 +146,10 @@ def _nearest_shares(values: Floats) -> Floats:
     return nearest
 
 
-def _whole(name: str, values: ArrayLike, axes: int) -> Floats:
+def _whole(name: str, values: ArrayLike, *axes: int) -> Floats:
     table = np.asarray(values, dtype=np.float64)
-    if table.ndim != axes or table.size == 0:
-        raise ValueError(f"{name} must have {axes} axes and not be empty, got shape {table.shape}")
+    if table.ndim not in axes or table.size == 0:
+        raise ValueError(f"{name} must have {' or '.join(map(str, axes))} axes and not be empty, got shape {table.shape}")
     if not np.isfinite(table).all() or (table < 0).any() or (table != np.round(table)).any():
         raise ValueError(f"{name} must be whole numbers of 0 or more, got {table.tolist()}: give numbers of pictures, not shares")
     return table
@@ -139,7 +158,7 @@ def _whole(name: str, values: ArrayLike, axes: int) -> Floats:
 def _check(answers: Floats, labelled: Floats, n_boot: int, level: float) -> None:
     classes, columns = labelled.shape
     if classes < 2 or columns not in (classes, classes + 1) or len(answers) != columns:
-        raise ValueError(f"confusion must be (C, C) or (C, C + 1) with counts (C,) or (C + 1,), got {labelled.shape} and {answers.shape}")
+        raise ValueError(f"confusion must be (C, C) or (C, C + 1) with as many columns of counts, got {labelled.shape} and {answers.shape}")
     if answers.sum() == 0 or (labelled.sum(1) == 0).any():
         raise ValueError("counts and every row of confusion must hold at least one picture: label some of each true class")
     if n_boot < 1 or not 0 < level < 1:

@@ -10,7 +10,19 @@ from numpy.typing import ArrayLike
 
 from respodiff.metrics.alignment import mean_interval
 from respodiff.metrics.estimate import Estimate
-from respodiff.metrics.moments import Floats, Sums, deal, gaussian_mmd, jackknife, pair, polynomial_rests, spread, unit
+from respodiff.metrics.kernels import cmmd, kid, polynomial_mmd
+from respodiff.metrics.moments import Floats, Sums, deal, jackknife, pair, ranks, settled, unit
+
+__all__ = [
+    "cmmd",
+    "drift",
+    "frechet_distance",
+    "frechet_from_moments",
+    "frechet_interval",
+    "kid",
+    "polynomial_mmd",
+    "split_half_distance",
+]
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
@@ -88,125 +100,44 @@ def frechet_interval(
 
 
 def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5, seed: int = 0) -> Estimate:
-    """Frechet distance of two random halves of the prompts of one set: the floor that no method can be told from.
+    """Frechet distance of two random halves of one set: the floor that no method can be told from.
 
-    Its bias is that of two sets of half the size, so it errs on the high side as the floor of the whole set.
+    Each prompt's pictures are dealt to both halves at random, as evenly as they go, so that the halves share their prompts like
+    the runs that are compared: they are as far apart as two runs on the same prompts with half the pictures each. Prompts with
+    one picture go whole to one half, in equal numbers; where all have one, halves share no prompt, and the floor also holds what
+    differs between prompts. Its bias is that of two sets of half the size, so it errs on the high side as the floor of the whole.
 
     Args:
-        x: (N, D) features. groups: (N,) prompts, 2 or more different ones, each half with 2 pictures or more.
+        x: (N, D) features. groups: (N,) prompts; each half gets 2 pictures or more.
         splits: how many random splits, 1 or more. seed: of the splits.
 
     Returns:
         The mean over the splits; low and high are the lowest and highest split (a range, no confidence interval); n is N.
 
     Raises:
-        ValueError: as `frechet_distance`; groups that do not fit x.
+        ValueError: as `frechet_distance`; fewer than 4 pictures, splits below 1, or groups that do not fit x.
 
-    >>> split_half_distance([[0.0], [2.0], [0.0], [2.0]], ["a", "a", "b", "b"]).mean
+    >>> split_half_distance([[0.0], [0.0], [2.0], [2.0]], ["a", "a", "b", "b"]).mean
     0.0
     """
-    features, _ = pair(x, x)
+    features, _ = pair(x, x, least=4)
+    if len(groups) != len(features):
+        raise ValueError(f"groups must name the prompt of each of {len(features)} pictures, got {len(groups)} entries")
     if splits < 1:
         raise ValueError(f"splits must be 1 or more (5 is usual), got {splits}")
-    halves = [deal(groups, len(features), 2, seed + i) for i in range(splits)]
-    found = [frechet_distance(features[half == 0], features[half == 1]) for half in halves]
+    order = settled(features, groups)
+    features, names = features[order], [groups[i] for i in order]
+    found = []
+    for i in range(splits):
+        dealt = np.lexsort((np.random.default_rng((seed + i, 1)).random(len(names)), ranks(names, seed + i)))
+        found.append(frechet_distance(features[dealt[::2]], features[dealt[1::2]]))
     return Estimate(float(np.mean(found)), min(found), max(found), len(features))
 
 
-def polynomial_mmd(x: ArrayLike, y: ArrayLike) -> float:
-    """Unbiased squared MMD with the kernel ``(a . b / D + 1)^3`` (Gretton et al. 2012; Binkowski et al. 2018); may be below 0.
-
-    >>> polynomial_mmd([[0.0], [0.0]], [[1.0], [1.0]])
-    7.0
-    """
-    first, second = pair(x, y)
-    within, other, across = ((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((first, first), (second, second), (first, second)))
-    same = sum(float(k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (within, other))
-    return same - 2 * float(across.mean())
-
-
-def kid(
-    x: ArrayLike,
-    y: ArrayLike,
-    groups: Sequence[str] | None = None,
-    *,
-    size: int = 1000,
-    subsets: int = 100,
-    blocks: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Estimate:
-    """KID: the mean `polynomial_mmd` of random subsets, with a delete-a-block jackknife interval over the prompts of x.
-
-    Subsets share no picture; the spread over subsets that overlap would say too little of the error.
-
-    Args:
-        x: (N, D) features. y: (M, D) features. size: pictures in a subset, at most (fewer in a smaller set).
-        groups: (N,) prompts of x for the jackknife (see `frechet_interval`); None takes every picture as its own.
-        subsets: how many, at most; fewer where x or y is used up. blocks: 2 or more.
-
-    Returns:
-        The mean, below 0 by chance if the distributions are alike; n is the number of pictures of x that were used.
-
-    Raises:
-        ValueError: as `frechet_distance`; size below 2, subsets below 1, or so few that a block left out leaves less than 2.
-
-    >>> kid([[0.0]] * 20, [[1.0]] * 20).mean
-    7.0
-    """
-    first, second = pair(x, y)
-    if size < 2 or subsets < 1:
-        raise ValueError(f"size must be 2 or more and subsets 1 or more (1000 and 100 are usual), got {size} and {subsets}")
-    block = deal(_prompts(groups, first), len(first), blocks, seed)
-    size = min(size, len(first), len(second))
-    subsets = min(subsets, min(len(first), len(second)) // size)
-    rng = np.random.default_rng(seed)
-    order, other = rng.permutation(len(first)), rng.permutation(len(second))
-    total = np.zeros(block.max() + 2)
-    for start in range(0, subsets * size, size):
-        chosen, matched = order[start : start + size], other[start : start + size]
-        total += polynomial_rests(first[chosen], second[matched], block[chosen], block.max() + 1) / subsets
-    return spread(float(total[0]), total[1:], subsets * size, level)
-
-
-def cmmd(
-    x: ArrayLike,
-    y: ArrayLike,
-    groups: Sequence[str] | None = None,
-    *,
-    biased: bool = False,
-    blocks: int = 20,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Estimate:
-    """CMMD (arXiv 2401.09603): squared MMD of unit CLIP vectors, Gaussian kernel of width 10, times 1000.
-
-    For unit vectors the kernel is ``exp((c - 1) / 100)`` with ``c`` the cosine. Its series up to ``c^2`` needs only sums of
-    vectors and of their outer products, so all pictures are used in O(N D^2). What is left out, ``c^3 / 6e6`` and beyond, changes
-    the result by 7e-4 at the very most and usually by less than a hundredth of itself.
-
-    Args:
-        x: (N, D), y: (M, D): vectors of any length but 0, they are brought to length 1; N and M at least 2.
-        groups: (N,) prompts of x for the jackknife (see `frechet_interval`); None takes every picture as its own.
-        biased: keep pairs of a picture with itself, as the paper's code does (a few / N + a few / M higher; never below 0).
-
-    Returns:
-        The distance (below 0 by chance if unbiased and the distributions are alike); n is N.
-
-    Raises:
-        ValueError: as `frechet_distance`; a vector of zeros; groups that do not fit x.
-
-    >>> round(cmmd([[1.0, 0.0]] * 4, [[0.0, 1.0]] * 4).mean, 2)
-    19.9
-    """
-    first, second = (unit(a) for a in pair(x, y))
-    block = deal(_prompts(groups, first), len(first), blocks, seed)
-    other = Sums.of(second)
-    return jackknife(first, block, lambda part: gaussian_mmd(part, other, biased), level)
-
-
 def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean cosine distance ``1 - cos`` of pictures and the plain model's pictures from the same noise; cluster bootstrap over groups.
+    """Mean cosine distance ``1 - cos`` of pictures and the plain model's pictures from the same noise.
+
+    The interval is that of `alignment.mean_interval`, a cluster bootstrap over groups.
 
     Args:
         x: (N, D) image vectors, any length but 0. y: (N, D) those of the plain model, row by row the same prompt and seed.
@@ -225,11 +156,8 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 20
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
     distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
-    return mean_interval(distance, groups, n_boot=n_boot, seed=seed, level=level)
-
-
-def _prompts(groups: Sequence[str] | None, features: Floats) -> Sequence[str]:
-    return [str(i) for i in range(len(features))] if groups is None else groups
+    found = mean_interval(distance, groups, n_boot=n_boot, seed=seed, level=level)
+    return dataclasses.replace(found, low=max(0.0, found.low), high=min(2.0, found.high))
 
 
 def _frechet(mean_x: Floats, cov_x: Floats, mean_y: Floats, cov_y: Floats, root_y: Floats) -> float:

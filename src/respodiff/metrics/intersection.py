@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -87,25 +88,31 @@ def intersection(
     codes = _codes(labels, classes, n)
     known = (codes >= 0).all(0)
     flat = np.ravel_multi_index(tuple(codes[:, known]), wanted.shape)
-    total = len(flat)
-    counts = np.bincount(flat, minlength=wanted.size).tolist()
     index = None if groups is None else _index(groups)[known]
-
-    def cell(i: int, combination: tuple[str, ...]) -> Cell:
-        count, target = counts[i], float(wanted.flat[i])
-        if total == 0 or count < minimum:
-            return Cell(combination, count, target, None, None, count < minimum)
-        if index is None:
-            share = wilson(count, total, level)
-        else:
-            hits, sizes = np.bincount(index, weights=flat == i), np.bincount(index)
-            share = share_interval(hits[sizes > 0], sizes[sizes > 0], n_boot=n_boot, seed=seed, level=level)
-        return Cell(combination, count, target, share, share.mean - target, False)
-
+    interval = partial(_share, index=index, n_boot=n_boot, seed=seed, level=level)
     combinations = itertools.product(*(classes[name] for name in names))
-    cells = tuple(cell(i, combination) for i, combination in enumerate(combinations))
+    cells = tuple(_cell(labels_, flat == i, float(wanted.flat[i]), minimum, interval) for i, labels_ in enumerate(combinations))
     lacking = {name: int((row < 0).sum()) for name, row in zip(names, codes, strict=True)}
-    return Table(names, cells, n, total, n - total, lacking)
+    return Table(names, cells, n, len(flat), n - len(flat), lacking)
+
+
+def _cell(
+    labels: tuple[str, ...], inside: NDArray[np.bool_], target: float, minimum: int, interval: Callable[[NDArray[np.bool_]], Estimate]
+) -> Cell:
+    """One combination, from whether each known picture shows it."""
+    count = int(inside.sum())
+    if len(inside) == 0 or count < minimum:
+        return Cell(labels, count, target, None, None, count < minimum)
+    share = interval(inside)
+    return Cell(labels, count, target, share, share.mean - target, False)
+
+
+def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_boot: int, seed: int, level: float) -> Estimate:
+    """The share of known pictures inside, with the interval that groups (their index, or None) ask for."""
+    if index is None:
+        return wilson(int(inside.sum()), len(inside), level)
+    hits, sizes = np.bincount(index, weights=inside), np.bincount(index)
+    return share_interval(hits[sizes > 0], sizes[sizes > 0], n_boot=n_boot, seed=seed, level=level)
 
 
 def worst_cell(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...], float] | None:

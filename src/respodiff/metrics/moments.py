@@ -14,6 +14,7 @@ from respodiff.metrics.estimate import Estimate
 Floats = NDArray[np.float64]
 
 WIDTH = 10.0  # of the Gaussian kernel of CMMD
+RATE = 1 / WIDTH**2  # of its series in the cosine of unit vectors
 SCALE = 1000.0  # CMMD is reported times this
 
 
@@ -56,9 +57,29 @@ def deal(groups: Sequence[str], n: int, blocks: int, seed: int) -> NDArray[np.in
             f"groups must name the prompt of each of {n} pictures, 2 or more prompts for 2 or more blocks, "
             f"got {len(groups)} entries, {len(place)} prompts, {blocks} blocks"
         )
-    block = np.empty(len(place), dtype=np.int64)
-    block[np.random.default_rng(seed).permutation(len(place))] = np.arange(len(place)) % min(blocks, len(place))
-    return block[[place[name] for name in groups]]
+    return ranks(groups, seed) % min(blocks, len(place))
+
+
+def ranks(groups: Sequence[str], seed: int | tuple[int, ...]) -> NDArray[np.int64]:
+    """Put groups in random order: the place, from 0 on, of the group of each row, (n,). Row order has no influence.
+
+    >>> sorted(ranks(["b", "a", "b"], 0).tolist()) in ([0, 0, 1], [0, 1, 1])
+    True
+    """
+    place = {name: i for i, name in enumerate(sorted(set(groups)))}
+    rank = np.empty(len(place), dtype=np.int64)
+    rank[np.random.default_rng(seed).permutation(len(place))] = np.arange(len(place))
+    return rank[[place[name] for name in groups]]
+
+
+def settled(features: Floats, groups: Sequence[str]) -> NDArray[np.int64]:
+    """An order of the rows (n,) that is the same set of pictures in whatever order they come: by features, then by group.
+
+    >>> settled(np.array([[2.0], [1.0]]), ["a", "a"]).tolist()
+    [1, 0]
+    """
+    place = {name: i for i, name in enumerate(sorted(set(groups)))}
+    return np.lexsort((np.array([place[name] for name in groups]), *features.T[::-1]))
 
 
 def jackknife(features: Floats, block: NDArray[np.int64], measure: Callable[[Sums], float], level: float) -> Estimate:
@@ -80,10 +101,9 @@ def jackknife(features: Floats, block: NDArray[np.int64], measure: Callable[[Sum
 
 def polynomial_rests(x: Floats, y: Floats, block: NDArray[np.int64], blocks: int) -> Floats:
     """Unbiased squared MMD, kernel ``(a . b / D + 1)^3``, of all of x and y, then of x less one block at a time: (1 + blocks,)."""
-    size = x.shape[1]
     inside = np.zeros((len(x), 1 + blocks))  # the first column leaves nothing out
     inside[np.arange(len(x)), 1 + block] = 1.0
-    within, other, across = ((a @ b.T / size + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    within, other, across = (cube_kernel(a, b) for a, b in ((x, x), (y, y), (x, y)))
     np.fill_diagonal(within, 0.0)
     np.fill_diagonal(other, 0.0)
     rows = within @ inside
@@ -98,14 +118,20 @@ def polynomial_rests(x: Floats, y: Floats, block: NDArray[np.int64], blocks: int
 
 def gaussian_mmd(x: Sums, y: Sums, biased: bool) -> float:
     """Squared MMD of unit vectors times `SCALE`, from the kernel's series in the cosine up to its square."""
-    rate = 1 / WIDTH**2
+    alone = RATE + RATE**2 / 2  # a vector with itself
+    within = [cosine_sum(s, s) / s.n**2 if biased else (cosine_sum(s, s) - alone * s.n) / (s.n * (s.n - 1)) for s in (x, y)]
+    return SCALE * float(np.exp(-RATE)) * (sum(within) - 2 * cosine_sum(x, y) / (x.n * y.n))
 
-    def pairs(a: Sums, b: Sums) -> float:
-        return float(rate * (a.total @ b.total) + rate**2 / 2 * np.vdot(a.outer, b.outer))
 
-    alone = rate + rate**2 / 2  # a vector with itself
-    within = [pairs(s, s) / s.n**2 if biased else (pairs(s, s) - alone * s.n) / (s.n * (s.n - 1)) for s in (x, y)]
-    return SCALE * float(np.exp(-rate)) * (sum(within) - 2 * pairs(x, y) / (x.n * y.n))
+def cosine_sum(x: Sums, y: Sums) -> float:
+    """``c / 100 + c^2 / 2e4``, the Gaussian kernel's series less its constant and its factor, summed over all pairs of unit vectors."""
+    return float(RATE * (x.total @ y.total) + RATE**2 / 2 * np.vdot(x.outer, y.outer))
+
+
+def cube_kernel(x: Floats, y: Floats) -> Floats:
+    """KID's kernel ``(a . b / D + 1)^3`` of all pairs of rows, (N, M)."""
+    base: Floats = x @ y.T / x.shape[1] + 1
+    return base * base * base
 
 
 def spread(mean: float, rest: Floats, n: int, level: float) -> Estimate:

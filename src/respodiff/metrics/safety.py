@@ -1,8 +1,8 @@
 """How often a detector flags pictures: per prompt first, then over prompts, as the I2P protocol does, with intervals.
 
 ``N`` is a number of pictures, ``P`` of prompts. Pictures that could not be judged are no rows here: count and report them apart.
-All intervals are cluster bootstraps over prompts, never narrower than `fairness.wilson` on the pictures behind the share, so that no
-event at all does not give [0, 0].
+All intervals are cluster bootstraps over prompts, stretched as few prompts need it (`bootstrap.stretch`), and never narrower than
+`fairness.wilson` on the pictures behind the share, so that no event at all does not give [0, 0].
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from respodiff.metrics.bootstrap import ends, ratio_draws
 from respodiff.metrics.estimate import Estimate
-from respodiff.metrics.fairness import ratio_draws, wilson
+from respodiff.metrics.fairness import wilson
 
 Floats = NDArray[np.float64]
 
@@ -139,8 +140,8 @@ def _mean(shares: Floats, sizes: Floats, weights: Floats, *, n_boot: int, seed: 
     if len(shares) == 1:
         return least
     draws = ratio_draws(shares * weights, weights, n_boot=n_boot, seed=seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(mean, max(0.0, min(least.low, float(low))), min(1.0, max(least.high, float(high))), n)
+    low, high = ends(draws, mean, len(shares), level)
+    return Estimate(mean, max(0.0, min(least.low, low)), min(1.0, max(least.high, high)), n)
 
 
 def _labels(categories: Sequence[Sequence[str]], index: NDArray[np.int64], names: list[Hashable]) -> list[frozenset[str]]:

@@ -37,10 +37,12 @@ def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
 
 
 def _csv(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
-    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[tuple[int, Row]] = []
     try:
         columns = [name.strip() for name in next(reader, [])]
+        if twice := [name for name in columns if columns.count(name) > 1]:
+            raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
         start = reader.line_num + 1
         for fields in reader:
             if len(fields) > len(columns):
@@ -59,9 +61,12 @@ def _csv(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
 def read_text(path: Path) -> str:
     """A text file in UTF-8, without its byte order mark; ValueError in one line if it is not there or not text."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"file {str(path)!r} cannot be read ({error}): give a text file in UTF-8") from error
+    if "\0" in text:
+        raise ValueError(f"file {path.name} holds a NUL character: give a text file in UTF-8")
+    return text
 
 
 def _parquet(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:

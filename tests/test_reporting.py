@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from command import last_json, respodiff
 from painted import GENDER, WORDS, ColourJudge, Painted, paint
+from respodiff.concepts import Attribute, Concept
 from respodiff.evaluation import evaluate
 from respodiff.records import RunFolder
-from respodiff.report import report
+from respodiff.reporting import report
 
 PLAIN: list[Painted] = [("cook", None, (1, 0, 0))] * 7 + [("cook", None, (0, 0, 0))] + [("guard", None, (1, 1, 0))] * 8
 EVEN: list[Painted] = [
@@ -112,6 +114,22 @@ def test_order_and_split_of_a_run_change_nothing(runs: dict[str, RunFolder], tmp
     assert split == before
 
 
+def test_a_killed_and_resumed_run_gives_the_same_report(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    whole = tables(names(runs), tmp_path / "a" / "report.html")
+    even, killed = runs["even"], RunFolder(tmp_path / "even2").create({})
+    killed.images.mkdir(exist_ok=True)
+    for record in even.records()[:9]:
+        (killed.path / record.file).write_bytes((even.path / record.file).read_bytes())
+    text = even.manifest.read_text().splitlines(keepends=True)
+    killed.manifest.write_text("".join(text[:8]) + text[8][:40])  # the ninth line was cut off
+    for record in even.records():
+        if record.id not in killed.done():
+            with Image.open(even.path / record.file) as image:
+                killed.add(record, image.copy())
+    evaluate(killed, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert tables([str(runs["plain"].path), str(killed.path)], tmp_path / "b" / "report.html") == whole
+
+
 def test_a_broken_picture_and_a_broken_line_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     run = runs["even"]
     (run.path / run.records()[0].file).write_bytes(b"no picture")
@@ -181,6 +199,55 @@ def test_what_cannot_be_reported(runs: dict[str, RunFolder], tmp_path: Path) -> 
         report(names(runs), tmp_path / "r.html")
 
 
+def test_nothing_of_anybody_is_replaced(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    plain = runs["plain"]
+    before = (plain.path / "run.json").read_text()
+    for place in (plain.path / "run.html", plain.path / "images" / "x.html"):
+        with pytest.raises(ValueError, match="inside of run folder 'plain'"):
+            report([str(plain.path)], place)
+    assert (plain.path / "run.json").read_text() == before
+    (tmp_path / "x.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"whose table 'x\.csv' would replace a file that is there"):
+        report([str(plain.path)], tmp_path / "x.html")
+    assert (tmp_path / "x.csv").read_text() == "mine"
+    report([str(plain.path)], tmp_path / "y.html")
+    report([str(plain.path)], tmp_path / "y.html")  # a report of one's own is made anew
+
+
+def test_a_score_counts_for_the_picture_that_was_judged(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    run = runs["plain"]
+    for record in run.records()[:2]:
+        run.add(record, Image.new("RGB", (4, 4), (0, 0, 0)))  # two men become women, in the manifest too
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    assert found["unknown"] == 2 and any("not judged yet" in line for line in found["problems"])
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    assert found["unknown"] == 0 and found["counts"]["gender"]["cook"]["woman"] == 3
+
+
+def test_runs_that_were_asked_otherwise_are_not_compared(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    evaluate(runs["even"], ColourJudge(), [GENDER], vocabulary=WORDS, class_text="{name}")
+    with pytest.raises(ValueError, match="were judged with other class_text"):
+        report(names(runs), tmp_path / "r.html")
+
+
+def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    same = Path(report(names(runs), tmp_path / "a.html")["page"]).read_text()
+    assert "pictures in a column start from the same noise" in same
+    other = paint(tmp_path / "other", EVEN, seed=5)
+    evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()
+    assert "Not all of these runs share their noise" in page and "not drawn" in page
+
+
+def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
+    rows: list[Painted] = [(f"job {i // 2}", None, (int(i % 2 or i < 20), 0, 0)) for i in range(200)]
+    run = paint(tmp_path / "a", rows)
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(run.path)], tmp_path / "a.html")["page"]).read_text()
+    assert "the 60 most lopsided of 100 groups" in page and page.count('<div class="row">') == 60
+
+
 def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
     paint(tmp_path / "a", PLAIN)
     paint(tmp_path / "b", EVEN)
@@ -189,6 +256,45 @@ def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
     )
     assert Path(found["page"]).is_file() and len(found["tables"]) == 4
     assert "before" in Path(found["page"]).read_text()
+    done = respodiff("report", str(tmp_path / "a"), "--attribute", "tone", "--out", str(tmp_path / "s.html"), "--json")
+    assert "judging a with embedded" in done.stderr
+    assert {"DevRat gender", "DevRat tone"} <= set(re.findall(r"DevRat \w+", (tmp_path / "s.md").read_text())), "gender is not forgotten"
+    again = respodiff(
+        "report", str(tmp_path / "a"), "--judge", "embedded", "--attribute", "tone", "--out", str(tmp_path / "s.html"), "--json"
+    )
+    assert "judging" not in again.stderr
     for bad, text in ((["report", str(tmp_path / "absent")], "is not a run folder"), (["report"], "Missing argument")):
         done = respodiff(*bad)
         assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path) -> None:
+    thing = Attribute("thing", (Concept("cook", "a cook"), Concept("guard", "a guard"), Concept("bomb", "a bomb")))
+    other = ColourJudge()
+    other.name, other.digest = "second", "f" * 16
+    run = paint(tmp_path / "a", EVEN)
+    evaluate(run, [ColourJudge(), other], [GENDER, thing], vocabulary=WORDS)
+    known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[9, 1, 0], [0, 10, 0]], "n": 20, "note": ""}}}
+    known[ColourJudge().digest]["gender"] |= {"targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    found = report([str(run.path)], tmp_path / "r.html", confusion=known)
+    figures = found["suites"]["occupations"][0]["figures"]
+    assert [(c["cell"], c["count"], c["suppressed"]) for c in figures["intersection"]["cells"]][:2] == [
+        (["woman", "cook"], 4, True),
+        (["woman", "guard"], 4, True),
+    ]
+    assert figures["intersection"]["known"] == 16
+    agreed = {a["question"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in figures["agreement"] if a["kappa"]}
+    assert agreed["gender"] == (1.0, 1.0)
+    page = Path(found["page"]).read_text()
+    for text in (
+        "intersections",
+        "too few to show",
+        "woman x cook",
+        "corrected for the judge",
+        "colour and second agree on 1.000",
+        "kappa 1.00",
+    ):
+        assert text in page, text
+    assert 'class="stack"' in page and "cook 1.00, guard 0.00, bomb 0.00" in page
+    second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["figures"]
+    assert second["judge"]["name"] == "second"

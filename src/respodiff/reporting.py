@@ -6,7 +6,6 @@ seeds in the same columns. Nothing is drawn or judged here.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from respodiff import report_page, report_tables
 from respodiff._version import __version__
 from respodiff.comparison import compare
-from respodiff.evaluation import shipped_confusion, wanted_shares
+from respodiff.evaluation import shipped_confusion
 from respodiff.figures import Settings
 from respodiff.judged import JudgedRun, load_judged, open_parts
 from respodiff.judges import NOTICE
@@ -62,13 +61,27 @@ def report(
         ValueError: no run, a run without scores, two runs of one name, or runs that different judges judged.
     """
     known = shipped_confusion() if confusion is None else confusion
-    blocks = collect(runs, judge=judge, settings=Settings(n_boot=n_boot, seed=seed, confusion=known))
     page = Path(out)
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"out is {str(out)!r}; give the name of the page, such as report.html: the tables get their names from it")
+    _check_place(page, runs)
+    blocks = collect(runs, judge=judge, settings=Settings(n_boot=n_boot, seed=seed, confusion=known))
     report_page.write(page, blocks, n_boot=n_boot, seed=seed)
     tables = _write_tables(page, blocks, n_boot=n_boot, seed=seed)
     return {"page": str(page), "tables": [str(t) for t in tables], "suites": figures(blocks)}
+
+
+TABLES = (".json", ".csv", ".md", "-pictures.csv")
+
+
+def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
+    """ValueError for a page whose tables would replace what is no report's: a run's own files, or a file that was there before."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"out is {str(page)!r}; give the name of the page, such as report.html: the tables get their names from it")
+    for part in (part for run in runs for part in open_parts(split_label(str(run))[1])):
+        if page.resolve().is_relative_to(part.path.resolve()):
+            raise ValueError(f"out is {str(page)!r}, inside of run folder {part.path.name!r}; choose a place outside of the runs")
+    there = [page.with_name(page.stem + suffix) for suffix in TABLES]
+    if not page.exists() and (taken := [path.name for path in there if path.exists()]):
+        raise ValueError(f"out is {str(page)!r}, whose table {taken[0]!r} would replace a file that is there; choose another name")
 
 
 def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings | None = None) -> Blocks:
@@ -77,27 +90,30 @@ def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings |
     if not runs:
         raise ValueError("runs is empty; give at least one run folder")
     loaded = [_load(str(run), judge) for run in runs]
-    labels = [run.label for run, _ in loaded]
+    labels = [run.label for run in loaded]
     if twice := [name for name in labels if labels.count(name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")
     blocks: Blocks = {}
-    for suite in dict.fromkeys(suite for run, _ in loaded for suite in run.suites()):
+    for suite in dict.fromkeys(suite for run in loaded for suite in run.suites()):
         entries: list[Entry] = []
-        for run, targets in loaded:
+        for run in loaded:
             part = run.subset([r.suite == suite for r in run.records])
-            if not part.records:
-                continue
-            own = dataclasses.replace(settings, targets=targets)
-            entries.append(Entry(part, summarise(part, own), compare(entries[0].run, part, own) if entries else None))
+            if part.records:
+                entries.append(Entry(part, summarise(part, settings), compare(entries[0].run, part, settings) if entries else None))
         blocks[suite] = entries
     _adjust(blocks)
     return blocks
 
 
-def _load(text: str, judge: str) -> tuple[JudgedRun, dict[str, dict[str, float]]]:
+def _load(text: str, judge: str) -> JudgedRun:
+    label, where = split_label(text)
+    return load_judged(where, judge=judge, label=label)
+
+
+def split_label(text: str) -> tuple[str, str]:
+    """``NAME=DIR`` as (NAME, DIR); a folder whose own name holds a ``=`` is a folder."""
     label, _, where = text.rpartition("=") if not Path(text).is_dir() else ("", "", text)
-    parts = open_parts(where)
-    return load_judged(parts, judge=judge, label=label), wanted_shares(parts)
+    return label, where
 
 
 def _adjust(blocks: Blocks) -> None:
@@ -119,14 +135,14 @@ def _write_tables(page: Path, blocks: Blocks, *, n_boot: int, seed: int) -> list
     import json
 
     whole = {"notice": NOTICE, "library": __version__, "n_boot": n_boot, "seed": seed, "suites": figures(blocks)}
-    texts = {
-        ".json": json.dumps(whole, indent=1) + "\n",
-        ".csv": report_tables.headline_csv(blocks),
-        ".md": report_tables.markdown(blocks, n_boot=n_boot, seed=seed),
-        "-pictures.csv": report_tables.pictures_csv(blocks),
-    }
+    texts = (
+        json.dumps(whole, indent=1) + "\n",
+        report_tables.headline_csv(blocks),
+        report_tables.markdown(blocks, n_boot=n_boot, seed=seed),
+        report_tables.pictures_csv(blocks),
+    )
     out = []
-    for suffix, text in texts.items():
+    for suffix, text in zip(TABLES, texts, strict=True):
         path = page.with_name(page.stem + suffix)
         write_atomic(path, text)
         out.append(path)

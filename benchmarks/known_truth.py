@@ -1,0 +1,131 @@
+"""Known truth: labelled pictures of a chosen mixture go through import, judge and evaluation, and the mixture must come back."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.main_job import ROOT, say
+from respodiff.concepts import attribute
+from respodiff.evaluation import evaluate
+from respodiff.imports import import_folder
+from respodiff.judges import ClipJudge
+from respodiff.metrics import correction, fairness
+from respodiff.policies import exact_counts
+from respodiff.scores import open_picture
+
+LABELLED = ROOT / "benchmarks" / "data" / "labelled"
+MIXTURES = (0.10, 0.50, 0.93)  # share of men
+SIZES = (60, 120)  # pictures in a set
+SETS, MANY = 200, 4000
+
+
+def labelled(column: str, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """(file, label) of every labelled picture of these classes."""
+    with (LABELLED / "labels.csv").open(encoding="utf-8") as handle:
+        return [(row["file"], row[column]) for row in csv.DictReader(handle) if row[column] in classes]
+
+
+def halves(rows: Sequence[tuple[str, str]], seed: int = 0) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Two halves, the same number of each class in both: one to learn the judge's errors from, one to draw sets from."""
+    mixed = sorted(rows)
+    random.Random(seed).shuffle(mixed)
+    by_class = {label: [row for row in mixed if row[1] == label] for _, label in mixed}
+    return [r for c in by_class.values() for r in c[::2]], [r for c in by_class.values() for r in c[1::2]]
+
+
+def draw(rows: Sequence[tuple[str, str]], shares: dict[str, float], n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A set of n pictures whose classes are drawn with the given chances."""
+    by_class = {c: [row for row in rows if row[1] == c] for c in shares}
+    names = rng.choice(list(shares), p=list(shares.values()), size=n)
+    return [by_class[c][rng.integers(len(by_class[c]))] for c in names]
+
+
+def exact(rows: Sequence[tuple[str, str]], shares: dict[str, float], n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+    """A set of n pictures that holds each class in its share, to the picture."""
+    counts = dict(zip(shares, exact_counts(list(shares.values()), n), strict=True))
+    by_class = {c: [row for row in rows if row[1] == c] for c in shares}
+    return [by_class[c][rng.integers(len(by_class[c]))] for c, k in counts.items() for _ in range(k)]
+
+
+def known_truth(judge: ClipJudge) -> dict[str, Any]:
+    """Gender and tone: recovered mixtures of real run folders, and coverage over simulated sets."""
+    out: dict[str, Any] = {}
+    jobs = [("gender", {"woman": 1 - m, "man": m}) for m in MIXTURES] + [("tone", {"light": 0.72, "medium": 0.18, "dark": 0.10})]
+    for name, shares in jobs:
+        chosen = attribute(name)
+        learn, use = halves(labelled(name, chosen.names))
+        seen = perceive(judge, chosen, [file for file, _ in learn + use])
+        matrix = correction.confusion_matrix([c for _, c in learn], [seen[f] for f, _ in learn], chosen.names)[:, :-1]
+        label = f"{name} {', '.join(f'{c} {s:.2f}' for c, s in shares.items())}"
+        for n in SIZES:
+            out[f"{label}, n = {n}"] = {
+                "truth": shares,
+                "n": n,
+                "errors": {"learned on": len(learn), "matrix": matrix.tolist()},
+                "through files": through_files(judge, chosen, use, shares, matrix.tolist(), n),
+                "coverage": {str(k): coverage(chosen.names, learn + use, seen, shares, k, n) for k in (SETS, MANY)},
+            }
+            say(f"{label}, n = {n}: {json.dumps(out[f'{label}, n = {n}']['coverage'])}")
+    return out
+
+
+def perceive(judge: ClipJudge, chosen: Any, files: Sequence[str]) -> dict[str, str]:
+    images = [open_picture(LABELLED / file) for file in files]
+    vectors = judge.embed_images([image for image in images if image is not None])
+    best = (vectors @ judge.embed_texts([c.target for c in chosen.concepts]).T).argmax(1)
+    return {file: chosen.names[i] for file, i in zip(files, best, strict=True)}
+
+
+def through_files(
+    judge: ClipJudge, chosen: Any, use: Sequence[tuple[str, str]], shares: dict[str, float], matrix: Any, n: int
+) -> dict[str, Any]:
+    """One set as files: folder and CSV, imported, evaluated."""
+    rows = exact(use, shares, n, np.random.default_rng(0))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "pictures"
+        source.mkdir()
+        with (Path(folder) / "table.csv").open("w", newline="") as handle:
+            writer = csv.writer(handle)
+            writer.writerow(["file", "prompt", "group"])
+            for i, (file, _) in enumerate(rows):
+                shutil.copy(LABELLED / file, source / f"{i:04d}.webp")
+                writer.writerow([f"{i:04d}.webp", "a person", "person"])
+        run = import_folder(source, Path(folder) / "table.csv", Path(folder) / "run")
+        entry = {"classes": list(chosen.names), "matrix": [[*row, 0] for row in matrix], "n": 0, "note": ""}
+        entry |= {"targets": {c.name: c.target for c in chosen.concepts}, "class_text": "{concept}", "min_margin": 0.0}
+        found = evaluate(run, judge, [chosen], confusion={judge.digest: {chosen.name: entry}})
+    drawn = {c: sum(label == c for _, label in rows) / n for c in shares}
+    both = {"as judged": found["shares"][chosen.name]["all"], "corrected": found["corrected"][chosen.name]}
+    inside = {k: {c: v[c]["low"] <= shares[c] <= v[c]["high"] for c in shares} for k, v in both.items()}
+    return {"drawn": drawn, **both, "inside": inside}
+
+
+def coverage(
+    names: Sequence[str], rows: Sequence[tuple[str, str]], seen: dict[str, str], shares: dict[str, float], sets: int, n: int
+) -> dict[str, float]:
+    """Share of simulated sets whose 95 % interval holds the true share of the last concept: the chances that sets are drawn with.
+
+    For every set the labelled pictures are halved anew, one half to count the judge's errors on and one to draw the set from; the
+    intervals are those of the evaluator for one group of prompts.
+    """
+    rng, last = np.random.default_rng(sets + n), names[-1]
+    hits = {"as judged": 0, "corrected": 0}
+    for _ in range(sets):
+        learn, use = halves(rows, seed=int(rng.integers(1 << 30)))
+        matrix = correction.confusion_matrix([c for _, c in learn], [seen[f] for f, _ in learn], names)[:, :-1]
+        labels = [seen[f] for f, _ in draw(use, shares, n, rng)]
+        counts = [labels.count(c) for c in names]
+        plain = fairness.share_interval([counts[-1]], [n])
+        right = correction.corrected_shares([counts], matrix, n_boot=500, seed=int(rng.integers(1 << 30)))[-1]
+        hits["as judged"] += plain.low <= shares[last] <= plain.high
+        hits["corrected"] += right.low <= shares[last] <= right.high
+    return {kind: k / sets for kind, k in hits.items()}

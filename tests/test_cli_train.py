@@ -1,0 +1,152 @@
+"""``respodiff train`` on a tiny pipeline: what it refuses, what it leaves behind, and what an interrupt costs (nothing)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import Done, last_json, respodiff
+from respodiff import training
+from respodiff.cli_train import chosen_concept, settings
+from respodiff.module_file import ConceptModule, load
+
+TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh": 2}
+FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
+WOMAN = ["train", "--concept", "woman", "--json", *FAST]
+
+
+@pytest.fixture(autouse=True)
+def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("respodiff.cli_train.open_model", lambda *_: tiny_pipe)
+
+
+def refused(done: Done, *said: str) -> None:
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done.stderr
+    assert all(word in done.stderr for word in said), done.stderr
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+# --- interrupts ---
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("call", [5, 6])
+def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
+    preset: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 5th update is RAM's of the third iteration, the 6th SAM's."""
+    out, command = (
+        tmp_path / "cut.safetensors",
+        ["train", "--concept", "woman", "--json", "--preset", preset, *FAST, "--set", "sam_lr=0.02"],
+    )
+    expected = last_json(respodiff(*command, "--out", str(tmp_path / "whole.safetensors")))
+    real, calls = training._update, [0]
+
+    def stopped(*args: Any) -> None:
+        real(*args)
+        calls[0] += 1
+        if calls[0] == call:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_update", stopped)
+    done = respodiff(*command, "--out", str(out))
+    assert done.returncode == 1 and "stopped" in done.stderr and "--resume" in done.stderr
+    monkeypatch.setattr(training, "_update", real)
+    found = last_json(respodiff(*command, "--out", str(out), "--resume"))
+    for key in ("digest", "unet_forwards", "iterations", "loss_first", "loss_last"):
+        assert found[key] == expected[key]
+    assert names(tmp_path) == ["cut.safetensors", "whole.safetensors"]
+
+
+def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "m.safetensors"
+    expected = last_json(respodiff(*WOMAN, "--out", str(tmp_path / "whole.safetensors")))
+
+    def full(*_: Any) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ConceptModule, "save", full)
+        assert "disk full" in respodiff(*WOMAN, "--out", str(out)).stderr
+    monkeypatch.setattr(training, "step", full)  # nothing is left to compute
+    found = last_json(respodiff(*WOMAN, "--out", str(out), "--resume"))
+    assert {**found, "module": "", "peak_mib": 0, "seconds": 0} == {**expected, "module": "", "peak_mib": 0, "seconds": 0}
+    assert load(out).digest == expected["digest"]
+
+
+def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, state = tmp_path / "m.safetensors", tmp_path / ".m.safetensors.unfinished"
+    real = training.step
+
+    def stop_at(iteration: int) -> None:
+        def step(unet: Any, config: Any, state: Any, batch: Any) -> Any:
+            if state.iteration == iteration:
+                raise KeyboardInterrupt
+            return real(unet, config, state, batch)
+
+        monkeypatch.setattr(training, "step", step)
+
+    stop_at(2)
+    assert "warning" not in respodiff(*WOMAN, "--out", str(out)).stderr
+    before = state.read_bytes()
+    stop_at(0)
+    done = respodiff(*WOMAN, "--out", str(out))
+    assert [line for line in done.stderr.splitlines() if "warning" in line and "unfinished run" in line and "--resume" in line]
+    assert state.read_bytes() == before and names(tmp_path) == [state.name]
+    stop_at(1)
+    respodiff(*WOMAN, "--out", str(out))
+    assert state.read_bytes() != before
+
+
+@pytest.mark.parametrize("out", ["m.safetensors", "new/deep/m.safetensors"])
+def test_input_that_is_refused_by_the_model_leaves_nothing_behind(out: str, tmp_path: Path) -> None:
+    refused(respodiff("train", "--target", "a doctor " * 40, "--out", str(tmp_path / out), *FAST), "tokens")
+    assert names(tmp_path) == []
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--concept", "woman", "--neutral", "a scene"], ["--neutral", "beside --concept 'woman'", "--target"]),
+        (["--concept", "woman", "--opposite", "a man"], ["--opposite", "beside --concept 'woman'"]),
+        (["--concept", "woman", "--preserve", "a tree"], ["--preserve", "beside --concept 'woman'"]),
+        (["--concept", "woman", "--negative", "x"], ["--negative", "beside --concept 'woman'"]),
+        (["--concept", "woman", "--attribute", "x"], ["--attribute", "beside --concept 'woman'"]),
+        (["--target", "a woman", "--concepts", "own.toml"], ["--concepts 'own.toml'", "prompts of your own"]),
+        (["--target", " "], ["no concept given", "--target TEXT"]),
+        (["--negative", "  "], ["no concept given"]),
+        (["--target", "a woman", "--opposite", " "], ["--opposite is empty"]),
+        (["--concept", "woman", "--set", "seed=5", "--seed", "3"], ["--set 'seed=5'", "--seed 3", "one of them"]),
+        (["--concept", "woman", "--set", "seed=5", "--seed", "0"], ["--set 'seed=5'", "--seed 0"]),
+        (["--concept", "woman", "--set", "iterations=5", "--iterations", "5"], ["--set 'iterations=5'", "--iterations 5"]),
+    ],
+)
+def test_flags_that_would_be_ignored_are_refused(arguments: list[str], said: list[str], tmp_path: Path) -> None:
+    refused(respodiff("train", *arguments, "--out", str(tmp_path / "m.safetensors")), *said)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("out", "said"), [("", "--out"), ("  ", "--out"), (".", "which is a folder; give a file in it")])
+def test_an_out_that_is_no_file_is_refused_before_the_work(out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "step", None)
+    refused(respodiff("train", "--concept", "woman", "--out", out, cwd=tmp_path), said)
+    assert names(tmp_path) == []
+
+
+def test_own_prompts_are_stripped() -> None:
+    texts = {"target": " a dog ", "negative": "", "name": " ", "attribute": " animal ", "neutral": "  "}
+    found = chosen_concept("", None, texts, {"opposite": [" a cat "], "preserve": ()})
+    assert (found.name, found.target, found.neutral, found.attribute, found.opposites) == ("dog", "a dog", "a person", "animal", ("a cat",))
+
+
+def test_a_setting_from_either_place_counts() -> None:
+    assert settings("default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
+    assert settings("default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
