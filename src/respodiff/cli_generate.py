@@ -106,6 +106,7 @@ def generate(
 def _draw(
     out: Path, asked: Sequence[Any], modules: Sequence[Any], added: Sequence[Any], options: dict[str, Any], model: tuple[str, str, str]
 ) -> dict[str, Any]:
+    from respodiff.adapters import backbone
     from respodiff.generation import counted
     from respodiff.generation import generate as run
     from respodiff.records import RunFolder
@@ -116,7 +117,7 @@ def _draw(
     pictures = run(pipe, asked, modules, config, safety=added, out=out)
     held = len(RunFolder(out).done())
     began, drawn = time.perf_counter(), 0
-    with counted(pipe.unet) as forwards, progress() as bar:
+    with counted(backbone(pipe)) as forwards, progress() as bar:
         task = bar.add_task("drawing", total=max(0, total - held))
         for _ in pictures:
             drawn += 1

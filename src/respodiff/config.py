@@ -75,6 +75,9 @@ class TrainConfig:
         keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
         refresh: iterations until a new pool is rolled out through the modules as they then are.
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
+        height, width: of the pictures in pixels; 0 is the size that the model was trained at.
+        spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
+            every picture size, and can be fused into a checkpoint. Transformers have no other.
         seed: everything random in training follows from it.
     """
 
@@ -100,6 +103,9 @@ class TrainConfig:
     refresh: int = 100
     rollout_guidance: float = 3.0
     rollout_modules: Literal["ram", "both"] = "both"
+    height: int = 0
+    width: int = 0
+    spatial: Literal["yes", "no"] = "yes"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +114,8 @@ class TrainConfig:
         for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number of at least 1")
         _check("steps", self.steps, 2 <= self.steps <= 999, "2 to 999")
+        for name in ("height", "width"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "a number of pixels, or 0 for the model's own size")
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             _check(name, value, math.isfinite(value) and value > 0, "a finite number above 0")

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from respodiff.adapters import adapter, backbone
 from respodiff.config import GenerateConfig
+from respodiff.denoiser import latent_shape, pack
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import check_length, model_name, weights_digest
 from respodiff.policies import assign, prompt_seed
@@ -87,6 +89,8 @@ def generate(
             "switch it off with pipe.safety_checker = None to measure",
             stacklevel=2,
         )
+    if images := adapter(pipe).images:
+        raise ValueError(f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()")
     asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
     _check_prompts(pipe, asked)
     always = [*(m for m in modules if m.header.kind == "safety"), *safety]
@@ -106,7 +110,7 @@ def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[ConceptModule
     The number of images is among it, because exact counts are counts out of that number.
     """
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
-    settings |= {"model": model_name(pipe), "model_digest": weights_digest(pipe.unet), "scheduler": type(pipe.scheduler).__name__}
+    settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     return settings | {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
 
 
@@ -136,7 +140,7 @@ def _draw(
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     scaled = {a: {n: m.scale(config.strength) for n, m in group.items()} for a, group in drawn.items()}
     added = [m.scale(config.safety_strength) for m in always]
-    model, digest = model_name(pipe), weights_digest(pipe.unet)
+    model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for start in range(0, len(todo), config.batch):
         batch = todo[start : start + config.batch]
         rows: list[Row] = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
@@ -146,7 +150,7 @@ def _draw(
                 [job.prompt.text for job in batch],
                 num_inference_steps=config.steps,
                 guidance_scale=config.guidance,
-                latents=latents.to(pipe.unet.device, pipe.unet.dtype),
+                latents=_as_taken(pipe, latents),
                 # Used by schedulers that draw noise at every step (ancestral ones, DDPM).
                 generator=[_generator(config.seed, f"{job.prompt.id}/steps", job.repeat) for job in batch],
             ).images
@@ -180,9 +184,13 @@ def _draw(
 
 def noise(pipe: Any, seed: int, prompt_id: str, repeat: int) -> Tensor:
     """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone."""
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(1, pipe.unet.config.in_channels, height, width, generator=_generator(seed, prompt_id, repeat))
+    return torch.randn(1, *latent_shape(pipe), generator=_generator(seed, prompt_id, repeat))
+
+
+def _as_taken(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as the pipeline takes them."""
+    latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
+    return pack(latents) if adapter(pipe).family == "flux" else latents
 
 
 def _generator(seed: int, stream: str, repeat: int) -> torch.Generator:
@@ -195,7 +203,7 @@ def counted(unet: Any) -> Iterator[list[int]]:
     total = [0]
 
     def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        total[0] += len(args[0] if args else kwargs["sample"])
+        total[0] += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))
 
     handle = unet.register_forward_pre_hook(count, with_kwargs=True)
     try:
