@@ -187,3 +187,62 @@ def raw_latents(
 ) -> Tensor:
     """Final latents (1, C, H, W) of what `benchmarks.tiny_models.draw` draws steered by ``delta``, by hand."""
     return Loop(pipe, delta, prompt, steps, guidance, height, width).run()
+
+
+@torch.no_grad()
+def raw_flow(pipe: Any, delta: Tensor, prompt: str = "a doctor", *, steps: int = 2, guidance: float = GUIDANCE) -> Tensor:
+    """The same for the transformers (text to image, square): delta (D, 1, 1) on the image stream behind the middle block, every token."""
+    model, scheduler, flux = pipe.transformer, pipe.scheduler, "Flux" in type(pipe).__name__
+    side = SIZE // pipe.vae_scale_factor
+    z = torch.randn(1, pipe.vae.config.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    shift = delta.flatten()
+    if flux:
+        z = z.reshape(1, -1, side // 2, 2, side // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(1, side * side // 4, -1)
+        context, pooled, text_ids = pipe.encode_prompt(prompt, None)
+        c = scheduler.config
+        m = (c.max_shift - c.base_shift) / (c.max_image_seq_len - c.base_image_seq_len)
+        mu = z.shape[1] * m + c.base_shift - m * c.base_image_seq_len
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        grid = [[0, i, j] for i in range(side // 2) for j in range(side // 2)]
+        rotary = model.pos_embed(torch.cat([text_ids, torch.tensor(grid, dtype=z.dtype)]))
+    else:
+        context, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, None, None)
+        context, pooled, z0 = torch.cat([negative, context]), torch.cat([negative_pooled, pooled]), z
+        shift = torch.stack([torch.zeros_like(shift), shift])[:, None]
+        scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        if flux:
+            e = _flux(model, z, t, context, pooled, rotary, shift, guidance if model.config.guidance_embeds else None)
+        else:
+            uncond, cond = _sd3(model, torch.cat([z, z]), t.expand(2), context, pooled, shift).chunk(2)
+            e = uncond + guidance * (cond - uncond)
+        z = scheduler.step(e, t, z).prev_sample
+    return z
+
+
+def _sd3(model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, shift: Tensor) -> Tensor:
+    x, temb, text = model.pos_embed(z), model.time_text_embed(t, pooled), model.context_embedder(context)
+    for i, block in enumerate(model.transformer_blocks):
+        text, x = block(hidden_states=x, encoder_hidden_states=text, temb=temb)
+        if i == len(model.transformer_blocks) // 2:
+            x = x + shift
+    x = model.proj_out(model.norm_out(x, temb))
+    h, w = z.shape[2] // 2, z.shape[3] // 2
+    out: Tensor = x.reshape(len(z), h, w, 2, 2, -1).permute(0, 5, 1, 3, 2, 4).reshape(z.shape)
+    return out
+
+
+def _flux(
+    model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, rotary: Any, shift: Tensor, guidance: float | None
+) -> Tensor:
+    x, text, time = model.x_embedder(z), model.context_embedder(context), t.reshape(1).to(z.dtype)
+    told = [] if guidance is None else [torch.tensor([guidance * 1000.0])]
+    temb = model.time_text_embed(time, *told, pooled)
+    for i, block in enumerate(model.transformer_blocks):
+        text, x = block(hidden_states=x, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
+        if i == len(model.transformer_blocks) - 1:
+            x = x + shift
+    for block in model.single_transformer_blocks:
+        text, x = block(hidden_states=x, encoder_hidden_states=text, temb=temb, image_rotary_emb=rotary)
+    out: Tensor = model.proj_out(model.norm_out(x, temb))
+    return out

@@ -32,6 +32,10 @@ def never_guided(_pipe: Any, _call: Mapping[str, Any]) -> bool:
     return False
 
 
+class Unsupported(ValueError):
+    """A pipeline class that is not in the table."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """One kind of pipeline.
@@ -105,15 +109,19 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def adapter(pipe: Any) -> Adapter:
-    """The table's row for a pipeline; ValueError for a class that is not in it, or a subclass that draws by a loop of its own."""
+    """The table's row for a pipeline. A class that is not in it is refused, and so is a subclass that draws by a loop of its own.
+
+    Raises:
+        Unsupported: says how to add one.
+    """
     for kind in type(pipe).__mro__:
         if kind.__name__ in ADAPTERS:
             if getattr(type(pipe), "__call__", None) is getattr(kind, "__call__", None):
                 return ADAPTERS[kind.__name__]
             break
-    raise ValueError(
-        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(ADAPTERS)}; to add one, put its row "
-        "(the order of its row blocks, how its prompts are encoded) into respodiff.adapters.ADAPTERS and run benchmarks.backbones on it"
+    raise Unsupported(
+        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(ADAPTERS)}; "
+        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.adapters.ADAPTERS"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from respodiff import cli_generate, cli_train, demo  # noqa: F401  (they register their verbs)
+from respodiff import cli_generate, cli_models, cli_train, demo  # noqa: F401  (they register their verbs)
 from respodiff.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, open_model, shown, words
 
 
