@@ -78,7 +78,15 @@ def filled(cls: Any, config: dict[str, Any], dtype: torch.dtype) -> Any:
 
 
 def text(config: dict[str, Any], dtype: torch.dtype, projection: int = 0) -> Any:
-    whole = CLIPTextConfig(vocab_size=49408, max_position_embeddings=77, projection_dim=projection or 768, bos_token_id=0, eos_token_id=1, pad_token_id=1, **config)
+    whole = CLIPTextConfig(
+        vocab_size=49408,
+        max_position_embeddings=77,
+        projection_dim=projection or 768,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        **config,
+    )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(whole).to(dtype).eval().requires_grad_(False)
 
 
@@ -93,7 +101,9 @@ def pipeline(name: str, device: str) -> Any:
         "unet": filled(UNet2DConditionModel, SDXL if name == "sdxl" else SD14, dtype),
     }
     if name == "sdxl":
-        pipe: Any = StableDiffusionXLPipeline(**parts, text_encoder_2=text(CLIP_G, dtype, 1280), tokenizer_2=tokenizer, add_watermarker=False)
+        pipe: Any = StableDiffusionXLPipeline(
+            **parts, text_encoder_2=text(CLIP_G, dtype, 1280), tokenizer_2=tokenizer, add_watermarker=False
+        )
         pipe.unet.enable_gradient_checkpointing()
     else:
         pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -118,7 +128,16 @@ def measure(name: str, device: str) -> dict[str, Any]:
     }
     # Batch 1, one latent of pure noise, plain target score, RAM alone: the smallest step there is.
     config = TrainConfig(
-        iterations=1, objective="guided", batch=1, steps=2, rollouts=1, rollout_batch=1, rollout_prompts="neutral", keep="last", mu=0.0, refresh=1
+        iterations=1,
+        objective="guided",
+        batch=1,
+        steps=2,
+        rollouts=1,
+        rollout_batch=1,
+        rollout_prompts="neutral",
+        keep="last",
+        mu=0.0,
+        refresh=1,
     )
     began = time.perf_counter()
     *_, last = train(pipe, CONCEPT, config)
@@ -126,9 +145,15 @@ def measure(name: str, device: str) -> dict[str, Any]:
     row |= {"seconds_step": round(time.perf_counter() - began, 1), "forwards_step": last.unet_forwards, "mib_step": round(peak_mib(device))}
     began = time.perf_counter()
     with steer(pipe, last.module):
-        latents = pipe("a doctor", num_inference_steps=1, guidance_scale=5.0, generator=torch.Generator().manual_seed(0), output_type="latent").images
+        latents = pipe(
+            "a doctor", num_inference_steps=1, guidance_scale=5.0, generator=torch.Generator().manual_seed(0), output_type="latent"
+        ).images
     row |= {"seconds_picture": round(time.perf_counter() - began, 1), "steps_picture": 1, "mib_picture": round(peak_mib(device))}
-    assert torch.isfinite(latents).all() and latents.shape[1:] == (4, shape[1] * (8 if name == "sd14" else 4), shape[2] * (8 if name == "sd14" else 4))
+    assert torch.isfinite(latents).all() and latents.shape[1:] == (
+        4,
+        shape[1] * (8 if name == "sd14" else 4),
+        shape[2] * (8 if name == "sd14" else 4),
+    )
     return row
 
 
@@ -144,7 +169,10 @@ def main() -> None:
     rows = json.loads(OUT.read_text())["rows"] if OUT.is_file() else []
     for name in [args.only] if args.only else list(SHAPES):
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.fullsize", "--row", name, "--device", args.device], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "benchmarks.fullsize", "--row", name, "--device", args.device],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")

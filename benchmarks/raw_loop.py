@@ -16,7 +16,8 @@ from diffusers import LCMScheduler
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from benchmarks.tiny_models import GUIDANCE, SIZE, STRENGTH, pictures
+from benchmarks.drawing import GUIDANCE, STRENGTH, pictures
+from benchmarks.tiny_models import SIZE
 
 
 def raw_unet(u: Any, x: Tensor, t: Tensor, context: Tensor, shift: Tensor, **more: Any) -> Tensor:
@@ -144,7 +145,7 @@ class Loop:
     @torch.no_grad()
     def run(self) -> Tensor:
         """The final latent."""
-        out = self.z
+        out: Tensor = self.z
         for i, t in enumerate(self.timesteps):
             e = self._guide(self._forward(t))
             kwargs = {"generator": self.generator} if "generator" in self.scheduler.step.__code__.co_varnames else {}
@@ -176,7 +177,8 @@ class Loop:
     def _guide(self, e: Tensor) -> Tensor:
         w, parts = self.guidance, dict(zip(self.rows, e.chunk(len(self.rows)), strict=True))
         if len(parts) == 1:
-            return parts["cond"]
+            alone: Tensor = parts["cond"]
+            return alone
         if "image" in parts:
             return parts["uncond"] + w * (parts["cond"] - parts["image"]) + 1.5 * (parts["image"] - parts["uncond"])
         return parts["uncond"] + w * (parts["cond"] - parts["uncond"])
@@ -207,7 +209,7 @@ def raw_flow(pipe: Any, delta: Tensor, prompt: str = "a doctor", *, steps: int =
         rotary = model.pos_embed(torch.cat([text_ids, torch.tensor(grid, dtype=z.dtype)]))
     else:
         context, negative, pooled, negative_pooled = pipe.encode_prompt(prompt, None, None)
-        context, pooled, z0 = torch.cat([negative, context]), torch.cat([negative_pooled, pooled]), z
+        context, pooled = torch.cat([negative, context]), torch.cat([negative_pooled, pooled])
         shift = torch.stack([torch.zeros_like(shift), shift])[:, None]
         scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
@@ -232,9 +234,7 @@ def _sd3(model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, shif
     return out
 
 
-def _flux(
-    model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, rotary: Any, shift: Tensor, guidance: float | None
-) -> Tensor:
+def _flux(model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, rotary: Any, shift: Tensor, guidance: float | None) -> Tensor:
     x, text, time = model.x_embedder(z), model.context_embedder(context), t.reshape(1).to(z.dtype)
     told = [] if guidance is None else [torch.tensor([guidance * 1000.0])]
     temb = model.time_text_embed(time, *told, pooled)

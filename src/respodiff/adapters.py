@@ -116,7 +116,8 @@ def adapter(pipe: Any) -> Adapter:
     """
     for kind in type(pipe).__mro__:
         if kind.__name__ in ADAPTERS:
-            if getattr(type(pipe), "__call__", None) is getattr(kind, "__call__", None):
+            own = [k for k in type(pipe).__mro__[: type(pipe).__mro__.index(kind)] if "__call__" in vars(k)]
+            if not own:
                 return ADAPTERS[kind.__name__]
             break
     raise Unsupported(
@@ -151,14 +152,20 @@ def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any
         call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
     """
     row = adapter(pipe)
-    passes = row.passes if row.guided(pipe, call) else ("cond",)
+    passes: tuple[str, ...] | None = None
     if row.calls:
         names = [name for name in row.calls if name in call and call[name] is context]
         if not names:
-            raise ValueError(f"{type(pipe).__name__} called its model with prompt embeddings of its own; which rows are conditional is unknown")
-        passes = row.calls[names[0]] or passes
+            raise ValueError(
+                f"{type(pipe).__name__} called its model with prompt embeddings of its own; which rows are conditional is unknown"
+            )
+        passes = row.calls[names[0]]
+    if passes is None:
+        passes = row.passes if row.guided(pipe, call) else ("cond",)
     if rows % len(passes):
-        raise ValueError(f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}")
+        raise ValueError(
+            f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}"
+        )
     if "cond" not in passes:
         return None
     n = rows // len(passes)

@@ -109,7 +109,8 @@ def main() -> None:
     )
     _quiet()
     try:
-        app(standalone_mode=False)
+        if code := app(standalone_mode=False):  # of a verb that raised typer.Exit
+            sys.exit(code)
     except typer.Exit as leave:
         sys.exit(leave.exit_code)
     except (ValueError, OSError, RuntimeError) as error:

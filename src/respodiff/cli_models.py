@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from respodiff.cli_train import own_concept
-from respodiff.concepts import Concept, builtin
+from respodiff.concepts import Concept, concept
 from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, open_model
 
 
@@ -27,7 +28,9 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
         raise typer.Exit(1) from error
     failed = [name for name, check in result["checks"].items() if not check["passed"]]
     lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
-    lines += [f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in result["checks"].items()]
+    lines += [
+        f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in result["checks"].items()
+    ]
     finish(result, "\n".join(lines), as_json)
     if failed:
         raise typer.Exit(1)
@@ -37,14 +40,11 @@ def _concept(name: str, target: str, neutral: str, negative: str) -> Concept:
     """A known concept, or one from prompts; SDisc's own names stand for what they were trained on."""
     from respodiff.convert import ALIASES
 
-    known = builtin()
-    if not (target or negative) and name in known:
-        return known[name]
     if not (target or negative):
-        named = {alias: key for key, alias in ALIASES.items()}.get(name, "")
-        if named not in known:
-            raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
-        return replace(known[named], name=name)
+        for known in (name, {alias: key for key, alias in ALIASES.items()}.get(name, name)):
+            with suppress(ValueError):
+                return replace(concept(known), name=name)
+        raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
     return own_concept(name, target, neutral, negative, (), ())
 
 
@@ -85,11 +85,11 @@ def convert(
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
         if not base:
-            raise ValueError("the file does not say what it was trained on; give --base MODEL (released files: CompVis/stable-diffusion-v1-4)")
+            raise ValueError(
+                "the file does not say what it was trained on; give --base MODEL (released files: CompVis/stable-diffusion-v1-4)"
+            )
         chosen = _concept(concept_name, target, neutral, negative)
-        module = run(
-            source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, channels=channels, size=_size(size)
-        )
+        module = run(source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, channels=channels, size=_size(size))
         module.save(out)
     result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
     finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
@@ -111,7 +111,8 @@ def fuse(
     out: Annotated[Path, typer.Option("--out", help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     model: Model = "embedded",
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE")
+        Path | None,
+        typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE"),
     ] = None,
     strength: Annotated[float, typer.Option("--strength", help="Factor; about the guidance scale times that of steering.")] = 1.0,
     channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,

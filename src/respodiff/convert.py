@@ -49,11 +49,14 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give a .pth, .pt or .safetensors file")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"checkpoint {str(path)!r} is truncated or not a safetensors file ({error}); copy it again") from error
     if _version() < (2, 6):  # CVE-2025-32434: weights_only could be got around before
-        raise ValueError(f"torch {torch.__version__} cannot read a pickle safely; update to torch 2.6 or newer, or give a .safetensors file")
+        raise ValueError(
+            f"torch {torch.__version__} cannot read a pickle safely; update to torch 2.6 or newer, or give a .safetensors file"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -63,7 +66,18 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 "Have whoever made it save a dictionary of tensors"
             ) from error
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, AttributeError, TypeError, zipfile.BadZipFile, UnicodeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+        zipfile.BadZipFile,
+        UnicodeError,
+    ) as error:
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
     return _flat(found, path)
 
@@ -104,7 +118,9 @@ def column_of(concept: str, columns: int) -> int:
     if columns == 10 and concept in RELEASED:
         column = RELEASED[concept][0]
         if twice := [c for c, (other, _) in RELEASED.items() if other == column and c != concept]:
-            raise ValueError(f"column {column} of released files is used for both {concept!r} and {twice[0]!r}; say which it is with --column {column}")
+            raise ValueError(
+                f"column {column} of released files is used for both {concept!r} and {twice[0]!r}; say which it is with --column {column}"
+            )
         return column
     name = ALIASES.get(concept, concept)
     if columns == 100 and name in SDISC:
@@ -154,7 +170,9 @@ def convert(
     ram_name, sam_name = pick(tensors, ram_key, sam_key)
     columns = {k: tensors[k][:, None] if tensors[k].ndim == 1 else tensors[k] for k in (ram_name, sam_name) if k}
     if len({tuple(v.shape) for v in columns.values()}) > 1:
-        raise ValueError(f"RAM {tuple(columns[ram_name].shape)} and SAM {tuple(columns[sam_name].shape)} differ in shape; see --ram-key and --sam-key")
+        raise ValueError(
+            f"RAM {tuple(columns[ram_name].shape)} and SAM {tuple(columns[sam_name].shape)} differ in shape; see --ram-key and --sam-key"
+        )
     numbers, width = columns[ram_name].shape
     index = column_of(concept.name, width) if column is None else column
     if not 0 <= index < width:

@@ -51,7 +51,9 @@ class Denoiser:
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training and enable it to draw")
         config = self.model.config
         if self.family == "sd3" and config.in_channels != pipe.vae.config.latent_channels:
-            raise ValueError(f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one")
+            raise ValueError(
+                f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one"
+            )
         self.latent = latent_shape(pipe, height, width)
         self.size = (self.latent[1] * pipe.vae_scale_factor, self.latent[2] * pipe.vae_scale_factor)
         self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
@@ -89,7 +91,10 @@ class Denoiser:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
         if self.family == "sd3":
             return self._tensor(
-                hidden_states=z, timestep=t.expand(len(z)), encoder_hidden_states=condition["context"], pooled_projections=condition["pooled"]
+                hidden_states=z,
+                timestep=t.expand(len(z)),
+                encoder_hidden_states=condition["context"],
+                pooled_projections=condition["pooled"],
             )
         if self.family == "flux":
             return self._flux(z, t, condition)
@@ -170,7 +175,7 @@ class Denoiser:
 def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, int]:
     """Shape (C, H, W) of a latent of a picture of that size in pixels; 0: the size the model was trained at."""
     config = backbone(pipe).config
-    size = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
+    size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
     default = (size, size) if isinstance(size, int) else tuple(size)
     scale, even = pipe.vae_scale_factor, 2 if adapter(pipe).model == "transformer" else 1
     for name, pixels in (("height", height), ("width", width)):

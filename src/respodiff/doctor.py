@@ -43,6 +43,8 @@ def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
     with _watched(pipe) as calls:
         plain = _draw(pipe)
     before = list(calls)
+    if not before:
+        return {"every step is steered": _result(False, "the pipeline never reached the site")}
     module = _module(pipe, before[0])
     with steer(pipe, module.scale(0.0)):
         zero = _draw(pipe)

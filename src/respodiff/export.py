@@ -52,7 +52,9 @@ def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
         raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
     resnet = backbone(pipe).mid_block.resnets[-1]
     if not isinstance(resnet.conv2, nn.Conv2d) or resnet.conv2.bias is None:
-        raise ValueError(f"the last convolution of the mid block is a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first")
+        raise ValueError(
+            f"the last convolution of the mid block is a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first"
+        )
     return resnet.conv2, float(resnet.output_scale_factor)
 
 

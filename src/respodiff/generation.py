@@ -90,7 +90,9 @@ def generate(
             stacklevel=2,
         )
     if images := adapter(pipe).images:
-        raise ValueError(f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()")
+        raise ValueError(
+            f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()"
+        )
     asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
     _check_prompts(pipe, asked)
     always = [*(m for m in modules if m.header.kind == "safety"), *safety]
@@ -203,7 +205,7 @@ def counted(unet: Any) -> Iterator[list[int]]:
     total = [0]
 
     def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        total[0] += len(args[0] if args else kwargs.get("sample", kwargs.get("hidden_states")))
+        total[0] += len(args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"])
 
     handle = unet.register_forward_pre_hook(count, with_kwargs=True)
     try:

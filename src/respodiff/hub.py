@@ -12,7 +12,7 @@ from respodiff._version import __version__
 from respodiff.module_file import ConceptModule, load
 
 
-class Bundle(ModelHubMixin):  # type: ignore[misc]
+class Bundle(ModelHubMixin):
     """One or several modules, a file each, and a card that says what they are for.
 
     Example::
@@ -47,7 +47,9 @@ class Bundle(ModelHubMixin):  # type: ignore[misc]
              m.header.site, " x ".join(map(str, m.shape)), f"{m.delta.norm().item():.1f}", m.digest]
             for m in modules
         ]  # fmt: skip
-        figures = _table(["what", "found"], list(self.figures.items())) if self.figures else "None were given: measure before you rely on it.\n"
+        figures = (
+            _table(["what", "found"], list(self.figures.items())) if self.figures else "None were given: measure before you rely on it.\n"
+        )
         return f"---\n{data.to_yaml()}\n---\n{_BODY.format(version=__version__, table=_table(head, rows), figures=figures, name=next(iter(self.modules), 'NAME'))}"
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -56,6 +58,11 @@ class Bundle(ModelHubMixin):  # type: ignore[misc]
         for name, module in self.modules.items():
             module.save(save_directory / f"{name}.safetensors")
         ModelCard(self.card()).save(save_directory / "README.md")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Bundle:
+        """Modules of a folder or a hub repository. Takes the options of `huggingface_hub.ModelHubMixin`: revision, token, cache_dir, ..."""
+        return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Bundle:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
@@ -122,7 +121,9 @@ class Rollouts:
         denoiser = self.denoiser
         if not isinstance(scheduler, DDIMScheduler):
             denoiser.restart(scheduler, config.steps)
-        z = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
+        z = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(
+            scheduler, "init_noise_sigma", 1.0
+        )
         # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
         stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
         guided = denoiser.guides and config.rollout_guidance != 1

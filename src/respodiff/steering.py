@@ -39,7 +39,9 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
             f"it was trained on {module.header.base_model!r}: train one for this model"
         )
     if site != "mid_block" and module.shape[1:] != (1, 1):
-        raise ValueError(f"module {module.name!r} has shape {module.shape}; a transformer takes one number a channel: ConceptModule.channels()")
+        raise ValueError(
+            f"module {module.name!r} has shape {module.shape}; a transformer takes one number a channel: ConceptModule.channels()"
+        )
     if module.header.base_digest and module.header.base_digest != config_digest(model):
         return [f"module {module.name!r} was trained on a UNet of another configuration ({module.header.base_model!r}); check its effect"]
     found = weights_digest(model)
@@ -131,10 +133,14 @@ class _Steering:
         name = adapter(self.pipe).site(model)
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
-            raise ValueError(f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block")
+            raise ValueError(
+                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
+            )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
-                raise ValueError("this pipeline is being steered in another thread; give each thread a pipeline of its own (from_pipe shares the weights)")
+                raise ValueError(
+                    "this pipeline is being steered in another thread; give each thread a pipeline of its own (from_pipe shares the weights)"
+                )
             _active.append(self)
         with ExitStack() as stack:
             stack.callback(_active.remove, self)
@@ -157,7 +163,7 @@ class _Steering:
 
     def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
         """Hook of the site: shifts them."""
-        rows = self.call.rows
+        rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
         if rows is None or self.stacked is None:
             return None
         h = stream(output)
@@ -170,8 +176,9 @@ class _Steering:
         if rows is None or self.stacked is None:
             return None
         model, sample = backbone(self.pipe), _sample(args, kwargs)
-        unet = adapter(self.pipe).model == "unet"
-        shape = site_shape(model, *(sample.shape[2:] if unet else ()), site=adapter(self.pipe).site(model))
+        site = adapter(self.pipe).site(model)
+        height, width = sample.shape[-2:] if site == "mid_block" else (None, None)
+        shape = site_shape(model, height, width, site)
         full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
         full[rows] = self.fitted(shape[1:], sample.device, sample.dtype)
         return full
@@ -185,7 +192,10 @@ class _Steering:
         if pipe is not self.pipe:
             if not self.warned and not any(s.pipe is pipe for s in _active):
                 self.warned = True
-                warnings.warn(f"a {type(pipe).__name__} that shares the model of a steered pipeline draws unsteered; steer it too if it should be", stacklevel=2)
+                warnings.warn(
+                    f"a {type(pipe).__name__} that shares the model of a steered pipeline draws unsteered; steer it too if it should be",
+                    stacklevel=2,
+                )
             return None
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
         rows = conditional_rows(pipe, len(_sample(args, kwargs)), call, context)

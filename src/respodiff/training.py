@@ -152,9 +152,7 @@ def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> Conce
     return last.module
 
 
-def _iterate(
-    denoiser: Denoiser, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header
-) -> Iterator[StepRecord]:
+def _iterate(denoiser: Denoiser, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter() - state.seconds
     pool: Pool | None = None
     while state.iteration < config.iterations:
