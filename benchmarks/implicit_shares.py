@@ -13,6 +13,7 @@ import torch
 
 from respodiff.concepts import attribute
 from respodiff.config import TrainConfig
+from respodiff.denoiser import Denoiser, repeat
 from respodiff.pipelines import load_pipeline
 from respodiff.rollouts import Rollouts, mixture
 from respodiff.suites import load_world
@@ -21,21 +22,19 @@ ROLLOUTS, STEPS, DRAWS = 24, 8, 200
 
 
 def main() -> None:
-    pipe, neutral = load_pipeline("embedded"), load_world()["neutral"]
+    denoiser, neutral = Denoiser(load_pipeline("embedded")), load_world()["neutral"]
     planted = {"gender": [1 - neutral["p_man"], neutral["p_man"]], "tone": neutral["tones"]}
     settings = TrainConfig(rollouts=ROLLOUTS, rollout_batch=ROLLOUTS, steps=STEPS, rollout_prompts="neutral", objective="shift")
     for name, shares in planted.items():
         chosen = attribute(name)
-        rollouts = Rollouts(pipe, chosen.concepts[0], settings)
+        rollouts = Rollouts(denoiser, chosen.concepts[0], settings)
         pool = rollouts.pool(0, torch.zeros(1, 256, 4, 4)).columns
         scores = []
         with torch.no_grad():
             for concept in chosen.concepts:
-                context = Rollouts(pipe, concept, settings).context["target"][0].expand(ROLLOUTS, -1, -1)
+                condition = repeat(Rollouts(denoiser, concept, settings).conditions["target"][0], ROLLOUTS)
                 parts = zip(pool["z"].split(ROLLOUTS), pool["t"].split(ROLLOUTS), strict=True)
-                scores.append(
-                    torch.stack([pipe.unet(z, t, encoder_hidden_states=context).sample for z, t in parts])
-                )  # (STEPS, ROLLOUTS, ...)
+                scores.append(torch.stack([denoiser(z, t, condition) for z, t in parts]))  # (STEPS, ROLLOUTS, ...)
         plain = pool["neutral"].unflatten(0, (STEPS, ROLLOUTS))
         found = mixture(plain, scores).tolist()
         rng, draws = random.Random(0), []

@@ -13,13 +13,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet
 
 from respodiff.pipelines import (
     check_length,
-    conditional_rows,
     config_digest,
     embedded_dir,
     encode_prompts,
     load_pipeline,
     model_name,
-    row_blocks,
     weights_digest,
 )
 
@@ -102,36 +100,6 @@ def test_a_folder_of_an_unsupported_pipeline_is_refused(tmp_path: Path) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pipeline DDPMPipeline is not supported; supported: StableDiffusionPipeline"):
         load_pipeline(tmp_path)
-
-
-# --- rows ---
-
-
-def test_a_pipeline_that_is_not_in_the_table_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"pipeline SimpleNamespace is not supported; .*respodiff\.pipelines\.PASSES"):
-        row_blocks(SimpleNamespace())
-
-
-def test_a_subclass_of_a_supported_pipeline_is_supported(tiny_pipe: StableDiffusionPipeline) -> None:
-    class Mine(StableDiffusionPipeline):
-        pass
-
-    assert row_blocks(Mine(**tiny_pipe.components, requires_safety_checker=False)) == row_blocks(tiny_pipe) == ("uncond", "cond")
-
-
-def test_conditional_rows_are_the_second_block_with_guidance_and_all_without(tiny_pipe: StableDiffusionPipeline) -> None:
-    tiny_pipe._guidance_scale = 3.0
-    assert conditional_rows(tiny_pipe, 6) == slice(3, 6)
-    assert conditional_rows(tiny_pipe, 2) == slice(1, 2)
-    tiny_pipe._guidance_scale = 1.0
-    assert conditional_rows(tiny_pipe, 6) == slice(0, 6)
-    assert conditional_rows(tiny_pipe, 1) == slice(0, 1)
-
-
-def test_an_odd_number_of_guided_rows_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
-    tiny_pipe._guidance_scale = 3.0
-    with pytest.raises(ValueError, match="called with 5 rows, which is not a multiple of the 2 passes of StableDiffusionPipeline"):
-        conditional_rows(tiny_pipe, 5)
 
 
 # --- prompts ---

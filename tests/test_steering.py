@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -69,7 +71,7 @@ def test_pictures_are_bit_identical_before_and_after(tiny_pipe: Pipe, make_modul
     with steer(tiny_pipe, make_module()):
         steered = draw(tiny_pipe, 2)
         assert list(tiny_pipe.unet.state_dict()) == keys
-        assert hooks(tiny_pipe) == 1
+        assert hooks(tiny_pipe) == 2
     assert hooks(tiny_pipe) == 0
     assert list(tiny_pipe.unet.state_dict()) == keys
     assert torch.equal(draw(tiny_pipe, 2), before)
@@ -86,7 +88,7 @@ def test_an_exception_inside_leaves_no_hook(tiny_pipe: Pipe, make_module: Make) 
 def test_a_zero_delta_equals_no_hook(tiny_pipe: Pipe, make_module: Make, guidance: float) -> None:
     plain = draw(tiny_pipe, 2, guidance=guidance)
     with steer(tiny_pipe, make_module(scale=0.0)):
-        assert hooks(tiny_pipe) == 1, "otherwise the test tests nothing"
+        assert hooks(tiny_pipe) == 2, "otherwise the test tests nothing"
         assert torch.equal(draw(tiny_pipe, 2, guidance=guidance), plain)
 
 
@@ -324,12 +326,57 @@ def test_a_module_of_this_model_gives_no_warning(tiny_pipe: Pipe, make_module: M
             pass
 
 
-def test_compiled_unet_is_refused_as_hooks_would_be_ignored(tiny_pipe: Pipe, make_module: Make) -> None:
-    plain = tiny_pipe.unet
-    tiny_pipe.unet = torch.compile(plain, backend="eager")
-    with pytest.raises(ValueError, match=r"UNet is compiled.*would be ignored"), steer(tiny_pipe, make_module()):
-        pass
-    tiny_pipe.unet = plain
+def test_a_call_that_began_in_another_thread_is_left_alone(tiny_pipe: Pipe, make_module: Make) -> None:
+    plain = draw(tiny_pipe)
+    outer = steer(tiny_pipe, make_module())
+    handle = tiny_pipe.unet.conv_in.register_forward_hook(lambda *_: outer.__enter__() and None)
+    result: list[Tensor] = []
+    thread = threading.Thread(target=lambda: result.append(draw(tiny_pipe, steps=1)))
+    thread.start()
+    thread.join()
+    handle.remove()
+    outer.__exit__(None, None, None)
+    assert torch.equal(result[0], draw(tiny_pipe, steps=1))
+    assert torch.equal(draw(tiny_pipe), plain)
+
+
+def test_one_pipeline_in_two_threads_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
+    found: list[BaseException] = []
+
+    def second() -> None:
+        try:
+            with steer(tiny_pipe, make_module()):
+                pass
+        except ValueError as error:
+            found.append(error)
+
+    with steer(tiny_pipe, make_module()):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "being steered in another thread" in str(found[0])
+    second()
+    assert len(found) == 1
+
+
+def test_a_thread_inside_of_the_block_is_steered(tiny_pipe: Pipe, make_module: Make) -> None:
+    with steer(tiny_pipe, make_module()):
+        expected, found = draw(tiny_pipe), []
+        thread = threading.Thread(target=lambda: found.append(draw(tiny_pipe)))
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], expected)
+
+
+def test_a_module_of_one_number_a_channel_is_added_everywhere_without_a_warning(tiny_pipe: Pipe, make_module: Make) -> None:
+    flat = make_module(shape=(64, 1, 1))
+    wide = replace(flat, ram=flat.ram.expand(64, 4, 4).clone(), sam=flat.sam.expand(64, 4, 4).clone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with steer(tiny_pipe, flat):
+            out = draw(tiny_pipe)
+    with steer(tiny_pipe, wide):
+        assert torch.equal(draw(tiny_pipe), out)
 
 
 def test_file_name_in_place_of_a_module_says_how_to_read_it(tiny_pipe: Pipe) -> None:

@@ -14,6 +14,7 @@ from respodiff import training
 from respodiff.bottleneck import site_shape
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
+from respodiff.denoiser import Denoiser
 from respodiff.module_file import load
 from respodiff.pipelines import encode_prompts
 from respodiff.rollouts import Rollouts, mixture
@@ -44,7 +45,7 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
     unet = tiny_pipe.unet
     config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, lam=0.7, mu=0.0)
     state = TrainState(config, site_shape(unet), unet.device)
-    batch = Rollouts(tiny_pipe, WOMAN, config).pool(0, state.round_start).batch(0, 3)
+    batch = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, state.round_start).batch(0, 3)
     r, s = state.ram.detach().clone().requires_grad_(), state.sam.detach().clone().requires_grad_()
 
     y, z, t = batch["context"], batch["z"], batch["t"]
@@ -55,7 +56,7 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
     loss_sam = 0.7 * (hooked(unet, z, t, y, new_r + s) - plain).pow(2).mean()
     (g_s,) = torch.autograd.grad(loss_sam, s)
 
-    losses = step(unet, config, state, batch)
+    losses = step(Denoiser(tiny_pipe), config, state, batch)
     assert losses == pytest.approx((loss_ram.item(), loss_sam.item()), rel=1e-4)
     assert torch.allclose(state.ram, new_r, atol=2e-4)
     assert torch.allclose(state.sam, adam(s.detach(), g_s, 0.02, config.betas), atol=2e-4)
@@ -69,7 +70,7 @@ def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_
     state = TrainState(config, site_shape(unet), unet.device)
     with torch.no_grad():
         state.ram.normal_(generator=torch.Generator().manual_seed(1))
-    batch = Rollouts(tiny_pipe, UNSAFE, config).pool(0, state.round_start).batch(0, 3)
+    batch = Rollouts(Denoiser(tiny_pipe), UNSAFE, config).pool(0, state.round_start).batch(0, 3)
     person = encode_prompts(tiny_pipe, ["a person"])
     assert torch.equal(batch["keep_context"][0], person[0])
     r = state.ram.detach().clone().requires_grad_()
@@ -77,7 +78,7 @@ def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_
     kept = hooked(unet, batch["keep_z"], batch["keep_t"], batch["keep_context"], r)
     plain = unet(batch["keep_z"], batch["keep_t"], encoder_hidden_states=batch["keep_context"]).sample
     (g,) = torch.autograd.grad(loss + 2.0 * (kept - plain.detach()).pow(2).mean(), r)
-    step(unet, config, state, batch)
+    step(Denoiser(tiny_pipe), config, state, batch)
     assert torch.allclose(state.ram, adam(r.detach(), g, config.ram_lr, config.betas), atol=2e-3)
 
 
@@ -97,7 +98,7 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
 
     def pool_of(concept: Concept, preset: str, **changes: Any) -> Any:
         config = TrainConfig.preset(preset, concept.kind, **{**TINY, "keep": "all", **changes})
-        return Rollouts(tiny_pipe, concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
+        return Rollouts(Denoiser(tiny_pipe), concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
 
     pool = pool_of(WOMAN, "default")
     assert torch.allclose(pool.columns["target"], e("a person", pool) + e("a woman", pool) - e("a man", pool), atol=1e-5)
@@ -114,7 +115,7 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
 def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
     config = TrainConfig.preset("paper", **{**TINY, "rollouts": 1, "keep": "all", "steps": 4, "label": "sampler"})
-    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
     delta = torch.randn(1, *site_shape(unet), generator=torch.Generator().manual_seed(3))
     pool = rollouts.pool(0, delta)
     z, labels = pool.columns["z"], pool.columns["t"]
@@ -132,13 +133,13 @@ def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe:
 
 def test_released_label_is_too_noisy_by_the_published_amount(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("paper", steps=50, keep="all")
-    pool = Rollouts(tiny_pipe, WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     assert pool.columns["t"].tolist() == [1000 - 20 * k for k in range(50)]
 
 
 def test_last_keeps_one_latent_a_rollout_from_random_timesteps(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("paper", steps=50, iterations=5)
-    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
     pools = [rollouts.pool(i, torch.zeros(1, *site_shape(tiny_pipe.unet))) for i in range(5)]
     assert all(len(p.columns["z"]) == 1 for p in pools)
     assert len({p.columns["t"].item() for p in pools}) > 2
@@ -249,7 +250,7 @@ def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pi
     light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
     monkeypatch.setattr("respodiff.rollouts.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
     config = TrainConfig.preset("default", **{**TINY, "keep": "all"})
-    pool = Rollouts(tiny_pipe, light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    pool = Rollouts(Denoiser(tiny_pipe), light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     e = {}
     for prompt in ("a person", "a woman", "a man", "a doctor"):
         context = encode_prompts(tiny_pipe, [prompt]).expand(len(pool.columns["z"]), -1, -1)
@@ -292,10 +293,10 @@ def test_ram_alone_is_alone_also_from_a_random_start(tiny_pipe: Any) -> None:
 def test_rollouts_are_ddim_without_clipping_whatever_the_pipelines_scheduler(tiny_pipe: Any, scheduler: Any) -> None:
     config = TrainConfig.preset("default", **TINY)
     zero = torch.zeros(1, *site_shape(tiny_pipe.unet))
-    expected = Rollouts(tiny_pipe, WOMAN, config).pool(0, zero).columns["z"]
+    expected = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, zero).columns["z"]
     kept = {k: v for k, v in tiny_pipe.scheduler.config.items() if k != "clip_sample"}
     tiny_pipe.scheduler = scheduler.from_config(kept)
-    rollouts = Rollouts(tiny_pipe, WOMAN, config)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
     assert not rollouts.scheduler.config.clip_sample
     assert torch.allclose(rollouts.pool(0, zero).columns["z"], expected, atol=1e-5)
 

@@ -192,6 +192,7 @@ def _draw(
     model: tuple[str, str, str],
     suite_digest: str,
 ) -> dict[str, Any]:
+    from respodiff.adapters import backbone
     from respodiff.generation import counted
     from respodiff.generation import generate as run
     from respodiff.records import RunFolder
@@ -202,7 +203,7 @@ def _draw(
     pictures = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())
     began, drawn = time.perf_counter(), 0
-    with counted(pipe.unet) as forwards, progress() as bar:
+    with counted(backbone(pipe)) as forwards, progress() as bar:
         task = bar.add_task("drawing", total=max(0, total - held))
         for _ in pictures:
             drawn += 1

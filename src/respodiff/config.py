@@ -81,6 +81,9 @@ class TrainConfig:
         refresh: iterations until a new pool is rolled out through the modules as they then are, without the gain: with more iterations
             than this, later rollouts are steered less far than the pictures that the finished module draws.
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
+        height, width: of the pictures in pixels; 0 is the size that the model was trained at.
+        spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
+            every picture size, and can be fused into a checkpoint. Transformers have no other.
         seed: everything random in training follows from it.
     """
 
@@ -106,6 +109,9 @@ class TrainConfig:
     refresh: int = 100
     rollout_guidance: float = 3.0
     rollout_modules: Literal["ram", "both"] = "both"
+    height: int = 0
+    width: int = 0
+    spatial: Literal["yes", "no"] = "yes"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +120,9 @@ class TrainConfig:
         for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         _check("steps", self.steps, _whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            _check(name, value, _whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             _check(name, value, _finite(value) and value > 0, "a finite number above 0")

@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from respodiff.bottleneck import latent_size
+from respodiff.adapters import adapter, backbone
 from respodiff.config import GenerateConfig
+from respodiff.denoiser import latent_shape, pack
 from respodiff.jobs import Job, Size, batches, check_prompts, check_steps, plan
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import model_name, weights_digest
@@ -70,7 +71,7 @@ def generate(
             anything is drawn or written.
     """
     config = config or GenerateConfig()
-    _say_safety_checker(pipe)
+    _check_pipeline(pipe)
     asked = _asked(prompts)
     drawn, always = _sorted_modules(pipe, modules, safety)
     check_prompts(pipe, asked, config)
@@ -87,12 +88,17 @@ def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
     return [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
 
 
-def _say_safety_checker(pipe: Any) -> None:
+def _check_pipeline(pipe: Any) -> None:
+    """A warning for a safety checker, ValueError for a pipeline that wants more than prompts."""
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline blacks out pictures that its safety checker dislikes, and judges would take them for safe; "
             "switch it off with pipe.safety_checker = None to measure",
             stacklevel=3,
+        )
+    if images := adapter(pipe).images:
+        raise ValueError(
+            f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
 
 
@@ -132,7 +138,7 @@ def _settings(
     The number of images is among it, because exact counts are counts out of that number.
     """
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
-    settings |= {"model": model_name(pipe), "model_digest": weights_digest(pipe.unet), "scheduler": type(pipe.scheduler).__name__}
+    settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
     return settings | ({"suite_digest": suite_digest} if suite_digest else {})
 
@@ -147,7 +153,7 @@ def _draw(
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     scaled = {a: {n: m.scale(config.strength) for n, m in group.items()} for a, group in drawn.items()}
     added = [m.scale(config.safety_strength) for m in always]
-    model, digest = model_name(pipe), weights_digest(pipe.unet)
+    model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
         rows: list[Row] = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
         latents, generators = zip(*(_start(pipe, config, job) for job in batch), strict=True)
@@ -159,7 +165,7 @@ def _draw(
                 width=width,
                 num_inference_steps=config.steps,
                 guidance_scale=batch[0].guidance,
-                latents=torch.cat(latents).to(pipe.unet.device, pipe.unet.dtype),
+                latents=_as_taken(pipe, torch.cat(latents)),
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
@@ -211,10 +217,13 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None =
 
 
 def _latent_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
-    height, width = latent_size(pipe.unet)
-    if size:
-        height, width = (side // pipe.vae_scale_factor for side in size)
-    return 1, pipe.unet.config.in_channels, height, width
+    return 1, *latent_shape(pipe, *(size or (0, 0)))
+
+
+def _as_taken(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as the pipeline takes them."""
+    latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
+    return pack(latents) if adapter(pipe).family == "flux" else latents
 
 
 @contextmanager
@@ -242,7 +251,7 @@ def counted(unet: Any) -> Iterator[list[int]]:
     total = [0]
 
     def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        total[0] += len(args[0] if args else kwargs["sample"])
+        total[0] += len(args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"])
 
     handle = unet.register_forward_pre_hook(count, with_kwargs=True)
     try:

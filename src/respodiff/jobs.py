@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from respodiff.bottleneck import latent_size
 from respodiff.config import GenerateConfig
+from respodiff.denoiser import latent_shape
 from respodiff.pipelines import check_length
 from respodiff.policies import assign, prompt_seed
 from respodiff.records import Prompt, image_id
@@ -119,7 +119,7 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
 
 def native_size(pipe: Any) -> Size:
     """The (height, width) in pixels of the pictures that the pipeline draws by itself."""
-    height, width = latent_size(pipe.unet)
+    _, height, width = latent_shape(pipe)
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 

@@ -121,6 +121,11 @@ class ConceptModule:
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
         return replace(self, ram=ram, sam=sam)
 
+    def channels(self) -> ConceptModule:
+        """Both tensors' mean over positions, (C, 1, 1): fits every picture size and transformers' sites, and can be fused."""
+        ram, sam = (t.mean((1, 2), keepdim=True) for t in (self.ram, self.sam))
+        return replace(self, ram=ram, sam=sam)
+
     def save(self, path: str | Path) -> Path:
         """Write the file atomically; raises OSError with one clear line if the folder cannot be written."""
         path = Path(path)

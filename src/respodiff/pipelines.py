@@ -1,7 +1,4 @@
-"""Diffusers pipelines: load one, and what steering must know of it (which rows are conditional, how a prompt is encoded).
-
-The table `PASSES` is the one place where a pipeline class is described; a pipeline that is not in it is refused, never guessed.
-"""
+"""Diffusers pipelines: load one, encode prompts as it does, tell models apart. What is known of each class is in `respodiff.adapters`."""
 
 from __future__ import annotations
 
@@ -14,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-log = logging.getLogger("respodiff")
+from respodiff.adapters import adapter, backbone
 
-PASSES: dict[str, tuple[str, ...]] = {"StableDiffusionPipeline": ("uncond", "cond")}
-"""Row blocks of one UNet call with guidance on, in order. With guidance off there is the conditional block alone."""
+log = logging.getLogger("respodiff")
 
 
 def embedded_dir(part: str) -> Path:
@@ -28,7 +24,7 @@ def embedded_dir(part: str) -> Path:
     return Path(str(files("respodiff.embedded"))) / part
 
 
-def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPipeline:
+def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
 
     Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
@@ -46,49 +42,19 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
         raise ValueError(
             f"model {str(source)!r} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
-    row_blocks(pipe)
+    adapter(pipe)
     pipe.set_progress_bar_config(disable=True)
-    if device == "cpu":
+    if device == "cpu" and adapter(pipe).model == "unet":
         # Same values, other strides: convolutions on the CPU are about 1.4 times as fast.
-        pipe.unet.to(memory_format=torch.channels_last)
+        backbone(pipe).to(memory_format=torch.channels_last)
     return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
-
-
-def row_blocks(pipe: Any) -> tuple[str, ...]:
-    """Row blocks of the pipeline's UNet calls; ValueError for a class that is not in the table."""
-    for kind in type(pipe).__mro__:
-        if kind.__name__ in PASSES:
-            return PASSES[kind.__name__]
-    raise ValueError(
-        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(PASSES)}; "
-        "to add one, put the order of its row blocks into respodiff.pipelines.PASSES"
-    )
-
-
-def conditional_rows(pipe: Any, rows: int) -> slice:
-    """Which rows of a UNet call of ``rows`` rows are conditional, as the pipeline itself says during the call."""
-    passes = row_blocks(pipe) if _guided(pipe) else ("cond",)
-    if rows % len(passes):
-        raise ValueError(
-            f"the UNet was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}"
-        )
-    n = rows // len(passes)
-    start = passes.index("cond") * n
-    return slice(start, start + n)
-
-
-def _guided(pipe: Any) -> bool:
-    try:
-        return bool(pipe.do_classifier_free_guidance)
-    except AttributeError as error:
-        raise ValueError(
-            "the UNet was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline"
-        ) from error
 
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """Text embeddings (N, T, D) of the prompts as the pipeline itself would make them; refuses what the tokenizer would cut off."""
+    if adapter(pipe).family != "sd":
+        return encode_with_pooled(pipe, prompts)[0]
     check_length(pipe, prompts)
     unique = list(dict.fromkeys(prompts))
     ids = pipe.tokenizer(unique, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids
@@ -97,11 +63,41 @@ def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
     return embedded
 
 
+@torch.no_grad()
+def encode_with_pooled(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Text embeddings (N, T, D) and pooled embeddings (N, P) for the families that have both, by the pipeline's own encoder.
+
+    The empty prompt is what guidance starts from; checkpoints of SDXL that say so in their configuration want zeros there.
+    """
+    check_length(pipe, prompts)
+    device = pipe._execution_device
+    unique = list(dict.fromkeys(prompts))
+    family = adapter(pipe).family
+    if family == "flux":
+        context, pooled, _ = pipe.encode_prompt(unique, None, device=device)
+    else:
+        second = {"prompt_2": None, **({"prompt_3": None} if family == "sd3" else {})}
+        context, _, pooled, _ = pipe.encode_prompt(unique, **second, device=device, do_classifier_free_guidance=False)
+    order = [unique.index(p) for p in prompts]
+    context, pooled = context[order], pooled[order]
+    if family == "sdxl" and pipe.config.get("force_zeros_for_empty_prompt"):
+        filled = torch.tensor([float(bool(p)) for p in prompts], device=context.device, dtype=context.dtype)
+        context, pooled = context * filled[:, None, None], pooled * filled[:, None]
+    return context, pooled
+
+
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
-    """ValueError if a prompt has more tokens than the tokenizer takes: its end would be dropped in silence."""
-    limit = pipe.tokenizer.model_max_length
+    """ValueError if a prompt has more tokens than the tokenizer takes: its end would be dropped in silence.
+
+    Where there are several tokenizers (SDXL, SD3, Flux) the one that sees most of a prompt decides.
+    """
+    tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
+    # T5 is read up to 256 tokens by SD3 and 512 by Flux; its own limit may be a number that stands for none.
+    most = {"sd3": 256, "flux": 512}.get(adapter(pipe).family, 1 << 30)
+    tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
+    limit = min(tokenizer.model_max_length, most)
     for prompt in dict.fromkeys(prompts):
-        n = len(pipe.tokenizer(prompt).input_ids)
+        n = len(tokenizer(prompt).input_ids)
         if n > limit:
             raise ValueError(f"prompt {prompt[:60]!r}... has {n} tokens; this model takes {limit}, start and end included: shorten it")
 
@@ -116,14 +112,19 @@ def config_digest(unet: Any) -> str:
     return _digest(json.dumps(config, sort_keys=True, default=str).encode())
 
 
-def weights_digest(unet: Any) -> str:
-    """Digest of the UNet's weights, from about 64 values spread over every parameter: cheap, and enough to tell two checkpoints of one
-    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device. Empty where it cannot be told (bfloat16, or offloaded to the meta device)."""
-    if unet.device.type == "meta" or unet.dtype == torch.bfloat16:
+def weights_digest(model: Any) -> str:
+    """Digest of a model's weights, from about 64 values spread over every parameter: cheap, and enough to tell two checkpoints of one
+    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device.
+    Of the checkpoint alone: a LoRA that is loaded beside it does not count. Empty where it cannot be told (bfloat16, or offloaded to the
+    meta device)."""
+    if model.device.type == "meta" or model.dtype == torch.bfloat16:
         return ""  # offloaded, or rounded beyond recognition
     digest = hashlib.sha256()
-    for name, p in unet.named_parameters():
+    for name, p in model.named_parameters():
+        if ".lora_" in name:
+            continue
         flat = p.detach().flatten()
+        name = name.removeprefix("_orig_mod.").replace(".base_layer.", ".")
         digest.update(name.encode() + flat[:: max(1, len(flat) // 64)].to("cpu", torch.float16).numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
-from respodiff.bottleneck import latent_size, shifted
+from respodiff.bottleneck import shifted
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
+from respodiff.denoiser import Condition, Denoiser, join, repeat
 from respodiff.objectives import TARGETS
-from respodiff.pipelines import encode_prompts
 
 
 @dataclass(frozen=True)
@@ -28,21 +27,21 @@ class Pool:
 
     Attributes:
         columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels.
-        kept: z, plain (Q, C, H, W), t (Q,) and context (Q, T, D) of the prompts to preserve; empty if there are none.
-        context: embedding (1, T, D) of the neutral prompt.
+        kept: z, plain (Q, C, H, W), t (Q,) and the condition (context (Q, T, D), ...) of the prompts to preserve; empty if there are none.
+        neutral: condition of the neutral prompt, one row.
         forwards: UNet evaluations that making it took.
     """
 
     columns: dict[str, Tensor]
     kept: dict[str, Tensor]
-    context: Tensor
+    neutral: Condition
     seed: int
     forwards: int
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
         """A batch of ``size`` latents (and as many to preserve); which ones depends on the seed and the iteration alone."""
         out = _pick(self.columns, _mix(self.seed, 1, iteration), size)
-        out["context"] = self.context.expand(len(out["z"]), -1, -1)
+        out |= repeat(self.neutral, len(out["z"]))
         if self.kept:
             out |= {f"keep_{k}": v for k, v in _pick(self.kept, _mix(self.seed, 3, iteration), size).items()}
         return out
@@ -58,11 +57,12 @@ def _pick(columns: dict[str, Tensor], seed: int, size: int) -> dict[str, Tensor]
 class Rollouts:
     """Makes pools for one concept on one pipeline."""
 
-    def __init__(self, pipe: Any, concept: Concept, config: TrainConfig) -> None:
-        self.unet, self.config = pipe.unet, config
-        # The paper samples with DDIM whatever scheduler the checkpoint names; eta = 0 throughout.
-        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
-        self.scheduler.set_timesteps(config.steps, device=pipe.unet.device)
+    def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
+        self.denoiser, self.config = denoiser, config
+        # eta = 0 throughout.
+        self.scheduler = denoiser.sampler(config.steps)
+        if config.label == "released" and not isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError(f"label is 'released', which counts DDIM steps; {type(self.scheduler).__name__} has others: use label=sampler")
         self.target, self.needs = TARGETS[config.objective]
         prompts: dict[str, tuple[str, ...]] = {
             "neutral": (concept.neutral,),
@@ -72,11 +72,7 @@ class Rollouts:
         }
         prompts["opposite"] = concept.opposites or (concept.negative or concept.neutral,)
         prompts["preserve"] = concept.preserve if config.mu else ()
-        self.context = {
-            role: list(encode_prompts(pipe, group).to(pipe.unet.device, pipe.unet.dtype).split(1)) if group else []
-            for role, group in prompts.items()
-        }
-        self.latent = (pipe.unet.config.in_channels, *latent_size(pipe.unet))
+        self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
         self.forwards = 0
 
     @torch.no_grad()
@@ -84,10 +80,10 @@ class Rollouts:
         """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
         config, seed = self.config, _mix(self.config.seed, 0, number)
         self.forwards = 0
-        neutral = self.context["neutral"]
-        sources: list[tuple[Tensor, Tensor | None]] = [(c, delta) for c in neutral]
+        neutral = self.conditions["neutral"]
+        sources: list[tuple[Condition, Tensor | None]] = [(c, delta) for c in neutral]
         if config.rollout_prompts == "all":
-            others = {id(c): c for role in ("target", "opposite") for c in self.context[role] if not torch.equal(c, neutral[0])}
+            others = {id(c): c for role in ("target", "opposite") for c in self.conditions[role] if not _equal(c, neutral[0])}
             sources += [(c, None) for c in others.values()]
         # Neutral rollouts make up the remainder where the sources do not divide the number evenly.
         parts = [config.rollouts // len(sources) + (i < config.rollouts % len(sources)) for i in range(len(sources))]
@@ -99,35 +95,40 @@ class Rollouts:
     def _kept(self, seed: int) -> dict[str, Tensor]:
         """Unsteered latents of the prompts to preserve and their plain scores."""
         parts = []
-        prompts = self.context["preserve"]
+        prompts = self.conditions["preserve"]
         for i, c in enumerate(prompts):
             z, t = self._roll(max(1, self.config.rollouts // len(prompts)), _mix(seed, 4, i), c, None)
             plain = self._predict_all(z, t, c)
-            parts.append({"z": z, "t": t, "plain": plain.float(), "context": c.expand(len(z), -1, -1)})
+            parts.append({"z": z, "t": t, "plain": plain.float(), **repeat(c, len(z))})
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
 
-    def _predict(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def _predict(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.forwards += len(z)
-        sample: Tensor = self.unet(z, t, encoder_hidden_states=context.expand(len(z), -1, -1)).sample
-        return sample
+        return self.denoiser(z, t, condition if len(condition["context"]) == len(z) else repeat(condition, len(z)))
 
-    def _roll(self, n: int, seed: int, context: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _roll(self, n: int, seed: int, condition: Condition, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         """Latents (P, C, H, W) and labels (P,) of ``n`` rollouts: of every step, or of one random step."""
         parts = [
-            self._roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), context, delta)
+            self._roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), condition, delta)
             for i in range(0, n, self.config.rollout_batch)
         ]
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, t
 
-    def _roll_batch(self, n: int, seed: int, context: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _roll_batch(self, n: int, seed: int, condition: Condition, delta: Tensor | None) -> tuple[Tensor, Tensor]:
         config, scheduler = self.config, self.scheduler
         generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(n, *self.latent, generator=generator).to(self.unet.device, self.unet.dtype) * scheduler.init_noise_sigma
+        denoiser = self.denoiser
+        if not isinstance(scheduler, DDIMScheduler):
+            denoiser.restart(scheduler, config.steps)
+        z = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(
+            scheduler, "init_noise_sigma", 1.0
+        )
         # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
         stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
-        guided = config.rollout_guidance != 1
-        contexts = torch.cat([self.context["empty"][0]] * guided * n + [context] * n)
+        guided = denoiser.guides and config.rollout_guidance != 1
+        conditions = join([self.conditions["empty"][0]] * guided * n + [condition] * n)
+        more = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
         rows = slice(n * guided, n * guided + n)
         latents, labels = [], []
         for k, t in enumerate(scheduler.timesteps[: stop + 1]):
@@ -136,12 +137,12 @@ class Rollouts:
                 labels.append(self._label(k, t).expand(n))
             if k == stop:
                 break
-            with shifted(self.unet, lambda _h: None if delta is None else (delta, rows)):
-                e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), contexts)
+            with shifted(denoiser.model, lambda _h: None if delta is None else (delta, rows), denoiser.site):
+                e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
                 e = uncond + config.rollout_guidance * (cond - uncond)
-            z = scheduler.step(e, t, z).prev_sample
+            z = scheduler.step(e, t, z, **more).prev_sample
         return torch.cat(latents), torch.cat(labels)
 
     def _label(self, k: int, t: Tensor) -> Tensor:
@@ -158,7 +159,7 @@ class Rollouts:
         needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        found = {role: [self._predict_all(z, t, c).float() for c in self.context[role]] for role in sorted(needs)}
+        found = {role: [self._predict_all(z, t, c).float() for c in self.conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
             shares = mixture(scores["neutral"], [scores["target"], *opposites])[1:].clamp(min=0.01)
@@ -167,9 +168,13 @@ class Rollouts:
         out = {"target": self.target(scores, config.target_guidance)}
         return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
 
-    def _predict_all(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def _predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         size = self.config.rollout_batch
-        return torch.cat([self._predict(a, b, context) for a, b in zip(z.split(size), t.split(size), strict=True)])
+        return torch.cat([self._predict(a, b, condition) for a, b in zip(z.split(size), t.split(size), strict=True)])
+
+
+def _equal(a: Condition, b: Condition) -> bool:
+    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:

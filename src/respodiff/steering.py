@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from respodiff.bottleneck import shifted, site_shape
+from respodiff.adapters import adapter, backbone, caller, conditional_rows
+from respodiff.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
+from respodiff.compiled import is_compiled, open_port
 from respodiff.module_file import ConceptModule
-from respodiff.pipelines import conditional_rows, config_digest, model_name, row_blocks, weights_digest
+from respodiff.pipelines import config_digest, model_name, weights_digest
 
 Row = ConceptModule | None | Sequence[ConceptModule]
 """What one image gets: a module, nothing, or several modules whose deltas are added."""
@@ -25,17 +28,23 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
     Raises:
         ValueError: if the site or the number of channels differs, naming both sides.
     """
-    channels = site_shape(pipe.unet)[0]
-    if module.header.site != "mid_block":
-        raise ValueError(f"module {module.name!r} was trained at site {module.header.site!r}, this pipeline is steered at 'mid_block'")
-    if module.shape[0] != channels:
+    model = backbone(pipe)
+    site = adapter(pipe).site(model)
+    shape = site_shape(model, site=site)
+    if module.header.site != site:
+        raise ValueError(f"module {module.name!r} was trained at site {module.header.site!r}, this pipeline is steered at {site!r}")
+    if module.shape[0] != shape[0]:
         raise ValueError(
-            f"module {module.name!r} has {module.shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {channels}; "
+            f"module {module.name!r} has {module.shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {shape[0]}; "
             f"it was trained on {module.header.base_model!r}: train one for this model"
         )
-    if module.header.base_digest and module.header.base_digest != config_digest(pipe.unet):
+    if site != "mid_block" and module.shape[1:] != (1, 1):
+        raise ValueError(
+            f"module {module.name!r} has shape {module.shape}; a transformer takes one number a channel: ConceptModule.channels()"
+        )
+    if module.header.base_digest and module.header.base_digest != config_digest(model):
         return [f"module {module.name!r} was trained on a UNet of another configuration ({module.header.base_model!r}); check its effect"]
-    found = weights_digest(pipe.unet)
+    found = weights_digest(model)
     if module.header.base_weights and found and module.header.base_weights != found:
         return [f"module {module.name!r} was trained on other weights ({module.header.base_model!r}); check its effect"]
     return []
@@ -70,15 +79,21 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         with steer(pipe, [woman, man, None]):
             images = pipe("a doctor", num_images_per_prompt=3).images
     """
-    row_blocks(pipe)
+    adapter(pipe)
     if isinstance(modules, str):
         raise ValueError(f"modules is the text {modules!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-    if hasattr(pipe.unet, "_orig_mod") or getattr(pipe.unet, "_compiled_call_impl", None) is not None:
-        # PyTorch does not look at hooks again once a module is compiled: steering would be without effect, and without a word.
-        raise ValueError("the UNet is compiled, and a hook added now would be ignored; steer the pipeline with its uncompiled UNet")
-    rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
     if not -float("inf") < strength < float("inf"):
         raise ValueError(f"strength is {strength}; allowed: any finite number")
+    everyone = modules is None or isinstance(modules, ConceptModule)
+    rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
+    stacked = _stack(pipe, rows)
+    steering = _Steering(pipe, stacked * strength if stacked is not None and strength else None, None if everyone else len(rows))
+    with steering.attached():
+        yield
+
+
+def _stack(pipe: Any, rows: Sequence[Row]) -> Tensor | None:
+    """Deltas (B, C, H, W) of the entries, zero where there is none; None if none has any. Refuses what does not fit."""
     if not rows:
         raise ValueError("modules is empty; give one module, or one entry per image")
     distinct = {id(m): m for row in rows for m in ([row] if isinstance(row, ConceptModule) else row or ())}
@@ -86,45 +101,127 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         if not isinstance(module, ConceptModule):
             raise ValueError(f"modules holds {module!r}; give ConceptModule objects, or None: a file is read with respodiff.load(path)")
         for text in misfits(pipe, module):
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, stacklevel=5)
     deltas = [_delta(row) for row in rows]
     given = [d for d in deltas if d is not None]
     if len({d.shape for d in given}) > 1:
         raise ValueError(f"modules have shapes {sorted({tuple(d.shape) for d in given})}; resize them to one with ConceptModule.resize")
-    everyone = modules is None or isinstance(modules, ConceptModule)
-    stacked = torch.stack([torch.zeros_like(given[0]) if d is None else d for d in deltas]) * strength if given and strength else None
-    with shifted(pipe.unet, _Fitted(pipe, stacked, None if everyone else len(rows))):
-        yield
+    return torch.stack([torch.zeros_like(given[0]) if d is None else d for d in deltas]) if given else None
 
 
-class _Fitted:
-    """Deltas (B or 1, C, H, W) brought to the size, device and dtype of the call, once each; None where there is nothing to add.
+_active: list[_Steering] = []
+_active_lock = threading.Lock()
 
-    ``entries`` is the number of images they were given for, None for any number.
+
+class _Steering:
+    """One `steer` block: deltas (B or 1, C, H, W), or None where there is nothing to add, for the calls of one pipeline.
+
+    A model may be shared: by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and what is to be
+    added at the site is kept per thread. ``entries`` is the number of images that the deltas were given for, None for any number.
     """
 
     def __init__(self, pipe: Any, stacked: Tensor | None, entries: int | None) -> None:
         self.pipe, self.stacked, self.entries = pipe, stacked, entries
+        self.thread, self.call = threading.get_ident(), threading.local()
+        self.live, self.warned = True, False
         self.cache: dict[tuple[Any, ...], Tensor] = {}
 
-    def __call__(self, h: Tensor) -> tuple[Tensor, slice] | None:
-        rows = conditional_rows(self.pipe, h.shape[0])
-        images = rows.stop - rows.start
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the model, or, where it is compiled, a place at its port; gone on exit."""
+        wrapped, model = getattr(self.pipe, adapter(self.pipe).model), backbone(self.pipe)
+        name = adapter(self.pipe).site(model)
+        site: Any = site_module(model, name)
+        if "_compiled_call_impl" in site.__dict__:
+            raise ValueError(
+                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
+            )
+        with _active_lock:
+            if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
+                raise ValueError(
+                    "this pipeline is being steered in another thread; give each thread a pipeline of its own (from_pipe shares the weights)"
+                )
+            _active.append(self)
+        with ExitStack() as stack:
+            stack.callback(_active.remove, self)
+            if is_compiled(wrapped):
+                steerings = open_port(wrapped, name).steerings
+                steerings.append(self.all_rows)
+                stack.callback(steerings.remove, self.all_rows)
+            else:
+                for handle in (model.register_forward_pre_hook(self.before, with_kwargs=True), site.register_forward_hook(self.at_site)):
+                    stack.callback(handle.remove)
+            try:
+                yield
+            finally:
+                self.live = False  # code that was compiled inside of the block may call the hooks of a block that has ended
+                self.cache.clear()
+
+    def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Pre-hook of the model: which rows of this call are to be shifted."""
+        self.call.rows = self.rows(args, kwargs) if self.live else None
+
+    def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
+        """Hook of the site: shifts them."""
+        rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
+        if rows is None or self.stacked is None:
+            return None
+        h = stream(output)
+        size = h.shape[2:] if h.ndim == 4 else (1, 1)
+        return with_stream(output, add_to_rows(h, self.fitted(size, h.device, h.dtype), rows))
+
+    def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Deltas (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
+        rows = self.rows(args, kwargs)
+        if rows is None or self.stacked is None:
+            return None
+        model, sample = backbone(self.pipe), _sample(args, kwargs)
+        site = adapter(self.pipe).site(model)
+        height, width = sample.shape[-2:] if site == "mid_block" else (None, None)
+        shape = site_shape(model, height, width, site)
+        full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
+        full[rows] = self.fitted(shape[1:], sample.device, sample.dtype)
+        return full
+
+    def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
+        """Rows of a call of the model that are conditional and this pipeline's; None for none."""
+        found = caller()
+        if found is None:
+            raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
+        pipe, call = found
+        if pipe is not self.pipe:
+            if not self.warned and not any(s.pipe is pipe for s in _active):
+                self.warned = True
+                warnings.warn(
+                    f"a {type(pipe).__name__} that shares the model of a steered pipeline draws unsteered; steer it too if it should be",
+                    stacklevel=2,
+                )
+            return None
+        context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
+        rows = conditional_rows(pipe, len(_sample(args, kwargs)), call, context)
+        images = rows.stop - rows.start if rows else self.entries
         if self.entries not in (None, images):
             raise ValueError(
                 f"steer() was given {self.entries} entries, but the pipeline draws {images} images; "
                 "give one module for all, or one entry per image (prompts x num_images_per_prompt)"
             )
-        if self.stacked is None:
-            return None
-        key = (h.shape[2:], h.device, h.dtype)
+        return rows
+
+    def fitted(self, size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The deltas at the size, on the device and in the dtype of a call, made once each; float32 stays the master copy."""
+        key = (tuple(size), device, dtype)
         if key not in self.cache:
-            delta = self.stacked
-            if delta.shape[2:] != h.shape[2:]:
+            delta: Any = self.stacked
+            if delta.shape[2:] not in (key[0], (1, 1)):
                 warnings.warn(
-                    f"module of {tuple(delta.shape[2:])} is resized to the bottleneck {tuple(h.shape[2:])} of this picture size; check its effect",
+                    f"module of {tuple(delta.shape[2:])} is resized to the bottleneck {key[0]} of this picture size; check its effect",
                     stacklevel=2,
                 )
-                delta = interpolate(delta, h.shape[2:], mode="bilinear", antialias=True)
-            self.cache[key] = delta.to(h.device, h.dtype)
-        return self.cache[key], rows
+                delta = interpolate(delta, key[0], mode="bilinear", antialias=True)
+            self.cache[key] = delta.to(device, dtype)
+        return self.cache[key]
+
+
+def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    sample: Tensor = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
+    return sample

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from respodiff._version import __version__
-from respodiff.bottleneck import latent_size, predict, site_shape
+from respodiff.bottleneck import add_to_rows, eager, observed
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
+from respodiff.denoiser import Denoiser
 from respodiff.module_file import ConceptModule, Header
 from respodiff.objectives import preservation_loss, response_loss, semantic_loss
 from respodiff.pipelines import config_digest, model_name, weights_digest
@@ -137,21 +138,20 @@ def train(
         RuntimeError: when the loss is no longer finite.
     """
     config = config or TrainConfig.preset("default", concept.kind)
-    device = pipe.unet.device
-    if pipe.unet.dtype == torch.float16:
+    denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
+    if denoiser.dtype == torch.float16:
         raise ValueError(
             "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
         )
-    state = TrainState(config, site_shape(pipe.unet), device)
+    state = TrainState(config, denoiser.shape if config.spatial == "yes" else (denoiser.shape[0], 1, 1), denoiser.device)
     if resume is not None:
         state.restore(resume)
-    rollouts = Rollouts(pipe, concept, config)
-    header = _header(pipe, concept, config)
-    frozen = [p for p in pipe.unet.parameters() if p.requires_grad]
+    frozen = [p for p in denoiser.model.parameters() if p.requires_grad]
     for p in frozen:
         p.requires_grad_(False)
     try:
-        yield from _iterate(pipe, config, state, rollouts, header)
+        with eager(denoiser.model):
+            yield from _iterate(denoiser, config, state, Rollouts(denoiser, concept, config), _header(denoiser, concept, config))
     finally:
         for p in frozen:
             p.requires_grad_(True)
@@ -163,7 +163,7 @@ def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> Conce
     return last.module
 
 
-def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header) -> Iterator[StepRecord]:
+def _iterate(denoiser: Denoiser, config: TrainConfig, state: TrainState, rollouts: Rollouts, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter() - state.seconds
     pool: Pool | None = None
     if state.iteration >= config.iterations:
@@ -176,7 +176,7 @@ def _iterate(pipe: Any, config: TrainConfig, state: TrainState, rollouts: Rollou
             # A resumed run rebuilds the pool of its round from the same seed and the same tensors; its forwards are counted once.
             pool = rollouts.pool(i // config.refresh, state.round_start)
             state.forwards += pool.forwards if i % config.refresh == 0 else 0
-        losses = step(pipe.unet, config, state, pool.batch(i, config.batch))
+        losses = step(denoiser, config, state, pool.batch(i, config.batch))
         state.iteration += 1
         state.seconds = time.perf_counter() - began
         if not all(map(math.isfinite, losses)):
@@ -203,26 +203,30 @@ def _record(config: TrainConfig, state: TrainState, header: Header, losses: tupl
     )
 
 
-def step(unet: Any, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
+def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
     """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
 
     ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
     `rollouts.Pool.batch` makes them.
     """
     rate = (1 - state.iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
-    prediction, decoder = predict(unet, batch["z"], batch["t"], batch["context"], state.ram)
+    model, site = denoiser.model, denoiser.site
+    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), state.ram, site)
     state.forwards += len(prediction)
-    state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item()
+    # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
+    spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
+    state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
     loss_ram = response_loss(prediction.float(), batch["target"])
     loss = loss_ram
     if "keep_z" in batch:
-        kept, _ = predict(unet, batch["keep_z"], batch["keep_t"], batch["keep_context"], state.ram)
+        keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
+        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), state.ram, site)
         state.forwards += len(kept)
-        loss = loss + preservation_loss(kept.float(), batch["keep_plain"], config.mu)
+        loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
     _update(state.adam_ram, config.ram_lr * rate, loss)
     if not config.trains_sam:
         return loss_ram.item(), 0.0
-    steered = decoder(decoder.h + (state.ram.detach() + state.sam).to(decoder.h.dtype))
+    steered = decoder(add_to_rows(decoder.h, state.ram.detach() + state.sam, slice(None)))
     state.forwards += len(steered)
     loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
     _update(state.adam_sam, config.sam_lr * rate, loss_sam)
@@ -236,9 +240,7 @@ def _update(adam: torch.optim.Adam, lr: float, loss: Tensor) -> None:
     adam.step()
 
 
-def _header(pipe: Any, concept: Concept, config: TrainConfig) -> Header:
-    height, width = latent_size(pipe.unet)
-    scale = pipe.vae_scale_factor
+def _header(denoiser: Denoiser, concept: Concept, config: TrainConfig) -> Header:
     return Header(
         concept=concept.name,
         target=concept.target,
@@ -246,10 +248,11 @@ def _header(pipe: Any, concept: Concept, config: TrainConfig) -> Header:
         negative=concept.negative,
         kind=concept.kind,
         attribute=concept.attribute,
-        base_model=model_name(pipe),
-        base_digest=config_digest(pipe.unet),
-        base_weights=weights_digest(pipe.unet),
-        resolution=(height * scale, width * scale),
+        base_model=model_name(denoiser.pipe),
+        base_digest=config_digest(denoiser.model),
+        base_weights=weights_digest(denoiser.model),
+        site=denoiser.site,
+        resolution=denoiser.size,
         train=asdict(config),
         library=__version__,
     )

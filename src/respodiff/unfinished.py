@@ -17,11 +17,13 @@ class Unfinished:
     """The state of a training run beside its module file, so that a killed run goes on where it was."""
 
     def __init__(self, out: Path, concept: Concept, config: TrainConfig, pipe: Any) -> None:
+        from respodiff.adapters import backbone
         from respodiff.pipelines import weights_digest
 
+        model = backbone(pipe)
         self.out, self.path = out, out.with_name(f".{out.name}.unfinished")
         self.made: list[Path] = []
-        about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(pipe.unet), "dtype": str(pipe.unet.dtype)}
+        about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
         self.about = json.dumps(about, sort_keys=True)
 
     def read(self) -> dict[str, Any] | None:

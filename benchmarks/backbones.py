@@ -1,0 +1,101 @@
+"""Every pipeline of the table with every feature: runs the cells of `benchmarks.cells` on tiny models and fills docs/backbones.md.
+
+python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from benchmarks.cells import CELLS, outcome
+from benchmarks.tables import fill, table
+from benchmarks.tiny_models import PIPELINES
+
+DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS / "results" / "backbones.json"
+Rows = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="run all cells, write nothing")
+    check = parser.parse_args().check
+    warnings.simplefilter("ignore")
+    rows: dict[str, dict[str, Any]] = {}
+    for name, make in PIPELINES.items():
+        rows[name] = {}
+        for column, cell in CELLS.items():
+            rows[name][column] = outcome(cell, make)
+            print(f"{name}: {column}: {' '.join(rows[name][column])}", flush=True)
+    counts = {word: sum(cell[0] == word for row in rows.values() for cell in row.values()) for word in ("works", "refused", "skipped")}
+    print(f"{versions()}: {counts}")
+    if check:
+        return
+    about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": rows}
+    RESULTS.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    page()
+
+
+def versions() -> dict[str, str]:
+    return {"diffusers": diffusers.__version__, "transformers": transformers.__version__, "torch": torch.__version__}
+
+
+def page() -> None:
+    """Fill docs/backbones.md from what was measured."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    head = "{diffusers} with transformers {transformers} and torch {torch}".format(**found)
+    counts = found["counts"]
+    text = f"diffusers {head}: {counts['works']} cells work, {counts['refused']} are refused, {counts['skipped']} do not apply or could not be run.\n\n"
+    fill(DOCS / "backbones.md", "table", text + as_table(found["rows"]) + "\n" + notes(found["rows"]))
+    if (path := DOCS / "results" / "fullsize.json").is_file():
+        fill(DOCS / "backbones.md", "fullsize", full_size(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def as_table(rows: Rows) -> str:
+    """Pipelines down, features across; a number points to a note."""
+    numbers = _numbered(rows)
+    signs = {"works": "yes", "refused": "refused", "skipped": "-"}
+    lines = []
+    for name, row in rows.items():
+        cells = [signs[word] + (f" [{numbers[note]}]" if note in numbers else "") for word, note in row.values()]
+        lines.append([name, *cells])
+    return table(["pipeline", *CELLS], lines)
+
+
+def notes(rows: Rows) -> str:
+    return "\n".join(f"[{number}] {note}  " for note, number in _numbered(rows).items()) + "\n"
+
+
+def _numbered(rows: Rows) -> dict[str, int]:
+    found = dict.fromkeys(note for row in rows.values() for _, note in row.values() if note)
+    return {note: i + 1 for i, note in enumerate(found)}
+
+
+def full_size(found: Mapping[str, Any]) -> str:
+    header = ["model", "device, dtype", "UNet parameters", "site", "training step", "picture, one step", "peak MiB: built, step, picture"]
+    lines = [
+        [
+            {"sd14": "Stable Diffusion 1.4, 512 px", "sdxl": "SDXL, 1024 px"}[r["model"]],
+            f"{r['device']}, {r['dtype']}",
+            f"{r['parameters_million']} M",
+            " x ".join(map(str, r["site"])),
+            f"{r['seconds_step']:.0f} s ({r['forwards_step']} forwards and a backward)",
+            f"{r['seconds_picture']:.0f} s",
+            f"{r['mib_built']}, {r['mib_step']}, {r['mib_picture']}",
+        ]
+        for r in found["rows"]
+    ]
+    return f"torch {found['torch']}, {found['cpu_cores']} CPU cores, `{found['command']}`.\n\n" + table(header, lines)
+
+
+if __name__ == "__main__":
+    main()
