@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from respodiff.config import GenerateConfig
-from respodiff.generation import by_attribute, counted, generate, noise
+from respodiff.generation import by_attribute, counted, generate
 from respodiff.module_file import ConceptModule
+from respodiff.noise import noise
 from respodiff.pipelines import weights_digest
 from respodiff.records import ImageRecord, Prompt, RunFolder
 

@@ -13,15 +13,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from respodiff.adapters import adapter, backbone
 from respodiff.config import GenerateConfig
-from respodiff.denoiser import latent_shape, pack
-from respodiff.jobs import Job, Size, batches, check_prompts, check_steps, plan
+from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.module_file import ConceptModule
+from respodiff.noise import as_taken, start
 from respodiff.pipelines import model_name, weights_digest
-from respodiff.records import ImageRecord, Prompt, RunFolder, noise_seed
+from respodiff.records import ImageRecord, Prompt, RunFolder
 from respodiff.steering import Row, misfits, steer
 
 
@@ -156,7 +155,7 @@ def _draw(
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
         rows: list[Row] = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
-        latents, generators = zip(*(_start(pipe, config, job) for job in batch), strict=True)
+        latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
         with steer(pipe, rows), _unsaid_twice(pipe):
             images = pipe(
@@ -165,7 +164,7 @@ def _draw(
                 width=width,
                 num_inference_steps=config.steps,
                 guidance_scale=batch[0].guidance,
-                latents=_as_taken(pipe, torch.cat(latents)),
+                latents=as_taken(pipe, torch.cat(latents)),
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
@@ -199,33 +198,6 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[ConceptModule]) -> 
     )
 
 
-def _start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Generator]:
-    """Start latent of a picture, and the generator for schedulers that draw noise at every step (ancestral ones, DDPM)."""
-    if job.own_seed is None:
-        latent = noise(pipe, config.seed, job.prompt.id, job.repeat, job.size)
-        return latent, _generator(config.seed, f"{job.prompt.id}/steps", job.repeat)
-    generator = torch.Generator("cpu").manual_seed((job.own_seed + job.repeat) % (1 << 64))
-    return torch.randn(_latent_shape(pipe, job.size), generator=generator), generator
-
-
-def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
-    """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone.
-
-    ``size`` is (height, width) in pixels; None takes the model's own.
-    """
-    return torch.randn(_latent_shape(pipe, size), generator=_generator(seed, prompt_id, repeat))
-
-
-def _latent_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
-    return 1, *latent_shape(pipe, *(size or (0, 0)))
-
-
-def _as_taken(pipe: Any, latents: Tensor) -> Tensor:
-    """Latents (B, C, H, W) as the pipeline takes them."""
-    latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
-    return pack(latents) if adapter(pipe).family == "flux" else latents
-
-
 @contextmanager
 def _unsaid_twice(pipe: Any) -> Iterator[None]:
     """The pipeline would say of every batch what was said once of the run: that ends of prompts are cut off."""
@@ -239,10 +211,6 @@ def _unsaid_twice(pipe: Any) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(keep)
-
-
-def _generator(seed: int, stream: str, repeat: int) -> torch.Generator:
-    return torch.Generator().manual_seed(noise_seed(seed, stream, repeat))
 
 
 @contextmanager
