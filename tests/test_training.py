@@ -422,7 +422,8 @@ SAFETY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("preset", ["default", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
     assert asdict(TrainConfig.preset(preset)) == PRESETS[preset] | {"height": 0, "width": 0, "spatial": "yes"}
-    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset]}
+    size = {"height": 0, "width": 0, "spatial": "yes"}
+    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset], **size}
 
 
 @pytest.mark.parametrize("modules", ["ram", "both"])
