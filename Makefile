@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 # Idle threads sleep instead of spinning: two jobs on two cores do not stall each other.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo test lint figures clean
+.PHONY: install demo test lint figures backbones fullsize clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,12 @@ figures: install  ## every figure of docs/ and README (about 90 minutes on 2 cor
 	$(BIN)/python -m benchmarks.main_job --out runs/main_job
 	$(BIN)/python -m benchmarks.sweep --out runs/sweep
 	$(BIN)/python -m benchmarks.implicit_shares
+
+backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
+	$(BIN)/python -m benchmarks.backbones
+
+fullsize: install  ## models of the sizes of SD 1.4 and SDXL with random weights: shapes, seconds, memory (needs 10 GiB)
+	$(BIN)/python -m benchmarks.fullsize
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from typing import Any
@@ -132,6 +133,8 @@ def shared(make: Maker) -> str:
     """Two pipelines with one model: each is steered by itself; threads with different modules equal serial runs."""
     first = make()
     parts = {**first.components, "scheduler": type(first.scheduler).from_config(first.scheduler.config)}
+    # Tokenizers cannot be shared by threads ("Already borrowed"): their own affair, so each pipeline has its own.
+    parts |= {name: copy.deepcopy(part) for name, part in parts.items() if name.startswith("tokenizer")}
     known = type(first).__init__.__code__.co_varnames
     second = type(first)(
         **{k: v for k, v in parts.items() if k in known},

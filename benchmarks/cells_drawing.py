@@ -56,9 +56,13 @@ def unguided(make: Maker) -> str:
         contract(pipe)
         return "never on"
     steered = contract(pipe, guidance_scale=1.0)
-    if adapter(pipe).model == "unet":
-        close(steered, raw_latents(pipe, module(pipe).delta, guidance=1.0), "loop by hand")
-    return ""
+    if adapter(pipe).model != "unet":
+        return ""
+    close(steered, raw_latents(pipe, module(pipe).delta, guidance=1.0), "loop by hand")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    steered = contract(pipe, guidance_scale=0.0, steps=1)
+    close(steered, raw_latents(pipe, module(pipe).delta, guidance=0.0, steps=1), "one step, as Turbo")
+    return "also as Turbo: one step of Euler at guidance 0"
 
 
 def mixed(make: Maker) -> str:

@@ -113,9 +113,8 @@ def test_a_copy_of_a_model_with_a_port_is_not_steered() -> None:
 
 def test_threads_take_turns_on_one_compiled_model() -> None:
     pipe = make_pipe()
-    other = type(pipe)(
-        **{**pipe.components, "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)}, requires_safety_checker=False
-    )
+    own = {"scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config), "tokenizer": copy.deepcopy(pipe.tokenizer)}
+    other = type(pipe)(**{**pipe.components, **own}, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     a, b = module(pipe, 1), module(pipe, 2)
     pipe.unet.compile(backend="eager")
