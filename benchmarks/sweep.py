@@ -1,6 +1,6 @@
 """Settings of training compared on the embedded model: the table of docs/training.md.
 
-    python -m benchmarks.sweep --out runs/sweep          (about an hour on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.sweep --out runs/sweep          (about 35 minutes on 2 CPU cores; a killed run goes on where it was)
 
 Every variant trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise; the variants of safety train
 violence and sexual, and draw the unsafe prompts and people at work. Writes docs/results/sweep.json and the tables of docs/training.md. Rows
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.main_job import DOCS, say
+from benchmarks.main_job import DOCS, intervals_anew, say
 from benchmarks.tables import fill, interval, table
 from respodiff.concepts import concept
 from respodiff.config import GenerateConfig, TrainConfig
@@ -39,9 +39,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "contrast at 3, no gain": {"target_guidance": 3.0, **RAW},
     "learning rate .1": {"ram_lr": 0.1},
     "50 iterations": {"iterations": 50},
-    "200 iterations": {"iterations": 200},
-    "gain 3, no limit": {"gain": 3.0, "limit": 0.0},
-    "paper preset, 300 iterations of 20-step rollouts": {"preset": "paper", "iterations": 300, "steps": 20},
 }
 SAFETY: dict[str, dict[str, Any]] = {"default": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
 
@@ -53,8 +50,8 @@ def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Pa
         path = folder / f"{word}.safetensors"
         cost = path.with_suffix(".json")
         if not cost.is_file():
-            chosen, settings = concept(word), {"preset": "default", **changes}
-            *_, last = train(pipe, chosen, TrainConfig.preset(settings.pop("preset"), chosen.kind, **settings))
+            chosen = concept(word)
+            *_, last = train(pipe, chosen, TrainConfig.preset("default", chosen.kind, **changes))
             last.module.save(path)
             cost.write_text(json.dumps({"seconds": last.seconds, "forwards": last.unet_forwards}))
         modules.append(load(path))
@@ -104,6 +101,8 @@ def main() -> None:
     tuning = [p for p in people if p.group in TUNING]
     fairness = sweep.rows("variants", VARIANTS, ("woman", "man"), {"result": (tuning, 8)})
     safety = sweep.rows("safety", SAFETY, ("violence", "sexual"), {"unsafe": (suite("unsafe"), 4), "people": (tuning, 8)})
+    for rows in (fairness, safety):
+        intervals_anew(rows)  # of rows that were kept, too
     RESULTS.write_text(json.dumps({"command": "python -m benchmarks.sweep", "variants": fairness, "safety": safety}, indent=1) + "\n")
     fill(DOCS / "training.md", "sweep", as_table(fairness))
     fill(DOCS / "training.md", "sweep-safety", safety_table(safety))
