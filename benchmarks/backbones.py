@@ -1,6 +1,6 @@
 """Every pipeline of the table with every feature: runs the cells of `benchmarks.cells` on tiny models and fills docs/backbones.md.
 
-python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell)
+python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
 """
 
 from __future__ import annotations
@@ -28,21 +28,37 @@ Rows = Mapping[str, Mapping[str, Sequence[str]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run all cells, write nothing")
-    check = parser.parse_args().check
+    parser.add_argument("--out", type=Path, default=Path("runs/backbones.json"), help="rows that are done; goes on where it was")
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {} if args.check else _done(args.out)
     for name, make in PIPELINES.items():
-        rows[name] = {}
+        if name in rows:
+            continue
+        row: dict[str, Sequence[str]] = {}
         for column, cell in CELLS.items():
-            rows[name][column] = outcome(cell, make)
-            print(f"{name}: {column}: {' '.join(rows[name][column])}", flush=True)
+            row[column] = outcome(cell, make)
+            print(f"{name}: {column}: {' '.join(row[column])}", flush=True)
+        rows[name] = row
+        if not args.check:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps({"versions": versions(), "rows": rows}), encoding="utf-8")
     counts = {word: sum(cell[0] == word for row in rows.values() for cell in row.values()) for word in ("works", "refused", "skipped")}
     print(f"{versions()}: {counts}")
-    if check:
+    if args.check:
         return
-    about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": rows}
+    ordered = {name: rows[name] for name in PIPELINES}
+    about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": ordered}
     RESULTS.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     page()
+
+
+def _done(path: Path) -> dict[str, dict[str, Sequence[str]]]:
+    """Rows of an earlier run with these versions and columns."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("versions") != versions():
+        return {}
+    return {name: row for name, row in found["rows"].items() if list(row) == list(CELLS)}
 
 
 def versions() -> dict[str, str]:

@@ -9,8 +9,10 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
+from benchmarks.tiny_models import PIPELINES
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 
+from respodiff.adapters import backbone
 from respodiff.pipelines import (
     check_length,
     config_digest,
@@ -51,6 +53,17 @@ def test_a_local_folder_is_loaded_without_the_network(
     assert weights_digest(pipe.unet) == weights_digest(tiny_pipe.unet)
     assert config_digest(pipe.unet) == config_digest(tiny_pipe.unet)
     assert model_name(pipe) == "my-model"
+
+
+@pytest.mark.parametrize(
+    "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionControlNetPipeline"]
+)
+def test_folders_of_every_family_are_loaded(name: str, tmp_path: Path) -> None:
+    pipe = PIPELINES[name]()
+    pipe.save_pretrained(tmp_path / "model")
+    found = load_pipeline(tmp_path / "model")
+    assert type(found) is type(pipe) and weights_digest(backbone(found)) == weights_digest(backbone(pipe))
+    assert torch.allclose(encode_prompts(found, ["a doctor"]), encode_prompts(pipe, ["a doctor"]), atol=1e-4)
 
 
 def test_dtype_is_taken(folder: Path) -> None:

@@ -114,7 +114,7 @@ def fuse(
         Path | None,
         typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE"),
     ] = None,
-    strength: Annotated[float, typer.Option("--strength", help="Factor; about the guidance scale times that of steering.")] = 1.0,
+    strength: Annotated[float, typer.Option("--strength", help="Factor on the modules.")] = 1.0,
     channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",

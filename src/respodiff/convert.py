@@ -166,21 +166,14 @@ def convert(
     Raises:
         ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.
     """
-    tensors = read_tensors(path)
-    ram_name, sam_name = pick(tensors, ram_key, sam_key)
-    columns = {k: tensors[k][:, None] if tensors[k].ndim == 1 else tensors[k] for k in (ram_name, sam_name) if k}
-    if len({tuple(v.shape) for v in columns.values()}) > 1:
-        raise ValueError(
-            f"RAM {tuple(columns[ram_name].shape)} and SAM {tuple(columns[sam_name].shape)} differ in shape; see --ram-key and --sam-key"
-        )
-    numbers, width = columns[ram_name].shape
+    names, columns = _weights(path, ram_key, sam_key)
+    numbers, width = columns[0].shape
     index = column_of(concept.name, width) if column is None else column
     if not 0 <= index < width:
         raise ValueError(f"--column is {index}; allowed: 0 to {width - 1}")
     shape = geometry(numbers, channels, size)
-    ram = columns[ram_name][:, index].float().reshape(shape)
-    sam = columns[sam_name][:, index].float().reshape(shape) if sam_name else torch.zeros(shape)
-    source = {"file": Path(path).name, "ram_key": ram_name, "sam_key": sam_name, "column": index, "geometry": list(shape)}
+    tensors = [c[:, index].float().reshape(shape) for c in columns]
+    source = {"file": Path(path).name, "ram_key": names[0], "sam_key": names[1], "column": index, "geometry": list(shape)}
     header = Header(
         concept=concept.name,
         target=concept.target,
@@ -193,7 +186,17 @@ def convert(
         train={"converted": source},
         library=__version__,
     )
-    return ConceptModule(ram, sam, header)
+    return ConceptModule(tensors[0], tensors[1] if len(tensors) > 1 else torch.zeros(shape), header)
+
+
+def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, str], list[Tensor]]:
+    """Names of RAM's and SAM's weights, and the weights (C H W, columns) that there are, of one shape."""
+    tensors = read_tensors(path)
+    names = pick(tensors, ram_key, sam_key)
+    columns = [tensors[k][:, None] if tensors[k].ndim == 1 else tensors[k] for k in names if k]
+    if len({tuple(c.shape) for c in columns}) > 1:
+        raise ValueError(f"RAM {tuple(columns[0].shape)} and SAM {tuple(columns[1].shape)} differ in shape; see --ram-key and --sam-key")
+    return names, columns
 
 
 def to_released(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:

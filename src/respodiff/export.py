@@ -1,8 +1,8 @@
 """Modules inside of a checkpoint: for programs that know nothing of steering (A1111, ComfyUI, a plain diffusers pipeline).
 
 A module of one number a channel is the same as a change of the last bias before h: that of the second convolution of the mid block's last
-resnet. What a bias cannot do is to tell rows apart. It moves the unconditional rows as well, so that in
-e() + w (e(y) - e()) the module counts once instead of w times: a fused module wants about w times the strength (docs/backbones.md).
+resnet. What a bias cannot do is to tell rows apart. It moves the unconditional rows as well, so that in e() + w (e(y) - e()) guidance does
+not multiply the module's part, as it does when conditional rows alone are shifted. docs/backbones.md has the measured difference.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
     Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper.
 
     Args:
-        pipe: a supported diffusers pipeline.
+        pipe: a supported diffusers pipeline (`respodiff.adapters`). Another one that shares its model is left alone, with a warning; a
+            compiled model compiles once more. Threads need a pipeline each.
         modules: one `ConceptModule` for all images, or a list with one entry per final image
             (``len(prompts) * num_images_per_prompt``): a module, a list of modules to add up, or None for no steering.
         strength: factor on every module, any finite number.
