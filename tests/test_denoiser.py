@@ -31,7 +31,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         latent_shape(sd(), 33, 32)
     with pytest.raises(ValueError, match="width is 34 pixels; allowed for this model: multiples of 4"):
         latent_shape(flux(), 32, 34)
-    with pytest.raises(ValueError, match="height is -8; allowed: a number of pixels"):
+    with pytest.raises(ValueError, match="height is -8; allowed: a whole number of pixels"):
         TrainConfig(height=-8)
 
 

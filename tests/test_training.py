@@ -450,7 +450,7 @@ def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe
     unet = tiny_pipe.unet
     config = TrainConfig.preset("default", **TINY, mu=0.0)
     (b1, b2), r = config.betas, torch.zeros(1, *site_shape(unet))
-    rollouts = Rollouts(tiny_pipe, WOMAN, config).pool(0, r)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, r)
     m = v = torch.zeros_like(r)
     for i in range(2):
         batch, x = rollouts.batch(i, 3), r.clone().requires_grad_()
