@@ -17,15 +17,17 @@ from benchmarks.main_job import ROOT, say
 from respodiff.concepts import attribute
 from respodiff.evaluation import evaluate
 from respodiff.imports import import_folder
-from respodiff.judges import ClipJudge
+from respodiff.judges import LOGIT_SCALE, ClipJudge, choose, class_texts
 from respodiff.metrics import correction, fairness
 from respodiff.policies import exact_counts
-from respodiff.scores import open_picture
+from respodiff.scores import UNKNOWN, open_picture
 
 LABELLED = ROOT / "benchmarks" / "data" / "labelled"
 MIXTURES = (0.10, 0.50, 0.93)  # share of men
 SIZES = (60, 120)  # pictures in a set
 SETS, MANY = 200, 4000
+MARGIN = 2.0  # labels that lead by less (100 x cosine) count as unknown, where near ties are left out
+KINDS = ("as judged", "near ties unknown", "corrected")
 
 
 def labelled(column: str, classes: Sequence[str]) -> list[tuple[str, str]]:
@@ -64,7 +66,7 @@ def known_truth(judge: ClipJudge) -> dict[str, Any]:
         chosen = attribute(name)
         learn, use = halves(labelled(name, chosen.names))
         seen = perceive(judge, chosen, [file for file, _ in learn + use])
-        matrix = correction.confusion_matrix([c for _, c in learn], [seen[f] for f, _ in learn], chosen.names)[:, :-1]
+        matrix = correction.confusion_matrix([c for _, c in learn], [seen[0][f] for f, _ in learn], chosen.names)[:, :-1]
         label = f"{name} {', '.join(f'{c} {s:.2f}' for c, s in shares.items())}"
         for n in SIZES:
             out[f"{label}, n = {n}"] = {
@@ -78,11 +80,13 @@ def known_truth(judge: ClipJudge) -> dict[str, Any]:
     return out
 
 
-def perceive(judge: ClipJudge, chosen: Any, files: Sequence[str]) -> dict[str, str]:
+def perceive(judge: ClipJudge, chosen: Any, files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the judge sees in each file, and the same with near ties (`MARGIN`) as unknown."""
     images = [open_picture(LABELLED / file) for file in files]
     vectors = judge.embed_images([image for image in images if image is not None])
-    best = (vectors @ judge.embed_texts([c.target for c in chosen.concepts]).T).argmax(1)
-    return {file: chosen.names[i] for file, i in zip(files, best, strict=True)}
+    best, margins = choose(np.float32(LOGIT_SCALE) * vectors @ judge.embed_texts(class_texts(chosen.concepts)).T)
+    labels = {file: chosen.names[i] for file, i in zip(files, best, strict=True)}
+    return labels, {file: labels[file] if margin >= MARGIN else UNKNOWN for file, margin in zip(files, margins, strict=True)}
 
 
 def through_files(
@@ -103,29 +107,42 @@ def through_files(
         entry = {"classes": list(chosen.names), "matrix": [[*row, 0] for row in matrix], "n": 0, "note": ""}
         entry |= {"targets": {c.name: c.target for c in chosen.concepts}, "class_text": "{concept}", "min_margin": 0.0}
         found = evaluate(run, judge, [chosen], confusion={judge.digest: {chosen.name: entry}})
+        certain = evaluate(run, judge, [chosen], min_margin=MARGIN)
     drawn = {c: sum(label == c for _, label in rows) / n for c in shares}
-    both = {"as judged": found["shares"][chosen.name]["all"], "corrected": found["corrected"][chosen.name]}
-    inside = {k: {c: v[c]["low"] <= shares[c] <= v[c]["high"] for c in shares} for k, v in both.items()}
-    return {"drawn": drawn, **both, "inside": inside}
+    shown = (found["shares"][chosen.name]["all"], certain["shares"][chosen.name]["all"], found["corrected"][chosen.name])
+    figures = dict(zip(KINDS, shown, strict=True))
+    inside = {k: {c: v[c]["low"] <= shares[c] <= v[c]["high"] for c in shares} for k, v in figures.items()}
+    return {"drawn": drawn, **figures, "inside": inside}
 
 
 def coverage(
-    names: Sequence[str], rows: Sequence[tuple[str, str]], seen: dict[str, str], shares: dict[str, float], sets: int, n: int
+    names: Sequence[str],
+    rows: Sequence[tuple[str, str]],
+    seen: tuple[dict[str, str], dict[str, str]],
+    shares: dict[str, float],
+    sets: int,
+    n: int,
 ) -> dict[str, float]:
     """Share of simulated sets whose 95 % interval holds the true share of the last concept: the chances that sets are drawn with.
 
-    For every set the labelled pictures are halved anew, one half to count the judge's errors on and one to draw the set from; the
-    intervals are those of the evaluator for one group of prompts.
+    The labelled pictures stand for all there are: a set is drawn from them, and for every set as many pictures as are in one half are drawn
+    anew to count the judge's errors on. The intervals are those of the evaluator for one group of prompts.
     """
-    rng, last = np.random.default_rng(sets + n), names[-1]
-    hits = {"as judged": 0, "corrected": 0}
+    rng, last, (labels, sure) = np.random.default_rng(sets + n), names[-1], seen
+    half = len(rows) // len(names) // 2
+    hits = dict.fromkeys(KINDS, 0)
     for _ in range(sets):
-        learn, use = halves(rows, seed=int(rng.integers(1 << 30)))
-        matrix = correction.confusion_matrix([c for _, c in learn], [seen[f] for f, _ in learn], names)[:, :-1]
-        labels = [seen[f] for f, _ in draw(use, shares, n, rng)]
-        counts = [labels.count(c) for c in names]
-        plain = fairness.share_interval([counts[-1]], [n])
-        right = correction.corrected_shares([counts], matrix, n_boot=500, seed=int(rng.integers(1 << 30)))[-1]
-        hits["as judged"] += plain.low <= shares[last] <= plain.high
-        hits["corrected"] += right.low <= shares[last] <= right.high
+        learn = [row for c in names for row in exact(rows, {c: 1.0}, half, rng)]
+        matrix = correction.confusion_matrix([c for _, c in learn], [labels[f] for f, _ in learn], names)[:, :-1]
+        files = [f for f, _ in draw(rows, shares, n, rng)]
+        plain, certain = ([table[f] for f in files] for table in (labels, sure))
+        known = [label for label in certain if label != UNKNOWN]
+        counts = [plain.count(c) for c in names]
+        found = (
+            fairness.share_interval([counts[-1]], [n]),
+            fairness.share_interval([known.count(last)], [len(known)]),
+            correction.corrected_shares([counts], matrix, n_boot=500, seed=int(rng.integers(1 << 30)))[-1],
+        )
+        for kind, e in zip(KINDS, found, strict=True):
+            hits[kind] += e.low <= shares[last] <= e.high
     return {kind: k / sets for kind, k in hits.items()}

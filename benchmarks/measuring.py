@@ -26,7 +26,7 @@ import numpy as np
 from PIL import ImageEnhance
 
 import respodiff
-from benchmarks.known_truth import LABELLED, MANY, SETS, known_truth, labelled
+from benchmarks.known_truth import KINDS, LABELLED, MANY, SETS, known_truth, labelled
 from benchmarks.main_job import ROOT, say
 from benchmarks.tables import fill, table
 from respodiff.imports import import_folder
@@ -182,10 +182,10 @@ def truth_table(found: dict[str, Any]) -> str:
     rows = []
     for label, r in found.items():
         last, files, c = list(r["truth"])[-1], r["through files"], r["coverage"]
-        covered = [f"{c[str(k)]['as judged']:.3f} / {c[str(k)]['corrected']:.3f}" for k in (SETS, MANY)]
-        rows.append([label, _interval(files["as judged"][last]), _interval(files["corrected"][last]), *covered])
-    header = ["mixture", "one set, as judged", "one set, corrected", f"coverage, {SETS} sets", f"coverage, {MANY} sets"]
-    text = "n pictures a set; shares of the last concept named; coverage of the nominal 95 % interval, as judged / corrected."
+        covered = [" / ".join(f"{c[str(k)][kind]:.3f}" for kind in KINDS) for k in (SETS, MANY)]
+        rows.append([label, *(_interval(files[kind][last]) for kind in KINDS), *covered])
+    header = ["mixture", *(f"one set, {kind}" for kind in KINDS), f"coverage, {SETS} sets", f"coverage, {MANY} sets"]
+    text = f"n pictures a set; shares of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
     return text + "\n\n" + table(header, rows)
 
 
