@@ -17,7 +17,7 @@ from benchmarks.main_job import ROOT, say
 from respodiff.concepts import attribute
 from respodiff.evaluation import evaluate
 from respodiff.imports import import_folder
-from respodiff.judges import LOGIT_SCALE, ClipJudge, choose, class_texts
+from respodiff.judges import ClipJudge, choose, class_texts
 from respodiff.metrics import correction, fairness
 from respodiff.policies import exact_counts
 from respodiff.scores import UNKNOWN, open_picture
@@ -83,8 +83,8 @@ def known_truth(judge: ClipJudge) -> dict[str, Any]:
 def perceive(judge: ClipJudge, chosen: Any, files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """What the judge sees in each file, and the same with near ties (`MARGIN`) as unknown."""
     images = [open_picture(LABELLED / file) for file in files]
-    vectors = judge.embed_images([image for image in images if image is not None])
-    best, margins = choose(np.float32(LOGIT_SCALE) * vectors @ judge.embed_texts(class_texts(chosen.concepts)).T)
+    logits = judge.logits([image for image in images if image is not None], class_texts(chosen.concepts))
+    best, margins = choose(logits)
     labels = {file: chosen.names[i] for file, i in zip(files, best, strict=True)}
     return labels, {file: labels[file] if margin >= MARGIN else UNKNOWN for file, margin in zip(files, margins, strict=True)}
 
