@@ -19,8 +19,8 @@ $(VENV)/.installed: pyproject.toml
 demo: install  ## train, steer, measure; writes demo/before_after.png and demo/report.html
 	$(BIN)/respodiff demo --out demo
 
-test: install lint  ## the whole suite, no network
-	$(BIN)/python -m pytest
+test: install lint  ## the whole suite on two cores, no network
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check
@@ -28,10 +28,11 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-figures: install  ## every figure of docs/ and README (about 90 minutes on 2 cores; goes on where it was)
+figures: install  ## every figure of docs/ and README but those of backbones.md (about 2 hours on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out runs/main_job
 	$(BIN)/python -m benchmarks.sweep --out runs/sweep
 	$(BIN)/python -m benchmarks.implicit_shares
+	$(BIN)/python -m benchmarks.measuring
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones

@@ -7,6 +7,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: tests beside other work do not stall
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one core each; also for the programs that tests start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -20,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from respodiff.module_file import ConceptModule, Header
 from respodiff.pipelines import embedded_dir, load_pipeline
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 def _is_local(address: Any) -> bool:
