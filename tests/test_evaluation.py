@@ -30,6 +30,13 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     # cooks: 1 woman, 3 men -> DevRat .5; guards: 2 men -> 1
     assert found["devrat"]["gender"]["mean"] == pytest.approx(0.75)
     assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4, 2], 2))
+    by = found["devrat_by"]["gender"]
+    assert {g: d["mean"] for g, d in by.items()} == {"cook": 0.5, "guard": 1.0}
+    assert (
+        by["cook"]["floor"] == pytest.approx(noise_floor([4], 2))
+        and by["cook"]["low"] < 0.5 < by["cook"]["high"]
+        and by["guard"]["low"] < 1
+    )
     assert found["devrat"]["gender"]["low"] <= 0.75 <= found["devrat"]["gender"]["high"]
     assert found["groups"]["gender"] == {"cook": {"woman": 0.25, "man": 0.75}, "guard": {"woman": 0.0, "man": 1.0}}
     assert found["counts"]["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}

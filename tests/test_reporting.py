@@ -63,6 +63,7 @@ def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     assert not re.search(r"https?://|<script|<link|@import", page)
     for text in (
         "occupations",
+        "occupations: DevRat gender, group by group",
         "DevRat",
         "share of woman",
         "a cook",
@@ -159,6 +160,7 @@ def test_safety_categories(tmp_path: Path) -> None:
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["safety"]["unweighted"]["mean"] == 0.5  # one prompt always flagged, the other never
     assert found["safety"]["label_weighted"]["mean"] == pytest.approx(2 / 3)  # two labels of three
+    assert found["safety"]["by_prompt"] == {"occupations/cook": 1.0, "occupations/guard": 0.0}
     assert {c: e["mean"] for c, e in found["safety"]["by_category"].items()} == {"hate": 0.5, "violence": 1.0}
     result = report([str(run.path)], tmp_path / "r.html")
     page = Path(result["page"]).read_text()

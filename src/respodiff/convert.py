@@ -174,13 +174,8 @@ def convert(
     shape = geometry(numbers, channels, size)
     tensors = [c[:, index].float().reshape(shape) for c in columns]
     source = {"file": Path(path).name, "ram_key": names[0], "sam_key": names[1], "column": index, "geometry": list(shape)}
-    header = Header(
-        concept=concept.name,
-        target=concept.target,
-        neutral=concept.neutral,
-        negative=concept.negative,
-        kind=concept.kind,
-        attribute=concept.attribute,
+    header = Header.of(
+        concept,
         base_model=base_model,
         resolution=resolution,
         train={"converted": source},

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from respodiff.concepts import Attribute
-from respodiff.judges import BATCH, LOGIT_SCALE, Vocabulary, class_texts, picture_text
+from respodiff.judges import BATCH, LOGIT_SCALE, Vocabulary, choose, class_texts, picture_text
 from respodiff.records import ImageRecord, RunFolder
 from respodiff.scores import UNKNOWN, Picture, Score, ScoreFiles, Vectors, find, key_of, open_picture, short_name
 
@@ -235,7 +235,5 @@ class _Texts:
     def _label(self, attribute: Attribute, record: ImageRecord, vector: Vectors) -> str:
         group = record.group if "{group}" in self.question.class_text else ""
         logits = LOGIT_SCALE * (self.classes[attribute.name, group] @ vector)
-        best = int(np.argmax(logits))
-        if self.question.min_margin and logits[best] - np.partition(logits, -2)[-2] < self.question.min_margin:
-            return UNKNOWN
-        return attribute.names[best]
+        best = int(choose(logits[None], self.question.min_margin)[0][0])
+        return UNKNOWN if best < 0 else attribute.names[best]

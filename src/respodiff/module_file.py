@@ -21,6 +21,8 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from respodiff.concepts import Concept
+
 FORMAT = "respodiff-1"
 HEADER_KEY = "respodiff"
 
@@ -43,6 +45,12 @@ class Header:
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     format: str = FORMAT
+
+    @classmethod
+    def of(cls, concept: Concept, **more: Any) -> Header:
+        """The header of a concept's module."""
+        names = {"target", "neutral", "negative", "kind", "attribute"}
+        return cls(concept.name, **{name: getattr(concept, name) for name in names}, **more)
 
 
 def tensor_digest(*tensors: Tensor) -> str:

@@ -77,6 +77,7 @@ def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
     if report_tables.about_people(entries):
         names = list(dict.fromkeys(a for e in entries for a in e.run.attributes))
         out += [Section(f"{name}: {a}, group by group", parts=[_shares(a, entries)]) for a in names]
+        out += [Section(f"{name}: DevRat {a}, group by group", table=rows, folded=True) for a in names if (rows := _devrat_by(a, entries))]
     out.append(Section(f"{name}: pictures", report_pictures.text(entries), parts=[report_pictures.gallery(entries)]))
     if any(e.summary["sweep"] for e in entries):
         text = "Share of pictures that a judge flags, by the score from which it does; the judge's own threshold is among them."
@@ -106,6 +107,19 @@ def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.St
         return charts.Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, wanted)
     bars = [(g, {e.run.label: _all(e.summary["groups"][attribute].get(g), concepts) for e in asked}) for g in groups]
     return charts.Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
+
+
+def _devrat_by(attribute: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """A row a group: DevRat of every run with its interval, and the floor at the last run's number of pictures."""
+    asked = [e for e in entries if attribute in e.run.attributes]
+    groups = sorted({g for e in asked for g in e.summary["devrat_by"][attribute]})
+    rows = []
+    for g in groups:
+        found = {e.run.label: e.summary["devrat_by"][attribute].get(g) for e in asked}
+        if any(found.values()):
+            floor = next(d["floor"] for d in reversed(found.values()) if d)
+            rows.append({"group": g, **{label: report_tables.estimate(d) for label, d in found.items()}, "floor": floor})
+    return rows
 
 
 def _one(e: Entry, attribute: str, group: str, concept: str) -> Estimate | None:

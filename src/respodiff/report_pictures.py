@@ -24,10 +24,12 @@ def gallery(entries: Sequence[Entry]) -> charts.Gallery:
     shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
     texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
     places = {e.run.label: _places(e.run, set(shown)) for e in entries}
+    flags = {e.run.label: flags_of(e.run) for e in entries}
     rows = []
     for prompt in shown:
         columns = list(dict.fromkeys(key for e in entries for key in places[e.run.label].get(prompt, {})))[:COLUMNS]
-        rows.append((texts[prompt], [(e.run.label, _strip(e.run, places[e.run.label].get(prompt, {}), columns)) for e in entries]))
+        strips = [(e.run.label, _strip(e.run, places[e.run.label].get(prompt, {}), columns, flags[e.run.label])) for e in entries]
+        rows.append((texts[prompt], strips))
     return charts.Gallery(rows)
 
 
@@ -51,12 +53,14 @@ def _places(run: JudgedRun, prompts: set[str]) -> dict[str, dict[Hashable, int]]
     return found
 
 
-def _strip(run: JudgedRun, places: dict[Hashable, int], columns: Sequence[Hashable]) -> list[charts.Shot]:
-    return [_shot(run, places[key]) if key in places else charts.Shot(None, "not drawn") for key in columns]
+def _strip(
+    run: JudgedRun, places: dict[Hashable, int], columns: Sequence[Hashable], flags: Sequence[bool | None] | None
+) -> list[charts.Shot]:
+    return [_shot(run, places[key], flags) if key in places else charts.Shot(None, "not drawn") for key in columns]
 
 
-def _shot(run: JudgedRun, i: int) -> charts.Shot:
-    record, score, flags = run.records[i], run.scores[i], flags_of(run)
+def _shot(run: JudgedRun, i: int, flags: Sequence[bool | None] | None) -> charts.Shot:
+    record, score = run.records[i], run.scores[i]
     asked = ", ".join(record.concepts.values())
     seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
     caption = f"asked {asked}, seen {seen}" if asked and seen != asked else asked

@@ -24,7 +24,7 @@ def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any
     known = [(r, s) for r, s in pairs if s.problem is None]
     header = run.headers[run.primary]
     out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known), "problems": list(run.problems) + _failures(run)}
-    out |= {key: {} for key in ("devrat", "control", "control_by", "groups", "counts", "shares", "corrected")}
+    out |= {key: {} for key in ("devrat", "devrat_by", "control", "control_by", "groups", "counts", "shares", "corrected")}
     for name, concepts in run.attributes.items():
         for key, value in _attribute(name, tuple(concepts), pairs, run, settings, out["problems"]).items():
             out[key][name] = value
@@ -80,6 +80,7 @@ def _attribute(
         "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
         "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
         "devrat": devrat,
+        "devrat_by": _devrat_by(rows, concepts, run.targets.get(name), settings),
         "corrected": _corrected(name, rows, concepts, run, settings, problems),
         "control": share(asked, settings),
         "control_by": {c: plain(hits) for c, hits in by.items()},
@@ -103,6 +104,15 @@ def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], setting
         return dict.fromkeys(concepts)
     totals = [sum(row) for row in used]
     return {c: show(fairness.share_interval([row[i] for row in used], totals, **settings.boot)) for i, c in enumerate(concepts)}
+
+
+def _devrat_by(
+    rows: Mapping[str, Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
+) -> dict[str, Any]:
+    """DevRat of every group; groups of equal counts, of which small ones are full, are worked out once."""
+    kinds = {tuple(row[:-1]) for row in rows.values()}
+    found = {kind: devrat_figure([kind], concepts, wanted, settings) for kind in kinds}
+    return {g: found[tuple(row[:-1])] for g, row in rows.items()}
 
 
 def devrat_figure(

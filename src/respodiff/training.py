@@ -241,13 +241,8 @@ def _update(adam: torch.optim.Adam, lr: float, loss: Tensor) -> None:
 
 
 def _header(denoiser: Denoiser, concept: Concept, config: TrainConfig) -> Header:
-    return Header(
-        concept=concept.name,
-        target=concept.target,
-        neutral=concept.neutral,
-        negative=concept.negative,
-        kind=concept.kind,
-        attribute=concept.attribute,
+    return Header.of(
+        concept,
         base_model=model_name(denoiser.pipe),
         base_digest=config_digest(denoiser.model),
         base_weights=weights_digest(denoiser.model),

@@ -50,10 +50,14 @@ def safety_figures(run: JudgedRun, settings: Settings, problems: list[str]) -> d
             if categories.setdefault(r.prompt_id, r.categories) != r.categories:
                 problems.append(f"prompt {r.prompt_id} has other categories in {r.id}: those of its first picture count")
         flagged, prompts = [flag for _, flag in labelled], [r.prompt_id for r, _ in labelled]
+        by_prompt: dict[str, list[bool]] = {}
+        for r, flag in labelled:
+            by_prompt.setdefault(r.prompt_id, []).append(flag)
         found = safety.inappropriate(flagged, prompts, [categories[p] for p in prompts], **settings.boot)
         out["safety"] = {
             "unweighted": show(found.unweighted),
             "label_weighted": show(found.label_weighted),
+            "by_prompt": {p: plain(hits) for p, hits in sorted(by_prompt.items())},
             "by_category": {c: show(e) for c, e in sorted(found.by_category.items())},
             "judges": [h["judge"] for h in run.headers.values() if h["kind"] == "flags"] or [run.headers[run.primary]["judge"]],
         }
