@@ -78,6 +78,8 @@ def convert(
 
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt")
+    if not source.is_file():
+        raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
         module = load(source)
         to_released(module, out, column)
