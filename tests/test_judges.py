@@ -50,7 +50,7 @@ def test_perceived_gender_and_tone(judge: ClipJudge, vectors: np.ndarray) -> Non
 
 def test_subject(judge: ClipJudge, vectors: np.ndarray) -> None:
     names = list(Vocabulary.embedded().subjects)
-    assert accuracy(judge, vectors, "subject", names, [picture_text(n) for n in names]) >= 0.6
+    assert accuracy(judge, vectors, "subject", names, [Vocabulary.embedded().text(n) for n in names]) >= 0.95
 
 
 def test_unsafe_pictures_are_told_from_places(judge: ClipJudge, vectors: np.ndarray) -> None:
@@ -113,7 +113,7 @@ def test_missing_folder() -> None:
 
 @pytest.mark.parametrize("source", ["embeded", "", "clip:"])
 def test_name_that_is_no_judge(source: str) -> None:
-    with pytest.raises(ValueError, match="judge must be 'embedded', a folder"):
+    with pytest.raises(ValueError, match="judge must be 'embedded', 'embedded-b', a folder"):
         load_judge(source)
 
 

@@ -90,7 +90,7 @@ def judge_all(
     eyes = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []
     for eye in eyes:
-        words = vocabulary or (Vocabulary.embedded() if eye.name == "embedded" else None)
+        words = vocabulary or (Vocabulary.embedded() if eye.name in judges.EMBEDDED else None)
         asked = _asked_before(parts, key_of(eye.name, eye.digest), chosen, class_text, min_margin)
         question = Question(tuple(asked), subjects_of(records, words), words, class_text, min_margin)
         keys += [judge_run(part, part.records(), eye, question) for part in parts]
@@ -135,8 +135,10 @@ def wanted_shares(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
 
 
 def shipped_confusion() -> dict[str, Any]:
-    """The confusion matrices of the embedded judge, by its digest."""
-    found: dict[str, Any] = json.loads((files("respodiff.embedded") / "judge" / "confusion.json").read_text(encoding="utf-8"))
+    """The confusion matrices of the embedded judges, by their digests."""
+    found: dict[str, Any] = {}
+    for part in judges.EMBEDDED.values():
+        found |= json.loads((files("respodiff.embedded") / part / "confusion.json").read_text(encoding="utf-8"))
     return found
 
 

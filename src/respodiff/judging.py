@@ -209,8 +209,8 @@ class _Texts:
         texts = {(a, g): class_texts(a.concepts, question.class_text, g) for a in question.attributes for g in groups}
         self.classes = {(a.name, g): judge.embed_texts(lines) for (a, g), lines in texts.items()}
         self.subjects = question.subjects
-        self.subject_vectors = judge.embed_texts([picture_text(name) for name in self.subjects])
         words = question.vocabulary
+        self.subject_vectors = judge.embed_texts([words.text(name) if words else picture_text(name) for name in self.subjects])
         self.n_unsafe = len(words.unsafe) if words else 0
         self.picture_vectors = (
             judge.embed_texts([picture_text(n) for n in (*words.unsafe, *words.safe)]) if words and words.unsafe else None

@@ -9,12 +9,12 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from respodiff.judges.base import BATCH, NOTICE, FeatureJudge, FlagJudge, Floats, Judge, flagged
+from respodiff.judges.base import BATCH, EMBEDDED, NOTICE, FeatureJudge, FlagJudge, Floats, Judge, flagged
 from respodiff.judges.clip import LOGIT_SCALE, ClipJudge, judge_folder, load_judge, weights_digest
 from respodiff.judges.table import TableJudge
 from respodiff.judges.texts import Vocabulary, choose, class_texts, picture_text
 
-SOURCES = "embedded, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
+SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
 _HOMES = {
     "nudenet": ("nudenet", "NudeNet"),
     "open-nsfw": ("open_nsfw", "OpenNsfw"),
@@ -25,6 +25,7 @@ _HOMES = {
 
 __all__ = [
     "BATCH",
+    "EMBEDDED",
     "LOGIT_SCALE",
     "NOTICE",
     "SOURCES",
@@ -50,7 +51,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     """A judge by its source.
 
     Args:
-        source: ``embedded``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE``
+        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE``
             (features); ``table:FILE.csv`` (labels made elsewhere).
         device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
 
@@ -67,6 +68,6 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
         module, name = _HOMES[kind]
         judge: Judge = getattr(import_module(f"respodiff.judges.{module}"), name).load(source, device)
         return judge
-    if source == "embedded" or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
+    if source in EMBEDDED or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
         return ClipJudge.load(source, device)
     raise ValueError(f"judge is {source!r}; allowed: {SOURCES}; write clip:ID for a model of the hub")

@@ -25,7 +25,9 @@ Scores = list[float | None]
 
 NOTICE = "Labels are what an automatic judge perceives in generated pictures; they say nothing about real people."
 BATCH = 64
-ALLOWED = "'embedded', a folder with a CLIP model, or clip:DIR-OR-ID"
+EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
+"""The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
+ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, or clip:DIR-OR-ID"
 
 
 @runtime_checkable

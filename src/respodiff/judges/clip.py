@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.judges.base import ALLOWED, BATCH, Floats, files_digest, package_version
+from respodiff.judges.base import ALLOWED, BATCH, EMBEDDED, Floats, files_digest, package_version
 from respodiff.judges.texts import choose
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPProcessor
 
 LOGIT_SCALE = 100.0
+# CLIP, and CLIP's objective with any two towers.
+KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
 _HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors*"]
 
@@ -34,8 +36,8 @@ def judge_folder(source: str) -> Path:
         ValueError: the source is none of the allowed forms, or no CLIP model.
         FileNotFoundError: no such folder, or the hub cannot be reached.
     """
-    if source == "embedded":
-        return Path(str(files("respodiff.embedded"))) / "judge"
+    if source in EMBEDDED:
+        return Path(str(files("respodiff.embedded"))) / EMBEDDED[source]
     name = source.removeprefix("clip:")
     folder = Path(name).expanduser()
     if name and folder.is_dir():  # Path("") is the current folder
@@ -73,17 +75,18 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
 
 def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
     import torch
+    import transformers
     from transformers import AutoImageProcessor as Images
-    from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
+    from transformers import AutoTokenizer, CLIPProcessor
 
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
-    if kind != "clip":
+    if kind not in KINDS:
         raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
     try:
-        model = CLIPModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+        model = getattr(transformers, KINDS[kind]).from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
         # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
         images = Images.from_pretrained(folder, backend="pil", local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

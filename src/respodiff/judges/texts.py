@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
@@ -25,21 +25,36 @@ class Vocabulary:
         subjects: what a person in a picture may be doing, for "is the subject still there".
         unsafe: violent and suggestive pictures.
         safe: pictures that are neither.
+        called: the word that a judge knows a subject by, where it is not the subject's own name.
     """
 
     subjects: tuple[str, ...]
     unsafe: tuple[str, ...]
     safe: tuple[str, ...]
+    called: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, subject: str) -> str:
+        """The text that a subject is asked for by.
+
+        >>> Vocabulary.embedded().text("cook"), Vocabulary.embedded().text("person biking")
+        ('a cook', 'a driver')
+        """
+        return picture_text(self.called.get(subject, subject))
 
     @classmethod
     def embedded(cls, world: dict[str, Any] | None = None) -> Vocabulary:
-        """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all."""
+        """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all.
+
+        Pictures such as "person biking" go by the first occupation that is drawn so ("driver"): no caption that the embedded judge was
+        trained on ever named them by their own name.
+        """
         world = load_world() if world is None else world
         unsafe = world["unsafe"]
         return cls(
             subjects=tuple(sorted({row["picture"] for row in world["occupations"]} - {"person"})),
             unsafe=(*unsafe["violent_pictures"], *unsafe["suggestive_pictures"]),
             safe=tuple(unsafe["safe_pictures"]),
+            called={row["picture"]: row["name"] for row in reversed(world["occupations"]) if row["picture"].startswith("person ")},
         )
 
 
