@@ -6,7 +6,10 @@ export HF_HUB_OFFLINE := 1
 # Idle threads sleep instead of spinning: two jobs on two cores do not stall each other.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: install demo test lint figures backbones fullsize clean
+# Where pictures of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
+RUNS ?= runs
+
+.PHONY: install demo test lint figures backbones fullsize embedded figures-of-these-weights clean
 
 install: $(VENV)/.installed
 
@@ -29,8 +32,9 @@ lint: install
 	$(BIN)/lint-imports
 
 figures: install  ## every figure of docs/ and README but those of backbones.md (about 2 hours on 2 cores; goes on where it was)
-	$(BIN)/python -m benchmarks.main_job --out runs/main_job
-	$(BIN)/python -m benchmarks.sweep --out runs/sweep
+	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
+	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
+	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 
@@ -39,6 +43,24 @@ backbones: install  ## every pipeline with every feature, on tiny models; fills 
 
 fullsize: install  ## models of the sizes of SD 1.4 and SDXL with random weights: shapes, seconds, memory (needs 10 GiB)
 	$(BIN)/python -m benchmarks.fullsize
+
+embedded: install  ## other weights for the embedded model: make embedded WEIGHTS=DIR; checks, swaps, card, then every figure (hours)
+	@test -n "$(WEIGHTS)" || { echo "say which weights: make embedded WEIGHTS=runs/embedded/weights" >&2; exit 2; }
+	$(BIN)/python -m recipes.embedded_model.install "$(WEIGHTS)"
+	$(MAKE) figures-of-these-weights
+
+figures-of-these-weights:
+	$(eval override DIGEST := $(shell $(BIN)/python -m recipes.embedded_model.install --digest))
+	@test -n "$(DIGEST)" || { echo "the package's weights cannot be read" >&2; exit 2; }
+	$(eval override RUNS := runs/$(DIGEST))
+	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
+	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
+	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep --again
+	$(BIN)/python -m benchmarks.implicit_shares
+	$(BIN)/python -m benchmarks.measuring
+	$(BIN)/python -m benchmarks.fused --out $(RUNS)/fused
+	$(BIN)/respodiff demo --out $(RUNS)/demo
+	cp $(RUNS)/demo/before_after.png docs/before_after.png
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -1,0 +1,55 @@
+"""The denoiser: text encoder and UNet together, predicting the noise in latents of the planted world's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from recipes.embedded_model.models import make_scheduler
+from recipes.embedded_model.tokens import encode
+from recipes.embedded_model.world import Caption
+
+P_EMPTY = 0.1
+
+
+class DenoiserTask:
+    """Batches and losses.
+
+    Args:
+        network: with the parts ``unet`` and ``text``. latents: (V, N, C, 16, 16), variants of every picture. scale: that makes them of
+            unit variance. captions: pairs of text and picture.
+    """
+
+    def __init__(self, network: Any, tokenizer: Any, latents: torch.Tensor, scale: float, captions: Sequence[Caption], batch: int) -> None:
+        self.network, self.batch, self.scale = network, batch, scale
+        self.device = next(network.parameters()).device
+        self.unet = torch.compile(network["unet"]) if self.device.type == "cuda" else network["unet"]
+        self.latents = latents.to(self.device)
+        self.texts = encode(tokenizer, [c.text for c in captions]).to(self.device)
+        self.empty = encode(tokenizer, [""])[0].to(self.device)
+        self.pictures = torch.tensor([c.picture for c in captions], device=self.device)
+        self.alphas = make_scheduler().alphas_cumprod.to(self.device)
+
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """``mean (noise - prediction)^2`` at timesteps drawn evenly; one text in ten is left empty for guidance."""
+        n = self.batch
+        pair = torch.randint(len(self.pictures), (n,), generator=generator).to(self.device)
+        variant = torch.randint(len(self.latents), (n,), generator=generator).to(self.device)
+        t = torch.randint(len(self.alphas), (n,), generator=generator).to(self.device)
+        silent = (torch.rand(n, generator=generator) < P_EMPTY).to(self.device)
+        z = self.latents[variant, self.pictures[pair]].float() * self.scale
+        noise = self._noise(z, generator)
+        ids = torch.where(silent[:, None], self.empty, self.texts[pair])
+        a = self.alphas[t].view(-1, 1, 1, 1)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            states = self.network["text"](input_ids=ids)[0]
+            predicted = self.unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, states).sample
+        return F.mse_loss(predicted.float(), noise)
+
+    def _noise(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Drawn on the device from a seed of the one generator, so that a GPU does not wait for the CPU."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        return torch.empty_like(z).normal_(generator=torch.Generator(z.device).manual_seed(seed))

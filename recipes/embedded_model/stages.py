@@ -1,0 +1,225 @@
+"""The stages, each with its product on disk: what is there is not made again, what was interrupted goes on from its state."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from recipes.embedded_model import assemble, data, models
+from recipes.embedded_model.autoencoder import AutoencoderTask, latents_of, psnr
+from recipes.embedded_model.checks import check_judge
+from recipes.embedded_model.denoiser import DenoiserTask
+from recipes.embedded_model.judge import JudgeTask, at_size, held_out, with_scaffold
+from recipes.embedded_model.loop import Loop, Update, save_state, say
+from recipes.embedded_model.parts import begin, file_digest, take, take_autoencoder
+from recipes.embedded_model.settings import sources
+from recipes.embedded_model.tokens import load_tokenizer, make_tokenizer
+from recipes.embedded_model.world import Caption, World
+
+JUDGES = ("judge", "judge-b")
+TRAINED = ("autoencoder", "denoiser", *JUDGES)
+STAGES = ("data", *TRAINED, "assemble", "card")
+
+
+@dataclass
+class Recipe:
+    """One run of the recipe.
+
+    Attributes:
+        config: as `settings.read_config`. out: where everything goes. minutes: wall-clock budget of the whole; 0 leaves the steps of the
+            config alone. cache: fetched packages. pictures_from: a folder with ``labels.csv`` to take pictures from, instead of fetching.
+        autoencoder_from: a file of weights to use, instead of training that stage. start: stage -> file of an earlier run's part that its
+            training begins from.
+    """
+
+    config: dict[str, Any]
+    out: Path
+    minutes: float = 0.0
+    device: str = "cpu"
+    cache: Path = Path("runs/packages")
+    pictures_from: Path | None = None
+    autoencoder_from: Path | None = None
+    start: dict[str, Path] = field(default_factory=dict)
+
+    def run(self, wanted: tuple[str, ...] = STAGES) -> None:
+        """Run the stages in order."""
+        for name in wanted:
+            began = time.perf_counter()
+            getattr(self, "stage_" + name.replace("-", "_"))()
+            say(f"{name}: ready after {time.perf_counter() - began:.0f} s")
+
+    # ---------------------------------------------------------------- what stages share
+
+    @cached_property
+    def pack(self) -> tuple[list[data.Picture], torch.Tensor]:
+        return data.read(self.out / "data")
+
+    @cached_property
+    def world(self) -> World:
+        return World(self.pack[0], self.config["world"])
+
+    @cached_property
+    def captions(self) -> list[Caption]:
+        return list(self.world.captions(self.config["world"]["captions"], self.config["seed"]))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        folder = self.out / "data" / "tokenizer"
+        if (folder / "merges.txt").is_file():
+            return load_tokenizer(folder)
+        return make_tokenizer([c.text for c in self.captions[:100_000]], folder, self.config["models"]["tokens"])
+
+    @cached_property
+    def flags(self) -> tuple[set[str], set[str]]:
+        """Names of unsafe pictures and of safe places."""
+        unsafe = [n for names in self.world.config["unsafe_pictures"].values() for n in names]
+        return {data.clean(n) for n in unsafe}, {data.clean(n) for n in self.world.places}
+
+    @cached_property
+    def held(self) -> list[int]:
+        """Pictures that the judges never see in training."""
+        c = self.config["world"]
+        always = frozenset(self.flags[0] | self.flags[1])
+        return [i for i, p in enumerate(self.pack[0]) if held_out(p, always, c["held_out_of"])]
+
+    def _train(self, name: str, network: torch.nn.Module, update: Update) -> torch.nn.Module:
+        """Train a network or take it as it is on disk; its product is ``parts/NAME.safetensors``."""
+        c = dict(self.config["train"][name])
+        c.pop("batch")
+        c.setdefault("seed", self.config["seed"])
+        share, steps = c.pop("share", 0.0), c.pop("steps", 0)
+        seconds = 60 * self.minutes * share
+        if name in self.start:
+            begin(self.start[name], network, name, judge=name in JUDGES)
+        loop = Loop(name, self.out / "state" / f"{name}.safetensors", seconds=seconds, steps=0 if seconds else steps, **c)
+        loop.run(network, update)
+        save_state(self._part(name), network.state_dict())
+        return network
+
+    def _part(self, name: str) -> Path:
+        return self.out / "parts" / f"{name}.safetensors"
+
+    def _network(self, name: str) -> torch.nn.Module:
+        """A network of the sizes in the config, untrained but always the same."""
+        torch.manual_seed(self.config["train"][name].get("seed", self.config["seed"]))
+        m = self.config["models"]
+        if name == "autoencoder":
+            made: torch.nn.Module = models.make_autoencoder(m["autoencoder"]["widths"], m["autoencoder"]["latent"])
+        elif name == "denoiser":
+            unet = models.make_unet(m["unet"]["widths"], m["autoencoder"]["latent"], m["text"]["width"], m["unet"]["heads"])
+            made = torch.nn.ModuleDict(
+                {"unet": unet, "text": models.make_text_encoder(len(self.tokenizer), m["text"]["width"], m["text"]["layers"])}
+            )
+        else:
+            made = with_scaffold(models.make_judge(len(self.tokenizer), m[name]), m[name]["projection"])
+        placed: torch.nn.Module = made.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return placed
+
+    def _ready(self, name: str) -> torch.nn.Module:
+        """A finished network; ValueError if its stage has not run."""
+        return take(self._part(name), self._network(name), name)
+
+    # ---------------------------------------------------------------- the stages
+
+    def stage_data(self) -> None:
+        """Pictures with labels, and the tokenizer."""
+        folder = self.out / "data"
+        if not (folder / "pictures.json").is_file():
+            self._pictures(folder)
+        say(f"data: {len(self.captions)} captions, {len(self.tokenizer)} tokens, {len(self.held)} pictures held out from the judges")
+
+    def _pictures(self, folder: Path) -> None:
+        """The pack, and beside it a folder of pictures of a family that nothing is trained on."""
+        if self.pictures_from:
+            say(f"data: {data.from_table(self.pictures_from, folder, say)} pictures")
+            return
+        packages, readers = sources(self.config)
+        unseen = {"unseen": readers.pop("unseen")}
+        data.build(packages, unseen, self.cache, self.out / "state" / "unseen", say)
+        found = data.read(self.out / "state" / "unseen")
+        assemble.write_pictures(*found, range(len(found[0])), self.out / "unseen")
+        say(f"data: {data.build(packages, readers, self.cache, folder, say)} pictures")
+
+    def stage_autoencoder(self) -> None:
+        """Pictures to latents and back."""
+        part = self._part("autoencoder")
+        if part.is_file():
+            return
+        network = self._network("autoencoder")
+        if self.autoencoder_from:
+            take_autoencoder(self.autoencoder_from, network)
+            save_state(part, network.state_dict())
+        else:
+            task = AutoencoderTask(network, self.pack[1].to(self.device), self.config["train"]["autoencoder"]["batch"])
+            network = self._train("autoencoder", network, task)
+        say(f"autoencoder: {psnr(network.eval(), self.pack[1][::20]):.2f} dB")
+
+    def stage_denoiser(self) -> None:
+        """Text encoder and UNet."""
+        if self._part("denoiser").is_file():
+            return
+        latents, scale = self._latents()
+        network = self._network("denoiser")
+        task = DenoiserTask(network, self.tokenizer, latents, scale, self.captions, self.config["train"]["denoiser"]["batch"])
+        self._train("denoiser", network, task)
+
+    def _latents(self) -> tuple[torch.Tensor, float]:
+        """Latents of all pictures and the factor that gives them unit variance, kept on disk."""
+        made_by = file_digest(self._part("autoencoder"))
+        path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
+        if not path.is_file():
+            save_state(path, {"latents": latents_of(self._ready("autoencoder"), self.pack[1], self.config["train"]["variants"])})
+        latents = load_file(path)["latents"]
+        return latents, 1 / latents[0].float().std().item()
+
+    def _judge(self, name: str) -> None:
+        """Train a judge, write it in the form that users load, and measure that."""
+        network, side = self._network(name), self.config["models"][name]["size"]
+        assert isinstance(network, torch.nn.ModuleDict)
+        held = set(self.held)
+        if not self._part(name).is_file():
+            keep = [i for i in range(len(self.pack[0])) if i not in held]
+            asked = (self.world.subjects, self.world.called, self.flags)
+            batch = self.config["train"][name]["batch"]
+            task = JudgeTask(network, self.tokenizer, self.pack[0], at_size(self.pack[1], side), self.captions, keep, *asked, batch)
+            self._train(name, network, task)
+        assemble.write_pictures(*self.pack, self.held, self.out / "held_out")
+        folder = self.out / "weights" / name
+        assemble.write_judge(folder, self._ready(name)["judge"], self.tokenizer, side)  # type: ignore[index]
+        for line in check_judge(folder, self.world, self.out / "held_out", self.out / "unseen"):
+            say(f"{name}, {line}")
+
+    def stage_judge(self) -> None:
+        """The judge."""
+        self._judge("judge")
+
+    def stage_judge_b(self) -> None:
+        """The second judge, of another architecture and seed."""
+        self._judge("judge-b")
+
+    def stage_assemble(self) -> None:
+        """The folder that the package ships, beside the judges."""
+        weights = self.out / "weights"
+        weights.mkdir(parents=True, exist_ok=True)
+        parts = self._ready("denoiser")
+        scale = self._latents()[1]
+        assemble.write_pipeline(weights / "pipeline", parts["unet"], parts["text"], self._ready("autoencoder"), self.tokenizer, scale)  # type: ignore[index]
+        assemble.write_world(self.world, weights)
+        assemble.write_pictures(*self.pack, assemble.sample(self.pack[0], self.held), weights / "pictures")
+
+    def stage_card(self) -> None:
+        """Measure the finished model and write its card."""
+        from respodiff.card import measure, write_card
+
+        c = self.config["card"]
+        result = measure(self.out / "weights", self.out / "card", images=c["images"], steps=c["steps"], device=self.device, say=say)
+        write_card(result, self.out / "weights", self.out / "card", self.out / "card")
+        for name in ("CARD.md", "card.json"):
+            shutil.copyfile(self.out / "card" / name, self.out / "weights" / name)
