@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from respodiff import charts
+from respodiff import charts, curves
 from respodiff.judges import NOTICE
 from respodiff.metrics.estimate import Estimate
 from respodiff.records import write_atomic
@@ -34,7 +34,7 @@ class Section:
     heading: str
     text: str = ""
     table: Sequence[Mapping[str, Any]] = ()
-    parts: Sequence[charts.Dots | charts.Stacks | charts.Gallery] = ()
+    parts: Sequence[charts.Dots | charts.Stacks | charts.Gallery | curves.Curves] = ()
     picture: str | Path | None = None
     picture_text: str = ""
     notes: Sequence[str] = ()
@@ -136,4 +136,5 @@ figure { margin: 1rem 0; }
 figure > img { max-width: 100%; height: auto; border-radius: 6px; }
 """
     + charts.CSS
+    + curves.CSS
 )
