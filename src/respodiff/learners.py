@@ -178,24 +178,32 @@ class Parameters:
     Args:
         config: learning rate (``ram_lr``) and betas. tensors: where they start.
         made: (header, tensors on the CPU) -> artefact. decay: AdamW's weight decay.
+        live: keep no copies, for tensors of the size of a model: nothing can be resumed, and every record shows the newest state.
     """
 
     def __init__(
-        self, config: TrainConfig, tensors: Mapping[str, Tensor], made: Callable[[Header, dict[str, Tensor]], Any], decay: float = 0.0
+        self,
+        config: TrainConfig,
+        tensors: Mapping[str, Tensor],
+        made: Callable[[Header, dict[str, Tensor]], Any],
+        decay: float = 0.0,
+        live: bool = False,
     ) -> None:
         self.values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
         self.adam = torch.optim.AdamW(list(self.values.values()), config.ram_lr, betas=config.betas, weight_decay=decay)
         self.iteration, self.forwards, self.seconds = 0, 0, 0.0
-        self.made = made
+        self.made, self.live = made, live
         self.round_start = self.delta(config)
         self.commit()
 
     def delta(self, config: TrainConfig) -> dict[str, Tensor]:
-        """The tensors, copied."""
-        return {k: v.detach().clone() for k, v in self.values.items()}
+        """The tensors, copied; nothing where they are live."""
+        return {} if self.live else {k: v.detach().clone() for k, v in self.values.items()}
 
     def commit(self) -> None:
         """What `tensors` gives from now on."""
+        if self.live:
+            return
         out = {f"value.{k}": v.detach() for k, v in self.values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
         out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds], dtype=torch.float64)
         for name, p in self.values.items():
@@ -203,11 +211,13 @@ class Parameters:
         self._committed = {k: v.clone() for k, v in out.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state after the last finished iteration, as a flat dictionary for a safetensors file."""
-        return {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
+        """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty where they are live."""
+        return {} if self.live else {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave; ValueError for anything else."""
+        if self.live:
+            raise ValueError("resume is given, but this method trains weights of the model, whose state is not kept; train anew")
         wanted = {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)}
         if missing := wanted - set(tensors):
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
@@ -224,6 +234,10 @@ class Parameters:
 
     def record(self, config: TrainConfig, header: Header, losses: tuple[float, float]) -> Record:
         """What the last iteration did."""
-        values = {k: v.detach().cpu().float().clone() for k, v in self.values.items()}
+
+        def copied() -> dict[str, Tensor]:
+            return {k: v.detach().cpu().float().clone() for k, v in self.values.items()}
+
+        values = {} if self.live else copied()
         more = (self.iteration, config.iterations, losses[0], self.forwards, self.seconds, self)
-        return Record(*more, made=lambda: self.made(header, values))
+        return Record(*more, made=lambda: self.made(header, values or copied()))

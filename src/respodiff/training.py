@@ -178,7 +178,7 @@ def decayed(config: TrainConfig, iteration: int) -> float:
     return (1 - iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
 
 
-def _update(adam: torch.optim.Adam, lr: float, loss: Tensor) -> None:
+def _update(adam: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
     adam.param_groups[0]["lr"] = lr
     adam.zero_grad(set_to_none=True)
     loss.backward()

@@ -85,7 +85,8 @@ def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any
     """The header of an artefact of a method that was made for a pipeline."""
     model, settings = backbone(pipe), json.loads(json.dumps(asdict(config)))
     base = {"base_model": model_name(pipe), "base_digest": config_digest(model), "base_weights": weights_digest(model), "site": ""}
-    return Header.of(concept, **{**base, "library": __version__, "method": method, "format": METHOD_FORMAT, "train": settings, **more})
+    header = Header.of(concept, **base, library=__version__, method=method, format=METHOD_FORMAT, train=settings)
+    return replace(header, **more)
 
 
 def artefact_header(**more: Any) -> dict[str, Any]:
