@@ -149,8 +149,11 @@ def test_bad_input_is_one_line(pipe: Any) -> None:
     wrong = lambda pictures: torch.zeros(len(pictures), 3)  # noqa: E731
     for call, said in (
         (lambda: uce.fit(pipe, WOMAN), "method 'uce' needs a classifier of pictures for fairness concepts; give classify="),
-        (lambda: uce.fit(pipe, alone, classify=wrong), "concept 'hat' has no alternatives; debiasing needs them"),
-        (lambda: uce.fit(pipe, WOMAN, uce.settings(**SHORT), classify=wrong), r"classify gave logits of shape \(4, 3\) for 4 pictures"),
+        (lambda: uce.fit(pipe, alone, classify=wrong), "concept 'hat' has no alternatives, and a distribution needs them"),
+        (
+            lambda: uce.fit(pipe, WOMAN, uce.settings(**SHORT), classify=wrong),
+            r"classify gave \(4, 3\) for 4 pictures; allowed: logits of shape \(4, 2\)",
+        ),
         (lambda: uce.settings(lam=0), "lam is 0; allowed: a finite number above 0"),
         (lambda: uce.settings(subjects="doctor"), "subjects is 'doctor'; allowed: one text or more"),
         (lambda: uce.settings(form="doctor"), "form is 'doctor'; allowed: a text with {} where the subject goes"),

@@ -29,6 +29,8 @@ NAMES: dict[str, str] = {
     "sld-max": "sld",
     "esd-x": "esd",
     "esd-u": "esd",
+    "fdf": "fdf",
+    "bact": "bact",
     "uce": "uce",
     "slider": "slider",
     "respodiff": "own",

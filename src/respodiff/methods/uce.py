@@ -26,6 +26,7 @@ from respodiff.denoiser import latent_shape
 from respodiff.learners import Record
 from respodiff.methods.artefact import Artefact, Classify, header_of, require_unet
 from respodiff.methods.base import Method, applied
+from respodiff.methods.pictures import alternatives, check_subjects, classified
 from respodiff.methods.subjects import PROFESSIONS
 from respodiff.methods.weights import apply
 from respodiff.module_file import Header
@@ -69,11 +70,9 @@ class UceConfig:
         for name in ("images", "steps", "rounds"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a whole number of at least 1")
-        if isinstance(self.subjects, str) or not self.subjects or not all(isinstance(s, str) and s.strip() for s in self.subjects):
-            raise ValueError(f"subjects is {self.subjects!r}; allowed: one text or more, such as ('doctor', 'nurse')")
-        for name in ("form", "draw"):
-            if "{}" not in getattr(self, name):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a text with {{}} where the subject goes")
+        check_subjects(self.subjects, self.draw)
+        if "{}" not in self.form:
+            raise ValueError(f"form is {self.form!r}; allowed: a text with {{}} where the subject goes")
 
 
 @torch.no_grad()
@@ -114,7 +113,7 @@ def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> It
 
 def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[Record]:
     began, forwards = time.perf_counter(), 0
-    classes = (concept.target, *concept.opposites)
+    classes = alternatives(concept)
     sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
     attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
     pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
@@ -149,11 +148,7 @@ def _shares(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Cl
         guidance_scale=config.guidance,
         output_type="pt",
     ).images
-    logits = classify(pictures.float())
-    if logits.shape != (config.images, classes):
-        raise ValueError(
-            f"classify gave logits of shape {tuple(logits.shape)} for {config.images} pictures; allowed: ({config.images}, {classes})"
-        )
+    logits = classified(classify, pictures.float(), classes)
     return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
 
 
@@ -161,8 +156,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     require_unet(pipe, "uce")
     if concept.kind == "safety":
         return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
-    if not concept.opposites:
-        raise ValueError(f"concept {concept.name!r} has no alternatives; debiasing needs them: give a known concept, or --opposite TEXT")
+    alternatives(concept)
     assert classify is not None  # Method.train saw to it
     whole = replace(concept, name=concept.attribute or concept.name)
     return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
