@@ -47,7 +47,7 @@ def test_every_name_is_a_method_of_that_name() -> None:
 
 def test_bad_input_is_one_line(pipe: Any) -> None:
     for call, said in (
-        (lambda: method("magic"), "method is 'magic'; allowed: plain, prompt,"),
+        (lambda: method("magic"), "method is 'magic'; allowed: respodiff, plain, prompt,"),
         (lambda: method("prompt").settings(strength=2), "setting 'strength' is unknown; method 'prompt' has: adjective, suffix, switch"),
         (lambda: method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
         (lambda: method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
@@ -114,7 +114,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
     [
         (lambda t, h: t["a"].add_(1), "is damaged: its header says digest"),
         (lambda t, h: h.update(train={"rank": 9}), "is damaged: its header says digest"),
-        (lambda t, h: h.update(method="magic"), "is of method 'magic'; this version knows plain, prompt"),
+        (lambda t, h: h.update(method="magic"), "is of method 'magic'; this version knows respodiff, plain"),
         (lambda t, h: h.update(format="respodiff-method-9"), "has format 'respodiff-method-9'; this version reads 'respodiff-method-1'"),
         (lambda t, h: t["a"].fill_(float("nan")), "tensor 'a' holds NaN or infinite values"),
         (lambda t, h: h.pop("target"), "has a header without 'target'"),

@@ -15,7 +15,7 @@ from respodiff.concepts import Concept
 from respodiff.generation import counted
 from respodiff.methods import applied, method
 from respodiff.methods.prompts import rewriting, rewritten
-from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, safety_guidance
+from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, fitting, safety_guidance
 
 
 @pytest.fixture(params=["sd", "sdxl"])
@@ -183,6 +183,16 @@ def test_settings_of_sld_that_make_no_sense_are_refused() -> None:
         with pytest.raises(ValueError, match=said):
             method("sld-medium").settings("safety", **changes)
     assert TEXT.startswith("hate, harassment, violence") and TEXT.count(",") == 19
+
+
+def test_phrases_that_the_model_does_not_read_are_left_out() -> None:
+    pipe = MAKE["sd"]()
+    with pytest.warns(UserWarning, match="the safety text is longer than this model reads: from '[a-z ]+' on it is left out"):
+        found = fitting(pipe, [TEXT])
+    assert TEXT.startswith(found) and found.startswith("hate, harassment")
+    assert fitting(pipe, ["violence, blood", "blood"]) == "violence, blood"
+    with pytest.raises(ValueError, match="has no phrase that this model can read; give shorter ones"):
+        fitting(pipe, ["very " * 40])
 
 
 def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,8 +29,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a module file: prompts, base model, shape, size of both tensors."""
+    from respodiff.methods.artefact import is_artefact
     from respodiff.module_file import load
 
+    if is_artefact(module):
+        return _tell_artefact(module, (model, device, dtype), as_json)
     found: list[str] = []
     m = load(module)
     if model:
@@ -39,6 +42,7 @@ def inspect(
         found = misfits(open_model(model, device, dtype), m)
     h = m.header
     result = {
+        "method": h.method,
         "concept": h.concept,
         "target": h.target,
         "neutral": h.neutral,
@@ -58,6 +62,20 @@ def inspect(
     lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
     lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
     finish(result, "\n".join(lines), as_json)
+
+
+def _tell_artefact(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
+    """The same of what a method other than RespoDiff made."""
+    from respodiff.methods.artefact import artefact_misfits, load
+
+    m: Any = load(path)
+    found = artefact_misfits(open_model(*model), m) if model[0] else []
+    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "library")
+    result = {k: getattr(m.header, k) for k in names}
+    result |= {"tensors": len(m.tensors), "numbers": sum(t.numel() for t in m.tensors.values()), "digest": m.digest}
+    lines = [f"{k:<12}{v}" for k, v in result.items()]
+    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in m.settings.items()), *(f"warning     {w}" for w in found)]
+    finish({**result, "train": dict(m.settings), "warnings": found}, "\n".join(lines), as_json)
 
 
 def main() -> None:

@@ -139,6 +139,8 @@ def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safet
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+    if any(m.header.method == "bact" for m in (*modules, *safety)):
+        settings |= {"batch": config.batch}  # its pictures depend on one another
     return settings | ({"suite_digest": suite_digest} if suite_digest else {})
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from respodiff.methods.base import Method, applied, method
 
 NAMES: dict[str, str] = {
+    "respodiff": "own",
     "plain": "prompts",
     "prompt": "prompts",
     "prompt-switch": "prompts",
@@ -33,7 +34,6 @@ NAMES: dict[str, str] = {
     "bact": "bact",
     "uce": "uce",
     "slider": "slider",
-    "respodiff": "own",
     "respodiff-paper": "own",
 }
 """Name of every method -> the module of this package that holds it (imported when first asked for)."""

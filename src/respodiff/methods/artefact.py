@@ -119,6 +119,14 @@ def load(path: str | Path) -> Entry:
     return found
 
 
+def is_artefact(path: str | Path) -> bool:
+    """Whether a file is of a method that has an `Artefact`; False for what cannot be read."""
+    try:
+        return bool(read_tensors(Path(path))[1].get("format") == METHOD_FORMAT)
+    except (OSError, ValueError):
+        return False
+
+
 def require_unet(pipe: Any, method: str) -> None:
     """ValueError for a pipeline that the methods beside RespoDiff do not know: transformers, and embedded guidance."""
     if adapter(pipe).model != "unet":

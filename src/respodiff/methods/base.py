@@ -62,6 +62,14 @@ class Method:
             raise ValueError(f"setting {unknown[0]!r} is unknown; method {self.name!r} has: {', '.join(known) or 'none'}")
         return self.config(**{**self.defaults(kind), **changes})
 
+    def check(self, concept: Concept) -> None:
+        """ValueError for a concept of a kind that the method does not take."""
+        if concept.kind not in self.kinds:
+            raise ValueError(
+                f"method {self.name!r} takes {' and '.join(self.kinds)} concepts, {concept.name!r} is a {concept.kind} concept; "
+                "choose another method or concept"
+            )
+
     def train(
         self,
         pipe: Any,
@@ -81,11 +89,7 @@ class Method:
         Raises:
             ValueError: for a concept or settings that the method cannot take, before anything is computed.
         """
-        if concept.kind not in self.kinds:
-            raise ValueError(
-                f"method {self.name!r} takes {' and '.join(self.kinds)} concepts, {concept.name!r} is a {concept.kind} concept; "
-                "choose another method or concept"
-            )
+        self.check(concept)
         if concept.kind in self.classifies and classify is None:
             raise ValueError(
                 f"method {self.name!r} needs a classifier of pictures for {concept.kind} concepts; give classify=, or --judge NAME on the command line"

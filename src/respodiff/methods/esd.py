@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class EsdConfig(TrainConfig):
     gain: float = 1.0
     limit: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    decay: Any = "constant"
+    decay: Literal["constant", "sqrt"] = "constant"
     batch: int = 4
     refresh: int = 1_000_000
 

@@ -57,7 +57,7 @@ class FdfConfig(SliderConfig):
     batch: int = 12
     steps: int = 10
     refresh: int = 1
-    decay: Any = "constant"
+    decay: Literal["constant", "sqrt"] = "constant"
     where: Literal["all", "self", "cross"] = "cross"
     subjects: tuple[str, ...] = PROFESSIONS
     draw: str = "image of {}"

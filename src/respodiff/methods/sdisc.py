@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class SdiscConfig(TrainConfig):
     gain: float = 1.0
     limit: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    decay: Any = "constant"
+    decay: Literal["constant", "sqrt"] = "constant"
     batch: int = 8
     rollouts: int = 96
     refresh: int = 1_000_000

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from respodiff.methods.artefact import Artefact, Classify, header_of, require_un
 from respodiff.methods.base import Method
 from respodiff.methods.calls import Entries, ModelCall, take_rows, watched
 from respodiff.methods.prompts import Texts, built
+from respodiff.pipelines import check_length
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
@@ -97,6 +98,7 @@ class _Momentum:
 def apply(pipe: Any, entries: Entries) -> Iterator[None]:
     """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - strength g."""
     texts, memory, warned = Texts(pipe), _Momentum(), [False]
+    away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in entries.rows if row}
 
     def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
         images = [i for i, row in enumerate(call.entries) if row]
@@ -109,7 +111,8 @@ def apply(pipe: Any, entries: Entries) -> Iterator[None]:
             return None
         index = torch.tensor(images, device=e.device)
         cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-        es = _predicted(pipe, texts, call, args, kwargs, cond)
+        wanted = [away[tuple(id(a) for a in call.entries[i])] for i in images]
+        es = _predicted(pipe, texts, wanted, args, kwargs, cond, len(e))
         e0, ep = e[uncond].float(), e[cond].float()
         nu = memory.at(call.step, e[call.passes["cond"]].float())
         g = torch.zeros_like(ep)
@@ -127,14 +130,27 @@ def apply(pipe: Any, entries: Entries) -> Iterator[None]:
         yield
 
 
-def _predicted(pipe: Any, texts: Texts, call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], cond: Tensor) -> Tensor:
-    """e(S) (B, C, H, W) of the images at their conditional rows."""
-    rows = sum(s.stop - s.start for s in call.passes.values())
+def _predicted(
+    pipe: Any, texts: Texts, wanted: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], cond: Tensor, rows: int
+) -> Tensor:
+    """e(S) (B, C, H, W) of the images at their conditional rows, for the texts ``wanted``."""
     positional, named = (take_rows(value, rows, cond) for value in (args, kwargs))
-    wanted = [call.entries[int(i) - call.passes["cond"].start] for i in cond]
-    named = texts.replaced(named, {k: ", ".join(dict.fromkeys(safety_text(a) for a in row)) for k, row in enumerate(wanted)})
-    es: Tensor = backbone(pipe)(*positional, **named)[0]
+    es: Tensor = backbone(pipe)(*positional, **texts.replaced(named, dict(enumerate(wanted))))[0]
     return es.float()
+
+
+def fitting(pipe: Any, texts: Sequence[str]) -> str:
+    """The texts together, without repeats; phrases at the end that the model would not read are left out, with a warning."""
+    phrases = list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
+    for n in range(len(phrases), 0, -1):
+        try:
+            check_length(pipe, [", ".join(phrases[:n])])
+        except ValueError:
+            continue
+        if n < len(phrases):
+            warnings.warn(f"the safety text is longer than this model reads: from {phrases[n]!r} on it is left out", stacklevel=4)
+        return ", ".join(phrases[:n])
+    raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
 def safety_text(artefact: Artefact) -> str:
