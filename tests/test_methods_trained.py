@@ -12,6 +12,7 @@ from torch import Tensor
 
 from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
 from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser
 from respodiff.generation import counted
 from respodiff.methods import load, method
@@ -252,3 +253,20 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for changes, said in (({"rank": 0}, "rank is 0"), ({"alpha": 0.0}, "alpha is 0.0"), ({"where": "some"}, "where is 'some'")):
         with pytest.raises(ValueError, match=said):
             method("slider").settings(**changes)
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    wanted: dict[str, dict[str, Any]] = {
+        "slider": {"rank": 4, "alpha": 1.0, "target_guidance": 2.0, "iterations": 200, "ram_lr": 2e-3, "objective": "contrast", "where": "all"},
+        "sdisc": {"ram_lr": 0.1, "batch": 8, "rollouts": 96, "iterations": 400, "gain": 1.0, "limit": 0.0, "mu": 0.0, "decay": "constant"},
+        "esd-x": {"target_guidance": 2.0, "ram_lr": 5e-5, "iterations": 200, "batch": 4, "mu": 0.0},
+        "fdf": {"batch": 12, "steps": 10, "iterations": 60, "ram_lr": 1e-3, "uncertain": 0.2, "where": "cross", "decay_weights": 0.01},
+        "bact": {"rollouts": 288, "steps": 20, "distance": "chi2", "shares": ()},
+        "uce": {"lam": 0.5, "edit_weight": 1.0, "keep_weight": 1.0, "images": 10, "steps": 20, "rounds": 30, "tolerance": 0.05},
+    }  # fmt: skip
+    for name, values in wanted.items():
+        found = method(name).settings()
+        assert {k: getattr(found, k) for k in values} == values
+    for kind in ("fairness", "safety"):
+        own, paper = method("respodiff").settings(kind), method("respodiff-paper").settings(kind)
+        assert own == TrainConfig.preset("default", kind) and paper == TrainConfig.preset("paper", kind)

@@ -41,15 +41,9 @@ def inspect(
 
         found = misfits(open_model(model, device, dtype), m)
     h = m.header
+    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model")
     result = {
-        "method": h.method,
-        "concept": h.concept,
-        "target": h.target,
-        "neutral": h.neutral,
-        "negative": h.negative,
-        "kind": h.kind,
-        "attribute": h.attribute,
-        "base_model": h.base_model,
+        **{k: getattr(h, k) for k in names},
         "site": h.site,
         "shape": list(m.shape),
         "norm_ram": m.ram.norm().item(),

@@ -42,7 +42,8 @@ class Examples(Protocol):
     """What a source gives: ``forwards`` UNet evaluations went into it."""
 
     @property
-    def forwards(self) -> int: ...
+    def forwards(self) -> int:
+        """UNet evaluations."""
 
     def batch(self, iteration: int, size: int) -> dict[str, Any]:
         """A batch of ``size``, which depends on seed and iteration alone."""

@@ -48,14 +48,17 @@ class Artefact:
 
     @property
     def name(self) -> str:
+        """The concept's, or the attribute's."""
         return self.header.concept
 
     @property
     def method(self) -> str:
+        """Key in `respodiff.methods.NAMES`."""
         return self.header.method
 
     @property
     def settings(self) -> Mapping[str, Any]:
+        """What it was made with."""
         return self.header.train
 
     @property

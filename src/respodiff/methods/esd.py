@@ -71,6 +71,7 @@ class Phrase(Rollouts):
         self.target, self.needs = erase, ("empty", "negative")
 
     def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
+        """Nothing: the frozen model."""
         return nullcontext()
 
 
@@ -82,6 +83,7 @@ class Turns:
 
     @property
     def forwards(self) -> int:
+        """UNet evaluations that all pools took."""
         return sum(p.forwards for p in self.pools)
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:

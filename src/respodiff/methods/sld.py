@@ -89,6 +89,7 @@ class _Momentum:
     nu: Tensor | None = None
 
     def at(self, step: int, like: Tensor) -> Tensor:
+        """nu (B, C, H, W) at a step: zero at the first."""
         if step == 0 or self.nu is None or self.nu.shape != like.shape:
             self.nu = torch.zeros_like(like)
         return self.nu

@@ -62,6 +62,7 @@ class LoraRollouts(Rollouts):
     """Rollouts of the neutral prompt with the slider in effect on all rows."""
 
     def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
+        """A and B in effect on all rows, not on ``rows`` alone; None is nothing."""
         return attached(self.denoiser.model, delta, scale(self.config)) if delta else nullcontext()
 
 
