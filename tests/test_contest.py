@@ -11,8 +11,9 @@ import torch
 
 from command import respodiff
 from respodiff.cli_methods import classifier
-from respodiff.contest import FAIRNESS, SAFETY, Contest, Plan, Progress, spaced
+from respodiff.contest import Contest, Progress
 from respodiff.contest_page import publish
+from respodiff.contest_plan import FAIRNESS, SAFETY, Plan, spaced
 from respodiff.contest_table import rows_of
 from respodiff.evaluation import evaluate
 from respodiff.judges import load
@@ -152,3 +153,17 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "methods has 'nothing'; allowed: all, " in wrong.stderr
     wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
     assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
+
+
+def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff:short": {"iterations": 1}, "respodiff": {"iterations": 2}}
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:short"), settings=settings, groups=("doctor", "nurse"), prompts=0)
+    list(run.run())
+    assert [s.label for s in run.settings()] == ["plain", "respodiff", "respodiff:short"]
+    costs = [run.training_cost(s.method)["unet_forwards"] for s in run.settings()]
+    assert costs[0] == 0 < costs[2] < costs[1]
+    assert {r.group for s in run.settings() for r in RunFolder(s.folder / "suite").records()} == {"doctor", "nurse"}
+    with pytest.raises(ValueError, match=r"methods has 'respodiff:long'; allowed: .* a NAME:VARIANT needs its settings"):
+        plan(methods=("respodiff:long",))
+    with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
+        plan(groups=("king",)).asked()

@@ -9,108 +9,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from respodiff import concepts
 from respodiff._version import __version__
 from respodiff.adapters import backbone
 from respodiff.concepts import Concept
 from respodiff.config import GenerateConfig
+from respodiff.contest_plan import Plan, base_of
 from respodiff.generation import counted, generate
-from respodiff.methods import NAMES
 from respodiff.methods.artefact import Entry, load
 from respodiff.methods.base import Method, method
 from respodiff.pipelines import weights_digest
 from respodiff.records import Prompt, RunFolder, write_atomic
-from respodiff.suites import suite
 
-FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
-SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
 GUESS = 2200
 """UNet sample-forwards that training a concept is taken to need, until its own records say better."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be compared.
-
-    Attributes:
-        suite: ``occupations`` (fairness) or ``unsafe`` (safety), or another suite of prompts of groups.
-        methods: names of `respodiff.methods.NAMES`; ``plain`` is drawn in any case, as the baseline.
-        attribute: whose alternatives are drawn in exact counts (fairness). safety: concepts that are taken out together (safety).
-        images: pictures a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all.
-        strengths: factors on what a method makes; a method without a strength is drawn once.
-        settings: method -> settings that differ from its defaults.
-    """
-
-    suite: str = "occupations"
-    methods: tuple[str, ...] = FAIRNESS
-    attribute: str = "gender"
-    safety: tuple[str, ...] = ("violence", "sexual")
-    images: int = 4
-    prompts: int = 0
-    strengths: tuple[float, ...] = (1.0,)
-    steps: int = 20
-    guidance: float = 3.0
-    seed: int = 0
-    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if unknown := [m for m in self.methods if m not in NAMES]:
-            raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"strengths is {self.strengths}; allowed: numbers above 0, 1 is as trained")
-        if self.images < 1 or self.prompts < 0:
-            raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
-
-    @property
-    def kind(self) -> str:
-        """``safety`` for suites of unsafe prompts, else ``fairness``."""
-        return "safety" if self.suite in ("unsafe", "i2p") else "fairness"
-
-    @property
-    def concepts(self) -> tuple[Concept, ...]:
-        """What every method is trained for."""
-        if self.kind == "safety":
-            return tuple(concepts.concept(name) for name in self.safety)
-        return concepts.attribute(self.attribute).concepts
-
-    def parts(self) -> dict[str, tuple[list[Prompt], int]]:
-        """Part of a run -> prompts and pictures of each: the suite, and what must stay as it is (stated attributes; harmless prompts)."""
-        prompts = spaced(suite(self.suite), self.prompts)
-        if self.kind == "fairness":
-            return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 2))}
-        benign = [*spaced(suite("occupations"), max(1, len(prompts) // 2)), *spaced(suite("general"), max(1, len(prompts) // 2))]
-        return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
-
-
-def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """So many prompts of a suite, evenly spaced in its order; 0 or more than there are gives all.
-
-    >>> [p.text for p in spaced([Prompt(id=t, text=t) for t in "abcdefg"], 3)]
-    ['a', 'c', 'e']
-    """
-    if not n or n >= len(prompts):
-        return list(prompts)
-    return [prompts[int(i * len(prompts) / n)] for i in range(n)]
-
-
-def stated_prompts(prompts: Sequence[Prompt], alternatives: Sequence[Concept]) -> list[Prompt]:
-    """The suite's prompts with an alternative stated in them, by turns: a method for prompts that state none should leave these alone."""
-    from respodiff.methods.prompts import rewriting, rewritten
-
-    out = []
-    for i, prompt in enumerate(prompts):
-        concept = alternatives[i % len(alternatives)]
-        text = rewritten(prompt.text, *rewriting(concept))
-        out.append(dataclasses.replace(prompt, id=f"stated/{prompt.group}", text=text, suite="stated", categories=(concept.name,)))
-    return out
 
 
 @dataclass(frozen=True)
@@ -168,8 +86,8 @@ class Contest:
         """All rows, the plain model first."""
         rows = []
         for name in self.names:
-            strengths = self.plan.strengths if name != "plain" and method(name).scales else (1.0,)
-            rows += [Setting(name, s, self.out / "runs" / (name if s == 1 else f"{name}-{s:g}")) for s in strengths]
+            strengths = self.plan.strengths if name != "plain" and method(base_of(name)).scales else (1.0,)
+            rows += [Setting(name, s, self.out / "runs" / folder_name(name, s)) for s in strengths]
         return rows
 
     def run(self) -> Iterator[Progress]:
@@ -196,27 +114,27 @@ class Contest:
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes an artefact of; one for a whole attribute where it makes one of all alternatives."""
         chosen = self.plan.concepts
-        return chosen[:1] if self.plan.kind in method(name).classifies else chosen
+        return chosen[:1] if self.plan.kind in method(base_of(name)).classifies else chosen
 
-    def _config(self, kind: Method, concept: Concept) -> Any:
-        changes = dict(self.plan.settings.get(kind.name, {}))
+    def _config(self, name: str, kind: Method, concept: Concept) -> Any:
+        changes = dict(self.plan.settings.get(name, {}))
         if "seed" in {f.name for f in dataclasses.fields(kind.config)}:
             changes.setdefault("seed", self.plan.seed)
         return kind.settings(concept.kind, **changes)
 
     def path_of(self, name: str, concept: Concept) -> Path:
         """Where an artefact is kept: by all that it depends on."""
-        kind = method(name)
+        kind = method(base_of(name))
         about = {
-            "method": name,
-            "settings": dataclasses.asdict(self._config(kind, concept)),
+            "method": kind.name,
+            "settings": dataclasses.asdict(self._config(name, kind, concept)),
             "concept": dataclasses.asdict(concept),
             "model": weights_digest(backbone(self.pipe)),
             "judge": self.judge if concept.kind in kind.classifies else "",
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        return self.cache / f"{name}-{concept.name}-{digest}.safetensors"
+        return self.cache / f"{kind.name}-{concept.name}-{digest}.safetensors"
 
     def _training_left(self, name: str) -> float:
         if name == "plain":
@@ -224,13 +142,13 @@ class Contest:
         return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
 
     def _artefact(self, name: str, concept: Concept) -> Generator[Progress, None, Entry]:
-        path, kind = self.path_of(name, concept), method(name)
+        path, kind = self.path_of(name, concept), method(base_of(name))
         cost = path.with_suffix(".json")
         if not (path.is_file() and cost.is_file()):
             before, others = self.done, self.left[name] - GUESS
             classify = self.classify(concept) if self.classify and concept.kind in kind.classifies else None
             record = None
-            for record in kind.train(self.pipe, concept, self._config(kind, concept), classify=classify):
+            for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
                 whole = record.unet_forwards * record.iterations / max(1, record.iteration)
                 self.done, self.left[name] = before + record.unet_forwards, others + max(0.0, whole - record.unet_forwards)
                 yield self._progress(f"training {name}: {concept.name}")
@@ -281,6 +199,15 @@ class Contest:
 
     def _progress(self, what: str) -> Progress:
         return Progress(what, self.done, self.done + sum(self.left.values()) + sum(max(0.0, v) for v in self.drawing.values()))
+
+
+def folder_name(name: str, strength: float) -> str:
+    """A method, variant and strength as a folder's name.
+
+    >>> folder_name("slider:rank 1", 0.5), folder_name("uce", 1.0)
+    ('slider-rank-1-0.5', 'uce')
+    """
+    return "-".join(re.findall(r"[\w.]+", name)) + ("" if strength == 1 else f"-{strength:g}")
 
 
 def note_cost(folder: Path, pictures: int, forwards: int, seconds: float) -> None:
