@@ -14,7 +14,7 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
 from respodiff.config import GenerateConfig
-from respodiff.generation import generate
+from respodiff.generation import counted, generate
 from respodiff.methods import NAMES, NOT_TRAINED, Artefact, applied, load, method
 from respodiff.methods.artefact import header_of
 from respodiff.methods.prompts import PlainConfig
@@ -207,6 +207,21 @@ def test_a_picture_is_that_of_its_own_prompt(pipe: Any) -> None:
     found = [i for _, i in generate(pipe, [Prompt("d", "a doctor")], [woman], CONFIG)]
     wanted = [i for _, i in generate(pipe, [Prompt("d", "a female doctor")], [], CONFIG)]
     assert all(max(abs(a - b) for a, b in zip(x.tobytes(), y.tobytes(), strict=True)) <= 1 for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative", "sld-max", "uce", "slider", "esd-x"])
+def test_run_folders_of_sdxl_and_what_a_picture_costs(name: str, tmp_path: Path) -> None:
+    xl = strong(MAKE["sdxl"]())
+    concept = WOMAN if method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
+    more = {"iterations": 1, "batch": 1, "steps": 2, "rollouts": 1} if name in ("slider", "esd-x") else {}
+    made = method(name).fit(xl, concept, method(name).settings(concept.kind, **more))
+    before = state(xl)
+    with counted(xl.unet) as forwards:
+        drawn = list(generate(xl, ["a street"], [made], CONFIG, out=tmp_path / "run"))
+    assert forwards[0] == 4 * CONFIG.steps * (3 if name.startswith("sld") else 2) and unchanged(before, state(xl))
+    plain = [i.tobytes() for _, i in generate(xl, ["a street"], [], CONFIG)]
+    assert len(drawn) == 4 and {r.method for r, _ in drawn} == {name}
+    assert name in ("slider", "esd-x") or all(i.tobytes() != p for (_, i), p in zip(drawn, plain, strict=True))
 
 
 def test_safety_methods_are_on_every_picture_and_named(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:

@@ -209,7 +209,8 @@ def test_guidance_of_two_pictures_by_hand() -> None:
         for i in range(3):
             for k in range(2):
                 gradient[i] += slope[k] / 3 * p[i, k] * (w[k] - (p[i][:, None] * w).sum(0))
-        assert torch.allclose(found, x - 0.8 * 3 * gradient)
+        size = sum((w[k] - (w[0] + w[1]) / 2).square().sum() for k in range(2)) / 2
+        assert torch.allclose(found, x - 0.8 * 3 * gradient / size)
         less = divergence((found @ w.T + b).softmax(1).mean(0), reference, distance)
         assert less < divergence(mean, reference, distance)
 
@@ -278,7 +279,8 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
         p = (x @ tensors["weight"][b].T + tensors["bias"][b]).softmax(1).mean(0)
         ((p - reference) ** 2 / reference).sum().backward()
         assert x.grad is not None
-        wanted[rows] = ((x - 3.0 * 2 * x.grad) * 0.5).detach().view(2, 32, 4, 4)
+        size = (tensors["weight"][b][0] - tensors["weight"][b][1]).square().sum() / 4
+        wanted[rows] = ((x - 3.0 * 2 * x.grad / size) * 0.5).detach().view(2, 32, 4, 4)
     assert close(seen["after"], wanted, 1e-5) and not close(seen["after"], seen["before"], 1e-3)
     assert torch.equal(seen["after"][:5], seen["before"][:5]) and torch.equal(seen["after"][9], seen["before"][9])
     with pytest.warns(UserWarning, match="bact balances pictures of one prompt in one batch, and here is one alone"):

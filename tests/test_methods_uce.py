@@ -143,6 +143,24 @@ def test_an_exception_leaves_the_model_as_it_was(pipe: Any, mixed: bool) -> None
     assert unchanged(before, state(pipe))
 
 
+def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
+    one, before, prompts = method("uce").fit(pipe, VIOLENCE), state(pipe), ["violence", "violence"]
+    other = type(pipe)(**pipe.components, **({} if hasattr(pipe, "tokenizer_2") else {"requires_safety_checker": False}))
+    other.set_progress_bar_config(disable=True)
+    plain, changed = latents(pipe, prompts), latents(pipe, prompts, one)
+    for entries in (one, [one, None]):
+        with applied(pipe, entries):
+            assert torch.equal(latents(other, prompts), plain)
+            assert close(latents(pipe, prompts)[:1], changed[:1], 1e-3) and not close(changed, plain, 1e-3)
+    with applied(pipe, one):
+        with pytest.raises(ZeroDivisionError):
+            pipe.unet.mid_block.register_forward_hook(lambda *_: 1 // 0)
+            latents(pipe, prompts)
+        pipe.unet.mid_block._forward_hooks.clear()
+        assert close(latents(pipe, prompts), changed)
+    assert unchanged(before, state(pipe))
+
+
 def test_bad_input_is_one_line(pipe: Any) -> None:
     uce = method("uce")
     alone = Concept("hat", "a person with a hat")

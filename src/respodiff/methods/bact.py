@@ -3,10 +3,11 @@
 Heads g_b, one per bin of timesteps, tell from h which alternative a picture will show; they are trained with cross-entropy on pictures that
 the model draws and a classifier labels. While drawing N pictures of a prompt, at every step, with x = h / scale (the rms of h),
 
-    p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i
+    p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
 on the conditional rows, straight behind the mid block; the up blocks go on from the new h. The authors' code was not to be had: D and the
-unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``).
+unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
+the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class BactConfig(TrainConfig):
         gamma: step of the guidance. distance: D. shares: reference, in the order target, opposites; empty: equal.
     """
 
-    iterations: int = 400
-    ram_lr: float = 1e-3
+    iterations: int = 200
+    ram_lr: float = 3e-5
     mu: float = 0.0
     gain: float = 1.0
     limit: float = 0.0
@@ -59,7 +60,7 @@ class BactConfig(TrainConfig):
     subjects: tuple[str, ...] = PROFESSIONS
     draw: str = "image of {}"
     decay_weights: float = 0.1
-    gamma: float = 10.0
+    gamma: float = 5.0
     distance: Literal["chi2", "squared"] = "chi2"
     shares: tuple[float, ...] = ()
 
@@ -88,7 +89,8 @@ def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: 
         x = x.detach().requires_grad_()
         p = (x @ weight.T + bias).softmax(1).mean(0)
         (gradient,) = torch.autograd.grad(divergence(p, reference, distance), x)
-    return (x - gamma * len(x) * gradient).detach()
+    size = (weight - weight.mean(0)).square().sum(1).mean().clamp(min=1e-12)
+    return (x - gamma * len(x) * gradient / size).detach()
 
 
 @dataclass(frozen=True)

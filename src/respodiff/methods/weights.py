@@ -1,7 +1,7 @@
 """Methods that change the UNet's own weights: what is stored is the difference, and it is in effect inside of a block alone.
 
-Where all images of a call get the same, the parameters are swapped for the time of the block; the originals are kept as they are and put
-back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is drawn as if alone.
+Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline; the originals
+are kept as they are and put back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is drawn as if alone.
 """
 
 from __future__ import annotations
@@ -96,15 +96,31 @@ def apply(pipe: Any, entries: Entries) -> Iterator[None]:
     model: nn.Module = backbone(pipe)
     kinds: dict[tuple[int, ...], tuple[Artefact, ...]] = {tuple(id(a) for a in row): row for row in entries.rows}
     values = {key: changed(model, row) for key, row in kinds.items() if row}
+    if len(kinds) == 1:
+        with _whole(pipe, entries, next(iter(values.values()))):
+            yield
+        return
     with ExitStack() as stack:
         call = stack.enter_context(watched(pipe, entries))
-        if len(kinds) == 1:
-            stack.enter_context(swapped(next(iter(values.values()))))
-        else:
-            for module in {module for change in values.values() for module, _ in change}:
-                own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
-                handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
-                stack.callback(handle.remove)
+        for module in {module for change in values.values() for module, _ in change}:
+            own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
+            handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _whole(pipe: Any, entries: Entries, values: Mapping[Owner, Tensor]) -> Iterator[None]:
+    """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
+    held = ExitStack()
+
+    def before(_call: ModelCall, _args: Any, _kwargs: Any) -> None:
+        held.enter_context(swapped(values))
+
+    def after(_call: ModelCall, _args: Any, _kwargs: Any, _e: Tensor) -> None:
+        held.close()
+
+    with held, watched(pipe, entries, before, after):
         yield
 
 
