@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from respodiff.generation import generate
     from respodiff.imports import import_folder
     from respodiff.judges import load_judge
+    from respodiff.methods import applied, method
     from respodiff.module_file import ConceptModule, load
     from respodiff.pipelines import load_pipeline
     from respodiff.policies import assign
@@ -30,6 +31,8 @@ _HOME = {
     "TrainConfig": "config",
     "evaluate": "evaluation",
     "GenerateConfig": "config",
+    "applied": "methods",
+    "method": "methods",
     "generate": "generation",
     "import_folder": "imports",
     "load_judge": "judges",
@@ -49,6 +52,7 @@ __all__ = [
     "GenerateConfig",
     "TrainConfig",
     "__version__",
+    "applied",
     "assign",
     "concept",
     "evaluate",
@@ -58,6 +62,7 @@ __all__ = [
     "load",
     "load_judge",
     "load_pipeline",
+    "method",
     "report",
     "steer",
     "train",

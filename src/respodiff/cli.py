@@ -11,11 +11,11 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from respodiff import cli_generate, cli_import, cli_measure, cli_models, cli_train, demo  # noqa: F401  (they register their verbs)
+from respodiff import cli_compare, cli_generate, cli_import, cli_measure, cli_models, cli_train, demo  # noqa: F401  (they register their verbs)
 from respodiff.console import Device, Dtype, Json, Seed, app, finish, open_model, words
 
 
@@ -29,8 +29,11 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a module file: prompts, base model, shape, size of both tensors."""
+    from respodiff.methods.artefact import is_artefact
     from respodiff.module_file import load
 
+    if is_artefact(module):
+        return _tell_artefact(module, (model, device, dtype), as_json)
     found: list[str] = []
     m = load(module)
     if model:
@@ -38,14 +41,9 @@ def inspect(
 
         found = misfits(open_model(model, device, dtype), m)
     h = m.header
+    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model")
     result = {
-        "concept": h.concept,
-        "target": h.target,
-        "neutral": h.neutral,
-        "negative": h.negative,
-        "kind": h.kind,
-        "attribute": h.attribute,
-        "base_model": h.base_model,
+        **{k: getattr(h, k) for k in names},
         "site": h.site,
         "shape": list(m.shape),
         "norm_ram": m.ram.norm().item(),
@@ -58,6 +56,20 @@ def inspect(
     lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
     lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
     finish(result, "\n".join(lines), as_json)
+
+
+def _tell_artefact(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
+    """The same of what a method other than RespoDiff made."""
+    from respodiff.methods.artefact import artefact_misfits, load
+
+    m: Any = load(path)
+    found = artefact_misfits(open_model(*model), m) if model[0] else []
+    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "library")
+    result = {k: getattr(m.header, k) for k in names}
+    result |= {"tensors": len(m.tensors), "numbers": sum(t.numel() for t in m.tensors.values()), "digest": m.digest}
+    lines = [f"{k:<12}{v}" for k, v in result.items()]
+    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in m.settings.items()), *(f"warning     {w}" for w in found)]
+    finish({**result, "train": dict(m.settings), "warnings": found}, "\n".join(lines), as_json)
 
 
 def main() -> None:

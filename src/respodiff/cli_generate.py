@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from respodiff.cli_methods import METHOD_HELP, load_entries, without_mean
 from respodiff.concepts import Attribute, load_concepts
 from respodiff.config import GenerateConfig
 from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
@@ -24,7 +25,7 @@ IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
 def default_shares(file: Path | None, modules: Sequence[Any]) -> dict[str, dict[str, float]]:
     """Attribute -> concept -> share from a file of concepts, for the attributes that modules are loaded of."""
     out: dict[str, dict[str, float]] = {}
-    groups = {m.header.attribute for m in modules if m.header.kind != "safety"}
+    groups = {m.header.attribute for m in modules if m.header.kind == "fairness"}
     for name, entry in (load_concepts(file) if file else {}).items():
         if name in groups and isinstance(entry, Attribute) and entry.shares:
             out[name] = dict(zip(entry.names, entry.shares, strict=True))
@@ -34,7 +35,7 @@ def default_shares(file: Path | None, modules: Sequence[Any]) -> dict[str, dict[
 def check_default_shares(shares: dict[str, dict[str, float]], modules: Sequence[Any]) -> dict[str, dict[str, float]]:
     """The shares without concepts of share 0 that are not loaded; ValueError where modules and shares are not of the same concepts."""
     for attribute, wanted in shares.items():
-        loaded = [m.name for m in modules if m.header.attribute == attribute and m.header.kind != "safety"]
+        loaded = [m.name for m in modules if m.header.attribute == attribute and m.header.kind == "fairness"]
         if absent := [c for c, s in wanted.items() if s and c not in loaded]:
             raise ValueError(f"--concepts: [{attribute}] has a share for {absent[0]!r}, which no --module has; load it, or give --shares")
         if extra := [c for c in loaded if c not in wanted]:
@@ -59,7 +60,7 @@ def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float
     if not text:
         return None
     out: dict[str, dict[str, float]] = {}
-    attributes = {m.name: m.header.attribute or "concept" for m in modules}
+    attributes = {m.name: m.header.attribute or "concept" for m in modules if m.header.kind != "attribute"}
     for pair in text.split(","):
         name, _, value = (part.strip() for part in pair.partition("="))
         if name not in attributes:
@@ -112,7 +113,12 @@ Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIR
 SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
 Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
 SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
-Method = Annotated[str, typer.Option("--method", help="respodiff, or plain (modules are ignored).", metavar="NAME")]
+METHOD = f"What the files must be of (default: of any): {METHOD_HELP}. With plain modules are ignored."
+Method = Annotated[str, typer.Option("--method", help=METHOD, metavar="NAME")]
+NAMES_HELP = "Concept to draw with a method that needs no training (prompt, prompt-switch, negative, sld-...); repeat."
+Names = Annotated[list[str] | None, typer.Option("--concept", help=NAMES_HELP, metavar="NAME")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")]
+RemoveMean = Annotated[bool, typer.Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
 Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
@@ -138,7 +144,10 @@ def generate(
     concepts: SharesFile = None,
     strength: Strength = GenerateConfig.strength,
     safety_strength: SafetyStrength = GenerateConfig.safety_strength,
-    method: Method = "respodiff",
+    method: Method = "",
+    names: Names = None,
+    changes: Changes = None,
+    remove_mean: RemoveMean = False,
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = GenerateConfig.batch,
@@ -151,7 +160,8 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw pictures: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
-    modules, added = _load_modules(method, module or (), safety or ())
+    modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
+    modules = without_mean(modules) if remove_mean else modules
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
@@ -167,20 +177,6 @@ def _by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict
     """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
     usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
     return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}
-
-
-def _load_modules(method: str, alternatives: Sequence[Path], safety: Sequence[Path]) -> tuple[list[Any], list[Any]]:
-    from respodiff.module_file import load
-
-    if method not in ("respodiff", "plain"):
-        raise ValueError(f"--method is {method!r}; allowed: respodiff, plain")
-    if method == "plain":
-        return [], []
-    added = [load(path) for path in safety]
-    for path, m in zip(safety, added, strict=True):
-        if m.header.kind != "safety":
-            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every picture is steered to it", stacklevel=2)
-    return [load(path) for path in alternatives], added
 
 
 def _draw(

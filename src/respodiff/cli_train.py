@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
+from respodiff.cli_methods import METHOD_HELP, changes_from, classifier
 from respodiff.concepts import Concept, builtin, concept, load_concepts
 from respodiff.config import TrainConfig
 from respodiff.console import Concepts, Device, Dtype, Json, Model, app, finish, given_path, open_model, progress
+from respodiff.methods import NAMES
 from respodiff.unfinished import Unfinished
 
 SAVE_EVERY = 15.0  # seconds between saves of an unfinished training
@@ -69,26 +70,19 @@ def own_concept(name: str, target: str, neutral: str, negative: str, opposite: S
 
 def settings(preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> TrainConfig:
     """TrainConfig from a preset, ``--set KEY=VALUE`` pairs and flags (None: not given)."""
-    hints = get_type_hints(TrainConfig)
-    changes: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
-    for pair in pairs:
-        key, _, text = pair.partition("=")
-        if key not in {f.name for f in fields(TrainConfig)}:
-            raise ValueError(f"--set {pair!r}: setting {key!r} is unknown; allowed: {', '.join(f.name for f in fields(TrainConfig))}")
-        if flags.get(key) is not None:
-            raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
-        hint = hints[key]
-        try:
-            if hint in (int, float):
-                changes[key] = hint(text)
-            elif hint is str or "Literal" in str(hint):
-                changes[key] = text
-            else:
-                values = json.loads(text) if text.startswith("[") else text.split(",")
-                changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error
-    return TrainConfig.preset(preset, kind, **changes)
+    return TrainConfig.preset(preset, kind, **changes_from(pairs, flags, TrainConfig))
+
+
+def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> Any:
+    """Settings of any method; presets are RespoDiff's alone."""
+    if name == "respodiff":
+        return settings(preset, kind, pairs, **flags)
+    from respodiff.methods.base import method
+
+    if preset != "default":
+        raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
+    found = method(name)
+    return found.settings(kind, **changes_from(pairs, flags, found.config))
 
 
 Target = Annotated[str, typer.Option("--target", help="Prompt to steer towards.", metavar="TEXT")]
@@ -101,7 +95,10 @@ ATTRIBUTE_HELP = "Attribute that your own concept is an alternative of, such as 
 AttributeName = Annotated[str, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")]
 Known = Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")]
 Preset = Annotated[str, typer.Option("--preset", help="default, paper, or released (the authors' scripts).", metavar="NAME")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of TrainConfig.", metavar="KEY=VALUE")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")]
+MethodName = Annotated[str, typer.Option("--method", help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")]
+JUDGE_HELP = "Judge that sorts pictures, for methods that learn from pictures: embedded, or clip:DIR-OR-ID."
+JudgeName = Annotated[str, typer.Option("--judge", help=JUDGE_HELP, metavar="NAME")]
 Iterations = Annotated[int | None, typer.Option("--iterations", help="Instead of the preset's.", metavar="N")]
 
 
@@ -109,6 +106,7 @@ Iterations = Annotated[int | None, typer.Option("--iterations", help="Instead of
 def train(
     out: Annotated[Path, typer.Option("--out", help="Module file to write.", metavar="FILE", parser=given_path)],
     model: Model = "embedded",
+    method: MethodName = "respodiff",
     concept_name: Known = "",
     target: Target = "",
     neutral: Neutral = "",
@@ -121,32 +119,59 @@ def train(
     preset: Preset = "default",
     iterations: Iterations = None,
     changes: Changes = None,
+    judge: JudgeName = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it. (default 0)", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one concept from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset).
+    """Train one concept from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.
 
     Give a known concept, or prompts of your own: --target "a woman" --neutral "a person".
     """
+    check_method(method, resume)
     if out.is_dir():
         raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
     texts = {"target": target, "negative": negative, "name": name, "attribute": attribute, "neutral": neutral}
-    chosen = chosen_concept(concept_name, concepts, texts, {"opposite": opposite or (), "preserve": preserve or ()})
-    config = settings(preset, chosen.kind, changes or (), iterations=iterations, seed=seed)
+    lists: dict[str, Sequence[str]] = {"opposite": opposite or (), "preserve": preserve or ()}
+    chosen = default_concept(method, concept_name, texts) or chosen_concept(concept_name, concepts, texts, lists)
+    config = method_settings(method, preset, chosen.kind, changes or (), iterations=iterations, seed=seed)
     pipe = open_model(model, device, dtype)
-    finish(*_trained(pipe, chosen, config, Unfinished(out, chosen, config, pipe), resume, device), as_json)
+    state = Unfinished(out, chosen, config, pipe, method)
+    finish(*_trained(pipe, chosen, config, state, resume, device, classifier(judge, chosen, device)), as_json)
 
 
-def _trained(pipe: Any, chosen: Concept, config: TrainConfig, state: Unfinished, resume: bool, device: str) -> tuple[dict[str, Any], str]:
+def check_method(name: str, resume: bool) -> None:
+    """ValueError for an unknown method, and for resuming one that cannot be."""
+    if name not in NAMES:
+        raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
+    if resume and name != "respodiff":
+        from respodiff.methods.base import method
+
+        if not method(name).resumes:
+            raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
+
+
+def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
+    """SLD has a text of its own where no concept is given."""
+    if not method.startswith("sld-") or known or any(v.strip() for v in texts.values()):
+        return None
+    from respodiff.methods.sld import everything
+
+    return everything()
+
+
+def _trained(
+    pipe: Any, chosen: Concept, config: Any, state: Unfinished, resume: bool, device: str, classify: Any
+) -> tuple[dict[str, Any], str]:
     """Train and save the module; what to say of it, as JSON and in words."""
-    record, losses = _run(pipe, chosen, config, state.start(resume), state)
+    record, losses = _run(pipe, chosen, config, state.start(resume), state, classify)
     record.module.save(state.out)
     state.delete()
     result = {
         "module": str(state.out),
+        "method": state.method,
         "digest": record.module.digest,
         "iterations": record.iteration,
         "seconds": round(record.seconds, 2),
@@ -158,28 +183,31 @@ def _trained(pipe: Any, chosen: Concept, config: TrainConfig, state: Unfinished,
     return result, f"{state.out}: {chosen.name!r}, {done}"
 
 
-def _run(pipe: Any, chosen: Concept, config: TrainConfig, earlier: dict[str, Any], state: Unfinished) -> tuple[Any, dict[str, float]]:
+def _run(
+    pipe: Any, chosen: Concept, config: Any, earlier: dict[str, Any], state: Unfinished, classify: Any
+) -> tuple[Any, dict[str, float]]:
     """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
     import torch
 
-    from respodiff.training import train as run
+    from respodiff.methods.base import method
 
+    kind = method(state.method)
     record, saved = None, time.monotonic()
     losses = {k: float(earlier.pop(k, "nan")) for k in ("loss_first", "loss_last")}
 
     def save() -> None:
-        if record is not None:
+        if record is not None and kind.resumes:
             state.write(record.state.tensors() | {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()})
 
     with progress() as bar:
-        task = bar.add_task(f"training {chosen.name}", total=config.iterations)
+        task = bar.add_task(f"training {chosen.name}", total=getattr(config, "iterations", None))
         try:
-            for record in run(pipe, chosen, config, resume=earlier or None):
-                if math.isfinite(record.loss_ram):  # a finished run that is resumed has none
-                    losses = {"loss_first": losses["loss_first"], "loss_last": record.loss_ram}
+            for record in kind.train(pipe, chosen, config, classify=classify, resume=earlier or None):
+                if math.isfinite(record.loss):  # a finished run that is resumed has none
+                    losses = {"loss_first": losses["loss_first"], "loss_last": record.loss}
                 if math.isnan(losses["loss_first"]):
                     losses["loss_first"] = losses["loss_last"]
-                bar.update(task, completed=record.iteration)
+                bar.update(task, completed=record.iteration, total=record.iterations)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()

@@ -17,20 +17,22 @@ from PIL import Image
 from respodiff.adapters import adapter, backbone
 from respodiff.config import GenerateConfig
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
+from respodiff.methods.artefact import Entry, artefact_misfits
+from respodiff.methods.base import applied
 from respodiff.module_file import ConceptModule
 from respodiff.noise import as_taken, start
 from respodiff.pipelines import model_name, weights_digest
 from respodiff.records import ImageRecord, Prompt, RunFolder
-from respodiff.steering import Row, misfits, steer
+from respodiff.steering import misfits
 
 
-def by_attribute(modules: Sequence[ConceptModule]) -> dict[str, dict[str, ConceptModule]]:
+def by_attribute(modules: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
     """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
 
     Raises:
         ValueError: for two modules of one concept.
     """
-    out: dict[str, dict[str, ConceptModule]] = {}
+    out: dict[str, dict[str, Entry]] = {}
     for m in modules:
         group = out.setdefault(m.header.attribute or "concept", {})
         if m.name in group:
@@ -42,10 +44,10 @@ def by_attribute(modules: Sequence[ConceptModule]) -> dict[str, dict[str, Concep
 def generate(
     pipe: Any,
     prompts: Sequence[Prompt | str],
-    modules: Sequence[ConceptModule] = (),
+    modules: Sequence[Entry] = (),
     config: GenerateConfig | None = None,
     *,
-    safety: Sequence[ConceptModule] = (),
+    safety: Sequence[Entry] = (),
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
@@ -56,7 +58,8 @@ def generate(
 
     Args:
         pipe: diffusers pipeline. prompts: texts or `Prompt` records.
-        modules: alternatives to draw from; several attributes are combined (gender x tone).
+        modules: alternatives to draw from; several attributes are combined (gender x tone). What a method other than RespoDiff made is as
+            good (`respodiff.methods`); what it made of a whole attribute is added to every picture, which then asks for no concept.
         config: see `GenerateConfig`.
         safety: modules added on top of whatever was drawn.
         out: run folder to write to (made if absent); pictures that it already holds are skipped.
@@ -101,18 +104,17 @@ def _check_pipeline(pipe: Any) -> None:
         )
 
 
-def _sorted_modules(
-    pipe: Any, modules: Sequence[ConceptModule], safety: Sequence[ConceptModule]
-) -> tuple[dict[str, dict[str, ConceptModule]], list[ConceptModule]]:
+def _sorted_modules(pipe: Any, modules: Sequence[Entry], safety: Sequence[Entry]) -> tuple[dict[str, dict[str, Entry]], list[Entry]]:
     """The alternatives to draw from, and what is added to every picture. ValueError for what is no module or does not fit the pipeline."""
     for m in (*modules, *safety):
-        if not isinstance(m, ConceptModule):
+        if not isinstance(m, Entry):
             raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-        misfits(pipe, m)  # raises for a module of another width; what it warns of is said when the pipeline is steered
-    always = [*(m for m in modules if m.header.kind == "safety"), *safety]
+        # Raises for a module of another width; what it warns of is said when the pipeline is steered.
+        misfits(pipe, m) if isinstance(m, ConceptModule) else artefact_misfits(pipe, m)
+    always = [*(m for m in modules if m.header.kind != "fairness"), *safety]
     if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
-    return by_attribute([m for m in modules if m.header.kind != "safety"]), always
+    return by_attribute([m for m in modules if m.header.kind == "fairness"]), always
 
 
 def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
@@ -129,9 +131,7 @@ LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest
 """What counts for a run folder that was written before these settings were."""
 
 
-def _settings(
-    pipe: Any, config: GenerateConfig, modules: Sequence[ConceptModule], safety: Sequence[ConceptModule], suite_digest: str
-) -> dict[str, Any]:
+def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safety: Sequence[Entry], suite_digest: str) -> dict[str, Any]:
     """What must be equal for a run folder to be resumed: everything that a picture depends on, but not the batch size.
 
     The number of images is among it, because exact counts are counts out of that number.
@@ -139,25 +139,27 @@ def _settings(
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+    if any(m.header.method == "bact" for m in (*modules, *safety)):
+        settings |= {"batch": config.batch}  # its pictures depend on one another
     return settings | ({"suite_digest": suite_digest} if suite_digest else {})
 
 
 def _draw(
     pipe: Any,
     todo: Sequence[Job],
-    drawn: Mapping[str, Mapping[str, ConceptModule]],
-    always: Sequence[ConceptModule],
+    drawn: Mapping[str, Mapping[str, Entry]],
+    always: Sequence[Entry],
     config: GenerateConfig,
     folder: RunFolder | None,
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     scaled = {a: {n: m.scale(config.strength) for n, m in group.items()} for a, group in drawn.items()}
-    added = [m.scale(config.safety_strength) for m in always]
+    added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
-        rows: list[Row] = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
+        rows = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
-        with steer(pipe, rows), _unsaid_twice(pipe):
+        with applied(pipe, rows), _unsaid_twice(pipe):
             images = pipe(
                 [job.prompt.text for job in batch],
                 height=height,
@@ -174,7 +176,7 @@ def _draw(
             yield (folder.add(record, image) if folder else record), image
 
 
-def _record(job: Job, config: GenerateConfig, used: Sequence[ConceptModule]) -> ImageRecord:
+def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRecord:
     """What was asked for; what the pipeline and the picture say of themselves is still to be filled in."""
     return ImageRecord(
         id=job.id,
@@ -185,7 +187,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[ConceptModule]) -> 
         group=job.prompt.group,
         subject=job.prompt.subject,
         categories=job.prompt.categories,
-        method="respodiff" if used else "plain",
+        method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
         concepts=job.concepts,
         modules=[m.digest for m in used],
         strength=config.strength,

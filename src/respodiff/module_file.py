@@ -29,7 +29,8 @@ HEADER_KEY = "respodiff"
 
 @dataclass(frozen=True)
 class Header:
-    """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights."""
+    """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights; ``method`` is the name
+    in `respodiff.methods` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every picture)."""
 
     concept: str
     target: str
@@ -44,6 +45,7 @@ class Header:
     resolution: tuple[int, int] = (0, 0)
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
+    method: str = "respodiff"
     format: str = FORMAT
 
     @classmethod
@@ -136,19 +138,7 @@ class ConceptModule:
 
     def save(self, path: str | Path) -> Path:
         """Write the file atomically; raises OSError with one clear line if the folder cannot be written."""
-        path = Path(path)
-        values = {k: getattr(self.header, k) for k in self.header.__dataclass_fields__}
-        header = json.dumps({**values, "train": dict(self.header.train), "digest": self.digest})
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tensors = {"ram": self.ram.clone().contiguous(), "sam": self.sam.clone().contiguous()}  # the format refuses shared memory
-            temporary.write_bytes(serialized(tensors, metadata={HEADER_KEY: header}))  # save_file would make it 0600 whatever the umask
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-            raise OSError(f"module file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
-        return path
+        return write_tensors(path, {"ram": self.ram, "sam": self.sam}, self.header, self.digest)
 
 
 def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
@@ -156,7 +146,8 @@ def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
         raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules of one site can be added")
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a file of ours. FileNotFoundError or ValueError, one line, for what is none or is damaged."""
     if path.is_dir():
         raise ValueError(f"module file {str(path)!r} is a folder; give the .safetensors file itself")
     if not path.is_file():
@@ -166,10 +157,10 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {k: file.get_tensor(k) for k in ("ram", "sam") if k in set(file.keys())}
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if text is not None else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"module file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
-    if text is None or set(tensors) != {"ram", "sam"}:
+    if text is None:
         raise ValueError(f"module file {str(path)!r} is a safetensors file of something else: no respodiff header with tensors ram and sam")
     try:
         return tensors, dict(json.loads(text))
@@ -177,15 +168,29 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"module file {str(path)!r} has a broken header ({error}); copy or train it again") from error
 
 
-def load(path: str | Path) -> ConceptModule:
-    """Read a module file. Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it."""
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str) -> Path:
+    """Write a file of ours atomically; raises OSError with one clear line if the folder cannot be written."""
     path = Path(path)
-    tensors, header = _read(path)
-    if header.get("format") != FORMAT:
-        raise ValueError(f"module file {str(path)!r} has format {header.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
-    digest = header.pop("digest", None)
-    if unknown := set(header) - set(Header.__dataclass_fields__):
-        warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=2)
+    values = {k: getattr(header, k) for k in header.__dataclass_fields__}
+    text = json.dumps({**values, "train": dict(header.train), "digest": digest})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        copies = {k: v.clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
+        temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        raise OSError(f"module file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
+    return path
+
+
+def read_header(path: Path, header: dict[str, Any], wanted: str) -> Header:
+    """The header of a file of format ``wanted``, checked; keys of newer versions are a warning. ValueError names file and fault."""
+    if header.get("format") != wanted:
+        raise ValueError(f"module file {str(path)!r} has format {header.get('format')!r}; this version reads {wanted!r}: update respodiff")
+    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest"}:
+        warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=3)
     if missing := {"concept", "target", "neutral"} - set(header):
         raise ValueError(f"module file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
     known = {k: v for k, v in header.items() if k in Header.__dataclass_fields__}
@@ -193,13 +198,31 @@ def load(path: str | Path) -> ConceptModule:
         kind, what = {"train": (dict, "an object"), "resolution": (list, "a list")}.get(key, (str, "a text"))
         if not isinstance(value, kind):
             raise ValueError(f"module file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
+    known["resolution"] = tuple(known.get("resolution", (0, 0)))
+    return Header(**known)
+
+
+def load(path: str | Path) -> ConceptModule:
+    """Read a module file. Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it."""
+    path = Path(path)
+    tensors, header = read_tensors(path)
+    made_by = header.get("method", "respodiff")
+    if set(tensors) != {"ram", "sam"} and made_by != "respodiff":
+        raise ValueError(
+            f"module file {str(path)!r} is of method {made_by!r}, not a module of RAM and SAM; read it with respodiff.methods.load"
+        )
+    if set(tensors) != {"ram", "sam"}:
+        raise ValueError(f"module file {str(path)!r} is a safetensors file of something else: no respodiff header with tensors ram and sam")
+    known = read_header(path, header, FORMAT)
     try:
-        known["resolution"] = tuple(known.get("resolution", (0, 0)))
-        module = ConceptModule(tensors["ram"].float(), tensors["sam"].float(), Header(**known))
+        module = ConceptModule(tensors["ram"].float(), tensors["sam"].float(), known)
     except (ValueError, TypeError) as error:
         raise ValueError(f"module file {str(path)!r} does not hold a module: {error}") from error
-    if digest != module.digest:
-        raise ValueError(
-            f"module file {str(path)!r} is damaged: its header says digest {digest}, its tensors have {module.digest}; copy it again"
-        )
+    refuse_damage(path, header.get("digest"), module.digest)
     return module
+
+
+def refuse_damage(path: Path, said: object, found: str) -> None:
+    """ValueError if a file's header says another digest than its tensors have."""
+    if said != found:
+        raise ValueError(f"module file {str(path)!r} is damaged: its header says digest {said}, its tensors have {found}; copy it again")

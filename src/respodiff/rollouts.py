@@ -7,8 +7,10 @@ because they come from the unmodified model alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
@@ -76,12 +78,12 @@ class Rollouts:
         self.forwards = 0
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Tensor) -> Pool:
+    def pool(self, number: int, delta: Any) -> Pool:
         """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
         config, seed = self.config, _mix(self.config.seed, 0, number)
         self.forwards = 0
         neutral = self.conditions["neutral"]
-        sources: list[tuple[Condition, Tensor | None]] = [(c, delta) for c in neutral]
+        sources: list[tuple[Condition, Any]] = [(c, delta) for c in neutral]
         if config.rollout_prompts == "all":
             others = {id(c): c for role in ("target", "opposite") for c in self.conditions[role] if not _equal(c, neutral[0])}
             sources += [(c, None) for c in others.values()]
@@ -106,7 +108,7 @@ class Rollouts:
         self.forwards += len(z)
         return self.denoiser(z, t, condition if len(condition["context"]) == len(z) else repeat(condition, len(z)))
 
-    def _roll(self, n: int, seed: int, condition: Condition, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _roll(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
         """Latents (P, C, H, W) and labels (P,) of ``n`` rollouts: of every step, or of one random step."""
         parts = [
             self._roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), condition, delta)
@@ -115,35 +117,51 @@ class Rollouts:
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, t
 
-    def _roll_batch(self, n: int, seed: int, condition: Condition, delta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _roll_batch(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
         config, scheduler = self.config, self.scheduler
         generator = torch.Generator().manual_seed(seed)
         denoiser = self.denoiser
         if not isinstance(scheduler, DDIMScheduler):
             denoiser.restart(scheduler, config.steps)
-        z = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(
+        noise = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(
             scheduler, "init_noise_sigma", 1.0
         )
         # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
         stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
-        guided = denoiser.guides and config.rollout_guidance != 1
-        conditions = join([self.conditions["empty"][0]] * guided * n + [condition] * n)
-        more = {"generator": generator} if isinstance(scheduler, LCMScheduler) else {}
-        rows = slice(n * guided, n * guided + n)
         latents, labels = [], []
-        for k, t in enumerate(scheduler.timesteps[: stop + 1]):
+        for k, t, z in self.walk(noise, generator, condition, delta):
             if config.keep == "all" or k == stop:
                 latents.append(z)
                 labels.append(self._label(k, t).expand(n))
             if k == stop:
                 break
-            with shifted(denoiser.model, lambda _h: None if delta is None else (delta, rows), denoiser.site):
+        return torch.cat(latents), torch.cat(labels)
+
+    def walk(
+        self, z: Tensor, generator: torch.Generator, condition: Condition, delta: Any = None, away: Condition | None = None
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Reverse diffusion from noise z (B, C, H, W): step k, its timestep and latent before every step; then (steps, 0, z_0).
+
+        ``delta`` is what `steering` takes. ``away`` takes the place of the empty prompt in guidance.
+        """
+        config, denoiser, n = self.config, self.denoiser, len(z)
+        guided = denoiser.guides and config.rollout_guidance != 1
+        conditions = join([away or self.conditions["empty"][0]] * guided * n + [condition] * n)
+        more = {"generator": generator} if isinstance(self.scheduler, LCMScheduler) else {}
+        rows = slice(n * guided, n * guided + n)
+        for k, t in enumerate(self.scheduler.timesteps):
+            yield k, t, z
+            with self.steering(delta, rows):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
                 e = uncond + config.rollout_guidance * (cond - uncond)
-            z = scheduler.step(e, t, z, **more).prev_sample
-        return torch.cat(latents), torch.cat(labels)
+            z = self.scheduler.step(e, t, z, **more).prev_sample
+        yield config.steps, torch.zeros_like(self.scheduler.timesteps[0]), z
+
+    def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
+        """What is active while a rollout calls the model: ``delta`` (1, C, H, W) added to h of its conditional ``rows``; None is nothing."""
+        return shifted(self.denoiser.model, lambda _h: None if delta is None else (delta, rows), self.denoiser.site)
 
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is

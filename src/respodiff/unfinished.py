@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from respodiff.concepts import Concept
-from respodiff.config import TrainConfig
 
 
 class Unfinished:
     """The state of a training run beside its module file, so that a killed run goes on where it was."""
 
-    def __init__(self, out: Path, concept: Concept, config: TrainConfig, pipe: Any) -> None:
+    def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
         from respodiff.adapters import backbone
         from respodiff.pipelines import weights_digest
 
         model = backbone(pipe)
         self.out, self.path = out, out.with_name(f".{out.name}.unfinished")
         self.made: list[Path] = []
+        self.method = method
         about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
+        about |= {"method": method} if method != "respodiff" else {}  # states of earlier versions have none
         self.about = json.dumps(about, sort_keys=True)
 
     def read(self) -> dict[str, Any] | None:

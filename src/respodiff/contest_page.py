@@ -1,0 +1,75 @@
+"""What people see of a contest: one page with table, trade-off plot and pictures, and the same as Markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from respodiff._version import __version__
+from respodiff.contest import Contest
+from respodiff.contest_table import ABOUT, blocks_of, cell, columns_of, judged, markdown, rows_of, trade_off
+from respodiff.figures import Settings
+from respodiff.judges import NOTICE
+from respodiff.page import Section, html_report
+from respodiff.records import write_atomic
+from respodiff.report_pictures import gallery
+
+
+def publish(contest: Contest, judge: Any, *, n_boot: int = 2000, seed: int = 0) -> dict[str, Any]:
+    """Judge what was drawn and write ``compare.html``, ``compare.md`` and ``compare.json`` into the contest's folder.
+
+    Returns:
+        JSON-ready: ``methods`` (label -> figures), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
+    """
+    settings = Settings(n_boot=n_boot, seed=seed)
+    judged(contest, judge)
+    rows, kind, out = rows_of(contest, settings), contest.plan.kind, contest.out
+    plan = {k: v for k, v in vars(contest.plan).items() if k != "settings"} | {"settings": contest.plan.settings}
+    result: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": plan, "judge": {"name": judge.name, "digest": judge.digest}}
+    result |= {"rows": rows, "methods": {row["label"]: row for row in rows}}
+    result |= {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}
+    write_atomic(
+        out / "compare.json", json.dumps({k: v for k, v in result.items() if k not in ("page", "tables", "methods")}, indent=1) + "\n"
+    )
+    write_atomic(out / "compare.md", _words(contest, judge) + "\n\n" + markdown(rows, kind))
+    html_report(
+        out / "compare.html",
+        title="Methods side by side: " + ("fairness" if kind == "fairness" else "safety"),
+        lead=_words(contest, judge),
+        sections=_sections(contest, rows),
+    )
+    return result
+
+
+def _words(contest: Contest, judge: Any) -> str:
+    p = contest.plan
+    prompts, images = contest.parts["suite"]
+    what = f"{len(prompts)} prompts of suite {p.suite}, {images} pictures each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}"
+    return f"{what}; the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
+
+
+def _sections(contest: Contest, rows: list[dict[str, Any]]) -> list[Section]:
+    kind = contest.plan.kind
+    columns = columns_of(kind)
+    table = [{"method": row["label"], "n": row["n"], **{title: cell(row[key]) for key, title in columns.items()}} for row in rows]
+    half = next(
+        (
+            row["split_half" if kind == "fairness" else "benign_split_half"]
+            for row in rows[1:]
+            if row.get("drift") or row.get("benign_drift")
+        ),
+        None,
+    )
+    notes = [f"{name}: {text}" for name, text in ABOUT.items()]
+    if half:
+        notes.append(f"Frechet distance of the plain model's own split halves: {half['mean']:.3f} [{half['low']:.3f}, {half['high']:.3f}].")
+    parts = {"suite": "Pictures", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
+    sections = [Section("Table", table=table, notes=notes), Section("Trade-off", parts=[trade_off(rows, kind)])]
+    for part, heading in parts.items():
+        if part in contest.parts:
+            for suite, entries in blocks_of(contest, part).items():
+                text = (
+                    "One row a method; pictures in a column start from the same noise. First pictures of some prompts, none chosen by hand."
+                )
+                sections.append(Section(heading if part != "benign" else f"{heading}: {suite}", text=text, parts=[gallery(entries)]))
+    return sections

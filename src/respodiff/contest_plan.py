@@ -1,0 +1,134 @@
+"""What a contest of methods is to do: methods, prompts, pictures, strengths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from respodiff import concepts
+from respodiff.concepts import Concept
+from respodiff.methods import NAMES
+from respodiff.records import Prompt
+from respodiff.suites import suite
+
+TUNED_ON = (
+    "doctor",
+    "nurse",
+    "ceo",
+    "secretary",
+    "mechanic",
+    "guard",
+    "developer",
+    "teacher",
+    "farmer",
+    "cleaner",
+    "hairdresser",
+    "lawyer",
+)
+"""Occupations that settings of methods were chosen on; figures are reported on the others."""
+FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
+SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be compared.
+
+    Attributes:
+        suite: ``occupations`` (fairness) or ``unsafe`` (safety), or another suite of prompts of groups.
+        methods: names of `respodiff.methods.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`; ``plain`` is drawn in any case, as the
+            baseline.
+        attribute: whose alternatives are drawn in exact counts (fairness). safety: concepts that are taken out together (safety).
+        images: pictures a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all. groups: use prompts of these
+            groups alone; empty uses all.
+        strengths: factors on what a method makes; a method without a strength is drawn once.
+        settings: method or variant -> settings that differ from the method's defaults.
+    """
+
+    suite: str = "occupations"
+    methods: tuple[str, ...] = FAIRNESS
+    attribute: str = "gender"
+    safety: tuple[str, ...] = ("violence", "sexual")
+    images: int = 4
+    prompts: int = 0
+    groups: tuple[str, ...] = ()
+    strengths: tuple[float, ...] = (1.0,)
+    steps: int = 20
+    guidance: float = 3.0
+    seed: int = 0
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := [m for m in self.methods if base_of(m) not in NAMES or (":" in m and m not in self.settings)]:
+            raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths is {self.strengths}; allowed: numbers above 0, 1 is as trained")
+        if self.images < 1 or self.prompts < 0:
+            raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
+
+    @property
+    def kind(self) -> str:
+        """``safety`` for suites of unsafe prompts, else ``fairness``."""
+        return "safety" if self.suite in ("unsafe", "i2p") else "fairness"
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """What every method is trained for."""
+        if self.kind == "safety":
+            return tuple(concepts.concept(name) for name in self.safety)
+        return concepts.attribute(self.attribute).concepts
+
+    def asked(self) -> list[Prompt]:
+        """The prompts of the suite that are used.
+
+        Raises:
+            ValueError: a group that the suite does not have.
+        """
+        found = suite(self.suite)
+        if unknown := sorted(set(self.groups) - {p.group for p in found}):
+            raise ValueError(f"groups has {unknown[0]!r}, which suite {self.suite!r} does not have; leave it out")
+        return spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
+
+    def parts(self) -> dict[str, tuple[list[Prompt], int]]:
+        """Part of a run -> prompts and pictures of each: the suite, and what must stay as it is (stated attributes; harmless prompts)."""
+        prompts = self.asked()
+        if self.kind == "fairness":
+            return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
+        benign = [*spaced(suite("occupations"), max(1, len(prompts) // 2)), *spaced(suite("general"), max(1, len(prompts) // 2))]
+        return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
+
+
+def base_of(name: str) -> str:
+    """The method of a variant.
+
+    >>> base_of("slider:rank 1"), base_of("uce")
+    ('slider', 'uce')
+    """
+    return name.partition(":")[0]
+
+
+def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """So many prompts of a suite, evenly spaced in its order; 0 or more than there are gives all.
+
+    >>> [p.text for p in spaced([Prompt(id=t, text=t) for t in "abcdefg"], 3)]
+    ['a', 'c', 'e']
+    """
+    if not n or n >= len(prompts):
+        return list(prompts)
+    return [prompts[int(i * len(prompts) / n)] for i in range(n)]
+
+
+def stated_prompts(prompts: Sequence[Prompt], alternatives: Sequence[Concept]) -> list[Prompt]:
+    """The suite's prompts with an alternative stated in them, by turns: a method for prompts that state none should leave these alone."""
+    from respodiff.methods.prompts import rewriting, rewritten
+
+    out = []
+    for i, prompt in enumerate(prompts):
+        concept = alternatives[i % len(alternatives)]
+        text = rewritten(prompt.text, *rewriting(concept))
+        out.append(dataclasses.replace(prompt, id=f"stated/{prompt.group}", text=text, suite="stated", categories=(concept.name,)))
+    return out

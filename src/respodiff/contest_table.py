@@ -1,0 +1,202 @@
+"""A contest's runs as rows of figures: what each method reaches, what it leaves as it was, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from respodiff.contest import Contest, Setting, cost_of
+from respodiff.curves import Curves, Point
+from respodiff.evaluation import judge_all
+from respodiff.figures import Settings, share
+from respodiff.judges import Vocabulary
+from respodiff.metrics.estimate import Estimate
+from respodiff.reporting import Blocks, Entry, collect
+
+FAIRNESS_COLUMNS = {
+    "devrat": "DevRat",
+    "floor": "floor",
+    "control": "control",
+    "subject_kept": "subject kept",
+    "alignment": "alignment",
+    "frechet": "Frechet",
+    "drift": "drift",
+    "stated_kept": "stated kept",
+    "train_unet_forwards": "training, forwards",
+    "unet_forwards_per_image": "forwards a picture",
+}
+SAFETY_COLUMNS = {
+    "unsafe": "unsafe",
+    "benign_unsafe": "unsafe, harmless prompts",
+    "benign_kept": "subject kept, harmless",
+    "benign_alignment": "alignment, harmless",
+    "benign_frechet": "Frechet, harmless",
+    "benign_drift": "drift, harmless",
+    "train_unet_forwards": "training, forwards",
+    "unet_forwards_per_image": "forwards a picture",
+}
+ABOUT = {
+    "DevRat": "0 is even, 1 is one group only; floor: what a perfect generator that draws at random would show at this n.",
+    "control": "share of pictures in which the judge sees the concept that the picture was asked for; empty for methods that set shares, not pictures.",
+    "subject kept": "share in which the judge finds the subject that the prompt names.",
+    "alignment": "100 x cosine of picture and prompt.",
+    "Frechet": "distance to the plain model's pictures of the same prompts on the judge's vectors; read it against the plain model's own split halves.",
+    "drift": "mean 1 - cosine to the plain model's picture of the same noise.",
+    "stated kept": 'share of prompts that state an attribute themselves ("a male nurse") whose pictures keep it.',
+    "forwards": "UNet evaluations of one sample; guidance counts twice. One picture of the plain model takes 2 x steps.",
+}
+
+
+def judged(contest: Contest, judge: Any) -> None:
+    """Judge every run of a contest and keep the scores in its folders."""
+    attributes = [contest.plan.attribute] if contest.plan.kind == "fairness" else []
+    words = Vocabulary.embedded() if judge.name.startswith("embedded") else None
+    for setting in contest.settings():
+        for part in contest.parts:
+            judge_all(setting.folder / part, judge, attributes, vocabulary=words)
+
+
+def blocks_of(contest: Contest, part: str, settings: Settings | None = None) -> Blocks:
+    """Suite -> entries of all settings, the plain model first."""
+    return collect([f"{s.label}={s.folder / part}" for s in contest.settings()], settings=settings or Settings())
+
+
+def rows_of(contest: Contest, settings: Settings | None = None) -> list[dict[str, Any]]:
+    """One row a method and strength, JSON-ready; estimates as {mean, low, high, n}, None where a figure does not apply."""
+    settings = settings or Settings()
+    main = blocks_of(contest, "suite", settings)[contest.plan.parts()["suite"][0][0].suite]
+    other = blocks_of(contest, "stated" if contest.plan.kind == "fairness" else "benign", settings)
+    out = []
+    for i, (setting, entry) in enumerate(zip(contest.settings(), main, strict=True)):
+        row: dict[str, Any] = {"method": setting.method, "strength": setting.strength, "label": setting.label, "n": entry.summary["n"]}
+        if contest.plan.kind == "fairness":
+            row |= _fairness(entry, main[0], other["stated"][i], contest.plan.attribute, settings)
+        else:
+            row |= _safety(entry, {suite: block[i] for suite, block in other.items()})
+        out.append(row | _costs(contest, setting))
+    return out
+
+
+def _fairness(entry: Entry, plain: Entry, stated: Entry, attribute: str, settings: Settings) -> dict[str, Any]:
+    s, c = entry.summary, entry.comparison or {}
+    devrat = s["devrat"].get(attribute)
+    pairs = zip(stated.run.records, stated.run.scores, strict=True)
+    hits = [(r, score.labels[attribute] == r.categories[0]) for r, score in pairs if score.problem is None and r.categories]
+    own = plain.summary["subject_kept"]
+    lost = None if s["subject_kept"] is None or not own else 1 - s["subject_kept"] / own
+    return {
+        "devrat": devrat,
+        "floor": devrat and devrat["floor"],
+        "control": s["control"].get(attribute),
+        "subject_kept": s["subject_kept_interval"],
+        "subject_lost": lost,
+        "alignment": s["alignment_interval"],
+        "frechet": c.get("frechet"),
+        "split_half": c.get("split_half"),
+        "drift": c.get("drift"),
+        "stated_kept": share(hits, settings),
+        "tests": c.get("tests", []),
+    }
+
+
+def _safety(entry: Entry, benign: Mapping[str, Entry]) -> dict[str, Any]:
+    people, things = benign.get("occupations"), benign.get("general")
+    first = people or things
+    assert first is not None  # a contest of safety always draws harmless prompts
+    c = first.comparison or {}
+    flagged = [e.summary["unsafe"] for e in (people, things) if e is not None and e.summary["unsafe"]]
+    n = sum(f["n"] for f in flagged)
+    mean = sum(f["mean"] * f["n"] for f in flagged) / n if n else None
+    return {
+        "unsafe": entry.summary["unsafe"],
+        "alignment": entry.summary["alignment_interval"],
+        "benign_unsafe": None if mean is None else _wilson(round(mean * n), n),
+        "benign_kept": first.summary["subject_kept_interval"],
+        "benign_alignment": first.summary["alignment_interval"],
+        "benign_frechet": c.get("frechet"),
+        "benign_split_half": c.get("split_half"),
+        "benign_drift": c.get("drift"),
+        "tests": (entry.comparison or {}).get("tests", []),
+    }
+
+
+def _wilson(k: int, n: int) -> dict[str, Any]:
+    from respodiff.metrics.fairness import wilson
+
+    e = wilson(k, n)
+    return {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n}
+
+
+def _costs(contest: Contest, setting: Setting) -> dict[str, Any]:
+    cost = contest.training_cost(setting.method)
+    drawn = [cost_of(setting.folder / part) for part in contest.parts]
+    pictures = sum(d["pictures"] for d in drawn)
+    per = {k: sum(d[k] for d in drawn) / pictures if pictures else None for k in ("unet_forwards", "seconds")}
+    return {
+        "train_unet_forwards": int(cost["unet_forwards"]),
+        "train_seconds": round(cost["seconds"], 1),
+        "unet_forwards_per_image": per["unet_forwards"],
+        "seconds_per_image": per["seconds"],
+    }
+
+
+def columns_of(kind: str) -> dict[str, str]:
+    """Key of a row -> its heading."""
+    return FAIRNESS_COLUMNS if kind == "fairness" else SAFETY_COLUMNS
+
+
+def cell(value: Any) -> Any:
+    """A figure for a page's table: an `Estimate`, a number, or None."""
+    if isinstance(value, Mapping):
+        return Estimate(value["mean"], value["low"], value["high"], value["n"])
+    return value
+
+
+def text_cell(value: Any) -> str:
+    """A figure for Markdown."""
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value:,.0f}" if isinstance(value, int) or value > 20 else f"{value:.3f}"
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """The table as Markdown, one row a method and strength."""
+    columns = columns_of(kind)
+    lines = [["method", "n", *columns.values()], ["---"] * (len(columns) + 2)]
+    lines += [[row["label"], str(row["n"]), *(text_cell(row[key]) for key in columns)] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def trade_off(rows: Sequence[Mapping[str, Any]], kind: str) -> Curves:
+    """The plot: fairness (or safety) against what is lost, a line a method over its strengths, from the plain model on."""
+    x, y = ("drift", "devrat") if kind == "fairness" else ("benign_drift", "unsafe")
+    words = (
+        ("drift to the plain model's pictures", "DevRat")
+        if kind == "fairness"
+        else ("drift on harmless prompts", "share of unsafe pictures")
+    )
+    plain = rows[0]
+    start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), "plain")
+    series = [("plain", [start])]
+    for name in dict.fromkeys(row["method"] for row in rows[1:]):
+        points = [_point(row, x, y) for row in sorted((r for r in rows if r["method"] == name), key=lambda r: r["strength"])]
+        series.append((name, [start, *points]))
+    return Curves("Lower left is best: little changed, evenly drawn." if kind == "fairness" else "Lower left is best.", *words, series)
+
+
+def _point(row: Mapping[str, Any], x: str, y: str) -> Point:
+    a, b = row[x], row[y]
+    if not a or not b:
+        return Point(float("nan"), float("nan"))
+    return Point(a["mean"], b["mean"], f"strength {row['strength']:g}", None, (b["low"], b["high"]))
+
+
+def written(path: Path, text: str) -> Path:
+    """Write a text atomically and say where."""
+    from respodiff.records import write_atomic
+
+    write_atomic(path, text)
+    return path

@@ -1,0 +1,233 @@
+"""BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
+
+Heads g_b, one per bin of timesteps, tell from h which alternative a picture will show; they are trained with cross-entropy on pictures that
+the model draws and a classifier labels. While drawing N pictures of a prompt, at every step, with x = h / scale (the rms of h),
+
+    p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
+
+on the conditional rows, straight behind the mid block; the up blocks go on from the new h. The authors' code was not to be had: D and the
+unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
+the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from respodiff.adapters import backbone
+from respodiff.bottleneck import site_module
+from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
+from respodiff.denoiser import Denoiser
+from respodiff.learners import Parameters
+from respodiff.methods.artefact import Artefact, Classify, artefact_header, require_unet
+from respodiff.methods.base import Method
+from respodiff.methods.calls import Entries, ModelCall, watched
+from respodiff.methods.pictures import alternatives, check_subjects, classified, decoded
+from respodiff.methods.subjects import PROFESSIONS
+from respodiff.module_file import Header
+from respodiff.rollouts import Rollouts, _mix
+from respodiff.training import Task, _update, decayed, train
+
+
+@dataclass(frozen=True)
+class BactConfig(TrainConfig):
+    """`TrainConfig` for the heads (``rollouts`` pictures of ``steps`` steps, ``ram_lr``, ``batch``), and
+
+    Attributes:
+        subjects, draw: what the pictures are of, in turn. decay_weights: AdamW's.
+        gamma: step of the guidance. distance: D. shares: reference, in the order target, opposites; empty: equal.
+    """
+
+    iterations: int = 200
+    ram_lr: float = 3e-5
+    mu: float = 0.0
+    gain: float = 1.0
+    limit: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    batch: int = 128
+    steps: int = 20
+    rollouts: int = 288
+    refresh: int = 1_000_000
+    subjects: tuple[str, ...] = PROFESSIONS
+    draw: str = "image of {}"
+    decay_weights: float = 0.1
+    gamma: float = 5.0
+    distance: Literal["chi2", "squared"] = "chi2"
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_subjects(self.subjects, self.draw)
+        if self.gamma < 0 or self.decay_weights < 0:
+            raise ValueError(f"gamma is {self.gamma!r} and decay_weights {self.decay_weights!r}; allowed: at least 0")
+        if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"shares is {self.shares!r}; allowed: numbers above 0 that sum to 1, one an alternative")
+
+
+def bin_of(t: Tensor, bins: int, total: int = 1000) -> Tensor:
+    """Which head (0 to bins - 1) is for timesteps t (0 to total - 1)."""
+    return (t.long() * bins // total).clamp(0, bins - 1)
+
+
+def divergence(p: Tensor, reference: Tensor, distance: str) -> Tensor:
+    """D of a distribution p (K,) from the reference (K,)."""
+    return ((p - reference) ** 2 / (reference if distance == "chi2" else 1.0)).sum()
+
+
+def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float, distance: str) -> Tensor:
+    """x (N, D) after one step of guidance with a head of weight (K, D) and bias (K,)."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        p = (x @ weight.T + bias).softmax(1).mean(0)
+        (gradient,) = torch.autograd.grad(divergence(p, reference, distance), x)
+    size = (weight - weight.mean(0)).square().sum(1).mean().clamp(min=1e-12)
+    return (x - gamma * len(x) * gradient / size).detach()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """h (P, S, D) of pictures at their steps, t (S,), and their labels (P,)."""
+
+    h: Tensor
+    t: Tensor
+    labels: Tensor
+    seed: int
+    forwards: int
+
+    def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
+        """``size`` pairs of a picture and a step, which depend on seed and iteration alone."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, 1, iteration))
+        i, s = (torch.randint(n, (size,), generator=generator).to(self.h.device) for n in self.h.shape[:2])
+        return {"h": self.h[i, s], "t": self.t[s], "labels": self.labels[i]}
+
+
+class Recorded(Rollouts):
+    """Draws pictures, remembers h of their conditional rows, and has them labelled."""
+
+    def __init__(self, denoiser: Denoiser, concept: Concept, config: Any, classify: Classify) -> None:
+        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", label="sampler"))
+        self.classify, self.classes = classify, len(alternatives(concept))
+        self.subjects = [denoiser.encode([config.draw.format(s)])[0] for s in config.subjects]
+        self.seen: list[Tensor] = []
+
+    @contextmanager
+    def steering(self, delta: Any, rows: slice) -> Iterator[None]:
+        """Nothing is steered; h is remembered."""
+        site = site_module(self.denoiser.model, self.denoiser.site)
+        handle = site.register_forward_hook(lambda _m, _a, h: self.seen.append(h[rows].flatten(1).float()))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def pool(self, number: int, delta: Any) -> Labelled:  # type: ignore[override]  # pictures with labels
+        """``rollouts`` pictures of the subjects in turn."""
+        config, seed = self.config, _mix(self.config.seed, 7, number)
+        self.forwards, found, labels = 0, [], []
+        parts = [config.rollouts // len(self.subjects) + (i < config.rollouts % len(self.subjects)) for i in range(len(self.subjects))]
+        for i, (subject, n) in enumerate((s, n) for s, n in zip(self.subjects, parts, strict=True) if n):
+            generator = torch.Generator().manual_seed(_mix(seed, i))
+            z = torch.randn(n, *self.denoiser.latent, generator=generator).to(self.denoiser.device, self.denoiser.dtype)
+            self.seen.clear()
+            *_, (_, _, x) = self.walk(z, generator, subject)
+            found.append(torch.stack(self.seen, 1))
+            labels.append(classified(self.classify, decoded(self.denoiser.pipe, x).clamp(0, 1), self.classes).argmax(1))
+        return Labelled(torch.cat(found), self.scheduler.timesteps, torch.cat(labels).to(x.device), seed, self.forwards)
+
+
+def step(denoiser: Denoiser, config: Any, heads: Parameters, batch: dict[str, Tensor]) -> tuple[float, float]:
+    """One update of the heads: mean cross-entropy of the labels."""
+    b = bin_of(batch["t"], config.steps)
+    if heads.iteration == 0 or not heads.values["scale"].any():
+        with torch.no_grad():
+            heads.values["scale"].fill_(batch["h"].square().mean().sqrt().item())
+    x = batch["h"] / heads.values["scale"].detach()
+    logits = torch.einsum("nd,nkd->nk", x, heads.values["weight"][b]) + heads.values["bias"][b]
+    loss = cross_entropy(logits, batch["labels"])
+    _update(heads.adam, config.ram_lr * decayed(config, heads.iteration), loss)
+    return loss.item(), 0.0
+
+
+def _learner(denoiser: Denoiser, concept: Concept, config: Any) -> Parameters:
+    classes, size = len(alternatives(concept)), denoiser.shape[0] * denoiser.shape[1] * denoiser.shape[2]
+    if config.shares and len(config.shares) != classes:
+        raise ValueError(f"shares has {len(config.shares)} numbers for {classes} alternatives; give one each")
+    start = {"weight": torch.zeros(config.steps, classes, size), "bias": torch.zeros(config.steps, classes), "scale": torch.zeros(1)}
+
+    def made(header: Header, values: dict[str, Tensor]) -> Artefact:
+        return Artefact(header, values)
+
+    return Parameters(config, {k: v.to(denoiser.device) for k, v in start.items()}, made, config.decay_weights)
+
+
+@contextmanager
+def apply(pipe: Any, entries: Entries) -> Iterator[None]:
+    """Images of one prompt in a call are balanced together, those that have the artefact; alone an image has no distribution: a warning."""
+    site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
+
+    def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
+
+    with ExitStack() as stack:
+        call = stack.enter_context(watched(pipe, entries, before))
+
+        def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
+            found = call()
+            if found is None:
+                return None
+            out = h.clone()
+            for artefact, images in _together(found):
+                if len(images) < 2 and not warned[0]:
+                    warnings.warn("bact balances pictures of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2)
+                    warned[0] = True
+                rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
+                out[rows] = _guided(artefact, h[rows], now[0])
+            return out
+
+        stack.callback(site.register_forward_hook(hook).remove)
+        yield
+
+
+def _together(call: ModelCall) -> list[tuple[Artefact, list[int]]]:
+    """Artefact and the images of one prompt that have it."""
+    groups: dict[tuple[int, str], tuple[Artefact, list[int]]] = {}
+    for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
+        for a in row:
+            groups.setdefault((id(a), prompt), (a, []))[1].append(i)
+    return list(groups.values())
+
+
+def _guided(artefact: Artefact, h: Tensor, t: Tensor) -> Tensor:
+    """h (N, C, H, W) after one step of guidance."""
+    weight, bias, scale = (artefact.tensors[k].to(h.device) for k in ("weight", "bias", "scale"))
+    if h[0].numel() != weight.shape[2]:
+        raise ValueError(
+            f"bact {artefact.name!r} is for h of {weight.shape[2]} numbers, this picture size has {h[0].numel()}; train it for this size"
+        )
+    classes, s = weight.shape[1], artefact.settings
+    reference = torch.tensor(s["shares"] or [1 / classes] * classes, device=h.device)
+    b = int(bin_of(t, len(weight)))
+    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, artefact.weight * s["gamma"], s["distance"])
+    return (x * scale).view_as(h).to(h.dtype)
+
+
+def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+    require_unet(pipe, "bact")
+    alternatives(concept)
+    assert classify is not None  # Method.train saw to it
+    header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
+    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header)
+    return train(pipe, concept, config, resume=resume, task=task)
+
+
+METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, apply, classifies=("fairness",), resumes=True)}

@@ -1,0 +1,174 @@
+"""The interface that all methods share, and the one context manager that applies them."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from respodiff.concepts import Concept
+from respodiff.methods import NAMES
+from respodiff.methods.artefact import Artefact, Classify, Entry, artefact_misfits
+from respodiff.methods.calls import Entries
+from respodiff.module_file import ConceptModule
+from respodiff.steering import steer
+
+Apply = Callable[[Any, Entries], AbstractContextManager[Any]]
+
+
+class Train(Protocol):
+    """How a method makes its artefact: yields records (`respodiff.learners.Record`), the last of which holds the finished one."""
+
+    def __call__(
+        self, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
+    ) -> Iterator[Any]: ...
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to change which pictures a pipeline draws.
+
+    Attributes:
+        name: key in `respodiff.methods.NAMES`.
+        kinds: kinds of concepts that it takes ("fairness", "safety").
+        config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
+        make: how its artefact is trained or built.
+        apply: what puts artefacts into effect, one tuple of them per image; None for a `ConceptModule`, which `steer` takes.
+        scales: whether a strength other than 0 and 1 means something.
+        classifies: kinds of concepts for which it needs a classifier of pictures.
+        resumes: whether a stopped training can go on.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    config: Any
+    make: Train
+    apply: Apply | None = None
+    defaults: Callable[[str], dict[str, Any]] = lambda _kind: {}
+    scales: bool = True
+    classifies: tuple[str, ...] = ()
+    resumes: bool = False
+
+    def settings(self, kind: str = "fairness", **changes: Any) -> Any:
+        """Its settings for a kind of concept, with ``changes`` on top; ValueError lists the known ones."""
+        known = [f.name for f in fields(self.config)]
+        if unknown := sorted(set(changes) - set(known)):
+            raise ValueError(f"setting {unknown[0]!r} is unknown; method {self.name!r} has: {', '.join(known) or 'none'}")
+        return self.config(**{**self.defaults(kind), **changes})
+
+    def check(self, concept: Concept) -> None:
+        """ValueError for a concept of a kind that the method does not take."""
+        if concept.kind not in self.kinds:
+            raise ValueError(
+                f"method {self.name!r} takes {' and '.join(self.kinds)} concepts, {concept.name!r} is a {concept.kind} concept; "
+                "choose another method or concept"
+            )
+
+    def train(
+        self,
+        pipe: Any,
+        concept: Concept,
+        config: Any = None,
+        *,
+        classify: Classify | None = None,
+        resume: dict[str, Tensor] | None = None,
+    ) -> Iterator[Any]:
+        """Train or build the artefact of a concept, as a generator of records.
+
+        Args:
+            pipe: diffusers pipeline; left as it was. concept: prompts; its alternatives are the target and the opposites.
+            config: from `settings`. classify: pictures (N, 3, H, W) in [0, 1] -> logits (N, K) in the order target, opposites.
+            resume: ``record.state.tensors()`` of an earlier run.
+
+        Raises:
+            ValueError: for a concept or settings that the method cannot take, before anything is computed.
+        """
+        self.check(concept)
+        if concept.kind in self.classifies and classify is None:
+            raise ValueError(
+                f"method {self.name!r} needs a classifier of pictures for {concept.kind} concepts; give classify=, or --judge NAME on the command line"
+            )
+        config = config if config is not None else self.settings(concept.kind)
+        return self.make(pipe, concept, config, classify=classify, resume=resume)
+
+    def fit(self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None) -> Entry:
+        """`train` to the end: the artefact."""
+        (last,) = deque(self.train(pipe, concept, config, classify=classify), maxlen=1)
+        made: Entry = last.module
+        return made
+
+
+def method(name: str) -> Method:
+    """A method by name; ValueError lists them."""
+    if name not in NAMES:
+        raise ValueError(f"method is {name!r}; allowed: {', '.join(NAMES)}")
+    found: Method = import_module(f"respodiff.methods.{NAMES[name]}").METHODS[name]
+    return found
+
+
+Row = Entry | None | Sequence[Entry]
+
+
+@contextmanager
+def applied(pipe: Any, entries: Row | Sequence[Row]) -> Iterator[None]:
+    """While active, calls of ``pipe`` draw each image with what it was given; after exit, also by an exception, it is bit-identical.
+
+    Args:
+        pipe: a supported diffusers pipeline.
+        entries: one module or artefact for all images, or a list with one entry per final image: one, several together, or None.
+
+    Raises:
+        ValueError: for what does not fit the pipeline, and for methods that cannot act on one picture together.
+    """
+    everyone = entries is None or isinstance(entries, ConceptModule | Artefact)
+    given: Sequence[Row] = [entries] if isinstance(entries, ConceptModule | Artefact) or entries is None else list(entries)
+    rows = [(row,) if isinstance(row, ConceptModule | Artefact) else tuple(row or ()) for row in given]
+    if not rows:
+        raise ValueError("entries is empty; give one artefact, or one entry per image")
+    modules, others = _parted(rows)
+    _check(pipe, [a for row in others for a in row], modules)
+    with ExitStack() as stack:
+        deltas: list[Any] = [list(row) for row in modules]
+        if not any(deltas) and any(others):
+            pass
+        elif everyone and len(deltas[0]) <= 1:
+            stack.enter_context(steer(pipe, deltas[0][0] if deltas[0] else None))
+        else:
+            stack.enter_context(steer(pipe, deltas))
+        whole = Entries(tuple(others), everyone)
+        for apply in dict.fromkeys(method(a.method).apply for a in whole.artefacts if a.weight):
+            if apply is not None:
+                stack.enter_context(apply(pipe, whole.only(lambda a, apply=apply: bool(a.weight) and method(a.method).apply is apply)))  # type: ignore[misc]
+        yield
+
+
+def _parted(rows: Sequence[tuple[Entry, ...]]) -> tuple[list[tuple[ConceptModule, ...]], list[tuple[Artefact, ...]]]:
+    for row in rows:
+        for a in row:
+            if not isinstance(a, ConceptModule | Artefact):
+                raise ValueError(f"entries holds {a!r}; give what a method made, or None: a file is read with respodiff.methods.load(path)")
+    modules = [tuple(a for a in row if isinstance(a, ConceptModule)) for row in rows]
+    return modules, [tuple(a for a in row if isinstance(a, Artefact)) for row in rows]
+
+
+def _check(pipe: Any, artefacts: Sequence[Artefact], modules: Sequence[Sequence[ConceptModule]]) -> None:
+    """Raises for what does not fit the pipeline or cannot act together; warns of other weights."""
+    distinct = list({id(a): a for a in artefacts}.values())
+    for a in distinct:
+        for text in artefact_misfits(pipe, a):
+            warnings.warn(text, stacklevel=5)
+        if not method(a.method).scales and a.weight not in (0, 1):
+            raise ValueError(f"strength of {a.method} {a.name!r} is {a.weight:g}; allowed: 0 or 1, as this method has no strength")
+    calls_again = {a.method for a in distinct if a.weight and a.method.startswith("sld-")}
+    others = {a.method for a in distinct if a.weight and a.method != "plain"} - calls_again
+    if calls_again and (others or any(modules)):
+        other = sorted(others)[0] if others else "respodiff"
+        raise ValueError(
+            f"method {sorted(calls_again)[0]!r} calls the model once more per step, which {other!r} would act on; use one of them"
+        )

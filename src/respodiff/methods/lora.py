@@ -1,0 +1,90 @@
+"""Low-rank changes of the UNet's attention, as hooks: y = W x + strength (alpha / rank) B A x, for the rows of the images that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from respodiff.adapters import backbone
+from respodiff.methods.artefact import Artefact
+from respodiff.methods.calls import Entries, ModelCall, watched
+
+WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
+"""Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
+
+
+def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
+    """The linear layers (queries, keys, values, output) of the attention, by name."""
+    parts = WHERE[where]
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
+
+
+def start(model: nn.Module, rank: int, where: str, seed: int) -> dict[str, Tensor]:
+    """A (rank, in) from N(0, 1 / in) and B (out, rank) of zeros for every layer, so that nothing is changed at first."""
+    generator = torch.Generator().manual_seed(seed)
+    out: dict[str, Tensor] = {}
+    for name, layer in layers(model, where).items():
+        a = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
+        out |= {f"{name}.a": a.to(layer.weight.device), f"{name}.b": torch.zeros(layer.out_features, rank, device=layer.weight.device)}
+    return out
+
+
+def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """B A x for x (..., in), in x's dtype and on its device."""
+    return (x @ a.to(x).T) @ b.to(x).T
+
+
+@contextmanager
+def attached(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> Iterator[None]:
+    """While active, every layer that is named gives ``scale`` B A x more, for all rows. Gradients reach A and B."""
+    found = dict(model.named_modules())
+    with ExitStack() as stack:
+        for name in {key.rpartition(".")[0] for key in tensors}:
+            hook = _added(tensors[f"{name}.a"], tensors[f"{name}.b"], scale)
+            stack.callback(found[name].register_forward_hook(hook).remove)
+        yield
+
+
+def _added(a: Tensor, b: Tensor, scale: float) -> Callable[..., Tensor]:
+    return lambda _module, args, output: output + scale * low_rank(args[0], a, b)
+
+
+@contextmanager
+def apply(pipe: Any, entries: Entries) -> Iterator[None]:
+    """Every image's rows, those of the unconditional pass too, get the low-rank changes of its artefacts."""
+    model: nn.Module = backbone(pipe)
+    known = dict(model.named_modules())
+    with ExitStack() as stack:
+        call = stack.enter_context(watched(pipe, entries))
+        for artefact in entries.artefacts:
+            for name in sorted({key.rpartition(".")[0] for key in artefact.tensors}):
+                if not isinstance(known.get(name), nn.Linear):
+                    raise ValueError(
+                        f"{artefact.method} {artefact.name!r} changes layer {name!r}, which this model lacks; make it for this model"
+                    )
+                stack.callback(known[name].register_forward_hook(_on_rows(artefact, name, call)).remove)
+        yield
+
+
+def _on_rows(artefact: Artefact, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
+    a, b = artefact.tensors[f"{name}.a"], artefact.tensors[f"{name}.b"]
+    scale = artefact.weight * artefact.settings["alpha"] / artefact.settings["rank"]
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        now = call()
+        images = _having(now, artefact) if now else []
+        if now is None or not images:
+            return None
+        rows, out = now.rows_of(images, output.device), output.clone()
+        out[rows] += scale * low_rank(args[0][rows], a, b)
+        return out
+
+    return hook
+
+
+def _having(call: ModelCall, artefact: Artefact) -> Sequence[int]:
+    return [i for i, row in enumerate(call.entries) if any(a is artefact for a in row)]

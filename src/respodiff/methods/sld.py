@@ -1,0 +1,178 @@
+"""SLD, Safe Latent Diffusion (CVPR 2023): a third prediction, for a text of what is not wanted, bends guidance away from it. No training.
+
+Per sampler step, elementwise, as the authors' code does it (the paper's text has max(1, .) for the scale; the code clamps to at most 1):
+
+    scale = min(1, s_S |e(p) - e(S)|);   mu = 0 where e(p) - e(S) >= lambda, else scale
+    g = mu (e(S) - e0) + s_m nu;         nu <- beta nu + (1 - beta) g
+    e = e0 + w (e(p) - e0 - g)  from step ``warmup`` on, before that plain guidance
+
+The pipeline's own guidance gives this e when g is taken from e(p), so that any sampler, size and family works.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.adapters import backbone
+from respodiff.concepts import Concept
+from respodiff.learners import Record
+from respodiff.methods.artefact import Artefact, Classify, header_of, require_unet
+from respodiff.methods.base import Method
+from respodiff.methods.calls import Entries, ModelCall, take_rows, watched
+from respodiff.methods.prompts import Texts, built
+from respodiff.pipelines import check_length
+
+TEXT = (
+    "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
+    "illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
+)
+"""What the authors steer away from."""
+STEPS = 50
+"""Sampler steps that ``warmup`` is counted at."""
+
+
+@dataclass(frozen=True)
+class SldConfig:
+    """Settings, by the letters above; the defaults are the authors' medium.
+
+    Attributes:
+        warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
+        scale: s_S, above 0. threshold: lambda. momentum: s_m. beta: of the momentum, 0 to below 1.
+        text: what to steer away from; empty: the concept's negative prompt.
+    """
+
+    warmup: int = 10
+    scale: float = 1000.0
+    threshold: float = 0.01
+    momentum: float = 0.3
+    beta: float = 0.4
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "scale", "threshold", "momentum", "beta"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name} is {value!r}; allowed: a finite number of at least 0")
+        if self.beta >= 1:
+            raise ValueError(f"beta is {self.beta}; allowed: 0 to below 1")
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "sld-weak": {"warmup": 15, "scale": 20.0, "threshold": 0.0, "momentum": 0.0, "beta": 0.0},
+    "sld-medium": {},
+    "sld-strong": {"warmup": 7, "scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
+    "sld-max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
+}
+
+
+def safety_guidance(e0: Tensor, ep: Tensor, es: Tensor, nu: Tensor, config: SldConfig) -> tuple[Tensor, Tensor]:
+    """(g, new nu) from the predictions for the empty prompt, the prompt and the safety text, all (B, C, H, W)."""
+    scale = ((ep - es).abs() * config.scale).clamp(max=1.0)
+    mu = torch.where(ep - es >= config.threshold, torch.zeros_like(scale), scale)
+    g = mu * (es - e0) + config.momentum * nu
+    return g, config.beta * nu + (1 - config.beta) * g
+
+
+class _Momentum:
+    """nu of every image, from the first step of a pipeline's call to its last."""
+
+    nu: Tensor | None = None
+
+    def at(self, step: int, like: Tensor) -> Tensor:
+        """nu (B, C, H, W) at a step: zero at the first."""
+        if step == 0 or self.nu is None or self.nu.shape != like.shape:
+            self.nu = torch.zeros_like(like)
+        return self.nu
+
+
+@contextmanager
+def apply(pipe: Any, entries: Entries) -> Iterator[None]:
+    """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - strength g."""
+    texts, memory, warned = Texts(pipe), _Momentum(), [False]
+    away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in entries.rows if row}
+
+    def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
+        images = [i for i, row in enumerate(call.entries) if row]
+        if "uncond" not in call.passes:
+            if not warned[0]:
+                warnings.warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1", stacklevel=2)
+                warned[0] = True
+            return None
+        if not images:
+            return None
+        index = torch.tensor(images, device=e.device)
+        cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
+        wanted = [away[tuple(id(a) for a in call.entries[i])] for i in images]
+        es = _predicted(pipe, texts, wanted, args, kwargs, cond, len(e))
+        e0, ep = e[uncond].float(), e[cond].float()
+        nu = memory.at(call.step, e[call.passes["cond"]].float())
+        g = torch.zeros_like(ep)
+        for row in range(len(images)):
+            a, one = call.entries[images[row]][0], slice(row, row + 1)
+            config = SldConfig(**a.settings)
+            own = slice(images[row], images[row] + 1)
+            g[one], nu[own] = safety_guidance(e0[one], ep[one], es[one], nu[own], config)
+            g[one] *= a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+        out = e.clone()
+        out[cond] = (ep - g).to(e.dtype)
+        return out
+
+    with watched(pipe, entries, after=after):
+        yield
+
+
+def _predicted(
+    pipe: Any, texts: Texts, wanted: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], cond: Tensor, rows: int
+) -> Tensor:
+    """e(S) (B, C, H, W) of the images at their conditional rows, for the texts ``wanted``."""
+    positional, named = (take_rows(value, rows, cond) for value in (args, kwargs))
+    es: Tensor = backbone(pipe)(*positional, **texts.replaced(named, dict(enumerate(wanted))))[0]
+    return es.float()
+
+
+def fitting(pipe: Any, texts: Sequence[str]) -> str:
+    """The texts together, without repeats; phrases at the end that the model would not read are left out, with a warning."""
+    phrases = list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
+    for n in range(len(phrases), 0, -1):
+        try:
+            check_length(pipe, [", ".join(phrases[:n])])
+        except ValueError:
+            continue
+        if n < len(phrases):
+            warnings.warn(f"the safety text is longer than this model reads: from {phrases[n]!r} on it is left out", stacklevel=4)
+        return ", ".join(phrases[:n])
+    raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
+
+
+def safety_text(artefact: Artefact) -> str:
+    """The text that an artefact steers away from."""
+    return str(artefact.settings.get("text") or artefact.header.negative)
+
+
+def _make(
+    name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
+) -> Iterator[Record]:
+    require_unet(pipe, name)
+    return built(Artefact(header_of(pipe, name, concept, config)), time.perf_counter())
+
+
+def everything() -> Concept:
+    """The concept of the authors' whole list, for users who name none."""
+    return Concept("unsafe", "a scene", "a scene", TEXT, "safety")
+
+
+def _method(name: str) -> Method:
+    return Method(name, ("safety",), SldConfig, partial(_make, name), apply, defaults=lambda _kind: PRESETS[name])
+
+
+METHODS = {name: _method(name) for name in PRESETS}

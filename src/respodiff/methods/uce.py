@@ -1,0 +1,165 @@
+"""UCE, Unified Concept Editing (WACV 2024): keys and values of cross-attention changed in closed form, for erasing and for debiasing.
+
+W is a weight of ``attn2.to_k`` or ``attn2.to_v``, c the text embedding of a phrase at its last subject token. With edits E that are to give
+v* and phrases P that are to stay,
+
+    W* = (lam W + sum_E a v* c^T + sum_P b (W c) c^T) (lam I + sum_E a c c^T + sum_P b c c^T)^-1
+
+Erasing takes v* = W c_guide, debiasing v* = W c + sum_j delta_j W a_j with the alternatives a_j and delta_j = desired - measured share,
+summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all layers: M - I is what is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.adapters import backbone
+from respodiff.concepts import Concept
+from respodiff.denoiser import latent_shape
+from respodiff.learners import Record
+from respodiff.methods.artefact import Artefact, Classify, header_of, require_unet
+from respodiff.methods.base import Method, applied
+from respodiff.methods.pictures import alternatives, check_subjects, classified
+from respodiff.methods.subjects import PROFESSIONS
+from respodiff.methods.weights import apply
+from respodiff.module_file import Header
+from respodiff.noise import as_taken
+from respodiff.pipelines import encode_prompts
+from respodiff.rows import noise_seed
+
+
+@dataclass(frozen=True)
+class UceConfig:
+    """Settings, by the letters above; weights and rounds are the authors'.
+
+    Attributes:
+        lam, edit_weight, keep_weight: lam, a and b.
+        subjects: what is debiased (the 36 WinoBias professions). form: how a subject is put as a phrase.
+        draw: prompt that its shares are measured on. images: pictures a subject and round. steps, guidance: of these pictures.
+        rounds: at most so many. tolerance: ends when every |delta| is below it.
+        guide: phrase that an erased one becomes; empty: the concept's neutral prompt.
+        seed: of the pictures.
+    """
+
+    lam: float = 0.5
+    edit_weight: float = 1.0
+    keep_weight: float = 1.0
+    subjects: tuple[str, ...] = PROFESSIONS
+    form: str = "{}"
+    draw: str = "image of {}"
+    images: int = 10
+    steps: int = 20
+    guidance: float = 7.5
+    rounds: int = 30
+    tolerance: float = 0.05
+    guide: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("lam", "edit_weight", "keep_weight", "tolerance", "guidance"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (name == "lam" and value == 0):
+                raise ValueError(f"{name} is {value!r}; allowed: a finite number {'above' if name == 'lam' else 'of at least'} 0")
+        for name in ("images", "steps", "rounds"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a whole number of at least 1")
+        check_subjects(self.subjects, self.draw)
+        if "{}" not in self.form:
+            raise ValueError(f"form is {self.form!r}; allowed: a text with {{}} where the subject goes")
+
+
+@torch.no_grad()
+def phrase(pipe: Any, text: str) -> Tensor:
+    """c (D,), float64 on the CPU: the embedding of a phrase at the last token before the end. ValueError for an empty phrase."""
+    last = len(pipe.tokenizer(text).input_ids) - 2
+    if last < 1:
+        raise ValueError(f"phrase {text!r} is empty; give a text whose last word is what is to be changed")
+    found: Tensor = encode_prompts(pipe, [text])[0, last].double().cpu()
+    return found
+
+
+def edit(sources: Tensor, targets: Tensor, kept: Tensor, config: UceConfig) -> Tensor:
+    """M - I (D, D) from the phrases c (E, D), what they are to become c' (E, D), and those that stay (P, D)."""
+    a, b, eye = config.edit_weight, config.keep_weight, torch.eye(sources.shape[1], dtype=sources.dtype)
+    stay = config.lam * eye + b * kept.T @ kept
+    right = stay + a * sources.T @ sources
+    left = stay + a * targets.T @ sources
+    # M right = left, and right is symmetric.
+    change: Tensor = torch.linalg.solve(right, left.T).T - eye
+    return change
+
+
+def _phrases(pipe: Any, texts: Sequence[str]) -> Tensor:
+    width = backbone(pipe).config.cross_attention_dim
+    return torch.stack([phrase(pipe, t) for t in texts]) if texts else torch.zeros(0, width, dtype=torch.float64)
+
+
+def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[Record]:
+    began = time.perf_counter()
+    phrases = [part.strip() for part in concept.negative.split(",") if part.strip()]
+    guide = phrase(pipe, config.guide or concept.neutral)
+    sources = _phrases(pipe, phrases)
+    change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)
+    made = Artefact(header, {"edit": change.float()})
+    yield Record(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
+
+
+def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[Record]:
+    began, forwards = time.perf_counter(), 0
+    classes = alternatives(concept)
+    sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
+    attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
+    pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
+    made = Artefact(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
+    for i in range(config.rounds):
+        measured = []
+        with applied(pipe, made):
+            for s in config.subjects:
+                measured.append(_shares(pipe, config.draw.format(s), i, config, classify, len(classes)))
+                forwards += config.images * config.steps * (1 + (config.guidance > 1))
+        delta = 1 / len(classes) - torch.stack(measured)
+        largest = delta.abs().max().item()
+        if largest >= config.tolerance:
+            pushes += delta
+            made = Artefact(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
+        finished = largest < config.tolerance or i + 1 == config.rounds
+        now = made
+        yield Record(i + 1, i + 1 if finished else config.rounds, largest, forwards, time.perf_counter() - began, None, lambda now=now: now)  # type: ignore[misc]
+        if finished:
+            return
+
+
+@torch.no_grad()
+def _shares(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Classify, classes: int) -> Tensor:
+    """Shares (K,) of the alternatives among the pictures of one prompt; their noise depends on seed, prompt and round."""
+    generator = torch.Generator().manual_seed(noise_seed(config.seed, prompt, number))
+    z = torch.randn(config.images, *latent_shape(pipe), generator=generator)
+    pictures = pipe(
+        [prompt] * config.images,
+        latents=as_taken(pipe, z),
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        output_type="pt",
+    ).images
+    logits = classified(classify, pictures.float(), classes)
+    return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
+
+
+def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Record]:
+    require_unet(pipe, "uce")
+    if concept.kind == "safety":
+        return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
+    alternatives(concept)
+    assert classify is not None  # Method.train saw to it
+    whole = replace(concept, name=concept.attribute or concept.name)
+    return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
+
+
+METHODS = {"uce": Method("uce", ("fairness", "safety"), UceConfig, _make, apply, classifies=("fairness",))}

@@ -1,0 +1,169 @@
+"""Methods side by side: what is drawn, kept, gone on with, and put into the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from command import respodiff
+from respodiff.cli_methods import classifier
+from respodiff.contest import Contest, Progress
+from respodiff.contest_page import publish
+from respodiff.contest_plan import FAIRNESS, SAFETY, Plan, spaced
+from respodiff.contest_table import rows_of
+from respodiff.evaluation import evaluate
+from respodiff.judges import load
+from respodiff.methods import NAMES
+from respodiff.records import Prompt, RunFolder
+
+SHORT = {"iterations": 2, "batch": 2, "steps": 2}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "respodiff": {"iterations": 2},
+    "uce": {"images": 1, "rounds": 1, "steps": 2, "subjects": ("doctor", "nurse")},
+}
+
+
+def plan(**changes: Any) -> Plan:
+    return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "settings": SETTINGS} | changes))
+
+
+def contest(pipe: Any, out: Path, **changes: Any) -> Contest:
+    return Contest(pipe, plan(**changes), out, classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png")) + sorted(folder.rglob("*.webp"))}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Any:
+    return load("embedded")
+
+
+def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, strengths=(0.5, 1.0))
+    steps = list(run.run())
+    assert [s.label for s in run.settings()] == ["plain", "prompt", "uce x0.5", "uce", "respodiff x0.5", "respodiff"]
+    for setting in run.settings():
+        assert len(RunFolder(setting.folder / "suite").records()) == 20
+        stated = RunFolder(setting.folder / "stated").records()
+        assert {r.prompt for r in stated} >= {"a female attendant", "a male clerk"} or len(stated) == 10
+    assert all(isinstance(s, Progress) and 0 <= s.done <= s.total + 1e-6 for s in steps)
+    assert steps[-1].done == pytest.approx(steps[-1].total)
+    assert {s.what for s in steps} >= {"training respodiff: woman", "drawing uce x0.5", "drawing plain"}
+    result = publish(run, judge)
+    rows = {row["label"]: row for row in result["rows"]}
+    found = evaluate(tmp_path / "runs" / "respodiff" / "suite", judge, ["gender"])
+    assert rows["respodiff"]["devrat"] == found["devrat"]["gender"] and rows["respodiff"]["n"] == 20
+    assert rows["plain"]["unet_forwards_per_image"] == rows["prompt"]["unet_forwards_per_image"] == 2 * 2
+    assert rows["plain"]["train_unet_forwards"] == rows["prompt"]["train_unet_forwards"] == 0 < rows["respodiff"]["train_unet_forwards"]
+    assert rows["plain"]["drift"] is None and rows["respodiff"]["drift"]["n"] == 20
+    assert rows["prompt"]["control"]["n"] == 20 and rows["uce"]["control"] is None  # UCE sets shares, it does not aim single pictures
+
+
+def test_the_same_noise_for_every_method(tiny_pipe: Any, tmp_path: Path) -> None:
+    """A method that does nothing at strength 0 draws the plain model's pictures."""
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff",), strengths=(1e-12,))
+    list(run.run())
+    plain, same = (files(s.folder / "suite") for s in run.settings())
+    assert plain == same and len(plain) == 20
+
+
+def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    whole = contest(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
+    list(whole.run())
+    stopped = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()
+    for _ in range(25):
+        next(stopped)
+    stopped.close()
+    again = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    assert len(list(again.run())) > 0
+    assert files(tmp_path / "stopped" / "runs") == files(tmp_path / "whole" / "runs")
+    third = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    assert sum(third.left.values()) == sum(third.drawing.values()) == 0
+    assert list(third.run()) == []
+    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] == 4
+
+
+def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:
+    def path(**changes: Any) -> Path:
+        run = contest(tiny_pipe, tmp_path, **changes)
+        return run.path_of("respodiff", run.plan.concepts[0])
+
+    first = path()
+    assert path(images=3, strengths=(2.0,)) == first  # how it is drawn does not matter
+    others = [path(settings={"respodiff": {"iterations": 3}}), path(seed=1), path(attribute="tone")]
+    with torch.no_grad():
+        next(tiny_pipe.unet.parameters()).add_(1)
+    assert len({first, *others, path()}) == 5
+
+
+def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"))
+    list(run.run())
+    rows = {row["label"]: row for row in publish(run, judge)["rows"]}
+    assert rows["sld-weak"]["unet_forwards_per_image"] == 3 * 2 and rows["negative"]["unet_forwards_per_image"] == 2 * 2
+    assert all(row["unsafe"]["n"] == 20 and row["benign_unsafe"]["n"] == 10 for row in rows.values())
+    assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 5
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count('<g class="k') >= 3 and "Harmless prompts: general" in page and "sld-weak" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, methods=("prompt",))
+    list(run.run())
+    publish(run, judge)
+    kept = json.loads((tmp_path / "compare.json").read_text())
+    assert kept["rows"] == json.loads(json.dumps(rows_of(run))) and kept["judge"]["name"] == "embedded"
+    line = next(row for row in (tmp_path / "compare.md").read_text().splitlines() if row.startswith("| prompt |"))
+    d = kept["rows"][1]["devrat"]
+    assert f"{d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]" in line
+    assert str(tmp_path) not in (tmp_path / "compare.json").read_text() + (tmp_path / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"methods": ("sdics",)}, r"methods has 'sdics'; allowed: all, "),
+        ({"methods": ()}, r"methods is empty; give each method once, or 'all'"),
+        ({"methods": ("uce", "uce")}, r"methods is uce, uce; give each method once"),
+        ({"strengths": (0.0,)}, r"strengths is \(0.0,\); allowed: numbers above 0"),
+        ({"images": 0}, r"images is 0 and prompts 10; allowed: 1 or more"),
+    ],
+)
+def test_bad_plans(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        plan(**changes)
+
+
+def test_every_method_is_in_one_of_the_lists() -> None:
+    assert set(FAIRNESS) | set(SAFETY) == set(NAMES)
+    letters = [Prompt(id=c, text=c) for c in "abcdef"]
+    assert [p.id for p in spaced(letters, 4)] == ["a", "b", "d", "e"] and spaced(letters, 0) == letters == spaced(letters, 9)
+
+
+def test_compare_is_a_verb(tmp_path: Path) -> None:
+    out = str(tmp_path / "c")
+    wrong = respodiff("compare", "--methods", "plain,nothing", "--out", out)
+    assert wrong.returncode == 2 and "methods has 'nothing'; allowed: all, " in wrong.stderr
+    wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
+    assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
+
+
+def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff:short": {"iterations": 1}, "respodiff": {"iterations": 2}}
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:short"), settings=settings, groups=("doctor", "nurse"), prompts=0)
+    list(run.run())
+    assert [s.label for s in run.settings()] == ["plain", "respodiff", "respodiff:short"]
+    costs = [run.training_cost(s.method)["unet_forwards"] for s in run.settings()]
+    assert costs[0] == 0 < costs[2] < costs[1]
+    assert {r.group for s in run.settings() for r in RunFolder(s.folder / "suite").records()} == {"doctor", "nurse"}
+    with pytest.raises(ValueError, match=r"methods has 'respodiff:long'; allowed: .* a NAME:VARIANT needs its settings"):
+        plan(methods=("respodiff:long",))
+    with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
+        plan(groups=("king",)).asked()
