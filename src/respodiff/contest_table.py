@@ -136,9 +136,14 @@ def _costs(contest: Contest, setting: Setting) -> dict[str, Any]:
     return {
         "train_unet_forwards": int(cost["unet_forwards"]),
         "train_seconds": round(cost["seconds"], 1),
-        "unet_forwards_per_image": per["unet_forwards"],
+        "unet_forwards_per_image": _whole(per["unet_forwards"]),
         "seconds_per_image": per["seconds"],
     }
+
+
+def _whole(value: float | None) -> float | None:
+    """40.0 as 40: counts are read as counts."""
+    return int(value) if value is not None and value.is_integer() else value
 
 
 def columns_of(kind: str) -> dict[str, str]:
