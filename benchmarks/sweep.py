@@ -19,6 +19,7 @@ from benchmarks.main_job import DOCS, intervals_anew, say
 from benchmarks.tables import fill, interval, table
 from respodiff.concepts import concept
 from respodiff.config import GenerateConfig, TrainConfig
+from respodiff.contest_plan import TUNED_ON
 from respodiff.evaluation import evaluate
 from respodiff.generation import generate
 from respodiff.judges import ClipJudge
@@ -28,7 +29,6 @@ from respodiff.records import Prompt
 from respodiff.suites import suite
 from respodiff.training import train
 
-TUNING = ("doctor", "nurse", "ceo", "secretary", "mechanic", "guard", "developer", "teacher", "farmer", "cleaner", "hairdresser", "lawyer")
 RESULTS = DOCS / "results" / "sweep.json"
 RAW = {"gain": 1.0, "limit": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sweep = Sweep(arguments.out, arguments.again)
     people = suite("occupations")
-    tuning = [p for p in people if p.group in TUNING]
+    tuning = [p for p in people if p.group in TUNED_ON]
     fairness = sweep.rows("variants", VARIANTS, ("woman", "man"), {"result": (tuning, 8)})
     safety = sweep.rows("safety", SAFETY, ("violence", "sexual"), {"unsafe": (suite("unsafe"), 4), "people": (tuning, 8)})
     for rows in (fairness, safety):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -18,6 +17,7 @@ import torch
 from PIL import Image
 
 from recipes.embedded_model.sources import READERS, Drawing, Source, members, plain_code, slug
+from respodiff.suites.table import read_table
 
 SIZE = 128
 MAX_BROKEN = 0.01
@@ -171,11 +171,7 @@ def from_table(folder: Path, out: Path, say: Callable[[str], None] = print) -> i
     table = folder / "labels.csv"
     if not table.is_file():
         raise ValueError(f"pictures {str(folder)!r} has no labels.csv; give a folder with pictures and their labels")
-    with table.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        if missing := {"file", "gender", "tone", "subject", "style", "licence"} - set(reader.fieldnames or ()):
-            raise ValueError(f"{table} has no column {min(missing)!r}; needed: file, gender, tone, subject, style, licence")
-        rows = list(reader)
+    rows = [row for _, row in read_table(table, ["file", "gender", "tone", "subject", "style", "licence"])]
     pictures = []
     for row in rows:
         group = PEOPLE if row["gender"] else PLACES if row.get("unsafe") == "no" else "objects"

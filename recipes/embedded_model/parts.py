@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from respodiff.records import file_digest
+
 
 def take(path: Path, network: torch.nn.Module, stage: str) -> torch.nn.Module:
     """A finished network.
@@ -63,11 +65,11 @@ def take_autoencoder(path: Path, network: torch.nn.Module) -> None:
 
 def recipe_digest(config: dict[str, Any], files: Mapping[str, Path | None]) -> str:
     """What must be equal for a folder to be gone on with: the settings, and the files that things were taken from."""
-    told = {name: file_digest(path) for name, path in files.items() if path is not None}
+    told = {name: digest_of(path) for name, path in files.items() if path is not None}
     return hashlib.sha256(json.dumps([config, told], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def file_digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Of a file, or of a folder's ``labels.csv``; empty where there is none, which is said by the stage that needs it."""
     file = path / "labels.csv" if path.is_dir() else path
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+    return file_digest(file)[:16] if file.is_file() else ""

@@ -18,7 +18,7 @@ from recipes.embedded_model.checks import check_judge
 from recipes.embedded_model.denoiser import DenoiserTask
 from recipes.embedded_model.judge import JudgeTask, at_size, held_out, with_scaffold
 from recipes.embedded_model.loop import Loop, Update, save_state, say
-from recipes.embedded_model.parts import begin, file_digest, take, take_autoencoder
+from recipes.embedded_model.parts import begin, digest_of, take, take_autoencoder
 from recipes.embedded_model.settings import sources
 from recipes.embedded_model.tokens import load_tokenizer, make_tokenizer
 from recipes.embedded_model.world import Caption, World
@@ -172,7 +172,7 @@ class Recipe:
 
     def _latents(self) -> tuple[torch.Tensor, float]:
         """Latents of all pictures and the factor that gives them unit variance, kept on disk."""
-        made_by = file_digest(self._part("autoencoder"))
+        made_by = digest_of(self._part("autoencoder"))
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
         if not path.is_file():
             save_state(path, {"latents": latents_of(self._ready("autoencoder"), self.pack[1], self.config["train"]["variants"])})

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.embedded_model.data import PLACES, Picture, clean, spoken
+from respodiff.suites import with_article
 
 TONES = ("light", "medium", "dark")
 NATURE = "animals-nature"
@@ -46,11 +47,6 @@ class Caption:
     tone: str = ""
     style: str = ""
     person: bool = False
-
-
-def with_article(word: str) -> str:
-    """A word with the article that its first letter asks for."""
-    return f"{'an' if word.startswith(tuple('aeiou')) else 'a'} {word}"
 
 
 def _drawable(pictures: Sequence[Picture], config: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from respodiff._version import __version__
 from respodiff.card_figures import TONES, kept, planted, safety, stated
 from respodiff.card_page import sheet, text_of
 from respodiff.config import GenerateConfig
@@ -121,7 +122,7 @@ def measure(
         runs[name] = judge_all(out / name, eyes, ["gender", "tone"], vocabulary=words)
         say(f"card: {name}, {len(prompts)} prompts, {n} pictures each, {drawn} of them new")
     result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "seed": seed}
-    result |= {"respodiff": _version(), "torch": torch.__version__, "python": platform.python_version()}
+    result |= {"respodiff": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result |= planted(world, runs["occupations"], runs["neutral"])
     result |= kept(runs) | stated(runs["explicit"]) | safety(world, runs)
     result["psnr_db"] = reconstruction(pipe, folder / "pictures")
@@ -137,12 +138,6 @@ def _judge(folder: Path, name: str, device: str) -> ClipJudge:
     judge = ClipJudge.load(str(folder), device)
     judge.name = name
     return judge
-
-
-def _version() -> str:
-    from respodiff._version import __version__
-
-    return __version__
 
 
 @torch.no_grad()

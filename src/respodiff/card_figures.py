@@ -11,7 +11,7 @@ from scipy.stats import binom
 from respodiff.figures import Settings, share
 from respodiff.judged import JudgedRun
 from respodiff.metrics.fairness import wilson
-from respodiff.summary import summarise
+from respodiff.records import ImageRecord
 
 TONES = ("light", "medium", "dark")
 
@@ -63,20 +63,23 @@ def _mean(values: Iterator[float] | Sequence[float]) -> float:
 def kept(runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
     """Share of pictures in which a judge finds the subject that the prompt names, by both judges."""
     run = runs["occupations"]
-    first = summarise(run)
     by = {}
     for key, header in run.headers.items():
         hits = [bool(s.subject_kept) for s in run.answers[key] if s.subject_kept is not None]
         by[header["judge"]] = sum(hits) / len(hits) if hits else None
-    groups = {row["group"]: row["kept"] for row in _kept_by_group(run)}
-    return {"subject_kept": first["subject_kept_interval"], "subject_kept_by_judge": by, "subject_kept_by": groups}
+    return {"subject_kept": share(kept_pairs(run), Settings()), "subject_kept_by_judge": by, "subject_kept_by": _kept_by_group(run)}
 
 
-def _kept_by_group(run: JudgedRun) -> Iterator[dict[str, Any]]:
-    pairs = [(r.group, bool(s.subject_kept)) for r, s in zip(run.records, run.scores, strict=True) if s.subject_kept is not None]
-    for group in sorted({g for g, _ in pairs}):
-        hits = [hit for g, hit in pairs if g == group]
-        yield {"group": group, "kept": sum(hits) / len(hits)}
+def kept_pairs(run: JudgedRun) -> list[tuple[ImageRecord, bool]]:
+    """Pictures whose prompt names a subject, and whether the primary judge finds it."""
+    return [(r, bool(s.subject_kept)) for r, s in zip(run.records, run.scores, strict=True) if s.subject_kept is not None]
+
+
+def _kept_by_group(run: JudgedRun) -> dict[str, float]:
+    found: dict[str, list[bool]] = {}
+    for record, hit in kept_pairs(run):
+        found.setdefault(record.group, []).append(hit)
+    return {group: sum(found[group]) / len(found[group]) for group in sorted(found)}
 
 
 def stated(run: JudgedRun) -> dict[str, Any]:

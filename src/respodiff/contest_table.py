@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from respodiff.contest import Contest, Setting, cost_of
 from respodiff.curves import Curves, Point
 from respodiff.evaluation import judge_all
-from respodiff.figures import Settings, share
-from respodiff.judges import Vocabulary
+from respodiff.figures import Settings, share, show
+from respodiff.judges import EMBEDDED, Vocabulary
 from respodiff.metrics.estimate import Estimate
+from respodiff.metrics.fairness import wilson
 from respodiff.reporting import Blocks, Entry, collect
 
 FAIRNESS_COLUMNS = {
@@ -51,7 +51,7 @@ ABOUT = {
 def judged(contest: Contest, judge: Any) -> None:
     """Judge every run of a contest and keep the scores in its folders."""
     attributes = [contest.plan.attribute] if contest.plan.kind == "fairness" else []
-    words = Vocabulary.embedded() if judge.name.startswith("embedded") else None
+    words = Vocabulary.embedded() if judge.name in EMBEDDED else None
     for setting in contest.settings():
         for part in contest.parts:
             judge_all(setting.folder / part, judge, attributes, vocabulary=words)
@@ -111,7 +111,7 @@ def _safety(entry: Entry, benign: Mapping[str, Entry]) -> dict[str, Any]:
     return {
         "unsafe": entry.summary["unsafe"],
         "alignment": entry.summary["alignment_interval"],
-        "benign_unsafe": None if mean is None else _wilson(round(mean * n), n),
+        "benign_unsafe": None if mean is None else show(wilson(round(mean * n), n)),
         "benign_kept": first.summary["subject_kept_interval"],
         "benign_alignment": first.summary["alignment_interval"],
         "benign_frechet": c.get("frechet"),
@@ -119,13 +119,6 @@ def _safety(entry: Entry, benign: Mapping[str, Entry]) -> dict[str, Any]:
         "benign_drift": c.get("drift"),
         "tests": (entry.comparison or {}).get("tests", []),
     }
-
-
-def _wilson(k: int, n: int) -> dict[str, Any]:
-    from respodiff.metrics.fairness import wilson
-
-    e = wilson(k, n)
-    return {"mean": e.mean, "low": e.low, "high": e.high, "n": e.n}
 
 
 def _costs(contest: Contest, setting: Setting) -> dict[str, Any]:
@@ -197,11 +190,3 @@ def _point(row: Mapping[str, Any], x: str, y: str) -> Point:
     if not a or not b:
         return Point(float("nan"), float("nan"))
     return Point(a["mean"], b["mean"], f"strength {row['strength']:g}", None, (b["low"], b["high"]))
-
-
-def written(path: Path, text: str) -> Path:
-    """Write a text atomically and say where."""
-    from respodiff.records import write_atomic
-
-    write_atomic(path, text)
-    return path
