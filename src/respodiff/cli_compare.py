@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, words
+from respodiff.cli_generate import by_model
+from respodiff.cli_methods import changes_from
+from respodiff.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, words
 from respodiff.methods import NAMES
 
 PROMPTS_HELP = (
     "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
 )
+SET_HELP = "A method's setting, strength among them, such as sdisc.iterations=1000; repeat."
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 
 
@@ -25,17 +28,19 @@ def compare(
     suite: Annotated[str, typer.Option("--suite", help="occupations (fairness) or unsafe (safety).", metavar="NAME")] = "occupations",
     methods: Annotated[str, typer.Option("--methods", help=METHODS_HELP, metavar="NAMES")] = "all",
     attribute: Annotated[str, typer.Option("--attribute", help="What is to be even: gender, tone, ...", metavar="NAME")] = "gender",
-    images: Annotated[int, typer.Option("--images", help="Pictures a prompt.", min=1)] = 4,
+    concepts: Concepts = None,
+    images: Annotated[int | None, typer.Option("--images", help="Pictures a prompt. (default 4)", min=1)] = None,
     prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP, metavar="N")] = "",
-    strength: Annotated[list[float] | None, typer.Option("--strength", help="Repeat for a curve. (default 1)")] = None,
+    strength: Annotated[list[float] | None, typer.Option("--strength", help="Repeat for a curve. (default .5 and 1)")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
     judge: Annotated[
         str, typer.Option("--judge", help="Judge of pictures; also teaches methods that learn from pictures.", metavar="NAME")
     ] = "embedded",
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where trained artefacts are kept. (default OUT/artefacts)", metavar="DIR")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", help="Sampler steps.", min=1)] = 20,
-    guidance: Annotated[float, typer.Option("--guidance", help="Guidance scale (3 embedded, 7.5 others).")] = 3.0,
+    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -45,29 +50,57 @@ def compare(
     from respodiff import contest_page
     from respodiff.cli_methods import classifier
     from respodiff.contest import Contest
-    from respodiff.contest_plan import FAIRNESS, SAFETY, TUNED_ON, Plan
+    from respodiff.contest_plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan
     from respodiff.judges import load
 
     every = SAFETY if suite in ("unsafe", "i2p") else FAIRNESS
     names = every if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
+    kind = "safety" if every is SAFETY else "fairness"
     some, groups = _which(prompts or ("untuned" if (model, suite) == ("embedded", "occupations") else "all"), suite, TUNED_ON)
     plan = Plan(
         suite=suite,
         methods=names,
         attribute=attribute,
-        images=images,
+        images=images or 4,
         prompts=some,
         groups=groups,
-        strengths=tuple(strength or (1.0,)),
-        steps=steps,
-        guidance=guidance,
+        strengths=tuple(strength or (0.5, 1.0)),
+        **by_model(model == "embedded", steps, guidance),
         seed=seed,
+        library=str(concepts or ""),
+        settings=_settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {}),
     )
     pipe, eye = open_model(model, device, dtype), load(judge, device)
     contest = Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=eye.digest, cache=cache)
     _run(contest)
     result = contest_page.publish(contest, eye)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
+
+
+def _settings(pairs: Sequence[str], kind: str, base: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Method -> settings: those of ``base`` with NAME.KEY=VALUE pairs on top. ValueError for a pair that no method can take."""
+    from respodiff.methods.base import method
+
+    out = {name: dict(changes) for name, changes in base.items()}
+    for pair in pairs:
+        name, _, rest = pair.partition(".")
+        key, _, text = rest.partition("=")
+        if name not in NAMES or not text:
+            raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
+        if key == "strength":
+            changes: dict[str, Any] = {key: _number(pair, text)}
+        else:
+            changes = changes_from([rest], {}, method(name).config)
+            method(name).settings(kind, **changes)
+        out.setdefault(name, {}).update(changes)
+    return out
+
+
+def _number(pair: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--set {pair!r}: {text!r} is not a number") from error
 
 
 def _which(text: str, suite_name: str, tuned: Sequence[str]) -> tuple[int, tuple[str, ...]]:

@@ -166,14 +166,14 @@ def generate(
     options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts}
-    options |= _by_model(model == "embedded", steps, guidance)
+    options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
     text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
 
 
-def _by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
+def by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
     """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
     usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
     return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}

@@ -117,7 +117,7 @@ class Contest:
         return chosen[:1] if self.plan.kind in method(base_of(name)).classifies else chosen
 
     def _config(self, name: str, kind: Method, concept: Concept) -> Any:
-        changes = dict(self.plan.settings.get(name, {}))
+        changes = self.plan.training_settings(name)
         if "seed" in {f.name for f in dataclasses.fields(kind.config)}:
             changes.setdefault("seed", self.plan.seed)
         return kind.settings(concept.kind, **changes)
@@ -179,8 +179,8 @@ class Contest:
         p = self.plan
         config = GenerateConfig(
             images=images,
-            strength=setting.strength,
-            safety_strength=setting.strength,
+            strength=setting.strength * p.factor(setting.method),
+            safety_strength=setting.strength * p.factor(setting.method),
             steps=p.steps,
             guidance=p.guidance,
             seed=p.seed,

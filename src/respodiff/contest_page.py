@@ -24,7 +24,7 @@ def publish(contest: Contest, judge: Any, *, n_boot: int = 2000, seed: int = 0) 
     settings = Settings(n_boot=n_boot, seed=seed)
     judged(contest, judge)
     rows, kind, out = rows_of(contest, settings), contest.plan.kind, contest.out
-    plan = {k: v for k, v in vars(contest.plan).items() if k != "settings"} | {"settings": contest.plan.settings}
+    plan = dict(vars(contest.plan))
     result: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": plan, "judge": {"name": judge.name, "digest": judge.digest}}
     result |= {"rows": rows, "methods": {row["label"]: row for row in rows}}
     result |= {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}

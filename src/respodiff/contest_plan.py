@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from respodiff import concepts
-from respodiff.concepts import Concept
+from respodiff.concepts import Attribute, Concept
 from respodiff.methods import NAMES
 from respodiff.records import Prompt
 from respodiff.suites import suite
@@ -31,6 +31,19 @@ TUNED_ON = (
 FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
 SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
 
+EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
+    "fairness": {
+        "sdisc": {"rollouts": 48, "iterations": 200},
+        "slider": {"iterations": 100},
+        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 30, "ram_lr": 3e-3, "stay": 0.1},
+        "bact": {"draw": "a {}", "rollouts": 144},
+        "uce": {"draw": "a {}", "images": 6, "steps": 10, "rounds": 4, "guidance": 3.0},
+        "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015},
+    },
+    "safety": {"respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.1, "sam_lr": 0.001}},
+}
+"""Kind -> method -> settings for the embedded model: sizes that train in minutes, and the picks of ``benchmarks/methods_sweep.py``."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -41,10 +54,11 @@ class Plan:
         methods: names of `respodiff.methods.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`; ``plain`` is drawn in any case, as the
             baseline.
         attribute: whose alternatives are drawn in exact counts (fairness). safety: concepts that are taken out together (safety).
+        library: TOML file with concepts of one's own, in which `attribute` and `safety` are looked up beside the built-in ones.
         images: pictures a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all. groups: use prompts of these
             groups alone; empty uses all.
         strengths: factors on what a method makes; a method without a strength is drawn once.
-        settings: method or variant -> settings that differ from the method's defaults.
+        settings: method or variant -> settings that differ from the method's defaults; ``strength`` among them is a factor on what it makes.
     """
 
     suite: str = "occupations"
@@ -58,6 +72,7 @@ class Plan:
     steps: int = 20
     guidance: float = 3.0
     seed: int = 0
+    library: str = ""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -65,10 +80,18 @@ class Plan:
             raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"strengths is {self.strengths}; allowed: numbers above 0, 1 is as trained")
+        if not self.strengths or min(self.strengths) <= 0 or any(self.factor(name) <= 0 for name in self.settings):
+            raise ValueError(f"strengths is {self.strengths}, settings {self.settings}; a strength is a number above 0, 1 is as trained")
         if self.images < 1 or self.prompts < 0:
             raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
+
+    def training_settings(self, name: str) -> dict[str, Any]:
+        """What a method or variant is trained with, beside its defaults."""
+        return {k: v for k, v in self.settings.get(name, {}).items() if k != "strength"}
+
+    def factor(self, name: str) -> float:
+        """The strength of a method or variant that counts as 1."""
+        return float(self.settings.get(name, {}).get("strength", 1.0))
 
     @property
     def kind(self) -> str:
@@ -79,8 +102,17 @@ class Plan:
     def concepts(self) -> tuple[Concept, ...]:
         """What every method is trained for."""
         if self.kind == "safety":
-            return tuple(concepts.concept(name) for name in self.safety)
-        return concepts.attribute(self.attribute).concepts
+            return tuple(concepts.concept(name, self._known) for name in self.safety)
+        return self.whole.concepts
+
+    @property
+    def whole(self) -> Attribute:
+        """The attribute that is to be even. ValueError for one that is not known."""
+        return concepts.attribute(self.attribute, self._known)
+
+    @property
+    def _known(self) -> dict[str, Attribute | Concept]:
+        return {**concepts.builtin(), **(concepts.load_concepts(self.library) if self.library else {})}
 
     def asked(self) -> list[Prompt]:
         """The prompts of the suite that are used.

@@ -50,7 +50,7 @@ ABOUT = {
 
 def judged(contest: Contest, judge: Any) -> None:
     """Judge every run of a contest and keep the scores in its folders."""
-    attributes = [contest.plan.attribute] if contest.plan.kind == "fairness" else []
+    attributes = [contest.plan.whole] if contest.plan.kind == "fairness" else []
     words = Vocabulary.embedded() if judge.name in EMBEDDED else None
     for setting in contest.settings():
         for part in contest.parts:

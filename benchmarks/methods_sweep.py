@@ -1,0 +1,177 @@
+"""Settings of every method compared on the embedded model, with the same budget for each: the tables of docs/methods.md.
+
+    python -m benchmarks.methods_sweep --out runs/methods-sweep      (a killed run goes on where it was)
+
+Fairness: 12 of the 36 occupations x 4 pictures, exact counts. Safety: the unsafe prompts x 2, and harmless prompts. The noise is another one
+than that of reported figures (run seed 1; training keeps seed 0), pictures take 12 steps in place of 20. A method gets at most seven rows,
+strengths included, as RespoDiff does. The rule that picks one was fixed before anything was drawn: the lowest DevRat (or share of unsafe
+pictures) among rows that keep at least .95 of the plain model's subjects; where there is none, the row that keeps most. Picks are what
+`respodiff compare --model embedded` uses (`respodiff.contest_plan.EMBEDDED`). Writes docs/results/methods_sweep.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.main_job import DOCS, say
+from benchmarks.tables import fill, interval, table
+from respodiff import contest_page
+from respodiff.cli_methods import classifier
+from respodiff.contest import Contest
+from respodiff.contest_plan import TUNED_ON, Plan, base_of
+from respodiff.judges import ClipJudge
+from respodiff.methods import NOT_TRAINED
+from respodiff.pipelines import load_pipeline
+
+RESULTS = DOCS / "results" / "methods_sweep.json"
+KEEPS = 0.95
+"""Share of the plain model's subjects that a pick must keep."""
+
+BASE: dict[str, dict[str, dict[str, Any]]] = {
+    "fairness": {
+        "sdisc": {"rollouts": 48, "iterations": 200},
+        "slider": {"iterations": 100},
+        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 30, "ram_lr": 3e-3, "stay": 0.1},
+        "bact": {"draw": "a {}", "rollouts": 144},
+        "uce": {"draw": "a {}", "images": 6, "steps": 10, "rounds": 4, "guidance": 3.0},
+        "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015},
+    },
+    "safety": {"respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.1, "sam_lr": 0.001}},
+}
+"""Sizes that a method can be trained with in minutes on 2 cores. The paper's preset has 1/17 (1/10) of its iterations and as many times its
+learning rates, and 20 steps of a rollout for 50."""
+FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
+    "prompt": {"": {}},
+    "prompt-switch": {f"switch {s:g}": {"switch": s} for s in (0.1, 0.2, 0.3, 0.5)},
+    "sdisc": {
+        "": {},
+        "strength 1.5": {"strength": 1.5},
+        "strength 2": {"strength": 2.0},
+        "lr .03": {"ram_lr": 0.03},
+        "lr .03, strength 2": {"ram_lr": 0.03, "strength": 2.0},
+    },
+    "slider": {
+        "": {},
+        "strength .75": {"strength": 0.75},
+        "strength 1.5": {"strength": 1.5},
+        "eta 4": {"target_guidance": 4.0},
+        "eta 4, strength .5": {"target_guidance": 4.0, "strength": 0.5},
+    },
+    "fdf": {
+        "": {},
+        "strength 2": {"strength": 2.0},
+        "no distance to the original": {"stay": 0.0},
+        "no distance, strength 2": {"stay": 0.0, "strength": 2.0},
+    },
+    "bact": {f"gamma {5 * s:g}": {"strength": s} for s in (1.0, 2.0, 4.0, 8.0)},
+    "uce": {
+        "": {"subjects": TUNED_ON},
+        "with an article": {"subjects": TUNED_ON, "form": "a {}"},
+        "with an article, 8 rounds": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8},
+    },
+    "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
+    "respodiff-paper": {"": {}, "strength 1.5": {"strength": 1.5}, "strength 2": {"strength": 2.0}, "strength 3": {"strength": 3.0}},
+}
+SAFETY: dict[str, dict[str, dict[str, Any]]] = {
+    "negative": {"": {}},
+    "sld-weak": {"": {}},
+    "sld-medium": {"": {}, "strength 2": {"strength": 2.0}},
+    "sld-strong": {"": {}},
+    "sld-max": {"": {}, "strength .5": {"strength": 0.5}},
+    "esd-x": {
+        "": {},
+        "strength .5": {"strength": 0.5},
+        "lr 2e-5": {"ram_lr": 2e-5},
+        "lr 2e-5, keeping the harmless": {"ram_lr": 2e-5, "mu": 1.0},
+    },
+    "esd-u": {
+        "": {},
+        "strength .5": {"strength": 0.5},
+        "lr 1e-5": {"ram_lr": 1e-5},
+        "lr 1e-5, keeping the harmless": {"ram_lr": 1e-5, "mu": 1.0},
+    },
+    "uce": {"": {}, "strength 2": {"strength": 2.0}, "strength .5": {"strength": 0.5}},
+    "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
+    "respodiff-paper": {"": {}, "strength 2": {"strength": 2.0}},
+}
+
+
+def plan_of(kind: str, methods: Sequence[str]) -> Plan:
+    """The contest of all settings of some methods."""
+    settings: dict[str, dict[str, Any]] = {}
+    for name in methods:
+        for variant, changes in (FAIRNESS if kind == "fairness" else SAFETY)[name].items():
+            base = BASE[kind].get(name, {})
+            seed = {"seed": 0} if name not in NOT_TRAINED and (kind, name) != ("safety", "uce") else {}
+            settings[f"{name}:{variant}" if variant else name] = {**base, **seed, **changes}
+    more: dict[str, Any] = {"groups": TUNED_ON, "images": 4} if kind == "fairness" else {"suite": "unsafe", "images": 2}
+    return Plan(methods=tuple(settings), settings=settings, steps=12, seed=1, **more)
+
+
+def picked(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
+    """Method -> label of the row that the rule picks."""
+    effect, kept = ("devrat", "subject_kept") if kind == "fairness" else ("unsafe", "benign_kept")
+    least = KEEPS * rows[0][kept]["mean"]
+    out = {}
+    for name in dict.fromkeys(base_of(row["method"]) for row in rows[1:]):
+        own = [row for row in rows[1:] if base_of(row["method"]) == name]
+        good = [row for row in own if row[kept]["mean"] >= least - 1e-9]
+        best = min(good, key=lambda row: row[effect]["mean"]) if good else max(own, key=lambda row: row[kept]["mean"])
+        out[name] = str(best["label"])
+    return out
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """Markdown: a row a setting, picks in bold."""
+    chosen = set(picked(rows, kind).values())
+    fair = kind == "fairness"
+    keys = ("devrat", "control", "subject_kept", "drift") if fair else ("unsafe", "benign_unsafe", "benign_kept", "benign_drift")
+    lines = []
+    for row in rows:
+        label = f"**{row['label']}**" if row["label"] in chosen else str(row["label"])
+        lines.append([label, *(interval(row[key]) for key in keys), f"{row['train_unet_forwards']:,}", f"{row['train_seconds']:.0f}"])
+    heads = ["DevRat", "control", "subject kept", "drift"] if fair else ["unsafe", "unsafe, harmless", "kept, harmless", "drift, harmless"]
+    return f"n = {rows[0]['n']} a row.\n\n" + table(["setting", *heads, "training, forwards", "seconds"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/methods-sweep"))
+    parser.add_argument("--cache", type=Path, help="folder of trained artefacts (default OUT/artefacts)")
+    parser.add_argument("--kind", choices=("fairness", "safety"), help="one of the two (default both)")
+    parser.add_argument("--methods", default="", help="some of the methods, with commas (default all); writes no table")
+    arguments = parser.parse_args()
+    pipe, judge = load_pipeline("embedded"), ClipJudge.load("embedded")
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for kind in (arguments.kind,) if arguments.kind else ("fairness", "safety"):
+        names = tuple(filter(None, arguments.methods.split(","))) or tuple(FAIRNESS if kind == "fairness" else SAFETY)
+        contest = Contest(
+            pipe,
+            plan_of(kind, names),
+            arguments.out / kind,
+            classify=lambda c: classifier("embedded", c, "cpu"),
+            judge=judge.digest,
+            cache=arguments.cache or arguments.out / "artefacts",
+        )
+        said = ""
+        for step in contest.run():
+            if step.what != said:
+                say(step.what)
+                said = step.what
+        rows = contest_page.publish(contest, judge)["rows"]
+        print(as_table(rows, kind), picked(rows, kind), flush=True)
+        if not arguments.methods:
+            found |= {
+                "command": "python -m benchmarks.methods_sweep",
+                kind: {"plan": vars(contest.plan), "rows": rows, "picked": picked(rows, kind)},
+            }
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+            fill(DOCS / "methods.md", f"methods-sweep-{kind}", as_table(rows, kind))
+
+
+if __name__ == "__main__":
+    main()
