@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from command import respodiff
+from respodiff.cli_compare import _settings
 from respodiff.cli_methods import classifier
 from respodiff.contest import Contest, Progress
 from respodiff.contest_page import publish
 from respodiff.contest_plan import FAIRNESS, SAFETY, Plan, spaced
-from respodiff.contest_table import rows_of
+from respodiff.contest_table import rows_of, unmoved
 from respodiff.evaluation import evaluate
 from respodiff.judges import load
 from respodiff.methods import NAMES
@@ -154,6 +155,54 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "methods has 'nothing'; allowed: all, " in wrong.stderr
     wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
     assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
+
+
+def test_a_strength_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff": {"iterations": 1}, "respodiff:off": {"iterations": 1, "strength": 1e-12}}
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:off"), settings=settings, prompts=2)
+    list(run.run())
+    woman = run.plan.concepts[0]
+    assert run.path_of("respodiff", woman) == run.path_of("respodiff:off", woman)
+    plain, steered, off = (files(s.folder / "suite") for s in run.settings())
+    assert plain == off != steered
+    with pytest.raises(ValueError, match=r"a strength is a number above 0"):
+        plan(settings={"respodiff": {"strength": 0}})
+
+
+def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
+    base = {"sdisc": {"rollouts": 48}}
+    found = _settings(["sdisc.iterations=7", "sdisc.strength=1.5", "uce.subjects=doctor,nurse", "esd-x.ram_lr=1e-5"], "fairness", base)
+    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "strength": 1.5} and base == {"sdisc": {"rollouts": 48}}
+    assert found["uce"] == {"subjects": ("doctor", "nurse")} and found["esd-x"] == {"ram_lr": 1e-5}
+    for pair, text in (
+        ("sdics.iterations=7", "write NAME.KEY=VALUE with NAME one of respodiff, plain"),
+        ("sdisc.iterations", "write NAME.KEY=VALUE"),
+        ("sdisc.its=7", "setting 'its' is unknown; allowed: iterations"),
+        ("sdisc.strength=much", "'much' is not a number"),
+        ("sdisc.iterations=0", "iterations is 0; allowed: a whole number of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            _settings([pair], "fairness", {})
+
+
+def test_compare_on_an_attribute_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "hats.toml"
+    file.write_text('[hats]\nneutral = "a person"\nconcepts = { bare = "a person without a hat", hat = "a person with a hat" }\n')
+    short = ("--methods", "prompt", "--prompts", "2", "--images", "2", "--steps", "1", "--out", str(tmp_path / "c"))
+    wrong = respodiff("compare", "--attribute", "hats", *short)
+    assert wrong.returncode == 2 and "attribute 'hats' is unknown" in wrong.stderr and "--concepts FILE" in wrong.stderr
+    done = respodiff("compare", "--attribute", "hats", "--concepts", str(file), *short)
+    assert done.returncode == 0, done.stderr
+    (plain, prompt) = json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]
+    assert plain["devrat"]["n"] == 4 and prompt["control"]["n"] == 4
+
+
+def test_methods_that_do_not_move_their_figure_are_named() -> None:
+    def row(label: str, high: float | None, strength: float = 1.0) -> dict[str, Any]:
+        return {"label": label, "strength": strength, "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9}}
+
+    rows = [row("plain", None), row("a", -0.1), row("b", 0.0), row("c", 0.2), row("d x0.5", 0.2, 0.5), row("e", None)]
+    assert unmoved(rows) == ["b", "c", "e"]
 
 
 def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from respodiff._version import __version__
 from respodiff.contest import Contest
-from respodiff.contest_table import ABOUT, blocks_of, cell, columns_of, judged, markdown, rows_of, trade_off
+from respodiff.contest_table import ABOUT, blocks_of, cell, columns_of, judged, markdown, rows_of, trade_off, unmoved
 from respodiff.figures import Settings
 from respodiff.judges import NOTICE
 from respodiff.page import Section, html_report
@@ -31,7 +31,8 @@ def publish(contest: Contest, judge: Any, *, n_boot: int = 2000, seed: int = 0) 
     write_atomic(
         out / "compare.json", json.dumps({k: v for k, v in result.items() if k not in ("page", "tables", "methods")}, indent=1) + "\n"
     )
-    write_atomic(out / "compare.md", _words(contest, judge) + "\n\n" + markdown(rows, kind))
+    notes = "\n".join(f"- {note}" for note in _about_rows(contest, rows))
+    write_atomic(out / "compare.md", _words(contest, judge) + "\n\n" + markdown(rows, kind) + "\n" + notes + "\n")
     html_report(
         out / "compare.html",
         title="Methods side by side: " + ("fairness" if kind == "fairness" else "safety"),
@@ -46,6 +47,20 @@ def _words(contest: Contest, judge: Any) -> str:
     prompts, images = contest.parts["suite"]
     what = f"{len(prompts)} prompts of suite {p.suite}, {images} pictures each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}"
     return f"{what}; the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
+
+
+def _about_rows(contest: Contest, rows: list[dict[str, Any]]) -> list[str]:
+    """Which rows did not move what they claim to move, and settings that are not a method's own defaults."""
+    still = unmoved(rows)
+    notes = [f"Not moved beyond the interval: {', '.join(still)}." if still else "Every method moves its figure beyond the interval."]
+    for name in contest.names:
+        if changes := contest.plan.settings.get(name):
+            notes.append(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in changes.items()) + "; the rest as the method has it.")
+    return notes
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} texts" if isinstance(value, tuple | list) and len(value) > 4 else str(value)
 
 
 def _sections(contest: Contest, rows: list[dict[str, Any]]) -> list[Section]:
@@ -63,6 +78,7 @@ def _sections(contest: Contest, rows: list[dict[str, Any]]) -> list[Section]:
     notes = [f"{name}: {text}" for name, text in ABOUT.items()]
     if half:
         notes.append(f"Frechet distance of the plain model's own split halves: {half['mean']:.3f} [{half['low']:.3f}, {half['high']:.3f}].")
+    notes += _about_rows(contest, rows)
     parts = {"suite": "Pictures", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
     sections = [Section("Table", table=table, notes=notes), Section("Trade-off", parts=[trade_off(rows, kind)])]
     for part, heading in parts.items():

@@ -80,8 +80,12 @@ class Plan:
             raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
-        if not self.strengths or min(self.strengths) <= 0 or any(self.factor(name) <= 0 for name in self.settings):
-            raise ValueError(f"strengths is {self.strengths}, settings {self.settings}; a strength is a number above 0, 1 is as trained")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths is {self.strengths}; allowed: numbers above 0, 1 is as trained")
+        if wrong := [name for name in self.settings if self.factor(name) <= 0]:
+            raise ValueError(
+                f"settings of {wrong[0]!r} have strength {self.factor(wrong[0]):g}; a strength is a number above 0, 1 is as trained"
+            )
         if self.images < 1 or self.prompts < 0:
             raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
 
