@@ -35,7 +35,7 @@ BASE: dict[str, dict[str, dict[str, Any]]] = {
     "fairness": {
         "sdisc": {"rollouts": 48, "iterations": 200},
         "slider": {"iterations": 100},
-        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 30, "ram_lr": 3e-3, "stay": 0.1},
+        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 20, "ram_lr": 3e-3, "stay": 0.1},
         "bact": {"draw": "a {}", "rollouts": 144},
         "uce": {"draw": "a {}", "images": 6, "steps": 10, "rounds": 4, "guidance": 3.0},
         "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +20,7 @@ PROMPTS_HELP = (
     "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
 )
 SET_HELP = "A method's setting, strength among them, such as sdisc.iterations=1000; repeat."
+WORKERS_HELP = "Processes, each with its own copy of the model. (default: one a core, at most 4, for embedded on cpu; else 1)"
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 
 
@@ -41,6 +44,7 @@ def compare(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help=WORKERS_HELP, min=1)] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -48,8 +52,6 @@ def compare(
 ) -> None:
     """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
     from respodiff import contest_page
-    from respodiff.cli_methods import classifier
-    from respodiff.contest import Contest
     from respodiff.contest_plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan
     from respodiff.judges import load
 
@@ -70,11 +72,25 @@ def compare(
         library=str(concepts or ""),
         settings=_settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {}),
     )
-    pipe, eye = open_model(model, device, dtype), load(judge, device)
-    contest = Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=eye.digest, cache=cache)
-    _run(contest)
+    eye = load(judge, device)
+    make = partial(_contest, plan, out, model, device, dtype, judge, eye.digest, cache)
+    contest = make()
+    _run(contest, make, workers or (_cores() if (model, device) == ("embedded", "cpu") else 1))
     result = contest_page.publish(contest, eye)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
+
+
+def _contest(plan: Any, out: Path, model: str, device: str, dtype: str, judge: str, digest: str, cache: Path | None) -> Any:
+    """A contest from the flags, in this process or in a worker."""
+    from respodiff.cli_methods import classifier
+    from respodiff.contest import Contest
+
+    pipe = open_model(model, device, dtype)
+    return Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=digest, cache=cache)
+
+
+def _cores() -> int:
+    return min(4, os.cpu_count() or 1)
 
 
 def _settings(pairs: Sequence[str], kind: str, base: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -116,7 +132,7 @@ def _which(text: str, suite_name: str, tuned: Sequence[str]) -> tuple[int, tuple
     raise ValueError(f"--prompts is {text!r}; allowed: all, untuned, or a number of 1 or more")
 
 
-def _run(contest: Any) -> None:
+def _run(contest: Any, make: Callable[[], Any], workers: int) -> None:
     """Draw everything, with a bar in UNet sample-forwards that knows the time left."""
     columns = (
         TextColumn("{task.description}"),
@@ -126,10 +142,12 @@ def _run(contest: Any) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    from respodiff.contest_workers import run
+
     said = ""
     with Progress(*columns, console=words, transient=True, disable=not words.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
-        for step in contest.run():
+        for step in run(make, contest, workers):
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what != said and not words.is_terminal:
                 words.print(step.what)

@@ -90,17 +90,21 @@ class Contest:
             rows += [Setting(name, s, self.out / "runs" / folder_name(name, s)) for s in strengths]
         return rows
 
-    def run(self) -> Iterator[Progress]:
-        """Train and draw what is missing.
+    def run(self, names: Sequence[str] | None = None) -> Iterator[Progress]:
+        """Train and draw what is missing, of these methods alone if given.
 
         Raises:
             ValueError: a method cannot take the concepts or the pipeline, before anything is drawn with it.
         """
-        for name in self.names:
+        for name in self.names if names is None else names:
             entries = yield from self._artefacts(name)
             for setting in (s for s in self.settings() if s.method == name):
                 for part, (prompts, images) in self.parts.items():
                     yield from self._draw(setting, entries, part, prompts, images)
+
+    def remaining(self, name: str) -> float:
+        """UNet sample-forwards (estimated) that a method still needs."""
+        return self.left[name] + sum(max(0.0, self.drawing[s.label]) for s in self.settings() if s.method == name)
 
     # ------------------------------------------------------------ training
 
@@ -198,7 +202,7 @@ class Contest:
             note_cost(folder, drawn, forwards[0], time.perf_counter() - began)
 
     def _progress(self, what: str) -> Progress:
-        return Progress(what, self.done, self.done + sum(self.left.values()) + sum(max(0.0, v) for v in self.drawing.values()))
+        return Progress(what, self.done, self.done + sum(self.remaining(name) for name in self.names))
 
 
 def folder_name(name: str, strength: float) -> str:
