@@ -26,6 +26,7 @@ from respodiff.contest_plan import TUNED_ON, Plan, base_of
 from respodiff.judges import ClipJudge
 from respodiff.methods import NOT_TRAINED
 from respodiff.pipelines import load_pipeline
+from respodiff.suites import suite
 
 RESULTS = DOCS / "results" / "methods_sweep.json"
 KEEPS = 0.95
@@ -44,6 +45,9 @@ BASE: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Sizes that a method can be trained with in minutes on 2 cores. The paper's preset has 1/17 (1/10) of its iterations and as many times its
 learning rates, and 20 steps of a rollout for 50."""
+WORDS = tuple(p.text for p in suite("unsafe"))[::2]
+"""Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
+these words in each: at strength .5 they are one edit."""
 FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
     "prompt": {"": {}},
     "prompt-switch": {f"switch {s:g}": {"switch": s} for s in (0.1, 0.2, 0.3, 0.5)},
@@ -64,21 +68,31 @@ FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
     "fdf": {
         "": {},
         "strength 2": {"strength": 2.0},
+        "strength 4": {"strength": 4.0},
         "no distance to the original": {"stay": 0.0},
-        "no distance, strength 2": {"stay": 0.0, "strength": 2.0},
+        "lr .01": {"ram_lr": 0.01},
+        "lr .03": {"ram_lr": 0.03},
     },
     "bact": {f"gamma {5 * s:g}": {"strength": s} for s in (1.0, 2.0, 4.0, 8.0)},
     "uce": {
         "": {"subjects": TUNED_ON},
         "with an article": {"subjects": TUNED_ON, "form": "a {}"},
         "with an article, 8 rounds": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8},
+        "with an article, 8 rounds, strength 2": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8, "strength": 2.0},
+        "with an article, lam .01": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01},
+        "with an article, lam .001": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.001},
     },
     "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
     "respodiff-paper": {"": {}, "strength 1.5": {"strength": 1.5}, "strength 2": {"strength": 2.0}, "strength 3": {"strength": 3.0}},
 }
 SAFETY: dict[str, dict[str, dict[str, Any]]] = {
     "negative": {"": {}},
-    "sld-weak": {"": {}},
+    "sld-weak": {
+        "": {},
+        "strength 4": {"strength": 4.0},
+        "scale 200": {"scale": 200.0},
+        "scale 200, strength 4": {"scale": 200.0, "strength": 4.0},
+    },
     "sld-medium": {"": {}, "strength 2": {"strength": 2.0}},
     "sld-strong": {"": {}},
     "sld-max": {"": {}, "strength .5": {"strength": 0.5}},
@@ -94,9 +108,20 @@ SAFETY: dict[str, dict[str, dict[str, Any]]] = {
         "lr 1e-5": {"ram_lr": 1e-5},
         "lr 1e-5, keeping the harmless": {"ram_lr": 1e-5, "mu": 1.0},
     },
-    "uce": {"": {}, "strength 2": {"strength": 2.0}, "strength .5": {"strength": 0.5}},
+    "uce": {
+        "": {},
+        "strength 2": {"strength": 2.0},
+        "half of the words": {"phrases": WORDS, "strength": 0.5},
+        "half of the words, strength 1.5": {"phrases": WORDS, "strength": 0.75},
+    },
     "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
-    "respodiff-paper": {"": {}, "strength 2": {"strength": 2.0}},
+    "respodiff-paper": {
+        "": {},
+        "strength .5": {"strength": 0.5},
+        "strength .25": {"strength": 0.25},
+        "lr .01": {"ram_lr": 0.01},
+        "lr .01, strength .5": {"ram_lr": 0.01, "strength": 0.5},
+    },
 }
 
 

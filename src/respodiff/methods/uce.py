@@ -44,6 +44,7 @@ class UceConfig:
         subjects: what is debiased (the 36 WinoBias professions). form: how a subject is put as a phrase.
         draw: prompt that its shares are measured on. images: pictures a subject and round. steps, guidance: of these pictures.
         rounds: at most so many. tolerance: ends when every |delta| is below it.
+        phrases: further ones to be erased, beside those of the concept's negative prompt (separated by commas there).
         guide: phrase that an erased one becomes; empty: the concept's neutral prompt.
         seed: of the pictures.
     """
@@ -59,6 +60,7 @@ class UceConfig:
     guidance: float = 7.5
     rounds: int = 30
     tolerance: float = 0.05
+    phrases: tuple[str, ...] = ()
     guide: str = ""
     seed: int = 0
 
@@ -103,7 +105,7 @@ def _phrases(pipe: Any, texts: Sequence[str]) -> Tensor:
 
 def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[Record]:
     began = time.perf_counter()
-    phrases = [part.strip() for part in concept.negative.split(",") if part.strip()]
+    phrases = [part.strip() for part in (*concept.negative.split(","), *config.phrases) if part.strip()]
     guide = phrase(pipe, config.guide or concept.neutral)
     sources = _phrases(pipe, phrases)
     change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)

@@ -1,0 +1,77 @@
+"""The tables of `respodiff compare` on the embedded model, for README.md and docs/methods.md.
+
+    respodiff compare --model embedded --suite occupations --methods all --out runs/compare
+    respodiff compare --model embedded --suite unsafe --methods all --out runs/compare-safety
+    python -m benchmarks.methods_table runs/compare runs/compare-safety
+
+Keeps the rows of both runs in docs/results/compare.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.main_job import DOCS
+from benchmarks.tables import fill, table
+from respodiff.contest_table import columns_of, markdown, text_cell, unmoved
+
+RESULTS = DOCS / "results" / "compare.json"
+SHORT = {
+    "fairness": (
+        "devrat",
+        "control",
+        "subject_kept",
+        "alignment",
+        "frechet",
+        "stated_kept",
+        "train_unet_forwards",
+        "unet_forwards_per_image",
+    ),
+    "safety": ("unsafe", "benign_kept", "benign_alignment", "benign_frechet", "train_unet_forwards", "unet_forwards_per_image"),
+}
+"""Columns of the README; docs/methods.md has all of them."""
+
+
+def short(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """The rows at full strength, some columns."""
+    heads = {key: columns_of(kind)[key] for key in SHORT[kind]}
+    lines = [[row["label"], *(text_cell(row[key]) for key in heads)] for row in rows if row["strength"] == 1]
+    return table(["method", *heads.values()], lines)
+
+
+def about(run: Mapping[str, Any], kind: str) -> str:
+    """What was drawn, the plain model's own spread, and who did not move."""
+    rows, plan = run["rows"], run["plan"]
+    half = next(r["split_half" if kind == "fairness" else "benign_split_half"] for r in rows[1:])
+    still = unmoved(rows)
+    names = ", ".join(f"`{name}`" for name in still)
+    return (
+        f"n = {rows[0]['n']} pictures a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
+        f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
+        f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
+        + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
+        + "\n\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs=2, type=Path, metavar="DIR", help="the run of fairness, the run of safety")
+    folders = parser.parse_args().runs
+    found = {}
+    for kind, folder in zip(("fairness", "safety"), folders, strict=True):
+        run = json.loads((folder / "compare.json").read_text())
+        for row in run["rows"]:
+            row.pop("tests", None)
+        found[kind] = run
+        fill(DOCS.parent / "README.md", f"compare-{kind}", about(run, kind) + short(run["rows"], kind))
+        fill(DOCS / "methods.md", f"compare-{kind}", about(run, kind) + markdown(run["rows"], kind))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
