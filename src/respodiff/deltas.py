@@ -56,6 +56,7 @@ class Deltas:
             Moving(m.values * strength, tuple(i for i, row in enumerate(found) for other in row if other is m)) for m in distinct.values()
         ]
         self._cache: dict[tuple[Any, ...], Tensor] = {}
+        self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
 
     @staticmethod
     def _constant(row: Sequence[ConceptModule], shapes: set[tuple[int, int, int]]) -> Tensor:
@@ -97,10 +98,12 @@ class Deltas:
         key = (name, size, device, dtype)
         if key not in self._cache:
             if r.shape[2:] not in (size, (1, 1)):
-                warnings.warn(
-                    f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this picture size; check its effect",
-                    stacklevel=2,
-                )
+                if size not in self._resized:
+                    warnings.warn(
+                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this picture size; check its effect",
+                        stacklevel=2,
+                    )
+                self._resized.add(size)
                 r = interpolate(r, size, mode="bilinear", antialias=True)
             self._cache[key] = r.to(device, dtype)
         return self._cache[key]

@@ -52,7 +52,7 @@ class Replay:
         if begins == 0:
             state.begin(self.config)
         if self.now is None or begins == 0:
-            missing = state.rounds[-1:] if self.pools else state.rounds
+            missing = state.rounds[-1:] if self.pools else state.rounds[-1 - number :]
             for i, delta in enumerate(missing, number + 1 - len(missing)):
                 self.pools.append(self.source.pool(i, delta))
             state.forwards += self.pools[-1].forwards if begins == 0 else 0
