@@ -11,6 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from respodiff import training
+from respodiff.axes import AXES
 from respodiff.bottleneck import site_shape
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
@@ -421,9 +422,10 @@ SAFETY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("preset", ["default", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
-    assert asdict(TrainConfig.preset(preset)) == PRESETS[preset] | {"height": 0, "width": 0, "spatial": "yes"}
-    size = {"height": 0, "width": 0, "spatial": "yes"}
-    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset], **size}
+    others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
+    assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
+    assert asdict(TrainConfig.preset(preset)) == PRESETS[preset] | others
+    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset], **others}
 
 
 @pytest.mark.parametrize("modules", ["ram", "both"])

@@ -68,10 +68,14 @@ def with_stream(output: Any, h: Tensor) -> Any:
     return h if isinstance(output, Tensor) else (output[0], h)
 
 
+def channels_first(h: Tensor) -> Tensor:
+    """h as (R, C, H, W): itself, or of an image stream (R, N, C) the view (R, C, N, 1)."""
+    return h.transpose(1, 2)[..., None] if h.ndim == 3 else h
+
+
 def laid_out(delta: Tensor, h: Tensor) -> Tensor:
     """delta (B or 1, C, H, W) in the layout, device and dtype of h, so that it can be added; H = W = 1 is added at every position."""
-    fits = delta.shape[1] == h.shape[-1 if h.ndim == 3 else 1] and delta.shape[2:] in ((1, 1), h.shape[2:])
-    if not fits or (h.ndim == 3 and delta.shape[2:] != (1, 1)):
+    if delta.shape[1] != h.shape[-1 if h.ndim == 3 else 1] or delta.shape[2:] not in ((1, 1), channels_first(h).shape[2:]):
         what = tuple(h.shape[1:]) if h.ndim == 4 else (h.shape[-1], 1, 1)
         raise ValueError(
             f"module shape is {tuple(delta.shape[1:])}, but the bottleneck of this call is {what}; "
@@ -167,10 +171,12 @@ def predict(
     return observed(unet, lambda: model(z, t, encoder_hidden_states=context, **kwargs).sample, shift)
 
 
-def observed(model: nn.Module, run: Callable[[], Tensor], shift: Tensor | None = None, site: str = SITE) -> tuple[Tensor, Decoder | Replay]:
+def observed(
+    model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
+) -> tuple[Tensor, Decoder | Replay]:
     """What ``run`` (one forward of ``model``) gives with ``shift`` added to h, and what can repeat the part after h.
 
-    The gradient reaches ``shift`` through D alone; with a frozen model the part before the site builds no graph.
+    ``shift`` is a tensor (B or 1, C, H, W), or makes one of h. The gradient reaches ``shift`` through D alone; with a frozen model the part before the site builds no graph.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
@@ -181,8 +187,11 @@ def observed(model: nn.Module, run: Callable[[], Tensor], shift: Tensor | None =
         calls.append((block, dict(call)))
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
-        found.append(stream(output))
-        return None if shift is None else with_stream(output, add_to_rows(stream(output), shift, slice(None)))
+        h = stream(output)
+        found.append(h)
+        if shift is None:
+            return None
+        return with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
 
     blocks: Any = model.up_blocks if site == SITE else ()
     handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]

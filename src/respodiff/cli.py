@@ -28,9 +28,10 @@ def inspect(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a module file: prompts, base model, shape, size of both tensors."""
+    """Say what is in a module file: prompts, base model, form, shape, norm of both tensors (of the longest time bin)."""
     from respodiff.methods.artefact import is_artefact
     from respodiff.module_file import load
+    from respodiff.parameterisations import length
 
     if is_artefact(module):
         return _tell_artefact(module, (model, device, dtype), as_json)
@@ -45,9 +46,12 @@ def inspect(
     result = {
         **{k: getattr(h, k) for k in names},
         "site": h.site,
+        "form": m.form,
         "shape": list(m.shape),
-        "norm_ram": m.ram.norm().item(),
-        "norm_sam": m.sam.norm().item(),
+        **({"bins": len(m.ram)} if m.ram.ndim == 4 else {}),
+        **{k: list(t.shape) for k, t in m.maps.items()},
+        "norm_ram": length(m.part("ram")),
+        "norm_sam": length(m.part("sam")),
         "digest": m.digest,
         "train": dict(h.train),
         "library": h.library,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from respodiff.axes import check_axes
 from respodiff.concepts import Kind
 from respodiff.policies import Policy
 
@@ -83,7 +84,16 @@ class TrainConfig:
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
         height, width: of the pictures in pixels; 0 is the size that the model was trained at.
         spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
-            every picture size, and can be fused into a checkpoint. Transformers have no other.
+            every picture size. Transformers have no other.
+        form: what RAM and SAM are (`respodiff.parameterisations`): a ``constant`` each (paper), one number a ``channel`` (a constant with
+            ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
+        bins: of ``binned``, equal parts of the timesteps.
+        map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
+        modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
+        blend: lambda of a target blended of target and neutral score (`respodiff.objectives.blended`), for one tensor; 0 blends nothing.
+        replay: pools that are kept: a batch is drawn from the newest and those before it; 1 replaces the pool.
+        contexts: prompts ("a doctor") in which the concept is trained too, beside its own neutral prompt (`respodiff.contexts`); rollouts
+            cycle through them.
         seed: everything random in training follows from it.
     """
 
@@ -112,21 +122,30 @@ class TrainConfig:
     height: int = 0
     width: int = 0
     spatial: Literal["yes", "no"] = "yes"
+    form: Literal["constant", "channel", "binned", "lowrank"] = "constant"
+    bins: int = 4
+    map_rank: int = 4
+    map_rate: float = 0.1
+    modules: Literal["two", "shared"] = "two"
+    blend: float = 0.0
+    replay: int = 1
+    contexts: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
         from respodiff.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank", "replay"):
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         _check("steps", self.steps, _whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
+        _check("bins", self.bins, _whole(self.bins) and self.bins >= 2, "a whole number of at least 2 (one bin is form=constant)")
         for name in ("height", "width"):
             value = getattr(self, name)
             _check(name, value, _whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate"):
             value = getattr(self, name)
             _check(name, value, _finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
+        for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
             value = getattr(self, name)
             _check(name, value, _finite(value) and value >= 0, "a finite number of at least 0")
         _check("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
@@ -136,11 +155,17 @@ class TrainConfig:
         good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(_finite(b) and 0 <= b < 1 for b in self.betas)
         _check("betas", self.betas, good, "two numbers from 0 to below 1")
         _check("seed", self.seed, _whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
+        check_axes(self)
 
     @property
     def trains_sam(self) -> bool:
         """False where SAM stays zero: RAM alone."""
         return self.lam > 0 and self.sam_lr > 0
+
+    @property
+    def flat(self) -> bool:
+        """True where tensors are one number a channel."""
+        return self.spatial == "no" or self.form == "channel"
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

@@ -196,6 +196,10 @@ def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, s
 
 def to_released(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
     """Write a module as a ``.pt`` for the released code: both weights (C H W, ``columns``), zero but for the module's column."""
+    if module.moves:
+        raise ValueError(
+            f"module {module.name!r} has form {module.form!r}; the released code knows constants alone: train with form=constant"
+        )
     index = column_of(module.name, columns) if column is None else column
     if not 0 <= index < columns:
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")

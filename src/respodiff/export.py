@@ -33,15 +33,20 @@ def energy_lost(module: ConceptModule) -> float:
 
 
 def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: float = 1.0) -> Tensor:
-    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position."""
+    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position or is no constant."""
     several = [modules] if isinstance(modules, ConceptModule) else list(modules)
     if not several:
         raise ValueError("no module to fuse; give at least one")
     for module in several:
+        if module.moves:
+            what = "at every timestep" if module.form == "binned" else "whatever h is"
+            raise ValueError(
+                f"module {module.name!r} has form {module.form!r}; a bias adds the same {what}: steer it instead, or train with form=channel"
+            )
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with spatial=no"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with form=channel"
             )
     return torch.stack([m.delta.flatten() for m in several]).sum(0) * strength
 

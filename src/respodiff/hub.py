@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 
 from respodiff._version import __version__
 from respodiff.module_file import ConceptModule, load
+from respodiff.parameterisations import length
 
 
 class Bundle(ModelHubMixin):
@@ -41,10 +42,10 @@ class Bundle(ModelHubMixin):
             pipeline_tag="text-to-image",
             tags=["respodiff", "fairness", "safety", "diffusion", "h-space"],
         )
-        head = ["concept", "kind", "target", "neutral", "negative", "base model", "site", "shape", "|r + s|", "digest"]
+        head = ["concept", "kind", "target", "neutral", "negative", "base model", "site", "form", "shape", "|r + s|", "digest"]
         rows = [
             [m.name, m.header.kind, m.header.target, m.header.neutral, m.header.negative or "-", m.header.base_model or "not recorded",
-             m.header.site, " x ".join(map(str, m.shape)), f"{m.delta.norm().item():.1f}", m.digest]
+             m.header.site, m.form, " x ".join(map(str, m.shape)), f"{length(m.values):.1f}", m.digest]
             for m in modules
         ]  # fmt: skip
         figures = (
@@ -109,7 +110,7 @@ with steer(pipe, [modules["{name}"], None]):  # one entry per image
 ## Limits
 
 - Made for the base model named above. On another of the same width it may do something else; respodiff warns.
-- A constant that is added to every prompt: what the prompt itself says of the concept is steered too.
+- Added to every prompt: what the prompt itself says of the concept is steered too.
 - Labels behind figures are what a judge perceives in generated pictures, never facts about people.
 - A safety module lowers how often unsafe pictures are drawn; it does not rule them out.
 """

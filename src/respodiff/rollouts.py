@@ -2,12 +2,12 @@
 
 The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
 trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
-because they come from the unmodified model alone.
+because they come from the unmodified model alone. `respodiff.replay` says when a pool is made, and which are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,10 @@ from torch import Tensor
 from respodiff.bottleneck import shifted
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
+from respodiff.contexts import in_contexts
 from respodiff.denoiser import Condition, Denoiser, join, repeat
-from respodiff.objectives import TARGETS
+from respodiff.objectives import TARGETS, blended
+from respodiff.parameterisations import TIMESTEPS, at, bin_of
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,10 @@ class Pool:
     """Training latents of one round.
 
     Attributes:
-        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels.
+        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels; of several
+            neutral prompts also which (P,), the row of each latent's.
         kept: z, plain (Q, C, H, W), t (Q,) and the condition (context (Q, T, D), ...) of the prompts to preserve; empty if there are none.
-        neutral: condition of the neutral prompt, one row.
+        neutral: condition of the neutral prompts, a row each.
         forwards: UNet evaluations that making it took.
     """
 
@@ -43,7 +46,8 @@ class Pool:
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
         """A batch of ``size`` latents (and as many to preserve); which ones depends on the seed and the iteration alone."""
         out = _pick(self.columns, _mix(self.seed, 1, iteration), size)
-        out |= repeat(self.neutral, len(out["z"]))
+        which = out.pop("which", None)
+        out |= repeat(self.neutral, len(out["z"])) if which is None else {k: v[which] for k, v in self.neutral.items()}
         if self.kept:
             out |= {f"keep_{k}": v for k, v in _pick(self.kept, _mix(self.seed, 3, iteration), size).items()}
         return out
@@ -66,33 +70,54 @@ class Rollouts:
         if config.label == "released" and not isinstance(self.scheduler, DDIMScheduler):
             raise ValueError(f"label is 'released', which counts DDIM steps; {type(self.scheduler).__name__} has others: use label=sampler")
         self.target, self.needs = TARGETS[config.objective]
-        prompts: dict[str, tuple[str, ...]] = {
-            "neutral": (concept.neutral,),
-            "target": (concept.target,),
-            "negative": (concept.negative,),
-            "empty": ("",),
-        }
-        prompts["opposite"] = concept.opposites or (concept.negative or concept.neutral,)
-        prompts["preserve"] = concept.preserve if config.mu else ()
-        self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
+        self.contexts = [self._encoded(c) for c in in_contexts(concept, config.contexts)]
+        self.conditions = {**self.contexts[0], "empty": denoiser.encode(("",))}
+        self.conditions["preserve"] = denoiser.encode(concept.preserve if config.mu else ())
+        if config.form == "binned" and type(self).pool is Rollouts.pool:  # other examples have timesteps of their own
+            self._refuse_idle_bins(config.bins)
         self.forwards = 0
+
+    def _refuse_idle_bins(self, bins: int) -> None:
+        """ValueError for a bin that no step of a rollout falls into: its tensor would stay as it started."""
+        seen = {int(bin_of(self._label(k, t), bins)) for k, t in enumerate(self.scheduler.timesteps)}
+        if idle := sorted(set(range(bins)) - seen):
+            raise ValueError(
+                f"bins is {bins}, but none of the {self.config.steps} steps of a rollout falls into bin {idle[0]} (timesteps "
+                f"{-(-idle[0] * TIMESTEPS // bins)} to {-(-(idle[0] + 1) * TIMESTEPS // bins) - 1}); set bins lower, or steps higher"
+            )
+
+    def _encoded(self, concept: Concept) -> dict[str, list[dict[str, Tensor]]]:
+        """Conditions of the prompts of a concept by role."""
+        opposites = concept.opposites or (concept.negative or concept.neutral,)
+        prompts = {"neutral": [concept.neutral], "target": [concept.target], "negative": [concept.negative], "opposite": opposites}
+        return {role: self.denoiser.encode(group) for role, group in prompts.items()}
 
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Pool:
-        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
+        """The pool of round ``number``; rollouts of the neutral prompts are steered by ``delta``, (1, C, H, W) or `Values`."""
         config, seed = self.config, _mix(self.config.seed, 0, number)
         self.forwards = 0
-        neutral = self.conditions["neutral"]
-        sources: list[tuple[Condition, Any]] = [(c, delta) for c in neutral]
-        if config.rollout_prompts == "all":
-            others = {id(c): c for role in ("target", "opposite") for c in self.conditions[role] if not _equal(c, neutral[0])}
-            sources += [(c, None) for c in others.values()]
+        sources = self._sources(number, delta)
         # Neutral rollouts make up the remainder where the sources do not divide the number evenly.
         parts = [config.rollouts // len(sources) + (i < config.rollouts % len(sources)) for i in range(len(sources))]
-        rolled = [self._roll(n, _mix(seed, 2, i), c, d) for i, ((c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
-        z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
-        columns = {"z": z, "t": t, **self._scored(z, t)}
-        return Pool(columns, self._kept(seed), neutral[0], seed, self.forwards)
+        rolled = [(k, *self._roll(n, _mix(seed, 2, i), c, d)) for i, ((k, c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
+        found = []
+        for k in sorted({k for k, _, _ in rolled}):  # all latents of one context together
+            z, t = (torch.cat(column) for column in zip(*((z, t) for other, z, t in rolled if other == k), strict=True))
+            which = {"which": torch.full_like(t, k, dtype=torch.long)} if len(self.contexts) > 1 else {}
+            found.append({"z": z, "t": t, **which, **self._scored(z, t, self.contexts[k])})
+        columns = {name: torch.cat([f[name] for f in found]) for name in found[0]} if len(found) > 1 else found[0]
+        return Pool(columns, self._kept(seed), join([c["neutral"][0] for c in self.contexts]), seed, self.forwards)
+
+    def _sources(self, number: int, delta: Any) -> list[tuple[int, Condition, Any]]:
+        """Context, prompt and what steers it of every rollout of a round: neutral prompts first, beginning with another context every
+        round, so that few rollouts reach all of them in turn; then the others, once each."""
+        count, config = len(self.contexts), self.config
+        order = [(number * config.rollouts + i) % count for i in range(count)]
+        sources: list[tuple[int, Condition, Any]] = [(k, self.contexts[k]["neutral"][0], delta) for k in order]
+        for role in ("target", "opposite") if config.rollout_prompts == "all" else ():
+            sources += [(k, c, None) for k in order for c in self.contexts[k][role] if not _equal(c, self.contexts[k]["neutral"][0])]
+        return sources
 
     def _kept(self, seed: int) -> dict[str, Tensor]:
         """Unsteered latents of the prompts to preserve and their plain scores."""
@@ -151,7 +176,7 @@ class Rollouts:
         rows = slice(n * guided, n * guided + n)
         for k, t in enumerate(self.scheduler.timesteps):
             yield k, t, z
-            with self.steering(delta, rows):
+            with self.steering(at(delta, t), rows):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
@@ -160,8 +185,13 @@ class Rollouts:
         yield config.steps, torch.zeros_like(self.scheduler.timesteps[0]), z
 
     def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """What is active while a rollout calls the model: ``delta`` (1, C, H, W) added to h of its conditional ``rows``; None is nothing."""
-        return shifted(self.denoiser.model, lambda _h: None if delta is None else (delta, rows), self.denoiser.site)
+        """What is active while a rollout calls the model: ``delta`` (1, C, H, W), or what it makes of h, added to h of its conditional
+        ``rows``; None is nothing."""
+
+        def of(h: Tensor) -> tuple[Tensor, slice] | None:
+            return None if delta is None else (delta(h[rows]) if callable(delta) else delta, rows)
+
+        return shifted(self.denoiser.model, of, self.denoiser.site)
 
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
@@ -171,19 +201,20 @@ class Rollouts:
         total = self.scheduler.config.num_train_timesteps
         return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)
 
-    def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def _scored(self, z: Tensor, t: Tensor, conditions: Mapping[str, Sequence[Condition]]) -> dict[str, Tensor]:
         """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
-        config = self.config
-        needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
+        config, conditions = self.config, {**self.conditions, **conditions}
+        needs = set(self.needs) | ({"neutral"} if config.trains_sam or config.blend else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        found = {role: [self._predict_all(z, t, c).float() for c in self.conditions[role]] for role in sorted(needs)}
+        found = {role: [self._predict_all(z, t, c).float() for c in conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
             shares = mixture(scores["neutral"], [scores["target"], *opposites])[1:].clamp(min=0.01)
             weights = (shares / shares.sum()).tolist()
             scores["opposite"] = torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
-        out = {"target": self.target(scores, config.target_guidance)}
+        target = self.target(scores, config.target_guidance)
+        out = {"target": blended(target, scores["neutral"], config.blend) if config.blend else target}
         return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
 
     def _predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:

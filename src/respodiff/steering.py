@@ -10,16 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from respodiff.adapters import adapter, backbone, caller, conditional_rows
 from respodiff.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
 from respodiff.compiled import is_compiled, open_port
+from respodiff.deltas import Deltas, Row, modules_of
 from respodiff.module_file import ConceptModule
 from respodiff.pipelines import config_digest, model_name, weights_digest
-
-Row = ConceptModule | None | Sequence[ConceptModule]
-"""What one image gets: a module, nothing, or several modules whose deltas are added."""
 
 
 def misfits(pipe: Any, module: ConceptModule) -> list[str]:
@@ -50,20 +47,12 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
     return []
 
 
-def _delta(row: Row) -> Tensor | None:
-    modules = [row] if isinstance(row, ConceptModule) else list(row or ())
-    if not modules:
-        return None
-    if len({m.shape for m in modules}) > 1:
-        raise ValueError(f"modules of one image have shapes {[m.shape for m in modules]}; resize them to one with ConceptModule.resize")
-    return torch.stack([m.delta for m in modules]).sum(0)
-
-
 @contextmanager
 def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
-    Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper.
+    Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper; of other forms than constants what they make
+    of h and the timestep (`respodiff.parameterisations`), times ``strength``.
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.adapters`). Another one that shares its model is left alone, with a warning; a
@@ -87,27 +76,21 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         raise ValueError(f"strength is {strength}; allowed: any finite number")
     everyone = modules is None or isinstance(modules, ConceptModule)
     rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
-    stacked = _stack(pipe, rows)
-    steering = _Steering(pipe, stacked * strength if stacked is not None and strength else None, None if everyone else len(rows))
+    _check(pipe, rows)
+    steering = _Steering(pipe, Deltas(rows, strength), None if everyone else len(rows))
     with steering.attached():
         yield
 
 
-def _stack(pipe: Any, rows: Sequence[Row]) -> Tensor | None:
-    """Deltas (B, C, H, W) of the entries, zero where there is none; None if none has any. Refuses what does not fit."""
+def _check(pipe: Any, rows: Sequence[Row]) -> None:
+    """Refuses what does not fit; warns of what was trained on another model."""
     if not rows:
         raise ValueError("modules is empty; give one module, or one entry per image")
-    distinct = {id(m): m for row in rows for m in ([row] if isinstance(row, ConceptModule) else row or ())}
-    for module in distinct.values():
+    for module in {id(m): m for row in rows for m in modules_of(row)}.values():
         if not isinstance(module, ConceptModule):
             raise ValueError(f"modules holds {module!r}; give ConceptModule objects, or None: a file is read with respodiff.load(path)")
         for text in misfits(pipe, module):
             warnings.warn(text, stacklevel=5)
-    deltas = [_delta(row) for row in rows]
-    given = [d for d in deltas if d is not None]
-    if len({d.shape for d in given}) > 1:
-        raise ValueError(f"modules have shapes {sorted({tuple(d.shape) for d in given})}; resize them to one with ConceptModule.resize")
-    return torch.stack([torch.zeros_like(given[0]) if d is None else d for d in deltas]) if given else None
 
 
 _active: list[_Steering] = []
@@ -115,17 +98,16 @@ _active_lock = threading.Lock()
 
 
 class _Steering:
-    """One `steer` block: deltas (B or 1, C, H, W), or None where there is nothing to add, for the calls of one pipeline.
+    """One `steer` block: what is added for the calls of one pipeline.
 
     A model may be shared: by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and what is to be
     added at the site is kept per thread. ``entries`` is the number of images that the deltas were given for, None for any number.
     """
 
-    def __init__(self, pipe: Any, stacked: Tensor | None, entries: int | None) -> None:
-        self.pipe, self.stacked, self.entries = pipe, stacked, entries
+    def __init__(self, pipe: Any, deltas: Deltas, entries: int | None) -> None:
+        self.pipe, self.deltas, self.entries = pipe, deltas, entries
         self.thread, self.call = threading.get_ident(), threading.local()
         self.live, self.warned = True, False
-        self.cache: dict[tuple[Any, ...], Tensor] = {}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -136,6 +118,10 @@ class _Steering:
         if "_compiled_call_impl" in site.__dict__:
             raise ValueError(
                 f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
+            )
+        if self.deltas.reads_h and is_compiled(wrapped):
+            raise ValueError(
+                "the model is compiled, and a module of form 'lowrank' reads h inside of its call; draw with the plain model, or train another form"
             )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
@@ -156,33 +142,45 @@ class _Steering:
                 yield
             finally:
                 self.live = False  # code that was compiled inside of the block may call the hooks of a block that has ended
-                self.cache.clear()
+                self.deltas.clear()
 
     def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Pre-hook of the model: which rows of this call are to be shifted."""
         self.call.rows = self.rows(args, kwargs) if self.live else None
+        self.call.t = self.timesteps(args, kwargs) if self.live else None
 
     def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
         """Hook of the site: shifts them."""
         rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
-        if rows is None or self.stacked is None:
+        if rows is None:
             return None
-        h = stream(output)
-        size = h.shape[2:] if h.ndim == 4 else (1, 1)
-        return with_stream(output, add_to_rows(h, self.fitted(size, h.device, h.dtype), rows))
+        h, t = stream(output), self.call.t
+        height, width = h.shape[2:] if h.ndim == 4 else (1, 1)
+        added = self.deltas.at((height, width), h[rows], t[rows] if t.numel() > 1 else t)
+        return None if added is None else with_stream(output, add_to_rows(h, added, rows))
 
     def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Deltas (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
         rows = self.rows(args, kwargs)
-        if rows is None or self.stacked is None:
+        if rows is None or self.deltas.stacked is None:
             return None
         model, sample = backbone(self.pipe), _sample(args, kwargs)
         site = adapter(self.pipe).site(model)
         height, width = sample.shape[-2:] if site == "mid_block" else (None, None)
         shape = site_shape(model, height, width, site)
-        full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
-        full[rows] = self.fitted(shape[1:], sample.device, sample.dtype)
+        full, t = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype), self.timesteps(args, kwargs)
+        added = self.deltas.at(shape[1:], full[rows], t[rows] if t.numel() > 1 else t)
+        assert added is not None
+        full[rows] = added.to(full.dtype)
         return full
+
+    def timesteps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Timesteps (R,) or () of a call of the model, 0 to 999; 0 where nothing depends on them."""
+        if not self.deltas.moving:
+            return torch.zeros(())
+        t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        # Flux is told a thousandth; the rest keeps whole numbers whole after the division.
+        return t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""
@@ -207,20 +205,6 @@ class _Steering:
                 "give one module for all, or one entry per image (prompts x num_images_per_prompt)"
             )
         return rows
-
-    def fitted(self, size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """The deltas at the size, on the device and in the dtype of a call, made once each; float32 stays the master copy."""
-        key = (tuple(size), device, dtype)
-        if key not in self.cache:
-            delta: Any = self.stacked
-            if delta.shape[2:] not in (key[0], (1, 1)):
-                warnings.warn(
-                    f"module of {tuple(delta.shape[2:])} is resized to the bottleneck {key[0]} of this picture size; check its effect",
-                    stacklevel=2,
-                )
-                delta = interpolate(delta, key[0], mode="bilinear", antialias=True)
-            self.cache[key] = delta.to(device, dtype)
-        return self.cache[key]
 
 
 def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -12,41 +12,27 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from respodiff._version import __version__
+from respodiff.axes import AXES, refuse_axes
 from respodiff.bottleneck import add_to_rows, eager, observed
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser
-from respodiff.learners import Learner, StepRecord, TrainState
+from respodiff.learners import Learner
 from respodiff.module_file import ConceptModule, Header
 from respodiff.objectives import preservation_loss, response_loss, semantic_loss
+from respodiff.parameterisations import at, delta, length
 from respodiff.pipelines import config_digest, model_name, weights_digest
+from respodiff.replay import Replay, Source
 from respodiff.rollouts import Rollouts
+from respodiff.states import StepRecord, TrainState
 
 __all__ = ["RESPODIFF", "StepRecord", "Task", "TrainState", "decayed", "fit", "step", "train"]
-
-
-class Source(Protocol):
-    """Where training examples come from."""
-
-    def pool(self, number: int, delta: Any) -> Examples:
-        """Those of round ``number``, drawn with what is trained as ``delta`` says it is at the round's start."""
-
-
-class Examples(Protocol):
-    """What a source gives: ``forwards`` UNet evaluations went into it."""
-
-    @property
-    def forwards(self) -> int:
-        """UNet evaluations."""
-
-    def batch(self, iteration: int, size: int) -> dict[str, Any]:
-        """A batch of ``size``, which depends on seed and iteration alone."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +44,7 @@ class Task:
         learner: (denoiser, concept, settings) -> what is trained. source: the same -> where its examples come from.
         step: one iteration on a batch; gives two losses, of which the second may be 0.
         header: what differs in the header of what is trained from that of a module of the concept.
+        axes: settings of `respodiff.axes` that the method takes; all others must be at their defaults.
     """
 
     method: str = "respodiff"
@@ -65,6 +52,7 @@ class Task:
     source: Callable[[Denoiser, Concept, Any], Source] = Rollouts
     step: Callable[[Denoiser, Any, Any, dict[str, Any]], tuple[float, float]] | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
+    axes: tuple[str, ...] = tuple(AXES)
 
 
 RESPODIFF = Task()
@@ -94,6 +82,7 @@ def train(
         raise ValueError(
             "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
         )
+    refuse_axes(task.method, config, task.axes)
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
     if resume is not None:
         state.restore(resume)
@@ -117,23 +106,17 @@ def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> Conce
 
 
 def _tensors(denoiser: Denoiser, config: TrainConfig) -> TrainState:
-    return TrainState(config, denoiser.shape if config.spatial == "yes" else (denoiser.shape[0], 1, 1), denoiser.device)
+    return TrainState(config, (denoiser.shape[0], 1, 1) if config.flat else denoiser.shape, denoiser.device)
 
 
 def _iterate(denoiser: Denoiser, config: TrainConfig, state: Learner, source: Source, header: Header, task: Task) -> Iterator[Any]:
     began = time.perf_counter() - state.seconds
-    pool: Examples | None = None
+    pools = Replay(source, config)
     if state.iteration >= config.iterations:
         yield state.record(config, header, (math.nan, math.nan))
     while state.iteration < config.iterations:
-        i = state.iteration
-        if i % config.refresh == 0:
-            state.round_start = state.delta(config)
-        if pool is None or i % config.refresh == 0:
-            # A resumed run rebuilds the pool of its round from the same seed and the same tensors; its forwards are counted once.
-            pool = source.pool(i // config.refresh, state.round_start)
-            state.forwards += pool.forwards if i % config.refresh == 0 else 0
-        losses = (task.step or step)(denoiser, config, state, pool.batch(i, config.batch))  # type: ignore[arg-type]  # its own learner
+        batch = pools.examples(state).batch(state.iteration, config.batch)
+        losses = (task.step or step)(denoiser, config, state, batch)  # type: ignore[arg-type]  # its own learner
         state.iteration += 1
         state.seconds = time.perf_counter() - began
         if not all(map(math.isfinite, losses)):
@@ -148,26 +131,30 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
 
     ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
-    `rollouts.Pool.batch` makes them.
+    `rollouts.Pool.batch` makes them. With ``modules=shared`` both steps are RAM's.
     """
     rate = decayed(config, state.iteration)
-    model, site = denoiser.model, denoiser.site
-    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), state.ram, site)
+    model, site, (ram, sam) = denoiser.model, denoiser.site, state.values.values()
+    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), at(ram, batch["t"]), site)
     state.forwards += len(prediction)
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
     spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
     state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
-    loss_ram = response_loss(prediction.float(), batch["target"])
+    loss_ram = response_loss(prediction.float(), batch["target"], config.blend)
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), state.ram, site)
+        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), at(ram, keep["t"]), site)
         state.forwards += len(kept)
         loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
     _update(state.adam_ram, config.ram_lr * rate, loss)
+    if ram.a is not None:
+        with torch.no_grad():
+            state.length = length(ram, decoder.h, batch["t"]) / spread
     if not config.trains_sam:
         return loss_ram.item(), 0.0
-    steered = decoder(add_to_rows(decoder.h, state.ram.detach() + state.sam, slice(None)))
+    both = ram if config.modules == "shared" else ram.map(Tensor.detach) + sam
+    steered = decoder(add_to_rows(decoder.h, delta(both, decoder.h, batch["t"]), slice(None)))
     state.forwards += len(steered)
     loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
     _update(state.adam_sam, config.sam_lr * rate, loss_sam)
@@ -180,7 +167,8 @@ def decayed(config: TrainConfig, iteration: int) -> float:
 
 
 def _update(adam: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
-    adam.param_groups[0]["lr"] = lr
+    for group in adam.param_groups:
+        group["lr"] = lr * group.get("rate", 1.0)
     adam.zero_grad(set_to_none=True)
     loss.backward()
     adam.step()

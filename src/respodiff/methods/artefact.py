@@ -20,9 +20,10 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.adapters import adapter, backbone
 from respodiff.concepts import Concept
-from respodiff.module_file import FORMAT, ConceptModule, Header, read_header, read_tensors, refuse_damage, tensor_digest, write_tensors
+from respodiff.module_file import ConceptModule
 from respodiff.module_file import load as load_module
 from respodiff.pipelines import config_digest, model_name, weights_digest
+from respodiff.tensor_file import FORMAT, Header, read_header, read_tensors, refuse_damage, tensor_digest, write_tensors
 
 METHOD_FORMAT = "respodiff-method-1"
 

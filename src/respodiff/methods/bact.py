@@ -34,6 +34,7 @@ from respodiff.methods.calls import Entries, ModelCall, watched
 from respodiff.methods.pictures import alternatives, check_subjects, classified, decoded
 from respodiff.methods.subjects import PROFESSIONS
 from respodiff.module_file import Header
+from respodiff.parameterisations import bin_of
 from respodiff.rollouts import Rollouts, _mix
 from respodiff.training import Task, _update, decayed, train
 
@@ -71,11 +72,6 @@ class BactConfig(TrainConfig):
             raise ValueError(f"gamma is {self.gamma!r} and decay_weights {self.decay_weights!r}; allowed: at least 0")
         if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
             raise ValueError(f"shares is {self.shares!r}; allowed: numbers above 0 that sum to 1, one an alternative")
-
-
-def bin_of(t: Tensor, bins: int, total: int = 1000) -> Tensor:
-    """Which head (0 to bins - 1) is for timesteps t (0 to total - 1)."""
-    return (t.long() * bins // total).clamp(0, bins - 1)
 
 
 def divergence(p: Tensor, reference: Tensor, distance: str) -> Tensor:
@@ -226,7 +222,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     alternatives(concept)
     assert classify is not None  # Method.train saw to it
     header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
-    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header)
+    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header, axes=())
     return train(pipe, concept, config, resume=resume, task=task)
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from respodiff.axes import FORM
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Condition, Denoiser, repeat
@@ -105,6 +106,8 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     """
     if len(modules) < 2:
         raise ValueError(f"{len(modules)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
+    if moving := [m for m in modules if m.moves]:
+        raise ValueError(f"module {moving[0].name!r} has form {moving[0].form!r}; a mean direction can be taken of constants alone")
     if len({m.shape for m in modules}) > 1:
         raise ValueError(f"modules have shapes {sorted({m.shape for m in modules})}; the mean direction needs one shape")
     mean = torch.stack([m.delta for m in modules]).mean(0)
@@ -115,7 +118,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     require_unet(pipe, "sdisc")
     if config.sam_lr or config.mu:
         raise ValueError(f"sam_lr is {config.sam_lr} and mu {config.mu}; method 'sdisc' has neither SAM nor preservation: leave both at 0")
-    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=Pictures))
+    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=Pictures, axes=FORM))
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}
