@@ -1,4 +1,4 @@
-"""Combinations of the attributes of a run: how often each occurs, how far the worst is from its share, and whether it was what was asked."""
+"""Combinations of the attributes of a run: how often each occurs, how far the worst is from its share, whether it was what was asked."""
 
 from __future__ import annotations
 

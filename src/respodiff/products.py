@@ -1,4 +1,4 @@
-"""Products of attributes as names and texts: ``gender*tone``, its cells ``woman*dark``, and the prompt of a cell ("a woman with dark skin").
+"""Products of attributes as names and texts: ``gender*tone``, its cells ``woman*dark``, a cell's prompt ("a woman with dark skin").
 
 The parts of a product stand in alphabetical order of their attributes, so that a product has one name. Everything here is pure text.
 """
