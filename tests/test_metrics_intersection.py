@@ -5,7 +5,7 @@ import pytest
 from fairlearn.metrics import MetricFrame, count, selection_rate
 
 from respodiff.metrics.fairness import share_interval, wilson
-from respodiff.metrics.intersection import Cell, intersection, worst_cell
+from respodiff.metrics.intersection import Cell, intersection, worst_cell, worst_distance
 
 CLASSES = {"gender": ("woman", "man"), "tone": ("dark", "middle", "light")}
 
@@ -85,3 +85,26 @@ def test_nothing_known() -> None:
 def test_refuses(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         intersection(**{"labels": _labels(4), "classes": CLASSES} | change)
+
+
+def test_the_worst_distance_by_hand() -> None:
+    labels = {"gender": ["woman"] * 12 + ["man"] * 8, "tone": ["dark"] * 10 + ["light"] * 10}
+    found = worst_distance(labels, CLASSES, targets={"tone": [0.5, 0, 0.5]})
+    # counts: woman dark 10, woman light 2, man light 8; wanted .25, 0, .25 for each gender
+    each = {count: wilson(count, 20, 1 - 0.05 / 6) for count in (0, 2, 8, 10)}
+    wanted = [(10, 0.25), (0, 0.0), (2, 0.25), (0, 0.25), (0, 0.0), (8, 0.25)]
+    assert found is not None and found.n == 20 and found.mean == pytest.approx(0.25)
+    assert found.low == pytest.approx(max(max(0, each[k].low - t, t - each[k].high) for k, t in wanted))
+    assert found.high == pytest.approx(max(max(each[k].high - t, t - each[k].low) for k, t in wanted))
+    assert worst_distance({"a": ["?"]}, {"a": ["x", "y"]}) is None
+
+
+def test_the_interval_of_the_worst_distance_holds_the_truth() -> None:
+    rng, chance = np.random.default_rng(5), np.array([0.3, 0.2, 0.1, 0.1, 0.15, 0.15])
+    truth, inside = np.abs(chance - 1 / 6).max(), 0
+    names = [str(i) for i in range(6)]
+    for _ in range(200):
+        found = worst_distance({"a": [str(v) for v in rng.choice(names, 120, p=chance)]}, {"a": names})
+        assert found is not None
+        inside += found.low <= truth <= found.high
+    assert inside >= 190

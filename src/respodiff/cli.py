@@ -15,7 +15,16 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff import cli_compare, cli_generate, cli_import, cli_measure, cli_models, cli_train, demo  # noqa: F401  (they register their verbs)
+from respodiff import (  # noqa: F401  (they register their verbs)
+    cli_audit,
+    cli_compare,
+    cli_generate,
+    cli_import,
+    cli_measure,
+    cli_models,
+    cli_train,
+    demo,
+)
 from respodiff.console import Device, Dtype, Json, Seed, app, finish, open_model, words
 
 
@@ -94,7 +103,7 @@ def main() -> None:
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error, 2 if isinstance(error, ValueError) else 1)
     except (KeyboardInterrupt, typer.Abort):
-        _fail("stopped; what was written so far is kept (train goes on with --resume, generate with the same command)", 1)
+        _fail("stopped; what was written so far is kept (train goes on with --resume, generate and audit with the same command)", 1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of click's usage errors
             _unexpected(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from respodiff.cli_methods import METHOD_HELP, load_entries, without_mean
-from respodiff.concepts import Attribute, load_concepts
+from respodiff.cli_shares import even, wanted_shares
 from respodiff.config import GenerateConfig
 from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
 
@@ -20,58 +19,6 @@ SUITE_HELP = (
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
 IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
-
-
-def default_shares(file: Path | None, modules: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """Attribute -> concept -> share from a file of concepts, for the attributes that modules are loaded of."""
-    out: dict[str, dict[str, float]] = {}
-    groups = {m.header.attribute for m in modules if m.header.kind == "fairness"}
-    for name, entry in (load_concepts(file) if file else {}).items():
-        if name in groups and isinstance(entry, Attribute) and entry.shares:
-            out[name] = dict(zip(entry.names, entry.shares, strict=True))
-    return out
-
-
-def check_default_shares(shares: dict[str, dict[str, float]], modules: Sequence[Any]) -> dict[str, dict[str, float]]:
-    """The shares without concepts of share 0 that are not loaded; ValueError where modules and shares are not of the same concepts."""
-    for attribute, wanted in shares.items():
-        loaded = [m.name for m in modules if m.header.attribute == attribute and m.header.kind == "fairness"]
-        if absent := [c for c, s in wanted.items() if s and c not in loaded]:
-            raise ValueError(f"--concepts: [{attribute}] has a share for {absent[0]!r}, which no --module has; load it, or give --shares")
-        if extra := [c for c in loaded if c not in wanted]:
-            raise ValueError(f"--concepts: [{attribute}] has no share for {extra[0]!r}, which a --module has; add it, or give --shares")
-    return {a: {c: s for c, s in wanted.items() if s} for a, wanted in shares.items()}
-
-
-def wanted_shares(text: str, file: Path | None, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:
-    """Target shares of a run: those of --shares, then those of --concepts; None for equal ones."""
-    given = parse_shares(text, modules) or {}
-    found = default_shares(file, modules)
-    if file and modules and not found:
-        warnings.warn(
-            f"--concepts {str(file)!r} has no shares for the attributes of the modules; concepts are drawn equally often", stacklevel=2
-        )
-    defaults = {a: s for a, s in found.items() if a not in given}
-    return {**check_default_shares(defaults, modules), **given} or None
-
-
-def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float]] | None:
-    """``woman=0.5,man=0.5`` grouped by attribute; ValueError for a name of no loaded module or a number that is none."""
-    if not text:
-        return None
-    out: dict[str, dict[str, float]] = {}
-    attributes = {m.name: m.header.attribute or "concept" for m in modules if m.header.kind != "attribute"}
-    for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition("="))
-        if name not in attributes:
-            raise ValueError(f"--shares names {name!r}, which no --module has; loaded: {', '.join(attributes) or 'none'}")
-        if name in out.get(attributes[name], {}):
-            raise ValueError(f"--shares names {name!r} twice; give each concept one share")
-        try:
-            out.setdefault(attributes[name], {})[name] = float(value)
-        except ValueError as error:
-            raise ValueError(f"--shares {pair!r}: {value!r} is not a number; write name=0.5,name=0.5") from error
-    return out
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, suite_path: Path | None = None) -> tuple[list[Any], Any]:
@@ -97,7 +44,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
 
 OUT_HELP = "Run folder; pictures that it already holds are skipped."
 PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
-SHARES_HELP = "Target shares, such as woman=0.5,man=0.5. (default: those of --concepts, else equal)"
+SHARES_HELP = "Target shares, such as woman=0.5,man=0.5, or of cells: woman*dark=0.2,... (default: those of --concepts, else equal)"
 CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
 
 Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
@@ -110,6 +57,8 @@ Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module fil
 Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
 Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
+EVEN_HELP = "Attribute, or product such as gender*tone, whose concepts or cells must all be drawn; repeat. (default: what is loaded)"
+Even = Annotated[list[str] | None, typer.Option("--attribute", help=EVEN_HELP, metavar="NAME")]
 SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
 Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
 SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
@@ -142,6 +91,7 @@ def generate(
     policy: PolicyName = GenerateConfig.policy,
     shares: Shares = "",
     concepts: SharesFile = None,
+    attribute: Even = None,
     strength: Strength = GenerateConfig.strength,
     safety_strength: SafetyStrength = GenerateConfig.safety_strength,
     method: Method = "",
@@ -163,7 +113,10 @@ def generate(
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     modules = without_mean(modules) if remove_mean else modules
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
+    options: dict[str, Any] = {
+        "policy": policy,
+        "shares": even(attribute or (), concepts, modules, wanted_shares(shares, concepts, modules)),
+    }
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts}
     options |= by_model(model == "embedded", steps, guidance)

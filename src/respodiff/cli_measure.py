@@ -87,6 +87,9 @@ def _lines(result: dict[str, Any]) -> list[str]:
         for concept, share in (result["corrected"][name] or {}).items():
             seen = result["shares"][name]["all"][concept]
             lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
+    if both := result["intersection"]:
+        lines += [f"{' x '.join(c['cell'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["cells"]]
+        lines.append(f"worst cell's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['control'])}")
     lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
     if result["safety"]:
         lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")

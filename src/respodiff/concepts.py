@@ -14,20 +14,26 @@ The built-in ones are TOML files in ``respodiff/data``; a user's own file has th
     negative = "blood"
     preserve = ["a person"]               # prompts whose pictures it must leave alone
 
+Attributes multiply: ``gender*tone`` has a concept for every cell (``woman*dark``), with prompts made of its parts'. A table ["gender*tone"]
+with prompts, or shares, of one's own goes before that.
+
 Shares count when pictures are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--shares`` goes before
 them; in Python give ``GenerateConfig(shares=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from respodiff.products import JOIN, composed, parts
 
 Kind = Literal["fairness", "safety"]
 
@@ -159,10 +165,46 @@ def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
     return out
 
 
+def product(attributes: Sequence[Attribute]) -> Attribute:
+    """All combinations of the alternatives of several attributes, as one attribute: gender x tone = (woman*light, ..., man*dark).
+
+    A cell's target prompt says all of its parts' (`respodiff.products.composed`), its opposites are the other cells', and its share is
+    the product of its parts'. Attributes stand in alphabetical order, the first slowest.
+
+    Raises:
+        ValueError: fewer than two attributes, one twice, other neutral prompts, or target prompts that cannot be made one.
+    """
+    chosen = sorted(attributes, key=lambda a: a.name)
+    name = JOIN.join(a.name for a in chosen)
+    if len({a.name for a in chosen}) < max(2, len(chosen)):
+        raise ValueError(f"product {name!r} has an attribute twice or fewer than two; give different ones, such as gender*tone")
+    if len(neutrals := list(dict.fromkeys(c.neutral for a in chosen for c in a.concepts))) > 1:
+        raise ValueError(f"product {name!r} has the neutral prompts {neutrals[0]!r} and {neutrals[1]!r}; its attributes must share one")
+    rows = list(itertools.product(*(a.concepts for a in chosen)))
+    targets = [composed([c.target for c in row], neutrals[0]) for row in rows]
+    concepts = tuple(
+        Concept(
+            JOIN.join(c.name for c in row),
+            target,
+            neutrals[0],
+            ", ".join(dict.fromkeys(c.negative for c in row if c.negative)),
+            opposites=tuple(t for t in targets if t != target),
+            attribute=name,
+            preserve=tuple(dict.fromkeys(p for c in row for p in c.preserve)),
+        )
+        for row, target in zip(rows, targets, strict=True)
+    )
+    columns = [a.shares or (1 / len(a.concepts),) * len(a.concepts) for a in chosen]
+    shares = tuple(math.prod(row) for row in itertools.product(*columns)) if any(a.shares for a in chosen) else ()
+    return Attribute(name, concepts, shares)
+
+
 def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Attribute:
-    """An attribute by name; raises ValueError that lists the known ones."""
+    """An attribute by name, or a product of attributes ("gender*tone"); raises ValueError that lists the known ones."""
     library = builtin() if library is None else library
-    entry = library.get(name)
+    entry = library.get(name) or library.get(JOIN.join(sorted(parts(name))))
+    if entry is None and JOIN in name:
+        return product([attribute(part, library) for part in parts(name)])
     if not isinstance(entry, Attribute):
         known = ", ".join(k for k, v in library.items() if isinstance(v, Attribute))
         raise ValueError(f"attribute {name!r} is unknown; known: {known}; or define it in a TOML file and pass --concepts FILE")
@@ -170,10 +212,23 @@ def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = Non
 
 
 def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
-    """A concept by name ("woman", "violence"); raises ValueError that lists the known ones."""
-    known = _known(builtin() if library is None else library)
+    """A concept by name ("woman", "violence"), or a cell of a product ("woman*dark"); raises ValueError that lists the known ones."""
+    library = builtin() if library is None else library
+    known = _known(library)
+    if name not in known and JOIN in name:
+        return _cell(name, library)
     if name not in known:
         raise ValueError(
             f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"
         )
     return known[name]
+
+
+def _cell(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
+    """The cell whose parts are named in any order."""
+    found = sorted((concept(part, library) for part in parts(name)), key=lambda c: c.attribute)
+    whole = attribute(JOIN.join(c.attribute for c in found), library)
+    wanted = JOIN.join(c.name for c in found)
+    if wanted not in whole.names:
+        raise ValueError(f"concept {name!r} is none of attribute {whole.name!r}, which has {', '.join(whole.names)}; name one of these")
+    return whole.concepts[whole.names.index(wanted)]

@@ -26,7 +26,8 @@ class GenerateConfig:
     Attributes:
         images: pictures per prompt.
         policy: which concept each picture gets (`respodiff.policies.assign`).
-        shares: attribute -> concept -> target share; uniform where not given.
+        shares: attribute -> concept -> target share; uniform where not given. Shares of a product (``gender*tone`` -> ``woman*dark``) are
+            drawn as counts of its cells.
         strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
         steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
         own_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside

@@ -25,6 +25,7 @@ from respodiff.generation import counted, generate
 from respodiff.methods.artefact import Entry, load
 from respodiff.methods.base import Method, method
 from respodiff.pipelines import weights_digest
+from respodiff.products import JOIN
 from respodiff.records import Prompt, RunFolder, write_atomic
 
 GUESS = 2200
@@ -138,7 +139,7 @@ class Contest:
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        return self.cache / f"{kind.name}-{concept.name}-{digest}.safetensors"
+        return self.cache / f"{kind.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
     def _training_left(self, name: str) -> float:
         if name == "plain":

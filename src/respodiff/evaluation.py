@@ -20,6 +20,7 @@ from respodiff.figures import Settings
 from respodiff.judged import JudgedRun, load_judged, open_parts, read_parts
 from respodiff.judges import Vocabulary
 from respodiff.judging import Question, judge_run
+from respodiff.products import margins
 from respodiff.records import ImageRecord, RunFolder
 from respodiff.scores import ScoreFiles, judged_by, key_of
 from respodiff.suites import SUITES, suite
@@ -124,14 +125,15 @@ def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tup
 
 
 def wanted_shares(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
-    """The target shares that a run was made for, if it says any; ValueError for a run.json that says them in another form."""
+    """The target shares that a run was made for, if it says any, those of a product with their margins; ValueError for a run.json that
+    says them in another form."""
     shares = parts[0].settings().get("shares") or {}
     values = (
         [v for row in shares.values() for v in (row.values() if isinstance(row, dict) else [None])] if isinstance(shares, dict) else [None]
     )
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
         raise ValueError(f"{parts[0].path / 'run.json'} has shares {shares!r}; allowed: attribute -> concept -> number: restore it")
-    return dict(shares)
+    return margins(shares)
 
 
 def shipped_confusion() -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _with_shares(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> A
 def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]) -> None:
     for attribute in attributes:
         for record in records:
-            asked = record.concepts.get(attribute.name)
+            asked = record.asked(attribute.name)
             if asked is not None and asked not in attribute.names:
                 raise ValueError(
                     f"image {record.id} asked for {attribute.name} {asked!r}, but attribute {attribute.name!r} has "

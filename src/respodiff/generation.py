@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from respodiff.adapters import adapter, backbone
+from respodiff.cells import axes, taken
 from respodiff.config import GenerateConfig
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.methods.artefact import Entry, artefact_misfits
@@ -58,8 +59,9 @@ def generate(
 
     Args:
         pipe: diffusers pipeline. prompts: texts or `Prompt` records.
-        modules: alternatives to draw from; several attributes are combined (gender x tone). What a method other than RespoDiff made is as
-            good (`respodiff.methods`); what it made of a whole attribute is added to every picture, which then asks for no concept.
+        modules: alternatives to draw from; several attributes are combined (gender x tone), with a module of every part or, trained
+            together, of every cell (attribute ``gender*tone``). What a method other than RespoDiff made is as good (`respodiff.methods`);
+            what it made of a whole attribute is added to every picture, which then asks for no concept.
         config: see `GenerateConfig`.
         safety: modules added on top of whatever was drawn.
         out: run folder to write to (made if absent); pictures that it already holds are skipped.
@@ -78,7 +80,7 @@ def generate(
     drawn, always = _sorted_modules(pipe, modules, safety)
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
-    jobs = plan(pipe, asked, {a: list(group) for a, group in drawn.items()}, config)
+    jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
     return _draw(pipe, [job for job in jobs if job.id not in done], drawn, always, config, folder)
@@ -156,7 +158,7 @@ def _draw(
     added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
-        rows = [[*(scaled[a][c] for a, c in job.concepts.items()), *added] for job in batch]
+        rows = [[*taken(scaled, job.concepts), *added] for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
         with applied(pipe, rows), _unsaid_twice(pipe):
@@ -170,7 +172,7 @@ def _draw(
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
-            used = [drawn[a][c] for a, c in job.concepts.items()] + list(always)
+            used = [*taken(drawn, job.concepts), *always]
             record = replace(_record(job, config, used), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest)
             record = replace(record, width=image.width, height=image.height)
             yield (folder.add(record, image) if folder else record), image

@@ -13,6 +13,7 @@ from respodiff.config import GenerateConfig
 from respodiff.denoiser import latent_shape
 from respodiff.pipelines import check_length
 from respodiff.policies import assign, prompt_seed
+from respodiff.products import apart
 from respodiff.records import Prompt, image_id
 
 GUIDANCE = (1.0, 20.0)
@@ -28,7 +29,7 @@ class Job:
     """One picture to draw.
 
     Attributes:
-        concepts: attribute -> concept that the policy drew.
+        concepts: attribute -> concept that the policy drew; a cell of a product as its parts.
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -61,7 +62,7 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
         own = config.own_settings
         guidance = prompt.guidance if own and _usable(prompt.guidance) else config.guidance
         size, seed = (own_size(pipe, prompt), prompt.seed) if own else (None, None)
-        jobs += [Job(prompt, i, row, float(guidance or 0.0), size, seed) for i, row in enumerate(rows)]
+        jobs += [Job(prompt, i, apart(row), float(guidance or 0.0), size, seed) for i, row in enumerate(rows)]
     return jobs
 
 

@@ -49,6 +49,8 @@ def _row(e: Entry, people: bool) -> dict[str, Any]:
         row[f"DevRat {name}"] = estimate(s["devrat"][name])
         row[f"floor {name}"] = (s["devrat"][name] or {}).get("floor")
         row[f"control {name}"] = estimate(s["control"][name])
+    if people and s["intersection"]:
+        row[f"worst cell, {' x '.join(s['intersection']['attributes'])}"] = estimate(s["intersection"]["distance"])
     row["subject kept"] = estimate(s["subject_kept_interval"])
     suite = e.run.records[0].suite
     row[alignment_name(suite)] = estimate(s["alignment_interval"])
@@ -164,7 +166,7 @@ def picture_rows(blocks: Blocks) -> Iterator[dict[str, Any]]:
                 row: dict[str, Any] = {"run": e.run.label, "suite": r.suite, "group": r.group, "id": r.id, "prompt_id": r.prompt_id}
                 row |= {"prompt": r.prompt, "repeat": r.repeat, "seed": r.seed, "method": r.method}
                 for name in e.run.attributes:
-                    row[f"asked_{name}"] = r.concepts.get(name, "")
+                    row[f"asked_{name}"] = r.asked(name) or ""
                     row[f"perceived_{name}"] = s.labels.get(name, UNKNOWN)
                 row |= {
                     "subject": r.subject or "",

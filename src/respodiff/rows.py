@@ -8,6 +8,8 @@ import json
 import re
 from dataclasses import dataclass, field
 
+from respodiff.products import asked
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -41,7 +43,7 @@ class ImageRecord:
     """One generated image and everything that was asked for.
 
     Attributes:
-        concepts: attribute name -> name of the concept asked for; empty when none was.
+        concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
         modules: digests of the concept modules that were applied.
         strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
         categories: as in `Prompt`.
@@ -74,6 +76,10 @@ class ImageRecord:
     width: int = 0
     height: int = 0
     digest: str = ""
+
+    def asked(self, attribute: str) -> str | None:
+        """The concept of an attribute that was asked for, of a product ("gender*tone") the cell; None where none was."""
+        return asked(self.concepts, attribute)
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from respodiff.figures import Settings, plain, share, show
+from respodiff.intersections import intersection_figures
 from respodiff.judged import JudgedRun
 from respodiff.judges import NOTICE
-from respodiff.metrics import alignment, correction, fairness, intersection
+from respodiff.metrics import alignment, correction, fairness
 from respodiff.records import ImageRecord
 from respodiff.scores import UNKNOWN, Score
 from respodiff.verdicts import agreement_figures, safety_figures
@@ -30,7 +31,7 @@ def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any
             out[key][name] = value
     out |= _kept(known, settings) | _aligned(known, settings)
     out |= safety_figures(run, settings, out["problems"])
-    out["intersection"] = _intersection(run, settings)
+    out["intersection"] = intersection_figures(run, settings)
     out["agreement"] = agreement_figures(run, settings)
     out["judge"] = {"name": header["judge"], "digest": header["digest"]}
     out["judges"] = [
@@ -68,8 +69,8 @@ def _attribute(
     order = {g: i for i, g in enumerate(dict.fromkeys(r.group for r, _ in pairs))}
     rows = {g: table[order[g]].tolist() for g in groups}
     counts = {g: dict(zip(classes, row, strict=True)) for g, row in rows.items()}
-    asked = [(r, s.labels[name] == r.concepts[name]) for r, s in pairs if name in r.concepts and s.problem is None]
-    by = {c: [hit for r, hit in asked if r.concepts[name] == c] for c in concepts}
+    asked = [(r, s.labels[name] == wanted) for r, s in pairs if (wanted := r.asked(name)) is not None and s.problem is None]
+    by = {c: [hit for r, hit in asked if r.asked(name) == c] for c in concepts}
     devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, run.targets.get(name), settings)
     if devrat is None and any(sum(row[:-1]) for row in rows.values()):
         problems.append(
@@ -173,34 +174,3 @@ def _aligned(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> 
         return {"alignment": None, "alignment_interval": None}
     found = alignment.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot)
     return {"alignment": found.mean, "alignment_interval": show(found)}
-
-
-def _intersection(run: JudgedRun, settings: Settings) -> dict[str, Any] | None:
-    names = sorted(run.attributes)
-    if len(names) < 2:
-        return None
-    classes = {name: list(run.attributes[name]) for name in names}
-    labels = {name: [s.labels.get(name, UNKNOWN) for s in run.scores] for name in names}
-    wanted = {name: [run.targets[name].get(c, 0.0) for c in classes[name]] for name in names if name in run.targets}
-    even = {name: [1 / len(c)] * len(c) for name, c in classes.items()}
-    groups = [r.group for r in run.records]
-    found = intersection.intersection(labels, classes, targets=even | wanted, groups=groups, minimum=settings.min_cell, **settings.boot)
-    worst = intersection.worst_cell(found)
-    cells = [
-        {
-            "cell": list(c.labels),
-            "count": c.count,
-            "target": c.target,
-            "share": show(c.share),
-            "deviation": c.deviation,
-            "suppressed": c.suppressed,
-        }
-        for c in found.cells
-    ]
-    return {
-        "attributes": names,
-        "known": found.known,
-        "unknown": found.unknown,
-        "worst": None if worst is None else {"cell": list(worst[0]), "deviation": worst[1]},
-        "cells": cells,
-    }

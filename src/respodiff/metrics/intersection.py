@@ -133,6 +133,37 @@ def worst_cell(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...
     return worst.labels, worst.count / table.known - worst.target
 
 
+def worst_distance(
+    labels: Mapping[str, Sequence[str]],
+    classes: Mapping[str, Sequence[str]],
+    *,
+    targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate | None:
+    """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known picture.
+
+    The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals that
+    all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest and the
+    largest of the largest distances that they allow. Combinations that never occur count. Arguments as for `intersection`.
+
+    >>> found = worst_distance({"a": ["x"] * 40}, {"a": ["x", "y"]})
+    >>> found.mean, found.low > 0.3, found.high
+    (0.5, True, 0.5)
+    """
+    each = 1 - (1 - level) / math.prod(len(given) for given in classes.values())
+    table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_boot=n_boot, seed=seed, level=each)
+    found = [(cell.share, cell.target) for cell in table.cells if cell.share is not None]
+    if not found:
+        return None
+    mean = max(abs(share.mean - target) for share, target in found)
+    low = max(max(0.0, share.low - target, target - share.high) for share, target in found)
+    high = max(max(share.high - target, target - share.low) for share, target in found)
+    return Estimate(mean, low, high, table.known)
+
+
 def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], n: int) -> NDArray[np.int64]:
     """The class of each picture by attribute, (A, N); -1 for a label that is none."""
     codes = np.empty((len(classes), n), dtype=np.int64)
