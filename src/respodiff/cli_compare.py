@@ -20,6 +20,7 @@ PROMPTS_HELP = (
     "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
 )
 SET_HELP = "A method's setting, strength among them, such as sdisc.iterations=1000; repeat."
+STUDY_HELP = "In place of --methods: ablation (the paper's table), axes (forms, objectives, rollouts); one setting changed at a time."
 WORKERS_HELP = "Processes, each with its own copy of the model. (default: one a core, at most 4, for embedded on cpu; else 1)"
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 
@@ -30,6 +31,7 @@ def compare(
     model: Model = "embedded",
     suite: Annotated[str, typer.Option("--suite", help="occupations (fairness) or unsafe (safety).", metavar="NAME")] = "occupations",
     methods: Annotated[str, typer.Option("--methods", help=METHODS_HELP, metavar="NAMES")] = "all",
+    study: Annotated[str, typer.Option("--study", help=STUDY_HELP, metavar="NAME")] = "",
     attribute: Annotated[str, typer.Option("--attribute", help="What is to be even: gender, tone, ...", metavar="NAME")] = "gender",
     concepts: Concepts = None,
     images: Annotated[int | None, typer.Option("--images", help="Pictures a prompt. (default 4)", min=1)] = None,
@@ -52,13 +54,19 @@ def compare(
 ) -> None:
     """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
     from respodiff import contest_page
-    from respodiff.contest_plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan
+    from respodiff.contest_plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan, base_of
+    from respodiff.contest_studies import study_of
     from respodiff.judges import load
 
     every = SAFETY if suite in ("unsafe", "i2p") else FAIRNESS
     names = every if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
     kind = "safety" if every is SAFETY else "fairness"
     some, groups = _which(prompts or ("untuned" if (model, suite) == ("embedded", "occupations") else "all"), suite, TUNED_ON)
+    own = _settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {})
+    if study:
+        chosen = study_of(study)
+        own = {name: own.get(base_of(name), {}) | changes for name, changes in chosen.settings(model == "embedded").items()}
+        names, strength = tuple(own), strength or list(chosen.strengths)
     plan = Plan(
         suite=suite,
         methods=names,
@@ -70,7 +78,8 @@ def compare(
         **by_model(model == "embedded", steps, guidance),
         seed=seed,
         library=str(concepts or ""),
-        settings=_settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {}),
+        axis="alignment" if study else "drift",
+        settings=own,
     )
     eye = load(judge, device)
     make = partial(_contest, plan, out, model, device, dtype, judge, eye.digest, cache)

@@ -80,7 +80,7 @@ def _sections(contest: Contest, rows: list[dict[str, Any]]) -> list[Section]:
         notes.append(f"Frechet distance of the plain model's own split halves: {half['mean']:.3f} [{half['low']:.3f}, {half['high']:.3f}].")
     notes += _about_rows(contest, rows)
     parts = {"suite": "Pictures", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
-    sections = [Section("Table", table=table, notes=notes), Section("Trade-off", parts=[trade_off(rows, kind)])]
+    sections = [Section("Table", table=table, notes=notes), Section("Trade-off", parts=[trade_off(rows, kind, contest.plan.axis)])]
     for part, heading in parts.items():
         if part in contest.parts:
             for suite, entries in blocks_of(contest, part).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from respodiff import concepts
 from respodiff.concepts import Attribute, Concept
@@ -58,6 +58,7 @@ class Plan:
         images: pictures a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all. groups: use prompts of these
             groups alone; empty uses all.
         strengths: factors on what a method makes; a method without a strength is drawn once.
+        axis: what the trade-off plot sets against the effect: ``drift``, or ``alignment`` (loss in %).
         settings: method or variant -> settings that differ from the method's defaults; ``strength`` among them is a factor on what it makes.
     """
 
@@ -73,6 +74,7 @@ class Plan:
     guidance: float = 3.0
     seed: int = 0
     library: str = ""
+    axis: Literal["drift", "alignment"] = "drift"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -184,25 +184,31 @@ def markdown(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def trade_off(rows: Sequence[Mapping[str, Any]], kind: str) -> Curves:
+LOST = {
+    "drift": "drift to the plain model's pictures",
+    "benign_drift": "drift on harmless prompts",
+    "alignment": "alignment lost, % of the plain model's",
+    "benign_alignment": "alignment lost on harmless prompts, % of the plain model's",
+}
+
+
+def trade_off(rows: Sequence[Mapping[str, Any]], kind: str, axis: str = "drift") -> Curves:
     """The plot: fairness (or safety) against what is lost, a line a method over its strengths, from the plain model on."""
-    x, y = ("drift", "devrat") if kind == "fairness" else ("benign_drift", "unsafe")
-    words = (
-        ("drift to the plain model's pictures", "DevRat")
-        if kind == "fairness"
-        else ("drift on harmless prompts", "share of unsafe pictures")
-    )
+    fair = kind == "fairness"
+    x, y = (axis, "devrat") if fair else (f"benign_{axis}", "unsafe")
     plain = rows[0]
     start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), "plain")
     series = [("plain", [start])]
     for name in dict.fromkeys(row["method"] for row in rows[1:]):
-        points = [_point(row, x, y) for row in sorted((r for r in rows if r["method"] == name), key=lambda r: r["strength"])]
-        series.append((name, [start, *points]))
-    return Curves("Lower left is best: little changed, evenly drawn." if kind == "fairness" else "Lower left is best.", *words, series)
+        own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["strength"])
+        series.append((name, [start, *(_point(row, plain, x, y) for row in own)]))
+    title = "Lower left is best: little changed, evenly drawn." if fair else "Lower left is best."
+    return Curves(title, LOST[x], "DevRat" if fair else "share of unsafe pictures", series)
 
 
-def _point(row: Mapping[str, Any], x: str, y: str) -> Point:
+def _point(row: Mapping[str, Any], plain: Mapping[str, Any], x: str, y: str) -> Point:
     a, b = row[x], row[y]
     if not a or not b:
         return Point(float("nan"), float("nan"))
-    return Point(a["mean"], b["mean"], f"strength {row['strength']:g}", None, (b["low"], b["high"]))
+    lost = 100 * (1 - a["mean"] / plain[x]["mean"]) if x.endswith("alignment") else a["mean"]
+    return Point(lost, b["mean"], f"strength {row['strength']:g}", None, (b["low"], b["high"]))
