@@ -42,7 +42,7 @@ EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
         "slider": {"iterations": 100, "strength": 1.5},
         "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 20, "ram_lr": 3e-3, "stay": 0.1, "strength": 2.0},
         "bact": {"draw": "a {}", "rollouts": 144},
-        "uce": {"draw": "a {}", "images": 6, "steps": 10, "guidance": 3.0, "form": "a {}", "rounds": 8},
+        "uce": {"draw": "a {}", "images": 2, "steps": 10, "guidance": 3.0, "form": "a {}", "rounds": 8},
         "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015, "strength": 1.5},
     },
     "safety": {
@@ -55,7 +55,8 @@ EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
         "respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.01, "sam_lr": 0.001, "strength": 0.5},
     },
 }
-"""Kind -> method -> settings for the embedded model: sizes that train in minutes, and the picks of ``benchmarks/methods_sweep.py``."""
+"""Kind -> method -> settings for the embedded model: sizes that train in minutes, and the picks of ``benchmarks/methods_sweep.py``.
+UCE has 36 subjects here and 12 there, and a third of the pictures of each: as many forwards."""
 
 
 @dataclass(frozen=True)
