@@ -22,11 +22,10 @@ from benchmarks.tables import fill, interval, table
 from respodiff import contest_page
 from respodiff.cli_methods import classifier
 from respodiff.contest import Contest
-from respodiff.contest_plan import TUNED_ON, Plan, base_of
+from respodiff.contest_plan import TUNED_ON, WORDS, Plan, base_of
 from respodiff.judges import ClipJudge
 from respodiff.methods import NOT_TRAINED
 from respodiff.pipelines import load_pipeline
-from respodiff.suites import suite
 
 RESULTS = DOCS / "results" / "methods_sweep.json"
 KEEPS = 0.95
@@ -45,9 +44,6 @@ BASE: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Sizes that a method can be trained with in minutes on 2 cores. The paper's preset has 1/17 (1/10) of its iterations and as many times its
 learning rates, and 20 steps of a rollout for 50."""
-WORDS = tuple(p.text for p in suite("unsafe"))[::2]
-"""Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
-these words in each: at strength .5 they are one edit."""
 FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
     "prompt": {"": {}},
     "prompt-switch": {f"switch {s:g}": {"switch": s} for s in (0.1, 0.2, 0.3, 0.5)},
@@ -78,8 +74,9 @@ FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
         "": {"subjects": TUNED_ON},
         "with an article": {"subjects": TUNED_ON, "form": "a {}"},
         "with an article, 8 rounds": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8},
-        "with an article, 8 rounds, strength 2": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8, "strength": 2.0},
         "with an article, lam .01": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01},
+        "with an article, lam .01, strength 3": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01, "strength": 3.0},
+        "with an article, lam .01, strength 6": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01, "strength": 6.0},
         "with an article, lam .001": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.001},
     },
     "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
