@@ -24,6 +24,7 @@ from respodiff.evaluation import evaluate
 from respodiff.generation import generate
 from respodiff.judges import ClipJudge
 from respodiff.module_file import ConceptModule, load
+from respodiff.parameterisations import length
 from respodiff.pipelines import load_pipeline
 from respodiff.records import Prompt
 from respodiff.suites import suite
@@ -56,16 +57,17 @@ def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Pa
             cost.write_text(json.dumps({"seconds": last.seconds, "forwards": last.unet_forwards}))
         modules.append(load(path))
         costs.append(json.loads(cost.read_text()))
-    norms = [round(m.delta.norm().item(), 1) for m in modules]
+    norms = [round(length(m.values), 1) for m in modules]
     return modules, {"norms": norms, "forwards": costs[0]["forwards"]}
 
 
 class Sweep:
     """Draws and measures variants, keeping what was measured before."""
 
-    def __init__(self, out: Path, again: bool) -> None:
+    def __init__(self, out: Path, again: bool, results: Path = RESULTS, command: str = "python -m benchmarks.sweep") -> None:
         self.out, self.pipe, self.judge = out, load_pipeline("embedded"), ClipJudge.load("embedded")
-        self.held = {} if again or not RESULTS.is_file() else json.loads(RESULTS.read_text())
+        self.results, self.command = results, command
+        self.held = {} if again or not results.is_file() else json.loads(results.read_text())
 
     def run(self, folder: Path, prompts: Sequence[Prompt], modules: Sequence[ConceptModule], images: int) -> dict[str, Any]:
         for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images), out=folder):
@@ -86,7 +88,7 @@ class Sweep:
             found = {key: self.run(folder / f"run-{key}", prompts, modules, images) for key, (prompts, images) in suites.items()}
             rows[name] = {"changes": changes, **cost, **found}
             say(f"{kind}, {name}: {cost}")
-            RESULTS.write_text(json.dumps({"command": "python -m benchmarks.sweep", **self.held, kind: {**held, **rows}}, indent=1) + "\n")
+            self.results.write_text(json.dumps({"command": self.command, **self.held, kind: {**held, **rows}}, indent=1) + "\n")
         self.held[kind] = rows
         return rows
 

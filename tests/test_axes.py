@@ -9,18 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.drawing import draw as tiny_draw
+from benchmarks.tiny_models import flux, lcm, sd3, sd_v, sdxl
 from torch import Tensor
 
-from respodiff.bottleneck import site_shape
+from respodiff.bottleneck import observed, site_module, site_shape
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.contexts import in_contexts
-from respodiff.denoiser import Denoiser
+from respodiff.denoiser import Denoiser, repeat
 from respodiff.methods.base import method
 from respodiff.objectives import blended, response_loss
+from respodiff.parameterisations import Values, at
 from respodiff.pipelines import encode_prompts
 from respodiff.replay import Replay, merged
 from respodiff.rollouts import Pool, Rollouts
+from respodiff.steering import steer
 from respodiff.training import TrainState, fit, step, train
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
@@ -149,6 +153,40 @@ def test_a_bin_that_no_step_falls_into_is_refused_before_anything_is_computed(ti
     config = TrainConfig.preset("default", **TINY, form="binned", bins=8)
     with pytest.raises(ValueError, match=r"bins is 8, but none of the 4 steps of a rollout falls into bin 1 \(timesteps 125 to 249\)"):
         next(train(tiny_pipe, WOMAN, config))
+
+
+@pytest.mark.parametrize("make", [sd3, flux])
+def test_transformers_train_a_map_of_every_token(make: Any) -> None:
+    pipe = make()
+    d = Denoiser(pipe)
+    values = Values(
+        *(
+            torch.randn(s, generator=torch.Generator().manual_seed(i))
+            for i, s in enumerate(((1, *d.shape), (d.shape[0], 2), (d.shape[0], 2)))
+        )
+    )
+    z, t = torch.randn(2, *d.latent, generator=torch.Generator().manual_seed(9)), torch.tensor([900.0, 100.0])
+    condition = repeat(d.encode(["a person"])[0], 2)
+    found, _ = observed(d.model, lambda: d(z, t, condition), at(values, t), d.site)
+    added = lambda h: values.r.flatten() + h @ values.b @ values.a.T  # noqa: E731
+    handle = site_module(d.model, d.site).register_forward_hook(lambda _m, _a, out: (out[0], out[1] + added(out[1])))
+    expected = d(z, t, condition)
+    handle.remove()
+    assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, d(z, t, condition), atol=1e-3)
+    module = fit(pipe, WOMAN, TrainConfig.preset("default", **{**TINY, "iterations": 2}, form="lowrank", sam_lr=0.1))
+    assert module.form == "lowrank" and module.shape == d.shape and all(t.abs().max() > 0 for t in module.maps.values())
+
+
+@pytest.mark.parametrize("make", [lcm, sdxl, sd_v])
+def test_other_unets_train_the_forms_and_draw_with_them(make: Any) -> None:
+    pipe = make()
+    for changes in ({"form": "binned", "bins": 2}, {"form": "lowrank"}, {"form": "binned", "bins": 2, "spatial": "no"}):
+        config = TrainConfig.preset("default", **{**TINY, "iterations": 2}, sam_lr=0.1, **changes)
+        module = fit(pipe, WOMAN, config)
+        plain = tiny_draw(pipe)
+        with steer(pipe, module):
+            assert not torch.equal(tiny_draw(pipe), plain)
+        assert module.form == changes["form"] and (module.shape[1:] == (1, 1)) == ("spatial" in changes)
 
 
 # --- objectives ---

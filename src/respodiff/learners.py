@@ -83,9 +83,13 @@ class Parameters:
         self.begin(config)
         self.commit()
 
+    def delta(self, config: TrainConfig) -> dict[str, Tensor]:
+        """The tensors, copied; nothing where they are live."""
+        return {} if self.live else {k: v.detach().clone() for k, v in self.values.items()}
+
     def begin(self, config: TrainConfig) -> None:
-        """A round starts with the tensors, copied; with nothing where they are live."""
-        self.rounds = [{} if self.live else {k: v.detach().clone() for k, v in self.values.items()}]
+        """A round starts with the tensors as they are."""
+        self.rounds = [self.delta(config)]
 
     def commit(self) -> None:
         """What `tensors` gives from now on."""

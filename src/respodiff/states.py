@@ -117,11 +117,15 @@ class TrainState:
         """What SAM's loss trains: SAM, or with ``modules=shared`` RAM."""
         return self.values["sam" if config.modules == "two" else "ram"]
 
-    def begin(self, config: TrainConfig) -> None:
-        """A round starts: what steers its rollouts, r + s or r alone, is kept beside that of ``replay`` - 1 rounds before."""
+    def delta(self, config: TrainConfig) -> Shift:
+        """What steers rollouts as it is now: r + s, or r alone."""
         both = config.rollout_modules == "both"
         steering = self.values["ram"] + self.values["sam"] if both else self.values["ram"]
-        self.rounds = [*self.rounds, _shift(steering.map(lambda t: t.detach().clone()))][-config.replay :]
+        return _shift(steering.map(lambda t: t.detach().clone()))
+
+    def begin(self, config: TrainConfig) -> None:
+        """A round starts: what steers its rollouts is kept beside that of ``replay`` - 1 rounds before."""
+        self.rounds = [*self.rounds, self.delta(config)][-config.replay :]
 
     def record(self, config: TrainConfig, header: Header, losses: tuple[float, float]) -> StepRecord:
         """What the last iteration did."""

@@ -1,0 +1,88 @@
+"""The three axes of training compared on the embedded model: the tables of docs/training.md, "Three axes".
+
+    python -m benchmarks.axes --out runs/axes           (22 rows, as long a row as in benchmarks.sweep; a killed run goes on where it was)
+
+Every row trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. Writes docs/results/axes.json and
+the tables. Rows that the file already holds for the same settings are kept; ``--again`` measures them anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from benchmarks.main_job import DOCS, intervals_anew
+from benchmarks.sweep import Sweep
+from benchmarks.tables import fill, interval, table
+from respodiff.contest_plan import TUNED_ON
+from respodiff.suites import suite
+
+RESULTS = DOCS / "results" / "axes.json"
+RAW = {"gain": 1.0, "limit": 0.0, "objective": "guided"}
+SAM = {"sam_lr": 0.02}
+CONTEXTS = ("a baker", "a librarian", "a driver", "a tailor")  # none of those that are drawn
+PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "keep": "last", "rollout_prompts": "neutral", "refresh": 1}
+AXES: dict[str, dict[str, dict[str, Any]]] = {
+    "parameterisation": {
+        "constant (default)": {},
+        "channel": {"form": "channel"},
+        "binned, 2 bins": {"form": "binned", "bins": 2},
+        "binned, 4 bins": {"form": "binned"},
+        "binned, 8 bins": {"form": "binned", "bins": 8},
+        "lowrank, rank 1": {"form": "lowrank", "map_rank": 1},
+        "lowrank, rank 4": {"form": "lowrank"},
+        "lowrank, rank 4, contrast at 2, no gain": {"form": "lowrank", "target_guidance": 2.0, "gain": 1.0},
+    },
+    "objective": {
+        "two, lambda .5": {**SAM, "lam": 0.5},
+        "two, lambda 1": {**SAM, "lam": 1.0},
+        "two, lambda 2": {**SAM, "lam": 2.0},
+        "two, lambda 4": {**SAM, "lam": 4.0},
+        "shared, lambda .5": {**SAM, "lam": 0.5, "modules": "shared"},
+        "guided at 1": {**RAW, "target_guidance": 1.0},
+        "guided at 2": {**RAW, "target_guidance": 2.0},
+        "guided at 4": {**RAW, "target_guidance": 4.0},
+        "guided at 4, blend .5": {**RAW, "target_guidance": 4.0, "blend": 0.5},
+        "guided at 4, blend 2": {**RAW, "target_guidance": 4.0, "blend": 2.0},
+    },
+    "rollout": {
+        "a new pool every 25 updates": {"refresh": 25},
+        "replay of 4 pools, one every 25 updates": {"refresh": 25, "replay": 4},
+        "a rollout a step, 300 steps": {**PER_STEP, "iterations": 300, "ram_lr": 0.1},
+        "in 4 contexts, 15 rollouts": {"contexts": CONTEXTS, "rollouts": 15, "rollout_batch": 15},
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/axes"))
+    parser.add_argument("--again", action="store_true")
+    arguments = parser.parse_args()
+    sweep = Sweep(arguments.out, arguments.again, RESULTS, "python -m benchmarks.axes")
+    tuning = [p for p in suite("occupations") if p.group in TUNED_ON]
+    for axis, variants in AXES.items():
+        rows = sweep.rows(axis, variants, ("woman", "man"), {"result": (tuning, 8)})
+        intervals_anew(rows)
+        fill(DOCS / "training.md", f"axis-{axis}", as_table(rows))
+
+
+def as_table(rows: dict[str, Any]) -> str:
+    """Cost, DevRat, control and subjects kept of every row, with 95 % intervals."""
+    plain, lines = rows["plain model"]["result"], []
+    for name, row in rows.items():
+        r = row["result"]
+        cost = [str(row["forwards"]), ", ".join(map(str, row["norms"]))] if "norms" in row else ["-", "-"]
+        kept = f"{interval(r['subject_kept_interval'])} ({r['subject_kept'] / plain['subject_kept']:.2f})"
+        lines.append([name, *cost, interval(r["devrat"]["gender"]), interval((r["control"] or {}).get("gender")), kept])
+    head = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "control", "kept"]
+    floor = plain["devrat"]["gender"]["floor"]
+    return (
+        f"n = {plain['n']} a row (12 occupations x 8, exact counts, strength 1), 95 % intervals over prompts; noise floor {floor:.3f}.\n\n"
+        + table(head, lines)
+    )
+
+
+if __name__ == "__main__":
+    main()
