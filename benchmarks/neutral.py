@@ -4,9 +4,9 @@
     python -m benchmarks.neutral --out runs/neutral --all     (every candidate, about 55 minutes)
     python -m benchmarks.neutral --tables                     (the table anew from what was kept)
 
-Candidates are weighed for woman and man; the own prompt, the best and the worst (by residual and distance, mean of both concepts) are trained
-on with the default preset, and the 36 occupations drawn in exact counts on the same noise. Writes docs/results/neutral.json and the table of
-docs/audit.md.
+Candidates are weighed for woman and man; the own prompt, the best and the worst (by residual and distance, mean of both concepts) are
+trained on with the default preset, and the 36 occupations drawn in exact counts on the same noise. Writes docs/results/neutral.json and the
+table of docs/audit.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def foretold(pipe: Any, out: Path) -> dict[str, Any]:
 
 def both_of(told: Mapping[str, Any], prompt: str) -> float:
     """Mean of residual and distance of a candidate, over the concepts."""
-    values = [row["both"]["mean"] for result in told.values() for row in result["candidates"] if row["neutral"] == prompt]
+    values: list[float] = [row["both"]["mean"] for result in told.values() for row in result["candidates"] if row["neutral"] == prompt]
     return sum(values) / len(values)
 
 

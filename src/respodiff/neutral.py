@@ -4,8 +4,8 @@ Notation: e(y) is the model's noise prediction for prompt y at a latent, e() tha
 (target and opposites), s the prompts of sample subjects. A good neutral prompt y says nothing but "one of the alternatives", and is
 near what is steered later:
 
-- residual: sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2 with the best weights w (summing to 1) at every latent of the alternatives'
-  rollouts. A neutral score is the posterior-weighted mean of the alternatives' scores, so that 0 is a prompt which they make up.
+- residual: sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2 with the best weights w (summing to 1) at every latent of the
+  alternatives' rollouts. A neutral score is the posterior-weighted mean of the alternatives' scores, so that 0 is a prompt they make up.
 - distance: sum |e(y) - e(s)|^2 / sum |e(s) - e()|^2 on the rollouts of every subject: 1 is as far from "a doctor" as no prompt at all.
 - direction: -dL/dr at r = 0, L the loss of RAM: where training on y sets out. Where candidates' directions agree, the choice hardly matters.
 """

@@ -1,8 +1,8 @@
 """Candidates for the neutral prompt side by side: figures with intervals, whether the choice matters, and which one to take.
 
-The rule, fixed before any module was trained with it: the concept's own prompt stays, unless a candidate's mean of residual and distance
-(`respodiff.neutral`) is lower beyond an interval that holds for all candidates at once. Both figures are shares of what a prompt adds to the
-empty one, and count alike. Whether a lower figure makes a fairer module is another question (``benchmarks/neutral.py``).
+The rule, fixed before any module was trained with it: the concept's own prompt stays, unless a candidate's mean of residual and
+distance (`respodiff.neutral`) is lower beyond an interval that holds for all candidates at once. Both figures are shares of what a prompt
+adds to the empty one, and count alike. Whether a lower figure makes a fairer module is another question (``benchmarks/neutral.py``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
 
     Returns:
         ``candidates`` (each with residual, distance and both, as {mean, low, high, n}, ``less_own``: both less that of the own prompt,
-        ``shares`` of the alternatives, ``cosine_to_own``, ``halves``), ``cosines`` (prompt -> prompt -> cosine of directions), ``matters``, ``recommended``.
+        ``shares`` of the alternatives, ``cosine_to_own``, ``halves``), ``cosines`` (prompt -> prompt -> cosine of directions),
+        ``matters``, ``recommended``.
 
     Raises:
         ValueError: the first candidate is not the concept's own prompt.
@@ -66,7 +67,8 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
 
 
 def _draws(c: Candidate, n_boot: int, seed: int, level: float) -> dict[str, tuple[float, Floats]]:
-    """Points and bootstrap draws of a candidate's figures. Equal seeds draw the same units of every candidate, so that draws can be subtracted."""
+    """Points and bootstrap draws of a candidate's figures. Equal seeds draw the same units of every candidate, so that draws can be
+    subtracted."""
     out = {}
     for i, (name, (tops, bottoms)) in enumerate((("residual", c.residual), ("distance", c.distance))):
         point = sum(tops) / sum(bottoms)
