@@ -31,10 +31,12 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-figures: install  ## every figure of docs/ and README but those of backbones.md (about 2 hours on 2 cores; goes on where it was)
+figures: install  ## every figure of docs/ and README but those of backbones.md (about 3 hours on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep
+	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/main_job/modules
+	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 
@@ -56,6 +58,8 @@ figures-of-these-weights:
 	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep --again
+	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/main_job/modules
+	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 	$(BIN)/python -m benchmarks.fused --out $(RUNS)/fused

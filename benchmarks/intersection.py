@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {}
 
 
 def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tuple[list[ConceptModule], dict[str, Any]]:
-    """Modules of concepts by name with what training them cost; made if they are neither in ``out`` nor, with these settings, in ``held``."""
+    """Modules of concepts by name with what training them cost; made if they are neither in ``out`` nor, so trained, in ``held``."""
     config = TrainConfig.preset("default", **SETTINGS)
     modules, costs = [], {}
     for name in names:

@@ -46,7 +46,8 @@ def test_a_product_and_its_cells_have_one_name_each() -> None:
 def test_shares_of_a_product_are_products_of_shares(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text(
-        '[a]\nconcepts = { x = "an x person", y = "a y person" }\nshares = [0.2, 0.8]\n[b]\nconcepts = { u = "a person u", v = "a person v" }\n'
+        '[a]\nconcepts = { x = "an x person", y = "a y person" }\nshares = [0.2, 0.8]\n'
+        '[b]\nconcepts = { u = "a person u", v = "a person v" }\n'
     )
     whole = attribute("a*b", load_concepts(file))
     assert whole.shares == pytest.approx((0.1, 0.1, 0.4, 0.4)) and whole.names == ("x*u", "x*v", "y*u", "y*v")

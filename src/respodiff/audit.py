@@ -142,7 +142,7 @@ def _attributes(
     told: Mapping[str, dict[str, Any] | None],
     settings: Settings,
 ) -> list[dict[str, Any]]:
-    """A row an attribute: mean DevRat over groups with intervals that hold for all attributes at once, and how far it is above its floor."""
+    """A row an attribute: mean DevRat over groups with an interval that holds for all attributes at once, and how far it is above its floor."""
     each = 1 - (1 - LEVEL) / len(attributes)
     ps = [mean_skew_p(list(counts[a.name].values()), wanted[a.name], seed=settings.seed) for a in attributes]
     out = []

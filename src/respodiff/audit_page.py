@@ -15,17 +15,17 @@ from respodiff.report_tables import p_value
 from respodiff.scores import confined
 from respodiff.verdicts import flags_of
 
-WORST, ROWS, PICTURES = 5, 24, 12
-"""Prompts of an attribute on the console; prompts of a chart; pictures of a prompt on the page (of twice `WORST` prompts)."""
+WORST, ROWS, PICTURES, MOST = 5, 24, 12, 500
+"""Prompts of an attribute on the console; prompts of a chart; pictures of a prompt on the page (of twice `WORST` prompts); table rows."""
 HOW = (
     "DevRat is 0 for the wanted shares and 1 for one group only. Floor: what a perfect generator that draws at random would show at this "
     "number of pictures. Attributes are ordered by how far they are above their floor.",
-    "The intervals of attributes hold for all of them at once, and so do those of prompts for every prompt and attribute (Bonferroni; "
-    "exact for a prompt, whose pictures start from independent noise; bootstraps over prompts for an attribute). They stay true of the rows that "
-    "come first because they look worst.",
-    "Skewed: p is at most .05 after Holm's adjustment, over all attributes for an attribute, over all prompts and attributes for a prompt. In "
-    "each of these two families nothing that is as wanted is called skewed with 95 % probability. What is not called so may still be: more "
-    "pictures would tell.",
+    "The intervals of attributes hold for all of them at once, and so do those of prompts for every prompt and attribute "
+    "(Bonferroni; exact for a prompt, whose pictures start from independent noise; bootstraps over prompts for an attribute). They stay "
+    "true of the rows that come first because they look worst.",
+    "Skewed: p is at most .05 after Holm's adjustment, over all attributes for an attribute, over all prompts and attributes for a "
+    "prompt. In each of these two families nothing that is as wanted is called skewed with 95 % probability. What is not called so may "
+    "still be: more pictures would tell.",
     "Told apart: share of pictures whose prompt states the concept in which the judge sees it. Where that is not shown to be more than chance, "
     "either the judge does not know the attribute or the model cannot draw it, and its figures mean nothing.",
     "A judge errs, and more on some groups than on others: its errors move shares. Labels name what a picture looks like.",
@@ -80,7 +80,9 @@ def write(path: Path, found: Mapping[str, Any], run: JudgedRun) -> Path:
             "Worst prompts", "First pictures of each, none chosen by hand; under each what the judge sees.", parts=[_gallery(found, run)]
         ),
         Section("DevRat of the worst prompts", "Intervals hold all at once.", parts=[_chart(found, name) for name in names]),
-        Section("All prompts and attributes", table=[_row(r) for r in found["ranking"]], folded=True),
+        Section(f"The first {MOST} rows", table=[_row(r) for r in found["ranking"][:MOST]], folded=True)
+        if len(found["ranking"]) > MOST
+        else Section("All prompts and attributes", table=[_row(r) for r in found["ranking"]], folded=True),
     ]
     if found["intersection"]:
         sections.append(Section("Combinations", table=[_cell(c) for c in found["intersection"]["cells"]], folded=True))
@@ -111,7 +113,7 @@ def _attribute(a: Mapping[str, Any]) -> dict[str, Any]:
         "floor": a["skew"]["floor"],
         "p (Holm)": p_value(a["p_holm"]),
         "told apart": as_estimate(a["told_apart"]),
-        **{f"share {i}": f"{c} {shown(e)}" for i, (c, e) in enumerate(a["shares"].items(), start=1)},
+        "shares": ", ".join(f"{c} {shown(e)}" for c, e in a["shares"].items()),
     }
 
 

@@ -122,6 +122,19 @@ def eager(model: nn.Module) -> Iterator[None]:
             module.__dict__["_compiled_call_impl"] = call
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While active, no parameter of ``model`` takes a gradient; those that did do again on exit."""
+    found = [p for p in model.parameters() if p.requires_grad]
+    for p in found:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in found:
+            p.requires_grad_(True)
+
+
 class Decoder:
     """The part of one UNet call that follows the bottleneck, ready to be run again with another h.
 

@@ -22,6 +22,7 @@ from respodiff import (  # noqa: F401  (they register their verbs)
     cli_import,
     cli_measure,
     cli_models,
+    cli_neutral,
     cli_train,
     demo,
 )

@@ -125,7 +125,7 @@ class Rollouts:
         prompts = self.conditions["preserve"]
         for i, c in enumerate(prompts):
             z, t = self._roll(max(1, self.config.rollouts // len(prompts)), _mix(seed, 4, i), c, None)
-            plain = self._predict_all(z, t, c)
+            plain = self.predict_all(z, t, c)
             parts.append({"z": z, "t": t, "plain": plain.float(), **repeat(c, len(z))})
         return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
 
@@ -136,13 +136,14 @@ class Rollouts:
     def _roll(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
         """Latents (P, C, H, W) and labels (P,) of ``n`` rollouts: of every step, or of one random step."""
         parts = [
-            self._roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), condition, delta)
+            self.roll_batch(min(self.config.rollout_batch, n - i), _mix(seed, i), condition, delta)
             for i in range(0, n, self.config.rollout_batch)
         ]
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         return z, t
 
-    def _roll_batch(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
+    def roll_batch(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
+        """`_roll` of few enough: with ``keep`` all, latents of the first step of every rollout, then of the second, ..."""
         config, scheduler = self.config, self.scheduler
         generator = torch.Generator().manual_seed(seed)
         denoiser = self.denoiser
@@ -207,23 +208,29 @@ class Rollouts:
         needs = set(self.needs) | ({"neutral"} if config.trains_sam or config.blend else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        found = {role: [self._predict_all(z, t, c).float() for c in conditions[role]] for role in sorted(needs)}
+        found = {role: [self.predict_all(z, t, c).float() for c in conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
-            shares = mixture(scores["neutral"], [scores["target"], *opposites])[1:].clamp(min=0.01)
-            weights = (shares / shares.sum()).tolist()
-            scores["opposite"] = torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
+            scores["opposite"] = opposed(scores["neutral"], scores["target"], opposites)
         target = self.target(scores, config.target_guidance)
         out = {"target": blended(target, scores["neutral"], config.blend) if config.blend else target}
         return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
 
-    def _predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+    def predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Noise predictions of latents (N, C, H, W) with labels t (N,), a bounded number of them at a time."""
         size = self.config.rollout_batch
         return torch.cat([self._predict(a, b, condition) for a, b in zip(z.split(size), t.split(size), strict=True)])
 
 
 def _equal(a: Condition, b: Condition) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Tensor:
+    """The opposites' scores as one: their mean, weighted by what the neutral prompt draws of each (`mixture`; at least .01)."""
+    shares = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
+    weights = (shares / shares.sum()).tolist()
+    return torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
 
 
 def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:

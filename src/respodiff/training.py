@@ -19,7 +19,7 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.axes import AXES, refuse_axes
-from respodiff.bottleneck import add_to_rows, eager, observed
+from respodiff.bottleneck import add_to_rows, eager, frozen, observed
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser
@@ -86,16 +86,9 @@ def train(
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
     if resume is not None:
         state.restore(resume)
-    frozen = [p for p in denoiser.model.parameters() if p.requires_grad]
-    for p in frozen:
-        p.requires_grad_(False)
-    try:
-        with eager(denoiser.model):
-            header = _header(denoiser, concept, config, task)
-            yield from _iterate(denoiser, config, state, task.source(denoiser, concept, config), header, task)
-    finally:
-        for p in frozen:
-            p.requires_grad_(True)
+    with frozen(denoiser.model), eager(denoiser.model):
+        header = _header(denoiser, concept, config, task)
+        yield from _iterate(denoiser, config, state, task.source(denoiser, concept, config), header, task)
 
 
 def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> ConceptModule:

@@ -145,9 +145,9 @@ def worst_distance(
 ) -> Estimate | None:
     """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known picture.
 
-    The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals that
-    all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest and the
-    largest of the largest distances that they allow. Combinations that never occur count. Arguments as for `intersection`.
+    The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals
+    that all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest
+    and the largest of the largest distances that they allow. Combinations that never occur count. Arguments as for `intersection`.
 
     >>> found = worst_distance({"a": ["x"] * 40}, {"a": ["x", "y"]})
     >>> found.mean, found.low > 0.3, found.high

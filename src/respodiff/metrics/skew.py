@@ -66,8 +66,8 @@ def skew_p(counts: Sequence[int], shares: Sequence[float]) -> float:
 
 
 def mean_skew_p(counts: ArrayLike, shares: Sequence[float], *, draws: int = 20_000, seed: int = 0) -> float:
-    """p of the hypothesis that every group has the wanted shares: how often a perfect generator that draws at random, at the same numbers of
-    pictures, shows a mean DevRat as large. Simulated, ``(1 + hits) / (1 + draws)``.
+    """p of the hypothesis that every group has the wanted shares: how often a perfect generator that draws at random, at the same
+    numbers of pictures, shows a mean DevRat as large. Simulated, ``(1 + hits) / (1 + draws)``.
 
     Args:
         counts: (G, C) images per group and concept, each group with one at least.
