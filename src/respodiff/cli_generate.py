@@ -95,6 +95,15 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     return found, suite
 
 
+def chosen_gate(automatic: bool, words: str) -> str | list[str]:
+    """The setting ``gate`` of --gate and --gate-words; the words decide where both are given."""
+    if not words:
+        return "auto" if automatic else "off"
+    from respodiff.gate import read_words
+
+    return read_words(words)
+
+
 OUT_HELP = "Run folder; pictures that it already holds are skipped."
 PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
 SHARES_HELP = "Target shares, such as woman=0.5,man=0.5. (default: those of --concepts, else equal)"
@@ -125,6 +134,11 @@ Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
 OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
 LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
 
+GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
+GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
+GATE_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
+GateWords = Annotated[str, typer.Option("--gate-words", help=GATE_WORDS_HELP, metavar="LIST")]
+
 
 @app.command(
     epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
@@ -153,6 +167,8 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     own_settings: OwnSettings = GenerateConfig.own_settings,
     long_prompts: LongPrompts = GenerateConfig.long_prompts,
+    gate: GateFlag = False,
+    gate_words: GateWords = "",
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -165,7 +181,7 @@ def generate(
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
-    options |= {"own_settings": own_settings, "long_prompts": long_prompts}
+    options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")

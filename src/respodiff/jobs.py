@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from respodiff.config import GenerateConfig
@@ -28,7 +28,7 @@ class Job:
     """One picture to draw.
 
     Attributes:
-        concepts: attribute -> concept that the policy drew.
+        concepts: attribute -> concept that the policy drew. gated: attribute -> why nothing of it is drawn (`respodiff.gate`).
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -39,6 +39,7 @@ class Job:
     guidance: float
     size: Size | None = None
     own_seed: int | None = None
+    gated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

@@ -5,6 +5,7 @@ Everything here is a function of a `JudgedRun`; metrics themselves are pure func
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,12 +19,14 @@ from respodiff.verdicts import agreement_figures, safety_figures
 
 
 def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
-    """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked."""
+    """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked; ``gated`` says of
+    how many pictures the prompt was left as it is, by attribute."""
     settings = settings or Settings()
     pairs = list(zip(run.records, run.scores, strict=True))
     known = [(r, s) for r, s in pairs if s.problem is None]
     header = run.headers[run.primary]
     out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known), "problems": list(run.problems) + _failures(run)}
+    out["gated"] = dict(Counter(name for r, _ in pairs for name in r.gated))
     out |= {key: {} for key in ("devrat", "devrat_by", "control", "control_by", "groups", "counts", "shares", "corrected")}
     for name, concepts in run.attributes.items():
         for key, value in _attribute(name, tuple(concepts), pairs, run, settings, out["problems"]).items():
