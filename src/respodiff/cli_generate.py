@@ -74,6 +74,19 @@ def parse_shares(text: str, modules: Sequence[Any]) -> dict[str, dict[str, float
     return out
 
 
+def shares_by_group(file: Path | None, modules: Sequence[Any], asked: Sequence[Any]) -> Any:
+    """Target shares of groups of prompts from --shares-csv; None without one."""
+    if file is None:
+        return None
+    from respodiff.suites.shares import read_group_shares
+
+    attributes: dict[str, list[str]] = {}
+    for m in modules:
+        if m.header.kind == "fairness":
+            attributes.setdefault(m.header.attribute or "concept", []).append(m.name)
+    return read_group_shares(file, attributes, [getattr(p, "group", p) for p in asked])
+
+
 def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, suite_path: Path | None = None) -> tuple[list[Any], Any]:
     """Prompts from --prompt, --prompts and --suite together, and the suite (None without one)."""
     found: list[Any] = list(prompts)
@@ -107,6 +120,7 @@ def chosen_gate(automatic: bool, words: str) -> str | list[str]:
 OUT_HELP = "Run folder; pictures that it already holds are skipped."
 PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
 SHARES_HELP = "Target shares, such as woman=0.5,man=0.5. (default: those of --concepts, else equal)"
+CSV_HELP = "CSV of target shares by group of prompts: group,alternative,share."
 CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
 
 Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
@@ -119,6 +133,7 @@ Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module fil
 Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
 Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
+SharesTable = Annotated[Path | None, typer.Option("--shares-csv", help=CSV_HELP, metavar="FILE")]
 SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
 Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
 SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
@@ -155,6 +170,7 @@ def generate(
     safety: Safety = None,
     policy: PolicyName = GenerateConfig.policy,
     shares: Shares = "",
+    shares_csv: SharesTable = None,
     concepts: SharesFile = None,
     strength: Strength = GenerateConfig.strength,
     safety_strength: SafetyStrength = GenerateConfig.safety_strength,
@@ -180,6 +196,7 @@ def generate(
     modules = without_mean(modules) if remove_mean else modules
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     options: dict[str, Any] = {"policy": policy, "shares": wanted_shares(shares, concepts, modules)}
+    options |= {"group_shares": shares_by_group(shares_csv, modules, asked)}
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
     options |= by_model(model == "embedded", steps, guidance)

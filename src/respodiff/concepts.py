@@ -152,6 +152,7 @@ def builtin() -> Mapping[str, Attribute | Concept]:
 
 
 def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
+    """Concepts by name; of two of one name the later, so that a user's file goes before the built-in ones."""
     out: dict[str, Concept] = {}
     for entry in library.values():
         for c in entry.concepts if isinstance(entry, Attribute) else (entry,):
@@ -170,8 +171,15 @@ def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = Non
 
 
 def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
-    """A concept by name ("woman", "violence"); raises ValueError that lists the known ones."""
-    known = _known(builtin() if library is None else library)
+    """A concept by name ("woman", "violence"), or by attribute and name ("gender3/woman") where several attributes have one of that name.
+
+    Raises ValueError that lists the known ones.
+    """
+    library = builtin() if library is None else library
+    owner, _, rest = name.partition("/")
+    if rest and owner in library:
+        library, name = {owner: library[owner]}, rest
+    known = _known(library)
     if name not in known:
         raise ValueError(
             f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"

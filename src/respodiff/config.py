@@ -26,6 +26,7 @@ class GenerateConfig:
         images: pictures per prompt.
         policy: which concept each picture gets (`respodiff.policies.assign`).
         shares: attribute -> concept -> target share; uniform where not given.
+        group_shares: group of prompts -> attribute -> concept -> target share, before ``shares`` for the prompts of that group.
         strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
         steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
         own_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside
@@ -38,6 +39,7 @@ class GenerateConfig:
     images: int = 10
     policy: Policy = "exact"
     shares: Mapping[str, Mapping[str, float]] | None = None
+    group_shares: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     strength: float = 1.0
     safety_strength: float = 1.0
     steps: int = 20

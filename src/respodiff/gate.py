@@ -50,7 +50,7 @@ class Gate:
         """For each prompt the attributes that are left alone, with the reason; the others are missing."""
         if self.words:
             return [self._by_words(prompt) for prompt in prompts]
-        read = self.encoder.read(prompts) if self.encoder else [([], None)] * len(prompts)
+        read: Sequence[tuple[list[int], Any]] = self.encoder.read(prompts) if self.encoder else [([], None)] * len(prompts)
         return [self._asked(prompt, ids, states) for prompt, (ids, states) in zip(prompts, read, strict=True)]
 
     def _by_words(self, prompt: str) -> dict[str, str]:

@@ -171,7 +171,9 @@ class _Corpus:
 
     def check(self, layer: int) -> tuple[Checked, float]:
         """How a layer does on nouns and words left out, and the threshold at which the worse of both kinds of error is smallest."""
-        known, new, no = [], [], []
+        known: list[float] = []
+        new: list[float] = []
+        no: list[float] = []
         for fold in range(FOLDS):
             weights, bias = self.solve(layer, (self.fold != fold) & (self.word != fold))
             scores = self.states[:, layer] @ weights + bias

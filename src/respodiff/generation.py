@@ -129,7 +129,7 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
     return folder.create(settings, LATER_SETTINGS)
 
 
-LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": "", "gate": "off"}
+LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": "", "gate": "off", "group_shares": None}
 """What counts for a run folder that was written before these settings were."""
 
 

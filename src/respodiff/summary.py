@@ -17,6 +17,8 @@ from respodiff.records import ImageRecord
 from respodiff.scores import UNKNOWN, Score
 from respodiff.verdicts import agreement_figures, safety_figures
 
+Wanted = Mapping[str, float] | None
+
 
 def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
     """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked; ``gated`` says of
@@ -73,7 +75,8 @@ def _attribute(
     counts = {g: dict(zip(classes, row, strict=True)) for g, row in rows.items()}
     asked = [(r, s.labels[name] == r.concepts[name]) for r, s in pairs if name in r.concepts and s.problem is None]
     by = {c: [hit for r, hit in asked if r.concepts[name] == c] for c in concepts}
-    devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, run.targets.get(name), settings)
+    wanted = [run.wanted(name, g) for g in rows]
+    devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, wanted, settings)
     if devrat is None and any(sum(row[:-1]) for row in rows.values()):
         problems.append(
             f"DevRat {name} is not given: half of the groups or more hold one picture, and one picture is always lopsided; name groups of prompts"
@@ -83,7 +86,7 @@ def _attribute(
         "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
         "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
         "devrat": devrat,
-        "devrat_by": _devrat_by(rows, concepts, run.targets.get(name), settings),
+        "devrat_by": _devrat_by(rows, concepts, wanted, settings),
         "corrected": _corrected(name, rows, concepts, run, settings, problems),
         "control": share(asked, settings),
         "control_by": {c: plain(hits) for c, hits in by.items()},
@@ -109,27 +112,40 @@ def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], setting
     return {c: show(fairness.share_interval([row[i] for row in used], totals, **settings.boot)) for i, c in enumerate(concepts)}
 
 
-def _devrat_by(
-    rows: Mapping[str, Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
-) -> dict[str, Any]:
-    """DevRat of every group; groups of equal counts, of which small ones are full, are worked out once."""
-    kinds = {tuple(row[:-1]) for row in rows.values()}
-    found = {kind: devrat_figure([kind], concepts, wanted, settings) for kind in kinds}
-    return {g: found[tuple(row[:-1])] for g, row in rows.items()}
+def _devrat_by(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], wanted: Sequence[Wanted], settings: Settings) -> dict[str, Any]:
+    """DevRat of every group; groups of equal counts and targets, of which small ones are full, are worked out once."""
+    kinds = {g: (tuple(row[:-1]), tuple((w or {}).items())) for (g, row), w in zip(rows.items(), wanted, strict=True)}
+    found = {kind: devrat_figure([kind[0]], concepts, [dict(kind[1]) or None], settings) for kind in set(kinds.values())}
+    return {g: found[kind] for g, kind in kinds.items()}
 
 
 def devrat_figure(
-    rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
+    rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Sequence[Wanted] | None, settings: Settings
 ) -> dict[str, Any] | None:
     """Mean DevRat over rows of counts a concept, with its interval and the noise floor; None where nothing is known, or half of the groups
-    hold one picture."""
-    used = [row for row in rows if sum(row)]
+    hold one picture. ``wanted`` has the target shares of every row, or None for equal ones."""
+    known = [i for i, row in enumerate(rows) if sum(row)]
+    used = [rows[i] for i in known]
     if not used or len(concepts) < 2 or sorted(map(sum, used))[len(used) // 2] < 2:
         return None
-    shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
+    shares = target_shares([wanted[i] for i in known] if wanted else [], concepts)
     found = fairness.mean_dev_rat(used, shares=shares, **settings.boot)
     floor = fairness.noise_floor([sum(row) for row in used], len(concepts), shares)
     return {"mean": found.mean, "low": found.low, "high": found.high, "floor": floor, "n": found.n}
+
+
+def target_shares(wanted: Sequence[Wanted], concepts: Sequence[str]) -> Any:
+    """Target shares of groups as metrics take them: None for equal ones, (C,) where all want the same, else (G, C).
+
+    >>> target_shares([None, None], ["a", "b"]), target_shares([{"a": 1.0}], ["a", "b"])
+    (None, [1.0, 0.0])
+    >>> target_shares([{"a": 1.0}, None], ["a", "b"])
+    [[1.0, 0.0], [0.5, 0.5]]
+    """
+    if not any(wanted):
+        return None
+    rows = [[w.get(c, 0.0) for c in concepts] if w else [1 / len(concepts)] * len(concepts) for w in wanted]
+    return rows[0] if all(row == rows[0] for row in rows) else rows
 
 
 def _corrected(
@@ -178,16 +194,23 @@ def _aligned(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> 
     return {"alignment": found.mean, "alignment_interval": show(found)}
 
 
+def _wanted_overall(run: JudgedRun, name: str, concepts: Sequence[str]) -> list[float]:
+    """Target shares over all pictures: the mean of those of their groups."""
+    rows = [run.wanted(name, r.group) or dict.fromkeys(concepts, 1 / len(concepts)) for r in run.records]
+    if all(row == rows[0] for row in rows):
+        return [rows[0].get(c, 0.0) for c in concepts]
+    return [sum(row.get(c, 0.0) for row in rows) / len(rows) for c in concepts]
+
+
 def _intersection(run: JudgedRun, settings: Settings) -> dict[str, Any] | None:
     names = sorted(run.attributes)
     if len(names) < 2:
         return None
     classes = {name: list(run.attributes[name]) for name in names}
     labels = {name: [s.labels.get(name, UNKNOWN) for s in run.scores] for name in names}
-    wanted = {name: [run.targets[name].get(c, 0.0) for c in classes[name]] for name in names if name in run.targets}
-    even = {name: [1 / len(c)] * len(c) for name, c in classes.items()}
     groups = [r.group for r in run.records]
-    found = intersection.intersection(labels, classes, targets=even | wanted, groups=groups, minimum=settings.min_cell, **settings.boot)
+    wanted = {name: _wanted_overall(run, name, classes[name]) for name in names}
+    found = intersection.intersection(labels, classes, targets=wanted, groups=groups, minimum=settings.min_cell, **settings.boot)
     worst = intersection.worst_cell(found)
     cells = [
         {
