@@ -26,7 +26,7 @@ from respodiff.config import GenerateConfig
 from respodiff.contest_plan import stated_prompts
 from respodiff.evaluation import judge_all
 from respodiff.figures import Settings, share, show
-from respodiff.gate import PERSON, Gate, make_gate
+from respodiff.gate import PERSON, Gate, answers, make_gate
 from respodiff.gate_words import article, lists
 from respodiff.generation import generate
 from respodiff.methods.artefact import Artefact
@@ -101,10 +101,10 @@ def by_encoder(gate: Gate) -> Callable[[Sequence[str], str], list[bool]]:
     def ask(texts: Sequence[str], name: str) -> list[bool]:
         if gate.encoder is None or gate.probes is None:
             return []
-        probes = [gate.probes[q] for q in (PERSON, name)]
-        if any(len(p.weights) == 0 for p in probes):
+        asked = (PERSON, name)
+        if any(len(gate.probes[q].weights) == 0 for q in asked):
             return []
-        found = [[bool((p.scores(states) > 0).any()) for p in probes] for _, states in gate.encoder.read(texts)]
+        found = [[bool((answers(gate.encoder, gate.probes[q], q, *read) > 0).any()) for q in asked] for read in gate.encoder.read(texts)]
         return [stated or not person for person, stated in found]
 
     return ask

@@ -12,8 +12,33 @@ TEMPLATES = (
 )
 
 UNLISTED_PEOPLE = (
-    *("apiarist", "falconer", "stevedore", "sommelier", "mountaineer", "ceramicist", "toxicologist", "hypnotist", "dispatcher", "crofter"),
-    *("stargazer", "watchmaker", "glassblower", "cartographer", "busker", "ranger", "gondolier", "zookeeper", "taxidermist", "vintner"),
+    *(
+        "beadle",
+        "piper",
+        "thatcher",
+        "actuary",
+        "diplomat",
+        "acrobat",
+        "trapeze artist",
+        "cellist",
+        "blogger",
+        "podcaster",
+        "roadie",
+        "steward",
+    ),
+    *(
+        "notary",
+        "curator",
+        "registrar",
+        "chaplain",
+        "umpire",
+        "lifeguard",
+        "decorator",
+        "upholsterer",
+        "bookbinder",
+        "engraver",
+        "ferryman",
+    ),
 )
 """People whose words the gate does not list (some end as such words do)."""
 

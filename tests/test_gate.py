@@ -20,8 +20,10 @@ from method_tools import MAN, WOMAN
 from respodiff import cli_generate, gate, gate_probe
 from respodiff.config import GenerateConfig
 from respodiff.gate import PERSON, Gate, gated, make_gate, read_words
-from respodiff.gate_probe import Checked, Encoder, Probe, _Corpus, cache_file, fit, fitted, threshold
-from respodiff.gate_words import Example, forms_of, listed, person_examples, person_in, stated_examples, stated_in
+from respodiff.gate_encoder import Encoder
+from respodiff.gate_probe import Checked, Probe, _Corpus, cache_file, fit, fitted, threshold
+from respodiff.gate_prompts import Example, person_examples, stated_examples
+from respodiff.gate_words import forms_of, listed, person_in, stated_in
 from respodiff.generation import generate
 from respodiff.methods.artefact import Artefact
 from respodiff.methods.base import applied
@@ -176,6 +178,8 @@ def test_states_depend_on_what_stands_before_alone(tiny_pipe: StableDiffusionPip
     encoder = Encoder(tiny_pipe)
     (ids, short), (more, long) = encoder.read(["a male", "a male nurse at work"])
     assert list(more[: len(ids)]) == list(ids) and np.allclose(long[: len(ids)], short, atol=1e-5)
+    split = encoder.read(["a male beekeeper"])[0][0]
+    assert encoder.alone(split) == [True, True] + [False] * (len(split) - 2), "pieces of a word are no words, the last one neither"
     assert encoder.words(ids) == ["a", "male"] and encoder.words(encoder.read(["a beekeeper"])[0][0])[-1] == "beekeeper"
 
 
@@ -220,6 +224,9 @@ class Scripted:
 
     def words(self, ids: Any) -> list[str]:
         return [f"word {i}" for i in ids]
+
+    def alone(self, ids: Any) -> list[bool]:
+        return [True] * len(ids)
 
 
 def test_who_decides() -> None:

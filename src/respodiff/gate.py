@@ -13,8 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from respodiff.gate_probe import Checked, Encoder, Probe, fitted
-from respodiff.gate_words import Forms, first_of, forms_of, person_examples, person_in, stated_examples, stated_in
+import numpy as np
+
+from respodiff.gate_encoder import Encoder
+from respodiff.gate_probe import Checked, Probe, fitted
+from respodiff.gate_prompts import person_examples, stated_examples
+from respodiff.gate_words import Forms, first_of, forms_of, person_in, stated_in
 from respodiff.jobs import Job
 from respodiff.methods.artefact import Artefact, Entry
 from respodiff.module_file import ConceptModule
@@ -79,9 +83,18 @@ class Gate:
         """The word at which the probe of a question is surest, if it says yes; nothing otherwise."""
         if not self._tells(question) or self.encoder is None or not len(ids):
             return ""
-        scores = self.probes[question].scores(states)  # type: ignore[index]
+        scores = answers(self.encoder, self.probes[question], question, ids, states)  # type: ignore[index]
         best = int(scores.argmax())
         return self.encoder.words(ids)[best] if scores[best] > 0 else ""
+
+
+def answers(encoder: Encoder, probe: Probe, question: str, ids: Sequence[int], states: Any) -> Any:
+    """Scores (T,) of the tokens of a prompt, above 0 for yes. A doubt speaks against the gate: pieces of a split word may say that somebody
+    is drawn, but not that an attribute is stated."""
+    scores = probe.scores(states)
+    if question != PERSON:
+        scores[~np.array(encoder.alone(ids), dtype=bool)] = -np.inf
+    return scores
 
 
 def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) -> Gate:
@@ -107,7 +120,7 @@ def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) ->
         return Gate(forms, {})
     encoder = Encoder(pipe)
     questions = {PERSON: person_examples(), **{name: stated_examples(f) for name, f in forms.items()}}
-    return Gate(forms, {}, encoder, {name: fitted(encoder, examples) for name, examples in questions.items()})
+    return Gate(forms, {}, encoder, {name: fitted(encoder, e, name != PERSON) for name, e in questions.items()})
 
 
 def attribute_of(entry: Entry) -> str:

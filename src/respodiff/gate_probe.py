@@ -14,67 +14,23 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from scipy.optimize import minimize
 
-from respodiff.gate_words import FOLDS, Example
+from respodiff.gate_encoder import Encoder, Floats
+from respodiff.gate_prompts import FOLDS, Example
 from respodiff.pipelines import weights_digest
 
-Floats = NDArray[np.float32]
-BATCH = 128
 RIDGE = 1e-2
 PASS = 0.97
 """Share of left-out prompts that a probe must answer rightly, of either answer, for the encoder to count as one that can tell."""
 LEAST = 12
 """Left-out prompts of yes that are needed to say so."""
 VERSION = 1
-
-
-class Encoder:
-    """The first text encoder of a pipeline (CLIP in every family) as states of tokens."""
-
-    def __init__(self, pipe: Any) -> None:
-        self.tokenizer, self.model = pipe.tokenizer, pipe.text_encoder
-        depth = int(self.model.config.num_hidden_layers)
-        self.layers = sorted({round(k * depth / 4) for k in range(5)})
-
-    @torch.no_grad()
-    def read(self, texts: Sequence[str]) -> list[tuple[list[int], Floats]]:
-        """(token ids, states (T, layers, D)) of each text, without start, end and padding; cut off where the model stops reading."""
-        out = []
-        for start in range(0, len(texts), BATCH):
-            found = self.tokenizer(
-                list(texts[start : start + BATCH]),
-                padding="longest",
-                truncation=True,
-                max_length=self.model.config.max_position_embeddings,
-                return_tensors="pt",
-            )
-            states = self.model(found.input_ids.to(self.model.device), output_hidden_states=True).hidden_states
-            rows = torch.stack([states[k] for k in self.layers], 2).to("cpu", torch.float32).numpy()
-            for ids, mask, row in zip(found.input_ids.tolist(), found.attention_mask, rows, strict=True):
-                end = int(mask.sum()) - 1
-                out.append((ids[1:end], row[1:end]))
-        return out
-
-    def whole(self, phrase: str) -> bool:
-        """Whether each word of a phrase is one token."""
-        return all(p.endswith("</w>") for p in self.tokenizer.convert_ids_to_tokens(self.tokenizer(phrase).input_ids[1:-1]))
-
-    def words(self, ids: Sequence[int]) -> list[str]:
-        """For every token the word that it is part of, as far as it has been read by then."""
-        out, word = [], ""
-        for piece in self.tokenizer.convert_ids_to_tokens(list(ids)):
-            word += piece.removesuffix("</w>")
-            out.append(word)
-            word = "" if piece.endswith("</w>") else word
-        return out
 
 
 @dataclass(frozen=True)
@@ -111,12 +67,16 @@ class Probe:
         return found
 
 
-def fit(encoder: Encoder, examples: Sequence[Example]) -> Probe:
-    """The probe of the layer that answers best for nouns and words left out of the fit, fitted on all examples."""
+def fit(encoder: Encoder, examples: Sequence[Example], alone: bool = False) -> Probe:
+    """The probe of the layer that answers best for nouns and words left out of the fit, fitted on all examples.
+
+    Args:
+        alone: whole words alone can say yes: pieces of a split word mean little on their own, and may look like anything.
+    """
     examples = [e for e in examples if not e.yes or encoder.whole(e.ends)]
     if min(sum(e.yes and e.fold != k and e.word != k for e in examples) for k in range(FOLDS)) < LEAST:
         return Probe(0, np.zeros(0, dtype=np.float32), 0.0, Checked(0.0, 0.0, 0.0, (0, 0, 0)))  # it knows too few of the words
-    corpus = _Corpus(encoder, examples)
+    corpus = _Corpus(encoder, examples, alone)
     found = [corpus.check(layer) for layer in range(len(encoder.layers))]
     # First what must hold (known words, no false alarms), then how far it goes beyond the words of the fit; ties to the earlier layer.
     layer = max(range(len(found)), key=lambda k: (min(round(found[k][0].known, 2), round(found[k][0].no, 2), PASS), found[k][0].new, -k))
@@ -128,14 +88,14 @@ def fit(encoder: Encoder, examples: Sequence[Example]) -> Probe:
 class _Corpus:
     """States of the examples' tokens. Equal beginnings have equal states and count once."""
 
-    def __init__(self, encoder: Encoder, examples: Sequence[Example]) -> None:
+    def __init__(self, encoder: Encoder, examples: Sequence[Example], alone: bool = False) -> None:
         self.examples = examples
         place: dict[tuple[int, ...], int] = {}
         states: list[Floats] = []
         self.tokens: list[list[int]] = []
         for ids, rows in encoder.read([e.text for e in examples]):
             here = []
-            for t in range(len(ids)):
+            for t in np.flatnonzero(encoder.alone(ids)) if alone else range(len(ids)):
                 if (key := tuple(ids[: t + 1])) not in place:
                     place[key] = len(states)
                     states.append(rows[t])
@@ -179,7 +139,7 @@ class _Corpus:
             scores = self.states[:, layer] @ weights + bias
             for i in np.flatnonzero(self.fold == fold):
                 if not self.yes[i]:
-                    no.append(max(scores[t] for t in self.tokens[i]))
+                    no.append(max((scores[t] for t in self.tokens[i]), default=-np.inf))
                 else:
                     (new if self.word[i] == fold else known).append(scores[self.tokens[i][-1]])
         cut = threshold(np.array(known), np.array(no))
@@ -203,20 +163,20 @@ def threshold(yes: NDArray[np.float64], no: NDArray[np.float64]) -> float:
 # ------------------------------------------------------------ kept probes
 
 
-def cache_file(encoder: Encoder, examples: Sequence[Example]) -> Path | None:
+def cache_file(encoder: Encoder, examples: Sequence[Example], alone: bool = False) -> Path | None:
     """Where the probe of a question is kept: by the encoder's weights, how it splits the texts, and the texts. None where weights cannot be told."""
     weights = weights_digest(encoder.model)
     if not weights:
         return None
     ids = encoder.tokenizer([e.text for e in examples]).input_ids
-    about = json.dumps([VERSION, RIDGE, encoder.layers, weights, [(e.yes, e.fold, e.word) for e in examples], ids])
+    about = json.dumps([VERSION, RIDGE, alone, encoder.layers, weights, [(e.yes, e.fold, e.word) for e in examples], ids])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "respodiff" / "gate" / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.safetensors"
 
 
-def fitted(encoder: Encoder, examples: Sequence[Example]) -> Probe:
+def fitted(encoder: Encoder, examples: Sequence[Example], alone: bool = False) -> Probe:
     """As `fit`, kept in the user's cache folder; where that cannot be read or written the probe is fitted again."""
-    path = cache_file(encoder, examples)
+    path = cache_file(encoder, examples, alone)
     if path is not None and path.is_file():
         try:
             with safe_open(path, "numpy") as file:
@@ -229,7 +189,7 @@ def fitted(encoder: Encoder, examples: Sequence[Example]) -> Probe:
                 )
         except (OSError, ValueError, KeyError, TypeError, SafetensorError):
             pass
-    probe = fit(encoder, examples)
+    probe = fit(encoder, examples, alone)
     if path is not None:
         _keep(probe, path)
     return probe

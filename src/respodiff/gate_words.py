@@ -1,4 +1,4 @@
-"""Words that say whether a prompt draws a person and states an attribute: lists to look for, and prompts composed of them to learn from.
+"""Words that say whether a prompt draws a person and states an attribute.
 
 The lists are ``data/gate.json``; an attribute that is not in it brings its own words, those by which its prompts differ from the neutral one.
 """
@@ -17,7 +17,6 @@ from respodiff.concepts import Concept
 from respodiff.methods.prompts import rewriting
 
 SMALL = frozenset(["a", "an", "the", "with", "without", "of", "in", "on", "at", "who", "is", "has", "and", "or", "to", "for", "no", "not"])
-FOLDS = 3
 
 
 @cache
@@ -46,8 +45,8 @@ class Forms:
         return Forms(*(tuple(dict.fromkeys((*getattr(self, k), *getattr(other, k)))) for k in self.__dataclass_fields__))
 
     def stated(self, noun: str) -> list[tuple[str, str]]:
-        """(word, noun phrase that ends with it) for every word that a composed prompt may have."""
-        out = [(w, article(w)) for w in (*self.adjective, *self.before, *self.noun)]
+        """(word, noun phrase that ends with it) for every word that says so by itself: of "a black" nobody knows yet who or what is meant."""
+        out = [(w, article(w)) for w in (*self.adjective, *self.noun)]
         return out + [(w, f"{article(noun)} {w}") for w in self.after]
 
 
@@ -96,11 +95,11 @@ def _spelt(text: str) -> str:
 
 
 def _holds(text: str, phrase: str) -> bool:
-    return f" {_spelt(phrase)} " in f" {_spelt(text).replace(chr(39) + 's', '')} "
+    return re.search(rf"(?<![\w']){re.escape(_spelt(phrase))}('?s)?(?![\w'])", _spelt(text)) is not None
 
 
 def first_of(text: str, phrases: Sequence[str]) -> str:
-    """The first of the phrases that a text holds as whole words (a hyphen counts as a space), or nothing.
+    """The first of the phrases that a text holds as whole words (a hyphen counts as a space, a plural as the word), or nothing.
 
     >>> first_of("A dark-skinned nurse", ["male", "dark skinned"]), first_of("a maleness", ["male"])
     ('dark skinned', '')
@@ -153,9 +152,16 @@ def person_in(text: str, guess: bool = True) -> str:
     """
     gate = lists()
     for word in _spelt(text).replace("'s", "").split():
+        if word in gate["not_people"]:
+            continue
         if word in people_words() or singular(word) in people_words():
             return word
-        if guess and singular(word).endswith(tuple(gate["person_ends"])) and singular(word) not in gate["not_people"]:
+        if (
+            guess
+            and len(singular(word)) > 4
+            and singular(word).endswith(tuple(gate["person_ends"]))
+            and singular(word) not in gate["not_people"]
+        ):
             return word
     return ""
 
@@ -189,72 +195,3 @@ def stated_in(text: str, forms: Forms) -> str:
             if " ".join(words[i : i + size]) == _spelt(phrase) and person_in(" ".join(after)):
                 return phrase
     return ""
-
-
-# ------------------------------------------------------------ prompts to learn from
-
-
-@dataclass(frozen=True)
-class Example:
-    """One text to learn a question from.
-
-    Attributes:
-        text: where the answer is yes it ends at the word that says so; where it is no, no word of it says so.
-        ends: that word, empty where the answer is no.
-        fold: of its noun, 0 to FOLDS - 1. word: fold of the word that says yes; -1 where it is the noun.
-    """
-
-    text: str
-    ends: str
-    fold: int
-    word: int = -1
-
-    @property
-    def yes(self) -> bool:
-        """The answer."""
-        return bool(self.ends)
-
-
-def person_examples() -> list[Example]:
-    """Texts that end with a word for a person, and texts without people."""
-    gate = lists()
-    out = []
-    for i, noun in enumerate(gate["people"]):
-        for j in range(2):
-            words = _pick(gate["other"]["adjective"], i + j) if j else ""
-            out.append(Example(_until(_pick(gate["templates"], 5 * i + 7 * j), article(f"{words} {noun}".strip())), noun, i % FOLDS))
-    for i, noun in enumerate(gate["things"]):
-        plain, coloured = article(noun), article(f"{_pick(gate['thing_adjectives'], i)} {noun}")
-        for j, phrase in enumerate((plain, coloured)):
-            out.append(Example(_pick(gate["templates"], 5 * i + 7 * j).format(phrase), "", i % FOLDS))
-    return out
-
-
-def stated_examples(forms: Forms) -> list[Example]:
-    """Texts that end with a word that states an attribute, and texts of people and things that state none of its words."""
-    gate, out = lists(), []
-    nouns = [n for n in gate["people"] if not stated_in(article(n), forms)]
-    count = len(forms.stated("person"))
-    for i in range(max(240, 4 * count)):
-        noun = i // count * 7 + i
-        word, phrase = forms.stated(_pick(nouns, noun))[i % count]
-        out.append(Example(_until(_pick(gate["templates"], i // 2 + i), phrase), word, noun % len(nouns) % FOLDS, i % count % FOLDS))
-    others = gate["other"]["adjective"], gate["other"]["after"]
-    strangers = [Forms(**{k: tuple(v) for k, v in t.items() if k != "as"}) for t in gate["attributes"].values()]
-    for i, noun in enumerate(nouns):
-        phrases = [article(noun), article(f"{_pick(others[0], i)} {noun}"), f"{article(noun)} {_pick(others[1], i)}"]
-        for other in strangers:
-            phrases += [article(f"{_pick(other.adjective, i)} {noun}"), f"{article(noun)} {_pick(other.after, i)}"]
-        kept = [p for p in phrases if not stated_in(p, forms)]
-        out += [Example(_pick(gate["templates"], 5 * i + 3 * j).format(p), "", i % FOLDS) for j, p in enumerate(kept)]
-    things = [e for e in person_examples() if not e.yes and not stated_in(e.text, forms)]
-    return out + things[::2]
-
-
-def _pick(rows: Sequence[str], i: int) -> str:
-    return rows[i % len(rows)]
-
-
-def _until(template: str, phrase: str) -> str:
-    """A template with a phrase in it, cut off behind the phrase."""
-    return template.partition("{}")[0] + phrase
