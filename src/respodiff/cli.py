@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff import cli_compare, cli_generate, cli_import, cli_measure, cli_models, cli_train, demo  # noqa: F401  (they register their verbs)
+from respodiff import cli_compare, cli_generate, cli_import, cli_measure, cli_models, cli_strength, cli_train, demo  # noqa: F401  (they register their verbs)
 from respodiff.console import Device, Dtype, Json, Seed, app, finish, open_model, words
 
 
