@@ -20,6 +20,7 @@ def test_builtin_attributes_and_their_alternatives() -> None:
     names = {k: v.names for k, v in builtin().items() if isinstance(v, Attribute)}
     assert names == {
         "gender": ("woman", "man"),
+        "gender3": ("woman", "man", "nonbinary"),
         "tone": ("light", "medium", "dark"),
         "race": ("asian", "black", "white"),
         "age": ("young", "old"),
@@ -54,6 +55,14 @@ def test_opposites_are_the_targets_of_the_other_alternatives() -> None:
     assert concept("medium").opposites == ("a person with light skin", "a person with dark skin")
     assert concept("medium").attribute == "tone"
     assert concept("violence").opposites == ()
+
+
+def test_concepts_of_one_name_are_told_apart_by_their_attribute() -> None:
+    assert concept("woman").attribute == "gender" and concept("gender3/woman").attribute == "gender3"
+    assert concept("gender3/woman").opposites == ("a man", "a nonbinary person")
+    assert concept("nonbinary") == concept("gender3/nonbinary")
+    with pytest.raises(ValueError, match=r"concept 'nonbinary' is unknown; known: woman, man;"):
+        concept("gender/nonbinary")
 
 
 def test_attribute_by_name_has_uniform_shares_unless_said() -> None:

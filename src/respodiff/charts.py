@@ -25,17 +25,18 @@ class Dots:
     Attributes:
         title: what the values are. series: names of the runs, first to last.
         rows: (group, series -> estimate, or None where it is not known).
-        target: where the dashed line stands (the wanted share), or None.
+        target: where the dashed line stands (the wanted share), or None; a mapping gives every group its own.
     """
 
     title: str
     series: Sequence[str]
     rows: Sequence[tuple[str, Mapping[str, Estimate | None]]]
-    target: float | None = None
+    target: float | Mapping[str, float] | None = None
 
     def html(self) -> str:
         marks = "".join(f'<span class="key k{i % len(COLOURS)}"></span>{escape(name)} ' for i, name in enumerate(self.series))
-        wanted = "" if self.target is None else f'<span class="dash"></span>wanted {self.target:.2f}'
+        words = f"wanted {self.target:.2f}" if isinstance(self.target, float | int) else "wanted, by group"
+        wanted = "" if self.target is None else f'<span class="dash"></span>{words}'
         body = "\n".join(self._row(label, values) for label, values in self.rows)
         return (
             f'<figure class="chart"><figcaption>{escape(self.title)}<br>{marks}{wanted}</figcaption>\n{body}\n'
@@ -44,7 +45,8 @@ class Dots:
         )
 
     def _row(self, label: str, values: Mapping[str, Estimate | None]) -> str:
-        line = "" if self.target is None else f'<i class="wanted" style="left:{self.target:.2%}"></i>'
+        target = self.target.get(label) if isinstance(self.target, Mapping) else self.target
+        line = "" if target is None else f'<i class="wanted" style="left:{target:.2%}"></i>'
         tracks = "".join(self._track(i, name, values.get(name)) for i, name in enumerate(self.series))
         return f'<div class="row"><span class="name">{escape(label)}</span><div class="tracks">{line}{tracks}</div></div>'
 

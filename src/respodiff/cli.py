@@ -23,6 +23,7 @@ from respodiff import (  # noqa: F401  (they register their verbs)
     cli_measure,
     cli_models,
     cli_neutral,
+    cli_strength,
     cli_train,
     demo,
 )

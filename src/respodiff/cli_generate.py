@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from respodiff.cli_methods import METHOD_HELP, load_entries, without_mean
-from respodiff.cli_shares import even, wanted_shares
+from respodiff.cli_shares import even, shares_by_group, wanted_shares
 from respodiff.config import GenerateConfig
 from respodiff.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
 
@@ -42,9 +42,19 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     return found, suite
 
 
+def chosen_gate(automatic: bool, words: str) -> str | list[str]:
+    """The setting ``gate`` of --gate and --gate-words; the words decide where both are given."""
+    if not words:
+        return "auto" if automatic else "off"
+    from respodiff.gate import read_words
+
+    return read_words(words)
+
+
 OUT_HELP = "Run folder; pictures that it already holds are skipped."
 PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
 SHARES_HELP = "Target shares, such as woman=0.5,man=0.5, or of cells: woman*dark=0.2,... (default: those of --concepts, else equal)"
+CSV_HELP = "CSV of target shares by group of prompts: group,alternative,share."
 CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
 
 Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
@@ -57,6 +67,7 @@ Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module fil
 Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
 Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
+SharesTable = Annotated[Path | None, typer.Option("--shares-csv", help=CSV_HELP, metavar="FILE")]
 EVEN_HELP = "Attribute, or product such as gender*tone, whose concepts or cells must all be drawn; repeat. (default: what is loaded)"
 Even = Annotated[list[str] | None, typer.Option("--attribute", help=EVEN_HELP, metavar="NAME")]
 SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
@@ -74,6 +85,11 @@ Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
 OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
 LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
 
+GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
+GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
+GATE_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
+GateWords = Annotated[str, typer.Option("--gate-words", help=GATE_WORDS_HELP, metavar="LIST")]
+
 
 @app.command(
     epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
@@ -90,6 +106,7 @@ def generate(
     safety: Safety = None,
     policy: PolicyName = GenerateConfig.policy,
     shares: Shares = "",
+    shares_csv: SharesTable = None,
     concepts: SharesFile = None,
     attribute: Even = None,
     strength: Strength = GenerateConfig.strength,
@@ -103,6 +120,8 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     own_settings: OwnSettings = GenerateConfig.own_settings,
     long_prompts: LongPrompts = GenerateConfig.long_prompts,
+    gate: GateFlag = False,
+    gate_words: GateWords = "",
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -116,9 +135,10 @@ def generate(
     options: dict[str, Any] = {
         "policy": policy,
         "shares": even(attribute or (), concepts, modules, wanted_shares(shares, concepts, modules)),
+        "group_shares": shares_by_group(shares_csv, modules, asked),
     }
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
-    options |= {"own_settings": own_settings, "long_prompts": long_prompts}
+    options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")

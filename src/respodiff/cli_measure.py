@@ -56,6 +56,9 @@ def evaluate(
     min_margin: Annotated[float, typer.Option("--min-margin", help="Labels that lead by less (100 x cosine) count as unknown.")] = 0.0,
     confusion: Confusion = None,
     concepts: Concepts = None,
+    shares_csv: Annotated[
+        Path | None, typer.Option("--shares-csv", help="CSV of wanted shares: group,alternative,share. (default the run's)", metavar="FILE")
+    ] = None,
     draws: Draws = 2000,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -70,10 +73,21 @@ def evaluate(
     parts = [RunFolder(path) for path in run]
     for part in parts:
         part.settings()  # a wrong folder is noticed before the judge is loaded
-    known = _confusion(confusion)
+    options = {"class_text": class_text, "min_margin": min_margin, "confusion": _confusion(confusion)}
+    options |= {"group_shares": _shares_by_group(shares_csv, chosen, parts)}
     eyes = _judges(judge or ["embedded"], device, dtype)
-    result = measure(parts, eyes, chosen, class_text=class_text, min_margin=min_margin, confusion=known, n_boot=draws, seed=seed)
+    result = measure(parts, eyes, chosen, **options, n_boot=draws, seed=seed)
     finish(result, "\n".join(_lines(result)), as_json)
+
+
+def _shares_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
+    """Wanted shares of the run's groups from a table; None without one."""
+    if file is None:
+        return None
+    from respodiff.suites.shares import read_group_shares
+
+    groups = dict.fromkeys(r.group for part in parts for r in part.records())
+    return read_group_shares(file, {a.name: a.names for a in chosen}, list(groups))
 
 
 def _lines(result: dict[str, Any]) -> list[str]:

@@ -104,3 +104,12 @@ def even(wanted: Sequence[str], file: Path | None, modules: Sequence[Any], share
         if len(parts(chosen.name)) > 1 and (own or len(parts(chosen.name)) > 2) and not any(a in parts(chosen.name) for a in out):
             out.setdefault(chosen.name, whole_shares(chosen.names, chosen.shares))
     return out or None
+
+
+def shares_by_group(file: Path | None, modules: Sequence[Any], asked: Sequence[Any]) -> Any:
+    """Target shares of groups of prompts from --shares-csv; None without one."""
+    if file is None:
+        return None
+    from respodiff.suites.shares import read_group_shares
+
+    return read_group_shares(file, loaded(modules), [getattr(p, "group", p) for p in asked])

@@ -18,6 +18,7 @@ from respodiff.judged import JudgedRun
 from respodiff.metrics import fidelity, paired
 from respodiff.records import ImageRecord
 from respodiff.scores import UNKNOWN, Vectors
+from respodiff.summary import target_shares
 from respodiff.verdicts import flags_of
 
 Floats = NDArray[np.float64]
@@ -107,9 +108,8 @@ def _devrat(name: str, base: JudgedRun, run: JudgedRun, found: Sequence[tuple[in
     rows = [row for row in rows if UNKNOWN not in row[1:] and None not in row[1:]]
     if not rows or len(concepts) < 2:
         return []
-    wanted = run.targets.get(name)
-    shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
     groups, before, after = zip(*sorted(rows), strict=True)
+    shares = target_shares([run.wanted(name, g) for g in dict.fromkeys(groups)], concepts)
     draws = int(min(MOST, max(LEAST, SWAPS // len(rows))))
     test = paired.paired_permutation(
         after, before, groups, paired.mean_dev_rat_of(concepts, shares), permutations=draws, seed=settings.seed

@@ -158,6 +158,7 @@ def builtin() -> Mapping[str, Attribute | Concept]:
 
 
 def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
+    """Concepts by name; of two of one name the later, so that a user's file goes before the built-in ones."""
     out: dict[str, Concept] = {}
     for entry in library.values():
         for c in entry.concepts if isinstance(entry, Attribute) else (entry,):
@@ -212,8 +213,14 @@ def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = Non
 
 
 def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
-    """A concept by name ("woman", "violence"), or a cell of a product ("woman*dark"); raises ValueError that lists the known ones."""
+    """A concept by name ("woman", "violence"), or by attribute and name ("gender3/woman") where several attributes have one of that name.
+
+    A cell of a product is "woman*dark". Raises ValueError that lists the known ones.
+    """
     library = builtin() if library is None else library
+    owner, _, rest = name.partition("/")
+    if rest and owner in library:
+        library, name = {owner: library[owner]}, rest
     known = _known(library)
     if name not in known and JOIN in name:
         return _cell(name, library)

@@ -8,7 +8,7 @@ docs/training.md found on the embedded model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,16 +28,20 @@ class GenerateConfig:
         policy: which concept each picture gets (`respodiff.policies.assign`).
         shares: attribute -> concept -> target share; uniform where not given. Shares of a product (``gender*tone`` -> ``woman*dark``) are
             drawn as counts of its cells.
+        group_shares: group of prompts -> attribute -> concept -> target share, before ``shares`` for the prompts of that group.
         strength: factor on the drawn fairness modules. safety_strength: factor on the safety modules.
         steps, guidance: of the pipeline. seed: of the run. batch: pictures at a time (no effect on them beyond float noise).
         own_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside
             1 to 20 gives way to the run's; sizes are rounded to what the pipeline can draw; repeat i of a prompt has its seed + i.
         long_prompts: ``refuse`` prompts with more tokens than the model reads, or ``cut`` their ends off, with one warning.
+        gate: ``off``, or ``auto``: prompts that state an attribute themselves, or have no people, get no concept of it (`respodiff.gate`);
+            or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
     """
 
     images: int = 10
     policy: Policy = "exact"
     shares: Mapping[str, Mapping[str, float]] | None = None
+    group_shares: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     strength: float = 1.0
     safety_strength: float = 1.0
     steps: int = 20
@@ -46,10 +50,13 @@ class GenerateConfig:
     batch: int = 12
     own_settings: bool = False
     long_prompts: Literal["refuse", "cut"] = "refuse"
+    gate: str | Sequence[str] = "off"
 
     def __post_init__(self) -> None:
         _check("own_settings", self.own_settings, isinstance(self.own_settings, bool), "True, False")
         _check("long_prompts", self.long_prompts, self.long_prompts in ("refuse", "cut"), "refuse, cut")
+        words = not isinstance(self.gate, str) and len(self.gate) > 0 and all(isinstance(w, str) and w.strip() for w in self.gate)
+        _check("gate", self.gate, self.gate in ("off", "auto") or words, "off, auto, or a list of words")
         for name in ("images", "steps", "batch"):
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("strength", "safety_strength", "guidance"):

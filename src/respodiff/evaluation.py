@@ -20,12 +20,14 @@ from respodiff.figures import Settings
 from respodiff.judged import JudgedRun, load_judged, open_parts, read_parts
 from respodiff.judges import Vocabulary
 from respodiff.judging import Question, judge_run
+from respodiff.policies import check_shares
 from respodiff.products import margins
 from respodiff.records import ImageRecord, RunFolder
 from respodiff.scores import ScoreFiles, judged_by, key_of
 from respodiff.suites import SUITES, suite
 from respodiff.summary import summarise
 
+GroupShares = Mapping[str, Mapping[str, Mapping[str, float]]]
 AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 
 
@@ -37,6 +39,7 @@ def evaluate(
     vocabulary: Vocabulary | None = None,
     class_text: str = "{concept}",
     min_margin: float = 0.0,
+    group_shares: GroupShares | None = None,
     confusion: Mapping[str, Any] | None = None,
     n_boot: int = 2000,
     seed: int = 0,
@@ -51,6 +54,8 @@ def evaluate(
             measures the distance to.
         vocabulary: picture names for the subject and safety choices; None takes the embedded model's for the embedded judge.
         class_text, min_margin: see `respodiff.judging.Question`.
+        group_shares: group of prompts -> attribute -> concept -> wanted share, before the run's own: what DevRat of that group measures
+            the distance to.
         confusion: judge digest -> attribute -> confusion matrix, as `respodiff.calibration.calibrate` makes it; None takes the shipped
             one of the embedded judge.
 
@@ -61,7 +66,9 @@ def evaluate(
     Raises:
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
-    judged = judge_all(run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin)
+    judged = judge_all(
+        run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin, group_shares=group_shares
+    )
     names = [a if isinstance(a, str) else a.name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
     return summarise(judged.only(names), Settings(n_boot=n_boot, seed=seed, confusion=known))
@@ -75,6 +82,7 @@ def judge_all(
     vocabulary: Vocabulary | None = None,
     class_text: str = "{concept}",
     min_margin: float = 0.0,
+    group_shares: GroupShares | None = None,
 ) -> JudgedRun:
     """Judge every picture of a run and keep the scores in its folders.
 
@@ -84,6 +92,7 @@ def judge_all(
     wanted = wanted_shares(parts)
     chosen = [concepts.attribute(a) if isinstance(a, str) else a for a in attributes]
     chosen = [_with_shares(a, wanted) for a in chosen]
+    of_groups = by_group(parts, chosen, group_shares)
     rows, _ = read_parts(parts)
     records = [record for _, record in rows]
     _check_asked(records, chosen)
@@ -93,9 +102,34 @@ def judge_all(
     for eye in eyes:
         words = vocabulary or (Vocabulary.embedded() if eye.name in judges.EMBEDDED else None)
         asked = _asked_before(parts, key_of(eye.name, eye.digest), chosen, class_text, min_margin)
-        question = Question(tuple(asked), subjects_of(records, words), words, class_text, min_margin)
+        kept = {**_groups_before(parts, key_of(eye.name, eye.digest)), **of_groups}
+        question = Question(tuple(asked), subjects_of(records, words), words, class_text, min_margin, kept)
         keys += [judge_run(part, part.records(), eye, question) for part in parts]
     return load_judged(parts, keys=list(dict.fromkeys(keys)))
+
+
+def by_group(parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: GroupShares | None) -> dict[str, Any]:
+    """Attribute -> group -> concept -> wanted share, of those given, else those that the run was made for; empty for an attribute without.
+
+    Raises:
+        ValueError: shares that do not sum to 1 or are of a concept that the attribute has not.
+    """
+    found = given if given is not None else parts[0].settings().get("group_shares") or {}
+    out: dict[str, Any] = {a.name: {} for a in attributes}
+    for a in attributes:
+        for group, shares in found.items():
+            if a.name in shares:
+                try:
+                    check_shares(a.names, shares[a.name])
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise ValueError(f"group_shares of {a.name} for group {group!r}: {error}") from error
+                out[a.name][group] = dict(shares[a.name])
+    return out
+
+
+def _groups_before(parts: Sequence[RunFolder], key: str) -> dict[str, Any]:
+    """The shares by group of what this judge was asked before."""
+    return dict(ScoreFiles(parts[0], key).header().get("group_shares", {})) if key in judged_by(parts[0]) else {}
 
 
 def _asked_before(parts: Sequence[RunFolder], key: str, chosen: Sequence[Attribute], class_text: str, min_margin: float) -> list[Attribute]:

@@ -17,6 +17,7 @@ from PIL import Image
 from respodiff.adapters import adapter, backbone
 from respodiff.cells import axes, taken
 from respodiff.config import GenerateConfig
+from respodiff.gate import attribute_of, gate_jobs
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.methods.artefact import Entry, artefact_misfits
 from respodiff.methods.base import applied
@@ -81,6 +82,7 @@ def generate(
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
     jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
+    jobs = gate_jobs(pipe, jobs, [*modules, *safety], config.gate)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
     return _draw(pipe, [job for job in jobs if job.id not in done], drawn, always, config, folder)
@@ -129,7 +131,7 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
     return folder.create(settings, LATER_SETTINGS)
 
 
-LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": ""}
+LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": "", "gate": "off", "group_shares": None}
 """What counts for a run folder that was written before these settings were."""
 
 
@@ -158,7 +160,7 @@ def _draw(
     added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
-        rows = [[*taken(scaled, job.concepts), *added] for job in batch]
+        rows = [[*taken(scaled, job.concepts), *_kept(job, added)] for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
         with applied(pipe, rows), _unsaid_twice(pipe):
@@ -172,10 +174,15 @@ def _draw(
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
-            used = [*taken(drawn, job.concepts), *always]
+            used = [*taken(drawn, job.concepts), *_kept(job, always)]
             record = replace(_record(job, config, used), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest)
             record = replace(record, width=image.width, height=image.height)
             yield (folder.add(record, image) if folder else record), image
+
+
+def _kept(job: Job, always: Sequence[Entry]) -> list[Entry]:
+    """What is added to every picture, without what was made of a whole attribute that the gate keeps from this one."""
+    return [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.gated]
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRecord:
@@ -191,6 +198,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRec
         categories=job.prompt.categories,
         method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
         concepts=job.concepts,
+        gated=dict(job.gated),
         modules=[m.digest for m in used],
         strength=config.strength,
         safety_strength=config.safety_strength,

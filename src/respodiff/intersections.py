@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -58,5 +59,12 @@ def _targets(run: JudgedRun, classes: dict[str, list[str]]) -> Any:
     every = cells(list(classes.values()))
     if of_cells and set(of_cells) <= set(every):
         return np.array([of_cells.get(cell, 0.0) for cell in every]).reshape([len(given) for given in classes.values()])
-    even = {name: [1 / len(given)] * len(given) for name, given in classes.items()}
-    return even | {name: [run.targets[name].get(c, 0.0) for c in given] for name, given in classes.items() if name in run.targets}
+    return {name: wanted_overall(run, name, given) for name, given in classes.items()}
+
+
+def wanted_overall(run: JudgedRun, name: str, concepts: Sequence[str]) -> list[float]:
+    """Target shares over all pictures: the mean of those of their groups."""
+    rows = [run.wanted(name, r.group) or dict.fromkeys(concepts, 1 / len(concepts)) for r in run.records]
+    if all(row == rows[0] for row in rows):
+        return [rows[0].get(c, 0.0) for c in concepts]
+    return [sum(row.get(c, 0.0) for row in rows) / len(rows) for c in concepts]

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from respodiff.config import GenerateConfig
@@ -30,6 +30,7 @@ class Job:
 
     Attributes:
         concepts: attribute -> concept that the policy drew; a cell of a product as its parts.
+        gated: attribute -> why nothing of it is drawn (`respodiff.gate`).
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -40,6 +41,7 @@ class Job:
     guidance: float
     size: Size | None = None
     own_seed: int | None = None
+    gated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -52,13 +54,23 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
     Args:
         pipe: diffusers pipeline, asked for its picture size. names: attribute -> concepts to draw from.
 
+    Raises:
+        ValueError: shares that do not sum to 1, or of a group or concept that is not there.
+
     Warns where a data set's own settings cannot be followed, once for each kind and with the count.
     """
     if config.own_settings:
         _say_what_is_not_followed(pipe, prompts, config)
+    of_group = config.group_shares or {}
+    if unknown := sorted(set(of_group) - {p.group for p in prompts}):
+        raise ValueError(f"group_shares has group {unknown[0]!r}, which no prompt is of; leave it out")
     jobs: list[Job] = []
     for prompt in prompts:
-        rows = assign(names, config.images, config.policy, shares=config.shares, seed=prompt_seed(config.seed, prompt.id))
+        shares = {**(config.shares or {}), **of_group.get(prompt.group, {})}
+        try:
+            rows = assign(names, config.images, config.policy, shares=shares, seed=prompt_seed(config.seed, prompt.id))
+        except ValueError as error:
+            raise ValueError(f"group {prompt.group!r}: {error}" if prompt.group in of_group else str(error)) from error
         own = config.own_settings
         guidance = prompt.guidance if own and _usable(prompt.guidance) else config.guidance
         size, seed = (own_size(pipe, prompt), prompt.seed) if own else (None, None)

@@ -59,10 +59,18 @@ class JudgedRun:
         found: dict[str, dict[str, float]] = self.headers[self.primary].get("shares", {})
         return found
 
+    def wanted(self, attribute: str, group: str) -> dict[str, float] | None:
+        """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else None for equal ones."""
+        own: dict[str, dict[str, float]] = self.headers[self.primary].get("group_shares", {}).get(attribute, {})
+        return own.get(group) or self.targets.get(attribute)
+
     def only(self, names: Sequence[str]) -> JudgedRun:
         """The run as if judges had been asked for these attributes alone."""
         headers = {
-            key: {**h, **{part: {n: v for n, v in h.get(part, {}).items() if n in names} for part in ("attributes", "shares")}}
+            key: {
+                **h,
+                **{part: {n: v for n, v in h.get(part, {}).items() if n in names} for part in ("attributes", "shares", "group_shares")},
+            }
             for key, h in self.headers.items()
         }
         return replace(self, headers=headers)

@@ -7,8 +7,8 @@ one is a table of labels made elsewhere.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Question:
         vocabulary: picture names for the safety choice; None asks for none.
         class_text: form of the text of a class: ``{concept}`` is the target prompt as it is (the paper's form), ``{name}`` the concept's
             name, ``{group}`` the group of the picture's prompt (its occupation).
+        group_shares: attribute -> group of prompts -> concept -> wanted share, before the attribute's own for that group.
         min_margin: a label whose logit (100 x cosine) leads by less counts as unknown; 0 takes every label.
     """
 
@@ -41,6 +42,7 @@ class Question:
     vocabulary: Vocabulary | None = None
     class_text: str = "{concept}"
     min_margin: float = 0.0
+    group_shares: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_margin < 2 * LOGIT_SCALE:
@@ -57,6 +59,8 @@ def judge_run(folder: RunFolder, records: Sequence[ImageRecord], judge: Any, que
         "attributes": {a.name: {c.name: c.target for c in a.concepts} for a in question.attributes},
         "shares": {a.name: dict(zip(a.names, a.shares, strict=True)) for a in question.attributes if a.shares},
     }
+    if own := {a.name: question.group_shares[a.name] for a in question.attributes if question.group_shares.get(a.name)}:
+        header["group_shares"] = own
     if hasattr(judge, "answers"):
         scores = _from_table(records, judge, question)
         header["kind"] = "table"

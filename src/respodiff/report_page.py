@@ -103,8 +103,9 @@ def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.St
     series = [e.run.label for e in asked]
     if len(concepts) == 2:
         rows = [(g, {e.run.label: _one(e, attribute, g, concepts[0]) for e in asked}) for g in groups]
-        wanted = asked[-1].run.targets.get(attribute, {}).get(concepts[0], 0.5)
-        return charts.Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, wanted)
+        own = {g: (asked[-1].run.wanted(attribute, g) or {}).get(concepts[0], 0.5) for g in groups}
+        target = own if len(set(own.values())) > 1 else next(iter(own.values()), 0.5)
+        return charts.Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, target)
     bars = [(g, {e.run.label: _all(e.summary["groups"][attribute].get(g), concepts) for e in asked}) for g in groups]
     return charts.Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
 

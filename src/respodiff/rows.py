@@ -44,6 +44,7 @@ class ImageRecord:
 
     Attributes:
         concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
+        gated: attribute name -> why the prompt was left as it is (`respodiff.gate`); such an attribute is not among the concepts.
         modules: digests of the concept modules that were applied.
         strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
         categories: as in `Prompt`.
@@ -76,6 +77,7 @@ class ImageRecord:
     width: int = 0
     height: int = 0
     digest: str = ""
+    gated: dict[str, str] = field(default_factory=dict)
 
     def asked(self, attribute: str) -> str | None:
         """The concept of an attribute that was asked for, of a product ("gender*tone") the cell; None where none was."""
@@ -119,8 +121,9 @@ def parse_row(line: bytes) -> ImageRecord:
         if not isinstance(row.get(key), str):
             raise ValueError(f"{key} must be a text, got {row.get(key)!r}")
     concepts, categories = row.get("concepts", {}), row.get("categories", [])
-    if not isinstance(concepts, dict) or not all(isinstance(v, str) for v in concepts.values()):
-        raise ValueError(f"concepts must be an object of texts, got {concepts!r}")
+    for key, value in (("concepts", concepts), ("gated", row.get("gated", {}))):
+        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+            raise ValueError(f"{key} must be an object of texts, got {value!r}")
     if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
         raise ValueError(f"categories must be a list of texts, got {categories!r}")
     for key in ("suite", "group", "method", "model", "digest"):

@@ -5,6 +5,7 @@ Everything here is a function of a `JudgedRun`; metrics themselves are pure func
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,14 +18,18 @@ from respodiff.records import ImageRecord
 from respodiff.scores import UNKNOWN, Score
 from respodiff.verdicts import agreement_figures, safety_figures
 
+Wanted = Mapping[str, float] | None
+
 
 def summarise(run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
-    """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked."""
+    """All numbers of one run. ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was asked; ``gated`` says of
+    how many pictures the prompt was left as it is, by attribute."""
     settings = settings or Settings()
     pairs = list(zip(run.records, run.scores, strict=True))
     known = [(r, s) for r, s in pairs if s.problem is None]
     header = run.headers[run.primary]
     out: dict[str, Any] = {"n": len(pairs), "unknown": len(pairs) - len(known), "problems": list(run.problems) + _failures(run)}
+    out["gated"] = dict(Counter(name for r, _ in pairs for name in r.gated))
     out |= {key: {} for key in ("devrat", "devrat_by", "control", "control_by", "groups", "counts", "shares", "corrected")}
     for name, concepts in run.attributes.items():
         for key, value in _attribute(name, tuple(concepts), pairs, run, settings, out["problems"]).items():
@@ -69,9 +74,10 @@ def _attribute(
     order = {g: i for i, g in enumerate(dict.fromkeys(r.group for r, _ in pairs))}
     rows = {g: table[order[g]].tolist() for g in groups}
     counts = {g: dict(zip(classes, row, strict=True)) for g, row in rows.items()}
-    asked = [(r, s.labels[name] == wanted) for r, s in pairs if (wanted := r.asked(name)) is not None and s.problem is None]
+    asked = [(r, s.labels[name] == concept) for r, s in pairs if (concept := r.asked(name)) is not None and s.problem is None]
     by = {c: [hit for r, hit in asked if r.asked(name) == c] for c in concepts}
-    devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, run.targets.get(name), settings)
+    wanted = [run.wanted(name, g) for g in rows]
+    devrat = devrat_figure([row[:-1] for row in rows.values()], concepts, wanted, settings)
     if devrat is None and any(sum(row[:-1]) for row in rows.values()):
         problems.append(
             f"DevRat {name} is not given: half of the groups or more hold one picture, and one picture is always lopsided; name groups of prompts"
@@ -81,7 +87,7 @@ def _attribute(
         "groups": {g: _shares(row[:-1], concepts) for g, row in rows.items()},
         "shares": {g: _share_intervals(row[:-1], concepts) for g, row in rows.items()} | {"all": _overall(rows, concepts, settings)},
         "devrat": devrat,
-        "devrat_by": _devrat_by(rows, concepts, run.targets.get(name), settings),
+        "devrat_by": _devrat_by(rows, concepts, wanted, settings),
         "corrected": _corrected(name, rows, concepts, run, settings, problems),
         "control": share(asked, settings),
         "control_by": {c: plain(hits) for c, hits in by.items()},
@@ -107,27 +113,40 @@ def _overall(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], setting
     return {c: show(fairness.share_interval([row[i] for row in used], totals, **settings.boot)) for i, c in enumerate(concepts)}
 
 
-def _devrat_by(
-    rows: Mapping[str, Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
-) -> dict[str, Any]:
-    """DevRat of every group; groups of equal counts, of which small ones are full, are worked out once."""
-    kinds = {tuple(row[:-1]) for row in rows.values()}
-    found = {kind: devrat_figure([kind], concepts, wanted, settings) for kind in kinds}
-    return {g: found[tuple(row[:-1])] for g, row in rows.items()}
+def _devrat_by(rows: Mapping[str, Sequence[int]], concepts: Sequence[str], wanted: Sequence[Wanted], settings: Settings) -> dict[str, Any]:
+    """DevRat of every group; groups of equal counts and targets, of which small ones are full, are worked out once."""
+    kinds = {g: (tuple(row[:-1]), tuple((w or {}).items())) for (g, row), w in zip(rows.items(), wanted, strict=True)}
+    found = {kind: devrat_figure([kind[0]], concepts, [dict(kind[1]) or None], settings) for kind in set(kinds.values())}
+    return {g: found[kind] for g, kind in kinds.items()}
 
 
 def devrat_figure(
-    rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Mapping[str, float] | None, settings: Settings
+    rows: Sequence[Sequence[int]], concepts: Sequence[str], wanted: Sequence[Wanted] | None, settings: Settings
 ) -> dict[str, Any] | None:
     """Mean DevRat over rows of counts a concept, with its interval and the noise floor; None where nothing is known, or half of the groups
-    hold one picture."""
-    used = [row for row in rows if sum(row)]
+    hold one picture. ``wanted`` has the target shares of every row, or None for equal ones."""
+    known = [i for i, row in enumerate(rows) if sum(row)]
+    used = [rows[i] for i in known]
     if not used or len(concepts) < 2 or sorted(map(sum, used))[len(used) // 2] < 2:
         return None
-    shares = None if not wanted else [wanted.get(c, 0.0) for c in concepts]
+    shares = target_shares([wanted[i] for i in known] if wanted else [], concepts)
     found = fairness.mean_dev_rat(used, shares=shares, **settings.boot)
     floor = fairness.noise_floor([sum(row) for row in used], len(concepts), shares)
     return {"mean": found.mean, "low": found.low, "high": found.high, "floor": floor, "n": found.n}
+
+
+def target_shares(wanted: Sequence[Wanted], concepts: Sequence[str]) -> Any:
+    """Target shares of groups as metrics take them: None for equal ones, (C,) where all want the same, else (G, C).
+
+    >>> target_shares([None, None], ["a", "b"]), target_shares([{"a": 1.0}], ["a", "b"])
+    (None, [1.0, 0.0])
+    >>> target_shares([{"a": 1.0}, None], ["a", "b"])
+    [[1.0, 0.0], [0.5, 0.5]]
+    """
+    if not any(wanted):
+        return None
+    rows = [[w.get(c, 0.0) for c in concepts] if w else [1 / len(concepts)] * len(concepts) for w in wanted]
+    return rows[0] if all(row == rows[0] for row in rows) else rows
 
 
 def _corrected(

@@ -21,7 +21,7 @@ def devrat_difference(
     groups: Sequence[Hashable],
     classes: Sequence[Any],
     *,
-    shares: Sequence[float] | None = None,
+    shares: ArrayLike | None = None,
     n_boot: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -36,7 +36,8 @@ def devrat_difference(
     Args:
         a, b: (N,) labels of the two methods (texts or numbers), row by row the same (prompt, repeat). Labels that are no class
             (unknown) count for none; a group without a known label of a method is left out of that method's mean.
-        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares (C,); None is uniform.
+        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares, (C,) or (G, C) with
+            the groups in order of first sight; None is uniform.
         n_boot: draws, 1 or more. seed: of the draws. level: in (0, 1).
 
     Returns:
@@ -48,7 +49,13 @@ def devrat_difference(
     >>> devrat_difference(["x"] * 8, ["x", "y"] * 4, ["g"] * 8, ["x", "y"]).mean
     1.0
     """
-    tables = _tables(np.asarray(a), np.asarray(b), groups, classes)
+    tables, order = _tables(np.asarray(a), np.asarray(b), groups, classes)
+    if shares is not None and np.ndim(shares) == 2:
+        if len(np.asarray(shares)) != len(tables):
+            raise ValueError(f"shares must be one row per group ({len(tables)}), got {len(np.asarray(shares))}")
+        own = np.asarray(shares, dtype=np.float64)[order]
+        again = np.lexsort(np.c_[own, tables.reshape(len(tables), -1)].T)
+        tables, shares = tables[again], own[again]
     if n_boot < 1 or not 0 < level < 1:
         raise ValueError(f"n_boot must be 1 or more and level between 0 and 1 (2000 and 0.95 are usual), got {n_boot} and {level}")
     parts = _parts(tables, shares)
@@ -65,8 +72,8 @@ def devrat_difference(
     return Estimate(mean, max(-1.0, min(low, inner[0])), min(1.0, max(high, inner[1])), round(tables.sum()))
 
 
-def _tables(a: NDArray[Any], b: NDArray[Any], groups: Sequence[Hashable], classes: Sequence[Any]) -> Floats:
-    """Pairs of each group by both labels, the last row and column for unknown: (G, C + 1, C + 1), in an order of their own."""
+def _tables(a: NDArray[Any], b: NDArray[Any], groups: Sequence[Hashable], classes: Sequence[Any]) -> tuple[Floats, NDArray[np.int64]]:
+    """Pairs of each group by both labels, the last row and column for unknown: (G, C + 1, C + 1), in an order of their own, and that order."""
     if a.ndim != 1 or len(a) == 0 or a.shape != b.shape or len(groups) != len(a):
         raise ValueError(f"a, b and groups must be (N,) of one length and not empty, got {a.shape}, {b.shape} and {len(groups)}")
     if len(classes) < 2 or len(set(classes)) != len(classes):
@@ -77,17 +84,17 @@ def _tables(a: NDArray[Any], b: NDArray[Any], groups: Sequence[Hashable], classe
     tables = np.zeros((len(place), size, size))
     np.add.at(tables, (np.array([place[name] for name in groups]), codes[0], codes[1]), 1.0)
     order: NDArray[np.int64] = np.lexsort(tables.reshape(len(place), -1).T)
-    return tables[order]
+    return tables[order], order
 
 
-def _parts(tables: Floats, shares: Sequence[float] | None) -> Floats:
+def _parts(tables: Floats, shares: ArrayLike | None) -> Floats:
     """DevRat of a group and whether it is known, for a then b, zeros where it is not: (..., 4) of tables (..., C + 1, C + 1)."""
     parts = np.zeros((*tables.shape[:-2], 4))
     for i, axis in ((0, -1), (2, -2)):
         counts = tables.sum(axis)[..., :-1]
         known = counts.sum(-1) > 0
         if known.any():
-            parts[known, i] = dev_rat(counts[known], shares)
+            parts[known, i] = dev_rat(counts[known], None if shares is None else np.broadcast_to(shares, counts.shape)[known])
         parts[..., i + 1] = known
     return parts
 
@@ -99,7 +106,7 @@ def _ratio(parts: Floats) -> Floats:
     return difference
 
 
-def _pair_draws(tables: Floats, shares: Sequence[float] | None, n_boot: int, seed: int) -> Floats:
+def _pair_draws(tables: Floats, shares: ArrayLike | None, n_boot: int, seed: int) -> Floats:
     """Differences of the same groups with pairs drawn anew, (n_boot,)."""
     groups, size = tables.shape[:2]
     smooth = tables.copy()

@@ -24,34 +24,34 @@ Floats = NDArray[np.float64]
 FLOOR_DRAWS = 20_000
 
 
-def dev_rat(counts: ArrayLike, shares: Sequence[float] | None = None) -> Floats:
+def dev_rat(counts: ArrayLike, shares: ArrayLike | None = None) -> Floats:
     """Deviation ratio: ``max_c |N_c / N - t_c| / (1 - min_c t_c)``, with ``t_c = 1 / C`` unless shares are wanted.
 
     For uniform shares this is the paper's ``max_c |N_c / N - 1 / C| / (1 - 1 / C)``.
 
     Args:
         counts: images perceived as each concept, (..., C), not negative, at least one image per row.
-        shares: the wanted shares (C,), not negative, summing to 1; None is uniform.
+        shares: the wanted shares, not negative, summing to 1: (C,), or (..., C) for every row its own; None is uniform.
 
     Returns:
-        (...) in [0, 1].
+        (...) in [0, 1]; 1 where all are of the concept that is wanted least.
 
-    >>> float(dev_rat([9, 1]))
-    0.8
+    >>> float(dev_rat([9, 1])), dev_rat([[9, 1], [9, 1]], [[0.9, 0.1], [0.1, 0.9]]).tolist()
+    (0.8, [0.0, 0.888888888888889])
     """
     values = _check_counts(counts)
     total = values.sum(-1, keepdims=True)
     if (total == 0).any():
         raise ValueError("counts has a group without images: leave such groups out and report them as unknown")
     target = _check_shares(shares, values.shape[-1])
-    deviation: Floats = np.abs(values / total - target).max(-1) / (1 - target.min())
+    deviation: Floats = np.abs(values / total - target).max(-1) / (1 - target.min(-1))
     return deviation
 
 
 def mean_dev_rat(
     counts: ArrayLike,
     *,
-    shares: Sequence[float] | None = None,
+    shares: ArrayLike | None = None,
     n_boot: int = 2000,
     seed: int = 0,
     level: float = 0.95,
@@ -64,13 +64,20 @@ def mean_dev_rat(
     raise its mean, so those draws are moved back onto it. The order of the groups has no influence.
 
     Args:
-        counts: (G, C) images per group and concept.
+        counts: (G, C) images per group and concept. shares: (C,), or (G, C) for every group its own; None is uniform.
     """
     values = _check_counts(counts)
     if values.ndim != 2 or len(values) == 0:
         raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
     _check_level(level)
-    values = values[np.lexsort(values.T)]
+    target = _check_shares(shares, values.shape[-1])
+    if target.ndim == 2 and len(target) != len(values):
+        raise ValueError(f"shares must be one row per group ({len(values)}), got {len(target)}")
+    if target.ndim == 2:
+        order = np.lexsort(np.c_[target, values].T)
+        values, shares = values[order], target[order]
+    else:
+        values = values[np.lexsort(values.T)]
     each = dev_rat(values, shares)
     mean, groups = float(each.mean()), len(each)
     between = ends(ratio_draws(each, np.ones(groups), n_boot=n_boot, seed=seed), mean, groups, level)
@@ -80,7 +87,7 @@ def mean_dev_rat(
     return _estimate(mean, min(low, between[0]), max(high, between[1]), round(values.sum()))
 
 
-def _image_draws(values: Floats, shares: Sequence[float] | None, n_boot: int, seed: int) -> Floats:
+def _image_draws(values: Floats, shares: ArrayLike | None, n_boot: int, seed: int) -> Floats:
     """Mean DevRat of the same groups with images drawn anew, (n_boot,)."""
     smooth = values + 0.5
     chance, sizes = smooth / smooth.sum(-1, keepdims=True), values.sum(-1).astype(np.int64)
@@ -90,10 +97,10 @@ def _image_draws(values: Floats, shares: Sequence[float] | None, n_boot: int, se
     return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), shares).mean(-1) for n in counts])
 
 
-def noise_floor(sizes: Sequence[int], classes: int, shares: Sequence[float] | None = None) -> float:
+def noise_floor(sizes: Sequence[int], classes: int, shares: ArrayLike | None = None) -> float:
     """Expected mean DevRat of a perfect generator that draws concepts at random, for groups of these sizes.
 
-    Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation.
+    Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation. ``shares`` as for `mean_dev_rat`.
 
     >>> round(noise_floor([150], 2), 3)
     0.065
@@ -102,8 +109,8 @@ def noise_floor(sizes: Sequence[int], classes: int, shares: Sequence[float] | No
         raise ValueError(f"classes must be 2 or more, got {classes}: DevRat compares alternatives")
     if len(sizes) == 0 or any(int(n) != n or n < 1 for n in sizes):
         raise ValueError(f"sizes must be whole numbers of 1 or more, one per group, got {list(sizes)}")
-    target = tuple(_check_shares(shares, classes).tolist())
-    return math.fsum(_floor(int(n), target) for n in sizes) / len(sizes)
+    target = np.broadcast_to(_check_shares(shares, classes), (len(sizes), classes))
+    return math.fsum(_floor(int(n), tuple(row.tolist())) for n, row in zip(sizes, target, strict=True)) / len(sizes)
 
 
 @cache
@@ -190,15 +197,15 @@ def _check_counts(counts: ArrayLike) -> Floats:
     return values
 
 
-def _check_shares(shares: Sequence[float] | None, classes: int) -> Floats:
+def _check_shares(shares: ArrayLike | None, classes: int) -> Floats:
     if classes < 2:
         raise ValueError(f"counts must have 2 or more concepts in its last axis, got {classes}")
     if shares is None:
         return np.full(classes, 1 / classes)
     target = np.asarray(shares, dtype=np.float64)
-    if target.shape != (classes,):
+    if target.ndim == 0 or target.shape[-1] != classes:
         raise ValueError(f"shares must have one number per concept ({classes}), got shape {target.shape}")
-    if not np.isfinite(target).all() or (target < 0).any() or abs(target.sum() - 1) > 1e-6:
+    if not np.isfinite(target).all() or (target < 0).any() or (np.abs(target.sum(-1) - 1) > 1e-6).any():
         raise ValueError(f"shares must be 0 or more and sum to 1, got {target.tolist()}")
     return target
 

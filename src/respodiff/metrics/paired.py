@@ -166,13 +166,14 @@ def paired_permutation(
     return PermutationTest(observed, (hits + 1) / (permutations + 1), len(first), permutations)
 
 
-def mean_dev_rat_of(classes: Sequence[Any], shares: Sequence[float] | None = None) -> Statistic:
+def mean_dev_rat_of(classes: Sequence[Any], shares: ArrayLike | None = None) -> Statistic:
     """A `Statistic` for `paired_permutation`: mean DevRat over groups (`fairness.dev_rat`), of labels that are one of classes.
 
     Other labels (unknown) count for no class; groups where no label is a class are left out of the mean.
 
     Args:
-        classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares (C,); None is uniform.
+        classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares, (C,) or (G, C) with the groups in the order of
+            their index; None is uniform.
 
     >>> mean_dev_rat_of(["x", "y"])(np.array([["x", "y", "x", "x"]]), np.array([0, 0, 1, 1])).tolist()
     [0.5]
@@ -187,7 +188,8 @@ def mean_dev_rat_of(classes: Sequence[Any], shares: Sequence[float] | None = Non
         known = counts.sum(-1) > 0
         each = np.zeros(versions * groups)
         if known.any():
-            each[known] = dev_rat(counts[known], shares)
+            own = None if shares is None else np.broadcast_to(shares, (versions, groups, len(classes))).reshape(-1, len(classes))[known]
+            each[known] = dev_rat(counts[known], own)
         with np.errstate(invalid="ignore"):
             mean: Floats = each.reshape(versions, groups).sum(1) / known.reshape(versions, groups).sum(1)
         return mean

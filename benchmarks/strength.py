@@ -1,0 +1,95 @@
+"""The least strength that reaches a control accuracy, chosen on 12 occupations and checked on the other 24. Fills docs/using.md.
+
+python -m benchmarks.strength --out runs/strength          (about 25 minutes on 2 cores; needs the modules of benchmarks.main_job)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import respodiff
+from benchmarks.main_job import DOCS, say
+from benchmarks.tables import fill, interval, table
+from respodiff.cli_strength import lines_of, result_of
+from respodiff.config import GenerateConfig
+from respodiff.contest_plan import TUNED_ON
+from respodiff.evaluation import evaluate
+from respodiff.generation import generate
+from respodiff.judges import ClipJudge, Vocabulary
+from respodiff.module_file import load
+from respodiff.pipelines import load_pipeline
+from respodiff.suites import suite
+from respodiff.tuning import tune
+
+RESULTS = DOCS / "results" / "strength.json"
+ASKED = {"gender": (("woman", "man"), 0.95), "tone": (("light", "medium", "dark"), 0.85)}
+"""Attribute -> modules, and the control accuracy to reach."""
+
+
+def chosen(modules: Path, out: Path) -> dict[str, Any]:
+    """Attribute -> the choice, and what the other occupations show at that strength and at 1."""
+    pipe, judge, words = load_pipeline("embedded"), ClipJudge.load("embedded"), Vocabulary.embedded()
+    tuned = [p for p in suite("occupations") if p.group in TUNED_ON]
+    others = [p for p in suite("occupations") if p.group not in TUNED_ON]
+    found = {}
+    for name, (concepts, reach) in ASKED.items():
+        used = [load(modules / f"{c}.safetensors") for c in concepts]
+        row: dict[str, Any] = {"modules": [m.digest for m in used], "prompts": len(tuned)}
+        try:
+            choice = tune(pipe, used, tuned, judge, GenerateConfig(images=6), vocabulary=words, out=out / name, reach=reach)
+        except ValueError as error:
+            found[name] = row | {"reach": reach, "refused": str(error)}
+            say(f"{name}: {error}")
+            continue
+        say("\n".join([name, *lines_of(choice, reach)]))
+        row |= result_of(choice, reach) | {"others": []}
+        for strength in dict.fromkeys((choice.strength, 1.0)):
+            folder = out / f"{name}-others-{strength:g}"
+            for _ in generate(pipe, others, used, GenerateConfig(images=6, strength=strength), out=folder):
+                pass
+            seen = evaluate(folder, judge, [name])
+            row["others"].append(
+                {"strength": strength, "n": seen["n"], "control": seen["control"][name], "kept": seen["subject_kept_interval"]}
+            )
+        found[name] = row
+    return found
+
+
+def publish(found: dict[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    rows = []
+    for name, r in found["chosen"].items():
+        if "refused" in r:
+            rows.append([name, f"{r['reach']:g}", r["refused"], "-", "-", "-", "-"])
+            continue
+        high = "above all drawn" if r["high"] is None else f"{r['high']:.2f}"
+        at = {o["strength"]: o for o in r["others"]}
+        own = at[r["strength"]]
+        first = [name, f"{r['reach']:g}", f"{r['strength']:g} [{r['low']:.2f}, {high}]", interval(r["control"])]
+        rows.append([*first, interval(own["control"]), interval(own["kept"]), str(own["n"])])
+    head = [
+        "attribute",
+        "asked for",
+        "strength chosen",
+        "control, tuning prompts",
+        "control, other occupations",
+        "kept, other occupations",
+        "n, others",
+    ]
+    fill(DOCS / "using.md", "strength", table(head, rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--modules", type=Path, default=Path("runs/main_job/modules"))
+    parser.add_argument("--out", type=Path, default=Path("runs/strength"))
+    arguments = parser.parse_args()
+    result = {"command": "python -m benchmarks.strength", "library": respodiff.__version__}
+    publish(result | {"chosen": chosen(arguments.modules, arguments.out)})
+
+
+if __name__ == "__main__":
+    main()
