@@ -175,7 +175,7 @@ def publish(found: dict[str, Any]) -> None:
             for r in m["rows"]
         ]
         told = "; ".join(
-            f"{q}: known words {c['known']:.2f}, other words {c['new'] if c['n'][1] else float('nan'):.2f}, no {c['no']:.2f} "
+            f"{q}: yes {c['known']:.2f}, yes by words left out {format(c['new'], '.2f') if c['n'][1] else '-'}, no {c['no']:.2f} "
             f"(n = {', '.join(map(str, c['n']))}), {'can' if c['tells'] else 'cannot'} tell"
             for q, c in m["checked"].items()
         )

@@ -1,7 +1,7 @@
-"""Phrases that the gate is measured on: no occupation, template, thing or stating word of these is in a composed prompt of its fit.
+"""Phrases that the gate is measured on: no occupation or template of these is in a composed prompt of its fit, and where a row says so no word.
 
-What is listed and what is not is kept apart: shipped words (``data/gate.json``) that are only looked for may be among them, and a gate that
-goes by words is right about those by construction.
+"Listed words" are in no composed prompt, but looked for (``data/gate.json``): a gate that goes by words is right about those by construction, and
+what the encoder alone makes of them is how far it goes beyond the words that it was fitted on.
 """
 
 from __future__ import annotations
@@ -45,8 +45,20 @@ UNLISTED_PEOPLE = (
 STATING: dict[str, dict[str, tuple[str, ...]]] = {
     "gender": {
         "words of the fit": ("male {}", "female {}", "{} who is a man", "{} who is a woman", "nonbinary {}", "gender neutral {}"),
-        "listed words": ("gentlemen", "ladies", "{} with his dog", "{} in her office", "policewoman", "genderfluid {}", "grandma", "nun"),
-        "unlisted words": ("gentleman", "lady", "lad", "lass", "masculine {}", "feminine {}", "guy", "heiress", "matriarch", "bloke"),
+        "listed words": (
+            "gentleman",
+            "lady",
+            "guy",
+            "masculine {}",
+            "feminine {}",
+            "{} with his dog",
+            "{} in her office",
+            "policewoman",
+            "genderfluid {}",
+            "grandma",
+            "nun",
+        ),
+        "unlisted words": ("heiress", "matriarch", "bloke", "damsel", "patriarch", "tomboy", "debutante", "womanly {}", "manly {}"),
     },
     "tone": {
         "words of the fit": ("{} with dark skin", "{} with light skin", "dark skinned {}", "pale skinned {}", "{} with tan skin"),

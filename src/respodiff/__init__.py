@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from respodiff.concepts import Concept, concept
     from respodiff.config import GenerateConfig, TrainConfig
     from respodiff.evaluation import evaluate
+    from respodiff.gate import gated
     from respodiff.generation import generate
     from respodiff.imports import import_folder
     from respodiff.judges import load_judge
@@ -33,6 +34,7 @@ _HOME = {
     "GenerateConfig": "config",
     "applied": "methods",
     "method": "methods",
+    "gated": "gate",
     "generate": "generation",
     "import_folder": "imports",
     "load_judge": "judges",
@@ -57,6 +59,7 @@ __all__ = [
     "concept",
     "evaluate",
     "fit",
+    "gated",
     "generate",
     "import_folder",
     "load",

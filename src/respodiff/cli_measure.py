@@ -93,6 +93,7 @@ def _shares_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[A
 def _lines(result: dict[str, Any]) -> list[str]:
     lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
     lines += [f"note: {problem}" for problem in result["problems"]]
+    lines += [f"left as they are, as the prompt states {name} or has no people: {k} pictures" for name, k in result["gated"].items()]
     for name, d in result["devrat"].items():
         floor = "" if d is None else f", noise floor {d['floor']:.3f}"
         lines.append(f"DevRat {name}: {shown(d)}{floor}")

@@ -18,6 +18,8 @@ class Encoder:
 
     def __init__(self, pipe: Any) -> None:
         self.tokenizer, self.model = pipe.tokenizer, pipe.text_encoder
+        meta = self.model.device.type == "meta"  # offloaded: it is moved when it is called
+        self.device = pipe._execution_device if meta else self.model.device
         depth = int(self.model.config.num_hidden_layers)
         self.layers = sorted({round(k * depth / 4) for k in range(5)})
 
@@ -33,7 +35,7 @@ class Encoder:
                 max_length=self.model.config.max_position_embeddings,
                 return_tensors="pt",
             )
-            states = self.model(found.input_ids.to(self.model.device), output_hidden_states=True).hidden_states
+            states = self.model(found.input_ids.to(self.device), output_hidden_states=True).hidden_states
             rows = torch.stack([states[k] for k in self.layers], 2).to("cpu", torch.float32).numpy()
             for ids, mask, row in zip(found.input_ids.tolist(), found.attention_mask, rows, strict=True):
                 end = int(mask.sum()) - 1

