@@ -62,7 +62,7 @@ def evaluate(
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
     judged = judge_all(run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin)
-    names = [a if isinstance(a, str) else a.name for a in attributes]
+    names = [(concepts.attribute(a) if isinstance(a, str) else a).name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
     return summarise(judged.only(names), Settings(n_boot=n_boot, seed=seed, confusion=known))
 
