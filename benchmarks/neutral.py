@@ -89,7 +89,7 @@ def measured(bench: Bench, told: Mapping[str, Any], prompts: Sequence[str]) -> d
         modules = modules_on(bench.pipe, prompt, bench.out)
         result = bench.run(prompt.replace(" ", "-"), people, modules, images=IMAGES)
         expected = [next(r for r in t["candidates"] if r["neutral"] == prompt) for t in told.values()]
-        result |= {"both": both_of(told, prompt), "cosine_foretold": sum(r["cosine_to_own"] for r in expected) / len(expected)}
+        result |= {"both": both_of(told, prompt), "cosine_foretold": sum(r["cosine_to_own"]["mean"] for r in expected) / len(expected)}
         rows[prompt] = result | {"cosine": cosine(modules, first)}
     return rows
 

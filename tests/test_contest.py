@@ -217,3 +217,13 @@ def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path)
         plan(methods=("respodiff:long",))
     with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
         plan(groups=("king",)).asked()
+
+
+def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    changes: dict[str, Any] = {"attribute": "tone*gender", "methods": ("prompt",), "images": 6, "prompts": 2}
+    run = contest(tiny_pipe, tmp_path, **changes)
+    assert "*" not in run.path_of("prompt", run.plan.concepts[0]).name and len(run.plan.concepts) == 6
+    list(run.run())
+    records = RunFolder(run.settings()[1].folder / "suite").records()
+    assert sorted(r.asked("gender*tone") for r in records) == sorted([c.name for c in run.plan.concepts] * 2)
+    assert publish(run, judge)["rows"][1]["control"]["n"] == 12

@@ -18,7 +18,7 @@ from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser, repeat
 from respodiff.metrics.bootstrap import ratio_draws
 from respodiff.neutral import Candidate, _latents, weigh
-from respodiff.neutral_choice import choice, command, lines
+from respodiff.neutral_choice import choice, command, cosine, lines
 from respodiff.rollouts import Rollouts
 
 WOMAN = concept("woman")
@@ -86,10 +86,11 @@ def test_the_direction_is_the_way_down_of_the_loss(tiny_pipe: Any, lab: Any, obj
         with shifted(denoiser.model, lambda _h: (r, slice(0, len(at.z))), denoiser.site):
             return float((predicted(denoiser, "a person", at.z, at.t) - target).square().sum() / 2)
 
-    v = found.direction / found.direction.norm()
-    slope = (loss(0.5 * v[None]) - loss(-0.5 * v[None])) / 1.0
-    assert -slope == pytest.approx(float(found.direction.norm()), rel=0.05)
-    assert -1 <= found.halves <= 1
+    way = found.push.sum(0)
+    v = way / way.norm()
+    slope = loss(0.5 * v[None]) - loss(-0.5 * v[None])
+    assert -slope == pytest.approx(float(way.norm()), rel=0.05)
+    assert found.push.shape == (12, 64, 4, 4) and torch.equal(found.units, at.unit)
 
 
 def test_weighing_leaves_the_pipeline_as_it_was_and_repeats(tiny_pipe: Any) -> None:
@@ -97,7 +98,7 @@ def test_weighing_leaves_the_pipeline_as_it_was_and_repeats(tiny_pipe: Any) -> N
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     first, second = (weighed(tiny_pipe, "a person", "someone") for _ in range(2))
     for a, b in zip(first, second, strict=True):
-        assert (a.residual, a.distance, a.shares) == (b.residual, b.distance, b.shares) and torch.equal(a.direction, b.direction)
+        assert (a.residual, a.distance, a.shares) == (b.residual, b.distance, b.shares) and torch.equal(a.push, b.push)
     assert all(p.requires_grad and p.grad is None for p in unet.parameters())
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
@@ -106,7 +107,7 @@ def test_weighing_leaves_the_pipeline_as_it_was_and_repeats(tiny_pipe: Any) -> N
 
 def test_of_more_alternatives_each_has_a_share(tiny_pipe: Any) -> None:
     (found,) = weighed(tiny_pipe, "a person", chosen=concept("dark"), spatial="no")
-    assert len(found.shares) == 3 and sum(found.shares) == pytest.approx(1) and found.direction.shape == (64, 1, 1)
+    assert len(found.shares) == 3 and sum(found.shares) == pytest.approx(1) and found.push.shape == (18, 64, 1, 1)
     assert len(found.residual[0]) == 6, "two rollouts of each, though fewer were asked for"
 
 
@@ -118,6 +119,7 @@ def test_of_more_alternatives_each_has_a_share(tiny_pipe: Any) -> None:
         (WOMAN, [], SUBJECTS, r"candidates is \[\]; give at least one prompt"),
         (WOMAN, ["a person", " "], SUBJECTS, "none of them empty"),
         (WOMAN, ["a person"], ["a cook", "a cook"], "subjects has 'a cook' twice"),
+        (WOMAN, ["a person"], ["a cook"], "subjects is 'a cook' alone; give two or more"),
         (WOMAN, ["a person " * 40], SUBJECTS, "tokens; this model takes 32"),
     ],
 )
@@ -129,7 +131,7 @@ def test_refusals(tiny_pipe: Any, chosen: Concept, candidates: list[str], subjec
 # --- the rule ---
 
 
-def made(prompt: str, residual: float, distance: float, direction: list[float], halves: float = 0.9) -> Candidate:
+def made(prompt: str, residual: float, distance: float, push: list[float]) -> Candidate:
     """A candidate whose figures vary by a tenth over units, in the same way for all candidates."""
     spread = [0.9, 1.0, 1.1, 1.0]
     return Candidate(
@@ -137,8 +139,8 @@ def made(prompt: str, residual: float, distance: float, direction: list[float], 
         ([residual * x for x in spread], [1.0] * 4),
         ([distance * x for x in spread], [1.0] * 4),
         [0.4, 0.6],
-        torch.tensor(direction),
-        halves,
+        torch.tensor(push).reshape(-1, 1, 1, 1),
+        torch.arange(len(push)),
     )
 
 
@@ -167,11 +169,24 @@ def test_differences_are_of_the_same_units() -> None:
     assert less == pytest.approx({"mean": -0.005, "low": -0.005, "high": -0.005, "n": 4})
 
 
-def test_the_choice_matters_where_directions_differ_more_than_halves_of_one() -> None:
-    one, other = made("a person", 0.4, 0.6, [1.0, 0.0], 0.95), made("a human", 0.4, 0.6, [0.8, 0.6], 0.9)
+def test_the_choice_matters_where_pushes_differ() -> None:
+    one, other, third = (made(p, 0.4, 0.6, push) for p, push in (("a person", [3.0, 4.0]), ("a human", [4.0, 3.0]), ("x", [4.0, 0.0])))
     found = choice([one, other], WOMAN)
-    assert found["lowest_cosine"] == pytest.approx(0.8) and found["noise_cosine"] == 0.9 and found["matters"]
-    assert found["cosines"]["a human"] == pytest.approx({"a person": 0.8, "a human": 1.0})
+    assert found["lowest"]["cosine"] == pytest.approx(24 / 25) and not found["matters"]
+    assert found["cosines"]["a human"] == pytest.approx({"a person": 24 / 25, "a human": 1.0})
+    found = choice([one, other, third], WOMAN)
+    assert found["lowest"]["cosine"] == pytest.approx(12 / 20) and found["matters"]
+    assert sorted(found["lowest"]["pair"]) == ["a person", "x"]
+    assert found["candidates"][0]["cosine_to_own"] == {"mean": 1.0, "low": 1.0, "high": 1.0, "n": 2}
+
+
+def test_pushes_are_compared_latent_beside_latent() -> None:
+    """Two latents of one rollout with opposite pushes cancel in the sum, and still agree between prompts."""
+    one = replace(made("a person", 0.4, 0.6, [1.0, -1.0, 2.0]), units=torch.tensor([0, 0, 1]))
+    found = cosine(one, replace(one, push=2 * one.push))
+    assert (found["mean"], found["low"], found["high"], found["n"]) == (1.0, 1.0, 1.0, 2)
+    opposite = cosine(one, replace(one, push=torch.tensor([1.0, -1.0, -2.0]).reshape(-1, 1, 1, 1)))
+    assert opposite["mean"] == pytest.approx((1 + 1 - 4) / 6) and opposite["low"] == -1 and opposite["high"] == 1
 
 
 def test_intervals_are_bootstraps_over_units() -> None:
@@ -200,9 +215,9 @@ def test_the_command(tiny: None) -> None:
     given = ["neutral", "--concept", "woman", "--candidates", "someone, a human,a person", "--subjects", "a doctor,a cook", *sets]
     result = last_json(respodiff(*given, "--json"))
     assert [row["neutral"] for row in result["candidates"]] == ["a person", "someone", "a human"]
-    assert set(result) >= {"recommended", "matters", "cosines", "lowest_cosine", "noise_cosine"} and result["own"] == "a person"
+    assert set(result) >= {"recommended", "matters", "cosines", "lowest"} and result["own"] == "a person"
     words = respodiff(*given).stdout
-    assert "neutral prompt" in words and "cosine of two candidates' directions" in words and "respodiff train --model embedded" in words
+    assert "neutral prompt" in words and "training sets out most differently" in words and "respodiff train --model embedded" in words
 
 
 @pytest.mark.parametrize("name", ["woman", "dark", "woman*dark"])

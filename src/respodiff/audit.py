@@ -112,7 +112,7 @@ def _ranking(
     for (name, group, row), p, adjusted in zip(pairs, ps, holm(ps), strict=True):
         concepts, n = list(run.attributes[name]), sum(row)
         found = skew_band(row, wanted[name], each)
-        far = max(range(len(row)), key=lambda i: (abs(row[i] / n - wanted[name][i]), row[i]))
+        far = max(range(len(row)), key=lambda i: (round(abs(row[i] / n - wanted[name][i]), 9), row[i]))
         out.append(
             {
                 "attribute": name,

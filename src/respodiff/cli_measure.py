@@ -146,9 +146,11 @@ def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | Non
     """Judge what has not been judged (new runs, new pictures, new attributes), so that a report needs one command."""
     from respodiff.evaluation import judge_all
     from respodiff.judged import open_parts, unanswered
+    from respodiff.products import JOIN
+    from respodiff.products import parts as parts_of
     from respodiff.reporting import split_label
 
-    names = asked[0] or []
+    names = [JOIN.join(sorted(parts_of(name))) for name in asked[0] or []]  # as products are called
     missing = [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]
     if not missing:
         return

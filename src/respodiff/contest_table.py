@@ -74,7 +74,7 @@ def rows_of(contest: Contest, settings: Settings | None = None) -> list[dict[str
     for i, (setting, entry) in enumerate(zip(contest.settings(), main, strict=True)):
         row: dict[str, Any] = {"method": setting.method, "strength": setting.strength, "label": setting.label, "n": entry.summary["n"]}
         if contest.plan.kind == "fairness":
-            row |= _fairness(entry, main[0], other["stated"][i], contest.plan.attribute, settings)
+            row |= _fairness(entry, main[0], other["stated"][i], contest.plan.whole.name, settings)
         else:
             row |= _safety(entry, {suite: block[i] for suite, block in other.items()})
         out.append(row | _costs(contest, setting))

@@ -69,7 +69,7 @@ def evaluate(
     judged = judge_all(
         run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin, group_shares=group_shares
     )
-    names = [a if isinstance(a, str) else a.name for a in attributes]
+    names = [(concepts.attribute(a) if isinstance(a, str) else a).name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
     return summarise(judged.only(names), Settings(n_boot=n_boot, seed=seed, confusion=known))
 

@@ -7,7 +7,8 @@ near what is steered later:
 - residual: sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2 with the best weights w (summing to 1) at every latent of the
   alternatives' rollouts. A neutral score is the posterior-weighted mean of the alternatives' scores, so that 0 is a prompt they make up.
 - distance: sum |e(y) - e(s)|^2 / sum |e(s) - e()|^2 on the rollouts of every subject: 1 is as far from "a doctor" as no prompt at all.
-- direction: -dL/dr at r = 0, L the loss of RAM: where training on y sets out. Where candidates' directions agree, the choice hardly matters.
+- push: -dL/dr at r = 0 of every latent, L the loss of RAM: where training on y sets out. Where candidates' pushes agree, the choice hardly
+  matters.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ class Candidate:
     Attributes:
         residual: over rollouts of the alternatives. distance: over subjects.
         shares: with which the alternatives make up its score over all latents, target first (`respodiff.rollouts.mixture`).
-        direction: (C, H, W) float32 on the CPU. halves: cosine of the directions of two halves of the rollouts: 1 without noise.
+        push: (N, C, H, W) float32 on the CPU, of latents of the alternatives. units: the rollout that each is of, (N,).
     """
 
     prompt: str
     residual: Ratio
     distance: Ratio
     shares: list[float]
-    direction: Tensor
-    halves: float
+    push: Tensor
+    units: Tensor
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def _check(concept: Concept, candidates: Sequence[str], subjects: Sequence[str])
             raise ValueError(f"{name} is {list(prompts)}; give at least one prompt, none of them empty")
         if twice := [p for p in prompts if list(prompts).count(p) > 1]:
             raise ValueError(f"{name} has {twice[0]!r} twice; give each prompt once")
+    if len(subjects) < 2:
+        raise ValueError(f"subjects is {subjects[0]!r} alone; give two or more, as intervals are over them")
 
 
 def _weighed(
@@ -138,8 +141,8 @@ def _candidate(rollouts: Rollouts, prompt: str, condition: Condition, mixed: _La
         residual = _by_unit(torch.tensor(left), mixed.unit), _by_unit(_squares(score - mixed.empty), mixed.unit)
         apart = [_squares(rollouts.predict_all(a.z, a.t, condition).float() - a.scores[0]).sum().item() for a in asked]
         whole = [_squares(a.scores[0] - a.empty).sum().item() for a in asked]
-    first, second = _halves(rollouts, condition, mixed, _target(rollouts.config, score, mixed))
-    return Candidate(prompt, residual, (apart, whole), mixture(score, mixed.scores).tolist(), first + second, _cosine(first, second))
+    push = _push(rollouts, condition, mixed, _target(rollouts.config, score, mixed))
+    return Candidate(prompt, residual, (apart, whole), mixture(score, mixed.scores).tolist(), push, mixed.unit)
 
 
 def _unexplained(score: Tensor, alternatives: Sequence[Tensor]) -> float:
@@ -167,22 +170,14 @@ def _target(config: TrainConfig, score: Tensor, at: _Latents) -> Tensor:
     return TARGETS[config.objective][0](roles, config.target_guidance)
 
 
-def _halves(rollouts: Rollouts, condition: Condition, at: _Latents, target: Tensor) -> tuple[Tensor, Tensor]:
-    """-dL/dr at r = 0 of the even and of the odd rollouts, each (C, H, W): L = sum |e[r](y) - target|^2 / 2."""
+def _push(rollouts: Rollouts, condition: Condition, at: _Latents, target: Tensor) -> Tensor:
+    """-dL/dr at r = 0 of every latent, (N, C, H, W) on the CPU: L = |e[r](y) - target|^2 / 2."""
     denoiser, config = rollouts.denoiser, rollouts.config
     shape = denoiser.shape if config.spatial == "yes" else (denoiser.shape[0], 1, 1)
     found = []
-    for half in (0, 1):
-        r = torch.zeros(1, *shape, device=denoiser.device, requires_grad=True)
-        for rows in torch.nonzero(at.unit % 2 == half)[:, 0].split(config.rollout_batch):
-            chosen = rows.to(at.z.device)
-            call = partial(denoiser, at.z[chosen], at.t[chosen], repeat(condition, len(rows)))
-            prediction, _ = observed(denoiser.model, call, r, denoiser.site)
-            ((prediction.float() - target[chosen]).square().sum() / 2).backward()
-        assert r.grad is not None
-        found.append(-r.grad[0].float().cpu())
-    return found[0], found[1]
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    return float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+    for z, t, wanted in zip(*(x.split(config.rollout_batch) for x in (at.z, at.t, target)), strict=True):
+        r = torch.zeros(len(z), *shape, device=denoiser.device, requires_grad=True)
+        prediction, _ = observed(denoiser.model, partial(denoiser, z, t, repeat(condition, len(z))), r, denoiser.site)
+        (pulled,) = torch.autograd.grad((prediction.float() - wanted).square().sum() / 2, r)
+        found.append(-pulled.float().cpu())
+    return torch.cat(found)

@@ -12,13 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from respodiff.concepts import Concept
-from respodiff.metrics.bootstrap import ratio_draws, stretch
-from respodiff.neutral import Candidate, _cosine
+from respodiff.metrics.bootstrap import ratio_draws, stretch, summed_draws
+from respodiff.neutral import Candidate
 
 LEVEL = 0.95
+SAME = 0.9
+"""Pushes of two prompts count as the same from this cosine on: 26 degrees. A convention, no finding."""
 Floats = NDArray[np.float64]
 
 
@@ -27,8 +30,8 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
 
     Returns:
         ``candidates`` (each with residual, distance and both, as {mean, low, high, n}, ``less_own``: both less that of the own prompt,
-        ``shares`` of the alternatives, ``cosine_to_own``, ``halves``), ``cosines`` (prompt -> prompt -> cosine of directions),
-        ``matters``, ``recommended``.
+        ``shares`` of the alternatives, ``cosine_to_own`` with its interval), ``cosines`` (prompt -> prompt -> cosine of pushes),
+        ``lowest`` (the pair that differs most, and its cosine), ``matters``, ``recommended``.
 
     Raises:
         ValueError: the first candidate is not the concept's own prompt.
@@ -50,20 +53,33 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
                 "both": _interval(*d["both"], LEVEL, len(c.distance[0])),
                 "less_own": less,
                 "shares": dict(zip((concept.target, *concept.opposites), c.shares, strict=True)),
-                "cosine_to_own": _cosine(c.direction, found[0].direction),
-                "halves": c.halves,
+                "cosine_to_own": cosine(c, found[0], n_boot=n_boot, seed=seed),
             }
         )
-    cosines = {a.prompt: {b.prompt: _cosine(a.direction, b.direction) for b in found} for a in found}
-    lowest = min(value for row in cosines.values() for value in row.values())
+    cosines = {a.prompt: {b.prompt: cosine(a, b, n_boot=1)["mean"] for b in found} for a in found}
+    value, *pair = min((cosines[a.prompt][b.prompt], a.prompt, b.prompt) for a in found for b in found)
     better = [row for row in rows[1:] if row["less_own"]["high"] < 0]
     best = min(better, key=lambda row: row["both"]["mean"]) if better else rows[0]
-    out = {"concept": concept.name, "own": concept.neutral, "candidates": rows, "cosines": cosines, "lowest_cosine": lowest}
-    return out | {
-        "noise_cosine": min(c.halves for c in found),
-        "matters": lowest < min(c.halves for c in found),
-        "recommended": best["neutral"],
-    }
+    out = {"concept": concept.name, "own": concept.neutral, "candidates": rows, "cosines": cosines}
+    return out | {"lowest": {"pair": pair, "cosine": value}, "matters": value < SAME, "recommended": best["neutral"]}
+
+
+def cosine(a: Candidate, b: Candidate, *, n_boot: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Cosine of two prompts' pushes, latent beside latent: sum <a_i, b_i> / (sum |a_i|^2 sum |b_i|^2)^(1/2), with a bootstrap over rollouts."""
+    x, y = (c.push.flatten(1).double() for c in (a, b))
+    units = int(a.units.max()) + 1
+    products = torch.stack([(x * y).sum(1), (x * x).sum(1), (y * y).sum(1)], 1)
+    sums = torch.zeros(units, 3, dtype=torch.float64).index_add(0, a.units, products).numpy()
+    drawn = summed_draws(sums, n_boot=n_boot, seed=seed)
+    point, draws = _ratio(sums.sum(0), 1.0), _ratio(drawn, _ratio(sums.sum(0), 1.0))
+    found = _interval(float(point), stretch(draws, point, units, LEVEL), LEVEL, units)
+    return found | {"low": max(-1.0, found["low"]), "high": min(1.0, found["high"])}
+
+
+def _ratio(sums: Floats, otherwise: float | Floats) -> Floats:
+    """Cosines (...) from sums <a, b>, |a|^2, |b|^2 (..., 3); ``otherwise`` where a prompt gives no push at all."""
+    length = np.sqrt(sums[..., 1] * sums[..., 2])
+    return np.where(length > 0, sums[..., 0] / np.where(length > 0, length, 1.0), otherwise)
 
 
 def _draws(c: Candidate, n_boot: int, seed: int, level: float) -> dict[str, tuple[float, Floats]]:
@@ -92,11 +108,10 @@ def lines(result: dict[str, Any], concept: Concept, model: str) -> list[str]:
         less = "own" if row["less_own"] is None else _signed(row["less_own"])
         draws = " ".join(f"{share:.2f}" for share in row["shares"].values())
         cells = f"{_shown(row['residual']):<22}  {_shown(row['distance']):<22}  {less:<24}  {draws:<14}"
-        out.append(f"{row['neutral']:<{width}}  {cells}  {row['cosine_to_own']:.2f}")
-    noise = (
-        f"lowest cosine of two candidates' directions {result['lowest_cosine']:.2f}, of two halves of one's {result['noise_cosine']:.2f}"
-    )
-    out.append(f"{noise}: " + ("the choice matters" if result["matters"] else "within noise, the choice hardly matters"))
+        out.append(f"{row['neutral']:<{width}}  {cells}  {_shown(row['cosine_to_own'])}")
+    pair, value = result["lowest"]["pair"], result["lowest"]["cosine"]
+    says = "the choice matters" if result["matters"] else "the choice hardly matters"
+    out.append(f"training sets out most differently on {pair[0]!r} and {pair[1]!r}: cosine {value:.2f}, {says}")
     if result["recommended"] == result["own"]:
         out.append(f"stay with {result['own']!r}: no candidate is better beyond its interval")
         return [*out, shlex.join(["respodiff", "train", "--model", model, "--concept", concept.name, "--out", _file(concept)])]
