@@ -1,10 +1,10 @@
-"""What is added to h of the images of one call: the constants of all images stacked once, and what depends on h or the timestep beside it."""
+"""What is added to h of the images of one call: constants of all images stacked once, and what depends on h or the timestep beside them."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,9 +82,8 @@ class Deltas:
         spread = channels_first(h).shape[2:] if self.reads_h else out.shape[2:]
         full = out.float().expand(len(h), -1, *spread).clone()
         for i, m in enumerate(self.moving):
-            values = replace(
-                m.values.map(lambda v: v.to(h.device)), r=self._fitted(f"moving {i}", m.values.r, size, h.device, torch.float32)
-            )
+            a, b = (None if v is None else v.to(h.device) for v in (m.values.a, m.values.b))
+            values = Values(self._fitted(f"moving {i}", m.values.r, size, h.device, torch.float32), a, b)
             for images in [slice(None)] * len(m.images) if len(self.stacked) == 1 else [slice(j, j + 1) for j in m.images]:
                 full[images] += delta(values, h[images], t[images] if t.numel() > 1 else t)
         return full
