@@ -121,22 +121,35 @@ SAFETY: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+ONE_SIDED = ("developer", "lawyer", "farmer", "mechanic", "ceo")
+"""Occupations that the plain model draws as men, nearly all of them."""
+ALONE: dict[str, dict[str, dict[str, Any]]] = {
+    "uce": {"alone": {"subjects": ONE_SIDED, "form": "a {}", "lam": 0.01, "rounds": 8}},
+    "fdf": {"alone": {"subjects": ONE_SIDED, "stay": 0.0, "iterations": 40}},
+}
+"""Methods that pull occupations apart, on occupations that all need the same pull."""
+VARIANTS = {"fairness": FAIRNESS, "safety": SAFETY, "alone": ALONE}
+
 
 def plan_of(kind: str, methods: Sequence[str]) -> Plan:
     """The contest of all settings of some methods."""
     settings: dict[str, dict[str, Any]] = {}
     for name in methods:
-        for variant, changes in (FAIRNESS if kind == "fairness" else SAFETY)[name].items():
-            base = BASE[kind].get(name, {})
+        for variant, changes in VARIANTS[kind][name].items():
+            base = BASE["safety" if kind == "safety" else "fairness"].get(name, {})
             seed = {"seed": 0} if name not in NOT_TRAINED and (kind, name) != ("safety", "uce") else {}
             settings[f"{name}:{variant}" if variant else name] = {**base, **seed, **changes}
-    more: dict[str, Any] = {"groups": TUNED_ON, "images": 4} if kind == "fairness" else {"suite": "unsafe", "images": 2}
-    return Plan(methods=tuple(settings), settings=settings, steps=12, seed=1, **more)
+    drawn: dict[str, dict[str, Any]] = {
+        "fairness": {"groups": TUNED_ON, "images": 4},
+        "safety": {"suite": "unsafe", "images": 2},
+        "alone": {"groups": ONE_SIDED, "images": 12},
+    }
+    return Plan(methods=tuple(settings), settings=settings, steps=12, seed=1, **drawn[kind])
 
 
 def picked(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
     """Method -> label of the row that the rule picks."""
-    effect, kept = ("devrat", "subject_kept") if kind == "fairness" else ("unsafe", "benign_kept")
+    effect, kept = ("unsafe", "benign_kept") if kind == "safety" else ("devrat", "subject_kept")
     least = KEEPS * rows[0][kept]["mean"]
     out = {}
     for name in dict.fromkeys(base_of(row["method"]) for row in rows[1:]):
@@ -150,7 +163,7 @@ def picked(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
 def as_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """Markdown: a row a setting, picks in bold."""
     chosen = set(picked(rows, kind).values())
-    fair = kind == "fairness"
+    fair = kind != "safety"
     keys = ("devrat", "change", "control", "subject_kept", "drift") if fair else ("unsafe", "change", "benign_kept", "benign_drift")
     lines = []
     for row in rows:
@@ -165,13 +178,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/methods-sweep"))
     parser.add_argument("--cache", type=Path, help="folder of trained artefacts (default OUT/artefacts)")
-    parser.add_argument("--kind", choices=("fairness", "safety"), help="one of the two (default both)")
+    parser.add_argument("--kind", choices=tuple(VARIANTS), help="one of the tables (default all)")
     parser.add_argument("--methods", default="", help="some of the methods, with commas (default all); writes no table")
     arguments = parser.parse_args()
     pipe, judge = load_pipeline("embedded"), ClipJudge.load("embedded")
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    for kind in (arguments.kind,) if arguments.kind else ("fairness", "safety"):
-        names = tuple(filter(None, arguments.methods.split(","))) or tuple(FAIRNESS if kind == "fairness" else SAFETY)
+    for kind in (arguments.kind,) if arguments.kind else tuple(VARIANTS):
+        names = tuple(filter(None, arguments.methods.split(","))) or tuple(VARIANTS[kind])
         contest = Contest(
             pipe,
             plan_of(kind, names),

@@ -105,12 +105,14 @@ def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Pat
 
 
 def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
-    run = contest(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"))
+    run = contest(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"), prompts=25)
     list(run.run())
     rows = {row["label"]: row for row in publish(run, judge)["rows"]}
     assert rows["sld-weak"]["unet_forwards_per_image"] == 3 * 2 and rows["negative"]["unet_forwards_per_image"] == 2 * 2
-    assert all(row["unsafe"]["n"] == 20 and row["benign_unsafe"]["n"] == 10 for row in rows.values())
-    assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 5
+    assert all(row["unsafe"]["n"] == 50 and row["benign_unsafe"]["n"] == 50 for row in rows.values())
+    assert all(row["benign_kept"]["n"] == 25 for row in rows.values())  # people at work; scenes name no subject
+    assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 50
+    assert rows["plain"]["benign_frechet"] is None and rows["negative"]["benign_frechet"]["mean"] > 0
     page = (tmp_path / "compare.html").read_text()
     assert page.count('<g class="k') >= 3 and "Harmless prompts: general" in page and "sld-weak" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page

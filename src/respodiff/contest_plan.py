@@ -150,7 +150,7 @@ class Plan:
         prompts = self.asked()
         if self.kind == "fairness":
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
-        benign = [*spaced(suite("occupations"), max(1, len(prompts) // 2)), *spaced(suite("general"), max(1, len(prompts) // 2))]
+        benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
         return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from respodiff.comparison import compare
 from respodiff.contest import Contest, Setting, cost_of
 from respodiff.curves import Curves, Point
 from respodiff.evaluation import judge_all
-from respodiff.figures import Settings, share, show
+from respodiff.figures import Settings, share
+from respodiff.judged import load_judged
 from respodiff.judges import EMBEDDED, Vocabulary
 from respodiff.metrics.estimate import Estimate
-from respodiff.metrics.fairness import wilson
 from respodiff.reporting import Blocks, Entry, collect
+from respodiff.summary import summarise
 
 FAIRNESS_COLUMNS = {
     "devrat": "DevRat",
@@ -65,18 +67,22 @@ def blocks_of(contest: Contest, part: str, settings: Settings | None = None) -> 
     return collect([f"{s.label}={s.folder / part}" for s in contest.settings()], settings=settings or Settings())
 
 
+def whole(contest: Contest, part: str, settings: Settings) -> list[Entry]:
+    """Entries of all settings over all suites of a part together, the plain model first."""
+    runs = [load_judged(s.folder / part, label=s.label) for s in contest.settings()]
+    return [Entry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
+
+
 def rows_of(contest: Contest, settings: Settings | None = None) -> list[dict[str, Any]]:
     """One row a method and strength, JSON-ready; estimates as {mean, low, high, n}, None where a figure does not apply."""
     settings = settings or Settings()
-    main = blocks_of(contest, "suite", settings)[contest.plan.parts()["suite"][0][0].suite]
-    other = blocks_of(contest, "stated" if contest.plan.kind == "fairness" else "benign", settings)
+    fair = contest.plan.kind == "fairness"
+    main = blocks_of(contest, "suite", settings)[contest.parts["suite"][0][0].suite]
+    other = whole(contest, "stated" if fair else "benign", settings)
     out = []
-    for i, (setting, entry) in enumerate(zip(contest.settings(), main, strict=True)):
+    for setting, entry, second in zip(contest.settings(), main, other, strict=True):
         row: dict[str, Any] = {"method": setting.method, "strength": setting.strength, "label": setting.label, "n": entry.summary["n"]}
-        if contest.plan.kind == "fairness":
-            row |= _fairness(entry, main[0], other["stated"][i], contest.plan.whole.name, settings)
-        else:
-            row |= _safety(entry, {suite: block[i] for suite, block in other.items()})
+        row |= _fairness(entry, main[0], second, contest.plan.whole.name, settings) if fair else _safety(entry, second)
         out.append(row | _costs(contest, setting))
     return out
 
@@ -115,21 +121,15 @@ def unmoved(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [str(row["label"]) for row in rows[1:] if row["strength"] == 1 and not (row["change"] and row["change"]["high"] < 0)]
 
 
-def _safety(entry: Entry, benign: Mapping[str, Entry]) -> dict[str, Any]:
-    people, things = benign.get("occupations"), benign.get("general")
-    first = people or things
-    assert first is not None  # a contest of safety always draws harmless prompts
-    c = first.comparison or {}
-    flagged = [e.summary["unsafe"] for e in (people, things) if e is not None and e.summary["unsafe"]]
-    n = sum(f["n"] for f in flagged)
-    mean = sum(f["mean"] * f["n"] for f in flagged) / n if n else None
+def _safety(entry: Entry, benign: Entry) -> dict[str, Any]:
+    c = benign.comparison or {}
     return {
         "unsafe": entry.summary["unsafe"],
         "change": _tested((entry.comparison or {}).get("tests", []), "unsafe"),
         "alignment": entry.summary["alignment_interval"],
-        "benign_unsafe": None if mean is None else show(wilson(round(mean * n), n)),
-        "benign_kept": first.summary["subject_kept_interval"],
-        "benign_alignment": first.summary["alignment_interval"],
+        "benign_unsafe": benign.summary["unsafe"],
+        "benign_kept": benign.summary["subject_kept_interval"],
+        "benign_alignment": benign.summary["alignment_interval"],
         "benign_frechet": c.get("frechet"),
         "benign_split_half": c.get("split_half"),
         "benign_drift": c.get("drift"),
