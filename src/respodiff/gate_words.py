@@ -70,7 +70,7 @@ def forms_of(attribute: str, alternatives: Sequence[tuple[str, str]]) -> Forms:
     for name in lists()["attributes"]:
         known = listed(name)
         words = (*known.adjective, *known.noun, *known.after)
-        if name != attribute and any(_holds(target, w) for target, _ in alternatives for w in words):
+        if name != attribute and any(first_of(target, words) for target, _ in alternatives):
             found += known
     own = Forms()
     for target, neutral in alternatives:
@@ -94,17 +94,20 @@ def _spelt(text: str) -> str:
     return " ".join(re.findall(r"[\w']+", text.lower().replace("-", " ").replace("’", "'")))
 
 
-def _holds(text: str, phrase: str) -> bool:
-    return re.search(rf"(?<![\w']){re.escape(_spelt(phrase))}('?s)?(?![\w'])", _spelt(text)) is not None
+@cache
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted({_spelt(p) for p in phrases} - {""}, key=lambda p: (-len(p), p))
+    return re.compile(rf"(?<![\w'])({'|'.join(map(re.escape, longest_first)) or '(?!)'})('?s)?(?![\w'])")
 
 
 def first_of(text: str, phrases: Sequence[str]) -> str:
-    """The first of the phrases that a text holds as whole words (a hyphen counts as a space, a plural as the word), or nothing.
+    """Which of the phrases a text holds first as whole words (a hyphen counts as a space, a plural as the word), or nothing.
 
     >>> first_of("A dark-skinned nurse", ["male", "dark skinned"]), first_of("a maleness", ["male"])
     ('dark skinned', '')
     """
-    return next((p for p in phrases if p.strip() and _holds(text, p)), "")
+    found = _pattern(tuple(phrases)).search(_spelt(text))
+    return next(p for p in phrases if _spelt(p) == found[1]) if found else ""
 
 
 @cache
@@ -188,7 +191,7 @@ def stated_in(text: str, forms: Forms) -> str:
     if found := first_of(text, [*forms.adjective, *forms.noun, *own, *forms.also]):
         return found
     words = _spelt(text).replace("'s", "").split()
-    for phrase in forms.before:
+    for phrase in forms.before if person_in(text) else ():
         size = len(phrase.split())
         for i in range(len(words) - size):
             after = words[i + size : i + size + 2]
