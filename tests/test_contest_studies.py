@@ -51,3 +51,6 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
 def test_an_unknown_study_is_refused(tmp_path: Path) -> None:
     wrong = respodiff("compare", "--study", "ablations", "--out", str(tmp_path))
     assert wrong.returncode == 2 and "--study is 'ablations'; allowed: ablation, axes" in wrong.stderr
+    for more in (("--methods", "plain"), ("--suite", "unsafe")):
+        wrong = respodiff("compare", "--study", "ablation", *more, "--out", str(tmp_path))
+        assert wrong.returncode == 2 and "--study is 'ablation', which brings its own methods, of fairness" in wrong.stderr

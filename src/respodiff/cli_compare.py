@@ -64,6 +64,8 @@ def compare(
     some, groups = _which(prompts or ("untuned" if (model, suite) == ("embedded", "occupations") else "all"), suite, TUNED_ON)
     own = _settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {})
     if study:
+        if kind == "safety" or methods.strip() != "all":
+            raise ValueError(f"--study is {study!r}, which brings its own methods, of fairness; leave out --methods and --suite {suite}")
         chosen = study_of(study)
         own = {name: own.get(base_of(name), {}) | changes for name, changes in chosen.settings(model == "embedded").items()}
         names, strength = tuple(own), strength or list(chosen.strengths)
@@ -153,14 +155,14 @@ def _run(contest: Any, make: Callable[[], Any], workers: int) -> None:
     )
     from respodiff.contest_workers import run
 
-    said = ""
+    said: set[str] = set()
     with Progress(*columns, console=words, transient=True, disable=not words.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
         for step in run(make, contest, workers):
             bar.update(task, description=step.what, completed=step.done, total=step.total)
-            if step.what != said and not words.is_terminal:
+            if step.what not in said and not words.is_terminal:
                 words.print(step.what)
-                said = step.what
+                said.add(step.what)
 
 
 def _shown(out: Path, rows: Sequence[Any], kind: str) -> str:
