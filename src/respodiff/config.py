@@ -36,6 +36,10 @@ class GenerateConfig:
         long_prompts: ``refuse`` prompts with more tokens than the model reads, or ``cut`` their ends off, with one warning.
         gate: ``off``, or ``auto``: prompts that state an attribute themselves, or have no people, get no concept of it (`respodiff.gate`);
             or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
+        match: share of the steps after which is read what each noise leans to (at least the first step); a prompt's draws are then handed to
+            the noises that lean to them (`respodiff.handing`). 0 reads nothing and hands out by chance.
+        ease: factor on the strength where the noise leans to the drawn concept by itself; counts where ``match`` is above 0.
+        release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 
     images: int = 10
@@ -51,6 +55,9 @@ class GenerateConfig:
     own_settings: bool = False
     long_prompts: Literal["refuse", "cut"] = "refuse"
     gate: str | Sequence[str] = "off"
+    match: float = 0.0
+    ease: float = 1.0
+    release: float = 0.0
 
     def __post_init__(self) -> None:
         _check("own_settings", self.own_settings, isinstance(self.own_settings, bool), "True, False")
@@ -61,6 +68,10 @@ class GenerateConfig:
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("strength", "safety_strength", "guidance"):
             _check(name, getattr(self, name), _finite(getattr(self, name)), "a finite number")
+        _check("ease", self.ease, _finite(self.ease), "a finite number")
+        for name in ("match", "release"):
+            value = getattr(self, name)
+            _check(name, value, _finite(value) and 0 <= value < 1, "0 to below 1")
         if self.guidance < 0:
             raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 
 from respodiff.adapters import adapter, backbone
-from respodiff.cells import axes, taken
+from respodiff.cells import axes
 from respodiff.config import GenerateConfig
-from respodiff.gate import attribute_of, gate_jobs
+from respodiff.doses import Doses
+from respodiff.gate import gate_jobs
+from respodiff.handing import handed
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.methods.artefact import Entry, artefact_misfits
 from respodiff.methods.base import applied
@@ -83,9 +85,11 @@ def generate(
     check_steps(pipe, config.steps)
     jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
     jobs = gate_jobs(pipe, jobs, [*modules, *safety], config.gate)
+    doses = Doses(drawn, always, config)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
-    return _draw(pipe, [job for job in jobs if job.id not in done], drawn, always, config, folder)
+    todo = handed(pipe, jobs, drawn, config, done) if config.match and drawn else (job for job in jobs if job.id not in done)
+    return _draw(pipe, todo, doses, config, folder)
 
 
 def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
@@ -131,7 +135,16 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
     return folder.create(settings, LATER_SETTINGS)
 
 
-LATER_SETTINGS = {"own_settings": False, "long_prompts": "refuse", "suite_digest": "", "gate": "off", "group_shares": None}
+LATER_SETTINGS = {
+    "own_settings": False,
+    "long_prompts": "refuse",
+    "suite_digest": "",
+    "gate": "off",
+    "group_shares": None,
+    "match": 0.0,
+    "ease": 1.0,
+    "release": 0.0,
+}
 """What counts for a run folder that was written before these settings were."""
 
 
@@ -150,17 +163,14 @@ def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safet
 
 def _draw(
     pipe: Any,
-    todo: Sequence[Job],
-    drawn: Mapping[str, Mapping[str, Entry]],
-    always: Sequence[Entry],
+    todo: Iterable[Job],
+    doses: Doses,
     config: GenerateConfig,
     folder: RunFolder | None,
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    scaled = {a: {n: m.scale(config.strength) for n, m in group.items()} for a, group in drawn.items()}
-    added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
-        rows = [[*taken(scaled, job.concepts), *_kept(job, added)] for job in batch]
+        rows = [doses.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
         with applied(pipe, rows), _unsaid_twice(pipe):
@@ -174,15 +184,11 @@ def _draw(
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
-            used = [*taken(drawn, job.concepts), *_kept(job, always)]
-            record = replace(_record(job, config, used), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest)
+            record = replace(
+                _record(job, config, doses.used(job)), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest
+            )
             record = replace(record, width=image.width, height=image.height)
             yield (folder.add(record, image) if folder else record), image
-
-
-def _kept(job: Job, always: Sequence[Entry]) -> list[Entry]:
-    """What is added to every picture, without what was made of a whole attribute that the gate keeps from this one."""
-    return [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.gated]
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRecord:
@@ -199,6 +205,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRec
         method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
         concepts=job.concepts,
         gated=dict(job.gated),
+        leans=list(job.leans),
         modules=[m.digest for m in used],
         strength=config.strength,
         safety_strength=config.safety_strength,

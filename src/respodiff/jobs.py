@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ class Job:
     Attributes:
         concepts: attribute -> concept that the policy drew; a cell of a product as its parts.
         gated: attribute -> why nothing of it is drawn (`respodiff.gate`).
+        leans: attributes of which the noise leans to the drawn concept by itself (`respodiff.handing`).
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -42,6 +43,7 @@ class Job:
     size: Size | None = None
     own_seed: int | None = None
     gated: Mapping[str, str] = field(default_factory=dict)
+    leans: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -106,14 +108,15 @@ def check_steps(pipe: Any, steps: int) -> None:
         raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
 
 
-def batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
-    """The jobs in batches of at most ``most``, each of one guidance and one size; otherwise in their order."""
+def batches(jobs: Iterable[Job], most: int) -> Iterator[Sequence[Job]]:
+    """The jobs in batches of at most ``most``, each of one guidance and one size; a batch comes as soon as it is full."""
     alike: dict[tuple[float, Size | None], list[Job]] = {}
     for job in jobs:
-        alike.setdefault((job.guidance, job.size), []).append(job)
-    for group in alike.values():
-        for start in range(0, len(group), most):
-            yield group[start : start + most]
+        batch = alike.setdefault((job.guidance, job.size), [])
+        batch.append(job)
+        if len(batch) == most:
+            yield alike.pop((job.guidance, job.size))
+    yield from alike.values()
 
 
 def own_size(pipe: Any, prompt: Prompt) -> Size | None:

@@ -6,6 +6,7 @@ One ``.safetensors`` file: tensors ``ram`` and ``sam`` of shape (C, H, W), of fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from respodiff.tensor_file import (
 
 __all__ = ["FORMAT", "HEADER_KEY", "ConceptModule", "Header", "load", "tensor_digest"]
 
+RELEASE_BINS = 20
+"""Parts of the timesteps in which a module can be released; more where its own bins ask for it."""
 MAPS = ("ram_a", "ram_b", "sam_a", "sam_b")
 
 
@@ -108,6 +111,31 @@ class ConceptModule:
             raise ValueError(f"strength is {strength}; allowed: any finite number")
         maps = {k: t * strength if k.endswith("_a") else t for k, t in self.maps.items()}
         return replace(self, ram=self.ram * strength, sam=self.sam * strength, maps=maps)
+
+    def released(self, share: float) -> ConceptModule:
+        """The same, but nothing at the last ``share`` of the timesteps, at the clean end: the model finishes the picture by itself.
+
+        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in parts
+        of a twentieth or finer.
+
+        Raises:
+            ValueError: for a share below 0, or of 1 and more, and for form ``lowrank``, whose map has no bins.
+        """
+        if not 0 <= share < 1:
+            raise ValueError(f"release is {share}; allowed: 0 (steer every step) to below 1")
+        if share == 0:
+            return self
+        if self.maps:
+            raise ValueError(
+                f"module {self.name!r} is of form 'lowrank', which reads h at every step; release one of another form, or none"
+            )
+        count = len(self.part("ram").r)
+        bins = math.lcm(count, RELEASE_BINS)
+        ram, sam = (self.part(name).r.repeat_interleave(bins // count, 0) for name in ("ram", "sam"))
+        gone = min(bins - 1, round(share * bins))
+        for r in (ram, sam):
+            r[:gone] = 0
+        return replace(self, ram=ram, sam=sam)
 
     def without_sam(self) -> ConceptModule:
         """RAM alone (the paper's first ablation)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -104,7 +104,7 @@ class _Steering:
     added at the site is kept per thread. ``entries`` is the number of images that the deltas were given for, None for any number.
     """
 
-    def __init__(self, pipe: Any, deltas: Deltas, entries: int | None) -> None:
+    def __init__(self, pipe: Any, deltas: Deltas | _Reader, entries: int | None) -> None:
         self.pipe, self.deltas, self.entries = pipe, deltas, entries
         self.thread, self.call = threading.get_ident(), threading.local()
         self.live, self.warned = True, False
@@ -210,3 +210,29 @@ class _Steering:
 def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     sample: Tensor = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
     return sample
+
+
+class _Reader:
+    """Stands where `Deltas` stands, adds nothing, and shows h of the conditional rows to a function."""
+
+    stacked, moving, reads_h = None, (), True
+
+    def __init__(self, seen: Callable[[Tensor], None]) -> None:
+        self.seen = seen
+
+    def at(self, _size: tuple[int, int], h: Tensor, _t: Tensor) -> None:
+        self.seen(h)
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+
+
+@contextmanager
+def watched(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
+    """While active, every call of the model shows h (B, C, H, W) or (B, N, C) of its conditional rows to ``seen``; nothing is changed.
+
+    Raises:
+        ValueError: for a compiled model, which shows nothing.
+    """
+    with _Steering(pipe, _Reader(seen), None).attached():
+        yield

@@ -1,0 +1,90 @@
+"""A policy's draws handed to the noises that lean to them: counts stay as drawn, and pictures change less for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from respodiff.config import GenerateConfig
+from respodiff.jobs import Job, batches
+from respodiff.leaning import Moment, matched, means, read, scores
+from respodiff.methods.artefact import Entry
+from respodiff.noise import start
+from respodiff.products import asked
+
+Groups = Mapping[str, Mapping[str, Entry]]
+"""Attribute (or product of attributes) -> concept -> what draws it."""
+Scores = Mapping[str, np.ndarray[Any, Any]]
+"""Attribute -> how far one picture leans to each of its concepts, (K,)."""
+
+
+def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfig, done: set[str]) -> Iterator[Job]:
+    """The jobs that are not done, with the draws of each prompt handed out anew by leaning (`respodiff.leaning`).
+
+    Every prompt keeps the concepts that the policy drew for it, and how often. Of several attributes the cells of a picture stay together.
+    A prompt is read as a whole when its first picture is due; prompts of which every picture is done, or that draw nothing, are not.
+
+    Args:
+        groups: what is drawn. done: ids of pictures that the run folder holds.
+    """
+    reader = _Reader(pipe, groups, config)
+    for _, those in groupby(jobs, key=lambda job: job.prompt.id):
+        of_prompt = list(those)
+        todo = [job.id for job in of_prompt if job.id not in done]
+        if todo and any(job.concepts for job in of_prompt):
+            of_prompt = _handed_out(of_prompt, reader.leanings(of_prompt), groups)
+        yield from (job for job in of_prompt if job.id in todo)
+
+
+def _handed_out(jobs: Sequence[Job], found: Sequence[Scores], groups: Groups) -> list[Job]:
+    """The jobs of one prompt, each with the draw that it was handed and the attributes that its noise leans to."""
+    order = matched(np.array([[_worth(own, other, groups) for other in jobs] for own in found]))
+    out = []
+    for job, own, j in zip(jobs, found, order, strict=True):
+        new = replace(job, concepts=jobs[j].concepts)
+        out.append(replace(new, leans=tuple(a for a, group in groups.items() if _place(new, a, group) == int(own[a].argmax()))))
+    return out
+
+
+class _Reader:
+    """Reads leanings, and keeps the means that they are measured from."""
+
+    def __init__(self, pipe: Any, groups: Groups, config: GenerateConfig) -> None:
+        self.pipe, self.groups, self.config = pipe, groups, config
+        self.calls = max(1, round(config.match * config.steps))
+        self.centres: dict[tuple[str, Moment], Tensor] = {}
+
+    def leanings(self, jobs: Sequence[Job]) -> list[Scores]:
+        """Of every picture of one prompt how far its noise leans to each concept."""
+        out: list[Scores] = []
+        for batch in batches(jobs, self.config.batch):
+            moment = Moment(self.calls, self.config.steps, batch[0].guidance, batch[0].size)
+            latents, generators = zip(*(start(self.pipe, self.config, job) for job in batch), strict=True)
+            h = read(self.pipe, [job.prompt.text for job in batch], torch.cat(latents), moment, generators)
+            rows = {a: scores(h, self._means(a, moment)) for a in self.groups}
+            out += [{a: rows[a][i] for a in self.groups} for i in range(len(batch))]
+        return out
+
+    def _means(self, attribute: str, moment: Moment) -> Tensor:
+        if (attribute, moment) not in self.centres:
+            targets = [m.header.target for m in self.groups[attribute].values()]
+            self.centres[attribute, moment] = means(self.pipe, targets, moment, self.config.batch)
+        return self.centres[attribute, moment]
+
+
+def _worth(own: Scores, drawn: Job, groups: Groups) -> float:
+    """The sum of a picture's scores for the concepts of a draw."""
+    places = {a: _place(drawn, a, group) for a, group in groups.items()}
+    return float(sum(own[a][k] for a, k in places.items() if k is not None))
+
+
+def _place(job: Job, attribute: str, group: Mapping[str, Entry]) -> int | None:
+    """Which concept of an attribute a job draws; None where it draws none."""
+    name = asked(job.concepts, attribute)
+    return None if name is None else list(group).index(name)

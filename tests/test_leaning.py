@@ -1,0 +1,174 @@
+"""What a noise leans to, draws handed out by it, eased strength and released steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from respodiff import leaning
+from respodiff.config import GenerateConfig
+from respodiff.generation import counted, generate
+from respodiff.jobs import Job, batches
+from respodiff.leaning import Moment, matched, means, read, scores
+from respodiff.module_file import ConceptModule
+from respodiff.records import Prompt, RunFolder
+from respodiff.steering import steer
+
+Make = Callable[..., ConceptModule]
+Pipe = StableDiffusionPipeline
+
+
+@pytest.fixture(autouse=True)
+def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaning.means, "__defaults__", (12, 3))
+
+
+def settings(**changes: Any) -> GenerateConfig:
+    return GenerateConfig(**{"images": 6, "steps": 4, "match": 0.25, **changes})
+
+
+def test_the_handing_is_worth_the_most_of_all_permutations() -> None:
+    worth = np.random.default_rng(0).normal(size=(5, 5))
+    best = max(permutations(range(5)), key=lambda order: sum(worth[i, j] for i, j in enumerate(order)))
+    assert matched(worth) == list(best)
+
+
+def test_scores_rank_by_distance_to_the_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, centres = torch.randn(7, 12, generator=generator), torch.randn(3, 12, generator=generator)
+    nearest = torch.cdist(h, centres).argmin(1)
+    assert scores(h, centres).argmax(1).tolist() == nearest.tolist()
+
+
+def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[torch.Tensor] = []
+    handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, out: seen.append(out.clone()))
+    tiny_pipe(["a cat", "a dog"], latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+    handle.remove()
+    with counted(tiny_pipe.unet) as forwards:
+        h = read(tiny_pipe, ["a cat", "a dog"], latents, Moment(3, 4, 3.0))
+    assert forwards == [12]  # three calls of two rows a picture, and the pipeline was stopped there
+    torch.testing.assert_close(h, seen[2][2:].flatten(1))
+
+
+def test_means_are_of_one_set_of_noises(tiny_pipe: Pipe) -> None:
+    found = means(tiny_pipe, ["a cat", "a cat", "a dog"], Moment(1, 4, 3.0), batch=2, rollouts=5)
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_matching_keeps_counts_noise_and_pictures_of_equal_draws(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    prompts = [Prompt(id=t, text=t, group=t) for t in ("a doctor", "a nurse")]
+    plain = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings(match=0.0))}
+    found = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings())}
+    assert plain.keys() == found.keys()
+    for prompt in prompts:
+        drawn = [Counter(r.concepts["gender"] for r, _ in run.values() if r.prompt_id == prompt.id) for run in (plain, found)]
+        assert drawn[0] == drawn[1] == {"woman": 3, "man": 3}
+    same = [k for k in plain if plain[k][0].concepts == found[k][0].concepts]
+    assert 0 < len(same) < len(plain)
+    assert all(np.abs(np.asarray(plain[k][1], int) - np.asarray(found[k][1], int)).max() <= 1 for k in same)
+
+
+def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    records = [r for r, _ in generate(tiny_pipe, ["a doctor"], modules, settings())]
+    from respodiff.noise import noise
+
+    latents = torch.cat([noise(tiny_pipe, 0, "a doctor", i) for i in range(6)])
+    moment = Moment(1, 4, 3.0)
+    own = scores(read(tiny_pipe, ["a doctor"] * 6, latents, moment), means(tiny_pipe, [m.header.target for m in modules], moment))
+    gap = own[:, 0] - own[:, 1]
+    women = [r.repeat for r in records if r.concepts["gender"] == "woman"]
+    assert set(women) == set(np.argsort(-gap)[:3].tolist())
+    assert [r.leans for r in records] == [["gender"] if (gap[r.repeat] > 0) == (r.repeat in women) else [] for r in records]
+
+
+def test_ease_is_the_strength_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
+    eased = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(ease=0.0))}
+    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(match=0.0))}
+    leaning_ids = [k for k, (r, _) in whole.items() if r.leans]
+    assert 0 < len(leaning_ids) < 6
+    for k in whole:
+        other = bare if k in leaning_ids else whole
+        assert np.abs(np.asarray(eased[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
+
+
+def test_a_resumed_run_hands_out_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    whole = [r.concepts for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings())]
+    first = generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings(batch=3), out=tmp_path / "run")
+    for _ in range(4):
+        next(first)
+    first.close()
+    rest = list(generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings(batch=3), out=tmp_path / "run"))
+    assert len(rest) < 12
+    assert [r.concepts for r in RunFolder(tmp_path / "run").records()] == whole
+
+
+def test_a_released_module_acts_early_alone(tiny_pipe: Pipe, make_module: Make) -> None:
+    module = make_module("woman", "gender", seed=1)
+    early = module.released(0.5)
+    assert early.form == "binned" and early.moves
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, row in (("none", None), ("whole", module), ("early", early)):
+        seen: list[torch.Tensor] = []
+        with steer(tiny_pipe, row):
+            handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out.clone()))
+            tiny_pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+            handle.remove()
+        found[name] = seen
+    added = [early.values.r[int(t) * 20 // 1000] for t in tiny_pipe.scheduler.timesteps]
+    assert [bool(a.any()) for a in added] == [True, True, False, False]
+    torch.testing.assert_close(found["early"][0], found["whole"][0])
+    assert not torch.equal(found["early"][3], found["none"][3])  # the way so far was steered
+
+
+@pytest.mark.parametrize(("bins", "share", "parts", "gone"), [(1, 0.4, 20, 8), (4, 0.4, 20, 8), (8, 0.25, 40, 10), (1, 0.999, 20, 19)])
+def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, share: float, parts: int, gone: int) -> None:
+    one = make_module("woman", "gender", seed=1)
+    many = one if bins == 1 else ConceptModule(*(torch.stack([t * i for i in range(1, bins + 1)]) for t in (one.ram, one.sam)), one.header)
+    found = many.released(share).values.r
+    assert len(found) == parts
+    assert not found[:gone].any()
+    for i in range(gone, parts):
+        torch.testing.assert_close(found[i], many.values.r[i * bins // parts])
+
+
+def test_what_cannot_be_is_refused_before_anything_is_drawn(tiny_pipe: Pipe, make_module: Make) -> None:
+    with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
+        GenerateConfig(match=1)
+    with pytest.raises(ValueError, match="release is -0.1; allowed: 0 to below 1"):
+        GenerateConfig(release=-0.1)
+    with pytest.raises(ValueError, match="ease is nan"):
+        GenerateConfig(ease=float("nan"))
+    with pytest.raises(ValueError, match="release is 1; allowed"):
+        make_module("woman", "gender", seed=1).released(1)
+    one = make_module("woman", "gender", seed=1)
+    maps = {"ram_a": torch.zeros(one.shape[0], 1), "ram_b": torch.zeros(one.shape[0], 1)}
+    with pytest.raises(ValueError, match="'woman' is of form 'lowrank'"):
+        generate(tiny_pipe, ["a doctor"], [ConceptModule(one.ram, one.sam, one.header, maps)], settings(release=0.4))
+
+
+def test_batches_come_as_soon_as_they_are_full() -> None:
+    def jobs() -> Any:
+        for i in range(5):
+            taken.append(i)
+            yield Job(Prompt(id="a", text="a"), i, {}, 3.0 if i % 2 == 0 else 4.0)
+
+    taken: list[int] = []
+    found = batches(jobs(), 2)
+    assert [job.repeat for job in next(found)] == [0, 2] and taken == [0, 1, 2]
+    assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
