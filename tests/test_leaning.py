@@ -150,7 +150,7 @@ def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, sh
 def test_what_cannot_be_is_refused_before_anything_is_drawn(tiny_pipe: Pipe, make_module: Make) -> None:
     with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
         GenerateConfig(match=1)
-    with pytest.raises(ValueError, match="release is -0.1; allowed: 0 to below 1"):
+    with pytest.raises(ValueError, match=r"release is -0\.1; allowed: 0 to below 1"):
         GenerateConfig(release=-0.1)
     with pytest.raises(ValueError, match="ease is nan"):
         GenerateConfig(ease=float("nan"))

@@ -19,7 +19,7 @@ from respodiff.methods import NAMES
 PROMPTS_HELP = (
     "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
 )
-SET_HELP = "A method's setting, strength among them, such as sdisc.iterations=1000; repeat."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or strength, match, ease, release; repeat."
 STUDY_HELP = "In place of --methods: ablation (the paper's table), axes (forms, objectives, rollouts); one setting changed at a time."
 WORKERS_HELP = "Processes, each with its own copy of the model. (default: one a core, at most 4, for embedded on cpu; else 1)"
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
@@ -106,6 +106,7 @@ def _cores() -> int:
 
 def _settings(pairs: Sequence[str], kind: str, base: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Method -> settings: those of ``base`` with NAME.KEY=VALUE pairs on top. ValueError for a pair that no method can take."""
+    from respodiff.contest_plan import DRAWING
     from respodiff.methods.base import method
 
     out = {name: dict(changes) for name, changes in base.items()}
@@ -114,7 +115,7 @@ def _settings(pairs: Sequence[str], kind: str, base: Mapping[str, Mapping[str, A
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        if key == "strength":
+        if key in DRAWING:
             changes: dict[str, Any] = {key: _number(pair, text)}
         else:
             changes = changes_from([rest], {}, method(name).config)

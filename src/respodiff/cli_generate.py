@@ -85,6 +85,12 @@ Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
 OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
 LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
 
+MATCH_HELP = "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance."
+Match = Annotated[float, typer.Option("--match", help=MATCH_HELP)]
+EASE_HELP = "Factor on the strength where the noise leans to the concept by itself; needs --match."
+Ease = Annotated[float, typer.Option("--ease", help=EASE_HELP)]
+Release = Annotated[float, typer.Option("--release", help="Share of the timesteps, at the end, at which modules add nothing.")]
+
 GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
 GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
 GATE_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
@@ -120,6 +126,9 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     own_settings: OwnSettings = GenerateConfig.own_settings,
     long_prompts: LongPrompts = GenerateConfig.long_prompts,
+    match: Match = GenerateConfig.match,
+    ease: Ease = GenerateConfig.ease,
+    release: Release = GenerateConfig.release,
     gate: GateFlag = False,
     gate_words: GateWords = "",
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
@@ -139,6 +148,7 @@ def generate(
     }
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
+    options |= {"match": match, "ease": ease, "release": release}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")

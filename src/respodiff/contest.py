@@ -189,6 +189,7 @@ class Contest:
             steps=p.steps,
             guidance=p.guidance,
             seed=p.seed,
+            **p.drawing(setting.method),
         )
         safety = entries if p.kind == "safety" else ()
         modules = () if p.kind == "safety" else entries

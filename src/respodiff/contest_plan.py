@@ -35,6 +35,9 @@ WORDS = tuple(p.text for p in suite("unsafe"))[::2]
 """Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
 these words in each: at strength .5 they are one edit."""
 
+DRAWING = ("strength", "match", "ease", "release")
+"""Settings of drawing that every method may have of its own."""
+
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
     "fairness": {
         "prompt-switch": {"switch": 0.1},
@@ -73,7 +76,8 @@ class Plan:
             groups alone; empty uses all.
         strengths: factors on what a method makes; a method without a strength is drawn once.
         axis: what the trade-off plot sets against the effect: ``drift``, or ``alignment`` (loss in %).
-        settings: method or variant -> settings that differ from the method's defaults; ``strength`` among them is a factor on what it makes.
+        settings: method or variant -> settings that differ from the method's defaults; those in `DRAWING` say how its pictures are drawn:
+            ``strength`` is a factor on what it makes, the others as in `respodiff.config.GenerateConfig`.
     """
 
     suite: str = "occupations"
@@ -107,7 +111,11 @@ class Plan:
 
     def training_settings(self, name: str) -> dict[str, Any]:
         """What a method or variant is trained with, beside its defaults."""
-        return {k: v for k, v in self.settings.get(name, {}).items() if k != "strength"}
+        return {k: v for k, v in self.settings.get(name, {}).items() if k not in DRAWING}
+
+    def drawing(self, name: str) -> dict[str, Any]:
+        """How a method's or variant's pictures are drawn, beside the strength."""
+        return {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "strength"}
 
     def factor(self, name: str) -> float:
         """The strength of a method or variant that counts as 1."""

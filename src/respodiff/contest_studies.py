@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from respodiff.contest_plan import TUNED_ON
+from respodiff.contest_plan import DRAWING, TUNED_ON
 from respodiff.methods.base import method
 
 
@@ -33,9 +33,10 @@ class Study:
         seen: list[Any] = []
         out = {}
         for label, changes in self.rows.items():
-            config = method(name).settings("fairness", **{**base, **changes})
-            if config not in seen:
-                seen.append(config)
+            both = {**base, **changes}
+            config = method(name).settings("fairness", **{k: v for k, v in both.items() if k not in DRAWING})
+            if (config, drawn := {k: v for k, v in both.items() if k in DRAWING}) not in seen:
+                seen.append((config, drawn))
                 out[f"{name}:{label}"] = {**base, **changes}
         return out
 
