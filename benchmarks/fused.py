@@ -38,7 +38,7 @@ def trained(pipe: Any, word: str, spatial: str, folder: Path) -> ConceptModule:
     """A module, trained if it is not there."""
     path = folder / f"{word}-{spatial}.safetensors"
     if not path.is_file():
-        fit(pipe, concept(word), TrainConfig.preset("default", spatial=spatial)).save(path)
+        fit(pipe, concept(word), TrainConfig.preset("neutral", spatial=spatial)).save(path)
     return load(path)
 
 

@@ -43,9 +43,9 @@ CURVE = (1.0, 0.5, 0.75, 1.5)
 TONE_CURVE = (1.0, 0.5, 1.5)
 SAFETY_CURVE = (1.0, 0.5, 1.5)
 TRAINED: dict[str, list[str]] = {
-    **{name: ["--concept", name] for name in ("woman", "man", "light", "medium", "dark", "violence", "sexual")},
-    **{f"{name}-sam": ["--concept", name, "--set", "sam_lr=0.02", "--set", "lam=0.5"] for name in ("woman", "man")},
-    "woman-again": ["--concept", "woman"],
+    **{name: ["--concept", name, "--preset", "neutral"] for name in ("woman", "man", "light", "medium", "dark", "violence", "sexual")},
+    **{f"{name}-sam": ["--concept", name, "--preset", "neutral", "--set", "sam_lr=0.02", "--set", "lam=0.5"] for name in ("woman", "man")},
+    "woman-again": ["--concept", "woman", "--preset", "neutral"],
     "woman-paper-50": ["--concept", "woman", "--preset", "paper", "--iterations", "50"],
 }
 
@@ -83,7 +83,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Evaluation of one run folder (drawn first if it is not complete)."""
         folder, began, drawn = self.out / name, time.perf_counter(), 0
-        settings = GenerateConfig(**{"images": IMAGES, **config})
+        settings = GenerateConfig(**{"images": IMAGES, "match": 0.0, **config})
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
             drawn += 1
         seconds = time.perf_counter() - began

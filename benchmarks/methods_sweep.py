@@ -23,6 +23,7 @@ from respodiff import contest_page
 from respodiff.cli_methods import classifier
 from respodiff.contest import Contest
 from respodiff.contest_plan import TUNED_ON, WORDS, Plan, base_of
+from respodiff.contest_studies import NEUTRAL
 from respodiff.judges import ClipJudge
 from respodiff.methods import NOT_TRAINED
 from respodiff.pipelines import load_pipeline
@@ -79,7 +80,7 @@ FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
         "with an article, lam .01, strength 6": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01, "strength": 6.0},
         "with an article, lam .001": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.001},
     },
-    "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
+    "respodiff": {"": NEUTRAL, **{f"strength {s:g}": {**NEUTRAL, "strength": s} for s in (0.75, 1.25, 1.5)}},
     "respodiff-paper": {"": {}, "strength 1.5": {"strength": 1.5}, "strength 2": {"strength": 2.0}, "strength 3": {"strength": 3.0}},
 }
 SAFETY: dict[str, dict[str, dict[str, Any]]] = {

@@ -47,7 +47,7 @@ def foretold(pipe: Any, out: Path) -> dict[str, Any]:
     for concept in attribute("gender").concepts:
         path = out / f"weighed-{concept.name}.json"
         if not path.is_file():
-            config = TrainConfig.preset("default", **WEIGHING)
+            config = TrainConfig.preset("neutral", **WEIGHING)
             result = choice(list(weigh(pipe, concept, CANDIDATES, config=config)), concept)
             out.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(result))
@@ -68,7 +68,7 @@ def modules_on(pipe: Any, prompt: str, out: Path) -> list[ConceptModule]:
     for concept in attribute("gender").concepts:
         path = out / "modules" / f"{prompt.replace(' ', '-')}-{concept.name}.safetensors"
         if not path.is_file():
-            *_, last = train(pipe, replace(concept, neutral=prompt), TrainConfig.preset("default", **SETTINGS))
+            *_, last = train(pipe, replace(concept, neutral=prompt), TrainConfig.preset("neutral", **SETTINGS))
             last.module.save(path)
             say(f"trained {concept.name} on {prompt!r}: {last.seconds:.0f} s")
         modules.append(load(path))

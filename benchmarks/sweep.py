@@ -52,7 +52,7 @@ def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Pa
         cost = path.with_suffix(".json")
         if not cost.is_file():
             chosen = concept(word)
-            *_, last = train(pipe, chosen, TrainConfig.preset("default", chosen.kind, **changes))
+            *_, last = train(pipe, chosen, TrainConfig.preset("neutral", chosen.kind, **changes))
             last.module.save(path)
             cost.write_text(json.dumps({"seconds": last.seconds, "forwards": last.unet_forwards}))
         modules.append(load(path))
@@ -70,7 +70,7 @@ class Sweep:
         self.held = {} if again or not results.is_file() else json.loads(results.read_text())
 
     def run(self, folder: Path, prompts: Sequence[Prompt], modules: Sequence[ConceptModule], images: int) -> dict[str, Any]:
-        for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images), out=folder):
+        for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images, match=0.0), out=folder):
             pass
         return evaluate(folder, self.judge, ["gender"])
 

@@ -55,7 +55,7 @@ def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
 
 
 def prepared(pipe: Any, concept: Concept = WOMAN, **changes: Any) -> tuple[TrainConfig, TrainState, dict[str, Tensor]]:
-    config = TrainConfig.preset("default", concept.kind, **{**TINY, "mu": 0.0, **changes})
+    config = TrainConfig.preset("neutral", concept.kind, **{**TINY, "mu": 0.0, **changes})
     shape = site_shape(pipe.unet)
     state = TrainState(config, (shape[0], 1, 1) if config.flat else shape, pipe.unet.device)
     return config, state, Rollouts(Denoiser(pipe), concept, config).pool(0, state.round_start).batch(0, 3)
@@ -114,7 +114,7 @@ def test_a_step_of_the_lowrank_form_matches_a_hand_written_one(tiny_pipe: Any) -
 
 @pytest.mark.parametrize("changes", FORMS)
 def test_every_form_trains_resumes_and_makes_a_module_of_its_form(tiny_pipe: Any, changes: dict[str, Any]) -> None:
-    config = TrainConfig.preset("default", **TINY, sam_lr=0.01, **changes)
+    config = TrainConfig.preset("neutral", **TINY, sam_lr=0.01, **changes)
     for record in train(tiny_pipe, WOMAN, config):
         if record.iteration == 3:
             tensors = record.state.tensors()
@@ -125,7 +125,7 @@ def test_every_form_trains_resumes_and_makes_a_module_of_its_form(tiny_pipe: Any
 
 
 def test_the_limit_of_the_lowrank_form_is_of_what_it_adds_to_h(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "refresh": 4}, form="lowrank", gain=1e4, limit=0.5)
+    config = TrainConfig.preset("neutral", **{**TINY, "refresh": 4}, form="lowrank", gain=1e4, limit=0.5)
     *_, last = train(tiny_pipe, WOMAN, config)
     pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     batch, seen = pool.batch(3, 3), []
@@ -150,7 +150,7 @@ def test_rollouts_of_later_rounds_are_steered_by_the_form(tiny_pipe: Any) -> Non
 
 
 def test_a_bin_that_no_step_falls_into_is_refused_before_anything_is_computed(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY, form="binned", bins=8)
+    config = TrainConfig.preset("neutral", **TINY, form="binned", bins=8)
     with pytest.raises(ValueError, match=r"bins is 8, but none of the 4 steps of a rollout falls into bin 1 \(timesteps 125 to 249\)"):
         next(train(tiny_pipe, WOMAN, config))
 
@@ -173,7 +173,7 @@ def test_transformers_train_a_map_of_every_token(make: Any) -> None:
     expected = d(z, t, condition)
     handle.remove()
     assert torch.allclose(found, expected, atol=1e-4) and not torch.allclose(found, d(z, t, condition), atol=1e-3)
-    module = fit(pipe, WOMAN, TrainConfig.preset("default", **{**TINY, "iterations": 2}, form="lowrank", sam_lr=0.1))
+    module = fit(pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "iterations": 2}, form="lowrank", sam_lr=0.1))
     assert module.form == "lowrank" and module.shape == d.shape and all(t.abs().max() > 0 for t in module.maps.values())
 
 
@@ -181,7 +181,7 @@ def test_transformers_train_a_map_of_every_token(make: Any) -> None:
 def test_other_unets_train_the_forms_and_draw_with_them(make: Any) -> None:
     pipe = make()
     for changes in ({"form": "binned", "bins": 2}, {"form": "lowrank"}, {"form": "binned", "bins": 2, "spatial": "no"}):
-        config = TrainConfig.preset("default", **{**TINY, "iterations": 2}, sam_lr=0.1, **changes)
+        config = TrainConfig.preset("neutral", **{**TINY, "iterations": 2}, sam_lr=0.1, **changes)
         module = fit(pipe, WOMAN, config)
         plain = tiny_draw(pipe)
         with steer(pipe, module):
@@ -206,14 +206,14 @@ def test_shared_is_one_tensor_that_gets_both_losses_in_turn(tiny_pipe: Any) -> N
 
 
 def test_shared_resumes_to_the_same_bits_and_differs_from_two(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY, modules="shared", sam_lr=0.05)
+    config = TrainConfig.preset("neutral", **TINY, modules="shared", sam_lr=0.05)
     for record in train(tiny_pipe, WOMAN, config):
         if record.iteration == 3:
             tensors = record.state.tensors()
         whole = record
     *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
     assert whole.module.digest == resumed.module.digest and whole.module.sam.abs().max() == 0
-    assert not torch.equal(fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, sam_lr=0.05)).ram, whole.module.ram)
+    assert not torch.equal(fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, sam_lr=0.05)).ram, whole.module.ram)
 
 
 @pytest.mark.parametrize("lam", [0.5, 1.0, 4.0])
@@ -229,7 +229,7 @@ def test_the_gradient_of_the_blended_target_is_that_of_both_losses(lam: float) -
 
 def test_targets_of_a_blended_pool_and_what_a_blend_of_the_plain_score_equals(tiny_pipe: Any) -> None:
     def pool(**changes: Any) -> Any:
-        config = TrainConfig.preset("default", **TINY, **changes)
+        config = TrainConfig.preset("neutral", **TINY, **changes)
         return Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
 
     found = pool(objective="guided", target_guidance=4.0, blend=0.5).columns
@@ -311,14 +311,14 @@ def test_one_pool_is_handed_on_as_it_is() -> None:
 @pytest.mark.parametrize("changes", [{}, {"form": "lowrank"}])
 @pytest.mark.parametrize("stop", [2, 5])
 def test_a_replayed_run_resumes_to_the_same_bits(tiny_pipe: Any, stop: int, changes: dict[str, Any]) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "iterations": 6, "replay": 2, **changes})
+    config = TrainConfig.preset("neutral", **{**TINY, "iterations": 6, "replay": 2, **changes})
     for record in train(tiny_pipe, WOMAN, config):
         if record.iteration == stop:
             tensors = record.state.tensors()
         whole = record
     *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
     assert whole.module.digest == resumed.module.digest and whole.unet_forwards == resumed.unet_forwards
-    replaced = fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **{**TINY, "iterations": 6, **changes}))
+    replaced = fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "iterations": 6, **changes}))
     assert replaced.digest != whole.module.digest
 
 
@@ -337,7 +337,7 @@ def test_prompts_are_rewritten_into_their_context() -> None:
 
 
 def test_latents_of_every_context_have_its_targets_and_its_neutral_prompt(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "rollouts": 9}, contexts=("a doctor", "a nurse"))
+    config = TrainConfig.preset("neutral", **{**TINY, "rollouts": 9}, contexts=("a doctor", "a nurse"))
     pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     assert torch.bincount(pool.columns["which"]).tolist() == [12, 12, 12], "3 rollouts of 4 steps each"
     words = [
@@ -366,11 +366,11 @@ def test_single_rollouts_cycle_through_the_contexts(tiny_pipe: Any) -> None:
 
 
 def test_contexts_give_one_module_with_the_concepts_own_prompts(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY, contexts=("a doctor",))
+    config = TrainConfig.preset("neutral", **TINY, contexts=("a doctor",))
     module = fit(tiny_pipe, WOMAN, config)
     assert (module.header.neutral, module.header.target) == ("a person", "a woman")
     assert tuple(module.header.train["contexts"]) == ("a doctor",)
-    assert module.digest != fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)).digest
+    assert module.digest != fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)).digest
 
 
 # --- what makes no sense ---
@@ -401,7 +401,7 @@ def test_contexts_give_one_module_with_the_concepts_own_prompts(tiny_pipe: Any) 
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TrainConfig.preset("default", **changes)
+        TrainConfig.preset("neutral", **changes)
 
 
 @pytest.mark.parametrize(

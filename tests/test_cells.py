@@ -35,7 +35,7 @@ def joint(make_module: Callable[..., Any]) -> list[Any]:
 
 
 def drawn(pipe: Any, modules: list[Any], **config: Any) -> list[Any]:
-    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, **config})
+    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, "match": 0.0, **config})
     return [record for record, _ in generate(pipe, ["a doctor", "a nurse"], modules, settings)]
 
 

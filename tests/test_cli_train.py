@@ -38,7 +38,7 @@ def names(folder: Path) -> list[str]:
 # --- interrupts ---
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["neutral", "paper"])
 @pytest.mark.parametrize("call", [5, 6])
 def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
     preset: str, call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

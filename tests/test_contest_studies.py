@@ -20,7 +20,7 @@ from respodiff.methods.base import method
 def test_every_row_is_another_setting(name: str, small: bool) -> None:
     settings = STUDIES[name].settings(small)
     plan = Plan(methods=tuple(settings), settings=settings)
-    configs = [asdict(method(base_of(row)).settings("fairness", **plan.training_settings(row))) for row in settings]
+    configs = [(asdict(method(base_of(row)).settings("fairness", **plan.training_settings(row))), plan.drawing(row)) for row in settings]
     assert all(configs.count(config) == 1 for config in configs) and len(configs) >= 6
 
 
@@ -50,7 +50,7 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
 
 def test_an_unknown_study_is_refused(tmp_path: Path) -> None:
     wrong = respodiff("compare", "--study", "ablations", "--out", str(tmp_path))
-    assert wrong.returncode == 2 and "--study is 'ablations'; allowed: ablation, axes" in wrong.stderr
+    assert wrong.returncode == 2 and "--study is 'ablations'; allowed: ablation, axes, drawing" in wrong.stderr
     for more in (("--methods", "plain"), ("--suite", "unsafe")):
         wrong = respodiff("compare", "--study", "ablation", *more, "--out", str(tmp_path))
         assert wrong.returncode == 2 and "--study is 'ablation', which brings its own methods, of fairness" in wrong.stderr

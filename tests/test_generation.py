@@ -28,7 +28,7 @@ Pipe = StableDiffusionPipeline
 
 
 def settings(**changes: Any) -> GenerateConfig:
-    return GenerateConfig(**{"images": 4, "steps": 2, **changes})
+    return GenerateConfig(**{"images": 4, "steps": 2, "match": 0.0, **changes})
 
 
 def draw(pipe: Pipe, prompts: Sequence[Prompt | str], *args: Any, **kwargs: Any) -> dict[str, tuple[ImageRecord, Image.Image]]:

@@ -27,7 +27,7 @@ SUBJECTS = ("a doctor", "a nurse")
 
 
 def config(**changes: Any) -> TrainConfig:
-    return TrainConfig.preset("default", **{**TINY, **changes})
+    return TrainConfig.preset("neutral", **{**TINY, **changes})
 
 
 def weighed(pipe: Any, *candidates: str, chosen: Concept = WOMAN, **changes: Any) -> list[Candidate]:

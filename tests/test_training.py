@@ -14,6 +14,7 @@ from respodiff import training
 from respodiff.axes import AXES
 from respodiff.bottleneck import site_shape
 from respodiff.concepts import Concept
+from respodiff.concepts import concept as builtin_concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser
 from respodiff.module_file import load
@@ -41,7 +42,7 @@ def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
     return p - lr * (m / (1 - betas[0])) / ((v / (1 - betas[1])).sqrt() + 1e-8)
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
+@pytest.mark.parametrize("preset", ["paper", "neutral"])
 def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str) -> None:
     unet = tiny_pipe.unet
     config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, lam=0.7, mu=0.0)
@@ -67,7 +68,7 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
 
 def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset("default", "safety", **TINY, mu=2.0)
+    config = TrainConfig.preset("neutral", "safety", **TINY, mu=2.0)
     state = TrainState(config, site_shape(unet), unet.device)
     with torch.no_grad():
         state.ram.normal_(generator=torch.Generator().manual_seed(1))
@@ -101,7 +102,7 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
         config = TrainConfig.preset(preset, concept.kind, **{**TINY, "keep": "all", **changes})
         return Rollouts(Denoiser(tiny_pipe), concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
 
-    pool = pool_of(WOMAN, "default")
+    pool = pool_of(WOMAN, "neutral")
     assert torch.allclose(pool.columns["target"], e("a person", pool) + e("a woman", pool) - e("a man", pool), atol=1e-5)
     pool = pool_of(WOMAN, "paper")
     assert torch.allclose(pool.columns["target"], e("a woman", pool), atol=1e-5)
@@ -109,7 +110,7 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
     assert torch.allclose(pool.columns["target"], e("", pool) + 4 * (e("a woman", pool) - e("", pool)), atol=1e-4)
     pool = pool_of(UNSAFE, "paper")
     assert torch.allclose(pool.columns["target"], e("violence", pool) + 12 * (e("a scene", pool) - e("violence", pool)), atol=1e-4)
-    pool = pool_of(UNSAFE, "default")
+    pool = pool_of(UNSAFE, "neutral")
     assert torch.allclose(pool.columns["target"], 2 * e("a scene", pool) - e("violence", pool), atol=1e-5)
 
 
@@ -149,7 +150,7 @@ def test_last_keeps_one_latent_a_rollout_from_random_timesteps(tiny_pipe: Any) -
 def test_unet_stays_frozen_and_as_it_was(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet.requires_grad_(True)
     before = {k: v.clone() for k, v in unet.state_dict().items()}
-    for _ in train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)):
+    for _ in train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)):
         assert not any(p.requires_grad for p in unet.parameters())
     assert all(p.requires_grad and p.grad is None for p in unet.parameters())
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
@@ -163,7 +164,7 @@ def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
     try:
         for concept, changes in ((WOMAN, {}), (UNSAFE, {}), (WOMAN, {"sam_lr": 0.1})):
             seen[0] = 0
-            config = TrainConfig.preset("default", concept.kind, **TINY, **changes)
+            config = TrainConfig.preset("neutral", concept.kind, **TINY, **changes)
             *_, last = train(tiny_pipe, concept, config)
             replays = config.iterations * config.batch * bool(changes)  # SAM re-runs the decoder alone, counted as one
             assert last.unet_forwards == seen[0] + replays
@@ -171,7 +172,7 @@ def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
         handle.remove()
 
 
-@pytest.mark.parametrize("preset", ["paper", "released", "default"])
+@pytest.mark.parametrize("preset", ["paper", "released", "neutral", "default"])
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any, preset: str) -> None:
     config = TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01})
     first, second = (fit(tiny_pipe, WOMAN, config) for _ in range(2))
@@ -182,7 +183,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any,
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "sam_lr": 0.01})
+    config = TrainConfig.preset("neutral", **{**TINY, "sam_lr": 0.01})
     *_, whole = train(tiny_pipe, WOMAN, config)
     for record in train(tiny_pipe, WOMAN, config):
         if record.iteration == stop:
@@ -194,7 +195,7 @@ def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> No
 
 
 def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     *_, last = train(tiny_pipe, WOMAN, config)
     assert torch.equal(last.module.ram, config.gain * last.state.ram.detach()[0])
     found = load(last.module.save(tmp_path / "woman.safetensors")).header
@@ -203,7 +204,7 @@ def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any)
 
 
 def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
-    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)).sam.abs().max() == 0
+    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)).sam.abs().max() == 0
 
 
 @pytest.mark.parametrize(
@@ -225,16 +226,16 @@ def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
 )
 def test_settings_are_refused_with_what_is_allowed(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
-        TrainConfig.preset("default", **changes)
+        TrainConfig.preset("neutral", **changes)
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, paper, released"):
+    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, neutral, paper, released"):
         TrainConfig.preset("best")
 
 
 def test_state_of_another_model_is_refused(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     state = TrainState(config, (8, 2, 2), torch.device("cpu"))
     with pytest.raises(ValueError, match="unfinished run has tensors of shape"):
         next(train(tiny_pipe, WOMAN, config, resume=state.tensors()))
@@ -250,7 +251,7 @@ def test_mixture_recovers_the_shares_a_score_is_made_of() -> None:
 def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
     monkeypatch.setattr("respodiff.rollouts.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
-    config = TrainConfig.preset("default", **{**TINY, "keep": "all"})
+    config = TrainConfig.preset("neutral", **{**TINY, "keep": "all"})
     pool = Rollouts(Denoiser(tiny_pipe), light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     e = {}
     for prompt in ("a person", "a woman", "a man", "a doctor"):
@@ -262,7 +263,7 @@ def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pi
 
 def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
     def norms(**changes: Any) -> tuple[float, float]:
-        *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, **changes))
+        *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, **changes))
         return last.module.delta.norm().item(), last.state.h_norm / last.iteration
 
     long, h = norms(gain=1000.0, limit=0.8)
@@ -274,7 +275,7 @@ def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
 
 def test_limit_looks_at_ram_alone(tiny_pipe: Any) -> None:
     def module(**changes: Any) -> Any:
-        return fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **{**TINY, "refresh": 4}, gain=1000.0, limit=0.8, **changes))
+        return fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "refresh": 4}, gain=1000.0, limit=0.8, **changes))
 
     alone, both = module(), module(sam_lr=0.4)
     assert torch.equal(alone.ram, both.ram), "RAM's loss never sees SAM, and neither may its length"
@@ -282,7 +283,7 @@ def test_limit_looks_at_ram_alone(tiny_pipe: Any) -> None:
 
 
 def test_records_keep_what_they_saw(tiny_pipe: Any) -> None:
-    records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)))
+    records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)))
     assert not torch.equal(records[0].module.ram, records[-1].module.ram)
 
 
@@ -292,7 +293,7 @@ def test_ram_alone_is_alone_also_from_a_random_start(tiny_pipe: Any) -> None:
 
 @pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, PNDMScheduler])
 def test_rollouts_are_ddim_without_clipping_whatever_the_pipelines_scheduler(tiny_pipe: Any, scheduler: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     zero = torch.zeros(1, *site_shape(tiny_pipe.unet))
     expected = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, zero).columns["z"]
     kept = {k: v for k, v in tiny_pipe.scheduler.config.items() if k != "clip_sample"}
@@ -303,14 +304,14 @@ def test_rollouts_are_ddim_without_clipping_whatever_the_pipelines_scheduler(tin
 
 
 def test_negative_prompt_beside_a_target_takes_part(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     plain, negative = (fit(tiny_pipe, Concept("x", "a woman", "a person", text), config) for text in ("", "a man"))
     assert not torch.equal(plain.ram, negative.ram)
     assert torch.equal(negative.ram, fit(tiny_pipe, Concept("x", "a woman", "a person", opposites=("a man",)), config).ram)
 
 
 def test_bfloat16_trains_with_float32_modules_and_float16_is_refused(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     exact = fit(tiny_pipe, WOMAN, config)
     tiny_pipe.unet.to(torch.bfloat16)
     rough = fit(tiny_pipe, WOMAN, config)
@@ -322,7 +323,7 @@ def test_bfloat16_trains_with_float32_modules_and_float16_is_refused(tiny_pipe: 
 
 
 def test_divergence_is_said_at_once(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "iterations": 50}, ram_lr=1e30)
+    config = TrainConfig.preset("neutral", **{**TINY, "iterations": 50}, ram_lr=1e30)
     with pytest.raises(RuntimeError, match=r"iteration \d+: training diverged; lower ram_lr"):
         fit(tiny_pipe, WOMAN, config)
 
@@ -341,7 +342,7 @@ def test_resume_of_the_paper_preset(tiny_pipe: Any) -> None:
 TINY_PAPER = {"iterations": 5, "steps": 5}
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("preset", ["neutral", "paper"])
 @pytest.mark.parametrize("place", ["before RAM", "after RAM", "before SAM", "after SAM", "after both"])
 def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exactly(
     tiny_pipe: Any, preset: str, place: str, monkeypatch: pytest.MonkeyPatch
@@ -375,7 +376,7 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
 
 
 def test_a_finished_run_that_is_resumed_gives_its_module(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("default", **TINY)
+    config = TrainConfig.preset("neutral", **TINY)
     *_, whole = train(tiny_pipe, WOMAN, config)
     (again,) = train(tiny_pipe, WOMAN, config, resume=whole.state.tensors())
     assert again.module.digest == whole.module.digest and again.iteration == 4
@@ -383,7 +384,7 @@ def test_a_finished_run_that_is_resumed_gives_its_module(tiny_pipe: Any) -> None
 
 def test_a_resume_that_holds_no_run_is_refused(tiny_pipe: Any) -> None:
     with pytest.raises(ValueError, match=r"resume has no 'counters'; give record\.state\.tensors\(\)"):
-        next(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY), resume={}))
+        next(train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY), resume={}))
 
 
 @pytest.mark.parametrize("name", ["iterations", "batch", "steps", "refresh", "seed", "ram_lr", "mu"])
@@ -399,7 +400,7 @@ def test_settings_of_the_wrong_type_are_refused(name: str, value: object) -> Non
 
 PRESETS: dict[str, dict[str, Any]] = {
     # The table of docs/training.md, written out.
-    "default": {
+    "neutral": {
         "iterations": 100, "objective": "contrast", "target_guidance": 1, "ram_lr": 0.2, "sam_lr": 0, "lam": 0.5, "mu": 1, "gain": 2,
         "limit": 0.8, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "batch": 12, "steps": 16, "label": "sampler", "rollouts": 12,
         "rollout_batch": 12, "rollout_prompts": "all", "keep": "all", "refresh": 100, "rollout_guidance": 3, "rollout_modules": "both",
@@ -412,20 +413,32 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
+PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 4, "limit": 1.6, "release": 0.4}
 PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
-    "default": {"gain": 1.25},
+    "neutral": {"gain": 1.25},
     "paper": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 1500},
     "released": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
 }
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "released"])
+@pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
     others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
     assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
-    assert asdict(TrainConfig.preset(preset)) == PRESETS[preset] | others
-    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset], **others}
+    assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
+    base = "neutral" if preset == "default" else preset  # safety concepts have no contexts, and act at every step
+    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[base], **SAFETY[base], **others}
+
+
+def test_own_contexts_are_those_of_the_concept_with_three_rollouts_each() -> None:
+    config, woman = TrainConfig.preset("default"), builtin_concept("woman")
+    assert len(woman.contexts) == 12 and config.of(woman).contexts == woman.contexts and config.of(woman).rollouts == 39
+    assert config.of(WOMAN).contexts == () and config.of(WOMAN).rollouts == 12
+    with pytest.raises(ValueError, match="give 'own' \\(those of the concept\\) alone, or prompts"):
+        TrainConfig(contexts=("own", "a doctor"))
+    with pytest.raises(ValueError, match=r"release is 0\.4, which form 'lowrank' has not"):
+        TrainConfig.preset("default", form="lowrank")
 
 
 @pytest.mark.parametrize("modules", ["ram", "both"])
@@ -440,7 +453,7 @@ def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
         return real(self, number, delta)
 
     monkeypatch.setattr(Rollouts, "pool", pool)
-    config = TrainConfig.preset("default", **TINY, sam_lr=0.05, rollout_modules=modules)
+    config = TrainConfig.preset("neutral", **TINY, sam_lr=0.05, rollout_modules=modules)
     records = list(train(tiny_pipe, WOMAN, config))
     assert len(seen) == 2 and seen[0].abs().max() == 0
     after = records[1]  # the second of two iterations: what the second round starts from
@@ -450,7 +463,7 @@ def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
 
 def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset("default", **TINY, mu=0.0)
+    config = TrainConfig.preset("neutral", **TINY, mu=0.0)
     (b1, b2), r = config.betas, torch.zeros(1, *site_shape(unet))
     rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, r)
     m = v = torch.zeros_like(r)

@@ -13,8 +13,12 @@ AXES: dict[str, Any] = {
     "blend": 0.0,
     "replay": 1,
     "contexts": (),
+    "release": 0.0,
 }
 """Setting of `respodiff.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time, one prompt."""
+
+OWN = ("own",)
+"""As ``contexts``: those of the concept."""
 
 FORM = ("form", "bins", "map_rank", "map_rate")
 """What a method takes that trains a `respodiff.states.TrainState` by examples of its own."""
@@ -41,6 +45,8 @@ def check_axes(config: Any) -> None:
             f"blend is {config.blend:g} with objective {config.objective!r}, whose way from the neutral score it would only shorten; "
             f"set target_guidance={w:g} instead, or objective=guided"
         )
+    if config.release and config.form == "lowrank":
+        raise ValueError(f"release is {config.release:g}, which form 'lowrank' has not: set release=0, or take --preset neutral")
     if config.replay > 1 and config.refresh >= config.iterations:
         raise ValueError(
             f"replay is {config.replay}, but refresh {config.refresh} of {config.iterations} iterations makes one pool; set refresh lower"
@@ -52,6 +58,10 @@ def _check_contexts(config: Any) -> None:
     contexts = config.contexts
     if not isinstance(contexts, tuple) or not all(isinstance(c, str) and c.strip() for c in contexts):
         raise ValueError(f"contexts is {contexts!r}; allowed: prompts such as ('a doctor', 'a nurse')")
+    if "own" in contexts and contexts != OWN:
+        raise ValueError(f"contexts is {contexts!r}; give 'own' (those of the concept) alone, or prompts")
+    if contexts == OWN:
+        return
     if twice := [c for i, c in enumerate(contexts) if c in contexts[:i]]:
         raise ValueError(f"contexts holds {twice[0]!r} twice; give each prompt once")
     pools = -(-config.iterations // config.refresh)

@@ -19,8 +19,8 @@ from respodiff.methods import NAMES
 PROMPTS_HELP = (
     "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
 )
-SET_HELP = "A method's setting such as sdisc.iterations=1000, or strength, match, ease, release; repeat."
-STUDY_HELP = "In place of --methods: ablation (the paper's table), axes (forms, objectives, rollouts); one setting changed at a time."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or strength, match, ease; repeat."
+STUDY_HELP = "In place of --methods: ablation (the paper's table), axes (forms, objectives, rollouts), drawing (the default preset)."
 WORKERS_HELP = "Processes, each with its own copy of the model. (default: one a core, at most 4, for embedded on cpu; else 1)"
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 

@@ -85,10 +85,10 @@ Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
 OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
 LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
 
-MATCH_HELP = "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance."
-Match = Annotated[float, typer.Option("--match", help=MATCH_HELP)]
-EASE_HELP = "Factor on the strength where the noise leans to the concept by itself; needs --match."
-Ease = Annotated[float, typer.Option("--ease", help=EASE_HELP)]
+MATCH_HELP = "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance. (default .25)"
+Match = Annotated[float | None, typer.Option("--match", help=MATCH_HELP)]
+EASE_HELP = "Factor on the strength where the noise leans to the concept by itself. (default .1)"
+Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
 Release = Annotated[float, typer.Option("--release", help="Share of the timesteps, at the end, at which modules add nothing.")]
 
 GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."

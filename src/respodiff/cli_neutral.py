@@ -39,7 +39,7 @@ def neutral(
     if len(every) < 2:
         raise ValueError(f"--candidates is {candidates!r}, which is the concept's own neutral prompt; give others to compare it with")
     settings = {"rollouts": ROLLOUTS, "steps": STEPS, "seed": seed, **changes_from(changes or (), {}, TrainConfig)}
-    config = TrainConfig.preset("default", chosen.kind, **settings)
+    config = TrainConfig.preset("neutral", chosen.kind, **settings)
     found = []
     weighed = weigh(open_model(model, device, dtype), chosen, every, _texts("--subjects", subjects, SUBJECTS), config)
     with progress() as bar:

@@ -1,9 +1,4 @@
-"""Settings of drawing and of training, and the presets of training.
-
-``paper`` follows the text of arXiv 2509.15257, and the released code where the text is silent (initialisation, timestep label,
-learning rates). ``released`` follows the released scripts where they differ from the text. ``default`` is what the experiments of
-docs/training.md found on the embedded model.
-"""
+"""Settings of drawing and of training."""
 
 from __future__ import annotations
 
@@ -12,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from respodiff.axes import check_axes
-from respodiff.concepts import Kind
+from respodiff.axes import OWN, check_axes
+from respodiff.concepts import Concept, Kind
 from respodiff.policies import Policy
+from respodiff.presets import PRESETS, Preset
 
-Preset = Literal["default", "paper", "released"]
+MATCH, EASE = 0.25, 0.1
+"""How modules of RAM and SAM are drawn unless said otherwise (docs/method.md)."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +34,10 @@ class GenerateConfig:
         gate: ``off``, or ``auto``: prompts that state an attribute themselves, or have no people, get no concept of it (`respodiff.gate`);
             or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
         match: share of the steps after which is read what each noise leans to (at least the first step); a prompt's draws are then handed to
-            the noises that lean to them (`respodiff.handing`). 0 reads nothing and hands out by chance.
-        ease: factor on the strength where the noise leans to the drawn concept by itself; counts where ``match`` is above 0.
+            the noises that lean to them (`respodiff.handing`). 0 reads nothing and hands out by chance. None is `MATCH` for
+            attributes of two alternatives with modules of RAM and SAM, and 0 for all others.
+        ease: factor on the strength where the noise leans to the drawn concept by itself; counts where ``match`` is above 0. None is `EASE`
+            beside a ``match`` of None, else 1.
         release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 
@@ -55,8 +54,8 @@ class GenerateConfig:
     own_settings: bool = False
     long_prompts: Literal["refuse", "cut"] = "refuse"
     gate: str | Sequence[str] = "off"
-    match: float = 0.0
-    ease: float = 1.0
+    match: float | None = None
+    ease: float | None = None
     release: float = 0.0
 
     def __post_init__(self) -> None:
@@ -68,17 +67,16 @@ class GenerateConfig:
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("strength", "safety_strength", "guidance"):
             _check(name, getattr(self, name), _finite(getattr(self, name)), "a finite number")
-        _check("ease", self.ease, _finite(self.ease), "a finite number")
-        for name in ("match", "release"):
-            value = getattr(self, name)
-            _check(name, value, _finite(value) and 0 <= value < 1, "0 to below 1")
+        _check("ease", self.ease, self.ease is None or _finite(self.ease), "a finite number")
+        _check("match", self.match, self.match is None or (_finite(self.match) and 0 <= self.match < 1), "0 to below 1")
+        _check("release", self.release, _finite(self.release) and 0 <= self.release < 1, "0 to below 1")
         if self.guidance < 0:
             raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of one training run; the defaults are those of the preset ``default`` for fairness.
+    """All settings of one training run; the defaults are those of the preset ``neutral`` for fairness.
 
     Attributes:
         iterations: Adam steps on each module.
@@ -112,7 +110,8 @@ class TrainConfig:
         blend: lambda of a target blended of target and neutral score (`respodiff.objectives.blended`), for one tensor; 0 blends nothing.
         replay: pools that are kept: a batch is drawn from the newest and those before it; 1 replaces the pool.
         contexts: prompts ("a doctor") in which the concept is trained too, beside its own neutral prompt (`respodiff.contexts`); rollouts
-            cycle through them.
+            cycle through them. ("own",) stands for the concept's own, with at least three rollouts in each.
+        release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
         seed: everything random in training follows from it.
     """
 
@@ -149,6 +148,7 @@ class TrainConfig:
     blend: float = 0.0
     replay: int = 1
     contexts: tuple[str, ...] = ()
+    release: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -167,6 +167,7 @@ class TrainConfig:
         for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
             value = getattr(self, name)
             _check(name, value, _finite(value) and value >= 0, "a finite number of at least 0")
+        _check("release", self.release, _finite(self.release) and 0 <= self.release < 1, "0 to below 1")
         _check("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
         for name, hint in get_type_hints(type(self)).items():
             if choices := get_args(hint) if get_origin(hint) is Literal else ():
@@ -175,6 +176,14 @@ class TrainConfig:
         _check("betas", self.betas, good, "two numbers from 0 to below 1")
         _check("seed", self.seed, _whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
         check_axes(self)
+
+    def of(self, concept: Concept) -> TrainConfig:
+        """The same with the concept's own contexts in the place of ("own",)."""
+        if self.contexts != OWN:
+            return self
+        return replace(
+            self, contexts=concept.contexts, rollouts=max(self.rollouts, 3 * (len(concept.contexts) + 1) * bool(concept.contexts))
+        )
 
     @property
     def trains_sam(self) -> bool:
@@ -193,7 +202,7 @@ class TrainConfig:
             raise ValueError(f"preset is {name!r}; allowed: {', '.join(get_args(Preset))}")
         if unknown := set(changes) - {f.name for f in fields(cls)}:
             raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(f.name for f in fields(cls))}")
-        return replace(cls(**_PRESETS[name, kind]), **changes)
+        return replace(cls(**PRESETS[name, kind]), **changes)
 
 
 def _check(name: str, value: object, good: bool, allowed: str) -> None:
@@ -207,40 +216,3 @@ def _whole(value: object) -> bool:
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-_PAPER: dict[str, Any] = {
-    "iterations": 5000,
-    "objective": "guided",
-    "target_guidance": 1.0,
-    "ram_lr": 1e-2,
-    "sam_lr": 1e-3,
-    "lam": 0.5,
-    "mu": 0.0,
-    "gain": 1.0,
-    "limit": 0.0,
-    "betas": (0.9, 0.999),
-    "decay": "constant",
-    "init_range": 0.316,
-    "batch": 1,
-    "steps": 50,
-    "label": "released",
-    "rollouts": 1,
-    "rollout_batch": 1,
-    "rollout_prompts": "neutral",
-    "keep": "last",
-    "refresh": 1,
-    "rollout_guidance": 3.0,
-    "rollout_modules": "ram",
-}
-_PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
-
-_PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("default", "fairness"): {},
-    # Two safety modules are added to one picture, so that each goes less far.
-    ("default", "safety"): {"gain": 1.25},
-    ("paper", "fairness"): _PAPER,
-    ("paper", "safety"): _PAPER_SAFETY,
-    ("released", "fairness"): {**_PAPER, "lam": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},
-    ("released", "safety"): {**_PAPER_SAFETY, "iterations": 5000, "lam": 1.0, "rollout_modules": "both"},
-}

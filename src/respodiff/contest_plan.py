@@ -35,8 +35,11 @@ WORDS = tuple(p.text for p in suite("unsafe"))[::2]
 """Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
 these words in each: at strength .5 they are one edit."""
 
-DRAWING = ("strength", "match", "ease", "release")
+DRAWING = ("strength", "match", "ease")
 """Settings of drawing that every method may have of its own."""
+
+BY_CHANCE = {"match": 0.0, "ease": 1.0}
+"""How every method but RespoDiff's default draws."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
     "fairness": {
@@ -115,7 +118,8 @@ class Plan:
 
     def drawing(self, name: str) -> dict[str, Any]:
         """How a method's or variant's pictures are drawn, beside the strength."""
-        return {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "strength"}
+        own = {} if base_of(name) == "respodiff" else BY_CHANCE
+        return own | {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "strength"}
 
     def factor(self, name: str) -> float:
         """The strength of a method or variant that counts as 1."""

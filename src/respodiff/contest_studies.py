@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from respodiff.contest_plan import DRAWING, TUNED_ON
+from respodiff.axes import OWN
+from respodiff.config import EASE, MATCH
+from respodiff.contest_plan import BY_CHANCE, DRAWING, TUNED_ON
 from respodiff.methods.base import method
+from respodiff.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,14 @@ class Study:
         return out
 
 
+NEUTRAL = {"contexts": (), "gain": 2.0, "limit": 0.8, "release": 0.0, **BY_CHANCE}
+"""The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
+
+IN_CONTEXTS = {"contexts": OWN}
+
 STUDIES = {
     "ablation": Study(
-        {"sam_lr": 0.02},
+        {**NEUTRAL, "sam_lr": 0.02},
         {
             "RAM only, lambda 0": {"sam_lr": 0.0, "lam": 0.0},
             "RAM and SAM, lambda 0.5": {"lam": 0.5},
@@ -54,7 +62,7 @@ STUDIES = {
         },
     ),
     "axes": Study(
-        {},
+        NEUTRAL,
         {
             "default": {},
             "channel": {"form": "channel"},
@@ -69,8 +77,23 @@ STUDIES = {
             "contexts": {"contexts": tuple(f"a {name}" for name in TUNED_ON), "rollouts": 39},
         },
     ),
+    "drawing": Study(
+        NEUTRAL,
+        {
+            "neutral, by chance": {},
+            "contexts": IN_CONTEXTS,
+            "contexts, matched": {**IN_CONTEXTS, "match": MATCH},
+            "contexts, matched, eased": {**IN_CONTEXTS, "match": MATCH, "ease": EASE},
+            "default": {**PRESETS["default", "fairness"], "match": MATCH, "ease": EASE},
+            "default, by chance": PRESETS["default", "fairness"],
+            "default, first step read": {**PRESETS["default", "fairness"], "match": 0.05, "ease": EASE},
+            "default, no contexts": {**PRESETS["default", "fairness"], "contexts": (), "match": MATCH, "ease": EASE},
+        },
+        (1.0,),
+    ),
 }
-"""``ablation``: the paper's table (RAM only, RAM and SAM, shared module, lambda); ``axes``: parameterisation, objective and rollouts in turn."""
+"""``ablation``: the paper's table (RAM only, RAM and SAM, shared module, lambda); ``axes``: parameterisation, objective and rollouts in turn;
+``drawing``: what the default preset and its drawing add to the preset ``neutral``, one after the other."""
 
 
 def study_of(name: str) -> Study:

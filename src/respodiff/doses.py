@@ -28,7 +28,7 @@ class Doses:
         self.drawn, self.always = drawn, always
         self._scaled, self._eased = (
             {a: {n: _released(m.scale(s), config.release) for n, m in group.items()} for a, group in drawn.items()}
-            for s in (config.strength, config.strength * config.ease)
+            for s in (config.strength, config.strength * (config.ease if config.ease is not None else 1.0))
         )
         self._added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
 

@@ -41,12 +41,12 @@ def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: fl
         if module.moves:
             what = "at every timestep" if module.form == "binned" else "whatever h is"
             raise ValueError(
-                f"module {module.name!r} has form {module.form!r}; a bias adds the same {what}: steer it instead, or train with form=channel"
+                f"module {module.name!r} has form {module.form!r}; a bias adds the same {what}: steer it instead, or train with --preset neutral --set form=channel"
             )
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with form=channel"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --preset neutral --set form=channel"
             )
     return torch.stack([m.delta.flatten() for m in several]).sum(0) * strength
 

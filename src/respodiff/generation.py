@@ -19,7 +19,7 @@ from respodiff.cells import axes
 from respodiff.config import GenerateConfig
 from respodiff.doses import Doses
 from respodiff.gate import gate_jobs
-from respodiff.handing import handed
+from respodiff.handing import handed, read_of
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.methods.artefact import Entry, artefact_misfits
 from respodiff.methods.base import applied
@@ -81,6 +81,7 @@ def generate(
     _check_pipeline(pipe)
     asked = _asked(prompts)
     drawn, always = _sorted_modules(pipe, modules, safety)
+    readable, config = read_of(pipe, drawn, config)
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
     jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
@@ -88,7 +89,7 @@ def generate(
     doses = Doses(drawn, always, config)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
-    todo = handed(pipe, jobs, drawn, config, done) if config.match and drawn else (job for job in jobs if job.id not in done)
+    todo = handed(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
     return _draw(pipe, todo, doses, config, folder)
 
 

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from respodiff.config import GenerateConfig
+from respodiff.adapters import adapter
+from respodiff.compiled import is_compiled
+from respodiff.config import EASE, MATCH, GenerateConfig
 from respodiff.jobs import Job, batches
 from respodiff.leaning import Moment, matched, means, read, scores
 from respodiff.methods.artefact import Entry
+from respodiff.module_file import ConceptModule
 from respodiff.noise import start
 from respodiff.products import asked
 
@@ -42,6 +45,19 @@ def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfi
         yield from (job for job in of_prompt if job.id in todo)
 
 
+def read_of(pipe: Any, drawn: Groups, config: GenerateConfig) -> tuple[Groups, GenerateConfig]:
+    """The attributes of which leanings are read, and the settings with ``match`` and ``ease`` decided where they are None.
+
+    Unless the settings say otherwise, these are attributes of two alternatives with modules of RAM and SAM: of gender the reading is right, of
+    three skin tones it is not (docs/method.md). Of a compiled model nothing is read.
+    """
+    compiled = is_compiled(getattr(pipe, adapter(pipe).model))
+    own = {} if compiled else {a: g for a, g in drawn.items() if len(g) == 2 and all(isinstance(m, ConceptModule) for m in g.values())}
+    found = drawn if config.match else own if config.match is None else {}
+    match, ease = (MATCH, EASE) if config.match is None and own else (config.match or 0.0, 1.0)
+    return found, replace(config, match=match, ease=ease if config.ease is None else config.ease)
+
+
 def _handed_out(jobs: Sequence[Job], found: Sequence[Scores], groups: Groups) -> list[Job]:
     """The jobs of one prompt, each with the draw that it was handed and the attributes that its noise leans to."""
     order = matched(np.array([[_worth(own, other, groups) for other in jobs] for own in found]))
@@ -57,7 +73,7 @@ class _Reader:
 
     def __init__(self, pipe: Any, groups: Groups, config: GenerateConfig) -> None:
         self.pipe, self.groups, self.config = pipe, groups, config
-        self.calls = max(1, round(config.match * config.steps))
+        self.calls = max(1, round((config.match or 0.0) * config.steps))
         self.centres: dict[tuple[str, Moment], Tensor] = {}
 
     def leanings(self, jobs: Sequence[Job]) -> list[Scores]:

@@ -31,7 +31,7 @@ from respodiff.tensor_file import (
 __all__ = ["FORMAT", "HEADER_KEY", "ConceptModule", "Header", "load", "tensor_digest"]
 
 RELEASE_BINS = 20
-"""Parts of the timesteps in which a module can be released; more where its own bins ask for it."""
+"""Most parts of the timesteps for a release; more where a module's own bins ask for it."""
 MAPS = ("ram_a", "ram_b", "sam_a", "sam_b")
 
 
@@ -115,8 +115,8 @@ class ConceptModule:
     def released(self, share: float) -> ConceptModule:
         """The same, but nothing at the last ``share`` of the timesteps, at the clean end: the model finishes the picture by itself.
 
-        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in parts
-        of a twentieth or finer.
+        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in as few
+        parts as the share asks for, to a twentieth.
 
         Raises:
             ValueError: for a share below 0, or of 1 and more, and for form ``lowrank``, whose map has no bins.
@@ -130,7 +130,8 @@ class ConceptModule:
                 f"module {self.name!r} is of form 'lowrank', which reads h at every step; release one of another form, or none"
             )
         count = len(self.part("ram").r)
-        bins = math.lcm(count, RELEASE_BINS)
+        parts = next((k for k in range(1, RELEASE_BINS) if abs(share * k - round(share * k)) < 1e-9), RELEASE_BINS)
+        bins = math.lcm(count, parts)
         ram, sam = (self.part(name).r.repeat_interleave(bins // count, 0) for name in ("ram", "sam"))
         gone = min(bins - 1, round(share * bins))
         for r in (ram, sam):

@@ -82,7 +82,7 @@ def weigh(
     Raises:
         ValueError: a safety concept, one without opposites, empty or too long prompts, or a model in float16; before anything is computed.
     """
-    config = config or TrainConfig.preset("default", concept.kind, rollouts=ROLLOUTS, steps=STEPS)
+    config = config or TrainConfig.preset("neutral", concept.kind, rollouts=ROLLOUTS, steps=STEPS)
     _check(concept, candidates, subjects)
     check_length(pipe, [*candidates, *subjects, concept.target, *concept.opposites])
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)

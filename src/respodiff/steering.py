@@ -121,7 +121,8 @@ class _Steering:
             )
         if self.deltas.reads_h and is_compiled(wrapped):
             raise ValueError(
-                "the model is compiled, and a module of form 'lowrank' reads h inside of its call; draw with the plain model, or train another form"
+                "the model is compiled, and h inside of its call can be read neither by a module of form 'lowrank' nor for match; "
+                "draw with the plain model, or without them"
             )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from respodiff.concepts import Concept
-from respodiff.config import _PRESETS, TrainConfig
+from respodiff.config import TrainConfig
 from respodiff.methods.artefact import Classify
 from respodiff.methods.base import Method
+from respodiff.presets import PRESETS
 from respodiff.training import Task, train
 
 
@@ -23,7 +24,7 @@ def _make(
 
 def _method(name: str, preset: str) -> Method:
     return Method(
-        name, ("fairness", "safety"), TrainConfig, partial(_make, name), defaults=lambda kind: _PRESETS[preset, kind], resumes=True
+        name, ("fairness", "safety"), TrainConfig, partial(_make, name), defaults=lambda kind: PRESETS[preset, kind], resumes=True
     )
 
 

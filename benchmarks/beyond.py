@@ -1,0 +1,235 @@
+"""The default preset against its targets on all 36 occupations, by both judges: the figures of docs/method.md and docs/results/beyond.json.
+
+    python -m benchmarks.beyond --out runs/beyond                     (about 2 hours on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.beyond --out runs/beyond --only plain,exact  (some runs alone; two processes may share a folder, each with its own)
+    python -m benchmarks.beyond --out runs/beyond --tables            (judge what is drawn, and write the tables)
+
+Every run is drawn from the same noise as the plain model's. The 12 occupations that settings were chosen on (and the default preset trains
+in) are shown apart from the other 24.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import respodiff
+from benchmarks.main_job import DOCS, say
+from benchmarks.tables import fill, interval, table
+from respodiff.comparison import compare
+from respodiff.concepts import concept
+from respodiff.config import GenerateConfig, TrainConfig
+from respodiff.contest_plan import TUNED_ON
+from respodiff.evaluation import judge_all
+from respodiff.figures import Settings
+from respodiff.generation import generate
+from respodiff.judged import JudgedRun
+from respodiff.judges import ClipJudge
+from respodiff.module_file import ConceptModule, load
+from respodiff.pipelines import load_pipeline
+from respodiff.records import Prompt, write_atomic
+from respodiff.suites import suite
+from respodiff.summary import summarise
+from respodiff.training import train
+
+RESULTS = DOCS / "results" / "beyond.json"
+GENDER, TONE = ("woman", "man"), ("light", "medium", "dark")
+JUDGES = ("embedded", "embedded-b")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One set of pictures: of which prompts, with which modules, how drawn and how trained."""
+
+    title: str
+    modules: tuple[str, ...] = ()
+    prompts: str = "people"
+    images: int = 12
+    base: str = "plain"
+    attributes: tuple[str, ...] = ("gender",)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    preset: str = "default"
+
+
+RUNS: dict[str, Run] = {
+    "plain": Run("plain model", attributes=("gender", "tone")),
+    "exact": Run("gender, exact", GENDER),
+    "random": Run("gender, random", GENDER, config={"policy": "random"}),
+    "tone": Run("tone, exact", TONE, attributes=("tone",)),
+    "cells": Run("gender and tone, exact", (*GENDER, *TONE), attributes=("gender", "tone")),
+    "neutral": Run("preset neutral, drawn by chance", GENDER, preset="neutral", config={"match": 0.0}),
+    "chance": Run("default preset, drawn by chance", GENDER, config={"match": 0.0}),
+    "general-plain": Run("general prompts, plain", prompts="general", images=2),
+    "general": Run("general prompts, gender", GENDER, prompts="general", images=2, base="general-plain"),
+    "general-gate": Run(
+        "general prompts, gender, gate", GENDER, prompts="general", images=2, base="general-plain", config={"gate": "auto"}
+    ),
+    **{f"seed-{s}": Run(f"training seed {s}", GENDER, images=4, training={"seed": s}) for s in (1, 2, 3, 4)},
+    **{f"iterations-{n}": Run(f"{n} iterations", GENDER, images=4, training={"iterations": n}) for n in (50, 200)},
+    "seed-0": Run("training seed 0", GENDER, images=4),
+}
+FAIR = ("plain", "exact", "random", "tone", "cells", "neutral", "chance")
+STABLE = ("seed-0", "seed-1", "seed-2", "seed-3", "seed-4", "iterations-50", "iterations-200")
+GENERAL = ("general-plain", "general", "general-gate")
+
+
+class Bench:
+    """Trains, draws and judges, keeping what is done."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.pipe = out, load_pipeline("embedded")
+
+    def prompts(self, name: str) -> list[Prompt]:
+        return suite("occupations" if name == "people" else "general")
+
+    def modules(self, run: Run) -> list[ConceptModule]:
+        return [self.module(name, run.preset, run.training) for name in run.modules]
+
+    def module(self, name: str, preset: str, training: Mapping[str, Any]) -> ConceptModule:
+        label = "-".join([name, *([preset] if preset != "default" else []), *(f"{k}-{v}" for k, v in training.items())])
+        path = self.out / "modules" / f"{label}.safetensors"
+        if not path.with_suffix(".json").is_file():
+            *_, last = train(self.pipe, concept(name), TrainConfig.preset(preset, **training))
+            last.module.save(path)
+            cost = {"seconds": round(last.seconds, 1), "forwards": last.unet_forwards, "digest": last.module.digest}
+            write_atomic(path.with_suffix(".json"), json.dumps(cost) + "\n")
+            say(f"trained {label}: {cost}")
+        return load(path)
+
+    def draw(self, name: str) -> None:
+        run, began, drawn = RUNS[name], time.perf_counter(), 0
+        config = GenerateConfig(images=run.images, **run.config)
+        for _ in generate(self.pipe, self.prompts(run.prompts), self.modules(run), config, out=self.out / name):
+            drawn += 1
+        say(f"{name}: {drawn} drawn in {time.perf_counter() - began:.0f} s")
+
+
+def part(run: JudgedRun, groups: Sequence[str] | None, repeats: int | None = None) -> JudgedRun:
+    """The pictures of some groups, and of the first repeats, of a judged run."""
+    rows = [i for i, r in enumerate(run.records) if (groups is None or r.group in groups) and (repeats is None or r.repeat < repeats)]
+    answers = {key: tuple(found[i] for i in rows) for key, found in run.answers.items()}
+    return replace(run, records=tuple(run.records[i] for i in rows), homes=tuple(run.homes[i] for i in rows), answers=answers)
+
+
+def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: bool) -> dict[str, Any]:
+    """What is reported of one run by one judge: its own figures, and its differences to the plain model on the same noise."""
+    settings = Settings()
+    s = summarise(run.only(list(attributes)), settings)
+    out = {k: s[k] for k in ("n", "devrat", "control", "control_by", "subject_kept_interval", "alignment_interval", "intersection")}
+    if base is run:
+        return out
+    c = compare(base, run, settings) if whole else compare(base, run, replace(settings, n_boot=500))
+    out["tests"] = {t["what"]: {k: t[k] for k in ("mean", "low", "high", "n", "p")} for t in c["tests"]}
+    own, plain = s["alignment_interval"]["mean"], summarise(base, settings)["alignment_interval"]["mean"]
+    out["alignment_lost"] = 1 - own / plain
+    return out | {k: c[k] for k in ("drift", "frechet", "split_half", "paired")}
+
+
+def measured(out: Path) -> dict[str, Any]:
+    """Judge -> part of the occupations -> run -> figures, of what is drawn in full."""
+    groups = {"all 36": None, "24 untuned": [p.group for p in suite("occupations") if p.group not in TUNED_ON], "12 tuned": list(TUNED_ON)}
+    there = {name for name in RUNS if (out / name / "manifest.jsonl").is_file()}
+    found: dict[str, Any] = {}
+    for judge_name in JUDGES:
+        judge = ClipJudge.load(judge_name)
+        runs = {name: judge_all(out / name, judge, ["gender", "tone"]) for name in RUNS if name in there}
+        rows: dict[str, Any] = {label: {} for label in (*groups, "stability", "general")}
+        for name, run in runs.items():
+            plan = RUNS[name]
+            base = runs[plan.base] if name not in ("plain", "general-plain") else run
+            for label, chosen in groups.items():
+                if name in FAIR:
+                    few = part(run, chosen)
+                    rows[label][name] = figures(few, few if base is run else part(base, chosen), plan.attributes, chosen is None)
+            if name in STABLE:
+                rows["stability"][name] = figures(run, part(base, None, plan.images), plan.attributes, False)
+            if name in GENERAL:
+                rows["general"][name] = figures(run, base, plan.attributes, True) | {"bit_identical": same_files(out, run, base)}
+            say(f"{judge_name}: {name} judged")
+        found[judge_name] = {label: r for label, r in rows.items() if r}
+    return found
+
+
+def same_files(out: Path, run: JudgedRun, base: JudgedRun) -> dict[str, int]:
+    """Pictures of which the file is the same, byte by byte, as the plain model's, and all."""
+    plain = {r.id: r.digest for r in base.records}
+    return {"same": sum(plain.get(r.id) == r.digest for r in run.records), "n": len(run.records)}
+
+
+def publish(results: dict[str, Any]) -> None:
+    write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+    for judge_name in JUDGES:
+        found = results["judges"][judge_name]
+        for label, name in (("all 36", "all"), ("24 untuned", "untuned"), ("12 tuned", "tuned")):
+            fill(DOCS / "method.md", f"beyond-{name}-{judge_name}", fair_table(found.get(label, {})))
+        fill(DOCS / "method.md", f"beyond-stability-{judge_name}", fair_table(found.get("stability", {})))
+        fill(DOCS / "method.md", f"beyond-general-{judge_name}", general_table(found.get("general", {})))
+
+
+def fair_table(rows: Mapping[str, Any]) -> str:
+    lines = []
+    for name, r in rows.items():
+        t = r.get("tests", {})
+        devrat = [f"{a} {interval(r['devrat'][a])}" if len(r["devrat"]) > 1 else interval(r["devrat"][a]) for a in r["devrat"]]
+        control = [interval(c) for c in r["control"].values() if c]
+        lost = "-" if "alignment_lost" not in r else f"{100 * r['alignment_lost']:+.1f} %"
+        line = [RUNS[name].title, str(r["n"]), "<br>".join(devrat), "<br>".join(control) or "-"]
+        line += [interval(r["subject_kept_interval"]), interval(t.get("subject kept")), lost, interval(r.get("drift"))]
+        lines.append(line)
+    head = ["run", "n", "DevRat", "control", "subject kept", "kept, minus plain", "alignment lost", "drift"]
+    return table(head, lines)
+
+
+def general_table(rows: Mapping[str, Any]) -> str:
+    lines = []
+    for name, r in rows.items():
+        same = r["bit_identical"]
+        lines.append(
+            [
+                RUNS[name].title,
+                str(r["n"]),
+                f"{same['same']} of {same['n']}",
+                interval(r.get("frechet")),
+                interval(r.get("split_half")),
+                interval(r.get("drift")),
+            ]
+        )
+    return table(["run", "n", "files equal to the plain model's", "Frechet to plain", "plain, half to half", "drift"], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/beyond"))
+    parser.add_argument("--only", default="", help="runs with commas, drawn and not judged")
+    parser.add_argument("--tables", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.tables:
+        bench = Bench(arguments.out)
+        for name in [n for n in arguments.only.split(",") if n] or list(RUNS):
+            bench.draw(name)
+        if arguments.only:
+            return
+    costs = {p.stem: json.loads(p.read_text()) for p in sorted((arguments.out / "modules").glob("*.json"))}
+    provenance = {
+        "command": "python -m benchmarks.beyond",
+        "library": respodiff.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu_cores": os.cpu_count(),
+        "run_seed": 0,
+    }
+    publish({"provenance": provenance, "training": costs, "judges": measured(arguments.out)})
+
+
+if __name__ == "__main__":
+    main()
