@@ -64,11 +64,12 @@ class Run:
 RUNS: dict[str, Run] = {
     "plain": Run("plain model", attributes=("gender", "tone")),
     "exact": Run("gender, exact", GENDER),
+    "exact-0.75": Run("gender, exact, strength .75", GENDER, config={"strength": 0.75}),
+    "exact-1.25": Run("gender, exact, strength 1.25", GENDER, config={"strength": 1.25}),
+    "exact-1.5": Run("gender, exact, strength 1.5", GENDER, config={"strength": 1.5}),
     "random": Run("gender, random", GENDER, config={"policy": "random"}),
     "tone": Run("tone, exact", TONE, attributes=("tone",)),
     "cells": Run("gender and tone, exact", (*GENDER, *TONE), attributes=("gender", "tone")),
-    "neutral": Run("preset neutral, drawn by chance", GENDER, preset="neutral", config={"match": 0.0}),
-    "chance": Run("default preset, drawn by chance", GENDER, config={"match": 0.0}),
     "general-plain": Run("general prompts, plain", prompts="general", images=2),
     "general": Run("general prompts, gender", GENDER, prompts="general", images=2, base="general-plain"),
     "general-gate": Run(
@@ -78,7 +79,7 @@ RUNS: dict[str, Run] = {
     **{f"iterations-{n}": Run(f"{n} iterations", GENDER, images=4, training={"iterations": n}) for n in (50, 200)},
     "seed-0": Run("training seed 0", GENDER, images=4),
 }
-FAIR = ("plain", "exact", "random", "tone", "cells", "neutral", "chance")
+FAIR = ("plain", "exact", "exact-0.75", "exact-1.25", "exact-1.5", "random", "tone", "cells")
 STABLE = ("seed-0", "seed-1", "seed-2", "seed-3", "seed-4", "iterations-50", "iterations-200")
 GENERAL = ("general-plain", "general", "general-gate")
 

@@ -88,7 +88,7 @@ def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any,
     third = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
     assert sum(third.left.values()) == sum(third.drawing.values()) == 0
     assert list(third.run()) == []
-    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] == 4
+    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] > 4  # what the noises lean to is read once more
 
 
 def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:

@@ -225,10 +225,11 @@ def test_the_suggested_training_is_of_the_same_concept(name: str, tmp_path: Path
     seen: list[Any] = []
     monkeypatch.setattr(cli_train, "open_model", lambda *given: given)
     monkeypatch.setattr(cli_train, "Unfinished", lambda out, *_: out)
-    monkeypatch.setattr(cli_train, "_trained", lambda _p, chosen, *_: (seen.append(chosen) or {}, ""))
+    monkeypatch.setattr(cli_train, "_trained", lambda _p, chosen, config, *_: (seen.append((chosen, config.of(chosen))) or {}, ""))
     done = respodiff(*shlex.split(command(concept(name), "a human", "embedded"))[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert seen == [replace(concept(name), neutral="a human")]
+    wanted = replace(concept(name), neutral="a human")
+    assert seen == [(replace(wanted, contexts=()), TrainConfig.preset("default").of(wanted))]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from respodiff.axes import OWN
 from respodiff.concepts import Concept
+from respodiff.config import TrainConfig
 from respodiff.metrics.bootstrap import ratio_draws, stretch, summed_draws
 from respodiff.neutral import Candidate
 
@@ -126,6 +128,8 @@ def command(concept: Concept, neutral: str, model: str) -> str:
     flags += ["--negative", concept.negative] if concept.negative else []
     flags += [part for text in concept.opposites for part in ("--opposite", text)]
     flags += [part for text in concept.preserve for part in ("--preserve", text)]
+    if concept.contexts:
+        flags += ["--set", f"contexts={','.join(concept.contexts)}", "--set", f"rollouts={TrainConfig(contexts=OWN).of(concept).rollouts}"]
     return shlex.join(["respodiff", "train", "--model", model, *flags, "--out", _file(concept)])
 
 
