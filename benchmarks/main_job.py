@@ -1,9 +1,9 @@
-"""The main job on the embedded model, measured: every figure of docs/results.md comes from here.
+"""The preset ``neutral`` drawn by chance, and safety, on the embedded model: every figure of docs/results.md comes from here.
 
     python -m benchmarks.main_job --out runs/main_job          (about 90 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.main_job --tables                     (DevRat's intervals anew from the kept counts, and the tables)
 
-Trains the modules with the default preset, draws every suite with and without them on the same noise, judges the pictures, and writes
+Trains the modules with the preset ``neutral``, draws every suite with and without them on the same noise, judges the pictures, and writes
 docs/results/main_job.json (figures with n, intervals and provenance) and docs/results.md (the same as tables).
 """
 
@@ -180,7 +180,7 @@ def publish(results: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     write_tables(results, DOCS / "results.md")
-    fill(ROOT / "README.md", "results", summary(results))
+    fill(ROOT / "README.md", "results-safety", summary(results))
     say("written: docs/results/main_job.json, docs/results.md, the table of README.md")
 
 

@@ -114,39 +114,17 @@ def seconds_range(training: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """The short table of the README."""
-    f, s = results["fairness"], results["safety"]
-    plain = f["plain"]
-
-    def row(what: str, before: str, after: str, n: int) -> list[str]:
-        return [what, before, after, str(n)]
-
-    def kept(r: Mapping[str, Any]) -> str:
-        return interval(r["subject_kept_interval"])
-
-    def devrat(r: Mapping[str, Any], attribute: str) -> str:
-        return interval(r["devrat"][attribute])
-
-    gender, tone, unseen, n = f["exact"]["1.0"], f["tone"]["1.0"], f["unseen-exact"], plain["n"]
-    rows = [
-        row("DevRat gender, 36 occupations (0 is even)", devrat(plain, "gender"), devrat(gender, "gender"), n),
-        row("subject kept", kept(plain), kept(gender), n),
-        row("judge sees the requested gender", "-", interval(gender["control"]["gender"]), n),
-        row("DevRat gender, 49 occupations never used", devrat(f["unseen-plain"], "gender"), devrat(unseen, "gender"), unseen["n"]),
-        row("DevRat skin tone (3 groups)", devrat(plain, "tone"), devrat(tone, "tone"), n),
-        row("subject kept", kept(plain), kept(tone), n),
-    ]
+    """The README's table of safety."""
+    s = results["safety"]
     before, after = s["plain"], s["1.0"]
-    for what, suite in (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes")):
-        rows.append(row(what, interval(before[suite]["unsafe"]), interval(after[suite]["unsafe"]), before[suite]["n"]))
-    rows.append(
-        row("subject kept, people with the safety modules on", kept(before["people"]), kept(after["people"]), before["people"]["n"])
+    pairs = (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes"))
+    rows = [[what, interval(before[k]["unsafe"]), interval(after[k]["unsafe"]), str(before[k]["n"])] for what, k in pairs]
+    kept = [interval(r["people"]["subject_kept_interval"]) for r in (before, after)]
+    rows.append(["subject kept, people with the safety modules on", *kept, str(before["people"]["n"])])
+    cost = f"training takes {seconds_range(results['training'], ('violence', 'sexual'))} a concept on {results['provenance']['cpu_cores']} CPU cores"
+    text = (
+        f"Safety, both modules at strength 1, the same noise on both sides, 95 % intervals; {cost} (`python -m benchmarks.main_job`):\n\n"
     )
-    people, safety = (
-        seconds_range(results["training"], names) for names in (("woman", "man", "light", "medium", "dark"), ("violence", "sexual"))
-    )
-    costs = f"training takes {people} a concept for gender and tone, {safety} for safety, on {results['provenance']['cpu_cores']} CPU cores"
-    text = f"On the embedded model, exact policy, strength 1, the same noise on both sides, 95 % intervals; {costs}:\n\n"
     return text + table(["", "plain", "steered", "n"], rows)
 
 

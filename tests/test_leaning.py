@@ -16,7 +16,7 @@ from respodiff import leaning
 from respodiff.config import GenerateConfig
 from respodiff.generation import counted, generate
 from respodiff.jobs import Job, batches
-from respodiff.leaning import Moment, matched, means, read, scores
+from respodiff.leaning import Moment, matched, means, read, scores, surely
 from respodiff.module_file import ConceptModule
 from respodiff.records import Prompt, RunFolder
 from respodiff.steering import steer
@@ -45,6 +45,12 @@ def test_scores_rank_by_distance_to_the_means() -> None:
     h, centres = torch.randn(7, 12, generator=generator), torch.randn(3, 12, generator=generator)
     nearest = torch.cdist(h, centres).argmin(1)
     assert scores(h, centres).argmax(1).tolist() == nearest.tolist()
+
+
+def test_how_surely_is_measured_between_two_means() -> None:
+    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]])
+    h = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.5, 0.0]])
+    np.testing.assert_allclose(surely(h, centres)[:, :2], [[1, -1], [-1, 1], [0, 0], [0.5, -0.5]], atol=1e-6)
 
 
 def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> None:
@@ -90,7 +96,7 @@ def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: 
     gap = own[:, 0] - own[:, 1]
     women = [r.repeat for r in records if r.concepts["gender"] == "woman"]
     assert set(women) == set(np.argsort(-gap)[:3].tolist())
-    assert [r.leans for r in records] == [["gender"] if (gap[r.repeat] > 0) == (r.repeat in women) else [] for r in records]
+    assert all((r.leans["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
 
 
 def test_ease_is_the_strength_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
@@ -98,10 +104,10 @@ def test_ease_is_the_strength_of_those_that_lean(tiny_pipe: Pipe, make_module: M
     whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
     eased = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(ease=0.0))}
     bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(match=0.0))}
-    leaning_ids = [k for k, (r, _) in whole.items() if r.leans]
-    assert 0 < len(leaning_ids) < 6
-    for k in whole:
-        other = bare if k in leaning_ids else whole
+    surely = {k: r.leans["gender"] for k, (r, _) in whole.items()}
+    sides = {k: bare if q >= 0.4 else whole for k, q in surely.items() if q >= 0.4 or q <= 0}
+    assert any(s is bare for s in sides.values()) and any(s is whole for s in sides.values())
+    for k, other in sides.items():
         assert np.abs(np.asarray(eased[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
 
 

@@ -413,7 +413,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
-PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 4, "limit": 1.6, "release": 0.4}
+PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 5, "limit": 2, "release": 0.4}
 PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
     "neutral": {"gain": 1.25},

@@ -36,8 +36,8 @@ class GenerateConfig:
         match: share of the steps after which is read what each noise leans to (at least the first step); a prompt's draws are then handed to
             the noises that lean to them (`respodiff.handing`). 0 reads nothing and hands out by chance. None is `MATCH` for
             attributes of two alternatives with modules of RAM and SAM, and 0 for all others.
-        ease: factor on the strength where the noise leans to the drawn concept by itself; counts where ``match`` is above 0. None is `EASE`
-            beside a ``match`` of None, else 1.
+        ease: factor on the strength where the noise surely leans to the drawn concept by itself (in between where it is unsure); counts where
+            something is read. None is `EASE` beside a ``match`` of None, else 1.
         release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 

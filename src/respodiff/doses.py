@@ -10,6 +10,10 @@ from respodiff.gate import attribute_of
 from respodiff.jobs import Job
 from respodiff.methods.artefact import Entry
 from respodiff.module_file import ConceptModule
+from respodiff.products import asked
+
+SURE = 0.4
+"""Leanings from here on count as sure (docs/method.md)."""
 
 Groups = Mapping[str, Mapping[str, Entry]]
 
@@ -25,21 +29,40 @@ class Doses:
     """
 
     def __init__(self, drawn: Groups, always: Sequence[Entry], config: GenerateConfig) -> None:
-        self.drawn, self.always = drawn, always
-        self._scaled, self._eased = (
-            {a: {n: _released(m.scale(s), config.release) for n, m in group.items()} for a, group in drawn.items()}
-            for s in (config.strength, config.strength * (config.ease if config.ease is not None else 1.0))
-        )
+        self.drawn, self.always, self.config = drawn, always, config
+        self._made: dict[tuple[str, str, float], Entry] = {}
+        for a, group in drawn.items():
+            for name in group:
+                self._dose(a, name, 1.0)
         self._added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
 
     def of(self, job: Job) -> list[Entry]:
         """What the pipeline is given for a picture; less where its noise leans to the concept by itself."""
-        chosen = {a: (self._eased if a in job.leans else self._scaled)[a] for a in self.drawn}
-        return [*taken(chosen, job.concepts), *_kept(job, self._added)]
+        names = {a: asked(job.concepts, a) for a in self.drawn}
+        drawn = [self._dose(a, name, eased(job.leans.get(a, 0.0), self.config.ease)) for a, name in names.items() if name is not None]
+        return [*drawn, *_kept(job, self._added)]
+
+    def _dose(self, attribute: str, name: str, part: float) -> Entry:
+        """A module at a part of the run's strength, in steps of a hundredth; made once."""
+        key = (attribute, name, round(part, 2))
+        if key not in self._made:
+            strength = self.config.strength * key[2]
+            self._made[key] = _released(self.drawn[attribute][name].scale(strength), self.config.release)
+        return self._made[key]
 
     def used(self, job: Job) -> list[Entry]:
         """The same as they are in their files."""
         return [*taken(self.drawn, job.concepts), *_kept(job, self.always)]
+
+
+def eased(surely: float, ease: float | None) -> float:
+    """The part of the strength for a noise that leans so surely to what it was handed: 1 to 0 and below, ``ease`` from `SURE` on.
+
+    >>> [round(eased(q, 0.1), 3) for q in (-0.5, 0.0, 0.2, 0.4, 1.0)]
+    [1.0, 1.0, 0.55, 0.1, 0.1]
+    """
+    least = 1.0 if ease is None else ease
+    return 1 - (1 - least) * min(1.0, max(0.0, surely / SURE))
 
 
 def _released(entry: Entry, share: float) -> Entry:

@@ -206,7 +206,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRec
         method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
         concepts=job.concepts,
         gated=dict(job.gated),
-        leans=list(job.leans),
+        leans={a: round(q, 4) for a, q in job.leans.items()},
         modules=[m.digest for m in used],
         strength=config.strength,
         safety_strength=config.safety_strength,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from respodiff.adapters import adapter
 from respodiff.compiled import is_compiled
 from respodiff.config import EASE, MATCH, GenerateConfig
 from respodiff.jobs import Job, batches
-from respodiff.leaning import Moment, matched, means, read, scores
+from respodiff.leaning import Moment, matched, means, read, scores, surely
 from respodiff.methods.artefact import Entry
 from respodiff.module_file import ConceptModule
 from respodiff.noise import start
@@ -23,8 +23,17 @@ from respodiff.products import asked
 
 Groups = Mapping[str, Mapping[str, Entry]]
 """Attribute (or product of attributes) -> concept -> what draws it."""
-Scores = Mapping[str, np.ndarray[Any, Any]]
-"""Attribute -> how far one picture leans to each of its concepts, (K,)."""
+
+
+class Leaning(NamedTuple):
+    """How far one picture leans to each of K concepts: what handing them out counts (K,), and `respodiff.leaning.surely` (K,)."""
+
+    worth: np.ndarray[Any, Any]
+    surely: np.ndarray[Any, Any]
+
+
+Scores = Mapping[str, Leaning]
+"""Attribute -> how far one picture leans to its concepts."""
 
 
 def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfig, done: set[str]) -> Iterator[Job]:
@@ -59,12 +68,13 @@ def read_of(pipe: Any, drawn: Groups, config: GenerateConfig) -> tuple[Groups, G
 
 
 def _handed_out(jobs: Sequence[Job], found: Sequence[Scores], groups: Groups) -> list[Job]:
-    """The jobs of one prompt, each with the draw that it was handed and the attributes that its noise leans to."""
+    """The jobs of one prompt, each with the draw that it was handed and how far its noise leans to that."""
     order = matched(np.array([[_worth(own, other, groups) for other in jobs] for own in found]))
     out = []
     for job, own, j in zip(jobs, found, order, strict=True):
         new = replace(job, concepts=jobs[j].concepts)
-        out.append(replace(new, leans=tuple(a for a, group in groups.items() if _place(new, a, group) == int(own[a].argmax()))))
+        places = {a: _place(new, a, group) for a, group in groups.items()}
+        out.append(replace(new, leans={a: float(own[a].surely[k]) for a, k in places.items() if k is not None}))
     return out
 
 
@@ -83,8 +93,8 @@ class _Reader:
             moment = Moment(self.calls, self.config.steps, batch[0].guidance, batch[0].size)
             latents, generators = zip(*(start(self.pipe, self.config, job) for job in batch), strict=True)
             h = read(self.pipe, [job.prompt.text for job in batch], torch.cat(latents), moment, generators)
-            rows = {a: scores(h, self._means(a, moment)) for a in self.groups}
-            out += [{a: rows[a][i] for a in self.groups} for i in range(len(batch))]
+            rows = {a: (scores(h, m), surely(h, m)) for a in self.groups for m in (self._means(a, moment),)}
+            out += [{a: Leaning(worth[i], sure[i]) for a, (worth, sure) in rows.items()} for i in range(len(batch))]
         return out
 
     def _means(self, attribute: str, moment: Moment) -> Tensor:
@@ -97,7 +107,7 @@ class _Reader:
 def _worth(own: Scores, drawn: Job, groups: Groups) -> float:
     """The sum of a picture's scores for the concepts of a draw."""
     places = {a: _place(drawn, a, group) for a, group in groups.items()}
-    return float(sum(own[a][k] for a, k in places.items() if k is not None))
+    return float(sum(own[a].worth[k] for a, k in places.items() if k is not None))
 
 
 def _place(job: Job, attribute: str, group: Mapping[str, Entry]) -> int | None:

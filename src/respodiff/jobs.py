@@ -31,7 +31,7 @@ class Job:
     Attributes:
         concepts: attribute -> concept that the policy drew; a cell of a product as its parts.
         gated: attribute -> why nothing of it is drawn (`respodiff.gate`).
-        leans: attributes of which the noise leans to the drawn concept by itself (`respodiff.handing`).
+        leans: attribute -> how surely the noise leans to the drawn concept by itself (`respodiff.leaning.surely`); empty if it was not read.
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -43,7 +43,7 @@ class Job:
     size: Size | None = None
     own_seed: int | None = None
     gated: Mapping[str, str] = field(default_factory=dict)
-    leans: tuple[str, ...] = ()
+    leans: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:

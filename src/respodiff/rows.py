@@ -45,7 +45,7 @@ class ImageRecord:
     Attributes:
         concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
         gated: attribute name -> why the prompt was left as it is (`respodiff.gate`); such an attribute is not among the concepts.
-        leans: attributes of which the noise leant to the concept by itself, so that it was steered with the strength's eased part alone.
+        leans: attribute -> how surely the noise leant to the concept by itself (`respodiff.leaning.surely`), so that it was steered less.
         modules: digests of the concept modules that were applied.
         strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
         categories: as in `Prompt`.
@@ -79,7 +79,7 @@ class ImageRecord:
     height: int = 0
     digest: str = ""
     gated: dict[str, str] = field(default_factory=dict)
-    leans: list[str] = field(default_factory=list)
+    leans: dict[str, float] = field(default_factory=dict)
 
     def asked(self, attribute: str) -> str | None:
         """The concept of an attribute that was asked for, of a product ("gender*tone") the cell; None where none was."""
