@@ -42,6 +42,7 @@ from respodiff.summary import summarise
 from respodiff.training import train
 
 RESULTS = DOCS / "results" / "beyond.json"
+UNSAFE = ("violence", "sexual")
 GENDER, TONE = ("woman", "man"), ("light", "medium", "dark")
 JUDGES = ("embedded", "embedded-b")
 
@@ -52,7 +53,8 @@ class Run:
 
     title: str
     modules: tuple[str, ...] = ()
-    prompts: str = "people"
+    safety: bool = False
+    prompts: str = "occupations"
     images: int = 12
     base: str = "plain"
     attributes: tuple[str, ...] = ("gender",)
@@ -61,27 +63,32 @@ class Run:
     preset: str = "default"
 
 
+LEANING = {"safety_when": "leaning"}
 RUNS: dict[str, Run] = {
     "plain": Run("plain model", attributes=("gender", "tone")),
     "exact": Run("gender, exact", GENDER),
-    "exact-0.75": Run("gender, exact, strength .75", GENDER, config={"strength": 0.75}),
+    "exact-0.8": Run("gender, exact, strength .8", GENDER, config={"strength": 0.8}),
     "exact-1.25": Run("gender, exact, strength 1.25", GENDER, config={"strength": 1.25}),
-    "exact-1.5": Run("gender, exact, strength 1.5", GENDER, config={"strength": 1.5}),
     "random": Run("gender, random", GENDER, config={"policy": "random"}),
     "tone": Run("tone, exact", TONE, attributes=("tone",)),
     "cells": Run("gender and tone, exact", (*GENDER, *TONE), attributes=("gender", "tone")),
-    "general-plain": Run("general prompts, plain", prompts="general", images=2),
-    "general": Run("general prompts, gender", GENDER, prompts="general", images=2, base="general-plain"),
-    "general-gate": Run(
-        "general prompts, gender, gate", GENDER, prompts="general", images=2, base="general-plain", config={"gate": "auto"}
-    ),
+    "general-plain": Run("plain model", prompts="general", images=1),
+    "general": Run("gender", GENDER, prompts="general", images=1, base="general-plain"),
+    "general-gate": Run("gender, gate", GENDER, prompts="general", images=1, base="general-plain", config={"gate": "auto"}),
+    "general-safety": Run("safety, where it leans", (), True, "general", 1, "general-plain", config=LEANING),
+    "people-safety": Run("people at work, safety, where it leans", (), True, images=4, config=LEANING),
+    "together": Run("people at work, gender and safety", GENDER, True, images=4, config=LEANING),
+    "unsafe-plain": Run("plain model", prompts="unsafe", images=4),
+    "unsafe": Run("safety, where it leans", (), True, "unsafe", 4, "unsafe-plain", config=LEANING),
+    "unsafe-always": Run("safety, always", (), True, "unsafe", 4, "unsafe-plain"),
     **{f"seed-{s}": Run(f"training seed {s}", GENDER, images=4, training={"seed": s}) for s in (1, 2, 3, 4)},
     **{f"iterations-{n}": Run(f"{n} iterations", GENDER, images=4, training={"iterations": n}) for n in (50, 200)},
     "seed-0": Run("training seed 0", GENDER, images=4),
 }
-FAIR = ("plain", "exact", "exact-0.75", "exact-1.25", "exact-1.5", "random", "tone", "cells")
+FAIR = ("plain", "exact", "exact-0.8", "exact-1.25", "random", "tone", "cells")
 STABLE = ("seed-0", "seed-1", "seed-2", "seed-3", "seed-4", "iterations-50", "iterations-200")
-GENERAL = ("general-plain", "general", "general-gate")
+GENERAL = ("general-plain", "general", "general-gate", "general-safety")
+SAFE = ("unsafe-plain", "unsafe", "unsafe-always", "people-safety", "together")
 
 
 class Bench:
@@ -91,7 +98,7 @@ class Bench:
         self.out, self.pipe = out, load_pipeline("embedded")
 
     def prompts(self, name: str) -> list[Prompt]:
-        return suite("occupations" if name == "people" else "general")
+        return suite(name)
 
     def modules(self, run: Run) -> list[ConceptModule]:
         return [self.module(name, run.preset, run.training) for name in run.modules]
@@ -100,7 +107,8 @@ class Bench:
         label = "-".join([name, *([preset] if preset != "default" else []), *(f"{k}-{v}" for k, v in training.items())])
         path = self.out / "modules" / f"{label}.safetensors"
         if not path.with_suffix(".json").is_file():
-            *_, last = train(self.pipe, concept(name), TrainConfig.preset(preset, **training))
+            chosen = concept(name)
+            *_, last = train(self.pipe, chosen, TrainConfig.preset(preset, chosen.kind, **training))
             last.module.save(path)
             cost = {"seconds": round(last.seconds, 1), "forwards": last.unet_forwards, "digest": last.module.digest}
             write_atomic(path.with_suffix(".json"), json.dumps(cost) + "\n")
@@ -110,7 +118,8 @@ class Bench:
     def draw(self, name: str) -> None:
         run, began, drawn = RUNS[name], time.perf_counter(), 0
         config = GenerateConfig(images=run.images, **run.config)
-        for _ in generate(self.pipe, self.prompts(run.prompts), self.modules(run), config, out=self.out / name):
+        safety = [self.module(m, "default", {}) for m in UNSAFE] if run.safety else []
+        for _ in generate(self.pipe, self.prompts(run.prompts), self.modules(run), config, safety=safety, out=self.out / name):
             drawn += 1
         say(f"{name}: {drawn} drawn in {time.perf_counter() - began:.0f} s")
 
@@ -126,7 +135,9 @@ def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: b
     """What is reported of one run by one judge: its own figures, and its differences to the plain model on the same noise."""
     settings = Settings()
     s = summarise(run.only(list(attributes)), settings)
-    out = {k: s[k] for k in ("n", "devrat", "control", "control_by", "subject_kept_interval", "alignment_interval", "intersection")}
+    out = {
+        k: s[k] for k in ("n", "devrat", "control", "control_by", "subject_kept_interval", "alignment_interval", "intersection", "unsafe")
+    }
     if base is run:
         return out
     c = compare(base, run, settings) if whole else compare(base, run, replace(settings, n_boot=500))
@@ -144,24 +155,27 @@ def measured(out: Path) -> dict[str, Any]:
     for judge_name in JUDGES:
         judge = ClipJudge.load(judge_name)
         runs = {name: judge_all(out / name, judge, ["gender", "tone"]) for name in RUNS if name in there}
-        rows: dict[str, Any] = {label: {} for label in (*groups, "stability", "general")}
+        rows: dict[str, Any] = {label: {} for label in (*groups, "stability", "general", "safety")}
         for name, run in runs.items():
             plan = RUNS[name]
-            base = runs[plan.base] if name not in ("plain", "general-plain") else run
+            base = run if name == plan.base or name.endswith("plain") else runs[plan.base]
             for label, chosen in groups.items():
                 if name in FAIR:
                     few = part(run, chosen)
                     rows[label][name] = figures(few, few if base is run else part(base, chosen), plan.attributes, chosen is None)
             if name in STABLE:
                 rows["stability"][name] = figures(run, part(base, None, plan.images), plan.attributes, False)
+            if name in SAFE:
+                few = base if plan.prompts == "unsafe" else part(base, None, plan.images)
+                rows["safety"][name] = figures(run, few, ["gender"], True) | {"bit_identical": same_files(run, few)}
             if name in GENERAL:
-                rows["general"][name] = figures(run, base, plan.attributes, True) | {"bit_identical": same_files(out, run, base)}
+                rows["general"][name] = figures(run, base, plan.attributes, True) | {"bit_identical": same_files(run, base)}
             say(f"{judge_name}: {name} judged")
         found[judge_name] = {label: r for label, r in rows.items() if r}
     return found
 
 
-def same_files(out: Path, run: JudgedRun, base: JudgedRun) -> dict[str, int]:
+def same_files(run: JudgedRun, base: JudgedRun) -> dict[str, int]:
     """Pictures of which the file is the same, byte by byte, as the plain model's, and all."""
     plain = {r.id: r.digest for r in base.records}
     return {"same": sum(plain.get(r.id) == r.digest for r in run.records), "n": len(run.records)}
@@ -175,6 +189,7 @@ def publish(results: dict[str, Any]) -> None:
             fill(DOCS / "method.md", f"beyond-{name}-{judge_name}", fair_table(found.get(label, {})))
         fill(DOCS / "method.md", f"beyond-stability-{judge_name}", fair_table(found.get("stability", {})))
         fill(DOCS / "method.md", f"beyond-general-{judge_name}", general_table(found.get("general", {})))
+        fill(DOCS / "method.md", f"beyond-safety-{judge_name}", safety_table(found.get("safety", {})))
 
 
 def fair_table(rows: Mapping[str, Any]) -> str:
@@ -206,6 +221,16 @@ def general_table(rows: Mapping[str, Any]) -> str:
             ]
         )
     return table(["run", "n", "files equal to the plain model's", "Frechet to plain", "plain, half to half", "drift"], lines)
+
+
+def safety_table(rows: Mapping[str, Any]) -> str:
+    lines = []
+    for name, r in rows.items():
+        same, t = r["bit_identical"], r.get("tests", {})
+        line = [RUNS[name].title, str(r["n"]), interval(r["unsafe"]), interval(t.get("unsafe")), f"{same['same']} of {same['n']}"]
+        line += [interval(r["subject_kept_interval"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
+        lines.append(line)
+    return table(["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject kept", "DevRat gender"], lines)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from respodiff import leaning
+from respodiff import doses, leaning
 from respodiff.config import GenerateConfig
 from respodiff.generation import counted, generate
 from respodiff.jobs import Job, batches
@@ -178,3 +178,25 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
     found = batches(jobs(), 2)
     assert [job.repeat for job in next(found)] == [0, 2] and taken == [0, 1, 2]
     assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
+
+
+def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
+    tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module("blood", kind="safety", seed=3, negative="blood")
+    asked = ["a doctor", "blood", "a street"]
+    runs = {
+        when: {r.id: (r, i) for r, i in generate(tiny_pipe, asked, (), settings(images=2, safety_when=when), safety=[module])}
+        for when in ("always",)
+    }
+    plain = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2))}
+    monkeypatch.setattr(doses, "UNSAFE", -np.inf)
+    found = [r.leans["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module])]
+    monkeypatch.setattr(doses, "UNSAFE", float(np.median(found)))
+    leaning_run = list(generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module]))
+    hit = [r.leans["blood"] > np.median(found) for r, _ in leaning_run]
+    assert sum(hit) == 3
+    for (record, image), yes in zip(leaning_run, hit, strict=True):
+        other = runs["always"][record.id][1] if yes else plain[record.id]
+        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+        assert record.modules == ([module.digest] if yes else [])

@@ -38,6 +38,8 @@ class GenerateConfig:
             attributes of two alternatives with modules of RAM and SAM, and 0 for all others.
         ease: factor on the strength where the noise surely leans to the drawn concept by itself (in between where it is unsure); counts where
             something is read. None is `EASE` beside a ``match`` of None, else 1.
+        safety_when: ``always``, or ``leaning``: safety modules are added to a picture only if its first step leans to what they take out
+            (`respodiff.guarding`); the others stay, bit for bit, as they would be without.
         release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 
@@ -56,6 +58,7 @@ class GenerateConfig:
     gate: str | Sequence[str] = "off"
     match: float | None = None
     ease: float | None = None
+    safety_when: Literal["always", "leaning"] = "always"
     release: float = 0.0
 
     def __post_init__(self) -> None:
@@ -67,6 +70,7 @@ class GenerateConfig:
             _check(name, getattr(self, name), _whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("strength", "safety_strength", "guidance"):
             _check(name, getattr(self, name), _finite(getattr(self, name)), "a finite number")
+        _check("safety_when", self.safety_when, self.safety_when in ("always", "leaning"), "always, leaning")
         _check("ease", self.ease, self.ease is None or _finite(self.ease), "a finite number")
         _check("match", self.match, self.match is None or (_finite(self.match) and 0 <= self.match < 1), "0 to below 1")
         _check("release", self.release, _finite(self.release) and 0 <= self.release < 1, "0 to below 1")

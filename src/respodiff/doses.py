@@ -15,6 +15,9 @@ from respodiff.products import asked
 SURE = 0.4
 """Leanings from here on count as sure (docs/method.md)."""
 
+UNSAFE = 0.3
+"""From here on a picture leans to what a safety module takes out (docs/method.md)."""
+
 Groups = Mapping[str, Mapping[str, Entry]]
 
 
@@ -40,7 +43,7 @@ class Doses:
         """What the pipeline is given for a picture; less where its noise leans to the concept by itself."""
         names = {a: asked(job.concepts, a) for a in self.drawn}
         drawn = [self._dose(a, name, eased(job.leans.get(a, 0.0), self.config.ease)) for a, name in names.items() if name is not None]
-        return [*drawn, *_kept(job, self._added)]
+        return [*drawn, *self._kept(job, self._added)]
 
     def _dose(self, attribute: str, name: str, part: float) -> Entry:
         """A module at a part of the run's strength, in steps of a hundredth; made once."""
@@ -52,7 +55,15 @@ class Doses:
 
     def used(self, job: Job) -> list[Entry]:
         """The same as they are in their files."""
-        return [*taken(self.drawn, job.concepts), *_kept(job, self.always)]
+        return [*taken(self.drawn, job.concepts), *self._kept(job, self.always)]
+
+    def _kept(self, job: Job, always: Sequence[Entry]) -> list[Entry]:
+        """What is added to every picture, without what was made of a whole attribute that the gate keeps from this one, and without
+        safety modules to whose matter this one does not lean."""
+        kept = [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.gated]
+        if self.config.safety_when == "always":
+            return kept
+        return [m for m in kept if m.header.kind != "safety" or job.leans[m.name] > UNSAFE]
 
 
 def eased(surely: float, ease: float | None) -> float:
@@ -71,8 +82,3 @@ def _released(entry: Entry, share: float) -> Entry:
     if not isinstance(entry, ConceptModule):
         raise ValueError(f"release is {share}, but {entry.name!r} is of method {entry.header.method!r}, which acts at every step; give 0")
     return entry.released(share)
-
-
-def _kept(job: Job, always: Sequence[Entry]) -> list[Entry]:
-    """What is added to every picture, without what was made of a whole attribute that the gate keeps from this one."""
-    return [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.gated]

@@ -19,6 +19,7 @@ from respodiff.cells import axes
 from respodiff.config import GenerateConfig
 from respodiff.doses import Doses
 from respodiff.gate import gate_jobs
+from respodiff.guarding import guarded
 from respodiff.handing import handed, read_of
 from respodiff.jobs import Job, batches, check_prompts, check_steps, plan
 from respodiff.methods.artefact import Entry, artefact_misfits
@@ -90,7 +91,8 @@ def generate(
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
     todo = handed(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
-    return _draw(pipe, todo, doses, config, folder)
+    guards = [m for m in always if m.header.kind == "safety"] if config.safety_when == "leaning" else []
+    return _draw(pipe, guarded(pipe, todo, guards, config) if guards else todo, doses, config, folder)
 
 
 def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:

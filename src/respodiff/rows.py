@@ -45,7 +45,8 @@ class ImageRecord:
     Attributes:
         concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
         gated: attribute name -> why the prompt was left as it is (`respodiff.gate`); such an attribute is not among the concepts.
-        leans: attribute -> how surely the noise leant to the concept by itself (`respodiff.leaning.surely`), so that it was steered less.
+        leans: attribute -> how surely the noise leant to the concept by itself (`respodiff.leaning.surely`), so that it was steered less; with
+            ``safety_when=leaning`` also safety module -> how surely it leant to what that takes out.
         modules: digests of the concept modules that were applied.
         strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
         categories: as in `Prompt`.

@@ -1,0 +1,40 @@
+"""Safety modules for the pictures that need them: those whose noise and prompt lean to what a module takes out.
+
+h of the first step is compared with the mean h of the module's negative prompt ("violence") and of harmless prompts (its neutral one and "a
+person"). A picture that does not lean to the first is drawn without the module, bit for bit as the plain model draws it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.config import GenerateConfig
+from respodiff.jobs import Job, batches
+from respodiff.leaning import Moment, means, read, surely
+from respodiff.methods.artefact import Entry
+from respodiff.noise import start
+
+HARMLESS = "a person"
+"""Stands for harmless pictures beside the neutral prompt of a module."""
+
+
+def guarded(pipe: Any, jobs: Iterable[Job], safety: Sequence[Entry], config: GenerateConfig) -> Iterator[Job]:
+    """The jobs with how surely each leans to what every safety module takes out, in ``Job.leans`` by the module's name."""
+    centres: dict[tuple[str, Moment], Tensor] = {}
+    for batch in batches(jobs, config.batch):
+        moment = Moment(1, config.steps, batch[0].guidance, batch[0].size)
+        latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
+        h = read(pipe, [job.prompt.text for job in batch], torch.cat(latents), moment, generators)
+        found = {}
+        for m in safety:
+            if (m.name, moment) not in centres:
+                prompts = list(dict.fromkeys([m.header.negative, m.header.neutral, HARMLESS]))
+                centres[m.name, moment] = means(pipe, prompts, moment, config.batch)
+            found[m.name] = surely(h, centres[m.name, moment])[:, 0]
+        for i, job in enumerate(batch):
+            yield replace(job, leans={**job.leans, **{name: float(q[i]) for name, q in found.items()}})
