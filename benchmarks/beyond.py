@@ -24,7 +24,8 @@ import torch
 
 import respodiff
 from benchmarks.main_job import DOCS, say
-from benchmarks.tables import fill, interval, table
+from benchmarks.beyond_tables import fair_table, general_table, safety_table
+from benchmarks.tables import fill
 from respodiff.comparison import compare
 from respodiff.concepts import concept
 from respodiff.config import GenerateConfig, TrainConfig
@@ -183,54 +184,14 @@ def same_files(run: JudgedRun, base: JudgedRun) -> dict[str, int]:
 
 def publish(results: dict[str, Any]) -> None:
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
+    titles = {name: run.title for name, run in RUNS.items()}
     for judge_name in JUDGES:
         found = results["judges"][judge_name]
         for label, name in (("all 36", "all"), ("24 untuned", "untuned"), ("12 tuned", "tuned")):
-            fill(DOCS / "method.md", f"beyond-{name}-{judge_name}", fair_table(found.get(label, {})))
-        fill(DOCS / "method.md", f"beyond-stability-{judge_name}", fair_table(found.get("stability", {})))
-        fill(DOCS / "method.md", f"beyond-general-{judge_name}", general_table(found.get("general", {})))
-        fill(DOCS / "method.md", f"beyond-safety-{judge_name}", safety_table(found.get("safety", {})))
-
-
-def fair_table(rows: Mapping[str, Any]) -> str:
-    lines = []
-    for name, r in rows.items():
-        t = r.get("tests", {})
-        devrat = [f"{a} {interval(r['devrat'][a])}" if len(r["devrat"]) > 1 else interval(r["devrat"][a]) for a in r["devrat"]]
-        control = [interval(c) for c in r["control"].values() if c]
-        lost = "-" if "alignment_lost" not in r else f"{100 * r['alignment_lost']:+.1f} %"
-        line = [RUNS[name].title, str(r["n"]), "<br>".join(devrat), "<br>".join(control) or "-"]
-        line += [interval(r["subject_kept_interval"]), interval(t.get("subject kept")), lost, interval(r.get("drift"))]
-        lines.append(line)
-    head = ["run", "n", "DevRat", "control", "subject kept", "kept, minus plain", "alignment lost", "drift"]
-    return table(head, lines)
-
-
-def general_table(rows: Mapping[str, Any]) -> str:
-    lines = []
-    for name, r in rows.items():
-        same = r["bit_identical"]
-        lines.append(
-            [
-                RUNS[name].title,
-                str(r["n"]),
-                f"{same['same']} of {same['n']}",
-                interval(r.get("frechet")),
-                interval(r.get("split_half")),
-                interval(r.get("drift")),
-            ]
-        )
-    return table(["run", "n", "files equal to the plain model's", "Frechet to plain", "plain, half to half", "drift"], lines)
-
-
-def safety_table(rows: Mapping[str, Any]) -> str:
-    lines = []
-    for name, r in rows.items():
-        same, t = r["bit_identical"], r.get("tests", {})
-        line = [RUNS[name].title, str(r["n"]), interval(r["unsafe"]), interval(t.get("unsafe")), f"{same['same']} of {same['n']}"]
-        line += [interval(r["subject_kept_interval"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
-        lines.append(line)
-    return table(["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject kept", "DevRat gender"], lines)
+            fill(DOCS / "method.md", f"beyond-{name}-{judge_name}", fair_table(found.get(label, {}), titles))
+        fill(DOCS / "method.md", f"beyond-stability-{judge_name}", fair_table(found.get("stability", {}), titles))
+        fill(DOCS / "method.md", f"beyond-general-{judge_name}", general_table(found.get("general", {}), titles))
+        fill(DOCS / "method.md", f"beyond-safety-{judge_name}", safety_table(found.get("safety", {}), titles))
 
 
 def main() -> None:

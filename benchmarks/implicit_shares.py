@@ -1,4 +1,4 @@
-"""What "a person" is made of, from scores alone: the shares that `respodiff.rollouts.mixture` finds, beside the planted ones.
+"""What "a person" is made of, from scores alone: the shares that `respodiff.objectives.mixture` finds, beside the planted ones.
 
     python -m benchmarks.implicit_shares          (under a minute on 2 CPU cores)
 
@@ -14,8 +14,9 @@ import torch
 from respodiff.concepts import attribute
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser, repeat
+from respodiff.objectives import mixture
 from respodiff.pipelines import load_pipeline
-from respodiff.rollouts import Rollouts, mixture
+from respodiff.rollouts import Rollouts
 from respodiff.suites import load_world
 
 ROLLOUTS, STEPS, DRAWS = 24, 8, 200

@@ -50,8 +50,11 @@ def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tu
     for name in names:
         path = out / f"{name.replace('*', '-')}.safetensors"
         cost, other = path.with_suffix(".json"), held / path.name if held else path
-        if not cost.is_file() and other != path and other.is_file() and other.with_suffix(".json").is_file():
-            if json.loads(json.dumps(asdict(config))) != dict(load(other).header.train):
+        if not cost.is_file() and other != path and other.is_file():
+            if not other.with_suffix(".json").is_file():
+                raise ValueError(f"{other} has no {path.stem}.json beside it, which says what training it cost; leave out --modules")
+            own, usual = (json.loads(json.dumps(asdict(c))) for c in (config, TrainConfig()))
+            if own != usual | dict(load(other).header.train):  # settings that came later are as usual
                 raise ValueError(f"{other} was trained with other settings than the default preset; leave out --modules")
             found = json.loads(other.with_suffix(".json").read_text())
             out.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,17 @@ def chosen(modules: Path, out: Path) -> dict[str, Any]:
     pipe, judge, words = load_pipeline("embedded"), ClipJudge.load("embedded"), Vocabulary.embedded()
     tuned = [p for p in suite("occupations") if p.group in TUNED_ON]
     others = [p for p in suite("occupations") if p.group not in TUNED_ON]
+    loaded = {name: [load(modules / f"{c}.safetensors") for c in concepts] for name, (concepts, _) in ASKED.items()}
     found = {}
-    for name, (concepts, reach) in ASKED.items():
-        used = [load(modules / f"{c}.safetensors") for c in concepts]
+    for name, (_, reach) in ASKED.items():
+        used = loaded[name]
         row: dict[str, Any] = {"modules": [m.digest for m in used], "prompts": len(tuned)}
         try:
             choice = tune(pipe, used, tuned, judge, GenerateConfig(images=6), vocabulary=words, out=out / name, reach=reach)
         except ValueError as error:
-            found[name] = row | {"reach": reach, "refused": str(error)}
+            if not str(error).startswith("no strength"):
+                raise
+            found[name] = row | {"reach": reach, "refused": str(error).partition(";")[0]}
             say(f"{name}: {error}")
             continue
         say("\n".join([name, *lines_of(choice, reach)]))
@@ -58,18 +62,22 @@ def chosen(modules: Path, out: Path) -> dict[str, Any]:
     return found
 
 
+def rows_of(name: str, r: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the table: the strength that was chosen and, for comparison, 1."""
+    if "refused" in r:
+        return [[name, f"{r['reach']:g}", r["refused"], "-", "-", "-", "-"]]
+    high = "above all drawn" if r["high"] is None else f"{r['high']:.2f}"
+    others, tuned = {o["strength"]: o for o in r["others"]}, {p["strength"]: p["control"] for p in r["points"]}
+    rows = []
+    for strength, shown in {1.0: "1, for comparison", r["strength"]: f"{r['strength']:g} [{r['low']:.2f}, {high}]"}.items():
+        own = others[strength]
+        figures = (tuned.get(strength), own["control"], own["kept"])
+        rows.append([name, f"{r['reach']:g}", shown, *map(interval, figures), str(own["n"])])
+    return rows[::-1]
+
+
 def publish(found: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    rows = []
-    for name, r in found["chosen"].items():
-        if "refused" in r:
-            rows.append([name, f"{r['reach']:g}", r["refused"], "-", "-", "-", "-"])
-            continue
-        high = "above all drawn" if r["high"] is None else f"{r['high']:.2f}"
-        at = {o["strength"]: o for o in r["others"]}
-        own = at[r["strength"]]
-        first = [name, f"{r['reach']:g}", f"{r['strength']:g} [{r['low']:.2f}, {high}]", interval(r["control"])]
-        rows.append([*first, interval(own["control"]), interval(own["kept"]), str(own["n"])])
     head = [
         "attribute",
         "asked for",
@@ -79,7 +87,7 @@ def publish(found: dict[str, Any]) -> None:
         "kept, other occupations",
         "n, others",
     ]
-    fill(DOCS / "using.md", "strength", table(head, rows))
+    fill(DOCS / "using.md", "strength", table(head, [row for name, r in found["chosen"].items() for row in rows_of(name, r)]))
 
 
 def main() -> None:

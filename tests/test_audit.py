@@ -130,6 +130,9 @@ def test_page_and_console_say_the_same(run: JudgedRun, stated: JudgedRun, tmp_pa
     ):
         assert text in page
     assert page.count("<img") == 3 * 12 and "https://" not in page
+    assert "gender (on 2 of 3 prompts taken by themselves). Cannot be told apart by this judge: hat." in page
+    assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
+    assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
     json.dumps(found, allow_nan=False)
 
 
@@ -181,8 +184,18 @@ def test_another_attribute_needs_no_other_pictures(tiny: list[int], tmp_path: Pa
     found = last_json(respodiff(*COMMAND[:5], *COMMAND[7:], *more))
     assert tiny == [8 + 2] and {r["attribute"] for r in found["ranking"]} == {"gender", "job"} and len(found["ranking"]) == 4
     assert any(
-        "3 pictures a prompt cannot show a single one of 4 to be skewed" in line and "--images 8" in line for line in found["problems"]
+        "3 pictures a prompt are too few to show any single prompt to be skewed (4 questions" in line and "--images 8" in line
+        for line in found["problems"]
     )
+
+
+def test_too_few_pictures_are_said_of_the_attributes_that_need_more(tiny: list[int], tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[sort]\nconcepts = { cook = "a cook", guard = "a guard", flower = "a tulip" }\n')
+    command = [*COMMAND[:5], "--attributes", "gender,sort", "--concepts", str(own), "--images", "6", "--check", "0", "--steps", "1"]
+    found = last_json(respodiff(*command, "--out", str(tmp_path / "a"), "--json"))
+    assert {a["attribute"]: a["needed"] for a in found["attributes"]} == {"gender": 8, "sort": 5} and found["needed"] == 8
+    assert any("6 pictures a prompt are too few to show any single prompt to be skewed for gender (4" in line for line in found["problems"])
 
 
 def test_suggested_commands_can_be_run(

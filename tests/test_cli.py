@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_generate_evaluate_chain(trained: Path, tmp_path: Path) -> None:
     modules = [a for name in ("woman", "man") for a in ("--module", str(trained / f"{name}.safetensors"))]
-    command = ["generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", *modules]
+    command = ["generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", "--match", "0", *modules]
     command += ["--policy", "exact", "--out", str(tmp_path / "a"), "--json"]
     first = last_json(respodiff(*command))
     assert set(first) >= {"run", "images", "skipped", "seconds", "images_per_second", "unet_forwards"}
@@ -142,7 +142,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["train", "--concept", "woman"], 2, ["--out"]),
         (["train", "--concept", "woman", "--target", "a man", "--out", "x"], 2, ["--target", "beside --concept"]),
         (["train", "--concept", "woman", "--iterations", "0", "--out", "x"], 2, ["iterations is 0", "at least 1"]),
-        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, paper, released"]),
+        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, neutral, paper, released"]),
         (["train", "--concept", "woman", "--set", "ram_lr=fast", "--out", "x"], 2, ["ram_lr=fast", "not float"]),
         (["train", "--concept", "woman", "--set", "speed=1", "--out", "x"], 2, ["'speed' is unknown"]),
         (["train", "--concept", "woman", "--out", "file/x.safetensors"], 1, ["cannot be written"]),

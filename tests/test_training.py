@@ -18,8 +18,9 @@ from respodiff.concepts import concept as builtin_concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Denoiser
 from respodiff.module_file import load
+from respodiff.objectives import mixture
 from respodiff.pipelines import encode_prompts
-from respodiff.rollouts import Rollouts, mixture
+from respodiff.rollouts import Rollouts
 from respodiff.training import TrainState, fit, step, train
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
@@ -250,7 +251,7 @@ def test_mixture_recovers_the_shares_a_score_is_made_of() -> None:
 
 def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
-    monkeypatch.setattr("respodiff.rollouts.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
+    monkeypatch.setattr("respodiff.objectives.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
     config = TrainConfig.preset("neutral", **{**TINY, "keep": "all"})
     pool = Rollouts(Denoiser(tiny_pipe), light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     e = {}

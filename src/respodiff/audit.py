@@ -43,7 +43,7 @@ def audit(run: JudgedRun, stated: JudgedRun | None, attributes: Sequence[Attribu
 
     Returns:
         JSON-ready: ``attributes`` (most skewed first, those that cannot be told apart last), ``ranking`` (a row an attribute and prompt),
-        ``needed`` (pictures a prompt from which a single one can be shown to be skewed), and ``intersection``, ``agreement``, ``problems``,
+        ``needed`` (pictures a prompt from which a single one can be shown to be skewed, for every attribute; also of each), and ``intersection``, ``agreement``, ``problems``,
         ``judge`` as `respodiff.summary.summarise` gives them.
 
     Raises:
@@ -60,7 +60,10 @@ def audit(run: JudgedRun, stated: JudgedRun | None, attributes: Sequence[Attribu
     ranking = _ranking(run, figures, counts, wanted, told)
     ranked = _attributes([a for a in attributes if counts[a.name]], figures, counts, wanted, told, settings)
     out = {"notice": NOTICE, "level": LEVEL, "tests": len(ranking), "attributes": ranked, "ranking": ranking}
-    out["needed"] = max(pictures_needed(wanted[name], len(ranking), LEVEL) for name in names)
+    needed = {name: pictures_needed(wanted[name], len(ranking), LEVEL) for name in names}
+    out["needed"] = max(needed.values())
+    for row in ranked:
+        row["needed"] = needed[row["attribute"]]
     keys = ("n", "unknown", "problems", "intersection", "agreement", "judge", "judges")
     return out | {key: figures[key] for key in keys}
 

@@ -10,6 +10,7 @@ from respodiff import charts
 from respodiff.audit import estimate
 from respodiff.judged import JudgedRun
 from respodiff.page import Section, html_report
+from respodiff.products import JOIN
 from respodiff.report_tables import estimate as as_estimate
 from respodiff.report_tables import p_value
 from respodiff.scores import confined
@@ -17,6 +18,16 @@ from respodiff.verdicts import flags_of
 
 WORST, ROWS, PICTURES, MOST = 5, 24, 12, 500
 """Prompts of an attribute on the console; prompts of a chart; pictures of a prompt on the page (of twice `WORST` prompts); table rows."""
+ATTRIBUTES = (
+    "Most skewed first. DevRat is 0 where the shares of every prompt are as wanted, and 1 where all pictures of a prompt are of one kind; the "
+    "floor is what chance alone would show at this number of pictures. Brackets hold 95 % intervals."
+)
+WORST_PROMPTS = (
+    f"Pictures in their order, the first {PICTURES} at most, none chosen by hand. Beside them what is furthest from its share, "
+    "under each what the judge sees."
+)
+CHARTS = "The longer a line, the less these pictures say. Lines that reach 0 leave it open whether the prompt is skewed at all."
+SHARE, DEVRAT = "share of pictures, line: 95 % interval", "DevRat, line: 95 % intervals that hold all at once"
 HOW = (
     "DevRat is 0 for the wanted shares and 1 for one group only. Floor: what a perfect generator that draws at random would show at this "
     "number of pictures. Attributes are ordered by how far they are above their floor.",
@@ -26,8 +37,9 @@ HOW = (
     "Skewed: p is at most .05 after Holm's adjustment, over all attributes for an attribute, over all prompts and attributes for a "
     "prompt. In each of these two families nothing that is as wanted is called skewed with 95 % probability. What is not called so may "
     "still be: more pictures would tell.",
-    "Told apart: share of pictures whose prompt states the concept in which the judge sees it. Where that is not shown to be more than chance, "
-    "either the judge does not know the attribute or the model cannot draw it, and its figures mean nothing.",
+    "Seen where stated: share of pictures whose prompt states the concept in which the judge sees it. Where that is not shown to be more than "
+    "chance, either the judge does not know the attribute or the model cannot draw it. It cannot be told apart, then: its figures mean "
+    "nothing, and are in the tables alone.",
     "A judge errs, and more on some groups than on others: its errors move shares. Labels name what a picture looks like.",
 )
 
@@ -70,39 +82,57 @@ def words(r: Mapping[str, Any]) -> str:
 
 def write(path: Path, found: Mapping[str, Any], run: JudgedRun) -> Path:
     """Write the page."""
-    prompts, names = len({r["prompt"] for r in found["ranking"]}), [a["attribute"] for a in found["attributes"]]
-    model = run.records[0].model or "-"
-    lead = f"{found['n']:,} pictures of {prompts} prompts by {model}, judged for {', '.join(names)}. {_first(found)}"
-    sections = [
-        Section("Attributes", "Most skewed first.", table=[_attribute(a) for a in found["attributes"]]),
-        Section("What to train", _todo(found), notes=list(found["suggest"])),
-        Section(
-            "Worst prompts", "First pictures of each, none chosen by hand; under each what the judge sees.", parts=[_gallery(found, run)]
-        ),
-        Section("DevRat of the worst prompts", "Intervals hold all at once.", parts=[_chart(found, name) for name in names]),
+    names, prompts = [a["attribute"] for a in found["attributes"]], len({r["prompt"] for r in found["ranking"]})
+    model = run.records[0].model or "without a name"
+    lead = f"{found['n']:,} pictures of {prompts} prompts, drawn by the model {model} and judged for {', '.join(names)}. {_first(found)}"
+    sections = [Section("Attributes", ATTRIBUTES, table=[_attribute(a) for a in found["attributes"]], parts=[_shares(found)])]
+    if found["problems"]:
+        sections.append(Section("What limits this audit", notes=found["problems"]))
+    sections += [
+        Section("What to train", _todo(found), commands=list(found["suggest"])),
+        Section("Worst prompts", WORST_PROMPTS, parts=[_gallery(found, run)]),
+        Section("DevRat of the worst prompts", CHARTS, parts=[_chart(found, name) for name in _telling(found)]),
         Section(f"The first {MOST} rows", table=[_row(r) for r in found["ranking"][:MOST]], folded=True)
         if len(found["ranking"]) > MOST
         else Section("All prompts and attributes", table=[_row(r) for r in found["ranking"]], folded=True),
     ]
     if found["intersection"]:
         sections.append(Section("Combinations", table=[_cell(c) for c in found["intersection"]["cells"]], folded=True))
-    if found["problems"]:
-        sections.append(Section("What could not be used", notes=found["problems"]))
     sections.append(Section("How to read it", notes=[*HOW, *_agreement(found)]))
-    sections.append(Section("Provenance", table=_judges(found), notes=[f"run {run.settings}", f"command {found['command']}"], folded=True))
-    return html_report(path, title="Audit: which attributes are skewed, and where", lead=lead, sections=sections)
+    provenance = Section("Provenance", table=_judges(found), notes=[f"run {run.settings}"], commands=[found["command"]], folded=True)
+    return html_report(path, title="Audit: which attributes are skewed, and where", lead=lead, sections=[*sections, provenance])
 
 
 def _first(found: Mapping[str, Any]) -> str:
-    worst = found["attributes"][0]
-    if not worst["skewed"]:
-        return "None is shown to be skewed."
-    rows = [r for r in found["ranking"] if r["attribute"] == worst["attribute"]]
-    return f"Most skewed: {worst['attribute']}, on {sum(r['skewed'] for r in rows)} of {len(rows)} prompts beyond doubt."
+    """What was found, in a sentence or two."""
+    said = []
+    for a in found["attributes"]:
+        rows = [r["skewed"] for r in found["ranking"] if r["attribute"] == a["attribute"]]
+        where = f"on {sum(rows)} of {len(rows)} prompts taken by themselves" if any(rows) else "over all prompts, on none taken by itself"
+        said += [f"{a['attribute']} ({where})"] * a["skewed"]
+    told = [a["attribute"] for a in found["attributes"] if not _told(a)]
+    first = f"Shown to be skewed: {', '.join(said)}." if said else "No attribute is shown to be skewed."
+    return first + (f" Cannot be told apart by this judge: {', '.join(told)}." if told else "")
+
+
+def _told(a: Mapping[str, Any]) -> bool:
+    """Whether the judge sees what a prompt states, as far as that was checked."""
+    return not a["told_apart"] or bool(a["told_apart"]["beyond_chance"])
+
+
+def _telling(found: Mapping[str, Any]) -> list[str]:
+    """Attributes whose figures mean something; all of them where none does."""
+    names = [a["attribute"] for a in found["attributes"]]
+    return [a["attribute"] for a in found["attributes"] if _told(a)] or names
 
 
 def _todo(found: Mapping[str, Any]) -> str:
-    return "One module for every concept of the skewed attributes, then the same prompts with them." if found["suggest"] else "Nothing."
+    if not found["suggest"]:
+        return "Nothing: no attribute is shown to be skewed at this number of pictures."
+    return (
+        "In turn: a module for every concept of the skewed attributes, the same prompts drawn with these modules, "
+        "and a page that sets both runs side by side."
+    )
 
 
 def _attribute(a: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +142,16 @@ def _attribute(a: Mapping[str, Any]) -> dict[str, Any]:
         "mean DevRat": estimate(a),
         "floor": a["skew"]["floor"],
         "p (Holm)": p_value(a["p_holm"]),
-        "told apart": as_estimate(a["told_apart"]),
-        "shares": ", ".join(f"{c} {shown(e)}" for c, e in a["shares"].items()),
+        "seen where stated": as_estimate(a["told_apart"]),
     }
+
+
+def _shares(found: Mapping[str, Any]) -> charts.Dots:
+    """Shares of all alternatives over all prompts, beside the wanted ones."""
+    shown = [a for a in found["attributes"] if a["attribute"] in _telling(found)]
+    rows = [(f"{a['attribute']}: {c}", as_estimate(e), a["wanted"][c]) for a in shown for c, e in a["shares"].items()]
+    wanted = {name: share for name, _, share in rows}
+    return charts.Dots("Shares over all prompts together", [SHARE], [(name, {SHARE: e}) for name, e, _ in rows], target=wanted)
 
 
 def _row(r: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,25 +174,30 @@ def _cell(c: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chart(found: Mapping[str, Any], name: str) -> charts.Dots:
     rows = [r for r in found["ranking"] if r["attribute"] == name]
-    more = f", {ROWS} of {len(rows)} prompts" if len(rows) > ROWS else ""
-    return charts.Dots(f"{name}{more}", [name], [(f"{r['prompt']}: {words(r)}", {name: estimate(r)}) for r in rows[:ROWS]])
+    which = f"{name}, the {ROWS} worst of {len(rows)} prompts" if len(rows) > ROWS else f"{name}, all {len(rows)} prompts"
+    return charts.Dots(which, [DEVRAT], [(f"{r['prompt']}: {words(r)}", {DEVRAT: estimate(r)}) for r in rows[:ROWS]])
 
 
 def _gallery(found: Mapping[str, Any], run: JudgedRun) -> charts.Gallery:
     """The prompts that come first in the ranking, each once, with all that is said of them."""
     texts: dict[str, list[str]] = {}
+    names = _telling(found)
     for r in found["ranking"]:
-        texts.setdefault(r["prompt"], []).append(f"{r['attribute']}: {words(r)}")
+        if r["attribute"] in names:
+            texts.setdefault(r["prompt"], []).append(f"{r['attribute']}: {words(r)}")
+    captions = [name for name in names if JOIN not in name] or names  # a product says again what its parts say
     flags = flags_of(run)
-    return charts.Gallery([(", ".join(said), [(group, _shots(run, group, flags))]) for group, said in list(texts.items())[: 2 * WORST]])
+    worst = list(texts.items())[: 2 * WORST]
+    return charts.Gallery([(group, [("; ".join(said), _shots(run, group, captions, flags))]) for group, said in worst])
 
 
-def _shots(run: JudgedRun, group: str, flags: Sequence[bool | None] | None) -> list[charts.Shot]:
+def _shots(run: JudgedRun, group: str, names: Sequence[str], flags: Sequence[bool | None] | None) -> list[charts.Shot]:
     out: list[charts.Shot] = []
     for i, (record, score, home) in enumerate(zip(run.records, run.scores, run.homes, strict=True)):
         if record.group == group and len(out) < PICTURES:
             veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
-            out.append(charts.Shot(confined(home, record.file), score.problem or ", ".join(score.labels.values()), veiled))
+            seen = score.problem or ", ".join(score.labels[name] for name in names if name in score.labels)
+            out.append(charts.Shot(confined(home, record.file), seen, veiled))
     return out
 
 

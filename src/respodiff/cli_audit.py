@@ -124,11 +124,13 @@ def _measured(
     run = judge_all(out / "run", eyes, chosen, min_margin=how["min_margin"])
     settings = Settings(n_boot=how["draws"], seed=config.seed, confusion=shipped_confusion())
     found = ranked(run, stated, chosen, settings)
-    if config.images < found["needed"]:
+    if short := [a for a in found["attributes"] if config.images < a["needed"]]:
+        of = "" if len(short) == len(found["attributes"]) else f" for {', '.join(a['attribute'] for a in short)}"
+        needed = max(a["needed"] for a in short)
         found["problems"] = [
             *found["problems"],
-            f"{config.images} pictures a prompt cannot show a single one of {found['tests']} to be skewed, however they come out: "
-            f"that takes {found['needed']} (--images {found['needed']})",
+            f"{config.images} pictures a prompt are too few to show any single prompt to be skewed{of} ({found['tests']} questions are "
+            f"asked), however they come out: that takes {needed} (--images {needed})",
         ]
     found["suggest"] = suggested(found, out, config, told)
     more = ["--attributes", ",".join(a.name for a in chosen), "--images", str(config.images), "--check", str(how["check"])]

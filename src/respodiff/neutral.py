@@ -25,9 +25,9 @@ from respodiff.bottleneck import eager, frozen, observed
 from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.denoiser import Condition, Denoiser, repeat
-from respodiff.objectives import TARGETS
+from respodiff.objectives import TARGETS, mixture, opposed
 from respodiff.pipelines import check_length
-from respodiff.rollouts import Rollouts, _mix, mixture, opposed
+from respodiff.rollouts import Rollouts, _mix
 
 SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
 CANDIDATES = ("a person", "a human", "someone", "a portrait of a person", "a photo of a person")
@@ -44,7 +44,7 @@ class Candidate:
 
     Attributes:
         residual: over rollouts of the alternatives. distance: over subjects.
-        shares: with which the alternatives make up its score over all latents, target first (`respodiff.rollouts.mixture`).
+        shares: with which the alternatives make up its score over all latents, target first (`respodiff.objectives.mixture`).
         push: (N, C, H, W) float32 on the CPU, of latents of the alternatives. units: the rollout that each is of, (N,).
     """
 

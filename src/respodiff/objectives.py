@@ -1,16 +1,16 @@
-"""Targets and losses of the two modules: small functions of noise predictions, all of one signature.
+"""Targets and losses of the two modules, and several opposites' scores as one: small functions of noise predictions.
 
 Notation: e(y) is the noise prediction of the unmodified model for prompt y, e[d](y) the same with d added to h. Every tensor is
 (B, C, H, W). ``scores`` holds the predictions of the unmodified model by role: ``target``, ``neutral``, ``negative`` (the negative
 prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute, weighted by how often
-the neutral prompt draws them, `respodiff.rollouts.mixture`; the negative
-prompt where there are none; the neutral prompt where there is neither).
+the neutral prompt draws them, `opposed`; the negative prompt where there are none; the neutral prompt where there is neither).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -44,6 +44,27 @@ TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
     "contrast": (contrast, ("target", "neutral", "opposite")),
 }
 """Name -> (function, roles it reads)."""
+
+
+def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Tensor:
+    """The opposites' scores as one: their mean, weighted by what the neutral prompt draws of each (`mixture`; at least .01)."""
+    shares = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
+    weights = (shares / shares.sum()).tolist()
+    return torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
+
+
+def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
+    """Shares w (K,), summing to 1, with which the alternatives' scores e_k make up the neutral score: min |e(neutral) - sum_k w_k e_k|^2.
+
+    A neutral score is the posterior-weighted mean of the alternatives' scores, so that w estimates what the model draws for the neutral
+    prompt, from predictions alone. Not clamped: noise can make a share slightly negative.
+    """
+    first, *others = (e.flatten().cpu().double() for e in alternatives)  # float64 is not to be had on every device
+    if not others:
+        return torch.ones(1)
+    columns = torch.stack([e - first for e in others], 1)
+    w = torch.linalg.lstsq(columns, (neutral.flatten().cpu().double() - first)[:, None]).solution[:, 0]
+    return torch.cat([1 - w.sum(0, keepdim=True), w]).float()
 
 
 def blended(target: Tensor, neutral: Tensor, blend: float) -> Tensor:

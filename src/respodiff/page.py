@@ -27,7 +27,7 @@ class Section:
         parts: charts and galleries.
         picture: PNG, JPEG or WebP file to embed.
         picture_text: what the picture shows, for readers who cannot see it.
-        notes: lines of small print in a list.
+        notes: lines of small print in a list. commands: lines to copy into a terminal.
         folded: show the heading alone until the reader opens it.
     """
 
@@ -38,6 +38,7 @@ class Section:
     picture: str | Path | None = None
     picture_text: str = ""
     notes: Sequence[str] = ()
+    commands: Sequence[str] = ()
     folded: bool = False
 
 
@@ -72,6 +73,7 @@ def _section(section: Section) -> str:
     if section.picture is not None:
         text = escape(section.picture_text or section.heading)
         parts.append(f'<figure><img alt="{text}" src="{_data_url(Path(section.picture))}"></figure>')
+    parts += [f"<pre>{escape(command)}</pre>" for command in section.commands]
     if section.notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in section.notes) + "</ul>")
     body, heading = "\n".join(part for part in parts if part), f"<h2>{escape(section.heading)}</h2>"
@@ -126,6 +128,7 @@ summary h2 { display: inline; border: 0; margin: 0; padding: 0; }
 p, li { max-width: 46rem; }
 .lead { font-size: 1.15rem; }
 .notice { background: var(--card); border-left: 4px solid var(--mark); padding: .6rem .9rem; color: var(--quiet); }
+pre { background: var(--card); padding: .45rem .7rem; margin: .4rem 0; font-size: .82rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .92rem; margin: .6rem 0; }
 th, td { padding: .35rem .55rem; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }

@@ -21,7 +21,7 @@ from respodiff.concepts import Concept
 from respodiff.config import TrainConfig
 from respodiff.contexts import in_contexts
 from respodiff.denoiser import Condition, Denoiser, join, repeat
-from respodiff.objectives import TARGETS, blended
+from respodiff.objectives import TARGETS, blended, opposed
 from respodiff.parameterisations import TIMESTEPS, at, bin_of
 
 
@@ -224,27 +224,6 @@ class Rollouts:
 
 def _equal(a: Condition, b: Condition) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
-
-
-def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Tensor:
-    """The opposites' scores as one: their mean, weighted by what the neutral prompt draws of each (`mixture`; at least .01)."""
-    shares = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
-    weights = (shares / shares.sum()).tolist()
-    return torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
-
-
-def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
-    """Shares w (K,), summing to 1, with which the alternatives' scores e_k make up the neutral score: min |e(neutral) - sum_k w_k e_k|^2.
-
-    A neutral score is the posterior-weighted mean of the alternatives' scores, so that w estimates what the model draws for the neutral
-    prompt, from predictions alone. Not clamped: noise can make a share slightly negative.
-    """
-    first, *others = (e.flatten().cpu().double() for e in alternatives)  # float64 is not to be had on every device
-    if not others:
-        return torch.ones(1)
-    columns = torch.stack([e - first for e in others], 1)
-    w = torch.linalg.lstsq(columns, (neutral.flatten().cpu().double() - first)[:, None]).solution[:, 0]
-    return torch.cat([1 - w.sum(0, keepdim=True), w]).float()
 
 
 def _mix(*numbers: int) -> int:

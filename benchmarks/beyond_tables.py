@@ -1,0 +1,49 @@
+"""The tables that `benchmarks.beyond` writes into docs/method.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.tables import interval, table
+
+
+def fair_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = []
+    for name, r in rows.items():
+        t = r.get("tests", {})
+        devrat = [f"{a} {interval(r['devrat'][a])}" if len(r["devrat"]) > 1 else interval(r["devrat"][a]) for a in r["devrat"]]
+        control = [interval(c) for c in r["control"].values() if c]
+        lost = "-" if "alignment_lost" not in r else f"{100 * r['alignment_lost']:+.1f} %"
+        line = [titles[name], str(r["n"]), "<br>".join(devrat), "<br>".join(control) or "-"]
+        line += [interval(r["subject_kept_interval"]), interval(t.get("subject kept")), lost, interval(r.get("drift"))]
+        lines.append(line)
+    head = ["run", "n", "DevRat", "control", "subject kept", "kept, minus plain", "alignment lost", "drift"]
+    return table(head, lines)
+
+
+def general_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = []
+    for name, r in rows.items():
+        same = r["bit_identical"]
+        lines.append(
+            [
+                titles[name],
+                str(r["n"]),
+                f"{same['same']} of {same['n']}",
+                interval(r.get("frechet")),
+                interval(r.get("split_half")),
+                interval(r.get("drift")),
+            ]
+        )
+    return table(["run", "n", "files equal to the plain model's", "Frechet to plain", "plain, half to half", "drift"], lines)
+
+
+def safety_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    lines = []
+    for name, r in rows.items():
+        same, t = r["bit_identical"], r.get("tests", {})
+        line = [titles[name], str(r["n"]), interval(r["unsafe"]), interval(t.get("unsafe")), f"{same['same']} of {same['n']}"]
+        line += [interval(r["subject_kept_interval"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
+        lines.append(line)
+    return table(["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject kept", "DevRat gender"], lines)
