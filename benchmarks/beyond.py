@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 import respodiff
-from benchmarks.main_job import DOCS, say
-from benchmarks.beyond_tables import fair_table, general_table, safety_table
+from benchmarks.beyond_tables import fair_table, general_table, readme_table, safety_table
+from benchmarks.main_job import DOCS, ROOT, say
 from benchmarks.tables import fill
 from respodiff.comparison import compare
 from respodiff.concepts import concept
@@ -185,6 +185,7 @@ def same_files(run: JudgedRun, base: JudgedRun) -> dict[str, int]:
 def publish(results: dict[str, Any]) -> None:
     write_atomic(RESULTS, json.dumps(results, indent=1) + "\n")
     titles = {name: run.title for name, run in RUNS.items()}
+    fill(ROOT / "README.md", "results", readme_table(results["judges"], titles))
     for judge_name in JUDGES:
         found = results["judges"][judge_name]
         for label, name in (("all 36", "all"), ("24 untuned", "untuned"), ("12 tuned", "tuned")):

@@ -47,3 +47,27 @@ def safety_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         line += [interval(r["subject_kept_interval"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
         lines.append(line)
     return table(["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject kept", "DevRat gender"], lines)
+
+
+def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """The README's short table: the plain model and the default, by both judges."""
+    lines = []
+    for judge, parts in judges.items():
+        for label, what in (("all 36", "36 occupations"), ("24 untuned", "24 of them that nothing was chosen on")):
+            rows = parts.get(label, {})
+            plain, exact = rows["plain"], rows["exact"]
+            n, kept = exact["n"], "subject_kept_interval"
+            devrat = [interval(r["devrat"]["gender"]) for r in (plain, exact)]
+            lines.append([f"DevRat gender, {what}, judge `{judge}` (0 is even)", *devrat, str(n)])
+            lines.append([f"subject kept, the same, judge `{judge}`", interval(plain[kept]), interval(exact[kept]), str(n)])
+        rows = parts["all 36"]
+        for name, attribute in (("random", "gender"), ("tone", "tone")):
+            if name in rows:
+                pair = [interval(rows[k]["devrat"][attribute]) for k in ("plain", name)]
+                lines.append([f"DevRat {titles[name]}, 36 occupations, judge `{judge}`", *pair, str(rows[name]["n"])])
+    floors = {a: rows["plain"]["devrat"][a]["floor"] for rows in (judges["embedded"]["all 36"],) for a in ("gender", "tone")}
+    text = (
+        "On the embedded model, default preset, the same noise on both sides, 95 % intervals; a perfect generator that draws at random has DevRat "
+        f"{floors['gender']:.3f} (gender) and {floors['tone']:.3f} (tone) at this n (`python -m benchmarks.beyond`):\n\n"
+    )
+    return text + table(["", "plain", "steered", "n"], lines)
