@@ -22,8 +22,7 @@ from benchmarks.tables import fill, interval, table
 from respodiff import contest_page
 from respodiff.cli_methods import classifier
 from respodiff.contest import Contest
-from respodiff.contest_plan import TUNED_ON, WORDS, Plan, base_of
-from respodiff.contest_studies import NEUTRAL
+from respodiff.contest_plan import NEUTRAL, TUNED_ON, WORDS, Plan, base_of
 from respodiff.judges import ClipJudge
 from respodiff.methods import NOT_TRAINED
 from respodiff.pipelines import load_pipeline

@@ -59,8 +59,9 @@ def compare(
     from respodiff.judges import load
 
     every = SAFETY if suite in ("unsafe", "i2p") else FAIRNESS
-    names = every if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
     kind = "safety" if every is SAFETY else "fairness"
+    variants = tuple(name for name in EMBEDDED[kind] if name not in every) if model == "embedded" else ()
+    names = (*every, *variants) if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
     some, groups = _which(prompts or ("untuned" if (model, suite) == ("embedded", "occupations") else "all"), suite, TUNED_ON)
     own = _settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {})
     if study:

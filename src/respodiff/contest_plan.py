@@ -41,6 +41,9 @@ DRAWING = ("strength", "match", "ease")
 BY_CHANCE = {"match": 0.0, "ease": 1.0}
 """How every method but RespoDiff's default draws."""
 
+NEUTRAL: dict[str, Any] = {"contexts": (), "gain": 2.0, "limit": 0.8, "release": 0.0, **BY_CHANCE}
+"""The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
+
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
     "fairness": {
         "prompt-switch": {"switch": 0.1},
@@ -50,6 +53,7 @@ EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
         "bact": {"draw": "a {}", "rollouts": 144},
         "uce": {"draw": "a {}", "images": 2, "steps": 10, "guidance": 3.0, "form": "a {}", "rounds": 8},
         "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015, "strength": 1.5},
+        "respodiff:neutral": NEUTRAL,
     },
     "safety": {
         "sld-weak": {"scale": 200.0, "strength": 4.0},

@@ -8,7 +8,7 @@ from typing import Any
 
 from respodiff.axes import OWN
 from respodiff.config import EASE, MATCH
-from respodiff.contest_plan import BY_CHANCE, DRAWING, TUNED_ON
+from respodiff.contest_plan import DRAWING, NEUTRAL, TUNED_ON
 from respodiff.methods.base import method
 from respodiff.presets import PRESETS
 
@@ -43,9 +43,6 @@ class Study:
                 out[f"{name}:{label}"] = {**base, **changes}
         return out
 
-
-NEUTRAL = {"contexts": (), "gain": 2.0, "limit": 0.8, "release": 0.0, **BY_CHANCE}
-"""The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
 
 IN_CONTEXTS = {"contexts": OWN}
 
