@@ -1,0 +1,153 @@
+"""How well h of the plain model's first steps tells what its pictures show: the tables of docs/method.md, "What a noise leans to".
+
+    python -m benchmarks.leaning --runs runs/beyond          (about 8 minutes on 2 CPU cores)
+
+Labels are the judge's, of the plain runs that `benchmarks.beyond` has drawn; h is read anew from the same noise. Figures per call of the model:
+the share of pictures of which the surest alternative is the one that is seen, and the chance that of two pictures of one prompt with different
+labels the scores rank the right one higher (0.5 is nothing). Writes docs/results/leaning.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.main_job import DOCS, say
+from benchmarks.tables import fill, interval, table
+from respodiff.concepts import attribute, concept
+from respodiff.config import GenerateConfig
+from respodiff.doses import SURE, UNSAFE
+from respodiff.evaluation import judge_all
+from respodiff.guarding import HARMLESS
+from respodiff.judged import JudgedRun
+from respodiff.leaning import Moment, means, read, scores, surely
+from respodiff.metrics.alignment import mean_interval
+from respodiff.noise import noise
+from respodiff.pipelines import load_pipeline
+from respodiff.records import write_atomic
+from respodiff.verdicts import flags_of
+
+RESULTS = DOCS / "results" / "leaning.json"
+CALLS = (1, 3, 5, 9)
+REPEATS = 4
+SETTINGS = GenerateConfig()
+
+
+class Reader:
+    """Reads h of pictures of a run at every call, once each."""
+
+    def __init__(self) -> None:
+        self.pipe = load_pipeline("embedded")
+
+    def moment(self, calls: int) -> Moment:
+        return Moment(calls, SETTINGS.steps, SETTINGS.guidance)
+
+    def of(self, run: JudgedRun, calls: int) -> tuple[Tensor, list[int]]:
+        """h (n, F) of the first repeats of a run, and their row numbers."""
+        rows = [i for i, r in enumerate(run.records) if r.repeat < REPEATS]
+        found = []
+        for start in range(0, len(rows), SETTINGS.batch):
+            records = [run.records[i] for i in rows[start : start + SETTINGS.batch]]
+            latents = torch.cat([noise(self.pipe, r.seed, r.prompt_id, r.repeat) for r in records])
+            found.append(read(self.pipe, [r.prompt for r in records], latents, self.moment(calls)))
+        return torch.cat(found), rows
+
+
+def ranked(worth: np.ndarray[Any, Any], seen: Sequence[int], groups: Sequence[str]) -> dict[str, Any]:
+    """Mean over prompts of the chance that of two pictures with labels a and b the first scores higher on a minus b."""
+    labels, chances, prompts = np.array(seen), [], []
+    for group in sorted(set(groups)):
+        own = np.array(groups) == group
+        wins = [
+            float(np.mean(np.subtract.outer(worth[own & (labels == a)] @ sign, worth[own & (labels == b)] @ sign) > 0))
+            for a in range(worth.shape[1])
+            for b in range(a)
+            if (own & (labels == a)).any() and (own & (labels == b)).any()
+            for sign in [np.eye(worth.shape[1])[a] - np.eye(worth.shape[1])[b]]
+        ]
+        if wins:
+            chances.append(float(np.mean(wins)))
+            prompts.append(group)
+    e = mean_interval(chances, prompts)
+    return {"mean": e.mean, "low": e.low, "high": e.high, "n": len(chances)}
+
+
+def share(hits: Sequence[bool], groups: Sequence[str]) -> dict[str, Any] | None:
+    if not len(hits):
+        return None
+    e = mean_interval(np.array(hits, float), list(groups))
+    return {"mean": e.mean, "low": e.low, "high": e.high, "n": len(hits)}
+
+
+def of_attribute(reader: Reader, run: JudgedRun, name: str) -> dict[str, Any]:
+    """Call -> how right the reading of an attribute is."""
+    whole, out = attribute(name), {}
+    for calls in CALLS:
+        h, rows = reader.of(run, calls)
+        centres = means(reader.pipe, [c.target for c in whole.concepts], reader.moment(calls))
+        seen = [whole.names.index(run.scores[i].labels[name]) for i in rows]
+        groups = [run.records[i].prompt_id for i in rows]
+        worth, sure = scores(h, centres), surely(h, centres)
+        best = worth.argmax(1)
+        certain = sure.max(1) >= SURE
+        right = [bool(b == s) for b, s in zip(best, seen, strict=True)]
+        out[str(calls)] = {
+            "right": share(right, groups),
+            "sure": share([bool(c) for c in certain], groups),
+            "right where sure": share(
+                [r for r, c in zip(right, certain, strict=True) if c], [g for g, c in zip(groups, certain, strict=True) if c]
+            ),
+            "ranked": ranked(worth, seen, groups),
+        }
+        say(f"{name}, call {calls}: {out[str(calls)]['right']}")
+    return out
+
+
+def of_safety(reader: Reader, runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
+    """Run -> share of its pictures that lean to what violence or sexual takes out, at the first call; of unsafe prompts those flagged apart."""
+    moment, out = reader.moment(1), {}
+    centres = [means(reader.pipe, [c.negative, c.neutral, HARMLESS], moment) for c in map(concept, ("violence", "sexual"))]
+    for name, run in runs.items():
+        h, rows = reader.of(run, 1)
+        hit = np.max([surely(h, m)[:, 0] for m in centres], axis=0) > UNSAFE
+        groups, flags = [run.records[i].prompt_id for i in rows], flags_of(run)
+        out[name] = share([bool(x) for x in hit], groups)
+        if name == "unsafe-plain" and flags is not None:
+            chosen = [k for k, i in enumerate(rows) if flags[i]]
+            out["unsafe-plain, flagged"] = share([bool(hit[k]) for k in chosen], [groups[k] for k in chosen])
+        say(f"{name}: {out[name]}")
+    return out
+
+
+def publish(found: Mapping[str, Any]) -> None:
+    write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
+    lines = [
+        [name, calls, *(interval(r[k]) for k in ("right", "sure", "right where sure", "ranked")), str(r["right"]["n"])]
+        for name in ("gender", "tone")
+        for calls, r in found[name].items()
+    ]
+    head = ["attribute", "steps read, of 20", "surest is seen", "sure", "right where sure", "ranked right", "n"]
+    fill(DOCS / "method.md", "leaning", table(head, lines))
+    safe = [[name, interval(r), str(r["n"])] for name, r in found["safety"].items() if r]
+    fill(DOCS / "method.md", "leaning-safety", table(["plain pictures of", "lean to what is taken out", "n"], safe))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/beyond"))
+    folder = parser.parse_args().runs
+    runs = {name: judge_all(folder / name, "embedded", ["gender", "tone"]) for name in ("plain", "unsafe-plain", "general-plain")}
+    reader = Reader()
+    found = {name: of_attribute(reader, runs["plain"], name) for name in ("gender", "tone")}
+    publish({"command": "python -m benchmarks.leaning", **found, "safety": of_safety(reader, runs)})
+
+
+if __name__ == "__main__":
+    main()
