@@ -3,6 +3,7 @@
     respodiff compare --model embedded --suite occupations --methods all --out runs/compare
     respodiff compare --model embedded --suite unsafe --methods all --out runs/compare-safety
     python -m benchmarks.methods_table runs/compare runs/compare-safety
+    python -m benchmarks.methods_table --add runs/compare-own       (rows of another run of fairness, with the same plan and the same plain model's row)
 
 Keeps the rows of both runs in docs/results/compare.json.
 """
@@ -58,19 +59,49 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     )
 
 
+SAME = ("n", "devrat", "subject_kept", "alignment")
+"""Figures of the plain model that must be equal, to the last digit, for rows of two runs to stand in one table."""
+
+
+def with_rows(found: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The run of fairness with the rows of another one in place of those of the same labels, or after them.
+
+    Raises:
+        ValueError: the plain model's rows differ.
+    """
+    run = found["fairness"]
+    for key in SAME:
+        if run["rows"][0][key] != other["rows"][0][key]:
+            raise ValueError(
+                f"the plain model's {key} is {run['rows'][0][key]} in one run and {other['rows'][0][key]} in the other: no one table"
+            )
+    new = {row["label"]: {k: v for k, v in row.items() if k != "tests"} for row in other["rows"][1:]}
+    rows = [new.pop(row["label"], row) for row in run["rows"]]
+    return {**found, "fairness": {**run, "rows": [*rows, *new.values()]}}
+
+
+def publish(found: Mapping[str, Any]) -> None:
+    for kind, run in found.items():
+        fill(DOCS.parent / "README.md", f"compare-{kind}", about(run, kind) + short(run["rows"], kind))
+        fill(DOCS / "methods.md", f"compare-{kind}", about(run, kind) + markdown(run["rows"], kind))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs=2, type=Path, metavar="DIR", help="the run of fairness, the run of safety")
-    folders = parser.parse_args().runs
+    parser.add_argument("runs", nargs="*", type=Path, metavar="DIR", help="the run of fairness, the run of safety")
+    parser.add_argument("--add", type=Path, metavar="DIR")
+    arguments = parser.parse_args()
+    if arguments.add:
+        publish(with_rows(json.loads(RESULTS.read_text()), json.loads((arguments.add / "compare.json").read_text())))
+        return
     found = {}
-    for kind, folder in zip(("fairness", "safety"), folders, strict=True):
+    for kind, folder in zip(("fairness", "safety"), arguments.runs, strict=True):
         run = json.loads((folder / "compare.json").read_text())
         for row in run["rows"]:
             row.pop("tests", None)
         found[kind] = run
-        fill(DOCS.parent / "README.md", f"compare-{kind}", about(run, kind) + short(run["rows"], kind))
-        fill(DOCS / "methods.md", f"compare-{kind}", about(run, kind) + markdown(run["rows"], kind))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    publish(found)
 
 
 if __name__ == "__main__":
