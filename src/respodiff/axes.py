@@ -14,6 +14,7 @@ AXES: dict[str, Any] = {
     "replay": 1,
     "contexts": (),
     "release": 0.0,
+    "many": 1.0,
 }
 """Setting of `respodiff.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time, one prompt."""
 
