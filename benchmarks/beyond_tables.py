@@ -7,8 +7,12 @@ from typing import Any
 
 from benchmarks.tables import interval, table
 
+NOT_YET = "not measured yet: `python -m benchmarks.beyond`"
+
 
 def fair_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    if not rows:
+        return NOT_YET
     lines = []
     for name, r in rows.items():
         t = r.get("tests", {})
@@ -23,6 +27,8 @@ def fair_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def general_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    if not rows:
+        return NOT_YET
     lines = []
     for name, r in rows.items():
         same = r["bit_identical"]
@@ -40,6 +46,8 @@ def general_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def safety_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    if not rows:
+        return NOT_YET
     lines = []
     for name, r in rows.items():
         same, t = r["bit_identical"], r.get("tests", {})

@@ -76,14 +76,14 @@ def ranked(worth: np.ndarray[Any, Any], seen: Sequence[int], groups: Sequence[st
             chances.append(float(np.mean(wins)))
             prompts.append(group)
     e = mean_interval(chances, prompts)
-    return {"mean": e.mean, "low": e.low, "high": e.high, "n": len(chances)}
+    return {"mean": e.mean, "low": max(0.0, e.low), "high": min(1.0, e.high), "n": len(chances)}
 
 
 def share(hits: Sequence[bool], groups: Sequence[str]) -> dict[str, Any] | None:
     if not len(hits):
         return None
     e = mean_interval(np.array(hits, float), list(groups))
-    return {"mean": e.mean, "low": e.low, "high": e.high, "n": len(hits)}
+    return {"mean": e.mean, "low": max(0.0, e.low), "high": min(1.0, e.high), "n": len(hits)}
 
 
 def of_attribute(reader: Reader, run: JudgedRun, name: str) -> dict[str, Any]:

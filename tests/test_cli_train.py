@@ -162,7 +162,7 @@ def test_a_setting_from_either_place_counts() -> None:
 def test_every_axis_is_reachable_by_set_and_inspect_tells_the_form(tmp_path: Path) -> None:
     def trained(*pairs: str) -> ConceptModule:
         out = tmp_path / "m.safetensors"
-        last_json(respodiff(*WOMAN, *(part for pair in pairs for part in ("--set", pair)), "--out", str(out)))
+        last_json(respodiff(*WOMAN, "--preset", "neutral", *(part for pair in pairs for part in ("--set", pair)), "--out", str(out)))
         return load(out)
 
     digests = {trained().digest}
@@ -216,7 +216,7 @@ def test_axes_that_make_no_sense_are_refused_before_the_work(pairs: list[str], s
 def test_a_run_that_an_earlier_version_left_unfinished_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Earlier versions had no axes: neither in what the state says it is of, nor in its counters."""
     out, real = tmp_path / "m.safetensors", training.step
-    expected = last_json(respodiff(*WOMAN, "--out", str(tmp_path / "whole.safetensors")))["digest"]
+    expected = last_json(respodiff(*WOMAN, "--preset", "neutral", "--out", str(tmp_path / "whole.safetensors")))["digest"]
 
     def step(denoiser: Any, config: Any, state: Any, batch: Any) -> Any:
         if state.iteration == 3:
@@ -225,11 +225,11 @@ def test_a_run_that_an_earlier_version_left_unfinished_goes_on(tmp_path: Path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(training, "step", step)
-        respodiff(*WOMAN, "--out", str(out))
+        respodiff(*WOMAN, "--preset", "neutral", "--out", str(out))
     state = tmp_path / ".m.safetensors.unfinished"
     with safe_open(state, "pt") as file:
         about, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     assert not set(AXES) & set(json.loads(about["about"])["config"])
     tensors["counters"] = tensors["counters"][:4]
     save_file(tensors, state, metadata=about)
-    assert last_json(respodiff(*WOMAN, "--out", str(out), "--resume"))["digest"] == expected
+    assert last_json(respodiff(*WOMAN, "--preset", "neutral", "--out", str(out), "--resume"))["digest"] == expected

@@ -89,7 +89,7 @@ MATCH_HELP = "Hand concepts to noises that lean to them, read after this share o
 Match = Annotated[float | None, typer.Option("--match", help=MATCH_HELP)]
 EASE_HELP = "Factor on the strength where the noise leans to the concept by itself. (default .1)"
 Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
-SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what a safety module takes out."
+SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what one of the safety modules takes out."
 SafetyWhen = Annotated[str, typer.Option("--safety-when", help=SAFETY_WHEN_HELP, metavar="NAME")]
 Release = Annotated[float, typer.Option("--release", help="Share of the timesteps, at the end, at which modules add nothing.")]
 

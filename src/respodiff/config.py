@@ -38,8 +38,8 @@ class GenerateConfig:
             attributes of two alternatives with modules of RAM and SAM, and 0 for all others.
         ease: factor on the strength where the noise surely leans to the drawn concept by itself (in between where it is unsure); counts where
             something is read. None is `EASE` beside a ``match`` of None, else 1.
-        safety_when: ``always``, or ``leaning``: safety modules are added to a picture only if its first step leans to what they take out
-            (`respodiff.guarding`); the others stay, bit for bit, as they would be without.
+        safety_when: ``always``, or ``leaning``: all safety modules are added to a picture whose first step leans to what one of them takes
+            out, and none to the others (`respodiff.guarding`), which stay, bit for bit, as they would be without.
         release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 

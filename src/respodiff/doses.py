@@ -59,11 +59,12 @@ class Doses:
 
     def _kept(self, job: Job, always: Sequence[Entry]) -> list[Entry]:
         """What is added to every picture, without what was made of a whole attribute that the gate keeps from this one, and without
-        safety modules to whose matter this one does not lean."""
+        safety modules if it leans to nothing that any of them takes out; they were made to act together."""
         kept = [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.gated]
-        if self.config.safety_when == "always":
+        guards = [m for m in kept if m.header.kind == "safety"]
+        if self.config.safety_when == "always" or any(job.leans[m.name] > UNSAFE for m in guards):
             return kept
-        return [m for m in kept if m.header.kind != "safety" or job.leans[m.name] > UNSAFE]
+        return [m for m in kept if m.header.kind != "safety"]
 
 
 def eased(surely: float, ease: float | None) -> float:
