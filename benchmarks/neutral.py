@@ -5,8 +5,8 @@
     python -m benchmarks.neutral --tables                     (the table anew from what was kept)
 
 Candidates are weighed for woman and man; the own prompt, the best and the worst (by residual and distance, mean of both concepts) are
-trained on with the default preset, and the 36 occupations drawn in exact counts on the same noise. Writes docs/results/neutral.json and the
-table of docs/audit.md.
+trained on with the preset ``neutral``, and the 36 occupations drawn in exact counts by chance on the same noise. Writes
+docs/results/neutral.json and the table of docs/audit.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from respodiff.training import train
 RESULTS = DOCS / "results" / "neutral.json"
 IMAGES = 12
 SETTINGS: dict[str, Any] = {}
-"""What differs from the default preset in training."""
+"""What differs from the preset in training."""
 WEIGHING: dict[str, Any] = {"rollouts": ROLLOUTS, "steps": STEPS}
 
 
@@ -110,7 +110,7 @@ def as_table(results: Mapping[str, Any]) -> str:
         "control",
         "subject kept",
     ]
-    return f"n = {plain['n']} a row, exact counts, strength 1; noise floor {plain['devrat']['gender']['floor']:.3f}.\n\n" + table(
+    return f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {plain['devrat']['gender']['floor']:.3f}.\n\n" + table(
         head, lines
     )
 
