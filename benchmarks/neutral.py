@@ -110,8 +110,9 @@ def as_table(results: Mapping[str, Any]) -> str:
         "control",
         "subject kept",
     ]
-    return f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {plain['devrat']['gender']['floor']:.3f}.\n\n" + table(
-        head, lines
+    return (
+        f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {plain['devrat']['gender']['floor']:.3f}.\n\n"
+        + table(head, lines)
     )
 
 

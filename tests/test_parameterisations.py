@@ -199,7 +199,9 @@ def test_without_sam_resize_and_channels_keep_the_form() -> None:
 @pytest.mark.parametrize("form", ["binned", "lowrank"])
 def test_what_a_constant_alone_can_be_used_for_is_refused_in_one_line(form: str, tmp_path: Path) -> None:
     module = module_of(form)
-    with pytest.raises(ValueError, match=f"module 'woman' has form '{form}'; a bias adds the same .*train with form=channel"):
+    with pytest.raises(
+        ValueError, match=f"module 'woman' has form '{form}'; a bias adds the same .*train with --preset neutral --set form=channel"
+    ):
         channel_delta(module.channels())
     with pytest.raises(ValueError, match=f"module 'woman' has form '{form}'; the released code knows constants alone"):
         to_released(module, tmp_path / "out.pt")
