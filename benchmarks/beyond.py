@@ -4,8 +4,8 @@
     python -m benchmarks.beyond --out runs/beyond --only plain,exact  (some runs alone; two processes may share a folder, each with its own)
     python -m benchmarks.beyond --out runs/beyond --tables            (judge what is drawn, and write the tables)
 
-Every run is drawn from the same noise as the plain model's. The 12 occupations that settings were chosen on (and the default preset trains
-in) are shown apart from the other 24.
+Every run is drawn from the same noise as the plain model's. The 12 occupations that the default preset trains in, and most settings were
+chosen on, are shown apart from the other 24.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """The README's short table: the plain model and the default, by both judges."""
     lines = []
     for judge, parts in judges.items():
-        for label, what in (("all 36", "36 occupations"), ("24 untuned", "24 of them that nothing was chosen on")):
+        for label, what in (("all 36", "36 occupations"), ("24 untuned", "24 of them outside of the contexts")):
             rows = parts.get(label, {})
             plain, exact = rows["plain"], rows["exact"]
             n, kept = exact["n"], "subject_kept_interval"
