@@ -110,10 +110,9 @@ def as_table(results: Mapping[str, Any]) -> str:
         "control",
         "subject kept",
     ]
-    return (
-        f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {plain['devrat']['gender']['floor']:.3f}.\n\n"
-        + table(head, lines)
-    )
+    floor = plain["devrat"]["gender"]["floor"]
+    said = f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {floor:.3f}."
+    return f"{said}\n\n{table(head, lines)}"
 
 
 def publish(results: dict[str, Any]) -> None:
