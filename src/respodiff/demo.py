@@ -31,7 +31,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, draw before and after on the same seeds, measure, and write a picture and a report. Under 10 minutes on 2 CPU cores."""
+    """Train, draw before and after on the same seeds, measure, and write a picture and a report. About 7 minutes on 2 CPU cores."""
     began = time.perf_counter()
     from respodiff.console import open_model
 
