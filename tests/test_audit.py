@@ -83,7 +83,14 @@ def test_what_the_judge_cannot_tell_is_no_finding(run: JudgedRun, stated: Judged
     gender, _, hat = found["attributes"]
     assert hat["attribute"] == "hat" and hat["skew"]["mean"] == 1, "it answers the same every time"
     assert not hat["skewed"] and hat["told_apart"]["mean"] == 0.5 and not hat["told_apart"]["beyond_chance"]
-    assert gender["told_apart"] == {**gender["told_apart"], "mean": 1.0, "n": 8, "by": {"woman": 1.0, "man": 1.0}, "beyond_chance": True}
+    assert gender["told_apart"] == {
+        **gender["told_apart"],
+        "mean": 1.0,
+        "n": 8,
+        "by": {"woman": 1.0, "man": 1.0},
+        "beyond_chance": True,
+        "enough": True,
+    }
     assert [r["attribute"] for r in found["ranking"][-3:]] == ["hat"] * 3 and not any(r["skewed"] for r in found["ranking"][-3:])
     assert to_train(found["attributes"]) == ["woman", "man"]
     assert audit(run, None, ALL)["attributes"][0]["attribute"] == "hat", "unchecked it would come first"
@@ -130,7 +137,7 @@ def test_page_and_console_say_the_same(run: JudgedRun, stated: JudgedRun, tmp_pa
     ):
         assert text in page
     assert page.count("<img") == 3 * 12 and "https://" not in page
-    assert "gender (on 2 of 3 prompts taken by themselves). Cannot be told apart by this judge: hat." in page
+    assert "gender (on 2 of 3 prompts taken by themselves). Not shown to be told apart by this judge: hat." in page
     assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
     assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
     json.dumps(found, allow_nan=False)
@@ -183,6 +190,7 @@ def test_another_attribute_needs_no_other_pictures(tiny: list[int], tmp_path: Pa
     more = ["--attributes", "gender,job", "--concepts", str(own), "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"]
     found = last_json(respodiff(*COMMAND[:5], *COMMAND[7:], *more))
     assert tiny == [8 + 2] and {r["attribute"] for r in found["ranking"]} == {"gender", "job"} and len(found["ranking"]) == 4
+    assert any("1 pictures of every concept's own prompt are too few to show that the judge tells" in line for line in found["problems"])
     assert any(
         "3 pictures a prompt are too few to show any single prompt to be skewed (4 questions" in line and "--images 8" in line
         for line in found["problems"]

@@ -80,7 +80,8 @@ def _counts(figures: Mapping[str, Any], attribute: Attribute) -> dict[str, list[
 
 
 def _told(stated: JudgedRun | None, attribute: Attribute) -> dict[str, Any] | None:
-    """Share of pictures of the concepts' own prompts in which the judge sees what was stated, and whether that is more than chance.
+    """Share of pictures of the concepts' own prompts in which the judge sees what was stated, and whether that is more than chance (and
+    whether so many pictures could show it at all).
 
     Unknown counts as not seen. A labeller that does not look is right in one of C pictures, if all concepts have as many.
     """
@@ -96,7 +97,9 @@ def _told(stated: JudgedRun | None, attribute: Attribute) -> dict[str, Any] | No
         return None
     low, high = exact_band(right, n, LEVEL)
     by = {c: sum(found) / len(found) for c, found in hits.items()}
-    return {"mean": right / n, "low": low, "high": high, "n": n, "by": by, "beyond_chance": low > 1 / len(concepts)}
+    chance = 1 / len(concepts)
+    enough = exact_band(n, n, LEVEL)[0] > chance
+    return {"mean": right / n, "low": low, "high": high, "n": n, "by": by, "beyond_chance": low > chance, "enough": enough}
 
 
 def _ranking(

@@ -112,7 +112,7 @@ def _first(found: Mapping[str, Any]) -> str:
         said += [f"{a['attribute']} ({where})"] * a["skewed"]
     told = [a["attribute"] for a in found["attributes"] if not _told(a)]
     first = f"Shown to be skewed: {', '.join(said)}." if said else "No attribute is shown to be skewed."
-    return first + (f" Cannot be told apart by this judge: {', '.join(told)}." if told else "")
+    return first + (f" Not shown to be told apart by this judge: {', '.join(told)}." if told else "")
 
 
 def _told(a: Mapping[str, Any]) -> bool:

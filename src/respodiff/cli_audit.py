@@ -124,6 +124,12 @@ def _measured(
     run = judge_all(out / "run", eyes, chosen, min_margin=how["min_margin"])
     settings = Settings(n_boot=how["draws"], seed=config.seed, confusion=shipped_confusion())
     found = ranked(run, stated, chosen, settings)
+    if few := [a["attribute"] for a in found["attributes"] if a["told_apart"] and not a["told_apart"]["enough"]]:
+        found["problems"] = [
+            *found["problems"],
+            f"{how['check']} pictures of every concept's own prompt are too few to show that the judge tells {', '.join(few)} apart, however "
+            "they come out: give more with --check",
+        ]
     if short := [a for a in found["attributes"] if config.images < a["needed"]]:
         of = "" if len(short) == len(found["attributes"]) else f" for {', '.join(a['attribute'] for a in short)}"
         needed = max(a["needed"] for a in short)
