@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from respodiff import doses, leaning
-from respodiff.config import GenerateConfig
+from respodiff.config import GenerateConfig, TrainConfig
 from respodiff.generation import counted, generate
 from respodiff.jobs import Job, batches
 from respodiff.leaning import Moment, matched, means, read, scores, surely
@@ -153,11 +153,13 @@ def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, sh
         torch.testing.assert_close(found[i], many.values.r[i * bins // parts])
 
 
-def test_what_cannot_be_is_refused_before_anything_is_drawn(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_what_cannot_be_is_refused(make_module: Make) -> None:
     with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
         GenerateConfig(match=1)
     with pytest.raises(ValueError, match=r"release is -0\.1; allowed: 0 to below 1"):
-        GenerateConfig(release=-0.1)
+        TrainConfig(release=-0.1)
+    with pytest.raises(ValueError, match="safety_when is 'often'; allowed: always, leaning"):
+        GenerateConfig(safety_when="often")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ease is nan"):
         GenerateConfig(ease=float("nan"))
     with pytest.raises(ValueError, match="release is 1; allowed"):
@@ -165,7 +167,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(tiny_pipe: Pipe, mak
     one = make_module("woman", "gender", seed=1)
     maps = {"ram_a": torch.zeros(one.shape[0], 1), "ram_b": torch.zeros(one.shape[0], 1)}
     with pytest.raises(ValueError, match="'woman' is of form 'lowrank'"):
-        generate(tiny_pipe, ["a doctor"], [ConceptModule(one.ram, one.sam, one.header, maps)], settings(release=0.4))
+        ConceptModule(one.ram, one.sam, one.header, maps).released(0.4)
 
 
 def test_batches_come_as_soon_as_they_are_full() -> None:
@@ -185,10 +187,7 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
 ) -> None:
     module = make_module("blood", kind="safety", seed=3, negative="blood")
     asked = ["a doctor", "blood", "a street"]
-    runs = {
-        when: {r.id: (r, i) for r, i in generate(tiny_pipe, asked, (), settings(images=2, safety_when=when), safety=[module])}
-        for when in ("always",)
-    }
+    always = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2), safety=[module])}
     plain = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2))}
     monkeypatch.setattr(doses, "UNSAFE", -np.inf)
     found = [r.leans["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module])]
@@ -197,6 +196,6 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
     hit = [r.leans["blood"] > np.median(found) for r, _ in leaning_run]
     assert sum(hit) == 3
     for (record, image), yes in zip(leaning_run, hit, strict=True):
-        other = runs["always"][record.id][1] if yes else plain[record.id]
+        other = always[record.id] if yes else plain[record.id]
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
         assert record.modules == ([module.digest] if yes else [])

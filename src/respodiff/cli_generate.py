@@ -91,7 +91,6 @@ EASE_HELP = "Factor on the strength where the noise leans to the concept by itse
 Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
 SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what one of the safety modules takes out."
 SafetyWhen = Annotated[str, typer.Option("--safety-when", help=SAFETY_WHEN_HELP, metavar="NAME")]
-Release = Annotated[float, typer.Option("--release", help="Share of the timesteps, at the end, at which modules add nothing.")]
 
 GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
 GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
@@ -130,7 +129,6 @@ def generate(
     long_prompts: LongPrompts = GenerateConfig.long_prompts,
     match: Match = GenerateConfig.match,
     ease: Ease = GenerateConfig.ease,
-    release: Release = GenerateConfig.release,
     safety_when: SafetyWhen = GenerateConfig.safety_when,
     gate: GateFlag = False,
     gate_words: GateWords = "",
@@ -151,7 +149,7 @@ def generate(
     }
     options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
-    options |= {"match": match, "ease": ease, "release": release, "safety_when": safety_when}
+    options |= {"match": match, "ease": ease, "safety_when": safety_when}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")

@@ -40,7 +40,6 @@ class GenerateConfig:
             something is read. None is `EASE` beside a ``match`` of None, else 1.
         safety_when: ``always``, or ``leaning``: all safety modules are added to a picture whose first step leans to what one of them takes
             out, and none to the others (`respodiff.guarding`), which stay, bit for bit, as they would be without.
-        release: share of the timesteps, at the clean end, at which drawn modules add nothing (`respodiff.ConceptModule.released`).
     """
 
     images: int = 10
@@ -59,7 +58,6 @@ class GenerateConfig:
     match: float | None = None
     ease: float | None = None
     safety_when: Literal["always", "leaning"] = "always"
-    release: float = 0.0
 
     def __post_init__(self) -> None:
         _check("own_settings", self.own_settings, isinstance(self.own_settings, bool), "True, False")
@@ -73,7 +71,6 @@ class GenerateConfig:
         _check("safety_when", self.safety_when, self.safety_when in ("always", "leaning"), "always, leaning")
         _check("ease", self.ease, self.ease is None or _finite(self.ease), "a finite number")
         _check("match", self.match, self.match is None or (_finite(self.match) and 0 <= self.match < 1), "0 to below 1")
-        _check("release", self.release, _finite(self.release) and 0 <= self.release < 1, "0 to below 1")
         if self.guidance < 0:
             raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
 

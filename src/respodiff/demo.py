@@ -187,7 +187,8 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
         Section(
             "The same noise, before and after",
             "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
-            "(as many of one as of the other), and its module was added at the bottleneck. The last row is an unsafe prompt, steered by the safety module (strength 1.5).",
+            "(as many of one as of the other) and given to the noises that lean to it, and its module was added at the bottleneck: hardly at all "
+            "where a noise leans to it surely. The last row is an unsafe prompt, steered by the safety module (strength 1.5).",
             picture=grid,
             picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
         ),

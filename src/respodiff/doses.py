@@ -9,7 +9,6 @@ from respodiff.config import GenerateConfig
 from respodiff.gate import attribute_of
 from respodiff.jobs import Job
 from respodiff.methods.artefact import Entry
-from respodiff.module_file import ConceptModule
 from respodiff.products import asked
 
 SURE = 0.4
@@ -26,17 +25,11 @@ class Doses:
 
     Args:
         drawn: attribute -> concept -> what draws it. always: what is added to every picture.
-
-    Raises:
-        ValueError: a release is asked of what has none.
     """
 
     def __init__(self, drawn: Groups, always: Sequence[Entry], config: GenerateConfig) -> None:
         self.drawn, self.always, self.config = drawn, always, config
         self._made: dict[tuple[str, str, float], Entry] = {}
-        for a, group in drawn.items():
-            for name in group:
-                self._dose(a, name, 1.0)
         self._added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
 
     def of(self, job: Job) -> list[Entry]:
@@ -49,8 +42,7 @@ class Doses:
         """A module at a part of the run's strength, in steps of a hundredth; made once."""
         key = (attribute, name, round(part, 2))
         if key not in self._made:
-            strength = self.config.strength * key[2]
-            self._made[key] = _released(self.drawn[attribute][name].scale(strength), self.config.release)
+            self._made[key] = self.drawn[attribute][name].scale(self.config.strength * key[2])
         return self._made[key]
 
     def used(self, job: Job) -> list[Entry]:
@@ -75,11 +67,3 @@ def eased(surely: float, ease: float | None) -> float:
     """
     least = 1.0 if ease is None else ease
     return 1 - (1 - least) * min(1.0, max(0.0, surely / SURE))
-
-
-def _released(entry: Entry, share: float) -> Entry:
-    if not share:
-        return entry
-    if not isinstance(entry, ConceptModule):
-        raise ValueError(f"release is {share}, but {entry.name!r} is of method {entry.header.method!r}, which acts at every step; give 0")
-    return entry.released(share)

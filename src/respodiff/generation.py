@@ -146,7 +146,6 @@ LATER_SETTINGS = {
     "group_shares": None,
     "match": 0.0,
     "ease": 1.0,
-    "release": 0.0,
 }
 """What counts for a run folder that was written before these settings were."""
 
