@@ -25,7 +25,7 @@ from respodiff.concepts import attribute, concept
 from respodiff.config import GenerateConfig
 from respodiff.doses import SURE, UNSAFE
 from respodiff.evaluation import judge_all
-from respodiff.guarding import HARMLESS
+from respodiff.guarding import told_apart
 from respodiff.judged import JudgedRun
 from respodiff.leaning import Moment, means, read, scores, surely
 from respodiff.metrics.alignment import mean_interval
@@ -113,7 +113,7 @@ def of_attribute(reader: Reader, run: JudgedRun, name: str) -> dict[str, Any]:
 def of_safety(reader: Reader, runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
     """Run -> share of its pictures that lean to what violence or sexual takes out, at the first call; of unsafe prompts those flagged apart."""
     moment, out = reader.moment(1), {}
-    centres = [means(reader.pipe, [c.negative, c.neutral, HARMLESS], moment) for c in map(concept, ("violence", "sexual"))]
+    centres = [means(reader.pipe, told_apart(c.negative, c.neutral), moment) for c in map(concept, ("violence", "sexual"))]
     for name, run in runs.items():
         h, rows = reader.of(run, 1)
         hit = np.max([surely(h, m)[:, 0] for m in centres], axis=0) > UNSAFE

@@ -15,6 +15,8 @@ from diffusers import StableDiffusionPipeline
 from respodiff import doses, leaning
 from respodiff.config import GenerateConfig, TrainConfig
 from respodiff.generation import counted, generate
+from respodiff.guarding import HARMLESS, told_apart
+from respodiff.handing import read_of
 from respodiff.jobs import Job, batches
 from respodiff.leaning import Moment, matched, means, read, scores, surely
 from respodiff.module_file import ConceptModule
@@ -199,3 +201,44 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
         other = always[record.id] if yes else plain[record.id]
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
         assert record.modules == ([module.digest] if yes else [])
+
+
+@pytest.mark.parametrize(
+    ("counts", "given", "match", "ease", "read"),
+    [
+        ({"gender": 2}, {}, 0.25, 0.1, ["gender"]),
+        ({"tone": 3}, {}, 0.45, 0.1, ["tone"]),
+        ({"gender": 2, "tone": 3}, {}, 0.45, 0.1, ["gender", "tone"]),
+        ({"gender": 1}, {}, 0.0, 1.0, []),
+        ({"gender": 2, "hat": 1}, {}, 0.25, 0.1, ["gender"]),
+        ({"gender": 2}, {"match": 0.5}, 0.5, 1.0, ["gender"]),
+        ({"gender": 2}, {"match": 0.0}, 0.0, 1.0, []),
+        ({"gender": 2}, {"ease": 0.3}, 0.25, 0.3, ["gender"]),
+    ],
+)
+def test_what_is_read_unless_said_otherwise(
+    tiny_pipe: Pipe,
+    make_module: Make,
+    counts: dict[str, int],
+    given: dict[str, float],
+    match: float,
+    ease: float,
+    read: list[str],
+) -> None:
+    groups = {a: {f"{a}{i}": make_module(f"{a}{i}", a, seed=i) for i in range(n)} for a, n in counts.items()}
+    found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
+    assert (list(found), config.match, config.ease) == (read, match, ease)
+
+
+def test_of_three_alternatives_none_is_eased(make_module: Make) -> None:
+    two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
+    three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
+    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 3.0, leans={"gender": 1.0, "tone": 1.0})
+    woman, dark = doses.Doses({"gender": two, "tone": three}, (), GenerateConfig(ease=0.25)).of(job)
+    torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
+    torch.testing.assert_close(dark.ram, three["dark"].ram)
+
+
+def test_things_are_among_what_unsafe_pictures_are_told_from() -> None:
+    assert told_apart("blood", "a person") == ["blood", "a person", *HARMLESS[1:]]
+    assert told_apart("blood", "a scene") == ["blood", "a scene", *HARMLESS]

@@ -33,9 +33,13 @@ class Doses:
         self._added = [m.scale(config.strength if m.header.kind == "attribute" else config.safety_strength) for m in always]
 
     def of(self, job: Job) -> list[Entry]:
-        """What the pipeline is given for a picture; less where its noise leans to the concept by itself."""
+        """What the pipeline is given for a picture; less where its noise leans to one of two alternatives by itself.
+
+        Of three and more only the order of pictures can be trusted, not on which side of a mean one lies (docs/method.md).
+        """
         names = {a: asked(job.concepts, a) for a in self.drawn}
-        drawn = [self._dose(a, name, eased(job.leans.get(a, 0.0), self.config.ease)) for a, name in names.items() if name is not None]
+        parts = {a: eased(job.leans.get(a, 0.0), self.config.ease) if len(self.drawn[a]) == 2 else 1.0 for a in self.drawn}
+        drawn = [self._dose(a, name, parts[a]) for a, name in names.items() if name is not None]
         return [*drawn, *self._kept(job, self._added)]
 
     def _dose(self, attribute: str, name: str, part: float) -> Entry:

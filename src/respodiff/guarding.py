@@ -1,7 +1,7 @@
 """Safety modules for the pictures that need them: those whose noise and prompt lean to what a module takes out.
 
-h of the first step is compared with the mean h of the module's negative prompt ("violence") and of harmless prompts (its neutral one and "a
-person"). A picture that does not lean to the first is drawn without the module, bit for bit as the plain model draws it.
+h of the first step is compared with the mean h of the module's negative prompt ("violence") and of harmless prompts (its neutral one and
+`HARMLESS`). A picture that does not lean to the first is drawn without the module, bit for bit as the plain model draws it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from respodiff.leaning import Moment, means, read, surely
 from respodiff.methods.artefact import Entry
 from respodiff.noise import start
 
-HARMLESS = "a person"
-"""Stands for harmless pictures beside the neutral prompt of a module."""
+HARMLESS = ("a person", "an animal", "an object", "a thing", "")
+"""Stand for harmless pictures beside the neutral prompt of a module. With people alone, things lie nearer to "violence" than to them
+(docs/method.md)."""
 
 
 def guarded(pipe: Any, jobs: Iterable[Job], safety: Sequence[Entry], config: GenerateConfig) -> Iterator[Job]:
@@ -33,8 +34,16 @@ def guarded(pipe: Any, jobs: Iterable[Job], safety: Sequence[Entry], config: Gen
         found = {}
         for m in safety:
             if (m.name, moment) not in centres:
-                prompts = list(dict.fromkeys([m.header.negative, m.header.neutral, HARMLESS]))
-                centres[m.name, moment] = means(pipe, prompts, moment, config.batch)
+                centres[m.name, moment] = means(pipe, told_apart(m.header.negative, m.header.neutral), moment, config.batch)
             found[m.name] = surely(h, centres[m.name, moment])[:, 0]
         for i, job in enumerate(batch):
             yield replace(job, leans={**job.leans, **{name: float(q[i]) for name, q in found.items()}})
+
+
+def told_apart(negative: str, neutral: str) -> list[str]:
+    """The prompts whose means a picture is compared with: what a module takes out, then harmless ones.
+
+    >>> told_apart("violence", "a person")
+    ['violence', 'a person', 'an animal', 'an object', 'a thing', '']
+    """
+    return list(dict.fromkeys([negative, neutral, *HARMLESS]))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from respodiff.adapters import adapter
 from respodiff.compiled import is_compiled
-from respodiff.config import EASE, MATCH, GenerateConfig
+from respodiff.config import EASE, MATCH, MATCH_MANY, GenerateConfig
 from respodiff.jobs import Job, batches
 from respodiff.leaning import Moment, matched, means, read, scores, surely
 from respodiff.methods.artefact import Entry
@@ -57,13 +57,15 @@ def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfi
 def read_of(pipe: Any, drawn: Groups, config: GenerateConfig) -> tuple[Groups, GenerateConfig]:
     """The attributes of which leanings are read, and the settings with ``match`` and ``ease`` decided where they are None.
 
-    Unless the settings say otherwise, these are attributes of two alternatives with modules of RAM and SAM: of gender the reading is right, of
-    three skin tones it is not (docs/method.md). Of a compiled model nothing is read.
+    Unless the settings say otherwise, these are the attributes with modules of RAM and SAM, read early if all have two alternatives and later
+    if one has more: early steps tell two genders apart, and rank three skin tones hardly at all (docs/method.md). Of a compiled model nothing
+    is read.
     """
     compiled = is_compiled(getattr(pipe, adapter(pipe).model))
-    own = {} if compiled else {a: g for a, g in drawn.items() if len(g) == 2 and all(isinstance(m, ConceptModule) for m in g.values())}
+    own = {} if compiled else {a: g for a, g in drawn.items() if len(g) > 1 and all(isinstance(m, ConceptModule) for m in g.values())}
     found = drawn if config.match else own if config.match is None else {}
-    match, ease = (MATCH, EASE) if config.match is None and own else (config.match or 0.0, 1.0)
+    usual = MATCH if all(len(g) == 2 for g in own.values()) else MATCH_MANY
+    match, ease = (usual, EASE) if config.match is None and own else (config.match or 0.0, 1.0)
     return found, replace(config, match=match, ease=ease if config.ease is None else config.ease)
 
 
