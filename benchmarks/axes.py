@@ -1,9 +1,10 @@
 """The three axes of training compared on the embedded model: the tables of docs/training.md, "Three axes".
 
-    python -m benchmarks.axes --out runs/axes           (22 rows, as long a row as in benchmarks.sweep; a killed run goes on where it was)
+    python -m benchmarks.axes --out runs/axes           (17 rows, as long a row as in benchmarks.sweep; a killed run goes on where it was)
 
-Every row trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. Writes docs/results/axes.json and
-the tables. Rows that the file already holds for the same settings are kept; ``--again`` measures them anew.
+Every row trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. RAM beside SAM and its lambdas are
+rows of ``respodiff compare --study ablation``. Writes docs/results/axes.json and the tables. Rows that the file already holds for the same
+settings are kept; ``--again`` measures them anew.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from respodiff.suites import suite
 
 RESULTS = DOCS / "results" / "axes.json"
 RAW = {"gain": 1.0, "limit": 0.0, "objective": "guided"}
-SAM = {"sam_lr": 0.02}
 CONTEXTS = ("a baker", "a librarian", "a driver", "a tailor")  # none of those that are drawn
 PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "keep": "last", "rollout_prompts": "neutral", "refresh": 1}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
@@ -35,11 +35,6 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "lowrank, rank 4, contrast at 2, no gain": {"form": "lowrank", "target_guidance": 2.0, "gain": 1.0},
     },
     "objective": {
-        "two, lambda .5": {**SAM, "lam": 0.5},
-        "two, lambda 1": {**SAM, "lam": 1.0},
-        "two, lambda 2": {**SAM, "lam": 2.0},
-        "two, lambda 4": {**SAM, "lam": 4.0},
-        "shared, lambda .5": {**SAM, "lam": 0.5, "modules": "shared"},
         "guided at 1": {**RAW, "target_guidance": 1.0},
         "guided at 2": {**RAW, "target_guidance": 2.0},
         "guided at 4": {**RAW, "target_guidance": 4.0},

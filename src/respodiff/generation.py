@@ -146,6 +146,7 @@ LATER_SETTINGS = {
     "group_shares": None,
     "match": 0.0,
     "ease": 1.0,
+    "safety_when": "always",
 }
 """What counts for a run folder that was written before these settings were."""
 
