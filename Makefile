@@ -31,11 +31,17 @@ lint: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-figures: install  ## every figure of docs/ and README but those of backbones.md (about 6 hours on 2 cores; goes on where it was)
+figures: install  ## every figure of docs/ and README but those of backbones.md (about 10 hours on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep
-	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/main_job/modules
+	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes
+	$(BIN)/python -m benchmarks.beyond --out $(RUNS)/beyond
+	$(BIN)/python -m benchmarks.leaning --runs $(RUNS)/beyond
+	$(BIN)/respodiff compare --study ablation --out $(RUNS)/ablation
+	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
+	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
+	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
 	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.methods_sweep --out $(RUNS)/methods-sweep
 	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare
@@ -44,9 +50,9 @@ figures: install  ## every figure of docs/ and README but those of backbones.md 
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/main_job/modules --out $(RUNS)/gate
-	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/main_job/modules --out $(RUNS)/shares
-	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/main_job/modules --out $(RUNS)/strength
+	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
+	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
+	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones
@@ -66,7 +72,13 @@ figures-of-these-weights:
 	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep --again
-	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/main_job/modules
+	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes --again
+	$(BIN)/python -m benchmarks.beyond --out $(RUNS)/beyond
+	$(BIN)/python -m benchmarks.leaning --runs $(RUNS)/beyond
+	$(BIN)/respodiff compare --study ablation --out $(RUNS)/ablation
+	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
+	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
+	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
 	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.methods_sweep --out $(RUNS)/methods-sweep
 	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare
@@ -75,9 +87,9 @@ figures-of-these-weights:
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/main_job/modules --out $(RUNS)/gate
-	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/main_job/modules --out $(RUNS)/shares
-	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/main_job/modules --out $(RUNS)/strength
+	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
+	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
+	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
 	$(BIN)/python -m benchmarks.fused --out $(RUNS)/fused
 	$(BIN)/respodiff demo --out $(RUNS)/demo
 	cp $(RUNS)/demo/before_after.png docs/before_after.png

@@ -2,7 +2,7 @@
 
 python -m benchmarks.gate                                   (a minute; text alone, the embedded model's encoder)
 python -m benchmarks.gate --model DIR-OR-ID                 (the same for another pipeline, such as Stable Diffusion)
-python -m benchmarks.gate --pictures --out runs/gate        (about 15 minutes; needs the modules of benchmarks.main_job)
+python -m benchmarks.gate --pictures --out runs/gate        (about 15 minutes; needs the modules of benchmarks.beyond)
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--pictures", action="store_true")
-    parser.add_argument("--modules", type=Path, default=Path("runs/main_job/modules"))
+    parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/gate"))
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"models": {}}

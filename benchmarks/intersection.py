@@ -1,9 +1,9 @@
 """Gender and tone at once, measured on all six cells: one module of each (composed) against one module a cell (joint).
 
-    python -m benchmarks.intersection --out runs/intersection       (about 40 minutes on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.intersection --out runs/intersection       (about 45 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.intersection --tables                      (the table anew from what was kept)
 
-Trains woman, man, light, medium, dark and the six cells with the preset ``neutral`` (``--modules runs/main_job/modules`` takes what is there
+Trains woman, man, light, medium, dark and the six cells with the default preset (``--modules runs/beyond/modules`` takes what is there
 of the five), draws the 36 occupations in even cells both ways on the same noise and with the same cell asked of a picture (by chance, not by
 what its noise leans to), judges them, and writes docs/results/intersection.json and the table of docs/audit.md.
 """
@@ -37,7 +37,7 @@ from respodiff.training import train
 
 RESULTS = DOCS / "results" / "intersection.json"
 PARTS = ("gender", "tone")
-STRENGTHS = (0.5, 0.75, 1.0)
+STRENGTHS = (1.0,)
 IMAGES = 12  # a prompt: two of each of six cells
 SETTINGS: dict[str, Any] = {}
 """What differs from the preset."""
@@ -47,7 +47,7 @@ def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tu
     """Modules of concepts by name with what training them cost; made if they are neither in ``out`` nor, so trained, in ``held``."""
     modules, costs = [], {}
     for name in names:
-        config = TrainConfig.preset("neutral", **SETTINGS).of(concept(name))
+        config = TrainConfig.preset("default", **SETTINGS).of(concept(name))
         path = out / f"{name.replace('*', '-')}.safetensors"
         cost, other = path.with_suffix(".json"), held / path.name if held else path
         if not cost.is_file() and other != path and other.is_file():
@@ -55,11 +55,11 @@ def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tu
                 raise ValueError(f"{other} has no {path.stem}.json beside it, which says what training it cost; leave out --modules")
             own, usual = (json.loads(json.dumps(asdict(c))) for c in (config, TrainConfig()))
             if own != usual | dict(load(other).header.train):  # settings that came later are as usual
-                raise ValueError(f"{other} was trained with other settings than the preset neutral; leave out --modules")
+                raise ValueError(f"{other} was trained with other settings than the default preset; leave out --modules")
             found = json.loads(other.with_suffix(".json").read_text())
             out.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(other, path)
-            write_atomic(cost, json.dumps({"seconds": found["seconds"], "forwards": found["unet_forwards"]}))
+            write_atomic(cost, json.dumps({"seconds": found["seconds"], "forwards": found["forwards"]}))
         if not cost.is_file():
             *_, last = train(pipe, concept(name), config)
             last.module.save(path)
@@ -124,7 +124,7 @@ def as_table(results: Mapping[str, Any]) -> str:
     plain = results["rows"]["plain model"]
     floors = ", ".join(f"{a} {plain['devrat'][a]['floor']:.3f}" for a in PARTS)
     return (
-        f"{plain['prompts']} occupations x {plain['images']}, preset `neutral`, even cells (exact counts by chance), the same noise; noise floors of DevRat: {floors}. "
+        f"{plain['prompts']} occupations x {plain['images']}, default preset, even cells (exact counts by chance), the same noise; noise floors of DevRat: {floors}. "
         f"Training took {cost['composed']:,} UNet forwards for five modules and {cost['joint']:,} for six cells.\n\n"
         + table(head, lines)
         + "\nJoint minus composed, same noise and same cell asked (McNemar, p adjusted after Holm):\n\n"

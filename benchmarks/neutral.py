@@ -1,7 +1,7 @@
 """Does a better neutral prompt, by scores alone, make a fairer module? Trains on candidates and measures what `respodiff neutral` foretold.
 
-    python -m benchmarks.neutral --out runs/neutral           (about 35 minutes on 2 CPU cores; a killed run goes on where it was)
-    python -m benchmarks.neutral --out runs/neutral --all     (every candidate, about 55 minutes)
+    python -m benchmarks.neutral --out runs/neutral           (about 25 minutes on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.neutral --out runs/neutral --all     (every candidate, about 40 minutes)
     python -m benchmarks.neutral --tables                     (the table anew from what was kept)
 
 Candidates are weighed for woman and man; the own prompt, the best and the worst (by residual and distance, mean of both concepts) are
@@ -35,7 +35,7 @@ from respodiff.suites import suite
 from respodiff.training import train
 
 RESULTS = DOCS / "results" / "neutral.json"
-IMAGES = 12
+IMAGES = 6
 SETTINGS: dict[str, Any] = {}
 """What differs from the preset in training."""
 WEIGHING: dict[str, Any] = {"rollouts": ROLLOUTS, "steps": STEPS}

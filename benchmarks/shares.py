@@ -1,7 +1,7 @@
 """Target shares of every occupation's own, and three genders: measured on the embedded model. Fills docs/using.md.
 
     python -m benchmarks.shares                                 (seconds: how the judges tell three genders, on labelled pictures)
-    python -m benchmarks.shares --pictures --out runs/shares    (about 50 minutes; needs the modules woman and man of benchmarks.main_job)
+    python -m benchmarks.shares --pictures --out runs/shares    (about 25 minutes; needs the modules woman and man of benchmarks.beyond)
 
 The wanted shares are the planted ones turned round: women are to be as frequent in an occupation as men are planted to be.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 import respodiff
 from benchmarks.known_truth import LABELLED
-from benchmarks.main_job import DOCS, IMAGES, say
+from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
 from respodiff.concepts import attribute
 from respodiff.config import GenerateConfig
@@ -37,6 +37,7 @@ from respodiff.suites.shares import read_group_shares
 from respodiff.suites.table import read_table
 
 RESULTS = DOCS / "results" / "shares.json"
+IMAGES = 6
 THREE = {"woman": "woman", "man": "man", "neutral": "nonbinary"}
 """Label of the pictures -> alternative of gender3."""
 
@@ -130,7 +131,7 @@ def publish(found: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", action="store_true")
-    parser.add_argument("--modules", type=Path, default=Path("runs/main_job/modules"))
+    parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/shares"))
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}

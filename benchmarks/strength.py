@@ -1,6 +1,6 @@
 """The least strength that reaches a control accuracy, chosen on 12 occupations and checked on the other 24. Fills docs/using.md.
 
-python -m benchmarks.strength --out runs/strength          (about 25 minutes on 2 cores; needs the modules of benchmarks.main_job)
+python -m benchmarks.strength --out runs/strength          (about 25 minutes on 2 cores; needs the modules of benchmarks.beyond)
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from respodiff.suites import suite
 from respodiff.tuning import tune
 
 RESULTS = DOCS / "results" / "strength.json"
+IMAGES = 4
 ASKED = {"gender": (("woman", "man"), 0.95), "tone": (("light", "medium", "dark"), 0.85)}
 """Attribute -> modules, and the control accuracy to reach."""
 
@@ -41,7 +42,7 @@ def chosen(modules: Path, out: Path) -> dict[str, Any]:
         used = loaded[name]
         row: dict[str, Any] = {"modules": [m.digest for m in used], "prompts": len(tuned)}
         try:
-            choice = tune(pipe, used, tuned, judge, GenerateConfig(images=6), vocabulary=words, out=out / name, reach=reach)
+            choice = tune(pipe, used, tuned, judge, GenerateConfig(images=IMAGES), vocabulary=words, out=out / name, reach=reach)
         except ValueError as error:
             if not str(error).startswith("no strength"):
                 raise
@@ -52,7 +53,7 @@ def chosen(modules: Path, out: Path) -> dict[str, Any]:
         row |= result_of(choice, reach) | {"others": []}
         for strength in dict.fromkeys((choice.strength, 1.0)):
             folder = out / f"{name}-others-{strength:g}"
-            for _ in generate(pipe, others, used, GenerateConfig(images=6, strength=strength), out=folder):
+            for _ in generate(pipe, others, used, GenerateConfig(images=IMAGES, strength=strength), out=folder):
                 pass
             seen = evaluate(folder, judge, [name])
             row["others"].append(
@@ -92,7 +93,7 @@ def publish(found: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--modules", type=Path, default=Path("runs/main_job/modules"))
+    parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/strength"))
     arguments = parser.parse_args()
     result = {"command": "python -m benchmarks.strength", "library": respodiff.__version__}

@@ -1,0 +1,55 @@
+"""The tables of studies of `respodiff compare`, for docs/method.md.
+
+    respodiff compare --study ablation --out runs/ablation
+    respodiff compare --study drawing --out runs/drawing
+    python -m benchmarks.studies runs/ablation runs/drawing       (the folders are called as the studies are)
+
+Keeps the rows in docs/results/studies.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.main_job import DOCS
+from benchmarks.methods_table import about
+from benchmarks.tables import fill, table
+from respodiff.contest_studies import STUDIES
+from respodiff.contest_table import columns_of, text_cell
+
+RESULTS = DOCS / "results" / "studies.json"
+SHOWN = ("devrat", "control", "subject_kept", "alignment", "frechet", "drift")
+
+
+def as_table(run: Mapping[str, Any]) -> str:
+    """Every row at every strength, as the plot shows them."""
+    heads = {key: columns_of("fairness")[key] for key in SHOWN}
+    lines = [
+        [row["label"].removeprefix("respodiff:"), f"{row['strength']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        for i, row in enumerate(run["rows"])
+    ]
+    return about(run, "fairness") + table(["row", "strength", *heads.values()], lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of studies, called as those are")
+    arguments = parser.parse_args()
+    if wrong := [str(folder) for folder in arguments.runs if folder.name not in STUDIES]:
+        parser.error(f"{wrong[0]} is not called as a study; allowed: {', '.join(STUDIES)}")
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for folder in arguments.runs:
+        run = json.loads((folder / "compare.json").read_text())
+        for row in run["rows"]:
+            row.pop("tests", None)
+        found[folder.name] = run
+        fill(DOCS / "method.md", f"study-{folder.name}", as_table(run))
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
