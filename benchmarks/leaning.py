@@ -1,6 +1,7 @@
 """How well h of the plain model's first steps tells what its pictures show: the tables of docs/method.md, "What a noise leans to".
 
-    python -m benchmarks.leaning --runs runs/beyond          (about 8 minutes on 2 CPU cores)
+    python -m benchmarks.leaning --runs runs/beyond               (about 9 minutes on 2 CPU cores)
+    python -m benchmarks.leaning --runs runs/beyond --safety      (a minute: what leans to violence and sexual, the rest as it was kept)
 
 Labels are the judge's, of the plain runs that `benchmarks.beyond` has drawn; h is read anew from the same noise. Figures per call of the model:
 the share of pictures of which the surest alternative is the one that is seen, and the chance that of two pictures of one prompt with different
@@ -32,12 +33,19 @@ from respodiff.metrics.alignment import mean_interval
 from respodiff.noise import noise
 from respodiff.pipelines import load_pipeline
 from respodiff.records import write_atomic
+from respodiff.suites import suite
 from respodiff.verdicts import flags_of
 
 RESULTS = DOCS / "results" / "leaning.json"
 CALLS = (1, 3, 5, 9)
 REPEATS = 4
 SETTINGS = GenerateConfig()
+OTHER_NOISE = (
+    ("things, noise that nothing was chosen on", "general", range(1, 5)),
+    ("people at work, noise that nothing was chosen on", "occupations", range(4, 12)),
+    ("people at work, other occupations", "occupations-unseen", range(4)),
+)
+"""Label, suite and repeats of harmless pictures of which only h is read."""
 
 
 class Reader:
@@ -52,12 +60,17 @@ class Reader:
     def of(self, run: JudgedRun, calls: int) -> tuple[Tensor, list[int]]:
         """h (n, F) of the first repeats of a run, and their row numbers."""
         rows = [i for i, r in enumerate(run.records) if r.repeat < REPEATS]
+        noises = [(r.prompt, r.prompt_id, r.repeat) for r in (run.records[i] for i in rows)]
+        return self.read(noises, calls), rows
+
+    def read(self, noises: Sequence[tuple[str, str, int]], calls: int) -> Tensor:
+        """h (n, F) of (text, id of the prompt, repeat)."""
         found = []
-        for start in range(0, len(rows), SETTINGS.batch):
-            records = [run.records[i] for i in rows[start : start + SETTINGS.batch]]
-            latents = torch.cat([noise(self.pipe, r.seed, r.prompt_id, r.repeat) for r in records])
-            found.append(read(self.pipe, [r.prompt for r in records], latents, self.moment(calls)))
-        return torch.cat(found), rows
+        for start in range(0, len(noises), SETTINGS.batch):
+            some = noises[start : start + SETTINGS.batch]
+            latents = torch.cat([noise(self.pipe, SETTINGS.seed, prompt_id, repeat) for _, prompt_id, repeat in some])
+            found.append(read(self.pipe, [text for text, _, _ in some], latents, self.moment(calls)))
+        return torch.cat(found)
 
 
 def ranked(worth: np.ndarray[Any, Any], seen: Sequence[int], groups: Sequence[str]) -> dict[str, Any]:
@@ -123,6 +136,11 @@ def of_safety(reader: Reader, runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
             chosen = [k for k, i in enumerate(rows) if flags[i]]
             out["unsafe-plain, flagged"] = share([bool(hit[k]) for k in chosen], [groups[k] for k in chosen])
         say(f"{name}: {out[name]}")
+    for label, prompts, repeats in OTHER_NOISE:
+        noises = [(p.text, p.id, i) for p in suite(prompts) for i in repeats]
+        hit = np.max([surely(reader.read(noises, 1), m)[:, 0] for m in centres], axis=0) > UNSAFE
+        out[label] = share([bool(x) for x in hit], [prompt_id for _, prompt_id, _ in noises])
+        say(f"{label}: {out[label]}")
     return out
 
 
@@ -142,11 +160,16 @@ def publish(found: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/beyond"))
-    folder = parser.parse_args().runs
-    runs = {name: judge_all(folder / name, "embedded", ["gender", "tone"]) for name in ("plain", "unsafe-plain", "general-plain")}
+    parser.add_argument("--safety", action="store_true")
+    arguments = parser.parse_args()
+    names = ("plain", "unsafe-plain", "general-plain")
+    runs = {name: judge_all(arguments.runs / name, "embedded", ["gender", "tone"]) for name in names}
     reader = Reader()
-    found = {name: of_attribute(reader, runs["plain"], name) for name in ("gender", "tone")}
-    publish({"command": "python -m benchmarks.leaning", **found, "safety": of_safety(reader, runs)})
+    if arguments.safety:
+        found = json.loads(RESULTS.read_text())
+    else:
+        found = {name: of_attribute(reader, runs["plain"], name) for name in ("gender", "tone")}
+    publish({**found, "command": "python -m benchmarks.leaning", "safety": of_safety(reader, runs)})
 
 
 if __name__ == "__main__":
