@@ -2,7 +2,8 @@
 
     python -m benchmarks.beyond --out runs/beyond                     (about 2 hours on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.beyond --out runs/beyond --only plain,exact  (some runs alone; two processes may share a folder, each with its own)
-    python -m benchmarks.beyond --out runs/beyond --tables            (judge what is drawn, and write the tables)
+    python -m benchmarks.beyond --out runs/beyond --tables            (judge what is drawn, and write the tables; rows of runs that are not
+                                                                       drawn there stay as they were kept)
 
 Every run is drawn from the same noise as the plain model's. The 12 occupations that the default preset trains in, and most settings were
 chosen on, are shown apart from the other 24.
@@ -148,8 +149,8 @@ def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: b
     return out | {k: c[k] for k in ("drift", "frechet", "split_half", "paired")}
 
 
-def measured(out: Path) -> dict[str, Any]:
-    """Judge -> part of the occupations -> run -> figures, of what is drawn in full."""
+def measured(out: Path, held: Mapping[str, Any]) -> dict[str, Any]:
+    """Judge -> part of the occupations -> run -> figures, of what is drawn in full; other rows are those that were held."""
     groups = {"all 36": None, "24 untuned": [p.group for p in suite("occupations") if p.group not in TUNED_ON], "12 tuned": list(TUNED_ON)}
     there = {name for name in RUNS if (out / name / "manifest.jsonl").is_file()}
     found: dict[str, Any] = {}
@@ -157,8 +158,12 @@ def measured(out: Path) -> dict[str, Any]:
         judge = ClipJudge.load(judge_name)
         runs = {name: judge_all(out / name, judge, ["gender", "tone"]) for name in RUNS if name in there}
         rows: dict[str, Any] = {label: {} for label in (*groups, "stability", "general", "safety")}
-        for name, run in runs.items():
-            plan = RUNS[name]
+        for name in RUNS:
+            if name not in runs:
+                for label, kept in held.get(judge_name, {}).items():
+                    rows[label] |= {name: kept[name]} if name in kept else {}
+                continue
+            plan, run = RUNS[name], runs[name]
             base = run if name == plan.base or name.endswith("plain") else runs[plan.base]
             for label, chosen in groups.items():
                 if name in FAIR:
@@ -216,7 +221,8 @@ def main() -> None:
         "cpu_cores": os.cpu_count(),
         "run_seed": 0,
     }
-    publish({"provenance": provenance, "training": costs, "judges": measured(arguments.out)})
+    held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"training": {}, "judges": {}}
+    publish({"provenance": provenance, "training": held["training"] | costs, "judges": measured(arguments.out, held["judges"])})
 
 
 if __name__ == "__main__":

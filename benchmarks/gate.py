@@ -1,4 +1,4 @@
-"""The gate, measured: on phrases that no fit has seen, and on pictures of prompts that state a gender. Fills docs/using.md.
+"""The gate, measured: on phrases that no fit has seen, and on pictures of prompts that state an attribute. Fills docs/using.md.
 
 python -m benchmarks.gate                                   (a minute; text alone, the embedded model's encoder)
 python -m benchmarks.gate --model DIR-OR-ID                 (the same for another pipeline, such as Stable Diffusion)
@@ -38,7 +38,12 @@ from respodiff.suites import suite
 
 RESULTS = DOCS / "results" / "gate.json"
 PER_PAIR = 2  # templates for each pair of occupation and wording
-IMAGES = 4
+PICTURES: dict[str, tuple[str, tuple[str, ...], int]] = {
+    "gender stated": ("gender", ("woman", "man"), 4),
+    "tone stated": ("tone", ("light", "medium", "dark"), 2),
+    "things": ("gender", ("woman", "man"), 1),
+}
+"""Kind of prompts -> attribute, its modules, and pictures a prompt."""
 
 
 @dataclass(frozen=True)
@@ -133,21 +138,19 @@ def text_rows(pipe: Any) -> dict[str, Any]:
 
 def picture_rows(modules: Path, out: Path) -> dict[str, Any]:
     """Stated prompts and prompts without people, with the gate off and on, on the same noise; the embedded judge's labels."""
-    pipe = load_pipeline("embedded")
-    gender = [load(modules / f"{name}.safetensors") for name in ("woman", "man")]
-    stated = stated_prompts(suite("occupations"), attribute("gender").concepts)
-    things = suite("general")[::4]
-    found: dict[str, Any] = {"images": IMAGES, "modules": [m.digest for m in gender]}
-    for part, prompts in (("stated", stated), ("things", things)):
-        for setting, used, gate in (("plain", [], "off"), ("off", gender, "off"), ("on", gender, "auto")):
+    pipe, people, found = load_pipeline("embedded"), suite("occupations"), dict[str, Any]()
+    for part, (name, concepts, images) in PICTURES.items():
+        used = [load(modules / f"{concept}.safetensors") for concept in concepts]
+        prompts = stated_prompts(people, attribute(name).concepts) if part != "things" else suite("general")[::2]
+        for setting, steered, gate in (("plain", [], "off"), ("off", used, "off"), ("on", used, "auto")):
             folder = out / f"{part}-{setting}"
-            for _ in generate(pipe, prompts, used, GenerateConfig(images=IMAGES, gate=gate), out=folder):
+            for _ in generate(pipe, prompts, steered, GenerateConfig(images=images, gate=gate), out=folder):
                 pass
-            run = judge_all(folder, "embedded", ["gender"])
+            run = judge_all(folder, "embedded", [name])
             pairs = [(r, s) for r, s in zip(run.records, run.scores, strict=True) if s.problem is None]
-            row: dict[str, Any] = {"n": len(pairs), "gated": sum(bool(r.gated) for r, _ in pairs)}
-            if part == "stated":
-                row["kept"] = share([(r, s.labels["gender"] == r.categories[0]) for r, s in pairs], Settings())
+            row: dict[str, Any] = {"n": len(pairs), "gated": sum(bool(r.gated) for r, _ in pairs), "modules": [m.digest for m in steered]}
+            if part != "things":
+                row["kept"] = share([(r, s.labels[name] == r.categories[0]) for r, s in pairs], Settings())
             row["as_plain"] = show(wilson(same(folder, out / f"{part}-plain"), len(pairs)))
             found[f"{part}-{setting}"] = row
             say(f"{part}, gate {setting}: {row}")
@@ -194,7 +197,7 @@ def publish(found: dict[str, Any]) -> None:
             for k, r in pictures.items()
             if isinstance(r, dict)
         ]
-        head = ["prompts", "n", "gated", "judge sees the stated gender", "picture is the plain model's"]
+        head = ["prompts", "n", "gated", "judge sees what is stated", "picture is the plain model's"]
         fill(DOCS / "using.md", "gate-pictures", table(head, rows))
 
 
