@@ -41,9 +41,8 @@ PER_PAIR = 2  # templates for each pair of occupation and wording
 PICTURES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "gender stated": ("gender", ("woman", "man"), 4),
     "tone stated": ("tone", ("light", "medium", "dark"), 2),
-    "things": ("gender", ("woman", "man"), 1),
 }
-"""Kind of prompts -> attribute, its modules, and pictures a prompt."""
+"""Kind of prompts -> attribute, its modules, and pictures a prompt. Things are drawn by `benchmarks.beyond`."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,11 @@ def text_rows(pipe: Any) -> dict[str, Any]:
 
 
 def picture_rows(modules: Path, out: Path) -> dict[str, Any]:
-    """Stated prompts and prompts without people, with the gate off and on, on the same noise; the embedded judge's labels."""
+    """Stated prompts, with the gate off and on, on the same noise; the embedded judge's labels."""
     pipe, people, found = load_pipeline("embedded"), suite("occupations"), dict[str, Any]()
     for part, (name, concepts, images) in PICTURES.items():
         used = [load(modules / f"{concept}.safetensors") for concept in concepts]
-        prompts = stated_prompts(people, attribute(name).concepts) if part != "things" else suite("general")[::2]
+        prompts = stated_prompts(people, attribute(name).concepts)
         for setting, steered, gate in (("plain", [], "off"), ("off", used, "off"), ("on", used, "auto")):
             folder = out / f"{part}-{setting}"
             for _ in generate(pipe, prompts, steered, GenerateConfig(images=images, gate=gate), out=folder):
@@ -149,8 +148,7 @@ def picture_rows(modules: Path, out: Path) -> dict[str, Any]:
             run = judge_all(folder, "embedded", [name])
             pairs = [(r, s) for r, s in zip(run.records, run.scores, strict=True) if s.problem is None]
             row: dict[str, Any] = {"n": len(pairs), "gated": sum(bool(r.gated) for r, _ in pairs), "modules": [m.digest for m in steered]}
-            if part != "things":
-                row["kept"] = share([(r, s.labels[name] == r.categories[0]) for r, s in pairs], Settings())
+            row["kept"] = share([(r, s.labels[name] == r.categories[0]) for r, s in pairs], Settings())
             row["as_plain"] = show(wilson(same(folder, out / f"{part}-plain"), len(pairs)))
             found[f"{part}-{setting}"] = row
             say(f"{part}, gate {setting}: {row}")

@@ -35,7 +35,7 @@ from respodiff.suites import suite
 from respodiff.training import train
 
 RESULTS = DOCS / "results" / "neutral.json"
-IMAGES = 6
+IMAGES = 4
 SETTINGS: dict[str, Any] = {}
 """What differs from the preset in training."""
 WEIGHING: dict[str, Any] = {"rollouts": ROLLOUTS, "steps": STEPS}

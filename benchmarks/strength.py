@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ ASKED = {"gender": (("woman", "man"), 0.95), "tone": (("light", "medium", "dark"
 """Attribute -> modules, and the control accuracy to reach."""
 
 
-def chosen(modules: Path, out: Path) -> dict[str, Any]:
+def chosen(modules: Path, out: Path, attributes: Sequence[str]) -> dict[str, Any]:
     """Attribute -> the choice, and what the other occupations show at that strength and at 1."""
     pipe, judge, words = load_pipeline("embedded"), ClipJudge.load("embedded"), Vocabulary.embedded()
     tuned = [p for p in suite("occupations") if p.group in TUNED_ON]
     others = [p for p in suite("occupations") if p.group not in TUNED_ON]
-    loaded = {name: [load(modules / f"{c}.safetensors") for c in concepts] for name, (concepts, _) in ASKED.items()}
+    loaded = {name: [load(modules / f"{c}.safetensors") for c in concepts] for name, (concepts, _) in ASKED.items() if name in attributes}
     found = {}
-    for name, (_, reach) in ASKED.items():
-        used = loaded[name]
+    for name, used in loaded.items():
+        reach = ASKED[name][1]
         row: dict[str, Any] = {"modules": [m.digest for m in used], "prompts": len(tuned)}
         try:
             choice = tune(pipe, used, tuned, judge, GenerateConfig(images=IMAGES), vocabulary=words, out=out / name, reach=reach)
@@ -95,9 +95,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/strength"))
+    parser.add_argument("--only", choices=list(ASKED), help="one attribute; rows of others stay as kept")
     arguments = parser.parse_args()
     result = {"command": "python -m benchmarks.strength", "library": respodiff.__version__}
-    publish(result | {"chosen": chosen(arguments.modules, arguments.out)})
+    held = json.loads(RESULTS.read_text())["chosen"] if arguments.only and RESULTS.is_file() else {}
+    found = chosen(arguments.modules, arguments.out, [arguments.only] if arguments.only else list(ASKED))
+    publish(result | {"chosen": held | found})
 
 
 if __name__ == "__main__":
