@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import respodiff
-from benchmarks.beyond_tables import fair_table, general_table, readme_table, safety_table
+from benchmarks.beyond_tables import cells_table, fair_table, general_table, readme_table, safety_table
 from benchmarks.main_job import DOCS, ROOT, say
 from benchmarks.tables import fill
 from respodiff.comparison import compare
@@ -195,6 +195,8 @@ def publish(results: dict[str, Any]) -> None:
         found = results["judges"][judge_name]
         for label, name in (("all 36", "all"), ("24 untuned", "untuned"), ("12 tuned", "tuned")):
             fill(DOCS / "method.md", f"beyond-{name}-{judge_name}", fair_table(found.get(label, {}), titles))
+        fair = {label: rows for label, rows in found.items() if label in ("all 36", "24 untuned")}
+        fill(DOCS / "method.md", f"beyond-cells-{judge_name}", cells_table(fair, titles))
         fill(DOCS / "method.md", f"beyond-stability-{judge_name}", fair_table(found.get("stability", {}), titles))
         fill(DOCS / "method.md", f"beyond-general-{judge_name}", general_table(found.get("general", {}), titles))
         fill(DOCS / "method.md", f"beyond-safety-{judge_name}", safety_table(found.get("safety", {}), titles))

@@ -26,6 +26,25 @@ def fair_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     return table(head, lines)
 
 
+def cells_table(parts: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Runs of two attributes: the cell that is furthest from its share."""
+    found = [(label, name, r) for label, rows in parts.items() for name, r in rows.items() if r.get("intersection")]
+    lines = [
+        [
+            label,
+            titles[name],
+            str(r["intersection"]["known"]),
+            " x ".join(r["intersection"]["worst"]["cell"]),
+            interval(r["intersection"]["distance"]),
+            interval(r["intersection"]["control"]),
+        ]
+        for label, name, r in found
+    ]
+    return (
+        table(["occupations", "run", "n", "worst cell", "its distance from its share", "both seen as asked"], lines) if lines else NOT_YET
+    )
+
+
 def general_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     if not rows:
         return NOT_YET
