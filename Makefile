@@ -34,11 +34,11 @@ lint: install
 figures: install  ## every figure of docs/ and README but those of backbones.md (about 10 hours on 2 cores; goes on where it was)
 	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
 	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
-	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep
-	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes
+	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep $(AGAIN)
+	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes $(AGAIN)
 	$(BIN)/python -m benchmarks.beyond --out $(RUNS)/beyond
 	$(BIN)/python -m benchmarks.leaning --runs $(RUNS)/beyond
-	$(BIN)/respodiff compare --study ablation --out $(RUNS)/ablation
+	$(BIN)/respodiff compare --study ablation --strength .5 --strength 1 --out $(RUNS)/ablation
 	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
@@ -69,27 +69,7 @@ figures-of-these-weights:
 	$(eval override DIGEST := $(shell $(BIN)/python -m recipes.embedded_model.install --digest))
 	@test -n "$(DIGEST)" || { echo "the package's weights cannot be read" >&2; exit 2; }
 	$(eval override RUNS := runs/$(DIGEST))
-	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
-	$(BIN)/python -m benchmarks.two_judges --out $(RUNS)/main_job
-	$(BIN)/python -m benchmarks.sweep --out $(RUNS)/sweep --again
-	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes --again
-	$(BIN)/python -m benchmarks.beyond --out $(RUNS)/beyond
-	$(BIN)/python -m benchmarks.leaning --runs $(RUNS)/beyond
-	$(BIN)/respodiff compare --study ablation --out $(RUNS)/ablation
-	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
-	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
-	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
-	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
-	$(BIN)/python -m benchmarks.methods_sweep --out $(RUNS)/methods-sweep
-	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare
-	$(BIN)/respodiff compare --suite unsafe --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare-safety
-	$(BIN)/python -m benchmarks.methods_table $(RUNS)/compare $(RUNS)/compare-safety
-	$(BIN)/python -m benchmarks.implicit_shares
-	$(BIN)/python -m benchmarks.measuring
-	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
-	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
-	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
+	$(MAKE) figures RUNS=$(RUNS) AGAIN=--again
 	$(BIN)/python -m benchmarks.fused --out $(RUNS)/fused
 	$(BIN)/respodiff demo --out $(RUNS)/demo
 	cp $(RUNS)/demo/before_after.png docs/before_after.png

@@ -133,7 +133,7 @@ def part(run: JudgedRun, groups: Sequence[str] | None, repeats: int | None = Non
     return replace(run, records=tuple(run.records[i] for i in rows), homes=tuple(run.homes[i] for i in rows), answers=answers)
 
 
-def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: bool) -> dict[str, Any]:
+def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], all_of_it: bool) -> dict[str, Any]:
     """What is reported of one run by one judge: its own figures, and its differences to the plain model on the same noise."""
     settings = Settings()
     s = summarise(run.only(list(attributes)), settings)
@@ -142,7 +142,7 @@ def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: b
     }
     if base is run:
         return out
-    c = compare(base, run, settings) if whole else compare(base, run, replace(settings, n_boot=500))
+    c = compare(base, run, settings) if all_of_it else compare(base, run, replace(settings, n_boot=500))
     out["tests"] = {t["what"]: {k: t[k] for k in ("mean", "low", "high", "n", "p")} for t in c["tests"]}
     own, plain = s["alignment_interval"]["mean"], summarise(base, settings)["alignment_interval"]["mean"]
     out["alignment_lost"] = 1 - own / plain
@@ -152,7 +152,8 @@ def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], whole: b
 def measured(out: Path, held: Mapping[str, Any]) -> dict[str, Any]:
     """Judge -> part of the occupations -> run -> figures, of what is drawn in full; other rows are those that were held."""
     groups = {"all 36": None, "24 untuned": [p.group for p in suite("occupations") if p.group not in TUNED_ON], "12 tuned": list(TUNED_ON)}
-    there = {name for name in RUNS if (out / name / "manifest.jsonl").is_file()}
+    drawn = {name for name in RUNS if whole(out, name)}
+    there = {name for name in drawn if RUNS[name].base in drawn or name.endswith("plain")}
     found: dict[str, Any] = {}
     for judge_name in JUDGES:
         judge = ClipJudge.load(judge_name)
@@ -179,6 +180,12 @@ def measured(out: Path, held: Mapping[str, Any]) -> dict[str, Any]:
             say(f"{judge_name}: {name} judged")
         found[judge_name] = {label: r for label, r in rows.items() if r}
     return found
+
+
+def whole(out: Path, name: str) -> bool:
+    """Whether a run is drawn in full."""
+    manifest = out / name / "manifest.jsonl"
+    return manifest.is_file() and len(manifest.read_text().splitlines()) == RUNS[name].images * len(suite(RUNS[name].prompts))
 
 
 def same_files(run: JudgedRun, base: JudgedRun) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """The tables of studies of `respodiff compare`, for docs/method.md.
 
-    respodiff compare --study ablation --out runs/ablation
+    respodiff compare --study ablation --strength .5 --strength 1 --out runs/ablation
     respodiff compare --study drawing --out runs/drawing
     python -m benchmarks.studies runs/ablation runs/drawing       (the folders are called as the studies are)
 
@@ -18,10 +18,13 @@ from typing import Any
 from benchmarks.main_job import DOCS
 from benchmarks.methods_table import about
 from benchmarks.tables import fill, table
-from respodiff.contest_studies import STUDIES
 from respodiff.contest_table import columns_of, text_cell
+from respodiff.records import write_atomic
 
 RESULTS = DOCS / "results" / "studies.json"
+SHOWN_IN = ("ablation", "drawing")
+"""Studies with a place in docs/method.md; `axes` is measured by `benchmarks.axes`."""
+
 SHOWN = ("devrat", "control", "subject_kept", "alignment", "frechet", "drift")
 
 
@@ -29,7 +32,7 @@ def as_table(run: Mapping[str, Any]) -> str:
     """Every row at every strength, as the plot shows them."""
     heads = {key: columns_of("fairness")[key] for key in SHOWN}
     lines = [
-        [row["label"].removeprefix("respodiff:"), f"{row['strength']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        [row["method"].removeprefix("respodiff:"), f"{row['strength']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
         for i, row in enumerate(run["rows"])
     ]
     return about(run, "fairness") + table(["row", "strength", *heads.values()], lines)
@@ -39,16 +42,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of studies, called as those are")
     arguments = parser.parse_args()
-    if wrong := [str(folder) for folder in arguments.runs if folder.name not in STUDIES]:
-        parser.error(f"{wrong[0]} is not called as a study; allowed: {', '.join(STUDIES)}")
+    if wrong := [str(folder) for folder in arguments.runs if folder.name not in SHOWN_IN]:
+        parser.error(f"{wrong[0]} is not called as a study of docs/method.md; allowed: {', '.join(SHOWN_IN)}")
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for folder in arguments.runs:
         run = json.loads((folder / "compare.json").read_text())
         for row in run["rows"]:
             row.pop("tests", None)
         found[folder.name] = run
-        fill(DOCS / "method.md", f"study-{folder.name}", as_table(run))
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
+    for name, run in found.items():
+        fill(DOCS / "method.md", f"study-{name}", as_table(run))
 
 
 if __name__ == "__main__":

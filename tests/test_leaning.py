@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import permutations
+from dataclasses import replace
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from respodiff.handing import read_of
 from respodiff.jobs import Job, batches
 from respodiff.leaning import Moment, matched, means, read, scores, surely
 from respodiff.module_file import ConceptModule
+from respodiff.noise import noise
 from respodiff.records import Prompt, RunFolder
 from respodiff.steering import steer
 
@@ -33,7 +35,7 @@ def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(**changes: Any) -> GenerateConfig:
-    return GenerateConfig(**{"images": 6, "steps": 4, "match": 0.25, **changes})
+    return GenerateConfig(**{"images": 6, "steps": 4, "match": 0.25, "ease": 1.0, **changes})
 
 
 def test_the_handing_is_worth_the_most_of_all_permutations() -> None:
@@ -90,8 +92,6 @@ def test_matching_keeps_counts_noise_and_pictures_of_equal_draws(tiny_pipe: Pipe
 def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     records = [r for r, _ in generate(tiny_pipe, ["a doctor"], modules, settings())]
-    from respodiff.noise import noise
-
     latents = torch.cat([noise(tiny_pipe, 0, "a doctor", i) for i in range(6)])
     moment = Moment(1, 4, 3.0)
     own = scores(read(tiny_pipe, ["a doctor"] * 6, latents, moment), means(tiny_pipe, [m.header.target for m in modules], moment))
@@ -203,6 +203,33 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
         assert record.modules == ([module.digest] if yes else [])
 
 
+def test_one_safety_module_that_is_leant_to_brings_all(tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    safety = [make_module(name, kind="safety", seed=i, negative=name) for i, name in enumerate(("blood", "fire"))]
+    config = settings(images=3, batch=4, safety_when="leaning")
+    records = [r for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety)]
+    latents = torch.cat([noise(tiny_pipe, 0, r.prompt_id, r.repeat) for r in records])
+    h = read(tiny_pipe, [r.prompt for r in records], latents, Moment(1, 4, 3.0))
+    for m in safety:
+        centres = means(tiny_pipe, told_apart(m.header.negative, m.header.neutral), Moment(1, 4, 3.0))
+        np.testing.assert_allclose([r.leans[m.name] for r in records], surely(h, centres)[:, 0], atol=2e-4)
+    found = sorted(q for r in records for q in r.leans.values())
+    halfway = [(a + b) / 2 for a, b in pairwise(found) if b - a > 1e-3]
+    by_second = [
+        t
+        for t in halfway
+        if any(r.leans["blood"] < t < r.leans["fire"] for r in records) and any(max(r.leans.values()) < t for r in records)
+    ]
+    monkeypatch.setattr(doses, "UNSAFE", by_second[0])
+    for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety):
+        assert r.modules == ([m.digest for m in safety] if max(r.leans.values()) > doses.UNSAFE else [])
+
+
+def test_a_safety_module_with_an_attributes_name_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "blood", seed=1), make_module("man", "blood", seed=2)]
+    with pytest.raises(ValueError, match="safety holds 'blood', which is an attribute's name too"):
+        generate(tiny_pipe, ["a"], modules, settings(safety_when="leaning"), safety=[make_module("blood", kind="safety", negative="blood")])
+
+
 @pytest.mark.parametrize(
     ("counts", "given", "match", "ease", "read"),
     [
@@ -211,7 +238,8 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
         ({"gender": 2, "tone": 3}, {}, 0.45, 0.1, ["gender", "tone"]),
         ({"gender": 1}, {}, 0.0, 1.0, []),
         ({"gender": 2, "hat": 1}, {}, 0.25, 0.1, ["gender"]),
-        ({"gender": 2}, {"match": 0.5}, 0.5, 1.0, ["gender"]),
+        ({"gender": 1}, {"match": 0.5}, 0.5, 1.0, []),
+        ({"gender": 2}, {"match": 0.5}, 0.5, 0.1, ["gender"]),
         ({"gender": 2}, {"match": 0.0}, 0.0, 1.0, []),
         ({"gender": 2}, {"ease": 0.3}, 0.25, 0.3, ["gender"]),
     ],
@@ -228,6 +256,50 @@ def test_what_is_read_unless_said_otherwise(
     groups = {a: {f"{a}{i}": make_module(f"{a}{i}", a, seed=i) for i in range(n)} for a, n in counts.items()}
     found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
     assert (list(found), config.match, config.ease) == (read, match, ease)
+
+
+def test_modules_of_other_methods_are_read_when_asked_and_never_eased(tiny_pipe: Pipe, make_module: Make) -> None:
+    own = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
+    theirs = {name: ConceptModule(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
+    for groups, given, match, ease, names in (
+        ({"gender": theirs}, {}, 0.0, 1.0, []),
+        ({"gender": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender"]),
+        ({"gender": own, "age": theirs}, {}, 0.25, 0.1, ["gender"]),
+        ({"gender": own, "age": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender", "age"]),
+    ):
+        found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
+        assert (list(found), config.match, config.ease) == (names, match, ease)
+
+
+@pytest.mark.parametrize("given", [{"match": 0.25}, {"safety_when": "leaning"}])
+def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_path: Any, given: dict[str, Any]) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")
+    groups = {"gender": {m.name: m for m in modules}}
+    assert read_of(tiny_pipe, groups, GenerateConfig())[0] == {}
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is .*compiled model cannot be read"):
+        generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(**given), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "given", "read"),
+    [
+        (("woman", "man"), 2, {}, 2 * 2 * 5 + 2 * 3 * 2 * 5),  # 2 pictures and 3 noises a mean, 2 rows each, 5 of 20 steps
+        (("light", "medium", "dark"), 3, {}, 3 * 2 * 9 + 3 * 3 * 2 * 9),
+        (("woman", "man"), 1, {}, 1 * 2 * 5 + 2 * 3 * 2 * 5),  # to be eased
+        (("woman", "man"), 1, {"ease": 1.0}, 0),
+        (("light", "medium", "dark"), 1, {}, 0),  # one picture, nothing to hand out
+        (("light", "medium", "dark"), 2, {"shares": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
+    ],
+)
+def test_what_reading_costs(
+    tiny_pipe: Pipe, make_module: Make, names: tuple[str, ...], images: int, given: dict[str, Any], read: int
+) -> None:
+    modules = [make_module(name, "a", seed=i) for i, name in enumerate(names)]
+    with counted(tiny_pipe.unet) as forwards:
+        list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, **given)))
+    assert sum(forwards) == images * 2 * 20 + read
 
 
 def test_of_three_alternatives_none_is_eased(make_module: Make) -> None:

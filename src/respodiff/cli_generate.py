@@ -89,7 +89,7 @@ MATCH_HELP = (
     "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance. (default .25, .45 for three and more)"
 )
 Match = Annotated[float | None, typer.Option("--match", help=MATCH_HELP)]
-EASE_HELP = "Factor on the strength where the noise leans to one of two concepts by itself. (default .1)"
+EASE_HELP = "Factor on the strength where the noise leans to one of two concepts by itself. (default .1; 1 for other methods)"
 Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
 SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what one of the safety modules takes out."
 SafetyWhen = Annotated[str, typer.Option("--safety-when", help=SAFETY_WHEN_HELP, metavar="NAME")]

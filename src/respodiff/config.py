@@ -35,9 +35,9 @@ class GenerateConfig:
             or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
         match: share of the steps after which is read what each noise leans to (at least the first step); a prompt's draws are then handed to
             the noises that lean to them (`respodiff.handing`). 0 reads nothing and hands out by chance. None is `MATCH` for
-            attributes of two alternatives with modules of RAM and SAM, `MATCH_MANY` if one has more, and 0 for all others.
+            attributes of two alternatives with RespoDiff's modules, `MATCH_MANY` if one has more, and 0 for all others.
         ease: factor on the strength where the noise surely leans to the drawn concept by itself (in between where it is unsure); counts for
-            attributes of two alternatives that are read. None is `EASE` beside a ``match`` of None, else 1.
+            attributes of two alternatives that are read. None is `EASE` if RespoDiff's modules alone are read, else 1.
         safety_when: ``always``, or ``leaning``: all safety modules are added to a picture whose first step leans to what one of them takes
             out, and none to the others (`respodiff.guarding`), which stay, bit for bit, as they would be without.
     """

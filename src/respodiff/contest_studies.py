@@ -19,7 +19,7 @@ class Study:
 
     Attributes:
         base: settings of every row, with which a model's own preset begins (`full` for full-size models: the paper's preset).
-        rows: label -> settings that differ from the base.
+        rows: label -> settings that differ from the base; None leaves one of the base out.
         strengths: factors on every row, so that each is a curve.
     """
 
@@ -36,11 +36,11 @@ class Study:
         seen: list[Any] = []
         out = {}
         for label, changes in self.rows.items():
-            both = {**base, **changes}
+            both = {k: v for k, v in {**base, **changes}.items() if v is not None}
             config = method(name).settings("fairness", **{k: v for k, v in both.items() if k not in DRAWING})
             if (config, drawn := {k: v for k, v in both.items() if k in DRAWING}) not in seen:
                 seen.append((config, drawn))
-                out[f"{name}:{label}"] = {**base, **changes}
+                out[f"{name}:{label}"] = both
         return out
 
 
@@ -81,10 +81,10 @@ STUDIES = {
             "contexts": IN_CONTEXTS,
             "contexts, matched": {**IN_CONTEXTS, "match": MATCH},
             "contexts, matched, eased": {**IN_CONTEXTS, "match": MATCH, "ease": EASE},
-            "default": {**PRESETS["default", "fairness"], "match": MATCH, "ease": EASE},
+            "default": {**PRESETS["default", "fairness"], "match": None, "ease": None},
             "default, by chance": PRESETS["default", "fairness"],
             "default, first step read": {**PRESETS["default", "fairness"], "match": 0.05, "ease": EASE},
-            "default, no contexts": {**PRESETS["default", "fairness"], "contexts": (), "match": MATCH, "ease": EASE},
+            "default, no contexts": {**PRESETS["default", "fairness"], "contexts": (), "match": None, "ease": None},
         },
         (1.0,),
     ),

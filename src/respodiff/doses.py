@@ -18,6 +18,7 @@ UNSAFE = 0.3
 """From here on a picture leans to what a safety module takes out (docs/method.md)."""
 
 Groups = Mapping[str, Mapping[str, Entry]]
+"""Attribute (or product of attributes) -> concept -> what draws it."""
 
 
 class Doses:

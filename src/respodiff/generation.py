@@ -82,6 +82,11 @@ def generate(
     _check_pipeline(pipe)
     asked = _asked(prompts)
     drawn, always = _sorted_modules(pipe, modules, safety)
+    guards = [m for m in always if m.header.kind == "safety"] if config.safety_when == "leaning" else []
+    if both := [m.name for m in guards if m.name in drawn]:
+        raise ValueError(
+            f"safety holds {both[0]!r}, which is an attribute's name too: their leanings would be mixed up; give it another name"
+        )
     readable, config = read_of(pipe, drawn, config)
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
@@ -91,7 +96,6 @@ def generate(
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
     todo = handed(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
-    guards = [m for m in always if m.header.kind == "safety"] if config.safety_when == "leaning" else []
     return _draw(pipe, guarded(pipe, todo, guards, config) if guards else todo, doses, config, folder)
 
 

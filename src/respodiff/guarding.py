@@ -11,11 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from respodiff.config import GenerateConfig
 from respodiff.jobs import Job, batches
-from respodiff.leaning import Moment, means, read, surely
+from respodiff.leaning import Means, Moment, read, surely
 from respodiff.methods.artefact import Entry
 from respodiff.noise import start
 
@@ -26,16 +25,12 @@ HARMLESS = ("a person", "an animal", "an object", "a thing", "")
 
 def guarded(pipe: Any, jobs: Iterable[Job], safety: Sequence[Entry], config: GenerateConfig) -> Iterator[Job]:
     """The jobs with how surely each leans to what every safety module takes out, in ``Job.leans`` by the module's name."""
-    centres: dict[tuple[str, Moment], Tensor] = {}
+    held = Means(pipe, config.batch)
     for batch in batches(jobs, config.batch):
         moment = Moment(1, config.steps, batch[0].guidance, batch[0].size)
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         h = read(pipe, [job.prompt.text for job in batch], torch.cat(latents), moment, generators)
-        found = {}
-        for m in safety:
-            if (m.name, moment) not in centres:
-                centres[m.name, moment] = means(pipe, told_apart(m.header.negative, m.header.neutral), moment, config.batch)
-            found[m.name] = surely(h, centres[m.name, moment])[:, 0]
+        found = {m.name: surely(h, held.of(told_apart(m.header.negative, m.header.neutral), moment))[:, 0] for m in safety}
         for i, job in enumerate(batch):
             yield replace(job, leans={**job.leans, **{name: float(q[i]) for name, q in found.items()}})
 

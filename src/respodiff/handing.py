@@ -14,15 +14,15 @@ from torch import Tensor
 from respodiff.adapters import adapter
 from respodiff.compiled import is_compiled
 from respodiff.config import EASE, MATCH, MATCH_MANY, GenerateConfig
+from respodiff.doses import Groups
 from respodiff.jobs import Job, batches
-from respodiff.leaning import Moment, matched, means, read, scores, surely
+from respodiff.leaning import Means, Moment, matched, read, scores, surely
 from respodiff.methods.artefact import Entry
-from respodiff.module_file import ConceptModule
 from respodiff.noise import start
 from respodiff.products import asked
 
-Groups = Mapping[str, Mapping[str, Entry]]
-"""Attribute (or product of attributes) -> concept -> what draws it."""
+OWN = ("respodiff", "respodiff-paper")
+"""Methods of which the modules are handed out by leaning unless said otherwise."""
 
 
 class Leaning(NamedTuple):
@@ -40,7 +40,8 @@ def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfi
     """The jobs that are not done, with the draws of each prompt handed out anew by leaning (`respodiff.leaning`).
 
     Every prompt keeps the concepts that the policy drew for it, and how often. Of several attributes the cells of a picture stay together.
-    A prompt is read as a whole when its first picture is due; prompts of which every picture is done, or that draw nothing, are not.
+    A prompt is read as a whole when its first picture is due; it is not read if every picture is done, or if nothing depends on it: all draw the
+    same and none can be eased.
 
     Args:
         groups: what is drawn. done: ids of pictures that the run folder holds.
@@ -49,7 +50,7 @@ def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfi
     for _, those in groupby(jobs, key=lambda job: job.prompt.id):
         of_prompt = list(those)
         todo = [job.id for job in of_prompt if job.id not in done]
-        if todo and any(job.concepts for job in of_prompt):
+        if todo and _matters(of_prompt, groups, config):
             of_prompt = _handed_out(of_prompt, reader.leanings(of_prompt), groups)
         yield from (job for job in of_prompt if job.id in todo)
 
@@ -57,16 +58,30 @@ def handed(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfi
 def read_of(pipe: Any, drawn: Groups, config: GenerateConfig) -> tuple[Groups, GenerateConfig]:
     """The attributes of which leanings are read, and the settings with ``match`` and ``ease`` decided where they are None.
 
-    Unless the settings say otherwise, these are the attributes with modules of RAM and SAM, read early if all have two alternatives and later
+    Unless the settings say otherwise, these are the attributes with RespoDiff's modules, read early if all have two alternatives and later
     if one has more: early steps tell two genders apart, and rank three skin tones hardly at all (docs/method.md). Of a compiled model nothing
     is read.
+
+    Raises:
+        ValueError: if the settings ask to read a compiled model.
     """
     compiled = is_compiled(getattr(pipe, adapter(pipe).model))
-    own = {} if compiled else {a: g for a, g in drawn.items() if len(g) > 1 and all(isinstance(m, ConceptModule) for m in g.values())}
-    found = drawn if config.match else own if config.match is None else {}
-    usual = MATCH if all(len(g) == 2 for g in own.values()) else MATCH_MANY
-    match, ease = (usual, EASE) if config.match is None and own else (config.match or 0.0, 1.0)
-    return found, replace(config, match=match, ease=ease if config.ease is None else config.ease)
+    if compiled and (
+        wanted := f"match is {config.match:g}" if config.match else "safety_when is 'leaning'" if config.safety_when == "leaning" else ""
+    ):
+        raise ValueError(f"{wanted}, and h inside of a compiled model cannot be read; draw with the plain model, or leave it out")
+    several = {} if compiled else {a: g for a, g in drawn.items() if len(g) > 1}
+    own = {a: g for a, g in several.items() if all(m.header.method in OWN for m in g.values())}
+    found = several if config.match else own if config.match is None else {}
+    usual = (MATCH if all(len(g) == 2 for g in own.values()) else MATCH_MANY) if own else 0.0
+    ease = EASE if found and found.keys() == own.keys() else 1.0
+    return found, replace(config, match=usual if config.match is None else config.match, ease=ease if config.ease is None else config.ease)
+
+
+def _matters(jobs: Sequence[Job], groups: Groups, config: GenerateConfig) -> bool:
+    """Whether reading can change any picture of a prompt: its draws differ, or one of two alternatives may be eased."""
+    some = [a for a, group in groups.items() if len(group) == 2 and any(asked(job.concepts, a) is not None for job in jobs)]
+    return any(job.concepts != jobs[0].concepts for job in jobs) or (bool(some) and config.ease != 1)
 
 
 def _handed_out(jobs: Sequence[Job], found: Sequence[Scores], groups: Groups) -> list[Job]:
@@ -86,7 +101,7 @@ class _Reader:
     def __init__(self, pipe: Any, groups: Groups, config: GenerateConfig) -> None:
         self.pipe, self.groups, self.config = pipe, groups, config
         self.calls = max(1, round((config.match or 0.0) * config.steps))
-        self.centres: dict[tuple[str, Moment], Tensor] = {}
+        self.means = Means(pipe, config.batch)
 
     def leanings(self, jobs: Sequence[Job]) -> list[Scores]:
         """Of every picture of one prompt how far its noise leans to each concept."""
@@ -100,10 +115,7 @@ class _Reader:
         return out
 
     def _means(self, attribute: str, moment: Moment) -> Tensor:
-        if (attribute, moment) not in self.centres:
-            targets = [m.header.target for m in self.groups[attribute].values()]
-            self.centres[attribute, moment] = means(self.pipe, targets, moment, self.config.batch)
-        return self.centres[attribute, moment]
+        return self.means.of([m.header.target for m in self.groups[attribute].values()], moment)
 
 
 def _worth(own: Scores, drawn: Job, groups: Groups) -> float:

@@ -17,14 +17,13 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from respodiff.denoiser import latent_shape
+from respodiff.jobs import Size
 from respodiff.noise import as_taken
 from respodiff.records import noise_seed
 from respodiff.steering import watched
 
 ROLLOUTS = 24
 """Noises that each alternative's own prompt is drawn from, the same ones for all: with 8 the leaning is read markedly worse."""
-
-Size = tuple[int, int]
 
 
 class _Enough(Exception):
@@ -90,6 +89,21 @@ def means(pipe: Any, targets: Sequence[str], moment: Moment, batch: int = 12, ro
             found.append(read(pipe, [prompt] * len(seeds), latents, moment, generators))
         out.append(torch.cat(found).mean(0))
     return torch.stack(out)
+
+
+class Means:
+    """Means of a run's prompts, each read once a moment."""
+
+    def __init__(self, pipe: Any, batch: int) -> None:
+        self.pipe, self.batch = pipe, batch
+        self._held: dict[tuple[str, Moment], Tensor] = {}
+
+    def of(self, targets: Sequence[str], moment: Moment) -> Tensor:
+        """`means` (K, F) of these prompts at this moment."""
+        for prompt in targets:
+            if (prompt, moment) not in self._held:
+                self._held[prompt, moment] = means(self.pipe, [prompt], moment, self.batch)[0]
+        return torch.stack([self._held[prompt, moment] for prompt in targets])
 
 
 def scores(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
