@@ -1,6 +1,6 @@
 """Gender and tone at once, measured on all six cells: one module of each (composed) against one module a cell (joint).
 
-    python -m benchmarks.intersection --out runs/intersection       (about 45 minutes on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.intersection --out runs/intersection       (about 25 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.intersection --tables                      (the table anew from what was kept)
 
 Trains woman, man, light, medium, dark and the six cells with the default preset (``--modules runs/beyond/modules`` takes what is there
@@ -38,7 +38,7 @@ from respodiff.training import train
 RESULTS = DOCS / "results" / "intersection.json"
 PARTS = ("gender", "tone")
 STRENGTHS = (1.0,)
-IMAGES = 12  # a prompt: two of each of six cells
+IMAGES = 6  # a prompt: one of each of six cells
 SETTINGS: dict[str, Any] = {}
 """What differs from the preset."""
 
