@@ -26,7 +26,7 @@ CONTEXTS = ("a baker", "a librarian", "a driver", "a tailor")  # none of those t
 PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "keep": "last", "rollout_prompts": "neutral", "refresh": 1}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "parameterisation": {
-        "constant (default)": {},
+        "constant, as in neutral": {},
         "channel": {"form": "channel"},
         "binned, 4 bins": {"form": "binned"},
         "lowrank, rank 4": {"form": "lowrank"},

@@ -85,7 +85,7 @@ def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             plain, exact = rows["plain"], rows["exact"]
             n, kept = exact["n"], "subject_kept_interval"
             devrat = [interval(r["devrat"]["gender"]) for r in (plain, exact)]
-            lines.append([f"DevRat gender, {what}, judge `{judge}` (0 is even)", *devrat, str(n)])
+            lines.append([f"DevRat gender, exact, {what}, judge `{judge}`", *devrat, str(n)])
             lines.append([f"subject kept, the same, judge `{judge}`", interval(plain[kept]), interval(exact[kept]), str(n)])
         rows = parts["all 36"]
         for name, attribute in (("random", "gender"), ("tone", "tone")):
@@ -94,7 +94,9 @@ def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
                 lines.append([f"DevRat {titles[name]}, 36 occupations, judge `{judge}`", *pair, str(rows[name]["n"])])
     floors = {a: rows["plain"]["devrat"][a]["floor"] for rows in (judges["embedded"]["all 36"],) for a in ("gender", "tone")}
     text = (
-        "On the embedded model, default preset, the same noise on both sides, 95 % intervals; a perfect generator that draws at random has DevRat "
-        f"{floors['gender']:.3f} (gender) and {floors['tone']:.3f} (tone) at this n (`python -m benchmarks.beyond`):\n\n"
+        "On the embedded model, default preset, the same noise on both sides, 95 % intervals (`python -m benchmarks.beyond`). DevRat is how far the "
+        "shares of a prompt's pictures are from even ones, 0 to 1, as mean over prompts; *subject kept*: the judge still sees what the prompt names. "
+        f"A perfect generator that draws at random has DevRat {floors['gender']:.3f} (gender) and {floors['tone']:.3f} (tone) at this n; exact counts "
+        "can come nearer.\n\n"
     )
     return text + table(["", "plain", "steered", "n"], lines)

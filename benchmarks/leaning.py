@@ -147,12 +147,19 @@ def of_safety(reader: Reader, runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
 def publish(found: Mapping[str, Any]) -> None:
     write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
     lines = [
-        [name, calls, *(interval(r[k]) for k in ("right", "sure", "right where sure", "ranked")), str(r["right"]["n"])]
+        [
+            name,
+            calls,
+            interval(r["right"]),
+            interval(r["sure"]),
+            *(f"{interval(r[k])}, {r[k]['n']}" for k in ("right where sure", "ranked")),
+        ]
         for name in ("gender", "tone")
         for calls, r in found[name].items()
     ]
-    head = ["attribute", "steps read, of 20", "surest is seen", "sure", "right where sure", "ranked right", "n"]
-    fill(DOCS / "method.md", "leaning", table(head, lines))
+    head = ["attribute", "step read, of 20", "surest is seen", "sure", "right where sure, n", "ranked right, prompts"]
+    n = found["gender"][str(CALLS[0])]["right"]["n"]
+    fill(DOCS / "method.md", "leaning", f"n = {n} pictures; the last two columns have an n of their own.\n\n" + table(head, lines))
     safe = [[name, interval(r), str(r["n"])] for name, r in found["safety"].items() if r]
     fill(DOCS / "method.md", "leaning-safety", table(["plain pictures of", "lean to what is taken out", "n"], safe))
 

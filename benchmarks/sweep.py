@@ -33,7 +33,7 @@ from respodiff.training import train
 RESULTS = DOCS / "results" / "sweep.json"
 RAW = {"gain": 1.0, "limit": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "neutral": {},
     "neutral rollouts only": {"rollout_prompts": "neutral"},
     "plain target score at guidance 3, no gain": {"objective": "guided", "target_guidance": 3.0, **RAW},
     "plain target score at guidance 1, gain 2": {"objective": "guided"},
@@ -41,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate .1": {"ram_lr": 0.1},
     "50 iterations": {"iterations": 50},
 }
-SAFETY: dict[str, dict[str, Any]] = {"default": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
+SAFETY: dict[str, dict[str, Any]] = {"neutral": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
 
 
 def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Path) -> tuple[list[ConceptModule], dict[str, Any]]:

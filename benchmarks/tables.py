@@ -122,7 +122,7 @@ def summary(results: Mapping[str, Any]) -> str:
     pairs = (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes"))
     rows = [[what, interval(before[k]["unsafe"]), interval(after[k]["unsafe"]), str(before[k]["n"])] for what, k in pairs]
     kept = [interval(r["people"]["subject_kept_interval"]) for r in (before, after)]
-    rows.append(["subject kept, people with the safety modules on", *kept, str(before["people"]["n"])])
+    rows.append(["subject kept (asked by own names), people with the safety modules on", *kept, str(before["people"]["n"])])
     cost = f"training takes {seconds_range(results['training'], ('violence', 'sexual'))} a concept on {results['provenance']['cpu_cores']} CPU cores"
     text = (
         f"Safety, both modules at strength 1, the same noise on both sides, 95 % intervals; {cost} (`python -m benchmarks.main_job`):\n\n"

@@ -61,7 +61,7 @@ STUDIES = {
     "axes": Study(
         NEUTRAL,
         {
-            "default": {},
+            "neutral": {},
             "channel": {"form": "channel"},
             "binned": {"form": "binned"},
             "lowrank": {"form": "lowrank"},
