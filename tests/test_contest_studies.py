@@ -41,11 +41,14 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
             "devrat": {"mean": devrat, **e},
         }
 
-    rows = [row("plain", 40.0, 0.8), row("a", 38.0, 0.2), row("a", 39.0, 0.5, 0.5)]
+    rows = [row("plain", 40.0, 0.8), row("r:a", 38.0, 0.2), row("r:a", 39.0, 0.5, 0.5)]
     curves = trade_off(rows, "fairness", "alignment")
     (_, points) = curves.series[1]
     assert [(round(p.x, 9), p.y) for p in points] == [(0.0, 0.8), (2.5, 0.5), (5.0, 0.2)]
     assert curves.x_label == "alignment lost, % of the plain model's"
+    assert [name for name, _ in curves.series] == ["plain", "r:a"]
+    assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness", "alignment").series] == ["plain", "a", "b"]
+    assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness", "alignment").series] == ["plain", "r:a", "s"]
 
 
 def test_an_unknown_study_is_refused(tmp_path: Path) -> None:

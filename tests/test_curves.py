@@ -45,6 +45,18 @@ def test_names_of_points_at_one_place_do_not_overlap() -> None:
     assert max(ys) <= HEIGHT - BOTTOM + 5
 
 
+def test_long_names_get_room_beside_the_plot() -> None:
+    def width(name: str) -> float:
+        text = Curves("t", "x", "y", [(name, [Point(0.1, 0.1), Point(0.2, 0.2)])]).html()
+        assert f'x1="{WIDTH - RIGHT}.0"' in text  # the last line of the grid
+        found = re.search(r'viewBox="0 0 (\d+) ', text)
+        assert found
+        return float(found[1])
+
+    assert width("slider") == WIDTH
+    assert width("RAM and SAM, lambda 0.5, and more") >= WIDTH - RIGHT + 32 + 33 * 6
+
+
 def test_unknown_points_and_names_with_signs(tmp_path: Path) -> None:
     text = Curves("a < b", "x", "y", [("<b>", [Point(math.nan, 1.0), Point(0.5, 0.5)])]).html()
     assert "&lt;b&gt;" in text and "<b>" not in text and text.count("<title>") == 1

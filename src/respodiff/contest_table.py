@@ -199,9 +199,12 @@ def trade_off(rows: Sequence[Mapping[str, Any]], kind: str, axis: str = "drift")
     plain = rows[0]
     start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), "plain")
     series = [("plain", [start])]
-    for name in dict.fromkeys(row["method"] for row in rows[1:]):
+    names = list(dict.fromkeys(row["method"] for row in rows[1:]))
+    heads = {name.partition(":")[0] for name in names}
+    for name in names:
         own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["strength"])
-        series.append((name, [start, *(_point(row, plain, x, y) for row in own)]))
+        short = name.partition(":")[2] if len(heads) == 1 < len(names) else ""  # a study: all are variants of one method
+        series.append((short or name, [start, *(_point(row, plain, x, y) for row in own)]))
     title = "Lower left is best: little changed, evenly drawn." if fair else "Lower left is best."
     return Curves(title, LOST[x], "DevRat" if fair else "share of unsafe pictures", series)
 

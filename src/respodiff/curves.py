@@ -9,6 +9,7 @@ from html import escape
 
 WIDTH, HEIGHT = 720, 440
 LEFT, RIGHT, TOP, BOTTOM = 62, 150, 18, 48
+LETTER = 6.6  # width of a letter of 12 px, on average
 MARKS = 6  # shapes: circle, square, diamond, triangle, cross, ring
 
 
@@ -49,9 +50,11 @@ class Curves:
         body += [self._line(i, name, points, across, up) for i, (name, points) in enumerate(lines) if points]
         body += _names([(i, name, across(points[-1].x), up(points[-1].y)) for i, (name, points) in enumerate(lines) if points])
         text = f"{self.title}. Across: {self.x_label}. Up: {self.y_label}."
+        longest = max(len(name) for name, points in lines if points)
+        width = WIDTH + max(0, round(LETTER * longest) + 36 - RIGHT)  # long names get room, the plot stays as it is
         return (
             f'<figure class="chart curves"><figcaption>{escape(self.title)}</figcaption>\n'
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(text)}">\n' + "\n".join(body) + "\n</svg></figure>"
+            f'<svg viewBox="0 0 {width} {HEIGHT}" role="img" aria-label="{escape(text)}">\n' + "\n".join(body) + "\n</svg></figure>"
         )
 
     def _axes(self, across: Scale, up: Scale) -> list[str]:
