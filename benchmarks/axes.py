@@ -49,10 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/axes"))
     parser.add_argument("--again", action="store_true")
+    parser.add_argument("--only", choices=list(AXES), help="one axis; the tables of the others stay")
     arguments = parser.parse_args()
     sweep = Sweep(arguments.out, arguments.again, RESULTS, "python -m benchmarks.axes")
     tuning = [p for p in suite("occupations") if p.group in TUNED_ON]
     for axis, variants in AXES.items():
+        if arguments.only not in (None, axis):
+            continue
         rows = sweep.rows(axis, variants, ("woman", "man"), {"result": (tuning, IMAGES)})
         intervals_anew(rows)
         fill(DOCS / "training.md", f"axis-{axis}", as_table(rows))
