@@ -1,10 +1,10 @@
 """The three axes of training compared on the embedded model: the tables of docs/training.md, "Three axes".
 
-    python -m benchmarks.axes --out runs/axes           (11 rows, an hour on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.axes --out runs/axes           (10 rows, an hour on 2 CPU cores; a killed run goes on where it was)
 
 Every row trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. RAM beside SAM and its lambdas are
-rows of ``respodiff compare --study ablation``. Writes docs/results/axes.json and the tables. Rows that the file already holds for the same
-settings are kept; ``--again`` measures them anew.
+rows of ``respodiff compare --study ablation``, contexts those of ``--study drawing``. Writes docs/results/axes.json and the tables. Rows that
+the file already holds for the same settings are kept; ``--again`` measures them anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from respodiff.suites import suite
 RESULTS = DOCS / "results" / "axes.json"
 IMAGES = 4
 RAW = {"gain": 1.0, "limit": 0.0, "objective": "guided"}
-CONTEXTS = ("a baker", "a librarian", "a driver", "a tailor")  # none of those that are drawn
 PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "keep": "last", "rollout_prompts": "neutral", "refresh": 1}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "parameterisation": {
@@ -40,7 +39,6 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
     "rollout": {
         "replay of 4 pools, one every 25 updates": {"refresh": 25, "replay": 4},
         "a rollout a step, 300 steps": {**PER_STEP, "iterations": 300, "ram_lr": 0.1},
-        "in 4 contexts, 15 rollouts": {"contexts": CONTEXTS, "rollouts": 15, "rollout_batch": 15},
     },
 }
 
