@@ -222,6 +222,8 @@ def main() -> None:
         if arguments.only:
             return
     costs = {p.stem: json.loads(p.read_text()) for p in sorted((arguments.out / "modules").glob("*.json"))}
+    held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"training": {}, "judges": {}}
+    known = {name for parts in held["judges"].values() for rows in parts.values() for name in rows}
     provenance = {
         "command": "python -m benchmarks.beyond",
         "library": respodiff.__version__,
@@ -229,8 +231,8 @@ def main() -> None:
         "python": platform.python_version(),
         "cpu_cores": os.cpu_count(),
         "run_seed": 0,
+        "kept_from_before": [name for name in RUNS if name in known and not whole(arguments.out, name)],
     }
-    held = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"training": {}, "judges": {}}
     publish({"provenance": provenance, "training": held["training"] | costs, "judges": measured(arguments.out, held["judges"])})
 
 
