@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.main_job import DOCS, intervals_anew
 from benchmarks.sweep import Sweep
 from benchmarks.tables import fill, interval, table
-from respodiff.contest_plan import TUNED_ON
-from respodiff.suites import suite
+from respodiff.data.prompt_sets import suite
+from respodiff.experiments.plan import TUNED_ON
 
 RESULTS = DOCS / "results" / "axes.json"
 IMAGES = 4

@@ -1,4 +1,4 @@
-"""Every pipeline of the table with every feature: runs the cells of `benchmarks.cells` on tiny models and fills docs/backbones.md.
+"""Every pipeline of the table with every feature: runs the cells of `tests.contracts.cells` on tiny models and fills docs/backbones.md.
 
 python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
 """
@@ -15,10 +15,10 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from tests.contracts.cells import CELLS, outcome
+from tests.tiny_models import PIPELINES
 
-from benchmarks.cells import CELLS, outcome
 from benchmarks.tables import fill, table
-from benchmarks.tiny_models import PIPELINES
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "results" / "backbones.json"

@@ -27,21 +27,22 @@ import respodiff
 from benchmarks.beyond_tables import cells_table, fair_table, general_table, readme_table, safety_table
 from benchmarks.main_job import DOCS, ROOT, say
 from benchmarks.tables import fill
-from respodiff.comparison import compare
-from respodiff.concepts import concept
-from respodiff.config import GenerateConfig, TrainConfig
-from respodiff.contest_plan import TUNED_ON
-from respodiff.evaluation import judge_all
-from respodiff.figures import Settings
-from respodiff.generation import generate
-from respodiff.judged import JudgedRun
-from respodiff.judges import ClipJudge
-from respodiff.module_file import ConceptModule, load
-from respodiff.pipelines import load_pipeline
-from respodiff.records import Prompt, write_atomic
-from respodiff.suites import suite
-from respodiff.summary import summarise
-from respodiff.training import train
+from respodiff.concepts.concept import concept
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import Prompt, write_atomic
+from respodiff.evaluation.comparison import compare
+from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.statistics import Settings
+from respodiff.evaluation.summary import summarise
+from respodiff.experiments.plan import TUNED_ON
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.steering.module import ConceptModule, load
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "beyond.json"
 UNSAFE = ("violence", "sexual")

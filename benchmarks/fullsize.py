@@ -23,10 +23,10 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from respodiff import TrainConfig, steer, train
-from respodiff.bottleneck import site_shape
-from respodiff.cli_train import peak_mib
-from respodiff.concepts import Concept
-from respodiff.pipelines import embedded_dir
+from respodiff.cli.train import peak_mib
+from respodiff.concepts.concept import Concept
+from respodiff.pipelines.bottleneck import site_shape
+from respodiff.pipelines.loading import embedded_dir
 
 OUT = Path(__file__).parent.parent / "docs" / "results" / "fullsize.json"
 SD14: dict[str, Any] = {

@@ -20,12 +20,13 @@ import numpy as np
 
 from benchmarks.tables import fill, table
 from respodiff import concept, evaluate, fit, generate, load, load_pipeline
-from respodiff.config import GenerateConfig, TrainConfig
-from respodiff.export import energy_lost, fused
-from respodiff.metrics.fairness import wilson
-from respodiff.module_file import ConceptModule
-from respodiff.records import RunFolder
-from respodiff.suites import suite
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.generation.config import GenerateConfig
+from respodiff.steering.fuse import energy_lost, fused
+from respodiff.steering.module import ConceptModule
+from respodiff.training.config import TrainConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "results" / "fused.json"

@@ -21,20 +21,21 @@ import respodiff
 from benchmarks.gate_phrases import NOBODY, OTHER_WORDS, STATING, TEMPLATES, UNLISTED_PEOPLE
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff.concepts import attribute
-from respodiff.config import GenerateConfig
-from respodiff.contest_plan import stated_prompts
-from respodiff.evaluation import judge_all
-from respodiff.figures import Settings, share, show
-from respodiff.gate import PERSON, Gate, answers, make_gate
-from respodiff.gate_words import article, lists
-from respodiff.generation import generate
-from respodiff.methods.artefact import Artefact
-from respodiff.metrics.fairness import wilson
-from respodiff.module_file import Header, load
-from respodiff.pipelines import load_pipeline, model_name, weights_digest
-from respodiff.records import RunFolder
-from respodiff.suites import suite
+from respodiff.concepts.concept import attribute
+from respodiff.concepts.prompt_editing import article
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.evaluation.statistics import Settings, share, show
+from respodiff.experiments.plan import stated_prompts
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.generation.prompt_filter import PERSON, Gate, answers, make_gate
+from respodiff.generation.prompt_words import lists
+from respodiff.pipelines.loading import load_pipeline, model_name, weights_digest
+from respodiff.steering.adapter import Artefact
+from respodiff.steering.module import Header, load
 
 RESULTS = DOCS / "results" / "gate.json"
 PER_PAIR = 2  # templates for each pair of occupation and wording

@@ -1,4 +1,4 @@
-"""What "a person" is made of, from scores alone: the shares that `respodiff.objectives.mixture` finds, beside the planted ones.
+"""What "a person" is made of, from scores alone: the shares that `respodiff.training.objectives.mixture` finds, beside the planted ones.
 
     python -m benchmarks.implicit_shares          (under a minute on 2 CPU cores)
 
@@ -11,13 +11,13 @@ import random
 
 import torch
 
-from respodiff.concepts import attribute
-from respodiff.config import TrainConfig
-from respodiff.denoiser import Denoiser, repeat
-from respodiff.objectives import mixture
-from respodiff.pipelines import load_pipeline
-from respodiff.rollouts import Rollouts
-from respodiff.suites import load_world
+from respodiff.concepts.concept import attribute
+from respodiff.data.prompt_sets import load_world
+from respodiff.pipelines.denoiser import Denoiser, repeat
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.training.config import TrainConfig
+from respodiff.training.objectives import mixture
+from respodiff.training.rollouts import Rollouts
 
 ROLLOUTS, STEPS, DRAWS = 24, 8, 200
 

@@ -25,15 +25,15 @@ import torch
 import respodiff
 from benchmarks.main_job import DOCS, Bench, say
 from benchmarks.tables import fill, interval, table
-from respodiff.comparison import pairs_of
-from respodiff.concepts import attribute, concept
-from respodiff.config import TrainConfig
-from respodiff.judged import load_judged
-from respodiff.metrics.paired import holm, mcnemar
-from respodiff.module_file import ConceptModule, load
-from respodiff.records import write_atomic
-from respodiff.suites import suite
-from respodiff.training import train
+from respodiff.concepts.concept import attribute, concept
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.comparison import pairs_of
+from respodiff.evaluation.metrics.paired import holm, mcnemar
+from respodiff.evaluation.scored_run import load_judged
+from respodiff.steering.module import ConceptModule, load
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "intersection.json"
 PARTS = ("gender", "tone")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.main_job import ROOT, say
-from respodiff.concepts import attribute
-from respodiff.evaluation import evaluate
-from respodiff.imports import import_folder
-from respodiff.judges import ClipJudge, choose, class_texts
-from respodiff.metrics import correction, fairness
-from respodiff.policies import exact_counts
-from respodiff.scores import UNKNOWN, open_picture
+from respodiff.concepts.concept import attribute
+from respodiff.data.import_images import import_folder
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import ClipJudge, choose, class_texts
+from respodiff.evaluation.metrics import correction, fairness
+from respodiff.evaluation.score_files import UNKNOWN, open_picture
+from respodiff.generation.policies import exact_counts
 
 LABELLED = ROOT / "benchmarks" / "data" / "labelled"
 MIXTURES = (0.10, 0.50, 0.93)  # share of men

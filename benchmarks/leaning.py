@@ -22,19 +22,19 @@ from torch import Tensor
 
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff.concepts import attribute, concept
-from respodiff.config import GenerateConfig
-from respodiff.doses import SURE, UNSAFE
-from respodiff.evaluation import judge_all
-from respodiff.guarding import told_apart
-from respodiff.judged import JudgedRun
-from respodiff.leaning import Moment, means, read, scores, surely
-from respodiff.metrics.alignment import mean_interval
-from respodiff.noise import noise
-from respodiff.pipelines import load_pipeline
-from respodiff.records import write_atomic
-from respodiff.suites import suite
-from respodiff.verdicts import flags_of
+from respodiff.concepts.concept import attribute, concept
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.metrics.alignment import mean_interval
+from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.verdicts import flags_of
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.image_adapters import SURE, UNSAFE
+from respodiff.generation.prediction import Moment, means, read, scores, surely
+from respodiff.generation.safety_mode import told_apart
+from respodiff.pipelines.latents import noise
+from respodiff.pipelines.loading import load_pipeline
 
 RESULTS = DOCS / "results" / "leaning.json"
 CALLS = (1, 3, 5, 9)

@@ -24,17 +24,17 @@ import torch
 
 import respodiff
 from benchmarks.tables import fill, summary, write_tables
-from respodiff.config import GenerateConfig
-from respodiff.evaluation import evaluate
-from respodiff.figures import Settings
-from respodiff.generation import generate
-from respodiff.judges import ClipJudge
-from respodiff.module_file import ConceptModule, load
-from respodiff.pipelines import load_pipeline
-from respodiff.records import Prompt
-from respodiff.scores import UNKNOWN
-from respodiff.suites import suite
-from respodiff.summary import devrat_figure
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import Prompt
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.evaluation.score_files import UNKNOWN
+from respodiff.evaluation.statistics import Settings
+from respodiff.evaluation.summary import devrat_figure
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.steering.module import ConceptModule, load
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"

@@ -29,10 +29,10 @@ import respodiff
 from benchmarks.known_truth import KINDS, LABELLED, MANY, SETS, known_truth, labelled
 from benchmarks.main_job import ROOT, say
 from benchmarks.tables import fill, table
-from respodiff.imports import import_folder
-from respodiff.judges import ClipJudge, judge_folder
-from respodiff.metrics import fairness
-from respodiff.scores import open_picture
+from respodiff.data.import_images import import_folder
+from respodiff.evaluation.judges import ClipJudge, judge_folder
+from respodiff.evaluation.metrics import fairness
+from respodiff.evaluation.score_files import open_picture
 
 PICTURES, RIVAL_PICTURES, ROWS = 2000, 200, 30_000
 

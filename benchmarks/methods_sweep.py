@@ -6,7 +6,7 @@ Fairness: 12 of the 36 occupations x 4 pictures, exact counts. Safety: the unsaf
 than that of reported figures (run seed 1; training keeps seed 0), pictures take 12 steps in place of 20. A method gets at most seven rows,
 strengths included, as RespoDiff does. The rule that picks one was fixed before anything was drawn: the lowest DevRat (or share of unsafe
 pictures) among rows that keep at least .95 of the plain model's subjects; where there is none, the row that keeps most. Picks are what
-`respodiff compare --model embedded` uses (`respodiff.contest_plan.EMBEDDED`). Writes docs/results/methods_sweep.json.
+`respodiff compare --model embedded` uses (`respodiff.experiments.plan.EMBEDDED`). Writes docs/results/methods_sweep.json.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff import contest_page
-from respodiff.cli_methods import classifier
-from respodiff.contest import Contest
-from respodiff.contest_plan import NEUTRAL, TUNED_ON, WORDS, Plan, base_of
-from respodiff.judges import ClipJudge
-from respodiff.methods import NOT_TRAINED
-from respodiff.pipelines import load_pipeline
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.experiments import comparison_page
+from respodiff.experiments.compare import Contest
+from respodiff.experiments.plan import NEUTRAL, TUNED_ON, WORDS, Plan, base_of
+from respodiff.methods.registry import NOT_TRAINED
+from respodiff.pipelines.loading import load_pipeline
 
 RESULTS = DOCS / "results" / "methods_sweep.json"
 KEEPS = 0.95
@@ -198,7 +198,7 @@ def main() -> None:
             if step.what != said:
                 say(step.what)
                 said = step.what
-        rows = [{k: v for k, v in row.items() if k != "tests"} for row in contest_page.publish(contest, judge)["rows"]]
+        rows = [{k: v for k, v in row.items() if k != "tests"} for row in comparison_page.publish(contest, judge)["rows"]]
         print(as_table(rows, kind), picked(rows, kind), flush=True)
         if not arguments.methods:
             found |= {

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.main_job import DOCS
 from benchmarks.tables import fill, table
-from respodiff.contest_table import columns_of, markdown, text_cell, unmoved
+from respodiff.experiments.comparison_report import columns_of, markdown, text_cell, unmoved
 
 RESULTS = DOCS / "results" / "compare.json"
 SHORT = {

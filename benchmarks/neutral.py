@@ -25,14 +25,14 @@ import torch
 import respodiff
 from benchmarks.main_job import DOCS, Bench, say
 from benchmarks.tables import fill, interval, table
-from respodiff.concepts import attribute
-from respodiff.config import TrainConfig
-from respodiff.module_file import ConceptModule, load
-from respodiff.neutral import CANDIDATES, ROLLOUTS, STEPS, weigh
-from respodiff.neutral_choice import choice
-from respodiff.records import write_atomic
-from respodiff.suites import suite
-from respodiff.training import train
+from respodiff.concepts.concept import attribute
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import write_atomic
+from respodiff.experiments.neutral import CANDIDATES, ROLLOUTS, STEPS, weigh
+from respodiff.experiments.neutral_choice import choice
+from respodiff.steering.module import ConceptModule, load
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "neutral.json"
 IMAGES = 4
@@ -42,7 +42,7 @@ WEIGHING: dict[str, Any] = {"rollouts": ROLLOUTS, "steps": STEPS}
 
 
 def foretold(pipe: Any, out: Path) -> dict[str, Any]:
-    """Concept -> what `respodiff.neutral_choice.choice` says, kept once known."""
+    """Concept -> what `respodiff.experiments.neutral_choice.choice` says, kept once known."""
     found = {}
     for concept in attribute("gender").concepts:
         path = out / f"weighed-{concept.name}.json"

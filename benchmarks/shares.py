@@ -22,19 +22,19 @@ import respodiff
 from benchmarks.known_truth import LABELLED
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff.concepts import attribute
-from respodiff.config import GenerateConfig
-from respodiff.evaluation import evaluate
-from respodiff.figures import show
-from respodiff.generation import generate
-from respodiff.judges import EMBEDDED, ClipJudge, class_texts
-from respodiff.metrics.fairness import wilson
-from respodiff.module_file import load
-from respodiff.pipelines import load_pipeline
-from respodiff.policies import Policy
-from respodiff.suites import load_world, suite
-from respodiff.suites.shares import read_group_shares
-from respodiff.suites.table import read_table
+from respodiff.concepts.concept import attribute
+from respodiff.data.prompt_sets import load_world, suite
+from respodiff.data.tables import read_table
+from respodiff.data.target_proportions import read_group_shares
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import EMBEDDED, ClipJudge, class_texts
+from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.evaluation.statistics import show
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.generation.policies import Policy
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.steering.module import load
 
 RESULTS = DOCS / "results" / "shares.json"
 IMAGES = 6

@@ -14,16 +14,16 @@ from typing import Any
 import respodiff
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff.cli_strength import lines_of, result_of
-from respodiff.config import GenerateConfig
-from respodiff.contest_plan import TUNED_ON
-from respodiff.evaluation import evaluate
-from respodiff.generation import generate
-from respodiff.judges import ClipJudge, Vocabulary
-from respodiff.module_file import load
-from respodiff.pipelines import load_pipeline
-from respodiff.suites import suite
-from respodiff.tuning import tune
+from respodiff.cli.strength import lines_of, result_of
+from respodiff.data.prompt_sets import suite
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import ClipJudge, Vocabulary
+from respodiff.experiments.plan import TUNED_ON
+from respodiff.experiments.tuning import tune
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.steering.module import load
 
 RESULTS = DOCS / "results" / "strength.json"
 IMAGES = 4

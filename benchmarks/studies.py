@@ -18,8 +18,8 @@ from typing import Any
 from benchmarks.main_job import DOCS
 from benchmarks.methods_table import about
 from benchmarks.tables import fill, table
-from respodiff.contest_table import columns_of, text_cell
-from respodiff.records import write_atomic
+from respodiff.data.run_folder import write_atomic
+from respodiff.experiments.comparison_report import columns_of, text_cell
 
 RESULTS = DOCS / "results" / "studies.json"
 SHOWN_IN = ("ablation", "drawing")

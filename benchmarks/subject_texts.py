@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks.known_truth import LABELLED
 from benchmarks.tables import table
-from respodiff.judges import EMBEDDED, ClipJudge, Vocabulary, picture_text
-from respodiff.metrics.fairness import wilson
-from respodiff.suites.table import read_table
+from respodiff.data.tables import read_table
+from respodiff.evaluation.judges import EMBEDDED, ClipJudge, Vocabulary, picture_text
+from respodiff.evaluation.metrics.fairness import wilson
 
 
 def main() -> None:

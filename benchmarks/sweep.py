@@ -17,18 +17,19 @@ from typing import Any
 
 from benchmarks.main_job import DOCS, intervals_anew, say
 from benchmarks.tables import fill, interval, table
-from respodiff.concepts import concept
-from respodiff.config import GenerateConfig, TrainConfig
-from respodiff.contest_plan import TUNED_ON
-from respodiff.evaluation import evaluate
-from respodiff.generation import generate
-from respodiff.judges import ClipJudge
-from respodiff.module_file import ConceptModule, load
-from respodiff.parameterisations import length
-from respodiff.pipelines import load_pipeline
-from respodiff.records import Prompt
-from respodiff.suites import suite
-from respodiff.training import train
+from respodiff.concepts.concept import concept
+from respodiff.data.prompt_sets import suite
+from respodiff.data.run_folder import Prompt
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.experiments.plan import TUNED_ON
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.steering.module import ConceptModule, load
+from respodiff.steering.parameterisations import length
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "sweep.json"
 RAW = {"gain": 1.0, "limit": 0.0}

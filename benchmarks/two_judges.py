@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
-from respodiff.evaluation import evaluate
-from respodiff.judges import EMBEDDED, Vocabulary
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import EMBEDDED, Vocabulary
 
 RUNS = {"plain": "plain", "gender-exact-1.0": "exact, strength 1"}
 RESULTS = DOCS / "results" / "two_judges.json"

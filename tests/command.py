@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from respodiff.cli import main
+from respodiff.cli.main import main
 
 
 @dataclass

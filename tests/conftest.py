@@ -20,8 +20,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from respodiff.module_file import ConceptModule, Header
-from respodiff.pipelines import embedded_dir, load_pipeline
+from respodiff.pipelines.loading import embedded_dir, load_pipeline
+from respodiff.steering.module import ConceptModule, Header
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

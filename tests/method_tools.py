@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from benchmarks.tiny_models import sd, sdxl
+from tests.tiny_models import sd, sdxl
 from torch import Tensor
 
-from respodiff.adapters import backbone
-from respodiff.concepts import Concept
-from respodiff.methods import applied
+from respodiff.concepts.concept import Concept
+from respodiff.methods.base import applied
+from respodiff.pipelines.registry import backbone
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 MAN = Concept("man", "a man", "a person", opposites=("a woman",), attribute="gender")

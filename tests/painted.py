@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from respodiff.concepts import Attribute, Concept
-from respodiff.judges import ClipJudge, Vocabulary
-from respodiff.records import ImageRecord, RunFolder, image_id
+from respodiff.concepts.concept import Attribute, Concept
+from respodiff.data.run_folder import ImageRecord, RunFolder, image_id
+from respodiff.evaluation.judges import ClipJudge, Vocabulary
 
 GENDER = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))
 WORDS = Vocabulary(subjects=("cook", "guard"), unsafe=("bomb",), safe=("tulip",))

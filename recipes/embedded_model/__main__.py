@@ -22,8 +22,8 @@ from recipes.embedded_model.loop import say
 from recipes.embedded_model.parts import recipe_digest
 from recipes.embedded_model.settings import HERE, merged, read_config
 from recipes.embedded_model.stages import STAGES, TRAINED, Recipe
-from respodiff.console import check_device
-from respodiff.records import write_atomic
+from respodiff.cli.console import check_device
+from respodiff.data.run_folder import write_atomic
 
 LABELLED = Path("benchmarks/data/labelled")
 

@@ -16,12 +16,12 @@ from recipes.embedded_model.data import clean, read
 from recipes.embedded_model.judge import name_text
 from recipes.embedded_model.settings import read_config
 from recipes.embedded_model.world import World
-from respodiff.calibration import calibrate, write_confusion
-from respodiff.concepts import Attribute, Concept, attribute
-from respodiff.judges import ClipJudge
-from respodiff.metrics.fairness import share_interval
-from respodiff.scores import open_picture
-from respodiff.suites.table import read_table
+from respodiff.concepts.concept import Attribute, Concept, attribute
+from respodiff.data.tables import read_table
+from respodiff.evaluation.calibration import calibrate, write_confusion
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.evaluation.metrics.fairness import share_interval
+from respodiff.evaluation.score_files import open_picture
 
 HELD_OUT = "whole combinations of subject and style that no judge saw in training"
 UNSEEN = "a family of pictures that nothing is trained on"

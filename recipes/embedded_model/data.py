@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from recipes.embedded_model.sources import READERS, Drawing, Source, members, plain_code, slug
-from respodiff.suites.table import read_table
+from respodiff.data.tables import read_table
 
 SIZE = 128
 MAX_BROKEN = 0.01

@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image
 
 from recipes.embedded_model.loop import say
-from respodiff.calibration import read_confusion
-from respodiff.card import PARTS, measure, prompts_of, reconstruction, weights_folder, write_card
-from respodiff.judges import EMBEDDED, ClipJudge, Vocabulary
-from respodiff.pipelines import load_pipeline, weights_digest
-from respodiff.suites import suite
+from respodiff.data.prompt_sets import suite
+from respodiff.evaluation.calibration import read_confusion
+from respodiff.evaluation.judges import EMBEDDED, ClipJudge, Vocabulary
+from respodiff.experiments.card import PARTS, measure, prompts_of, reconstruction, weights_folder, write_card
+from respodiff.pipelines.loading import load_pipeline, weights_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "respodiff" / "embedded"

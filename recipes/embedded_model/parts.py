@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from respodiff.records import file_digest
+from respodiff.data.run_folder import file_digest
 
 
 def take(path: Path, network: torch.nn.Module, stage: str) -> torch.nn.Module:

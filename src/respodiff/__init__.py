@@ -11,41 +11,42 @@ from typing import TYPE_CHECKING, Any
 from respodiff._version import __version__
 
 if TYPE_CHECKING:
-    from respodiff.concepts import Concept, concept
-    from respodiff.config import GenerateConfig, TrainConfig
-    from respodiff.evaluation import evaluate
-    from respodiff.gate import gated
-    from respodiff.generation import generate
-    from respodiff.imports import import_folder
-    from respodiff.judges import load_judge
-    from respodiff.methods import applied, method
-    from respodiff.module_file import ConceptModule, load
-    from respodiff.pipelines import load_pipeline
-    from respodiff.policies import assign
-    from respodiff.reporting import report
-    from respodiff.steering import steer
-    from respodiff.training import fit, train
+    from respodiff.concepts.concept import Concept, concept
+    from respodiff.data.import_images import import_folder
+    from respodiff.evaluation.evaluate import evaluate
+    from respodiff.evaluation.judges import load_judge
+    from respodiff.generation.config import GenerateConfig
+    from respodiff.generation.generate import generate
+    from respodiff.generation.policies import assign
+    from respodiff.generation.prompt_filter import gated
+    from respodiff.methods.base import applied, method
+    from respodiff.pipelines.loading import load_pipeline
+    from respodiff.reports.run_report import report
+    from respodiff.steering.module import ConceptModule, load
+    from respodiff.steering.steer import steer
+    from respodiff.training.config import TrainConfig
+    from respodiff.training.respodiff import fit, train
 
 _HOME = {
-    "Concept": "concepts",
-    "concept": "concepts",
-    "TrainConfig": "config",
-    "evaluate": "evaluation",
-    "GenerateConfig": "config",
-    "applied": "methods",
-    "method": "methods",
-    "gated": "gate",
-    "generate": "generation",
-    "import_folder": "imports",
-    "load_judge": "judges",
-    "ConceptModule": "module_file",
-    "load": "module_file",
-    "load_pipeline": "pipelines",
-    "assign": "policies",
-    "report": "reporting",
-    "steer": "steering",
-    "fit": "training",
-    "train": "training",
+    "Concept": "concepts.concept",
+    "ConceptModule": "steering.module",
+    "GenerateConfig": "generation.config",
+    "TrainConfig": "training.config",
+    "applied": "methods.base",
+    "assign": "generation.policies",
+    "concept": "concepts.concept",
+    "evaluate": "evaluation.evaluate",
+    "fit": "training.respodiff",
+    "gated": "generation.prompt_filter",
+    "generate": "generation.generate",
+    "import_folder": "data.import_images",
+    "load": "steering.module",
+    "load_judge": "evaluation.judges",
+    "load_pipeline": "pipelines.loading",
+    "method": "methods.base",
+    "report": "reports.run_report",
+    "steer": "steering.steer",
+    "train": "training.respodiff",
 }
 
 __all__ = [

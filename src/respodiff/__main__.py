@@ -1,5 +1,5 @@
 """``python -m respodiff``."""
 
-from respodiff.cli import main
+from respodiff.cli.main import main
 
 main()

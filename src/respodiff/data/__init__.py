@@ -1,1 +1,1 @@
-"""Concepts that ship with the package, as TOML."""
+"""What travels between making and measuring: prompts, image records, run folders, prompt sets, target proportions."""

@@ -22,21 +22,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from respodiff.adapters import backbone
-from respodiff.bottleneck import site_module
-from respodiff.concepts import Concept
-from respodiff.config import TrainConfig
-from respodiff.denoiser import Denoiser
-from respodiff.learners import Parameters
-from respodiff.methods.artefact import Artefact, Classify, artefact_header, require_unet
+from respodiff.concepts.concept import Concept
+from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Method
-from respodiff.methods.calls import Entries, ModelCall, watched
-from respodiff.methods.pictures import alternatives, check_subjects, classified, decoded
-from respodiff.methods.subjects import PROFESSIONS
-from respodiff.module_file import Header
-from respodiff.parameterisations import bin_of
-from respodiff.rollouts import Rollouts, _mix
-from respodiff.training import Task, _update, decayed, train
+from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
+from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.pipelines.bottleneck import site_module
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.registry import backbone
+from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
+from respodiff.steering.module import Header
+from respodiff.steering.parameterisations import bin_of
+from respodiff.training.config import TrainConfig
+from respodiff.training.learners import Parameters
+from respodiff.training.respodiff import Task, adam_step, learning_rate, train
+from respodiff.training.rollouts import Rollouts, mix_seed
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Labelled:
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
         """``size`` pairs of a picture and a step, which depend on seed and iteration alone."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, 1, iteration))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, iteration))
         i, s = (torch.randint(n, (size,), generator=generator).to(self.h.device) for n in self.h.shape[:2])
         return {"h": self.h[i, s], "t": self.t[s], "labels": self.labels[i]}
 
@@ -128,11 +128,11 @@ class Recorded(Rollouts):
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Labelled:  # type: ignore[override]  # pictures with labels
         """``rollouts`` pictures of the subjects in turn."""
-        config, seed = self.config, _mix(self.config.seed, 7, number)
+        config, seed = self.config, mix_seed(self.config.seed, 7, number)
         self.forwards, found, labels = 0, [], []
         parts = [config.rollouts // len(self.subjects) + (i < config.rollouts % len(self.subjects)) for i in range(len(self.subjects))]
         for i, (subject, n) in enumerate((s, n) for s, n in zip(self.subjects, parts, strict=True) if n):
-            generator = torch.Generator().manual_seed(_mix(seed, i))
+            generator = torch.Generator().manual_seed(mix_seed(seed, i))
             z = torch.randn(n, *self.denoiser.latent, generator=generator).to(self.denoiser.device, self.denoiser.dtype)
             self.seen.clear()
             *_, (_, _, x) = self.walk(z, generator, subject)
@@ -150,7 +150,7 @@ def step(denoiser: Denoiser, config: Any, heads: Parameters, batch: dict[str, Te
     x = batch["h"] / heads.values["scale"].detach()
     logits = torch.einsum("nd,nkd->nk", x, heads.values["weight"][b]) + heads.values["bias"][b]
     loss = cross_entropy(logits, batch["labels"])
-    _update(heads.adam, config.ram_lr * decayed(config, heads.iteration), loss)
+    adam_step(heads.adam, config.ram_lr * learning_rate(config, heads.iteration), loss)
     return loss.item(), 0.0
 
 

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from respodiff.concepts import Concept
-from respodiff.methods import NAMES
-from respodiff.methods.artefact import Artefact, Classify, Entry, artefact_misfits
-from respodiff.methods.calls import Entries
-from respodiff.module_file import ConceptModule
-from respodiff.steering import steer
+from respodiff.concepts.concept import Concept
+from respodiff.methods.model_call import Entries
+from respodiff.methods.registry import NAMES
+from respodiff.steering.adapter import METHOD_FORMAT, Artefact, Classify, Entry, artefact_misfits
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.module import load as load_module
+from respodiff.steering.serialization import FORMAT, read_header, read_tensors, refuse_damage
+from respodiff.steering.steer import steer
 
 Apply = Callable[[Any, Entries], AbstractContextManager[Any]]
 
 
 class Train(Protocol):
-    """How a method makes its artefact: yields records (`respodiff.learners.Record`), the last of which holds the finished one."""
+    """How a method makes its artefact: yields records (`respodiff.training.learners.Record`), the last of which holds the finished one."""
 
     def __call__(
         self, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
@@ -35,7 +39,7 @@ class Method:
     """One way to change which pictures a pipeline draws.
 
     Attributes:
-        name: key in `respodiff.methods.NAMES`.
+        name: key in `respodiff.methods.registry.NAMES`.
         kinds: kinds of concepts that it takes ("fairness", "safety").
         config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
         make: how its artefact is trained or built.
@@ -152,7 +156,9 @@ def _parted(rows: Sequence[tuple[Entry, ...]]) -> tuple[list[tuple[ConceptModule
     for row in rows:
         for a in row:
             if not isinstance(a, ConceptModule | Artefact):
-                raise ValueError(f"entries holds {a!r}; give what a method made, or None: a file is read with respodiff.methods.load(path)")
+                raise ValueError(
+                    f"entries holds {a!r}; give what a method made, or None: a file is read with respodiff.methods.base.load(path)"
+                )
     modules = [tuple(a for a in row if isinstance(a, ConceptModule)) for row in rows]
     return modules, [tuple(a for a in row if isinstance(a, Artefact)) for row in rows]
 
@@ -172,3 +178,28 @@ def _check(pipe: Any, artefacts: Sequence[Artefact], modules: Sequence[Sequence[
         raise ValueError(
             f"method {sorted(calls_again)[0]!r} calls the model once more per step, which {other!r} would act on; use one of them"
         )
+
+
+def load(path: str | Path) -> Entry:
+    """Read the file of any method.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
+    """
+    from respodiff.methods.registry import NAMES
+
+    path = Path(path)
+    tensors, header = read_tensors(path)
+    if header.get("format") == FORMAT or set(tensors) == {"ram", "sam"}:
+        return load_module(path)
+    known = read_header(path, header, METHOD_FORMAT)
+    if known.method not in NAMES:
+        raise ValueError(
+            f"module file {str(path)!r} is of method {known.method!r}; this version knows {', '.join(NAMES)}: update respodiff"
+        )
+    try:
+        found = Artefact(replace(known, train=json.loads(json.dumps(known.train))), {k: v.float() for k, v in tensors.items()})
+    except ValueError as error:
+        raise ValueError(f"module file {str(path)!r} does not hold an artefact: {error}") from error
+    refuse_damage(path, header.get("digest"), found.digest)
+    return found

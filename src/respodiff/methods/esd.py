@@ -17,19 +17,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from respodiff.adapters import backbone
-from respodiff.concepts import Concept
-from respodiff.config import TrainConfig
-from respodiff.denoiser import Denoiser
-from respodiff.learners import Parameters
-from respodiff.methods.artefact import Artefact, Classify, artefact_header, require_unet
+from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
 from respodiff.methods.scores import score_step
-from respodiff.methods.weights import apply, difference, owners, swapped
-from respodiff.module_file import Header
-from respodiff.objectives import Scores
-from respodiff.rollouts import Pool, Rollouts, _mix
-from respodiff.training import Task, train
+from respodiff.methods.weight_edits import apply, difference, owners, swapped
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.registry import backbone
+from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
+from respodiff.steering.module import Header
+from respodiff.training.config import TrainConfig
+from respodiff.training.learners import Parameters
+from respodiff.training.objectives import Scores
+from respodiff.training.respodiff import Task, train
+from respodiff.training.rollouts import Pool, Rollouts, mix_seed
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Phrases:
     def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
         texts = [part.strip() for part in concept.negative.split(",") if part.strip()]
         single = [replace(concept, neutral=text, target=text, negative=text) for text in texts]
-        self.parts = [Phrase(denoiser, c, replace(config, seed=_mix(config.seed, i))) for i, c in enumerate(single)]
+        self.parts = [Phrase(denoiser, c, replace(config, seed=mix_seed(config.seed, i))) for i, c in enumerate(single)]
 
     def pool(self, number: int, delta: Any) -> Turns:
         """A pool of every phrase."""

@@ -25,17 +25,17 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from respodiff.concepts import Concept
-from respodiff.denoiser import Denoiser, join
-from respodiff.learners import Parameters
-from respodiff.methods.artefact import Classify, artefact_header, require_unet
+from respodiff.concepts.concept import Concept
+from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Method
+from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
+from respodiff.methods.concept_slider import LoraRollouts, SliderConfig, learner, scale
 from respodiff.methods.lora import apply, attached
-from respodiff.methods.pictures import alternatives, check_subjects, classified, decoded
-from respodiff.methods.slider import LoraRollouts, SliderConfig, learner, scale
-from respodiff.methods.subjects import PROFESSIONS
-from respodiff.rollouts import _mix
-from respodiff.training import Task, decayed, train
+from respodiff.pipelines.denoiser import Denoiser, join
+from respodiff.steering.adapter import Classify, artefact_header, require_unet
+from respodiff.training.learners import Parameters
+from respodiff.training.respodiff import Task, learning_rate, train
+from respodiff.training.rollouts import mix_seed
 
 DRAWS = 200
 """Draws of N labels that a target is averaged over."""
@@ -131,7 +131,7 @@ class Subjects(LoraRollouts):
     def pool(self, number: int, delta: Any) -> Drawn:  # type: ignore[override]  # whole pictures, not latents to learn from
         """The pictures of step ``number`` and what their loss asks of their final latents."""
         config: Any = self.config
-        seed = _mix(config.seed, 6, number)
+        seed = mix_seed(config.seed, 6, number)
         generator = torch.Generator().manual_seed(seed)
         subject = self.subjects[int(torch.randint(len(self.subjects), (1,), generator=generator))]
         start = torch.randn(config.batch, *self.denoiser.latent, generator=generator).to(self.denoiser.device, self.denoiser.dtype)
@@ -166,7 +166,7 @@ def step(denoiser: Denoiser, config: Any, trained: Parameters, batch: dict[str, 
     """One update: every prediction of the drawn pictures is made again with a gradient, which the sampler's map weighs."""
     drawn: Drawn = batch["drawn"]
     factors = sampler_factors(denoiser.sampler(config.steps))
-    trained.adam.param_groups[0]["lr"] = config.ram_lr * decayed(config, trained.iteration)
+    trained.adam.param_groups[0]["lr"] = config.ram_lr * learning_rate(config, trained.iteration)
     trained.adam.zero_grad(set_to_none=True)
     with attached(denoiser.model, trained.values, scale(config)):
         for z, t, factor in zip(drawn.z, drawn.t, factors.tolist(), strict=True):

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from respodiff.adapters import backbone
-from respodiff.methods.artefact import Artefact
-from respodiff.methods.calls import Entries, ModelCall, watched
+from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.pipelines.registry import backbone
+from respodiff.steering.adapter import Artefact
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from respodiff.denoiser import Denoiser
-from respodiff.learners import Parameters
-from respodiff.objectives import preservation_loss, response_loss
-from respodiff.training import _update, decayed
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.training.learners import Parameters
+from respodiff.training.objectives import preservation_loss, response_loss
+from respodiff.training.respodiff import adam_step, learning_rate
 
 Active = Callable[[Any, Mapping[str, Tensor]], AbstractContextManager[Any]]
 """(model, trained tensors) -> what makes the model predict with them."""
@@ -31,7 +31,7 @@ def score_step(active: Active) -> Callable[[Denoiser, Any, Parameters, dict[str,
                 kept = denoiser(keep["z"], keep["t"], keep)
                 learner.forwards += len(kept)
                 loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
-            _update(learner.adam, config.ram_lr * decayed(config, learner.iteration), loss)
+            adam_step(learner.adam, config.ram_lr * learning_rate(config, learner.iteration), loss)
         return found.item(), 0.0
 
     return step

@@ -16,15 +16,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from respodiff.axes import FORM
-from respodiff.concepts import Concept
-from respodiff.config import TrainConfig
-from respodiff.denoiser import Condition, Denoiser, repeat
-from respodiff.methods.artefact import Classify, require_unet
+from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
-from respodiff.module_file import ConceptModule
-from respodiff.rollouts import Rollouts, _mix
-from respodiff.training import Task, train
+from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
+from respodiff.steering.adapter import Classify, require_unet
+from respodiff.steering.module import ConceptModule
+from respodiff.training.axes import FORM
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import Task, train
+from respodiff.training.rollouts import Rollouts, mix_seed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Noised:
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
         """z, t, target and condition of ``size`` noised pictures, which depend on seed and iteration alone."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, 1, iteration))
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, iteration))
         x = self.x[torch.randint(len(self.x), (size,), generator=generator).to(self.x.device)]
         t = torch.randint(len(self.abar), (size,), generator=generator)
         noise = torch.randn(x.shape, generator=generator).to(x)
@@ -86,11 +86,11 @@ class Pictures(Rollouts):
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Noised:  # type: ignore[override]  # other examples than RAM's
         """``rollouts`` pictures of the target prompt (safety: of the neutral one, away from the negative one)."""
-        config, seed = self.config, _mix(self.config.seed, 5, number)
+        config, seed = self.config, mix_seed(self.config.seed, 5, number)
         self.forwards, parts = 0, []
         away = self.conditions["negative"][0] if self.safety else None
         for i in range(0, config.rollouts, config.rollout_batch):
-            generator = torch.Generator().manual_seed(_mix(seed, i))
+            generator = torch.Generator().manual_seed(mix_seed(seed, i))
             n = min(config.rollout_batch, config.rollouts - i)
             z = torch.randn(n, *self.denoiser.latent, generator=generator).to(self.denoiser.device, self.denoiser.dtype)
             *_, (_, _, x) = self.walk(z, generator, self.conditions["target"][0], None, away)

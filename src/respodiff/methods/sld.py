@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.adapters import backbone
-from respodiff.concepts import Concept
-from respodiff.learners import Record
-from respodiff.methods.artefact import Artefact, Classify, header_of, require_unet
+from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
-from respodiff.methods.calls import Entries, ModelCall, take_rows, watched
-from respodiff.methods.prompts import Texts, built
-from respodiff.pipelines import check_length
+from respodiff.methods.model_call import Entries, ModelCall, take_rows, watched
+from respodiff.methods.prompting import Texts, built
+from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.text_encoding import check_length
+from respodiff.steering.adapter import Artefact, Classify, header_of, require_unet
+from respodiff.training.learners import Record
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "

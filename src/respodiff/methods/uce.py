@@ -20,19 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.adapters import backbone
-from respodiff.concepts import Concept
-from respodiff.denoiser import latent_shape
-from respodiff.learners import Record
-from respodiff.methods.artefact import Artefact, Classify, header_of, require_unet
+from respodiff.concepts.concept import Concept
+from respodiff.data.prompt_sets.winobias import PROFESSIONS
+from respodiff.data.records import noise_seed
 from respodiff.methods.base import Method, applied
-from respodiff.methods.pictures import alternatives, check_subjects, classified
-from respodiff.methods.subjects import PROFESSIONS
-from respodiff.methods.weights import apply
-from respodiff.module_file import Header
-from respodiff.noise import as_taken
-from respodiff.pipelines import encode_prompts
-from respodiff.rows import noise_seed
+from respodiff.methods.classifier import alternatives, check_subjects, classified
+from respodiff.methods.weight_edits import apply
+from respodiff.pipelines.latents import as_taken, latent_shape
+from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.steering.adapter import Artefact, Classify, header_of, require_unet
+from respodiff.steering.module import Header
+from respodiff.training.learners import Record
 
 
 @dataclass(frozen=True)

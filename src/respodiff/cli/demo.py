@@ -1,0 +1,212 @@
+"""``respodiff demo``: the whole main job on the embedded model in a few minutes, with something to look at."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, progress, words
+from respodiff.concepts.concept import concept
+
+OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
+UNSAFE = "weapons"
+SAFETY_STRENGTH = 1.5  # strength 1 is meant for two safety modules together; the demo trains one
+SHOWN = 8  # pictures a prompt in the grid
+RUNS = ("before", "after", "unsafe-before", "unsafe-after")
+
+
+@app.command(epilog="Example: respodiff demo --out demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for modules, pictures and report.", metavar="DIR")] = Path("demo"),
+    images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=4)] = 8,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train, draw before and after on the same seeds, measure, and write a picture and a report. About 7 minutes on 2 CPU cores."""
+    began = time.perf_counter()
+    from respodiff.cli.console import open_model
+
+    pipe = open_model("embedded", device, dtype)
+    _clear(out)
+    *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
+    trained = time.perf_counter() - began
+    prompts = _prompts()
+    jobs = zip(RUNS, (prompts, prompts, [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
+    runs = {name: _draw(pipe, texts, modules, out / name, images, seed) for name, texts, modules in jobs}
+    found = _measure(runs)
+    grid = _grid(runs, out / "before_after.png", images)
+    lead = f"One small tensor per concept, added at the bottleneck of a frozen model. Three concepts were trained from prompts alone in {trained:.0f} seconds."
+    report = _report(found, grid, out / "report.html", images, seed, lead)
+    (words if as_json else Console(highlight=False)).print(_table(found))
+    result = {
+        "before": _summary(found["before"], found["unsafe-before"]),
+        "after": _summary(found["after"], found["unsafe-after"]),
+        "grid": str(grid),
+        "report": str(report),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    finish(result, f"{grid}\n{report}\n{result['seconds']:.0f} seconds", as_json)
+
+
+def _clear(out: Path) -> None:
+    """The demo's own run folders are drawn anew; nothing else in ``out`` is touched."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in RUNS:
+            if (out / name / "run.json").is_file():
+                shutil.rmtree(out / name)
+        for file in (out / "report.html", out / ".writable"):
+            file.touch()  # noticed now, not after minutes of training
+            file.unlink()
+    except OSError as error:
+        raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _prompts() -> list[Any]:
+    from respodiff.data.prompt_sets import suite
+
+    known = {p.group: p for p in suite("occupations")}
+    return [known[name] for name in OCCUPATIONS]
+
+
+def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
+    from respodiff.training.config import TrainConfig
+    from respodiff.training.respodiff import train
+
+    chosen = concept(name)
+    config = TrainConfig.preset("default", chosen.kind, seed=seed)
+    words.print(f"training {name!r} from {chosen.neutral!r}: no pictures, no labels, {config.iterations} iterations")
+    record = None
+    with progress() as bar:
+        task = bar.add_task(name, total=config.iterations)
+        for record in train(pipe, chosen, config):
+            bar.update(task, completed=record.iteration)
+    if record is None:
+        raise RuntimeError("training ended without a step")
+    module = record.module
+    module.save(out / f"{name}.safetensors")
+    return module
+
+
+def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int) -> Path:
+    from respodiff.generation.config import GenerateConfig
+    from respodiff.generation.generate import generate
+
+    words.print(f"drawing {len(prompts) * images} pictures into {folder}")
+    with progress() as bar:
+        task = bar.add_task(folder.name, total=len(prompts) * images)
+        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed, safety_strength=SAFETY_STRENGTH), out=folder):
+            bar.advance(task)
+    return folder
+
+
+def _measure(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    from respodiff.evaluation.evaluate import evaluate
+    from respodiff.evaluation.judges import ClipJudge
+
+    judge = ClipJudge.load("embedded")
+    return {name: evaluate(folder, judge, ["gender"]) for name, folder in runs.items()}
+
+
+def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
+    shares = people["groups"]["gender"]
+    return {
+        "n": people["n"],
+        "women": {group: shares[group]["woman"] for group in shares},
+        "men": {group: shares[group]["man"] for group in shares},
+        "devrat": people["devrat"]["gender"],
+        "subject_kept": people["subject_kept"],
+        "unsafe": unsafe["unsafe"],
+        "unsafe_n": unsafe["n"],
+    }
+
+
+def _table(found: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="shares of women and of men, as the judge perceives them")
+    for column in ("prompt", "before", "after"):
+        table.add_column(column, justify="left" if column == "prompt" else "right")
+    before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
+    for group in before:
+        for concept_name, people in (("woman", "women"), ("man", "men")):
+            table.add_row(f"{group}, {people}", _share(before[group][concept_name]), _share(after[group][concept_name]))
+    table.add_section()
+    rows = [("DevRat (0 is even)", "before", "after", lambda r: r["devrat"]["gender"]["mean"])]
+    rows += [("subject kept", "before", "after", lambda r: r["subject_kept"])]
+    rows += [(f"unsafe pictures of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
+    for label, a, b, value in rows:
+        table.add_row(label, f"{value(found[a]):.2f}", f"{value(found[b]):.2f}")
+    return table
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
+    from respodiff.data.run_folder import RunFolder
+    from respodiff.reports.images import picture_grid
+
+    files: dict[str, dict[str, list[Path]]] = {}
+    for name, folder in runs.items():
+        for record in RunFolder(folder).records():
+            files.setdefault(name, {}).setdefault(record.prompt, []).append(folder / record.file)
+    n = min(images, SHOWN)
+    rows = [(p, [*files["before"][p][:n], *files["after"][p][:n]]) for p in files["before"]]
+    rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:n], *files["unsafe-after"][UNSAFE][:n]]))
+    chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
+    footer = f"Left and right start from the same noise. Pictures shown: {chosen}, none chosen by hand."
+    return picture_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
+
+
+def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
+    from respodiff.reports.charts import Dots
+    from respodiff.reports.html import Section, html_report
+    from respodiff.reports.tables import estimate
+
+    before, after = (found[k]["shares"]["gender"] for k in ("before", "after"))
+    rows = {
+        c: [(g, {"before": estimate(before[g][c]), "after": estimate(after[g][c])}) for g in found["before"]["groups"]["gender"]]
+        for c in ("woman", "man")
+    }
+    table = [
+        _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
+        {"measure": "subject kept", "before": f"{found['before']['subject_kept']:.2f}", "after": f"{found['after']['subject_kept']:.2f}"},
+        _row(f"unsafe share of {UNSAFE!r}", found["unsafe-before"]["unsafe"], found["unsafe-after"]["unsafe"]),
+    ]
+    n, floor = found["after"]["n"], found["after"]["devrat"]["gender"]["floor"]
+    sections = [
+        Section(
+            "The same noise, before and after",
+            "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
+            "(as many of one as of the other) and given to the noises that lean to it, and its module was added at the bottleneck: hardly at all "
+            "where a noise leans to it surely. The last row is an unsafe prompt, steered by the safety module (strength 1.5).",
+            picture=grid,
+            picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
+        ),
+        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows["woman"], 0.5)]),
+        Section("Share of men", parts=[Dots("share of men, with 95 % intervals", ("before", "after"), rows["man"], 0.5)]),
+        Section(
+            "Figures",
+            f"n = {n} pictures ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "
+            f"in brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for one group only; a perfect generator that draws "
+            f"at random would show {floor:.2f} at this n. Command: respodiff demo --images {images} --seed {seed}.",
+            table=table,
+        ),
+    ]
+    return html_report(path, title="RespoDiff on the embedded model", lead=lead, sections=sections)
+
+
+def _row(name: str, before: dict[str, float], after: dict[str, float]) -> dict[str, str]:
+    def show(e: dict[str, float]) -> str:
+        return f"{e['mean']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
+
+    return {"measure": name, "before": show(before), "after": show(after)}

@@ -1,0 +1,191 @@
+"""``respodiff evaluate``, ``report`` and ``calibrate``: the measuring half; none of them needs a text-to-image model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, shown, words
+
+Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
+Draws = Annotated[int, typer.Option("--draws", help="Bootstrap draws of the intervals.", min=100)]
+Confusion = Annotated[
+    Path | None, typer.Option("--confusion", help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")
+]
+JUDGES = (
+    "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat for several: labels come from the first that gives any"
+)
+
+
+def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Any]:
+    from respodiff.concepts.concept import attribute as find
+    from respodiff.concepts.concept import builtin, load_concepts
+
+    library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
+    return [find(name, library) for name in names or ["gender"]]
+
+
+def _judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
+    from respodiff.evaluation import judges
+
+    if dtype != "float32":
+        raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
+    check_device(device)
+    no_loading_bars()
+    return [judges.load(source, device) for source in sources]
+
+
+def _confusion(file: Path | None) -> Any:
+    from respodiff.evaluation.calibration import read_confusion
+
+    return read_confusion(file) if file else None
+
+
+@app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
+def evaluate(
+    run: Annotated[list[Path], typer.Argument(help="Run folder; several if the run was split.", show_default=False)],
+    judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
+    attribute: Attributes = None,
+    class_text: Annotated[
+        str,
+        typer.Option("--class-text", help="Text of a class: {concept} the target prompt, {name}, {group} the occupation.", metavar="TEXT"),
+    ] = "{concept}",
+    min_margin: Annotated[float, typer.Option("--min-margin", help="Labels that lead by less (100 x cosine) count as unknown.")] = 0.0,
+    confusion: Confusion = None,
+    concepts: Concepts = None,
+    shares_csv: Annotated[
+        Path | None, typer.Option("--shares-csv", help="CSV of wanted shares: group,alternative,share. (default the run's)", metavar="FILE")
+    ] = None,
+    draws: Draws = 2000,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
+    from respodiff.data.run_folder import RunFolder
+    from respodiff.evaluation.evaluate import evaluate as measure
+
+    chosen = _attributes(attribute, concepts)
+    parts = [RunFolder(path) for path in run]
+    for part in parts:
+        part.settings()  # a wrong folder is noticed before the judge is loaded
+    options = {"class_text": class_text, "min_margin": min_margin, "confusion": _confusion(confusion)}
+    options |= {"group_shares": _shares_by_group(shares_csv, chosen, parts)}
+    eyes = _judges(judge or ["embedded"], device, dtype)
+    result = measure(parts, eyes, chosen, **options, n_boot=draws, seed=seed)
+    finish(result, "\n".join(_lines(result)), as_json)
+
+
+def _shares_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
+    """Wanted shares of the run's groups from a table; None without one."""
+    if file is None:
+        return None
+    from respodiff.data.target_proportions import read_group_shares
+
+    groups = dict.fromkeys(r.group for part in parts for r in part.records())
+    return read_group_shares(file, {a.name: a.names for a in chosen}, list(groups))
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
+    lines += [f"note: {problem}" for problem in result["problems"]]
+    lines += [f"left as they are, as the prompt states {name} or has no people: {k} pictures" for name, k in result["gated"].items()]
+    for name, d in result["devrat"].items():
+        floor = "" if d is None else f", noise floor {d['floor']:.3f}"
+        lines.append(f"DevRat {name}: {shown(d)}{floor}")
+        if control := result["control"][name]:
+            lines.append(f"control {name}: {shown(control)}")
+        for concept, share in (result["corrected"][name] or {}).items():
+            seen = result["shares"][name]["all"][concept]
+            lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
+    if both := result["intersection"]:
+        lines += [f"{' x '.join(c['cell'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["cells"]]
+        lines.append(f"worst cell's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['control'])}")
+    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
+    if result["safety"]:
+        lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")
+        lines += [f"  {name}: {shown(e)}" for name, e in result["safety"]["by_category"].items()]
+    lines.append(f"alignment: {shown(result['alignment_interval'])}")
+    lines += [f"agreement on {a['question']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
+    return [*lines, "Labels are what the judge perceives in generated pictures, never facts about people."]
+
+
+@app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
+    judge: Annotated[
+        str, typer.Option("--judge", help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")
+    ] = "",
+    attribute: Attributes = None,
+    confusion: Confusion = None,
+    concepts: Concepts = None,
+    draws: Draws = 2000,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Set runs side by side: one HTML page with figures, intervals, charts and pictures on the same seeds, and its tables."""
+    from respodiff.reports.run_report import report as write
+
+    _judge_missing(runs, judge, (attribute, concepts), device, dtype)
+    result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_boot=draws, seed=seed)
+    text = "\n".join([result["page"], *result["tables"]])
+    finish({"page": result["page"], "tables": result["tables"]}, text, as_json)
+
+
+def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | None, Path | None], device: str, dtype: str) -> None:
+    """Judge what has not been judged (new runs, new pictures, new attributes), so that a report needs one command."""
+    from respodiff.concepts.intersections import JOIN
+    from respodiff.concepts.intersections import parts as parts_of
+    from respodiff.evaluation.comparison import split_label
+    from respodiff.evaluation.evaluate import judge_all
+    from respodiff.evaluation.scored_run import open_parts, unanswered
+
+    names = [JOIN.join(sorted(parts_of(name))) for name in asked[0] or []]  # as products are called
+    missing = [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]
+    if not missing:
+        return
+    chosen = _attributes(*asked)
+    eye = _judges([judge or "embedded"], device, dtype)
+    for parts in missing:
+        words.print(f"judging {', '.join(part.path.name for part in parts)} with {eye[0].name}", markup=False)
+        judge_all(parts, eye, chosen)
+
+
+@app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")
+def calibrate(
+    table: Annotated[Path, typer.Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Confusion file.", metavar="FILE")],
+    judge: Annotated[str, typer.Option("--judge", help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    attribute: Attributes = None,
+    note: Annotated[str, typer.Option("--note", help="Where the labels come from; kept in the file.", metavar="TEXT")] = "",
+    concepts: Concepts = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Count a judge's errors on labelled pictures, so that 'evaluate' and 'report' can correct for them."""
+    from respodiff.evaluation.calibration import calibrate as measure
+    from respodiff.evaluation.calibration import write_confusion
+
+    (eye,) = _judges([judge], device, dtype)
+    if not hasattr(eye, "embed_texts"):
+        raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
+    found = measure(table, eye, _attributes(attribute, concepts), note=note)
+    if out.resolve() == table.resolve():
+        raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
+    write_confusion(out, found)
+    rows = [(name, entry) for entries in found.values() for name, entry in entries.items()]
+    right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}
+    text = "\n".join([f"{name}: {right[name]:.3f} right of {entry['n']}" for name, entry in rows] + [str(out)])
+    finish({"out": str(out), "accuracy": right, "n": {name: entry["n"] for name, entry in rows}}, text, as_json)

@@ -1,0 +1,201 @@
+"""``respodiff generate``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
+from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
+from respodiff.cli.proportions import even, shares_by_group, wanted_shares
+from respodiff.generation.config import GenerateConfig
+
+SUITE_HELP = (
+    "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
+    "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
+)
+IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
+
+
+def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, suite_path: Path | None = None) -> tuple[list[Any], Any]:
+    """Prompts from --prompt, --prompts and --suite together, and the suite (None without one)."""
+    found: list[Any] = list(prompts)
+    if file:
+        try:
+            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"--prompts: {str(file)!r} cannot be read ({error}); give a text file with one prompt a line") from error
+    suite = None
+    if suite_name:
+        from respodiff.data.prompt_sets import load_suite
+
+        suite = load_suite(suite_name, path=suite_path)
+        found += suite.prompts
+    elif suite_path:
+        raise ValueError(f"--suite-path is {str(suite_path)!r}, but no --suite says what it is; give --suite i2p, or --prompts FILE")
+    if not found:
+        raise ValueError("no prompts; give --prompt TEXT, --prompts FILE or --suite NAME")
+    return found, suite
+
+
+def chosen_gate(automatic: bool, words: str) -> str | list[str]:
+    """The setting ``gate`` of --gate and --gate-words; the words decide where both are given."""
+    if not words:
+        return "auto" if automatic else "off"
+    from respodiff.generation.prompt_filter import read_words
+
+    return read_words(words)
+
+
+OUT_HELP = "Run folder; pictures that it already holds are skipped."
+PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
+SHARES_HELP = "Target shares, such as woman=0.5,man=0.5, or of cells: woman*dark=0.2,... (default: those of --concepts, else equal)"
+CSV_HELP = "CSV of target shares by group of prompts: group,alternative,share."
+CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
+
+Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
+PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
+SuiteName = Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")]
+SuitePath = Annotated[Path | None, typer.Option("--suite-path", help=PATH_HELP, metavar="FILE")]
+Images = Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)]
+Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")]
+Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
+Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
+SharesTable = Annotated[Path | None, typer.Option("--shares-csv", help=CSV_HELP, metavar="FILE")]
+EVEN_HELP = "Attribute, or product such as gender*tone, whose concepts or cells must all be drawn; repeat. (default: what is loaded)"
+Even = Annotated[list[str] | None, typer.Option("--attribute", help=EVEN_HELP, metavar="NAME")]
+SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
+Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
+SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
+METHOD = f"What the files must be of (default: of any): {METHOD_HELP}. With plain modules are ignored."
+Method = Annotated[str, typer.Option("--method", help=METHOD, metavar="NAME")]
+NAMES_HELP = "Concept to draw with a method that needs no training (prompt, prompt-switch, negative, sld-...); repeat."
+Names = Annotated[list[str] | None, typer.Option("--concept", help=NAMES_HELP, metavar="NAME")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")]
+RemoveMean = Annotated[bool, typer.Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
+Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
+Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
+OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
+LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
+
+MATCH_HELP = (
+    "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance. (default .25, .45 for three and more)"
+)
+Match = Annotated[float | None, typer.Option("--match", help=MATCH_HELP)]
+EASE_HELP = "Factor on the strength where the noise leans to one of two concepts by itself. (default .1; 1 for other methods)"
+Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
+SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what one of the safety modules takes out."
+SafetyWhen = Annotated[str, typer.Option("--safety-when", help=SAFETY_WHEN_HELP, metavar="NAME")]
+
+GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
+GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
+GATE_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
+GateWords = Annotated[str, typer.Option("--gate-words", help=GATE_WORDS_HELP, metavar="LIST")]
+
+
+@app.command(
+    epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
+)
+def generate(
+    out: Out,
+    model: Model = "embedded",
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    suite: SuiteName = "",
+    suite_path: SuitePath = None,
+    images: Images = None,
+    module: Modules = None,
+    safety: Safety = None,
+    policy: PolicyName = GenerateConfig.policy,
+    shares: Shares = "",
+    shares_csv: SharesTable = None,
+    concepts: SharesFile = None,
+    attribute: Even = None,
+    strength: Strength = GenerateConfig.strength,
+    safety_strength: SafetyStrength = GenerateConfig.safety_strength,
+    method: Method = "",
+    names: Names = None,
+    changes: Changes = None,
+    remove_mean: RemoveMean = False,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = GenerateConfig.batch,
+    own_settings: OwnSettings = GenerateConfig.own_settings,
+    long_prompts: LongPrompts = GenerateConfig.long_prompts,
+    match: Match = GenerateConfig.match,
+    ease: Ease = GenerateConfig.ease,
+    safety_when: SafetyWhen = GenerateConfig.safety_when,
+    gate: GateFlag = False,
+    gate_words: GateWords = "",
+    resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw pictures: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
+    modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
+    modules = without_mean(modules) if remove_mean else modules
+    asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
+    options: dict[str, Any] = {
+        "policy": policy,
+        "shares": even(attribute or (), concepts, modules, wanted_shares(shares, concepts, modules)),
+        "group_shares": shares_by_group(shares_csv, modules, asked),
+    }
+    options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
+    options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
+    options |= {"match": match, "ease": ease, "safety_when": safety_when}
+    options |= by_model(model == "embedded", steps, guidance)
+    options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
+    result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
+    text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
+    finish(result, text, as_json)
+
+
+def by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
+    """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
+    usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
+    return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}
+
+
+def _draw(
+    out: Path,
+    asked: Sequence[Any],
+    modules: Sequence[Any],
+    added: Sequence[Any],
+    options: dict[str, Any],
+    model: tuple[str, str, str],
+    suite_digest: str,
+) -> dict[str, Any]:
+    from respodiff.data.run_folder import RunFolder
+    from respodiff.generation.generate import counted
+    from respodiff.generation.generate import generate as run
+    from respodiff.pipelines.registry import backbone
+
+    config = GenerateConfig(**options)
+    pipe = open_model(*model)
+    total = len(asked) * config.images
+    pictures = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
+    held = len(RunFolder(out).done())
+    began, drawn = time.perf_counter(), 0
+    with counted(backbone(pipe)) as forwards, progress() as bar:
+        task = bar.add_task("drawing", total=max(0, total - held))
+        for _ in pictures:
+            drawn += 1
+            bar.advance(task)
+    seconds = time.perf_counter() - began
+    return {
+        "run": str(out),
+        "images": drawn,
+        "skipped": total - drawn,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(drawn / seconds, 3),
+        "unet_forwards": forwards[0],
+    }

@@ -1,0 +1,168 @@
+"""``respodiff doctor``, ``card``, ``convert`` and ``fuse``: verbs about models and files of other programs."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, words
+from respodiff.cli.train import own_concept
+from respodiff.concepts.concept import Concept, concept
+
+
+@app.command(epilog="Example: respodiff doctor --model my-checkpoint")
+def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "float32", seed: Seed = 0, as_json: Json = False) -> None:
+    """Say whether a model can be steered and where, and try it: did anything change, only what should, is all as before?"""
+    from respodiff.pipelines.registry import Unsupported
+    from respodiff.steering.self_test import examine
+
+    try:
+        result = examine(open_model(model, device, dtype))
+    except Unsupported as error:
+        name = str(error).split()[1]
+        finish({"supported": False, "pipeline": name, "site": "", "shape": [], "checks": {}, "reason": str(error)}, str(error), as_json)
+        raise typer.Exit(1) from error
+    failed = [name for name, check in result["checks"].items() if not check["passed"]]
+    lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
+    lines += [
+        f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in result["checks"].items()
+    ]
+    finish(result, "\n".join(lines), as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: respodiff card --model embedded --out card")
+def card(
+    model: Annotated[
+        str, typer.Option("--model", help="'embedded', or a folder of weights made by the recipe.", metavar="MODEL")
+    ] = "embedded",
+    out: Annotated[Path, typer.Option("--out", help="Folder for pictures, CARD.md, card.json, sheet.png.", metavar="DIR")] = Path("card"),
+    images: Annotated[int, typer.Option("--images", help="Pictures an occupation.", min=1)] = 12,
+    steps: Annotated[int, typer.Option("--steps", help="Steps of the sampler.", min=1)] = 20,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a model whose bias was planted: planted against measured shares, subjects, judges, size, speed. A killed run goes on."""
+    from respodiff.cli.console import check_device, no_loading_bars
+    from respodiff.experiments.card import measure, weights_folder, write_card
+
+    no_loading_bars()
+    check_device(device)
+    weights = weights_folder(model)
+    result = measure(model, out, images=images, steps=steps, seed=seed, device=device, say=words.print)
+    files = write_card(result, weights, out, out)
+    error, chance = result["mean_abs_error"], result["mean_abs_error_of_chance"]
+    lines = [*map(str, files), f"men: mean |planted - measured| {error:.3f} ({chance:.3f} by chance at this n)"]
+    finish(result, "\n".join(lines), as_json)
+
+
+def _concept(name: str, target: str, neutral: str, negative: str) -> Concept:
+    """A known concept, or one from prompts; SDisc's own names stand for what they were trained on."""
+    from respodiff.steering.convert import ALIASES
+
+    if not (target or negative):
+        for known in (name, {alias: key for key, alias in ALIASES.items()}.get(name, name)):
+            with suppress(ValueError):
+                return replace(concept(known), name=name)
+        raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
+    return own_concept(name, target, neutral, negative, (), ())
+
+
+@app.command(epilog="Example: respodiff convert unet.pth --concept woman --base CompVis/stable-diffusion-v1-4 --out woman.safetensors")
+def convert(
+    source: Annotated[Path, typer.Argument(help="Released .pth or .pt file; with --to pt a module file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")],
+    concept_name: Annotated[str, typer.Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
+    base: Annotated[str, typer.Option("--base", help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
+    to: Annotated[str, typer.Option("--to", help="module, or pt (for the released code).", metavar="KIND")] = "module",
+    column: Annotated[int | None, typer.Option("--column", help="Column of the concept, where its name does not tell.", min=0)] = None,
+    ram_key: Annotated[str, typer.Option("--ram-key", help="Name of RAM's weights, if not the released one.", metavar="NAME")] = "",
+    sam_key: Annotated[str, typer.Option("--sam-key", help="Name of SAM's weights.", metavar="NAME")] = "",
+    channels: Annotated[int, typer.Option("--channels", help="Channels of the bottleneck.", min=1)] = 1280,
+    size: Annotated[str, typer.Option("--size", help="Height x width of the bottleneck. (default a square)", metavar="HxW")] = "",
+    target: Annotated[str, typer.Option("--target", help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
+    neutral: Annotated[str, typer.Option("--neutral", help="Its neutral prompt.", metavar="TEXT")] = "",
+    negative: Annotated[str, typer.Option("--negative", help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint of the released RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
+
+    Pickles are read as tensors alone; nothing in them is executed.
+    """
+    from respodiff.steering.convert import convert as run
+    from respodiff.steering.convert import to_released
+    from respodiff.steering.module import load
+
+    if to not in ("module", "pt"):
+        raise ValueError(f"--to is {to!r}; allowed: module, pt")
+    if not source.is_file():
+        raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
+    if to == "pt":
+        module = load(source)
+        to_released(module, out, column)
+    else:
+        if not concept_name:
+            raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
+        if not base:
+            raise ValueError(
+                "the file does not say what it was trained on; give --base MODEL (released files: CompVis/stable-diffusion-v1-4)"
+            )
+        chosen = _concept(concept_name, target, neutral, negative)
+        module = run(source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, channels=channels, size=_size(size))
+        module.save(out)
+    result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
+    finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
+
+
+def _size(text: str) -> tuple[int, ...]:
+    try:
+        parts = tuple(int(p) for p in text.lower().split("x")) if text else ()
+    except ValueError as error:
+        raise ValueError(f"--size is {text!r}; write it as 8x8") from error
+    if len(parts) not in (0, 2):
+        raise ValueError(f"--size is {text!r}; write it as 8x8")
+    return parts
+
+
+@app.command(epilog="Example: respodiff fuse --model my-checkpoint --module woman.safetensors --out fused-unet")
+def fuse(
+    module: Annotated[list[Path], typer.Option("--module", help="Module file; repeat to add several up.", metavar="FILE")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
+    model: Model = "embedded",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE"),
+    ] = None,
+    strength: Annotated[float, typer.Option("--strength", help="Factor on the modules.")] = 1.0,
+    channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write an ordinary UNet with modules fused into it, for programs that cannot steer (A1111, ComfyUI).
+
+    It shifts the unconditional rows too, which steering does not: the effect differs.
+    """
+    from respodiff.steering.fuse import energy_lost, fuse_checkpoint, save_unet
+    from respodiff.steering.module import load
+
+    modules = [load(path) for path in module]
+    lost = {m.name: round(energy_lost(m), 4) for m in modules}
+    chosen = [m.channels() for m in modules] if channel_mean else modules
+    if checkpoint:
+        fuse_checkpoint(checkpoint, chosen, out, strength=strength)
+    else:
+        save_unet(open_model(model, device, dtype), chosen, out, strength=strength)
+    result: dict[str, Any] = {"out": str(out), "modules": [m.digest for m in chosen], "strength": strength, "energy_lost": lost}
+    loss = ", ".join(f"{name} lost {share:.0%} of its energy" for name, share in lost.items() if share > 1e-6)
+    finish(result, f"{out}: {', '.join(m.name for m in chosen)} at strength {strength:g}{'; ' * bool(loss)}{loss}", as_json)

@@ -1,0 +1,117 @@
+"""What the verbs ``train`` and ``generate`` need of methods: settings from flags, artefacts from files or concepts, a judge as classifier."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
+from respodiff.methods.registry import NAMES, NOT_TRAINED
+
+METHOD_HELP = ", ".join(NAMES)
+
+
+def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Settings from ``--set KEY=VALUE`` pairs and flags (None: not given); ValueError for one that ``config`` has not or cannot read."""
+    hints, known = get_type_hints(config), [f.name for f in fields(config)]
+    changes: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"--{key} is given, which this method has not; its settings: {', '.join(known) or 'none'}")
+    for pair in pairs:
+        key, _, text = pair.partition("=")
+        if key not in known:
+            raise ValueError(f"--set {pair!r}: setting {key!r} is unknown; allowed: {', '.join(known) or 'none'}")
+        if flags.get(key) is not None:
+            raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
+        hint = hints[key]
+        try:
+            if hint in (int, float):
+                changes[key] = hint(text)
+            elif hint is str or "Literal" in str(hint):
+                changes[key] = text
+            else:
+                values = json.loads(text) if text.startswith("[") else text.split(",")
+                changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error
+    return changes
+
+
+def known_concept(name: str, file: Path | None) -> Concept:
+    """A concept by name, of a user's file or built in."""
+    return concept(name, {**builtin(), **(load_concepts(file) if file else {})})
+
+
+def load_entries(
+    method: str, alternatives: Sequence[Path], safety: Sequence[Path], names: Sequence[str], file: Path | None, pairs: Sequence[str]
+) -> tuple[list[Any], list[Any]]:
+    """What a run draws from and what is added to every picture: of module files, or of concepts where the method needs no training.
+
+    Raises:
+        ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
+    """
+    from respodiff.methods.base import load
+
+    if method and method not in NAMES:
+        raise ValueError(f"--method is {method!r}; allowed: {METHOD_HELP}")
+    if (names or pairs) and method not in NOT_TRAINED:
+        which = "--set" if pairs and not names else "--concept"
+        raise ValueError(
+            f"{which} is for methods that need no training ({', '.join(NOT_TRAINED)}), --method is {method!r}; give --module FILE"
+        )
+    if method == "plain" and not names:
+        return [], []
+    added, modules = [load(path) for path in safety], [load(path) for path in alternatives]
+    for path, m in zip(safety, added, strict=True):
+        if m.header.kind == "fairness":
+            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every picture is steered to it", stacklevel=2)
+    for path, m in zip(
+        (*alternatives, *(safety if not alternatives else ())), (*modules, *(added if not alternatives else ())), strict=True
+    ):
+        if method and m.header.method != method and (method, m.header.method) != ("respodiff", "respodiff-paper"):
+            raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
+    if method in NOT_TRAINED:
+        modules += built(method, names, file, pairs, bool(modules or added))
+    elif method not in ("", "respodiff") and not modules and not added:
+        raise ValueError(
+            f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
+        )
+    return modules, added
+
+
+def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[str], given: bool) -> list[Any]:
+    """Artefacts of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
+    from respodiff.methods.base import method as by_name
+    from respodiff.methods.sld import everything
+    from respodiff.steering.adapter import METHOD_FORMAT, Artefact
+    from respodiff.steering.module import Header
+
+    kind = by_name(method)
+    concepts = [known_concept(name, file) for name in names]
+    if not concepts and not given and method.startswith("sld-"):
+        concepts = [everything()]
+    if not concepts and not given:
+        raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+    out = []
+    for c in concepts:
+        kind.check(c)
+        settings = json.loads(json.dumps(asdict(kind.settings(c.kind, **changes_from(pairs, {}, kind.config)))))
+        out.append(Artefact(Header.of(c, method=method, site="", format=METHOD_FORMAT, train=settings)))
+    return out
+
+
+def without_mean(modules: Sequence[Any]) -> list[Any]:
+    """SDisc's modules less what all alternatives of an attribute share (``--remove-mean``)."""
+    from respodiff.methods import sdisc
+
+    if wrong := [m for m in modules if m.header.method != "sdisc"]:
+        raise ValueError(f"--remove-mean is for modules of method sdisc, {wrong[0].name!r} is of method {wrong[0].header.method!r}")
+    groups: dict[str, list[Any]] = {}
+    for m in modules:
+        groups.setdefault(m.header.attribute, []).append(m)
+    return [m for group in groups.values() for m in sdisc.without_mean(group)]

@@ -1,0 +1,1 @@
+"""Concepts that ship with the package, as TOML."""

@@ -1,0 +1,249 @@
+"""Concepts and attributes: what to steer towards, as data.
+
+A *concept* is one alternative ("woman"); an *attribute* is a set of alternatives with the shares a user wants of each ("gender").
+The built-in ones are TOML files in ``respodiff/data``; a user's own file has the same form::
+
+    [hat]                                 # an attribute, with its alternatives
+    neutral = "a person"
+    concepts = { bare = "a person without a hat", hat = "a person with a hat" }
+    shares = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
+    contexts = ["a doctor", "a nurse"]    # prompts in which the default preset trains too, beside the neutral one
+
+    [blood]                               # a safety concept: no alternatives, a negative prompt instead
+    kind = "safety"
+    neutral = "a scene"
+    negative = "blood"
+    preserve = ["a person"]               # prompts whose pictures it must leave alone
+
+Attributes multiply: ``gender*tone`` has a concept for every cell (``woman*dark``), with prompts made of its parts'. A table ["gender*tone"]
+with prompts, or shares, of one's own goes before that.
+
+Shares count when pictures are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--shares`` goes before
+them; in Python give ``GenerateConfig(shares=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from respodiff.concepts.intersections import JOIN, composed, parts
+
+Kind = Literal["fairness", "safety"]
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One concept and the three prompts that training needs (paper, section 3).
+
+    Attributes:
+        name: key used by policies, file headers and reports.
+        target: prompt whose score RAM is trained towards. A safety concept has the neutral prompt here.
+        neutral: prompt that is steered, e.g. ``"a person"``.
+        negative: takes the place of the empty prompt in the target's guidance; empty for fairness concepts.
+        kind: ``"fairness"`` (one alternative is drawn per image) or ``"safety"`` (added on top of whatever was drawn).
+        opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
+        attribute: name of the attribute that the concept belongs to, empty if none.
+        preserve: prompts whose pictures the concept must leave alone; training measures preservation on them.
+        contexts: prompts in which it is trained too where the settings say ``contexts=own`` (`respodiff.concepts.prompt_editing`).
+    """
+
+    name: str
+    target: str
+    neutral: str = "a person"
+    negative: str = ""
+    kind: Kind = "fairness"
+    opposites: tuple[str, ...] = ()
+    attribute: str = ""
+    preserve: tuple[str, ...] = ()
+    contexts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("concept name is empty; give a short name such as 'woman'")
+        if not self.neutral.strip():
+            raise ValueError(f"neutral prompt of concept {self.name!r} is empty; give the prompt to be steered, e.g. 'a person'")
+        if not self.target.strip():
+            raise ValueError(f"target prompt of concept {self.name!r} is empty; give the prompt to steer towards, e.g. 'a woman'")
+        if self.kind not in ("fairness", "safety"):
+            raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: 'fairness', 'safety'")
+        if self.kind == "safety" and not self.negative.strip():
+            raise ValueError(f"safety concept {self.name!r} has no negative prompt; say what to steer away from")
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """Alternatives of one attribute, e.g. gender = (woman, man), with the share wanted of each (uniform if not said)."""
+
+    name: str
+    concepts: tuple[Concept, ...]
+    shares: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.concepts) < 2:
+            raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
+        if self.shares and len(self.shares) != len(self.concepts):
+            raise ValueError(f"attribute {self.name!r} has {len(self.shares)} shares for {len(self.concepts)} concepts; give one each")
+        finite = all(math.isfinite(s) for s in self.shares)
+        if self.shares and (not finite or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
+            raise ValueError(f"attribute {self.name!r} has shares {self.shares}; they must be finite, 0 or more and sum to 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.concepts)
+
+
+def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
+    targets = table.get("concepts")
+    texts = [(k, table[k]) for k in ("neutral", "negative") if k in table]
+    for key in ("preserve", "contexts"):
+        if not isinstance(table.get(key, []), list):
+            raise ValueError(f"{source}: [{name}] has {key} = {table[key]!r}; give a list of prompts")
+        texts += [(key, p) for p in table.get(key, [])]
+    for key, value in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
+        if not isinstance(value, str):
+            raise ValueError(f"{source}: [{name}] has {key} = {value!r}; give a text in quotes")
+
+
+def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
+    known = {"kind", "neutral", "negative", "concepts", "shares", "preserve", "contexts"}
+    if unknown := set(table) - known:
+        raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
+    if table.get("kind", "fairness") not in get_args(Kind):
+        raise ValueError(f"{source}: [{name}] has kind {table['kind']!r}; allowed: {', '.join(get_args(Kind))}")
+    _check_texts(name, table, source)
+    preserve, contexts = (tuple(table.get(key, ())) for key in ("preserve", "contexts"))
+    if table.get("kind") == "safety":
+        neutral = table.get("neutral", "a scene")
+        return Concept(name, neutral, neutral, table.get("negative", ""), "safety", (), name, preserve, contexts)
+    targets = table.get("concepts")
+    if not isinstance(targets, Mapping):
+        raise ValueError(f'{source}: [{name}] needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
+    neutral = table.get("neutral", "a person")
+    concepts = tuple(
+        Concept(
+            k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve, contexts
+        )
+        for k, v in targets.items()
+    )
+    shares = table.get("shares", [])
+    if not isinstance(shares, list) or not all(isinstance(s, int | float) for s in shares):
+        raise ValueError(f"{source}: [{name}] has shares = {shares!r}; give a list of numbers, one for each concept")
+    return Attribute(name, concepts, tuple(float(s) for s in shares))
+
+
+def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
+    """Read a TOML file of attributes and safety concepts (form: see the module's head)."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"concept file {str(path)!r} cannot be read: {error.strerror}; give a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"concept file {str(path)!r} is not TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, Mapping):
+            raise ValueError(f"{path}: {name!r} is not a table; write [{name}] and its keys below it")
+    return {name: _parse(name, table, str(path)) for name, table in tables.items()}
+
+
+@cache
+def builtin() -> Mapping[str, Attribute | Concept]:
+    """The attributes and safety concepts that the package ships, by name."""
+    found: dict[str, Attribute | Concept] = {}
+    for file in sorted((f for f in files("respodiff.concepts.builtin").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name):
+        for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
+            found[name] = _parse(name, table, file.name)
+    return found
+
+
+def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
+    """Concepts by name; of two of one name the later, so that a user's file goes before the built-in ones."""
+    out: dict[str, Concept] = {}
+    for entry in library.values():
+        for c in entry.concepts if isinstance(entry, Attribute) else (entry,):
+            out[c.name] = c
+    return out
+
+
+def product(attributes: Sequence[Attribute]) -> Attribute:
+    """All combinations of the alternatives of several attributes, as one attribute: gender x tone = (woman*light, ..., man*dark).
+
+    A cell's target prompt says all of its parts' (`respodiff.concepts.intersections.composed`), its opposites are the other cells', and its share is
+    the product of its parts'. Attributes stand in alphabetical order, the first slowest.
+
+    Raises:
+        ValueError: fewer than two attributes, one twice, other neutral prompts, or target prompts that cannot be made one.
+    """
+    chosen = sorted(attributes, key=lambda a: a.name)
+    name = JOIN.join(a.name for a in chosen)
+    if len({a.name for a in chosen}) < max(2, len(chosen)):
+        raise ValueError(f"product {name!r} has an attribute twice or fewer than two; give different ones, such as gender*tone")
+    if len(neutrals := list(dict.fromkeys(c.neutral for a in chosen for c in a.concepts))) > 1:
+        raise ValueError(f"product {name!r} has the neutral prompts {neutrals[0]!r} and {neutrals[1]!r}; its attributes must share one")
+    rows = list(itertools.product(*(a.concepts for a in chosen)))
+    targets = [composed([c.target for c in row], neutrals[0]) for row in rows]
+    concepts = tuple(
+        Concept(
+            JOIN.join(c.name for c in row),
+            target,
+            neutrals[0],
+            ", ".join(dict.fromkeys(c.negative for c in row if c.negative)),
+            opposites=tuple(t for t in targets if t != target),
+            attribute=name,
+            preserve=tuple(dict.fromkeys(p for c in row for p in c.preserve)),
+            contexts=tuple(dict.fromkeys(p for c in row for p in c.contexts)),
+        )
+        for row, target in zip(rows, targets, strict=True)
+    )
+    columns = [a.shares or (1 / len(a.concepts),) * len(a.concepts) for a in chosen]
+    shares = tuple(math.prod(row) for row in itertools.product(*columns)) if any(a.shares for a in chosen) else ()
+    return Attribute(name, concepts, shares)
+
+
+def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Attribute:
+    """An attribute by name, or a product of attributes ("gender*tone"); raises ValueError that lists the known ones."""
+    library = builtin() if library is None else library
+    entry = library.get(name) or library.get(JOIN.join(sorted(parts(name))))
+    if entry is None and JOIN in name:
+        return product([attribute(part, library) for part in parts(name)])
+    if not isinstance(entry, Attribute):
+        known = ", ".join(k for k, v in library.items() if isinstance(v, Attribute))
+        raise ValueError(f"attribute {name!r} is unknown; known: {known}; or define it in a TOML file and pass --concepts FILE")
+    return entry
+
+
+def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
+    """A concept by name ("woman", "violence"), or by attribute and name ("gender3/woman") where several attributes have one of that name.
+
+    A cell of a product is "woman*dark". Raises ValueError that lists the known ones.
+    """
+    library = builtin() if library is None else library
+    owner, _, rest = name.partition("/")
+    if rest and owner in library:
+        library, name = {owner: library[owner]}, rest
+    known = _known(library)
+    if name not in known and JOIN in name:
+        return _cell(name, library)
+    if name not in known:
+        raise ValueError(
+            f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"
+        )
+    return known[name]
+
+
+def _cell(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
+    """The cell whose parts are named in any order."""
+    found = sorted((concept(part, library) for part in parts(name)), key=lambda c: c.attribute)
+    whole = attribute(JOIN.join(c.attribute for c in found), library)
+    wanted = JOIN.join(c.name for c in found)
+    if wanted not in whole.names:
+        raise ValueError(f"concept {name!r} is none of attribute {whole.name!r}, which has {', '.join(whole.names)}; name one of these")
+    return whole.concepts[whole.names.index(wanted)]

@@ -1,0 +1,166 @@
+"""Pictures of any other tool: a folder of images and a table that says what was asked for become a run folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, image_id
+from respodiff.data.tables import Row, number, read_table, whole_number
+
+CONCEPT = "concept:"
+COLUMNS = ("file", "prompt")
+
+
+@dataclass(frozen=True)
+class _Line:
+    number: int
+    source: Path
+    record: ImageRecord
+
+
+def import_folder(
+    folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported", problems: list[str] | None = None
+) -> RunFolder:
+    """Make a run folder of a folder of images and a CSV; then it is measured and reported like one of our own.
+
+    Images are hard-linked where possible, else copied, in their own format. A run that was cut off goes on where it was.
+
+    Args:
+        folder: where the images are, in subfolders too.
+        table: CSV in UTF-8 with the columns ``file`` (relative to ``folder``) and ``prompt``. Optional: ``prompt_id`` (default: the
+            prompt), ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the picture's noise; pictures without one are
+            never paired with another run's), ``repeat`` (default: counted per prompt in the order of the table), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and for every attribute with a concept
+            asked for ``concept:ATTRIBUTE``. ``width`` and ``height`` are ignored: they are read from the image.
+        out: run folder to write to.
+        method: name of the method where the table has none.
+        problems: gets one line per kind of problem that stops nothing; None makes them warnings.
+
+    Returns:
+        The run folder. An image that cannot be read is part of it, and a judge counts it as unknown.
+
+    Raises:
+        OSError: ``out`` cannot be written.
+        ValueError: before anything is written: columns missing, no row, numbers that are none, a file that is not there or
+            lies outside of ``folder``, a file or an image that two rows claim.
+    """
+    root, csv = Path(folder).expanduser(), Path(table).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
+    rows = read_table(csv, COLUMNS)
+    if not rows:
+        raise ValueError(f"{csv.name} has no row; give one row per image, with the columns {', '.join(COLUMNS)}")
+    told: list[str] = []
+    lines = _lines(csv, root.resolve(), _once(csv, rows, told), method)
+    run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
+    _copy(run, lines)
+    told += _unreadable(run, lines)
+    for text in told if problems is None else ():
+        warnings.warn(text, stacklevel=2)
+    if problems is not None:
+        problems += told
+    return run
+
+
+def _once(csv: Path, rows: Sequence[tuple[int, Row]], told: list[str]) -> list[tuple[int, Row]]:
+    """The rows without repetitions; a file that is listed in two rows that differ is a ValueError."""
+    seen: dict[str, tuple[int, Row]] = {}
+    again = 0
+    for n, row in rows:
+        before, earlier = seen.setdefault(PurePath(row["file"].strip()).as_posix(), (n, row))
+        if earlier != row:
+            raise ValueError(f"{csv.name}, lines {before} and {n} say different things of file {row['file'].strip()!r}: leave one of them")
+        again += before != n
+    if again:
+        told.append(f"{again} of {len(rows)} rows of {csv.name} repeat an earlier row: each is counted once")
+    return list(seen.values())
+
+
+def _lines(csv: Path, root: Path, rows: Sequence[tuple[int, Row]], method: str) -> list[_Line]:
+    out: list[_Line] = []
+    repeats: Counter[str] = Counter()
+    taken: dict[str, int] = {}
+    for n, row in rows:
+        source = _source(csv, root, n, row["file"].strip())
+        prompt = row["prompt"].strip()
+        prompt_id = row.get("prompt_id", "").strip() or prompt
+        if not prompt:
+            raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was drawn from")
+        given = whole_number(csv, n, row, "repeat")
+        repeat = repeats[prompt_id] if given is None else given
+        repeats[prompt_id] += 1
+        if repeat < 0:
+            raise ValueError(f"{csv.name}, line {n}: repeat is {repeat}; allowed: 0 or more, or nothing")
+        record = _record(csv, n, row, image_id(prompt_id, repeat), prompt, prompt_id, repeat, method)
+        if (before := taken.setdefault(record.id, n)) != n:
+            raise ValueError(
+                f"{csv.name}, lines {before} and {n} are both image {repeat} of prompt {prompt_id!r}: number them in the column repeat, "
+                "or leave that column out"
+            )
+        out.append(_Line(n, source, record))
+    absent = [line for line in out if not line.source.is_file()]
+    if absent:
+        raise ValueError(
+            f"{csv.name}, line {absent[0].number}: file {absent[0].source.name!r} is not in {root} ({len(absent)} of {len(out)} are not): "
+            "give the folder that the column file is relative to, or leave these rows out"
+        )
+    return out
+
+
+def _source(csv: Path, root: Path, line: int, name: str) -> Path:
+    """The image that a row names; ValueError if it lies outside of the folder, also by a link."""
+    path = (root / name).resolve() if name and "\0" not in name else root
+    if path == root or not path.is_relative_to(root):
+        raise ValueError(f"{csv.name}, line {line}: file is {name!r}, which is no file inside the folder; give a path relative to it")
+    return path
+
+
+def _record(csv: Path, line: int, row: Row, key: str, prompt: str, prompt_id: str, repeat: int, method: str) -> ImageRecord:
+    asked = {name.removeprefix(CONCEPT).strip(): text.strip() for name, text in row.items() if name.startswith(CONCEPT)}
+    labels = [label.strip() for label in row.get("categories", "").split("|")]
+    return ImageRecord(
+        id=key,
+        file="",
+        prompt=prompt,
+        prompt_id=prompt_id,
+        suite=row.get("suite", "").strip(),
+        group=row.get("group", "").strip() or prompt_id,
+        subject=row.get("subject", "").strip() or None,
+        categories=tuple(dict.fromkeys(label for label in labels if label)),
+        method=row.get("method", "").strip() or method,
+        concepts={attribute: concept for attribute, concept in asked.items() if attribute and concept},
+        own_seed=whole_number(csv, line, row, "seed"),
+        repeat=repeat,
+        guidance=number(csv, line, row, "guidance") or 0.0,
+        steps=whole_number(csv, line, row, "steps") or 0,
+    )
+
+
+def _copy(run: RunFolder, lines: Sequence[_Line]) -> None:
+    done = run.done()
+    for line in lines:
+        if line.record.id not in done:
+            run.adopt(line.record, line.source, _size(line.source))
+
+
+def _unreadable(run: RunFolder, lines: Sequence[_Line]) -> list[str]:
+    found = {r.id for r in run.records() if r.width == 0}
+    if not found:
+        return []
+    first = next(line.source.name for line in lines if line.record.id in found)
+    return [f"{len(found)} of {len(lines)} images cannot be read, first {first!r}: kept, a judge counts them as unknown"]
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, (0, 0) of what is no readable image."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.size
+    except Exception:  # Pillow reports broken files in a dozen ways, NotImplementedError and MemoryError among them
+        return 0, 0

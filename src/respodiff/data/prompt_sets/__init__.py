@@ -1,0 +1,112 @@
+"""Named lists of prompts: those of the embedded model, and the published ones (WinoBias professions, I2P, COCO captions).
+
+Nothing unsafe is shipped: I2P and COCO are read from a file of yours or fetched when first asked for (`respodiff.data.prompt_sets.download`).
+A preset is a part of a whole suite and its prompts keep their ids, so that the noise of a picture is the same in both.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from respodiff.concepts.prompt_editing import with_article
+from respodiff.data.prompt_sets import coco, download, embedded, i2p, winobias
+from respodiff.data.prompt_sets.embedded import SCENE_PREFIXES, load_world
+from respodiff.data.run_folder import Prompt
+
+__all__ = ["SCENE_PREFIXES", "SUITES", "Suite", "load_suite", "load_world", "suite", "with_article"]
+
+SUITES: dict[str, str] = {
+    "occupations": "36 WinoBias occupations, one prompt each, for the embedded model",
+    "occupations-unseen": "the 49 other occupations of the embedded model",
+    "unsafe": "30 prompts of violence and of sexual content for the embedded model",
+    "scenes": "4 neutral scenes",
+    "general": "160 everyday prompts for the embedded model",
+    "winobias36": "36 professions x 5 templates, 30 pictures a prompt: 150 a profession",
+    "winobias36-successful": "the same with 'a successful X'",
+    "winobias36-small": "the prompts of winobias36, 6 pictures each: 30 a profession",
+    "i2p": "4,703 prompts of seven unsafe categories, 5 pictures each",
+    "i2p-700": "700 of them, 100 a category",
+    "coco30k": "30,000 captions, one picture each",
+    "coco1k": "1,000 of them",
+}
+"""Name of every suite, and what it is."""
+
+_FILES = {"i2p": (download.I2P, 5), "i2p-700": (download.I2P, 5), "coco30k": (download.COCO, 1), "coco1k": (download.COCO, 1)}
+_READ: dict[str, Callable[[Path], list[Prompt]]] = {"i2p": i2p.read, "coco30k": coco.read}
+_TALLY: dict[str, Callable[[Path], tuple[int, list[str]]]] = {"i2p": i2p.tally, "coco30k": coco.tally}
+_PRESET: dict[str, Callable[[list[Prompt]], list[Prompt]]] = {"i2p-700": i2p.preset, "coco1k": coco.preset}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The prompts of a suite and what travels with them.
+
+    Attributes:
+        name: one of `SUITES`. prompts: in a fixed order, with stable ids.
+        images: pictures per prompt that the published protocol asks for, or None where there is none.
+        digest: SHA-256 of the file the prompts were read from, "" for suites that need no file.
+    """
+
+    name: str
+    prompts: list[Prompt]
+    images: int | None = None
+    digest: str = ""
+
+
+def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> Suite:
+    """A suite with the recommended number of pictures and the digest of its file.
+
+    Args:
+        name: one of `SUITES`.
+        world: for the suites of the embedded model, a table like its own; None takes that.
+        path: for I2P and COCO, a file to read; None looks into the folder of ``RESPODIFF_DATA`` and the cache, then fetches.
+
+    Raises:
+        OSError: the file is not here and cannot be fetched; the text says from where to get it and where to put it.
+        ValueError: an unknown name, or a file that cannot be read or lacks columns. A file that merely differs from the
+            published one is used, with a warning that says in which respect.
+    """
+    if name not in SUITES:
+        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
+    if name in _FILES:
+        return _from_file(name, path)
+    if path is not None:
+        raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {', '.join(_FILES)}; leave it out")
+    if name in embedded.BUILDERS:
+        return Suite(name, embedded.BUILDERS[name](load_world() if world is None else world))
+    images = winobias.SMALL_IMAGES if name == "winobias36-small" else winobias.images_per_prompt(2)
+    return Suite(name, winobias.prompts(name), images)
+
+
+def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> list[Prompt]:
+    """The prompts of one suite, in a fixed order and with stable ids; arguments and errors as for `load_suite`.
+
+    >>> suite("occupations")[0].text
+    'an attendant'
+    >>> suite("winobias36")[0].text
+    'Image of analyst'
+    """
+    return load_suite(name, world, path=path).prompts
+
+
+def _from_file(name: str, path: str | Path | None) -> Suite:
+    source, images = _FILES[name]
+    found = download.locate(source, path, partial(_differences, source))
+    if differences := _differences(source, found.path):
+        warnings.warn(f"{found.path.name} is not the published {source.title}: {'; '.join(differences)}; used as it is", stacklevel=4)
+    prompts = _READ[source.suite](found.path)
+    if name in _PRESET:
+        prompts = [replace(p, suite=name) for p in _PRESET[name](prompts)]
+    if not prompts:
+        raise ValueError(f"{found.path.name} holds no prompt; give the {source.title} file, or a part of it")
+    return Suite(name, prompts, images, found.digest)
+
+
+def _differences(source: download.Source, path: Path) -> list[str]:
+    return source.differences(*_TALLY[source.suite](path))

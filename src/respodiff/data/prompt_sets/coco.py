@@ -1,0 +1,57 @@
+"""Captions of COCO pictures: everyday prompts on which a steered model should draw as well as the plain one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from respodiff.data.run_folder import Prompt
+from respodiff.data.tables import Row, numbered, rank, read_table, read_text, whole_number
+
+PRESET_SIZE = 1000
+
+
+def tally(path: Path) -> tuple[int, list[str]]:
+    """Number of rows of a file, those without a caption included; captions carry no labels."""
+    return len(_rows(path)), []
+
+
+def _rows(path: Path) -> list[tuple[int, Row]]:
+    if path.suffix.lower() != ".txt":
+        return read_table(path, ("prompt",))
+    return [(n, {"prompt": line}) for n, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+
+
+def read(path: Path) -> list[Prompt]:
+    """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a plain text file.
+
+    ``.txt`` is read as one caption a line. Ids come from ``image_id``, else from the caption, never from the position. All prompts
+    are of one group, "captions": with one picture a prompt, the pictures themselves are what intervals resample.
+
+    Raises:
+        ValueError: unreadable, no column ``prompt``, or a number that is none.
+    """
+    rows = _rows(path)
+    told = [(n, row) for n, row in rows if row["prompt"].strip()]
+    if len(told) < len(rows):
+        warnings.warn(f"{path.name}: {len(rows) - len(told)} rows without a caption are left out", stacklevel=2)
+    keys = [row.get("image_id", "").strip() or rank("coco30k", " ".join(row["prompt"].split())) for _, row in told]
+    ids = numbered(keys, [row["prompt"] for _, row in told])
+    return [
+        Prompt(
+            id=f"coco30k/{name}",
+            text=row["prompt"].strip(),
+            suite="coco30k",
+            group="captions",
+            seed=whole_number(path, line, row, "evaluation_seed"),
+        )
+        for name, (line, row) in zip(ids, told, strict=True)
+    ]
+
+
+def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """``coco1k``: the `PRESET_SIZE` prompts that are first by the hash of their id, in that order, whatever the order they come in."""
+    if len(prompts) < PRESET_SIZE:
+        warnings.warn(f"coco1k wants {PRESET_SIZE} prompts, the file has only {len(prompts)}", stacklevel=2)
+    return sorted(prompts, key=lambda p: (rank("coco1k", p.id), p.id))[:PRESET_SIZE]

@@ -1,0 +1,110 @@
+"""I2P, "inappropriate image prompts": 4,703 prompts that make text-to-image models draw what nobody asked for.
+
+Read from a file at run time; the texts are offensive and not shipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from respodiff.data.run_folder import Prompt
+from respodiff.data.tables import Row, number, numbered, rank, read_table, whole_number
+
+CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
+"""The seven labels, in the order in which this library lists them."""
+COLUMNS = ("prompt", "categories")
+PER_CATEGORY = 100
+
+
+def tally(path: Path) -> tuple[int, list[str]]:
+    """Number of rows of a file, those without a prompt included, and every label of every row: what tells the published file."""
+    rows = read_table(path, COLUMNS)
+    return len(rows), [label for _, row in rows for label in _labels(row)]
+
+
+def read(path: Path) -> list[Prompt]:
+    """Prompts of a file in the published layout, in its order.
+
+    Columns ``prompt`` and ``categories`` (comma separated) are needed; seed, guidance, width and height are filled in where
+    there is ``evaluation_seed``, ``evaluation_guidance``, ``width``, ``height`` or the same as ``sd_seed``, ``sd_guidance_scale``,
+    ``sd_image_width``, ``sd_image_height``. Other columns, ``case_number`` and unnamed index columns among them, are not needed.
+
+    An id comes from text and seed, not from a case number or a position, so that a prompt has one id, and thus one noise, in every
+    layout, order and part of the data set. The group is the prompt itself, because pictures of one prompt are alike and
+    intervals resample groups: seven categories would be too few to resample. Figures per category use ``categories``.
+
+    Raises:
+        ValueError: unreadable, a column missing, or a number that is none.
+    """
+    rows = read_table(path, COLUMNS)
+    told = [(line, row) for line, row in rows if row["prompt"].strip()]
+    if len(told) < len(rows):
+        warnings.warn(f"{path.name}: {len(rows) - len(told)} rows without a prompt are left out", stacklevel=2)
+    found = [_prompt(path, line, row) for line, row in told]
+    ids = numbered([p.id for p in found], [(p.categories, str(p.guidance), str(p.width), str(p.height)) for p in found])
+    return [dataclasses.replace(p, id=name, group=name) for p, name in zip(found, ids, strict=True)]
+
+
+def _prompt(path: Path, line: int, row: Row) -> Prompt:
+    seed = whole_number(path, line, row, "evaluation_seed", "sd_seed")
+    return Prompt(
+        id=f"i2p/{rank('i2p', ' '.join(row['prompt'].split()), '' if seed is None else seed)}",
+        text=row["prompt"].strip(),
+        suite="i2p",
+        categories=_labels(row),
+        seed=seed,
+        guidance=number(path, line, row, "evaluation_guidance", "sd_guidance_scale"),
+        height=whole_number(path, line, row, "height", "sd_image_height"),
+        width=whole_number(path, line, row, "width", "sd_image_width"),
+    )
+
+
+def _labels(row: Row) -> tuple[str, ...]:
+    found = {" ".join(label.lower().split()) for label in row["categories"].split(",")}
+    return tuple(sorted(found - {""}, key=_place))
+
+
+def _place(label: str) -> tuple[int, str]:
+    return (CATEGORIES.index(label) if label in CATEGORIES else len(CATEGORIES), label)
+
+
+def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """``i2p-700``: the prompts of `choose`, category by category; a warning names categories that have fewer."""
+    chosen = choose(prompts)
+    if short := [f"{c} {len(taken)}" for c, taken in chosen.items() if len(taken) < PER_CATEGORY]:
+        warnings.warn(f"i2p-700 wants {PER_CATEGORY} prompts of each category, the file has only: {', '.join(short)}", stacklevel=2)
+    return [p for taken in chosen.values() for p in taken]
+
+
+def choose(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY) -> Mapping[str, list[Prompt]]:
+    """``per_category`` prompts of each of `CATEGORIES`, every prompt for one category at most.
+
+    The rule: categories in their order, each takes of the prompts that carry its label those that are first by the hash of their
+    id. A category that finds its last prompts taken asks another to exchange one for its own next, so that it goes short only where
+    no choice could fill all. The order of ``prompts`` plays no part.
+    """
+    ranked = sorted(prompts, key=lambda p: (rank("i2p-700", p.id), p.id))
+    carries = {c: [p for p in ranked if c in p.categories] for c in CATEGORIES}
+    owner: dict[str, str] = {}
+
+    def take(category: str, asked: set[str]) -> bool:
+        asked.add(category)
+        for p in carries[category]:
+            if p.id not in owner:
+                owner[p.id] = category
+                return True
+        for p in carries[category]:
+            other = owner[p.id]
+            if other not in asked and take(other, asked):
+                owner[p.id] = category
+                return True
+        return False
+
+    for category in CATEGORIES:
+        for _ in range(per_category):
+            if not take(category, set()):
+                break
+    return {c: [p for p in carries[c] if owner.get(p.id) == c] for c in CATEGORIES}

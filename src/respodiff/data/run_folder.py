@@ -1,0 +1,201 @@
+"""The rows that travel between the tools: a prompt, an image, and the folder that holds a run.
+
+A run folder is plain: ``run.json`` (the settings), ``manifest.jsonl`` (one `ImageRecord` a line) and ``images/``.
+Whatever was asked for travels inside the row, so nothing is ever inferred from file order or file names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from respodiff.data.records import ImageRecord, Prompt, image_id, noise_seed, parse_row
+
+__all__ = ["ImageRecord", "Prompt", "RunFolder", "file_digest", "image_id", "noise_seed", "write_atomic"]
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hex digits."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write ``text`` so that a reader, or a kill, sees the old file or the new one and never half of one."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+
+
+class RunFolder:
+    """A folder of images with one manifest line each, safe to kill at any moment and to resume."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.images = self.path / "images"
+        self.manifest = self.path / "manifest.jsonl"
+        self._settings_file = self.path / "run.json"
+
+    def create(self, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> RunFolder:
+        """Start the run, or check that it was started with the same settings.
+
+        Args:
+            settings: everything that a picture depends on.
+            defaults: values of settings that a folder of an earlier version may lack: absent counts as this.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: it holds a run that was made with other settings.
+        """
+        wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
+        if self._settings_file.exists():
+            self._require_same(wanted, defaults or {})
+            return self
+        try:
+            self.images.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
+        write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        return self
+
+    def _require_same(self, wanted: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+        present = self.settings()
+        for key in sorted(wanted.keys() | present.keys()):
+            old, new = (side.get(key, defaults.get(key)) for side in (present, wanted))
+            if old != new:
+                raise ValueError(
+                    f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
+                    "give the old value to resume it, or choose another folder"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that the run was created with."""
+        self._require_run()
+        try:
+            found = json.loads(self._settings_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {self._settings_file}: {error}; restore it or start a new run") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{self._settings_file} must hold one JSON object, got {type(found).__name__}")
+        return found
+
+    def _require_run(self) -> None:
+        if not self._settings_file.is_file():
+            raise ValueError(f"{self.path} is not a run folder (it has no run.json): give the folder of a finished run")
+
+    def add(self, record: ImageRecord, image: Image.Image) -> ImageRecord:
+        """Store one image, then its line: a line in the manifest means that the image is complete.
+
+        Returns:
+            The record with ``file``, ``width``, ``height`` and ``digest`` as stored.
+        """
+        return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
+
+    def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
+        """As `add`, for a picture that is a file already: hard-linked where the file system can, else copied, its bytes as they are.
+
+        Args:
+            record: what is known of it. file: the picture. size: its width and height in pixels, (0, 0) where it cannot be read.
+        """
+
+        def place(partial: Path) -> None:
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(file.resolve(), partial)
+            except OSError:  # another file system, or one without hard links
+                shutil.copyfile(file, partial)
+
+        return self._store(record, f"{record.id}{file.suffix.lower()}", size, place)
+
+    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], None]) -> ImageRecord:
+        self._require_run()
+        target = self.images / name
+        partial = target.with_name(target.name + ".partial")
+        try:
+            save(partial)
+            partial.replace(target)
+            partial.unlink(missing_ok=True)  # renaming one link of a file to another leaves both
+            width, height = size
+            done = dataclasses.replace(record, file=f"images/{name}", width=width, height=height, digest=file_digest(target))
+            self._mend_manifest()
+            with self.manifest.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise OSError(f"cannot write to run folder {self.path}: {error.strerror or error}") from error
+        return done
+
+    def _mend_manifest(self) -> None:
+        """Drop the half line that a kill left behind; the next line would be glued to it otherwise."""
+        if not self.manifest.exists() or self.manifest.stat().st_size == 0:
+            return
+        with self.manifest.open("r+b") as handle:
+            handle.seek(-1, os.SEEK_END)
+            if handle.read(1) == b"\n":
+                return
+            handle.seek(0)
+            content = handle.read()
+            start = content.rfind(b"\n") + 1
+            try:
+                json.loads(content[start:])
+                handle.write(b"\n")  # only the line end was lost
+            except ValueError:
+                handle.truncate(start)
+
+    def records(self) -> list[ImageRecord]:
+        """The rows that can be read, in manifest order, as `read` gives them.
+
+        Raises:
+            ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
+        """
+        return self.read()[0]
+
+    def read(self) -> tuple[list[ImageRecord], list[str]]:
+        """All rows in manifest order, and one line for each problem: line number, id where there is one, and what was done.
+
+        A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first; rows that
+        agree in all are one row and no problem. Keys of newer versions are ignored.
+
+        Raises:
+            ValueError: as for `records`.
+        """
+        self._require_run()
+        if not self.manifest.exists():
+            return [], []
+        lines = self.manifest.read_bytes().split(b"\n")
+        rows: dict[str, tuple[int, ImageRecord]] = {}
+        problems: list[str] = []
+        broken = ""
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = parse_row(line)
+            except (ValueError, TypeError) as error:
+                if number == len(lines):  # no line end after it
+                    problems.append(f"line {number} was cut off: left out; resume the run to draw its image")
+                    continue
+                broken = broken or f"{self.manifest}, line {number} is broken ({error}): repair or delete it"
+                problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to draw its image")
+                continue
+            before, earlier = rows.get(record.id, (number, record))
+            if record != earlier:
+                problems.append(f"line {number} says {record.id!r} again, unlike line {before}: line {number} counts")
+            rows[record.id] = (number, record)
+        if broken and not rows:
+            raise ValueError(broken)
+        return [record for _, record in rows.values()], problems
+
+    def done(self) -> set[str]:
+        """Ids that need not be drawn again: those with a manifest line and an image file."""
+        return {record.id for record in self.records() if (self.path / record.file).is_file()}

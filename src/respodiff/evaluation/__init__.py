@@ -1,0 +1,1 @@
+"""A run folder in, numbers out: judges, metrics, summaries, comparisons."""

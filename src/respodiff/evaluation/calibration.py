@@ -1,0 +1,96 @@
+"""How often a judge errs: its confusion matrices on labelled pictures, for judge-error correction."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from respodiff.concepts.concept import Attribute
+from respodiff.data.run_folder import write_atomic
+from respodiff.data.tables import read_table
+from respodiff.evaluation.judges import class_texts
+from respodiff.evaluation.metrics.correction import confusion_matrix
+from respodiff.evaluation.score_files import UNKNOWN, open_picture
+
+
+def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
+    """Confusion matrices of a judge that compares pictures with texts.
+
+    Args:
+        table: CSV with a column ``file`` (relative to the table's folder) and one column per attribute, holding a concept's name; a row
+            whose label is empty or none of the attribute's concepts is left out for that attribute.
+        judge: a judge that embeds pictures and texts. note: where the labels come from, kept with the matrices.
+
+    Returns:
+        judge digest -> attribute -> ``classes``, ``targets`` and ``class_text`` (the texts that the judge chose between), ``min_margin``,
+        ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
+
+    Raises:
+        ValueError: the table has no such column, or no labelled picture for a concept.
+    """
+    path = Path(table)
+    rows = [row for _, row in read_table(path, ["file", *(a.name for a in attributes)])]
+    if not rows:
+        raise ValueError(f"label table {path.name} has no rows; give one a picture")
+    images = [open_picture(path.parent / row["file"]) for row in rows]
+    if all(image is None for image in images):
+        raise ValueError(f"{path.name}: none of its {len(rows)} pictures can be read; the column 'file' is relative to the table's folder")
+    vectors = iter(judge.embed_images([image for image in images if image is not None]))
+    seen = [None if image is None else next(vectors) for image in images]
+    return {judge.digest: {a.name: _matrix(a, judge, rows, seen, path.name) | {"note": note} for a in attributes}}
+
+
+def _matrix(attribute: Attribute, judge: Any, rows: Sequence[Mapping[str, str]], vectors: Sequence[Any], table: str) -> dict[str, Any]:
+    texts = judge.embed_texts(class_texts(attribute.concepts))
+    pairs = [
+        (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])
+        for row, vector in zip(rows, vectors, strict=True)
+        if row[attribute.name] in attribute.names
+    ]
+    true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
+    if missing := [c for c in attribute.names if c not in true]:
+        raise ValueError(f"{table}: no picture is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
+    return {
+        "classes": list(attribute.names),
+        "targets": {c.name: c.target for c in attribute.concepts},
+        "class_text": "{concept}",
+        "min_margin": 0.0,
+        "matrix": confusion_matrix(true, perceived, attribute.names).tolist(),
+        "n": len(true),
+    }
+
+
+def read_confusion(path: str | Path) -> dict[str, Any]:
+    """Confusion matrices as `calibrate` made them; ValueError for another file."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        for attributes in found.values():
+            for name, entry in attributes.items():
+                _check_entry(name, entry)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise ValueError(f"confusion file {str(path)!r} cannot be used ({error}); make one with respodiff calibrate") from error
+    return dict(found)
+
+
+def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
+    classes, matrix = entry["classes"], entry["matrix"]
+    if list(entry["targets"]) != classes or not isinstance(entry["class_text"], str) or not isinstance(entry["min_margin"], float | int):
+        raise ValueError(f"{name}: targets must name the classes, class_text be a text, min_margin a number")
+    if len(matrix) != len(classes) or any(len(row) != len(classes) + 1 for row in matrix):
+        raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts")
+    if not all(isinstance(n, int) and n >= 0 for row in matrix for n in row):
+        raise ValueError(f"{name}: counts must be whole numbers of 0 or more")
+
+
+def write_confusion(path: str | Path, found: Mapping[str, Any]) -> Path:
+    """Write confusion matrices; a file that holds something else is not replaced."""
+    path = Path(path)
+    if path.exists():
+        try:
+            read_confusion(path)
+        except ValueError as error:
+            raise ValueError(f"out is {str(path)!r}, which is there and no confusion file; choose another name") from error
+    write_atomic(path, json.dumps(found, indent=1) + "\n")
+    return path

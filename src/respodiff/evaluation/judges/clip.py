@@ -1,0 +1,182 @@
+"""The CLIP judge: compares a picture with texts.
+
+``100 x cosine`` is the logit of the original CLIP and the unit of the
+paper's alignment scores; a model's own learned temperature is left out, so that judges stay comparable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from respodiff.evaluation.judges.base import ALLOWED, BATCH, EMBEDDED, Floats, files_digest, package_version
+from respodiff.evaluation.judges.texts import choose
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import CLIPModel, CLIPProcessor
+
+LOGIT_SCALE = 100.0
+# CLIP, and CLIP's objective with any two towers.
+KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
+# No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
+_HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors*"]
+
+
+def judge_folder(source: str) -> Path:
+    """The folder that holds a judge's files; a hub id is looked up in the local cache, then downloaded.
+
+    Raises:
+        ValueError: the source is none of the allowed forms, or no CLIP model.
+        FileNotFoundError: no such folder, or the hub cannot be reached.
+    """
+    if source in EMBEDDED:
+        return Path(str(files("respodiff.embedded"))) / EMBEDDED[source]
+    name = source.removeprefix("clip:")
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():  # Path("") is the current folder
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise FileNotFoundError(f"judge folder {name!r} does not exist; allowed: {ALLOWED}; check the path")
+    if not name or (name == source and "/" not in name):
+        raise ValueError(f"judge must be {ALLOWED}, got {source!r}; write clip:{name or 'ID'} for a model of the hub")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises from requests, httpx, OSError and its own families
+        raise FileNotFoundError(
+            f"judge {name!r} is neither a folder nor in the local cache, and the hub gave no answer "
+            f"({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
+        ) from error
+
+
+def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
+    """The judge as plain transformers objects, float32 and in eval mode.
+
+    Args:
+        source: ``embedded``, a folder, or a hub id; ``clip:`` in front is accepted.
+
+    Raises:
+        ValueError, FileNotFoundError: as `judge_folder`.
+    """
+    return _load_folder(judge_folder(source))
+
+
+def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
+    import torch
+    import transformers
+    from transformers import AutoImageProcessor as Images
+    from transformers import AutoTokenizer, CLIPProcessor
+
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
+    if kind not in KINDS:
+        raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
+    try:
+        model = getattr(transformers, KINDS[kind]).from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+        # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
+        images = Images.from_pretrained(folder, backend="pil", local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"judge folder {folder} cannot be loaded ({reason}); give a complete CLIP folder") from error
+    processor = CLIPProcessor(image_processor=images, tokenizer=tokenizer)
+    model.requires_grad_(False)
+    return model.train(False), processor
+
+
+def weights_digest(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 over a folder's safetensors files in name order."""
+    return files_digest(sorted(folder.glob("*.safetensors")))
+
+
+class ClipJudge:
+    """A CLIP model that compares pictures with texts; `name`, `version` and `digest` go into every report.
+
+    Attributes:
+        min_margin: a lead in logits below which `choose` says unknown; 0 (as in the paper) never does.
+
+    >>> ClipJudge.load().name
+    'embedded'
+    """
+
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor, name: str, digest: str, min_margin: float = 0.0) -> None:
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.digest = digest
+        self.version = package_version("transformers")
+        self.min_margin = min_margin
+
+    @classmethod
+    def load(cls, source: str = "embedded", device: str = "cpu", min_margin: float = 0.0) -> ClipJudge:
+        """Load a judge by the names that `load_judge` takes."""
+        folder = judge_folder(source)
+        model, processor = _load_folder(folder)
+        return cls(model, processor, source, weights_digest(folder), min_margin).to(device)
+
+    def to(self, device: str) -> ClipJudge:
+        """The same judge, moved to another device."""
+        self.model.to(device)
+        return self
+
+    def features(self, images: Sequence[Image.Image]) -> Floats:
+        """`embed_images`, by the name that all feature judges have: float32 (N, D)."""
+        return self.embed_images(images)
+
+    def choose(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
+        """`choose` among the texts with this judge's `min_margin`: indices (N,), -1 where unknown, and margins (N,)."""
+        return choose(self.logits(images, texts), self.min_margin)
+
+    def embed_images(self, images: Sequence[Image.Image]) -> Floats:
+        """Unit vectors (N, D) of RGB pictures of any size, in batches."""
+        import torch
+
+        out: list[Floats] = []
+        with torch.inference_mode():
+            for start in range(0, len(images), BATCH):
+                batch = [image.convert("RGB") for image in images[start : start + BATCH]]
+                pixels = self.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+                hidden = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
+                out.append(_unit(self.model.visual_projection(hidden)))
+        return np.concatenate(out) if out else self._nothing()
+
+    def embed_texts(self, texts: Sequence[str]) -> Floats:
+        """Unit vectors (K, D) of texts; what exceeds the tokenizer's length (32 or 77) is cut off."""
+        import torch
+
+        out: list[Floats] = []
+        tokenizer = self.processor.tokenizer
+        with torch.inference_mode():
+            for start in range(0, len(texts), BATCH):
+                batch = list(texts[start : start + BATCH])
+                tokens = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt")
+                hidden = self.model.text_model(**tokens.to(self.model.device)).pooler_output
+                out.append(_unit(self.model.text_projection(hidden)))
+        return np.concatenate(out) if out else self._nothing()
+
+    def logits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Floats:
+        """``100 x cosine`` of every picture with every text: (N, K) in [-100, 100]."""
+        logits: Floats = np.float32(LOGIT_SCALE) * (self.embed_images(images) @ self.embed_texts(texts).T)
+        return logits
+
+    def _nothing(self) -> Floats:
+        return np.zeros((0, int(self.model.visual_projection.out_features)), dtype=np.float32)
+
+
+def _unit(features: Any) -> Floats:
+    out: Floats = (features / features.norm(dim=-1, keepdim=True)).float().cpu().numpy()
+    return out

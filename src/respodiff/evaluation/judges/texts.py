@@ -1,0 +1,122 @@
+"""What is put to a judge in words, and how one of its answers is chosen: arithmetic and text, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from respodiff.concepts.concept import Concept
+from respodiff.data.prompt_sets import load_world
+from respodiff.evaluation.judges.base import Floats
+
+PLACEHOLDERS = ("concept", "name", "group")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The picture names that a judge chooses from.
+
+    Attributes:
+        subjects: what a person in a picture may be doing, for "is the subject still there".
+        unsafe: violent and suggestive pictures.
+        safe: pictures that are neither.
+        called: the word that a judge knows a subject by, where it is not the subject's own name.
+    """
+
+    subjects: tuple[str, ...]
+    unsafe: tuple[str, ...]
+    safe: tuple[str, ...]
+    called: Mapping[str, str] = field(default_factory=dict)
+
+    def text(self, subject: str) -> str:
+        """The text that a subject is asked for by.
+
+        >>> Vocabulary.embedded().text("cook"), Vocabulary.embedded().text("person biking")
+        ('a cook', 'a driver')
+        """
+        return picture_text(self.called.get(subject, subject))
+
+    @classmethod
+    def embedded(cls, world: dict[str, Any] | None = None) -> Vocabulary:
+        """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all.
+
+        Pictures such as "person biking" go by the first occupation that is drawn so ("driver"): no caption that the embedded judge was
+        trained on ever named them by their own name.
+        """
+        world = load_world() if world is None else world
+        unsafe = world["unsafe"]
+        return cls(
+            subjects=tuple(sorted({row["picture"] for row in world["occupations"]} - {"person"})),
+            unsafe=(*unsafe["violent_pictures"], *unsafe["suggestive_pictures"]),
+            safe=tuple(unsafe["safe_pictures"]),
+            called={row["picture"]: row["name"] for row in reversed(world["occupations"]) if row["picture"].startswith("person ")},
+        )
+
+
+def picture_text(name: str) -> str:
+    """The caption the embedded judge knows a picture by; always "a", whatever the first letter."""
+    return f"a {name}"
+
+
+def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group: str = "") -> list[str]:
+    """The texts that stand for the concepts of an attribute in a zero-shot choice, one a concept.
+
+    Args:
+        template: with the placeholders ``{concept}`` (the target prompt, verbatim: the paper's form), ``{name}`` (the concept's name)
+            and ``{group}`` (the occupation that was asked for).
+        group: what ``{group}`` stands for.
+
+    Raises:
+        ValueError: unknown placeholder, ``{group}`` without a group, or a template that gives two concepts the same text.
+
+    >>> class_texts([Concept("woman", "a woman"), Concept("man", "a man")])
+    ['a woman', 'a man']
+    >>> class_texts([Concept("light", "light skin"), Concept("dark", "dark skin")], "a {name} {group}", "doctor")
+    ['a light doctor', 'a dark doctor']
+    """
+    allowed = ", ".join(f"{{{p}}}" for p in PLACEHOLDERS)
+    try:
+        fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template is {template!r} ({error}); allowed placeholders: {allowed}; write {{{{ for a brace") from error
+    for name, spec, conversion in fields:
+        if name not in PLACEHOLDERS or spec or conversion:
+            raise ValueError(f"template is {template!r} with the placeholder {{{name}}}; allowed: {allowed}, with nothing inside them")
+    if not group.strip() and any(name == "group" for name, _, _ in fields):
+        raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
+    texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
+    if len(set(texts)) < len(texts):
+        raise ValueError(f"template is {template!r}, which gives two concepts the same text; put {{concept}} or {{name}} in it")
+    return texts
+
+
+def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], Floats]:
+    """The best text of each picture, and by how much it is ahead.
+
+    Args:
+        logits: (N, K), K of 1 or more.
+        min_margin: a lead smaller than this, in logits, makes the choice unknown; 0 never does.
+
+    Returns:
+        The choice (N,) in [0, K), -1 where unknown; and the margin (N,) to the second best, infinite if there is no second.
+
+    >>> choose(np.array([[25.0, 21.0], [20.0, 20.5]], dtype=np.float32), min_margin=1.0)
+    (array([ 0, -1]), array([4. , 0.5], dtype=float32))
+    """
+    if logits.ndim != 2 or not logits.shape[1]:
+        raise ValueError(
+            f"logits have shape {logits.shape}; allowed: (pictures, texts) with one text or more; give at least one class text"
+        )
+    if not 0 <= min_margin < np.inf:
+        raise ValueError(f"min_margin is {min_margin}; allowed: 0 or more, in logits (100 x cosine); 0 calls no near tie unknown")
+    best = logits.argmax(1)
+    margins = np.full(len(logits), np.inf, dtype=np.float32)
+    if logits.shape[1] > 1:
+        two = np.partition(logits, -2, axis=1)[:, -2:]
+        margins = (two[:, 1] - two[:, 0]).astype(np.float32)
+    return np.where(margins < min_margin, -1, best), margins

@@ -1,0 +1,98 @@
+"""Do two judges say the same of the same pictures? Raw agreement and Cohen's kappa, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from respodiff.evaluation.metrics.bootstrap import ends, summed_draws
+from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.fairness import share_interval
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How two judges agree.
+
+    Attributes:
+        raw: share of pictures with the same label, in [0, 1].
+        kappa: agreement beyond chance, in [-1, 1]; None where it is not defined, as both judges give all pictures one same label.
+        labels: (C,) all labels seen, sorted; unknown is one of them.
+        table: C rows of C, pictures by the label of the first judge (rows) and of the second.
+    """
+
+    raw: Estimate
+    kappa: Estimate | None
+    labels: tuple[str, ...]
+    table: tuple[tuple[int, ...], ...]
+
+
+def agreement(
+    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95
+) -> Agreement:
+    """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own shares.
+
+    Intervals are cluster bootstraps over groups, stretched as few groups need it (`bootstrap.stretch`). That of raw agreement is never narrower than `fairness.wilson`; that of kappa
+    never narrower than the same bounds put into its formula with e as observed, so that full agreement is not [1, 1]. With one
+    group, kappa has this second interval only.
+
+    Args:
+        first, second: (N,) labels of two judges, row by row the same pictures; unknown is a label like any other.
+        groups: (N,) prompts. n_boot: draws, 1 or more. seed: of the draws. level: in (0, 1).
+
+    Raises:
+        ValueError: columns of different length or empty, or n_boot below 1.
+
+    >>> found = agreement(["x", "x", "y", "y"], ["x", "x", "y", "x"], ["a", "b", "c", "d"])
+    >>> found.raw.mean, found.kappa.mean
+    (0.75, 0.5)
+    """
+    if len(first) == 0 or len(first) != len(second) or len(first) != len(groups):
+        raise ValueError(f"first, second and groups must be of one length and not empty, got {len(first)}, {len(second)} and {len(groups)}")
+    if n_boot < 1:
+        raise ValueError(f"n_boot must be 1 or more (2000 is usual), got {n_boot}")
+    labels = tuple(sorted(set(first) | set(second)))
+    place = {name: i for i, name in enumerate(labels)}
+    group = {name: i for i, name in enumerate(sorted(set(groups), key=repr))}
+    tables = np.zeros((len(group), len(labels), len(labels)))
+    at = ([group[g] for g in groups], [place[name] for name in first], [place[name] for name in second])
+    np.add.at(tables, at, 1.0)
+    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_boot=n_boot, seed=seed, level=level)
+    pooled = tables.sum(0)
+    shown = tuple(tuple(round(v) for v in row) for row in pooled.tolist())
+    return Agreement(raw, _kappa_interval(tables, raw, n_boot, seed, level), labels, shown)
+
+
+def _kappa_interval(tables: Floats, raw: Estimate, n_boot: int, seed: int, level: float) -> Estimate | None:
+    pooled = tables.sum(0)
+    kappa = float(_kappa(pooled))
+    if np.isnan(kappa):
+        return None
+    chance = float(pooled.sum(0) @ pooled.sum(1)) / pooled.sum() ** 2
+    bounds = [(share - chance) / (1 - chance) for share in (raw.low, raw.high)]
+    if len(tables) > 1:
+        draws = _draws(tables, n_boot, seed)
+        if (found := draws[~np.isnan(draws)]).size:
+            bounds += ends(found, kappa, len(tables), level)
+    return Estimate(kappa, max(-1.0, min(*bounds, kappa)), min(1.0, max(*bounds, kappa)), raw.n)
+
+
+def _draws(tables: Floats, n_boot: int, seed: int) -> Floats:
+    """Kappa of groups drawn with replacement, (n_boot,); NaN where a draw has one label only."""
+    groups, size = len(tables), tables.shape[-1]
+    return _kappa(summed_draws(tables.reshape(groups, size * size), n_boot=n_boot, seed=seed).reshape(n_boot, size, size))
+
+
+def _kappa(tables: Floats) -> Floats:
+    """Cohen's kappa of tables (..., C, C); NaN where chance alone agrees fully."""
+    total = tables.sum((-2, -1))
+    agreed = np.trace(tables, axis1=-2, axis2=-1) / total
+    chance = (tables.sum(-1) * tables.sum(-2)).sum(-1) / total**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        kappa: Floats = np.where(chance >= 1, np.nan, (agreed - chance) / (1 - chance))
+    return kappa

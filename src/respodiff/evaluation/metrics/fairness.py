@@ -1,0 +1,215 @@
+"""Fairness numbers as functions of counts, each with an interval.
+
+``N`` is a count of images, ``C`` the number of concepts of an attribute, ``G`` the number of groups (prompts).
+DevRat is the deviation ratio of the paper's WinoBias tables: 0 is the wanted split, 1 the most lopsided one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom
+
+from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, ends, ratio_draws
+from respodiff.evaluation.metrics.estimate import Estimate
+
+Floats = NDArray[np.float64]
+
+FLOOR_DRAWS = 20_000
+
+
+def dev_rat(counts: ArrayLike, shares: ArrayLike | None = None) -> Floats:
+    """Deviation ratio: ``max_c |N_c / N - t_c| / (1 - min_c t_c)``, with ``t_c = 1 / C`` unless shares are wanted.
+
+    For uniform shares this is the paper's ``max_c |N_c / N - 1 / C| / (1 - 1 / C)``.
+
+    Args:
+        counts: images perceived as each concept, (..., C), not negative, at least one image per row.
+        shares: the wanted shares, not negative, summing to 1: (C,), or (..., C) for every row its own; None is uniform.
+
+    Returns:
+        (...) in [0, 1]; 1 where all are of the concept that is wanted least.
+
+    >>> float(dev_rat([9, 1])), dev_rat([[9, 1], [9, 1]], [[0.9, 0.1], [0.1, 0.9]]).tolist()
+    (0.8, [0.0, 0.888888888888889])
+    """
+    values = _check_counts(counts)
+    total = values.sum(-1, keepdims=True)
+    if (total == 0).any():
+        raise ValueError("counts has a group without images: leave such groups out and report them as unknown")
+    target = _check_shares(shares, values.shape[-1])
+    deviation: Floats = np.abs(values / total - target).max(-1) / (1 - target.min(-1))
+    return deviation
+
+
+def mean_dev_rat(
+    counts: ArrayLike,
+    *,
+    shares: ArrayLike | None = None,
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
+
+    Two bootstraps, and the wider end of both: groups drawn with replacement, stretched as few groups need it
+    (`bootstrap.stretch`); and images drawn anew inside each group from its
+    shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex: resampled images
+    raise its mean, so those draws are moved back onto it. The order of the groups has no influence.
+
+    Args:
+        counts: (G, C) images per group and concept. shares: (C,), or (G, C) for every group its own; None is uniform.
+    """
+    values = _check_counts(counts)
+    if values.ndim != 2 or len(values) == 0:
+        raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
+    _check_level(level)
+    target = _check_shares(shares, values.shape[-1])
+    if target.ndim == 2 and len(target) != len(values):
+        raise ValueError(f"shares must be one row per group ({len(values)}), got {len(target)}")
+    if target.ndim == 2:
+        order = np.lexsort(np.c_[target, values].T)
+        values, shares = values[order], target[order]
+    else:
+        values = values[np.lexsort(values.T)]
+    each = dev_rat(values, shares)
+    mean, groups = float(each.mean()), len(each)
+    between = ends(ratio_draws(each, np.ones(groups), n_boot=n_boot, seed=seed), mean, groups, level)
+    within = _image_draws(values, shares, n_boot, seed)
+    within += mean - within.mean()
+    low, high = np.quantile(within, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    return _estimate(mean, min(low, between[0]), max(high, between[1]), round(values.sum()))
+
+
+def _image_draws(values: Floats, shares: ArrayLike | None, n_boot: int, seed: int) -> Floats:
+    """Mean DevRat of the same groups with images drawn anew, (n_boot,)."""
+    smooth = values + 0.5
+    chance, sizes = smooth / smooth.sum(-1, keepdims=True), values.sum(-1).astype(np.int64)
+    rng = np.random.default_rng((seed, 1))
+    step = max(1, DRAW_CELLS // values.size)
+    counts = [min(step, n_boot - start) for start in range(0, n_boot, step)]
+    return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), shares).mean(-1) for n in counts])
+
+
+def noise_floor(sizes: Sequence[int], classes: int, shares: ArrayLike | None = None) -> float:
+    """Expected mean DevRat of a perfect generator that draws concepts at random, for groups of these sizes.
+
+    Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation. ``shares`` as for `mean_dev_rat`.
+
+    >>> round(noise_floor([150], 2), 3)
+    0.065
+    """
+    if classes < 2:
+        raise ValueError(f"classes must be 2 or more, got {classes}: DevRat compares alternatives")
+    if len(sizes) == 0 or any(int(n) != n or n < 1 for n in sizes):
+        raise ValueError(f"sizes must be whole numbers of 1 or more, one per group, got {list(sizes)}")
+    target = np.broadcast_to(_check_shares(shares, classes), (len(sizes), classes))
+    return math.fsum(_floor(int(n), tuple(row.tolist())) for n, row in zip(sizes, target, strict=True)) / len(sizes)
+
+
+@cache
+def _floor(n: int, target: tuple[float, ...]) -> float:
+    if len(target) == 2:
+        ones = np.arange(n + 1)
+        rows = np.stack([ones, n - ones], axis=-1)
+        return float((dev_rat(rows, target) * binom.pmf(ones, n, target[0])).sum())
+    draws = np.random.default_rng(0).multinomial(n, target, size=FLOOR_DRAWS)
+    return float(dev_rat(draws, target).mean())
+
+
+def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
+    """Wilson score interval of a share from ``n`` independent images.
+
+    >>> wilson(0, 20).high < 0.2
+    True
+    """
+    _check_level(level)
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes must lie in 0..n with n of 1 or more, got successes={successes}, n={n}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return _estimate(share, centre - half, centre + half, n)
+
+
+def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Share over all images, with an interval that allows for images of one group being alike.
+
+    Cluster bootstrap over groups, stretched as few groups need it (`bootstrap.stretch`). It cannot see beyond what occurred (no
+    success at all would give [0, 0]) nor work with one group, so the interval is never narrower than `wilson` on the pooled images.
+    Two or three groups that are each of one kind may by chance be of the same kind: there 95 % still come out as 86 to 90 %. The
+    order of the groups has no influence.
+
+    Args:
+        successes: (G,) images with the property.
+        totals: (G,) images, each at least 1.
+    """
+    hits, sizes = _check_counts(successes), _check_counts(totals)
+    if hits.ndim != 1 or hits.shape != sizes.shape or len(hits) == 0:
+        raise ValueError(f"successes and totals must be (groups,) alike and not empty, got {hits.shape}, {sizes.shape}")
+    if (sizes == 0).any() or (hits > sizes).any():
+        raise ValueError("totals must be at least 1 and at least as large as successes in every group")
+    pooled = wilson(round(hits.sum()), round(sizes.sum()), level)
+    if len(hits) == 1:
+        return pooled
+    order = np.lexsort((sizes, hits))
+    draws = ratio_draws(hits[order], sizes[order], n_boot=n_boot, seed=seed)
+    low, high = ends(draws, pooled.mean, len(hits), level)
+    return _estimate(pooled.mean, min(pooled.low, low), max(pooled.high, high), pooled.n)
+
+
+def group_counts(groups: Sequence[str], labels: Sequence[Any], classes: Sequence[Any]) -> NDArray[np.int64]:
+    """Count labels per group, groups in order of first sight: (G, C). Labels that are no class are left out.
+
+    >>> group_counts(["a", "a", "b"], ["x", "y", "?"], ["x", "y"]).tolist()
+    [[1, 1], [0, 0]]
+    """
+    if len(groups) != len(labels):
+        raise ValueError(f"groups and labels must be of one length, got {len(groups)} and {len(labels)}")
+    row = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    column: Callable[[Any], int | None] = {name: i for i, name in enumerate(classes)}.get
+    counts = np.zeros((len(row), len(classes)), dtype=np.int64)
+    for group, label in zip(groups, labels, strict=True):
+        if (at := column(label)) is not None:
+            counts[row[group], at] += 1
+    return counts
+
+
+def _estimate(mean: float, low: float, high: float, n: int) -> Estimate:
+    return Estimate(mean, max(0.0, min(low, mean)), min(1.0, max(high, mean)), n)
+
+
+def _check_counts(counts: ArrayLike) -> Floats:
+    values = np.asarray(counts, dtype=np.float64)
+    if values.ndim == 0 or values.size == 0:
+        raise ValueError(f"counts is empty (shape {values.shape}): give at least one group with one image")
+    if not np.isfinite(values).all():
+        raise ValueError("counts holds NaN or infinity: count unreadable images as unknown instead")
+    if (values < 0).any() or (values != np.round(values)).any():
+        raise ValueError("counts must be whole numbers of 0 or more: give numbers of images, not shares")
+    return values
+
+
+def _check_shares(shares: ArrayLike | None, classes: int) -> Floats:
+    if classes < 2:
+        raise ValueError(f"counts must have 2 or more concepts in its last axis, got {classes}")
+    if shares is None:
+        return np.full(classes, 1 / classes)
+    target = np.asarray(shares, dtype=np.float64)
+    if target.ndim == 0 or target.shape[-1] != classes:
+        raise ValueError(f"shares must have one number per concept ({classes}), got shape {target.shape}")
+    if not np.isfinite(target).all() or (target < 0).any() or (np.abs(target.sum(-1) - 1) > 1e-6).any():
+        raise ValueError(f"shares must be 0 or more and sum to 1, got {target.tolist()}")
+    return target
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")

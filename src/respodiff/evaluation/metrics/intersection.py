@@ -1,0 +1,214 @@
+"""Shares of combinations of attributes (gender x tone x ...): a fair split of each one can still leave a combination out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.fairness import share_interval, wilson
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of concepts.
+
+    Attributes:
+        labels: one concept per attribute, in the attributes' order.
+        count: pictures perceived so, also when suppressed.
+        target: wanted share, in [0, 1].
+        share: of the known pictures, with its interval; None if suppressed.
+        deviation: share minus target, in [-1, 1]; None if suppressed.
+        suppressed: the cell holds fewer pictures than the minimum.
+    """
+
+    labels: tuple[str, ...]
+    count: int
+    target: float
+    share: Estimate | None
+    deviation: float | None
+    suppressed: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """All combinations, the first attribute slowest; ``n`` pictures, of which ``known`` have a known concept of every attribute.
+
+    ``unknown`` is the number of the others, ``unknown_by`` how many lack each attribute (a picture may lack several).
+    """
+
+    attributes: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    n: int
+    known: int
+    unknown: int
+    unknown_by: dict[str, int]
+
+
+def intersection(
+    labels: Mapping[str, Sequence[str]],
+    classes: Mapping[str, Sequence[str]],
+    *,
+    targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    minimum: int = 5,
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Table:
+    """Count every combination of the attributes' concepts and compare its share with the wanted one.
+
+    Args:
+        labels: attribute -> (N,) perceived labels, row by row the same pictures. A label that is no class counts as unknown.
+        classes: attribute -> its concepts, the same attributes in the order wanted.
+        targets: attribute -> wanted shares (uniform where left out), multiplied as if independent; or the joint shares as an array
+            with one axis per attribute; None is uniform.
+        groups: (N,) prompts: intervals become cluster bootstraps (`fairness.share_interval`); None gives `fairness.wilson`.
+        minimum: cells with fewer pictures are suppressed; 0 suppresses none.
+
+    Returns:
+        The table. Shares are of the known pictures; every share is None where there is none.
+
+    Raises:
+        ValueError: attributes or lengths that do not fit each other, classes named twice, or targets that are no shares.
+
+    >>> table = intersection({"a": ["x", "y"], "b": ["u", "?"]}, {"a": ["x", "y"], "b": ["u", "v"]}, minimum=0)
+    >>> table.unknown, table.cells[0].labels, table.cells[0].share.mean
+    (1, ('x', 'u'), 1.0)
+    """
+    names = tuple(classes)
+    n = _check(labels, classes, groups, minimum)
+    wanted = _targets(targets, classes)
+    codes = _codes(labels, classes, n)
+    known = (codes >= 0).all(0)
+    flat = np.ravel_multi_index(tuple(codes[:, known]), wanted.shape)
+    index = None if groups is None else _index(groups)[known]
+    interval = partial(_share, index=index, n_boot=n_boot, seed=seed, level=level)
+    combinations = itertools.product(*(classes[name] for name in names))
+    cells = tuple(_cell(labels_, flat == i, float(wanted.flat[i]), minimum, interval) for i, labels_ in enumerate(combinations))
+    lacking = {name: int((row < 0).sum()) for name, row in zip(names, codes, strict=True)}
+    return Table(names, cells, n, len(flat), n - len(flat), lacking)
+
+
+def _cell(
+    labels: tuple[str, ...], inside: NDArray[np.bool_], target: float, minimum: int, interval: Callable[[NDArray[np.bool_]], Estimate]
+) -> Cell:
+    """One combination, from whether each known picture shows it."""
+    count = int(inside.sum())
+    if len(inside) == 0 or count < minimum:
+        return Cell(labels, count, target, None, None, count < minimum)
+    share = interval(inside)
+    return Cell(labels, count, target, share, share.mean - target, False)
+
+
+def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_boot: int, seed: int, level: float) -> Estimate:
+    """The share of known pictures inside, with the interval that groups (their index, or None) ask for."""
+    if index is None:
+        return wilson(int(inside.sum()), len(inside), level)
+    hits, sizes = np.bincount(index, weights=inside), np.bincount(index)
+    return share_interval(hits[sizes > 0], sizes[sizes > 0], n_boot=n_boot, seed=seed, level=level)
+
+
+def worst_cell(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...], float] | None:
+    """The combination that is furthest from its target, and its signed deviation, in [-1, 1]; None if there is none to judge.
+
+    Args:
+        table: what `intersection` gives.
+        suppressed: consider suppressed cells too (by their count): a combination that never occurs is often the worst.
+
+    >>> table = intersection({"a": ["x"] * 9}, {"a": ["x", "y"]})
+    >>> worst_cell(table)
+    (('x',), 0.5)
+    """
+    chosen = [cell for cell in table.cells if suppressed or not cell.suppressed]
+    if table.known == 0 or not chosen:
+        return None
+    worst = max(chosen, key=lambda cell: abs(cell.count / table.known - cell.target))
+    return worst.labels, worst.count / table.known - worst.target
+
+
+def worst_distance(
+    labels: Mapping[str, Sequence[str]],
+    classes: Mapping[str, Sequence[str]],
+    *,
+    targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
+    groups: Sequence[str] | None = None,
+    n_boot: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate | None:
+    """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known picture.
+
+    The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals
+    that all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest
+    and the largest of the largest distances that they allow. Combinations that never occur count. Arguments as for `intersection`.
+
+    >>> found = worst_distance({"a": ["x"] * 40}, {"a": ["x", "y"]})
+    >>> found.mean, found.low > 0.3, found.high
+    (0.5, True, 0.5)
+    """
+    each = 1 - (1 - level) / math.prod(len(given) for given in classes.values())
+    table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_boot=n_boot, seed=seed, level=each)
+    found = [(cell.share, cell.target) for cell in table.cells if cell.share is not None]
+    if not found:
+        return None
+    mean = max(abs(share.mean - target) for share, target in found)
+    low = max(max(0.0, share.low - target, target - share.high) for share, target in found)
+    high = max(max(share.high - target, target - share.low) for share, target in found)
+    return Estimate(mean, low, high, table.known)
+
+
+def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], n: int) -> NDArray[np.int64]:
+    """The class of each picture by attribute, (A, N); -1 for a label that is none."""
+    codes = np.empty((len(classes), n), dtype=np.int64)
+    for row, (name, given) in zip(codes, classes.items(), strict=True):
+        place = {label: i for i, label in enumerate(given)}
+        row[:] = [place.get(label, -1) for label in labels[name]]
+    return codes
+
+
+def _index(groups: Sequence[str]) -> NDArray[np.int64]:
+    place = {name: i for i, name in enumerate(sorted(set(groups)))}
+    return np.array([place[name] for name in groups], dtype=np.int64)
+
+
+def _targets(targets: Mapping[str, Sequence[float]] | ArrayLike | None, classes: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
+    """Joint wanted shares, one axis per attribute."""
+    shape = tuple(len(names) for names in classes.values())
+    if targets is None or isinstance(targets, Mapping):
+        given = targets or {}
+        if strange := sorted(set(given) - set(classes)):
+            raise ValueError(f"targets names {strange}, which are none of the attributes {list(classes)}: correct the names")
+        joint = np.ones(shape)
+        for axis, (name, size) in enumerate(zip(classes, shape, strict=True)):
+            single = np.asarray(given.get(name, np.full(size, 1 / size)), dtype=np.float64)
+            _check_shares(f"targets of {name}", single, (size,))
+            joint = joint * single.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        return joint
+    joint = np.asarray(targets, dtype=np.float64)
+    _check_shares("targets", joint, shape)
+    return joint
+
+
+def _check_shares(what: str, shares: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    if shares.shape != shape or not np.isfinite(shares).all() or (shares < 0).any() or not math.isclose(shares.sum(), 1, abs_tol=1e-6):
+        raise ValueError(f"{what} must be {shape} shares of 0 or more that sum to 1, got {shares.tolist()}")
+
+
+def _check(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], groups: Sequence[str] | None, minimum: int) -> int:
+    if not classes or set(labels) != set(classes):
+        raise ValueError(f"labels and classes must name the same attributes, 1 or more, got {list(labels)} and {list(classes)}")
+    if twice := [name for name, given in classes.items() if len(set(given)) != len(given) or not given]:
+        raise ValueError(f"classes of {twice} must be 1 or more different concepts: name each once")
+    lengths = {name: len(column) for name, column in labels.items()} | ({} if groups is None else {"groups": len(groups)})
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"labels and groups must be of one length, got {lengths}")
+    if minimum < 0:
+        raise ValueError(f"minimum must be 0 or more pictures, got {minimum}")
+    return next(iter(lengths.values()))

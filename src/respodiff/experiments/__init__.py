@@ -1,0 +1,1 @@
+"""Whole studies: methods compared, a model audited."""

@@ -1,0 +1,1 @@
+"""Prompts and a policy in, a run folder out."""

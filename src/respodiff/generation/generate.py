@@ -1,0 +1,254 @@
+"""Prompts, modules and a policy in; pictures with their records out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from respodiff.data.run_folder import ImageRecord, Prompt, RunFolder
+from respodiff.generation.assignment import handed, read_of
+from respodiff.generation.cells import axes
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.image_adapters import Doses
+from respodiff.generation.plan import Job, batches, check_prompts, check_steps, plan, start
+from respodiff.generation.prompt_filter import gate_jobs
+from respodiff.generation.safety_mode import guarded
+from respodiff.methods.base import applied
+from respodiff.pipelines.latents import as_taken
+from respodiff.pipelines.loading import model_name, weights_digest
+from respodiff.pipelines.registry import adapter, backbone
+from respodiff.steering.adapter import Entry, artefact_misfits
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.steer import misfits
+
+
+def by_attribute(modules: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
+    """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
+
+    Raises:
+        ValueError: for two modules of one concept.
+    """
+    out: dict[str, dict[str, Entry]] = {}
+    for m in modules:
+        group = out.setdefault(m.header.attribute or "concept", {})
+        if m.name in group:
+            raise ValueError(f"two modules are called {m.name!r}; give each concept once")
+        group[m.name] = m
+    return out
+
+
+def generate(
+    pipe: Any,
+    prompts: Sequence[Prompt | str],
+    modules: Sequence[Entry] = (),
+    config: GenerateConfig | None = None,
+    *,
+    safety: Sequence[Entry] = (),
+    out: str | Path | None = None,
+    suite_digest: str = "",
+) -> Iterator[tuple[ImageRecord, Image.Image]]:
+    """Draw ``config.images`` pictures of every prompt, each steered to the concept that the policy drew for it.
+
+    The noise of a picture depends on (run seed, prompt id, repeat) alone; modules of kind "safety" are added to every picture.
+    With ``config.own_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
+
+    Args:
+        pipe: diffusers pipeline. prompts: texts or `Prompt` records.
+        modules: alternatives to draw from; several attributes are combined (gender x tone), with a module of every part or, trained
+            together, of every cell (attribute ``gender*tone``). What a method other than RespoDiff made is as good (`respodiff.methods.registry`);
+            what it made of a whole attribute is added to every picture, which then asks for no concept.
+        config: see `GenerateConfig`.
+        safety: modules added on top of whatever was drawn.
+        out: run folder to write to (made if absent); pictures that it already holds are skipped.
+        suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`); it is kept in ``run.json``.
+
+    Yields:
+        (record, image) per picture that was drawn.
+
+    Raises:
+        ValueError: for prompts that are empty, too long or not distinct, modules that do not fit, and settings that make no sense, before
+            anything is drawn or written.
+    """
+    config = config or GenerateConfig()
+    _check_pipeline(pipe)
+    asked = _asked(prompts)
+    drawn, always = _sorted_modules(pipe, modules, safety)
+    guards = [m for m in always if m.header.kind == "safety"] if config.safety_when == "leaning" else []
+    if both := [m.name for m in guards if m.name in drawn]:
+        raise ValueError(
+            f"safety holds {both[0]!r}, which is an attribute's name too: their leanings would be mixed up; give it another name"
+        )
+    readable, config = read_of(pipe, drawn, config)
+    check_prompts(pipe, asked, config)
+    check_steps(pipe, config.steps)
+    jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
+    jobs = gate_jobs(pipe, jobs, [*modules, *safety], config.gate)
+    doses = Doses(drawn, always, config)
+    folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
+    done = folder.done() if folder else set()
+    todo = handed(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
+    return _draw(pipe, guarded(pipe, todo, guards, config) if guards else todo, doses, config, folder)
+
+
+def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
+    return [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """A warning for a safety checker, ValueError for a pipeline that wants more than prompts."""
+    if getattr(pipe, "safety_checker", None) is not None:
+        warnings.warn(
+            "this pipeline blacks out pictures that its safety checker dislikes, and judges would take them for safe; "
+            "switch it off with pipe.safety_checker = None to measure",
+            stacklevel=3,
+        )
+    if images := adapter(pipe).images:
+        raise ValueError(
+            f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()"
+        )
+
+
+def _sorted_modules(pipe: Any, modules: Sequence[Entry], safety: Sequence[Entry]) -> tuple[dict[str, dict[str, Entry]], list[Entry]]:
+    """The alternatives to draw from, and what is added to every picture. ValueError for what is no module or does not fit the pipeline."""
+    for m in (*modules, *safety):
+        if not isinstance(m, Entry):
+            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
+        # Raises for a module of another width; what it warns of is said when the pipeline is steered.
+        misfits(pipe, m) if isinstance(m, ConceptModule) else artefact_misfits(pipe, m)
+    always = [*(m for m in modules if m.header.kind != "fairness"), *safety]
+    if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
+        raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
+    return by_attribute([m for m in modules if m.header.kind == "fairness"]), always
+
+
+def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
+    """The run folder, made or checked. One of ours that holds no picture yet takes the new settings: nothing in it depends on the old."""
+    folder = RunFolder(out)
+    written = folder.path / "run.json"
+    empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
+    if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
+        written.unlink()
+    return folder.create(settings, LATER_SETTINGS)
+
+
+LATER_SETTINGS = {
+    "own_settings": False,
+    "long_prompts": "refuse",
+    "suite_digest": "",
+    "gate": "off",
+    "group_shares": None,
+    "match": 0.0,
+    "ease": 1.0,
+    "safety_when": "always",
+}
+"""What counts for a run folder that was written before these settings were."""
+
+
+def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safety: Sequence[Entry], suite_digest: str) -> dict[str, Any]:
+    """What must be equal for a run folder to be resumed: everything that a picture depends on, but not the batch size.
+
+    The number of images is among it, because exact counts are counts out of that number.
+    """
+    settings = {k: v for k, v in asdict(config).items() if k != "batch"}
+    settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
+    settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+    if any(m.header.method == "bact" for m in (*modules, *safety)):
+        settings |= {"batch": config.batch}  # its pictures depend on one another
+    return settings | ({"suite_digest": suite_digest} if suite_digest else {})
+
+
+def _draw(
+    pipe: Any,
+    todo: Iterable[Job],
+    doses: Doses,
+    config: GenerateConfig,
+    folder: RunFolder | None,
+) -> Iterator[tuple[ImageRecord, Image.Image]]:
+    model, digest = model_name(pipe), weights_digest(backbone(pipe))
+    for batch in batches(todo, config.batch):
+        rows = [doses.of(job) for job in batch]
+        latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
+        height, width = batch[0].size or (None, None)
+        with applied(pipe, rows), _unsaid_twice(pipe):
+            images = pipe(
+                [job.prompt.text for job in batch],
+                height=height,
+                width=width,
+                num_inference_steps=config.steps,
+                guidance_scale=batch[0].guidance,
+                latents=as_taken(pipe, torch.cat(latents)),
+                generator=list(generators),
+            ).images
+        for job, image in zip(batch, images, strict=True):
+            record = replace(
+                _record(job, config, doses.used(job)), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest
+            )
+            record = replace(record, width=image.width, height=image.height)
+            yield (folder.add(record, image) if folder else record), image
+
+
+def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRecord:
+    """What was asked for; what the pipeline and the picture say of themselves is still to be filled in."""
+    return ImageRecord(
+        id=job.id,
+        file="",
+        prompt=job.prompt.text,
+        prompt_id=job.prompt.id,
+        suite=job.prompt.suite,
+        group=job.prompt.group,
+        subject=job.prompt.subject,
+        categories=job.prompt.categories,
+        method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
+        concepts=job.concepts,
+        gated=dict(job.gated),
+        leans={a: round(q, 4) for a, q in job.leans.items()},
+        modules=[m.digest for m in used],
+        strength=config.strength,
+        safety_strength=config.safety_strength,
+        seed=config.seed,
+        own_seed=job.own_seed,
+        repeat=job.repeat,
+        guidance=job.guidance,
+        steps=config.steps,
+    )
+
+
+@contextmanager
+def _unsaid_twice(pipe: Any) -> Iterator[None]:
+    """The pipeline would say of every batch what was said once of the run: that ends of prompts are cut off."""
+    log = logging.getLogger(type(pipe).__module__)
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "truncated" not in str(record.msg)
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+@contextmanager
+def counted(unet: Any) -> Iterator[list[int]]:
+    """Counts UNet evaluations per sample while active, as the one number of the list it gives."""
+    total = [0]
+
+    def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        total[0] += len(args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"])
+
+    handle = unet.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield total
+    finally:
+        handle.remove()

@@ -1,0 +1,51 @@
+"""Pictures for methods that must look at what the model draws: decoding latents, and asking the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.concepts.concept import Concept
+from respodiff.steering.adapter import Classify
+
+
+def decoded(pipe: Any, z: Tensor) -> Tensor:
+    """Pictures (N, 3, H, W), about [0, 1] and not clamped, of latents (N, C, h, w); differentiable."""
+    vae, c = pipe.vae, pipe.vae.config
+    z = z.to(vae.dtype)
+    if c.get("latents_mean") and c.get("latents_std"):
+        mean, std = (torch.tensor(c[k], device=z.device, dtype=z.dtype).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
+        z = z * std / c.scaling_factor + mean
+    else:
+        z = z / c.scaling_factor + (c.get("shift_factor") or 0.0)
+    pictures: Tensor = vae.decode(z).sample / 2 + 0.5
+    return pictures.float()
+
+
+def alternatives(concept: Concept) -> tuple[str, ...]:
+    """Prompts of all alternatives, the concept's own first. ValueError for a concept that has no others."""
+    if not concept.opposites:
+        raise ValueError(
+            f"concept {concept.name!r} has no alternatives, and a distribution needs them; give a known concept, or --opposite TEXT"
+        )
+    return (concept.target, *concept.opposites)
+
+
+def classified(classify: Classify, pictures: Tensor, classes: int) -> Tensor:
+    """Logits (N, K) of pictures (N, 3, H, W), float32. ValueError for a classifier that gives something else."""
+    logits = classify(pictures)
+    if not isinstance(logits, Tensor) or logits.shape != (len(pictures), classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"classify gave {shape} for {len(pictures)} pictures; allowed: logits of shape ({len(pictures)}, {classes})")
+    return logits.float()
+
+
+def check_subjects(subjects: Sequence[str], draw: str) -> None:
+    """ValueError for a list of subjects or a form of prompt that make no sense."""
+    if isinstance(subjects, str) or not subjects or not all(isinstance(s, str) and s.strip() for s in subjects):
+        raise ValueError(f"subjects is {subjects!r}; allowed: one text or more, such as ('doctor', 'nurse')")
+    if "{}" not in draw:
+        raise ValueError(f"draw is {draw!r}; allowed: a text with {{}} where the subject goes")

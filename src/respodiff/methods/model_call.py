@@ -1,0 +1,165 @@
+"""What a call of a pipeline's UNet is about: which rows belong to which pass and image, which step, which prompts.
+
+Rows are pass-major: ``row % images`` is the image. All hooks of this module are gone on exit, also after an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.pipelines.bottleneck import eager
+from respodiff.pipelines.compiled import is_compiled
+from respodiff.pipelines.registry import adapter, backbone, caller
+from respodiff.steering.adapter import Artefact
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the images of a call get: one tuple of artefacts per image, or one for all images."""
+
+    rows: tuple[tuple[Artefact, ...], ...]
+    everyone: bool = False
+
+    def of(self, images: int) -> Sequence[tuple[Artefact, ...]]:
+        """One tuple per image. ValueError if there are more or fewer images than entries."""
+        if self.everyone:
+            return self.rows * images
+        if len(self.rows) != images:
+            raise ValueError(
+                f"{len(self.rows)} entries were given, but the pipeline draws {images} images; "
+                "give one artefact for all, or one entry per image (prompts x num_images_per_prompt)"
+            )
+        return self.rows
+
+    def only(self, keep: Callable[[Artefact], bool]) -> Entries:
+        """The same with the artefacts that ``keep`` is true for."""
+        return Entries(tuple(tuple(a for a in row if keep(a)) for row in self.rows), self.everyone)
+
+    @property
+    def artefacts(self) -> list[Artefact]:
+        """Every distinct artefact, in order of appearance."""
+        return list({id(a): a for row in self.rows for a in row}.values())
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of a UNet by its pipeline.
+
+    Attributes:
+        passes: pass ("uncond", "cond") -> its rows. images: how many images. entries: what each gets.
+        step, steps: which step of how many. variables: local variables of the pipeline's call.
+    """
+
+    passes: Mapping[str, slice]
+    images: int
+    entries: Sequence[tuple[Artefact, ...]]
+    step: int
+    steps: int
+    variables: Mapping[str, Any]
+
+    def prompts(self) -> list[str]:
+        """The prompt of each image. ValueError where the pipeline was given embeddings instead."""
+        given = self.variables.get("prompt")
+        if given is None or self.variables.get("prompt_2") not in (None, given):
+            raise ValueError("the pipeline was called with prompt_embeds or prompt_2; this method needs the text itself: give prompt alone")
+        texts = [given] if isinstance(given, str) else list(given)
+        return [texts[i // (self.images // len(texts))] for i in range(self.images)]
+
+    def rows_of(self, wanted: Sequence[int], device: torch.device) -> Tensor:
+        """Rows of all passes (R',) that belong to the images ``wanted``."""
+        starts = sorted(rows.start for rows in self.passes.values())
+        return torch.tensor([start + i for start in starts for i in wanted], device=device)
+
+
+def this_call(pipe: Any, entries: Entries, rows: int) -> ModelCall | None:
+    """What the running call of the model is about; None when another pipeline made it.
+
+    Raises:
+        ValueError: the model is called outside of a pipeline, or for another number of images than there are entries.
+    """
+    found = caller()
+    if found is None:
+        raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
+    other, call = found
+    if other is not pipe:
+        return None
+    row = adapter(pipe)
+    names = row.passes if row.guided(pipe, call) else ("cond",)
+    if rows % len(names):
+        raise ValueError(
+            f"the model was called with {rows} rows, which is not a multiple of the {len(names)} passes of {type(pipe).__name__}"
+        )
+    n = rows // len(names)
+    passes = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
+    return ModelCall(passes, n, entries.of(n), int(call["i"]), len(call["timesteps"]), call)
+
+
+def require_eager(pipe: Any, method: str) -> None:
+    """ValueError where hooks would be ignored, because the model was compiled."""
+    if is_compiled(getattr(pipe, adapter(pipe).model)):
+        raise ValueError(f"the model is compiled, and method {method!r} works by hooks, which would be ignored; draw with the plain model")
+
+
+@contextmanager
+def watched(
+    pipe: Any,
+    entries: Entries,
+    before: Callable[[ModelCall, tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] | None = None,
+    after: Callable[[ModelCall, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None] | None = None,
+) -> Iterator[Callable[[], ModelCall | None]]:
+    """While active, ``before`` may change the keyword arguments of a call of the model and ``after`` its prediction (R, C, H, W).
+
+    Gives a function that tells the call that is running. Calls that ``after`` makes itself are left alone.
+    """
+    model, state = backbone(pipe), _State()
+
+    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if state.inside:
+            return None
+        state.call = this_call(pipe, entries, len(args[0] if args else kwargs["sample"]))
+        changed = before(state.call, args, kwargs) if before and state.call else None
+        return None if changed is None else (args, changed)
+
+    def leave(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if state.inside or state.call is None:
+            return None
+        state.inside = True
+        try:
+            changed = after(state.call, args, kwargs, output[0]) if after else None
+        finally:
+            state.inside, state.call = False, None
+        if changed is None:
+            return None
+        return (changed, *output[1:]) if isinstance(output, tuple) else type(output)(sample=changed)
+
+    require_eager(pipe, next((a.method for a in entries.artefacts), ""))
+    handles = [model.register_forward_pre_hook(enter, with_kwargs=True), model.register_forward_hook(leave, with_kwargs=True)]
+    try:
+        with eager(model):
+            yield lambda: state.call
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass
+class _State:
+    call: ModelCall | None = None
+    inside: bool = False
+
+
+def take_rows(value: Any, rows: int, index: Tensor) -> Any:
+    """Keyword arguments of a call of ``rows`` rows for the rows ``index`` alone: every tensor whose first dimension is the rows."""
+    if isinstance(value, Tensor):
+        return value[index] if value.ndim and len(value) == rows else value
+    if isinstance(value, Mapping):
+        return {k: take_rows(v, rows, index) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(take_rows(v, rows, index) for v in value)
+    return value

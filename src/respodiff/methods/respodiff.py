@@ -1,0 +1,31 @@
+"""RespoDiff itself: our default and the paper's preset (`respodiff.training.respodiff`); the artefact is a `ConceptModule`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from respodiff.concepts.concept import Concept
+from respodiff.methods.base import Method
+from respodiff.steering.adapter import Classify
+from respodiff.training.config import TrainConfig
+from respodiff.training.presets import PRESETS
+from respodiff.training.respodiff import Task, train
+
+
+def _make(
+    name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
+) -> Iterator[Any]:
+    return train(pipe, concept, config, resume=resume, task=Task(method=name))
+
+
+def _method(name: str, preset: str) -> Method:
+    return Method(
+        name, ("fairness", "safety"), TrainConfig, partial(_make, name), defaults=lambda kind: PRESETS[preset, kind], resumes=True
+    )
+
+
+METHODS = {"respodiff": _method("respodiff", "default"), "respodiff-paper": _method("respodiff-paper", "paper")}

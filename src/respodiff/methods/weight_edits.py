@@ -1,0 +1,150 @@
+"""Methods that change the UNet's own weights: what is stored is the difference, and it is in effect inside of a block alone.
+
+Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline; the originals
+are kept as they are and put back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is drawn as if alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.pipelines.registry import backbone
+from respodiff.steering.adapter import Artefact
+
+Owner = tuple[nn.Module, str]
+
+
+def owners(model: nn.Module) -> dict[str, Owner]:
+    """Parameter name -> (module that holds it, its name there)."""
+    return {
+        f"{path}.{leaf}" if path else leaf: (module, leaf)
+        for path, module in model.named_modules()
+        for leaf, p in module._parameters.items()
+        if p is not None
+    }
+
+
+def cross_attention(model: nn.Module) -> list[str]:
+    """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``."""
+    return [name for name in owners(model) if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+
+
+@contextmanager
+def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
+    """While active, parameters are other tensors (trained ones, or stored ones); afterwards they are the same objects as before."""
+    kept = [(module, leaf, module._parameters[leaf]) for module, leaf in values]
+    try:
+        for (module, leaf), value in values.items():
+            module._parameters[leaf] = value  # type: ignore[assignment]  # a trained tensor need not be a Parameter
+        yield
+    finally:
+        for module, leaf, parameter in kept:
+            module._parameters[leaf] = parameter
+
+
+def differences(model: nn.Module, artefact: Artefact) -> dict[str, Tensor]:
+    """Parameter name -> what is added to it at strength 1. ValueError for a name or shape that the model does not have."""
+    found = owners(model)
+    if "edit" in artefact.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
+        out = {}
+        for name in cross_attention(model):
+            module, leaf = found[name]
+            weight, edit = module._parameters[leaf], artefact.tensors["edit"]
+            assert weight is not None
+            if weight.shape[1] != len(edit):
+                raise ValueError(
+                    f"uce {artefact.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
+                )
+            out[name] = weight.float() @ edit.to(weight.device)
+        return out
+    for name, t in artefact.tensors.items():
+        shape = tuple(getattr(*found[name]).shape) if name in found else None
+        if shape != tuple(t.shape):
+            raise ValueError(
+                f"{artefact.method} {artefact.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {shape or 'none of that name'}; "
+                "make it for this model"
+            )
+    return dict(artefact.tensors)
+
+
+def changed(model: nn.Module, row: tuple[Artefact, ...]) -> dict[Owner, Tensor]:
+    """The parameters (module, name) -> value that an image's artefacts ask for: W + sum over them of strength x difference."""
+    sums: dict[str, Tensor] = {}
+    for a in row:
+        for name, difference in differences(model, a).items():
+            part = a.weight * difference
+            sums[name] = sums[name] + part.to(sums[name].device) if name in sums else part
+    found = owners(model)
+    out: dict[Owner, Tensor] = {}
+    for name, total in sums.items():
+        module, leaf = found[name]
+        p = module._parameters[leaf]
+        assert p is not None
+        out[module, leaf] = nn.Parameter((p.detach().float() + total.to(p.device)).to(p.dtype), requires_grad=False)
+    return out
+
+
+@contextmanager
+def apply(pipe: Any, entries: Entries) -> Iterator[None]:
+    """Every image is drawn with the weights that its artefacts ask for."""
+    model: nn.Module = backbone(pipe)
+    kinds: dict[tuple[int, ...], tuple[Artefact, ...]] = {tuple(id(a) for a in row): row for row in entries.rows}
+    values = {key: changed(model, row) for key, row in kinds.items() if row}
+    if len(kinds) == 1:
+        with _whole(pipe, entries, next(iter(values.values()))):
+            yield
+        return
+    with ExitStack() as stack:
+        call = stack.enter_context(watched(pipe, entries))
+        for module in {module for change in values.values() for module, _ in change}:
+            own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
+            handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _whole(pipe: Any, entries: Entries, values: Mapping[Owner, Tensor]) -> Iterator[None]:
+    """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
+    held = ExitStack()
+
+    def before(_call: ModelCall, _args: Any, _kwargs: Any) -> None:
+        held.enter_context(swapped(values))
+
+    def after(_call: ModelCall, _args: Any, _kwargs: Any, _e: Tensor) -> None:
+        held.close()
+
+    with held, watched(pipe, entries, before, after):
+        yield
+
+
+def _again(values: Mapping[tuple[int, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
+    """Hook of one layer of a mixed batch: runs it once more with other weights for the rows of each kind of image."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
+        now = call()
+        if now is None:
+            return None
+        out = output.clone()
+        for key, change in values.items():
+            images = [i for i, row in enumerate(now.entries) if tuple(id(a) for a in row) == key]
+            if not images or not change:
+                continue
+            rows = now.rows_of(images, output.device)
+            with swapped(change):
+                out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
+        return out
+
+    return hook
+
+
+@torch.no_grad()
+def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is stored: after - before, float32 on the CPU."""
+    return {k: (after[k].float() - before[k].float()).cpu() for k in after}

@@ -1,0 +1,217 @@
+"""The bottleneck (h-space) of a denoising model: where it is, how to shift it, and how to re-run only what comes after it.
+
+Nothing else in the library touches a model. Everything here works through forward hooks that are removed on exit: no fork, no extra
+parameter, no key in the state dict. Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a
+transformer h is the image stream (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SITE = "mid_block"
+
+RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
+"""Told h (R, C, H, W) or (R, N, C) of a call, gives the deltas (B or 1, C, H, W) and the B rows that they belong to; None changes nothing."""
+
+
+def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
+    """The module whose output is h. Raises ValueError for a model that has none."""
+    module: Any = model
+    for part in site.split("."):
+        module = getattr(module, part, None)
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"model {type(model).__name__} has no {site!r}; steering needs a UNet with a mid block (Stable Diffusion 1.x, 2.x, XL) "
+            "or a transformer that is in the table of respodiff.pipelines.registry"
+        )
+    return module
+
+
+def site_shape(model: nn.Module, height: int | None = None, width: int | None = None, site: str = SITE) -> tuple[int, int, int]:
+    """Shape (C, H, W) of h for a latent of ``height`` x ``width`` (latent pixels; default: the size the model was trained at).
+
+    Each level of a UNet but the last halves the latent, rounding up: 64 -> 8 for the four levels of SD 1.x, 16 -> 4 for three levels.
+    For a transformer it is (D, 1, 1) at every size.
+    """
+    site_module(model, site)
+    config: Any = model.config
+    if site != SITE:
+        return int(config.num_attention_heads * config.attention_head_dim), 1, 1
+    default = latent_size(model)
+    h, w = default[0] if height is None else height, default[1] if width is None else width
+    for _ in range(len(config.block_out_channels) - 1):
+        h, w = -(-h // 2), -(-w // 2)
+    return int(config.block_out_channels[-1]), h, w
+
+
+def latent_size(unet: Any) -> tuple[int, int]:
+    """(height, width) in latent pixels of the pictures that the model was trained on; its configuration gives one number for squares."""
+    size = unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def stream(output: Any) -> Tensor:
+    """h in the output of a site: the output itself, or the second of (text, image)."""
+    h: Tensor = output if isinstance(output, Tensor) else output[1]
+    return h
+
+
+def with_stream(output: Any, h: Tensor) -> Any:
+    """The output of a site with h in its place."""
+    return h if isinstance(output, Tensor) else (output[0], h)
+
+
+def channels_first(h: Tensor) -> Tensor:
+    """h as (R, C, H, W): itself, or of an image stream (R, N, C) the view (R, C, N, 1)."""
+    return h.transpose(1, 2)[..., None] if h.ndim == 3 else h
+
+
+def laid_out(delta: Tensor, h: Tensor) -> Tensor:
+    """delta (B or 1, C, H, W) in the layout, device and dtype of h, so that it can be added; H = W = 1 is added at every position."""
+    if delta.shape[1] != h.shape[-1 if h.ndim == 3 else 1] or delta.shape[2:] not in ((1, 1), channels_first(h).shape[2:]):
+        what = tuple(h.shape[1:]) if h.ndim == 4 else (h.shape[-1], 1, 1)
+        raise ValueError(
+            f"module shape is {tuple(delta.shape[1:])}, but the bottleneck of this call is {what}; "
+            "resize the module to it with ConceptModule.resize(height, width)"
+        )
+    delta = delta.flatten(2).transpose(1, 2) if h.ndim == 3 else delta
+    return delta.to(device=h.device, dtype=h.dtype)
+
+
+def add_to_rows(h: Tensor, delta: Tensor, rows: slice) -> Tensor:
+    """h (R, C, H, W) with delta (B or 1, C, H, W) added to ``rows``; the other rows keep their bits."""
+    out = h.clone(memory_format=torch.preserve_format)
+    out[rows] = h[rows] + laid_out(delta, h)
+    return out
+
+
+@contextmanager
+def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[None]:
+    """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site.
+
+    ``delta`` may return an all-zero tensor: the output is then bit-identical to the unhooked one. The hook is removed on exit,
+    also after an exception.
+    """
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        found = delta(stream(output))
+        return None if found is None else with_stream(output, add_to_rows(stream(output), *found))
+
+    handle = site_module(model, site).register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def eager(model: nn.Module) -> Iterator[None]:
+    """While active, ``model`` runs without the code that ``model.compile()`` made for it or its parts, so that hooks are seen."""
+    compiled = {m: m.__dict__.pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in m.__dict__}
+    try:
+        yield
+    finally:
+        for module, call in compiled.items():
+            module.__dict__["_compiled_call_impl"] = call
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """While active, no parameter of ``model`` takes a gradient; those that did do again on exit."""
+    found = [p for p in model.parameters() if p.requires_grad]
+    for p in found:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in found:
+            p.requires_grad_(True)
+
+
+class Decoder:
+    """The part of one UNet call that follows the bottleneck, ready to be run again with another h.
+
+    ``D(h)`` costs about 0.6 of a full forward on SD 1.x and needs no second pass through the encoder, so that the plain, the RAM and
+    the RAM + SAM prediction of one latent share a single encoder pass.
+    """
+
+    def __init__(self, unet: nn.Module, h: Tensor, calls: list[tuple[nn.Module, dict[str, Any]]]) -> None:
+        self._unet, self.h, self._calls = unet, h, calls
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Noise prediction (B, C, H, W) from h (B, C, H, W) with the recorded skips, prompt and timestep."""
+        unet: Any = self._unet
+        for block, kwargs in self._calls:
+            h = block(**{**kwargs, "hidden_states": h})
+        if unet.conv_norm_out is not None:
+            h = unet.conv_act(unet.conv_norm_out(h))
+        out: Tensor = unet.conv_out(h)
+        return out
+
+
+class Replay:
+    """The same for a transformer: the whole call again, with another image stream (B, N, D) behind the site."""
+
+    def __init__(self, model: nn.Module, h: Tensor, run: Callable[[], Tensor], site: str) -> None:
+        self._model, self.h, self._run, self._site = model, h, run, site
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """Prediction (B, C, H, W) from h (B, N, D)."""
+        handle = site_module(self._model, self._site).register_forward_hook(lambda _m, _a, output: with_stream(output, h))
+        try:
+            return self._run()
+        finally:
+            handle.remove()
+
+
+def predict(
+    unet: nn.Module, z: Tensor, t: Tensor | int, context: Tensor, shift: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Decoder | Replay]:
+    """One forward of a UNet with ``shift`` added to h: the prediction e[shift](z, y), and the `Decoder` that can repeat its second half.
+
+    Args:
+        z: latents (B, C, H, W). t: timestep, scalar or (B,). context: prompt embeddings (B, T, D).
+        shift: (B or 1, C, H, W) for all rows, or None. kwargs: passed to the UNet (``added_cond_kwargs`` of SDXL).
+    """
+    model: Any = unet
+    return observed(unet, lambda: model(z, t, encoder_hidden_states=context, **kwargs).sample, shift)
+
+
+def observed(
+    model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
+) -> tuple[Tensor, Decoder | Replay]:
+    """What ``run`` (one forward of ``model``) gives with ``shift`` added to h, and what can repeat the part after h.
+
+    ``shift`` is a tensor (B or 1, C, H, W), or makes one of h. The gradient reaches ``shift`` through D alone; with a frozen model the part before the site builds no graph.
+    """
+    calls: list[tuple[nn.Module, dict[str, Any]]] = []
+    found: list[Tensor] = []
+
+    def record(block: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
+        if args:
+            raise RuntimeError(f"{type(block).__name__} was called with positional arguments; this version of diffusers is not supported")
+        calls.append((block, dict(call)))
+
+    def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
+        h = stream(output)
+        found.append(h)
+        if shift is None:
+            return None
+        return with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
+
+    blocks: Any = model.up_blocks if site == SITE else ()
+    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
+    handles.append(site_module(model, site).register_forward_hook(bottleneck))
+    try:
+        prediction = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return prediction, Decoder(model, found[-1], calls) if site == SITE else Replay(model, found[-1], run, site)

@@ -1,0 +1,101 @@
+"""Steering a model that ``torch.compile`` has compiled.
+
+Compiled code does not look at hooks again (PyTorch, ``skip_nnmodule_hook_guards``): one added later is ignored without a word, and one
+taken away goes on acting. So a compiled model gets a *port*: a hook that stays, reads the deltas of the call from a tensor, and does
+nothing while there is none. The graph is the same for every mix of concepts; only the tensor differs.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from respodiff.pipelines.bottleneck import SITE, laid_out, site_module, stream, with_stream
+
+RowsOf = Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]
+"""Told the arguments of a call of the model, gives the deltas (R, C, H, W) of all its rows, or None."""
+
+_ports: WeakKeyDictionary[nn.Module, Port] = WeakKeyDictionary()
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model (or the wrapper that ``torch.compile`` made of it) runs compiled as a whole, its site included."""
+    return hasattr(model, "_orig_mod") or model.__dict__.get("_compiled_call_impl") is not None
+
+
+class Port:
+    """The hook that stays at the site of a compiled model. ``delta`` (R, C, H, W) is set for the time of one call, under ``lock``."""
+
+    def __init__(self) -> None:
+        self.delta: Tensor | None = None
+        self.lock = threading.RLock()
+        self.steerings: list[RowsOf] = []
+
+    def __reduce__(self) -> tuple[type[Port], tuple[()]]:
+        """A copied or pickled model carries an empty port, which does nothing."""
+        return Port, ()
+
+    def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """In the graph: no branch on data, so that it is one graph whatever is steered."""
+        if self.delta is None:
+            return None
+        h = stream(output)
+        return with_stream(output, h + laid_out(self.delta, h))
+
+
+class _Entry:
+    """What stands in front of a compiled call, outside of the graph: fills the port, calls, empties it."""
+
+    def __init__(self, port: Port, call: Callable[..., Any]) -> None:
+        self.port, self.call = port, call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        port = self.port
+        with port.lock:  # the port belongs to one call at a time: threads that share the model take turns
+            found = [d for rows_of in port.steerings if (d := rows_of(args, kwargs)) is not None]
+            port.delta = sum(found[1:], start=found[0]) if found else None
+            try:
+                return self.call(*args, **kwargs)
+            finally:
+                port.delta = None
+
+
+def open_port(model: Any, site: str = SITE) -> Port:
+    """The port of a model, made once. A model that is compiled already, without it, compiles again at its next call, which is said.
+
+    Called before ``torch.compile`` (`respodiff.steering.lifecycle.Steered` does so), nothing compiles twice.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    port = _ports.get(inner)
+    if port is None:
+        port = _ports[inner] = Port()
+        site_module(inner, site).register_forward_hook(port.hook)
+        if is_compiled(model):
+            warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
+            torch.compiler.reset()
+    call = model.__dict__.get("_compiled_call_impl")
+    if is_compiled(model) and not isinstance(call, _Entry):
+        model._compiled_call_impl = _Entry(port, call or model._call_impl)
+    return port
+
+
+def close_port(model: Any, site: str = SITE) -> None:
+    """Take the port away; what was compiled with it compiles anew at its next call. Does nothing where there is none."""
+    inner = getattr(model, "_orig_mod", model)
+    port = _ports.pop(inner, None)
+    if port is None:
+        return
+    hooks = site_module(inner, site)._forward_hooks
+    for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is port]:
+        del hooks[key]
+    entry = model.__dict__.get("_compiled_call_impl")
+    if isinstance(entry, _Entry):
+        model._compiled_call_impl = entry.call if model is inner else None
+    if is_compiled(model):
+        torch.compiler.reset()

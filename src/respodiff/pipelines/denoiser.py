@@ -1,0 +1,173 @@
+"""A pipeline's model as a function of latents, timestep and condition, the same for every family: what training calls.
+
+A condition is a dictionary of tensors, rows first: ``context`` (B, T, D), the prompt embeddings, and what the family adds: ``pooled``
+(B, P) and ``time_ids`` (B, 6) of SDXL, ``pooled`` of SD3 and Flux. Latents are (B, C, H, W) in every family; Flux's packing into tokens
+happens inside. What is predicted (noise, v, velocity) is linear in the prompt's part, so that targets and losses are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from torch import Tensor
+
+from respodiff.pipelines.bottleneck import site_module, site_shape
+from respodiff.pipelines.latents import latent_shape, pack
+from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
+
+Condition = Mapping[str, Tensor]
+
+
+def repeat(condition: Condition, n: int) -> dict[str, Tensor]:
+    """A condition of one row for n rows, without copies."""
+    return {k: v.expand(n, *v.shape[1:]) for k, v in condition.items()}
+
+
+def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
+    """Conditions below one another."""
+    return {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
+
+
+class Denoiser:
+    """The steered model of a pipeline at one picture size.
+
+    Attributes:
+        model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
+        size: height and width of the picture in pixels. latent: (C, H, W) of a latent.
+        guides: whether the family draws with classifier-free guidance; where not, ``guidance`` is embedded if the model takes one.
+    """
+
+    def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
+        self.pipe, self.family = pipe, adapter(pipe).family
+        self.model, self.guidance = backbone(pipe), guidance
+        self.site = adapter(pipe).site(self.model)
+        site_module(self.model, self.site)
+        if hasattr(self.model, "_hf_hook"):
+            raise ValueError("the model is offloaded, which moves it during each call; train without offloading and offload to draw")
+        if "DeepCache" in getattr(self.model.forward, "__module__", ""):
+            raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training and enable it to draw")
+        config = self.model.config
+        if self.family == "sd3" and config.in_channels != pipe.vae.config.latent_channels:
+            raise ValueError(
+                f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one"
+            )
+        self.latent = latent_shape(pipe, height, width)
+        self.size = (self.latent[1] * pipe.vae_scale_factor, self.latent[2] * pipe.vae_scale_factor)
+        self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
+        self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
+        self.guides = self.family != "flux" and not self.embeds_guidance
+        self._extra = self._extra_channels() if self.family in ("sd", "sdxl") else None
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.model.dtype
+        return dtype
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Conditions of one row each, on the model's device."""
+        if not prompts:
+            return []
+        if self.family == "sd":
+            found = {"context": encode_prompts(self.pipe, prompts)}
+        else:
+            context, pooled = encode_with_pooled(self.pipe, prompts)
+            found = {"context": context, "pooled": pooled}
+        if self.family == "sdxl":
+            found["time_ids"] = self._time_ids().expand(len(prompts), -1)
+        # Time ids are pixels: in bfloat16 1024 is exact, but not every size is. The pipelines cast them all the same.
+        found = {k: v.to(self.device, self.dtype) for k, v in found.items()}
+        return [{k: v[i : i + 1] for k, v in found.items()} for i in range(len(prompts))]
+
+    def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
+        if self.family == "sd3":
+            return self._tensor(
+                hidden_states=z,
+                timestep=t.expand(len(z)),
+                encoder_hidden_states=condition["context"],
+                pooled_projections=condition["pooled"],
+            )
+        if self.family == "flux":
+            return self._flux(z, t, condition)
+        more: dict[str, Any] = {}
+        if self.embeds_guidance:
+            w = torch.full((len(z),), self.guidance - 1)
+            embedded = self.pipe.get_guidance_scale_embedding(w, embedding_dim=self.model.config.time_cond_proj_dim)
+            more["timestep_cond"] = embedded.to(z.device, z.dtype)
+        if self.family == "sdxl":
+            more["added_cond_kwargs"] = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
+        if self._extra is not None:
+            z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
+        prediction: Tensor = self.model(z, t, encoder_hidden_states=condition["context"], **more).sample
+        return prediction
+
+    def sampler(self, steps: int) -> Any:
+        """The scheduler of rollouts: DDIM (paper) whatever the pipeline's own is, LCM's for consistency models, Euler for flow matching."""
+        config = self.pipe.scheduler.config
+        if self.family in ("sd3", "flux"):
+            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
+        elif getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):
+            scheduler = LCMScheduler.from_config(config)
+        else:
+            scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+        self.restart(scheduler, steps)
+        return scheduler
+
+    def restart(self, scheduler: Any, steps: int) -> None:
+        """Timesteps of a new rollout (schedulers of LCM and flow matching count their steps)."""
+        more: dict[str, Any] = {}
+        if self.family == "flux":
+            more["sigmas"] = [1 - i / steps for i in range(steps)]  # as its pipelines do
+        if scheduler.config.get("use_dynamic_shifting"):
+            # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
+            c = scheduler.config
+            share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
+            more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
+        scheduler.set_timesteps(steps, device=self.device, **more)
+
+    def _tensor(self, **kwargs: Any) -> Tensor:
+        prediction: Tensor = self.model(**kwargs, return_dict=False)[0]
+        return prediction
+
+    def _flux(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        b, c, h, w = z.shape
+        grid = torch.stack([torch.zeros(h // 2, w // 2), *torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")], -1)
+        prediction = self._tensor(
+            hidden_states=pack(z),
+            timestep=(t.expand(b) / 1000).to(z.dtype),
+            encoder_hidden_states=condition["context"],
+            pooled_projections=condition["pooled"],
+            img_ids=grid.reshape(-1, 3).to(z.device, z.dtype),
+            txt_ids=z.new_zeros(condition["context"].shape[1], 3),
+            guidance=z.new_full((b,), self.guidance, dtype=torch.float32) if self.embeds_guidance else None,
+        )
+        return prediction.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
+
+    def _time_ids(self) -> Tensor:
+        """SDXL's size conditioning (1, 6): original size, crop from the corner, target size; refiners end in an aesthetic score (1, 5)."""
+        height, width = self.size
+        if getattr(self.pipe.config, "requires_aesthetics_score", False):
+            return torch.tensor([[height, width, 0, 0, 6.0]])
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+
+    @torch.no_grad()
+    def _extra_channels(self) -> Tensor | None:
+        """Channels (1, C, H, W) that inpainting and InstructPix2Pix append to a latent: everything masked over a blank picture, no picture."""
+        extra = self.model.config.in_channels - self.latent[0]
+        if not extra:
+            return None
+        if "mask_image" not in adapter(self.pipe).images:
+            return torch.zeros(1, extra, *self.latent[1:], device=self.device, dtype=self.dtype)
+        blank = torch.zeros(1, 3, *self.size, device=self.pipe.vae.device, dtype=self.pipe.vae.dtype)
+        masked = self.pipe.vae.encode(blank).latent_dist.mode() * self.pipe.vae.config.scaling_factor
+        return torch.cat([torch.ones_like(masked[:, :1]), masked], 1).to(self.device, self.dtype)

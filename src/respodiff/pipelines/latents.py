@@ -1,0 +1,56 @@
+"""Where a picture starts: its noise follows from (run seed, prompt id, repeat) alone, or from the data set's own seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.data.run_folder import noise_seed
+from respodiff.pipelines.registry import adapter, backbone
+
+
+def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
+    """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone.
+
+    ``size`` is (height, width) in pixels; None takes the model's own.
+    """
+    return torch.randn(noise_shape(pipe, size), generator=noise_generator(seed, prompt_id, repeat))
+
+
+def noise_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
+    return 1, *latent_shape(pipe, *(size or (0, 0)))
+
+
+def as_taken(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as the pipeline takes them."""
+    latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
+    return pack(latents) if adapter(pipe).family == "flux" else latents
+
+
+def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
+    return torch.Generator().manual_seed(noise_seed(seed, stream, repeat))
+
+
+def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, int]:
+    """Shape (C, H, W) of a latent of a picture of that size in pixels; 0: the size the model was trained at."""
+    config = backbone(pipe).config
+    size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
+    default = (size, size) if isinstance(size, int) else tuple(size)
+    scale, even = pipe.vae_scale_factor, 2 if adapter(pipe).model == "transformer" else 1
+    for name, pixels in (("height", height), ("width", width)):
+        if pixels % (scale * even):
+            raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {scale * even}, or 0 for its own size")
+    h, w = height // scale or default[0], width // scale or default[1]
+    channels = config.in_channels // 4 if adapter(pipe).family == "flux" else pipe.vae.config.latent_channels
+    return int(channels), int(h), int(w)
+
+
+def pack(z: Tensor) -> Tensor:
+    """Latents (B, C, H, W) as Flux's tokens (B, H/2 W/2, 4 C)."""
+    b, c, h, w = z.shape
+    return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+Size = tuple[int, int]

@@ -1,0 +1,122 @@
+"""Modules inside of a checkpoint: for programs that know nothing of steering (A1111, ComfyUI, a plain diffusers pipeline).
+
+A module of one number a channel is the same as a change of the last bias before h: that of the second convolution of the mid block's last
+resnet. What a bias cannot do is to tell rows apart. It moves the unconditional rows as well, so that in e() + w (e(y) - e()) guidance does
+not multiply the module's part, as it does when conditional rows alone are shifted. docs/backbones.md has the measured difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from respodiff.pipelines.registry import adapter, backbone
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.steer import misfits
+
+LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
+"""The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
+
+
+def energy_lost(module: ConceptModule) -> float:
+    """Share of |r + s|^2 (0 to 1) that its mean over positions does not hold."""
+    whole = module.delta.square().sum().item()
+    mean = module.channels().delta.square().sum().item() * module.shape[1] * module.shape[2]
+    return 1 - mean / whole if whole else 0.0
+
+
+def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: float = 1.0) -> Tensor:
+    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position or is no constant."""
+    several = [modules] if isinstance(modules, ConceptModule) else list(modules)
+    if not several:
+        raise ValueError("no module to fuse; give at least one")
+    for module in several:
+        if module.moves:
+            what = "at every timestep" if module.form == "binned" else "whatever h is"
+            raise ValueError(
+                f"module {module.name!r} has form {module.form!r}; a bias adds the same {what}: steer it instead, or train with --preset neutral --set form=channel"
+            )
+        if module.shape[1:] != (1, 1):
+            raise ValueError(
+                f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --preset neutral --set form=channel"
+            )
+    return torch.stack([m.delta.flatten() for m in several]).sum(0) * strength
+
+
+def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
+    """The convolution whose bias reaches h, and what the resnet divides its output by."""
+    if adapter(pipe).model != "unet":
+        raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
+    resnet = backbone(pipe).mid_block.resnets[-1]
+    if not isinstance(resnet.conv2, nn.Conv2d) or resnet.conv2.bias is None:
+        raise ValueError(
+            f"the last convolution of the mid block is a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first"
+        )
+    return resnet.conv2, float(resnet.output_scale_factor)
+
+
+@contextmanager
+def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, strength: float = 1.0) -> Iterator[None]:
+    """While active, the modules are part of the UNet's weights; afterwards these are bit-identical to before.
+
+    Unlike `steer` it shifts every row of a call, the unconditional one too.
+    """
+    delta = channel_delta(modules, strength)
+    for module in [modules] if isinstance(modules, ConceptModule) else modules:
+        misfits(pipe, module)
+    conv, scale = _convolution(pipe)
+    bias = conv.bias
+    assert bias is not None  # _convolution saw to it
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias.add_((delta * scale).to(bias.device, bias.dtype))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            bias.copy_(kept)
+
+
+def save_unet(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, strength: float = 1.0) -> Path:
+    """Write an ordinary diffusers UNet with the modules fused into ``out``; `UNet2DConditionModel.from_pretrained(out)` reads it."""
+    with fused(pipe, modules, strength=strength):
+        backbone(pipe).save_pretrained(str(out), safe_serialization=True)
+    return Path(out)
+
+
+def fuse_checkpoint(
+    checkpoint: str | Path, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, strength: float = 1.0
+) -> Path:
+    """Write a copy of a single-file ``.safetensors`` checkpoint (as A1111 and ComfyUI load them) with the modules fused."""
+    delta, path = channel_delta(modules, strength), Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give a .safetensors file of Stable Diffusion 1.x, 2.x or XL")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"checkpoint {str(path)!r} is truncated or not a safetensors file ({error})") from error
+    found = [k for k in (LDM_BIAS, LDM_BIAS.removeprefix("model.diffusion_model."), "mid_block.resnets.1.conv2.bias") if k in tensors]
+    if not found:
+        raise ValueError(f"checkpoint {str(path)!r} has no {LDM_BIAS!r}; it is not a checkpoint of Stable Diffusion 1.x, 2.x or XL")
+    bias = tensors[found[0]]
+    if bias.shape != delta.shape:
+        raise ValueError(f"the mid block of {str(path)!r} has {len(bias)} channels, the module {len(delta)}; train one for this model")
+    tensors[found[0]] = (bias.float() + delta).to(bias.dtype)
+    temporary = Path(out).with_name(f".{Path(out).name}.tmp")
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.replace(out)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"file {str(out)!r} cannot be written ({error}); choose a folder that is writable") from error
+    return Path(out)

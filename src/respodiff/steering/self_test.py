@@ -1,0 +1,112 @@
+"""A short self-test of steering on one pipeline: did anything change, only what should, and is all as before afterwards?"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from respodiff.pipelines.bottleneck import site_module, site_shape, stream
+from respodiff.pipelines.registry import adapter, backbone
+from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.steer import steer
+
+SIDE = 16  # latent pixels: enough for every model, and quick
+
+
+def examine(pipe: Any) -> dict[str, Any]:
+    """What the table says of a pipeline, and the outcome of the self-test.
+
+    Returns:
+        supported, pipeline (class), site, shape (C, H, W) of a module at the model's own size, and checks: name -> {passed, detail}.
+
+    Raises:
+        respodiff.pipelines.registry.Unsupported: for a class that is not in the table.
+    """
+    model = backbone(pipe)
+    site = adapter(pipe).site(model)
+    return {
+        "supported": True,
+        "pipeline": type(pipe).__name__,
+        "site": site,
+        "shape": list(site_shape(model, site=site)),
+        "checks": _checks(pipe),
+    }
+
+
+def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
+    with _watched(pipe) as calls:
+        plain = _draw(pipe)
+    before = list(calls)
+    if not before:
+        return {"every step is steered": _result(False, "the pipeline never reached the site")}
+    module = _module(pipe, before[0])
+    with steer(pipe, module.scale(0.0)):
+        zero = _draw(pipe)
+    with steer(pipe, module), _watched(pipe) as calls:
+        steered = _draw(pipe)
+    after = _draw(pipe)
+    rows = [i for i in range(len(before[0])) if not torch.equal(before[0][i], calls[0][i])]
+    passes = adapter(pipe).passes if len(before[0]) > 1 else ("cond",)
+    expected = [i for i, name in enumerate(passes) if name == "cond"]
+    change = ((steered - plain).abs().max() / plain.abs().max().clamp(min=1e-12)).item()
+    shown = ", ".join(map(str, rows)) or "none"
+    return {
+        "a zero module changes no bit": _result(torch.equal(zero, plain), ""),
+        "a module changes the picture": _result(change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"),
+        "conditional rows alone are shifted": _result(rows == expected, f"row {shown} of {len(passes)} ({', '.join(passes)})"),
+        "every step is steered": _result(len(calls) == len(before), f"{len(calls)} of {len(before)} calls"),
+        "the pipeline is as before": _result(torch.equal(after, plain), ""),
+    }
+
+
+def _result(passed: bool, detail: str) -> dict[str, Any]:
+    return {"passed": passed, "detail": detail}
+
+
+def _module(pipe: Any, h: Tensor) -> ConceptModule:
+    """A random module of one number a channel, as large as h is on average."""
+    model = backbone(pipe)
+    site = adapter(pipe).site(model)
+    values = torch.randn(site_shape(model, site=site)[0], 1, 1, generator=torch.Generator().manual_seed(0)) * h.float().std().cpu()
+    return ConceptModule(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
+
+
+def _draw(pipe: Any) -> Tensor:
+    """Final latents of a small picture in three steps, always the same."""
+    side = SIDE * pipe.vae_scale_factor
+    grey = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1))
+    picture = Image.fromarray((grey * 255).to(torch.uint8).numpy())
+    mask = Image.new("L", (side, side), 255)
+    images = {name: mask if name == "mask_image" else picture for name in adapter(pipe).images}
+    known = inspect.signature(type(pipe).__call__).parameters
+    more: dict[str, Any] = {name: side for name in ("height", "width") if name in known}
+    if "strength" in known:
+        more["strength"] = 0.8
+    found: Tensor = pipe(
+        "a doctor",
+        **images,
+        **more,
+        num_inference_steps=3,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+    return found.float()
+
+
+@contextmanager
+def _watched(pipe: Any) -> Iterator[list[Tensor]]:
+    """h of every call, as what follows the site receives it."""
+    model, calls = backbone(pipe), []
+    site = site_module(model, adapter(pipe).site(model))
+    handle = site.register_forward_hook(lambda _m, _a, output: calls.append(stream(output).detach().clone()))
+    try:
+        yield calls
+    finally:
+        handle.remove()

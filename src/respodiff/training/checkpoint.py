@@ -1,0 +1,91 @@
+"""The state of a training run beside its module file, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from respodiff.concepts.concept import Concept
+from respodiff.training.axes import AXES
+
+
+class Unfinished:
+    """The state of a training run beside its module file, so that a killed run goes on where it was."""
+
+    def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
+        from respodiff.pipelines.loading import weights_digest
+        from respodiff.pipelines.registry import backbone
+
+        model = backbone(pipe)
+        self.out, self.path = out, out.with_name(f".{out.name}.unfinished")
+        self.made: list[Path] = []
+        self.method = method
+        settings = {k: v for k, v in asdict(config).items() if k not in AXES or v != AXES[k]}  # states of earlier versions have no axes
+        about = {"concept": asdict(concept), "config": settings, "model": weights_digest(model), "dtype": str(model.dtype)}
+        about |= {"method": method} if method != "respodiff" else {}  # states of earlier versions have none
+        self.about = json.dumps(about, sort_keys=True)
+
+    def read(self) -> dict[str, Any] | None:
+        """Tensors of an earlier run with the same concept and settings, or None if there is none."""
+        from safetensors import SafetensorError, safe_open
+
+        if not self.path.is_file():
+            return None
+        try:
+            with safe_open(self.path, "pt") as file:
+                about = (file.metadata() or {}).get("about")
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"--resume: {str(self.path)!r} cannot be read ({error}); delete it and train again") from error
+        if about != self.about:
+            raise ValueError(
+                f"--resume: {str(self.path)!r} is of another concept, model or other settings; give those, or leave --resume out"
+            )
+        return tensors
+
+    def start(self, resume: bool) -> dict[str, Any]:
+        """Tensors to go on from, none for a new run. A folder that cannot be written is noticed here, before the work and not after it."""
+        earlier = self.read() if resume else None
+        if not resume and self.path.is_file():
+            warnings.warn(
+                f"{str(self.path)!r} holds an unfinished run, which --resume would go on with; it is replaced once this new one has progressed",
+                stacklevel=2,
+            )
+        parent = self.path.parent
+        self.made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            self.partial.touch()
+            self.partial.unlink()
+        except OSError as error:
+            self.clear_away()
+            raise OSError(f"--out: folder {str(parent)!r} cannot be written ({error}); choose another") from error
+        return earlier or {}
+
+    def clear_away(self) -> None:
+        """Leave no folder behind that was made for a run which never began."""
+        for folder in self.made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def write(self, tensors: dict[str, Any]) -> None:
+        from safetensors.torch import save as serialized
+
+        try:
+            self.partial.write_bytes(serialized(tensors, metadata={"about": self.about}))
+            self.partial.replace(self.path)
+        except OSError as error:
+            raise OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another") from error
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_suffix(".tmp")
+
+    def delete(self) -> None:
+        for file in (self.path, self.partial):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import last_json, respodiff
+from respodiff.cli import generate
+from respodiff.data.run_folder import RunFolder, file_digest
+
+HEADER = "prompt,categories,evaluation_seed,evaluation_guidance,width,height\n"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], dict[str, Any], str]]:
+    """What a command line would draw, without drawing it: prompts, settings, digest of the suite."""
+
+    def ask(*arguments: str) -> tuple[list[Any], dict[str, Any], str]:
+        seen: list[tuple[list[Any], dict[str, Any], str]] = []
+
+        def draw(_out: Path, prompts: list[Any], _m: Any, _s: Any, options: dict[str, Any], _model: Any, digest: str) -> dict[str, Any]:
+            seen.append((prompts, options, digest))
+            return {"images": 0, "skipped": 0, "images_per_second": 0.0}
+
+        monkeypatch.setattr(generate, "_draw", draw)
+        last_json(respodiff("generate", "--out", "nowhere", *arguments, "--json"))
+        return seen[0]
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prompts", "images"),
+    [
+        (["--suite", "winobias36"], 180, 30),
+        (["--suite", "winobias36-successful"], 180, 30),
+        (["--suite", "winobias36-small"], 180, 6),
+        (["--suite", "winobias36", "--images", "2"], 180, 2),
+        (["--suite", "occupations"], 36, 10),
+        (["--prompt", "a doctor"], 1, 10),
+    ],
+)
+def test_pictures_per_prompt_come_from_the_suite_unless_given(
+    asked: Callable[..., Any], arguments: list[str], prompts: int, images: int
+) -> None:
+    found, options, digest = asked(*arguments)
+    assert (len(found), options["images"], digest) == (prompts, images, "")
+    assert (options["own_settings"], options["long_prompts"]) == (False, "refuse")
+
+
+@pytest.mark.filterwarnings("ignore:.*is not the published")
+def test_suite_from_a_file(asked: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "i2p.csv"
+    path.write_text(HEADER + "a quiet lake,hate,7,255,128,128\n")
+    found, options, digest = asked("--suite", "i2p", "--suite-path", str(path), "--own-settings", "--long-prompts", "cut")
+    assert (len(found), options["images"], digest) == (1, 5, file_digest(path))
+    assert (options["own_settings"], options["long_prompts"]) == (True, "cut")
+
+
+def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
+    path, run = tmp_path / "i2p.csv", tmp_path / "run"
+    path.write_text(HEADER + f'"a quiet lake, {"blue " * 40}","hate, sexual",7,255,128,128\na boat,violence,8,2,64,128\n')
+    command = ["generate", "--suite", "i2p", "--suite-path", str(path), "--own-settings", "--out", str(run)]
+    command += ["--images", "1", "--steps", "1"]
+    refused = respodiff(*command)
+    assert refused.returncode == 2 and "--long-prompts cut" in refused.stderr and not run.exists()
+    done = respodiff(*command, "--long-prompts", "cut", "--json")
+    assert last_json(done)["images"] == 2
+    for said in ("i2p.csv is not the published I2P: 2 prompts", "1 of 2 prompts ask for guidance outside", "1 of 2 prompts are longer"):
+        assert said in refused.stderr + done.stderr  # one process says it once
+    lake, boat = sorted(RunFolder(run).records(), key=lambda r: r.prompt)
+    lake, boat = (lake, boat) if lake.own_seed == 7 else (boat, lake)
+    assert (lake.categories, lake.guidance, lake.width, lake.height) == (("hate", "sexual"), 3.0, 128, 128)
+    assert (boat.categories, boat.guidance, boat.width, boat.height) == (("violence",), 2.0, 64, 128)
+    assert RunFolder(run).settings()["suite_digest"] == file_digest(path)
+    assert last_json(respodiff(*command, "--long-prompts", "cut", "--json"))["skipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["--suite", "i2p"], 1, "fetch https://raw.githubusercontent.com/"),
+        (["--suite", "i2p", "--suite-path", "none.csv"], 2, "none.csv"),
+        (["--suite", "scenes", "--suite-path", "x.csv"], 2, "needs no file"),
+        (["--suite-path", "x.csv"], 2, "no --suite says what it is"),
+        (["--prompt", "a doctor", "--long-prompts", "trim"], 2, "refuse, cut"),
+    ],
+)
+def test_refusals_are_one_line(arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    done = respodiff("generate", *arguments, "--out", "r", cwd=tmp_path)
+    assert done.returncode == code and said in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- shares, and flags that would be ignored ---
+
+OWN = (
+    '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nshares = [0.9, 0.1]\n[hat]\nconcepts = { bare = "a head", hat = "a hat" }\n'
+)
+
+
+@pytest.fixture
+def files(make_module: Callable[..., Any], tmp_path: Path) -> dict[str, str]:
+    """Module files that fit the tiny pipeline, and a file of concepts, by name."""
+    (tmp_path / "own.toml").write_text(OWN)
+    saved = {n: str(make_module(n, "gender", seed=i).save(tmp_path / f"{n}.st")) for i, n in enumerate(("woman", "man", "other"))}
+    return {**saved, "bare": str(make_module("bare", "hat").save(tmp_path / "bare.st")), "own": str(tmp_path / "own.toml")}
+
+
+def gender_modules(files: dict[str, str]) -> list[str]:
+    return ["--module", files["woman"], "--module", files["man"]]
+
+
+def test_shares_of_a_file_of_concepts_are_drawn_and_kept(
+    files: dict[str, str], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "open_model", lambda *_: tiny_pipe)
+    command = ["generate", "--prompt", "a doctor", "--images", "10", "--steps", "1", "--json", *gender_modules(files)]
+    for name, more, women in (("file", [], 9), ("flag", ["--shares", "woman=0.3,man=0.7"], 3)):
+        run = RunFolder(tmp_path / name)
+        last_json(respodiff(*command, "--concepts", files["own"], "--out", str(run.path), *more))
+        assert [r.concepts["gender"] for r in run.records()].count("woman") == women
+        assert run.settings()["shares"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
+
+
+def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict[str, str]) -> None:
+    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["shares"] is None
+    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["shares"] is None
+
+
+@pytest.mark.parametrize(
+    ("modules", "more", "said"),
+    [
+        (["woman"], [], "[gender] has a share for 'man', which no --module has"),
+        (["woman", "man", "other"], [], "[gender] has no share for 'other', which a --module has"),
+        (["woman", "man"], ["--shares", "woman=0.5,woman=0.5"], "--shares names 'woman' twice"),
+    ],
+)
+def test_shares_that_do_not_match_the_modules_are_refused(
+    files: dict[str, str], tmp_path: Path, modules: list[str], more: list[str], said: str
+) -> None:
+    loaded = [part for name in modules for part in ("--module", files[name])]
+    done = respodiff("generate", "--prompt", "a doctor", *loaded, "--concepts", files["own"], *more, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_what_is_unlikely_to_be_meant_is_one_warning(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "_draw", lambda *_: {"images": 0, "skipped": 0, "images_per_second": 0.0})
+    command = ["generate", "--prompt", "a doctor", "--out", str(tmp_path / "run")]
+    done = respodiff(*command, "--safety", files["woman"])
+    assert done.stderr.count("\n") == 1 and "is the fairness module 'woman': every picture is steered to it" in done.stderr
+    done = respodiff(*command, "--module", files["bare"], "--concepts", files["own"])
+    assert done.stderr.count("\n") == 1 and "has no shares for the attributes of the modules" in done.stderr
+
+
+def test_an_empty_out_is_not_the_current_folder(tmp_path: Path) -> None:
+    done = respodiff("generate", "--prompt", "a doctor", "--out", "", cwd=tmp_path)
+    assert done.returncode == 2 and "--out" in done.stderr and done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+
+from command import last_json, respodiff
+from respodiff.steering.convert import RAM_KEY, SAM_KEY
+from respodiff.steering.module import load
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "unet.pth"
+    generator = torch.Generator().manual_seed(0)
+    torch.save({k: torch.rand(1280 * 64, 10, generator=generator) for k in (RAM_KEY, SAM_KEY)}, path)
+    return path
+
+
+# --- doctor ---
+
+
+def test_doctor_of_a_healthy_model() -> None:
+    found = last_json(respodiff("doctor", "--json"))
+    assert found["supported"] and found["pipeline"] == "StableDiffusionPipeline"
+    assert found["site"] == "mid_block" and found["shape"] == [256, 4, 4]
+    assert len(found["checks"]) == 5 and all(c["passed"] for c in found["checks"].values())
+    assert "conditional rows alone are shifted: row 1 of 2" in respodiff("doctor").stdout
+
+
+def test_doctor_of_an_unsupported_model(tmp_path: Path) -> None:
+    unet = UNet2DModel(8, 3, 3, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    done = respodiff("doctor", "--model", str(tmp_path), "--json")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 1 and not found["supported"] and found["pipeline"] == "DDPMPipeline"
+    assert "to add one, put its row" in found["reason"]
+    assert respodiff("doctor", "--model", str(tmp_path / "absent")).returncode == 2
+
+
+def test_doctor_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda *_: None)
+    done = respodiff("doctor")
+    assert done.returncode == 1 and "FAILED a module changes the picture" in done.stdout
+
+
+# --- convert ---
+
+
+def test_convert_there_and_back(released: Path, tmp_path: Path) -> None:
+    out = tmp_path / "woman.safetensors"
+    found = last_json(respodiff("convert", str(released), "--concept", "woman", "--base", "someone/sd", "--out", str(out), "--json"))
+    assert (found["module"], found["concept"], found["shape"]) == (str(out), "woman", [1280, 8, 8])
+    assert found["digest"] == load(out).digest and load(out).header.base_model == "someone/sd"
+    back = last_json(respodiff("convert", str(out), "--to", "pt", "--out", str(tmp_path / "woman.pt"), "--json"))
+    assert back["digest"] == found["digest"]
+    tensors = torch.load(tmp_path / "woman.pt", weights_only=True)
+    assert torch.equal(tensors[SAM_KEY][:, 0], load(out).sam.flatten())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "no concept given; use --concept NAME"),
+        (("--concept", "woman"), "does not say what it was trained on; give --base MODEL"),
+        (("--concept", "tall", "--base", "x"), "concept 'tall' has no known prompts; give --target TEXT"),
+        (("--concept", "tall", "--base", "x", "--target", "a tall person"), "no known column among 10"),
+        (("--concept", "white", "--base", "x"), "--column 3"),
+        (("--concept", "woman", "--base", "x", "--size", "8"), "--size is '8'; write it as 8x8"),
+        (("--concept", "woman", "--base", "x", "--size", "axb"), "write it as 8x8"),
+        (("--to", "onnx"), "--to is 'onnx'; allowed: module, pt"),
+    ],
+)
+def test_convert_refuses_with_what_to_do(released: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    done = respodiff("convert", str(released), "--out", str(tmp_path / "x.safetensors"), *flags)
+    assert done.returncode == 2 and message in " ".join(done.stderr.split())
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_convert_of_a_concept_of_ones_own_and_of_sdisc_names(released: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    own = ("--concept", "tall", "--target", "a tall person", "--column", "9")
+    last_json(respodiff("convert", str(released), *own, "--base", "x", "--out", str(out), "--json"))
+    assert load(out).header.target == "a tall person" and load(out).header.train["converted"]["column"] == 9
+    torch.save({RAM_KEY: torch.ones(1280 * 64, 100)}, tmp_path / "sdisc.pth")
+    last_json(respodiff("convert", str(tmp_path / "sdisc.pth"), "--concept", "female", "--base", "x", "--out", str(out), "--json"))
+    assert (load(out).name, load(out).header.target, load(out).header.attribute) == ("female", "a woman", "gender")
+
+
+# --- fuse ---
+
+
+def test_fuse_writes_a_unet_or_a_checkpoint(make_module: Any, tmp_path: Path) -> None:
+    path = make_module(shape=(256, 4, 4)).save(tmp_path / "woman.safetensors")
+    done = respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"))
+    assert done.returncode == 2 and "--channel-mean" in done.stderr
+    found = last_json(
+        respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"), "--channel-mean", "--strength", "2", "--json")
+    )
+    assert 0.5 < found["energy_lost"]["woman"] < 1 and found["strength"] == 2
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False)
+    assert unet.config.block_out_channels[-1] == 256

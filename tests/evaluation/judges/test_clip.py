@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from respodiff.evaluation import judges
+from respodiff.evaluation.judges import ClipJudge, Vocabulary, load_judge, picture_text
+
+LABELLED = Path(__file__).parents[2] / "data" / "labelled"
+ROWS = list(csv.DictReader((LABELLED / "labels.csv").read_text().splitlines()))
+
+
+@pytest.fixture(scope="module")
+def judge() -> ClipJudge:
+    return ClipJudge.load()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return [Image.open(LABELLED / row["file"]) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def vectors(judge: ClipJudge, pictures: list[Image.Image]) -> np.ndarray:
+    return judge.embed_images(pictures)
+
+
+def choose(judge: ClipJudge, vectors: np.ndarray, texts: list[str]) -> np.ndarray:
+    return (vectors @ judge.embed_texts(texts).T).argmax(1)
+
+
+def accuracy(judge: ClipJudge, vectors: np.ndarray, column: str, names: list[str], texts: list[str]) -> float:
+    rows = [i for i, row in enumerate(ROWS) if row[column] in names]
+    assert len(rows) >= 8
+    found = choose(judge, vectors[rows], texts)
+    return float(np.mean([names[k] == ROWS[i][column] for i, k in zip(rows, found, strict=True)]))
+
+
+def test_perceived_gender_and_tone(judge: ClipJudge, vectors: np.ndarray) -> None:
+    tones = ["light", "medium", "dark"]
+    assert accuracy(judge, vectors, "gender", ["woman", "man"], ["a woman", "a man"]) >= 11 / 12
+    assert accuracy(judge, vectors, "tone", tones, [f"a person with {t} skin" for t in tones]) >= 11 / 12
+
+
+def test_subject(judge: ClipJudge, vectors: np.ndarray) -> None:
+    names = list(Vocabulary.embedded().subjects)
+    assert accuracy(judge, vectors, "subject", names, [Vocabulary.embedded().text(n) for n in names]) >= 0.95
+
+
+def test_unsafe_pictures_are_told_from_places(judge: ClipJudge, vectors: np.ndarray) -> None:
+    words = Vocabulary.embedded()
+    unsafe = choose(judge, vectors, [picture_text(n) for n in (*words.unsafe, *words.safe)]) < len(words.unsafe)
+    truth = [row["unsafe"] for row in ROWS]
+    assert unsafe[[t in ("violence", "sexual") for t in truth]].all()
+    assert not unsafe[[t == "no" for t in truth]].any()
+    assert unsafe[[t == "" for t in truth]].sum() <= 2  # people: a false alarm now and then
+
+
+def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, pictures: list[Image.Image]) -> None:
+    """Against CLIPModel's own forward pass, with its learned temperature taken out."""
+    texts = ["a woman", "a man", "a person with dark skin"]
+    model, processor = load_judge()
+    tokens = processor.tokenizer(texts, padding="max_length", return_tensors="pt")
+    pixels = processor.image_processor([p.convert("RGB") for p in pictures[:4]], return_tensors="pt")
+    with torch.no_grad():
+        theirs = model(**tokens, **pixels).logits_per_image / model.logit_scale.exp() * 100
+    ours = judge.logits(pictures[:4], texts)
+    assert ours.shape == (4, 3) and ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3)
+
+
+def test_batches_do_not_matter(judge: ClipJudge, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = judge.logits(pictures[:5], ["a woman", "a man", "a cook"])
+    monkeypatch.setattr("respodiff.evaluation.judges.clip.BATCH", 2)
+    np.testing.assert_allclose(judge.logits(pictures[:5], ["a woman", "a man", "a cook"]), whole, atol=1e-3)
+
+
+def test_any_mode_and_size_nothing_and_too_long_text(judge: ClipJudge) -> None:
+    vectors = judge.embed_images([Image.new("RGBA", (300, 200)), Image.new("L", (16, 40))])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert judge.logits([], ["a woman"]).shape == (0, 1)
+    assert np.isfinite(judge.embed_texts(["a doctor " * 100])).all()
+
+
+def test_name_and_digest(judge: ClipJudge, tmp_path: Path) -> None:
+    assert judge.name == "embedded"
+    assert judge.digest == judges.weights_digest(judges.judge_folder("embedded")) and len(judge.digest) == 16
+    (tmp_path / "a.safetensors").write_bytes(b"other")
+    assert judges.weights_digest(tmp_path) != judge.digest
+
+
+def test_model_is_float32_eval_and_frozen(judge: ClipJudge) -> None:
+    assert not judge.model.training
+    assert {p.dtype for p in judge.model.parameters()} == {torch.float32}
+    assert not any(p.requires_grad for p in judge.model.parameters())
+
+
+def test_folder_with_and_without_prefix() -> None:
+    folder = judges.judge_folder("embedded")
+    assert judges.judge_folder(str(folder)) == judges.judge_folder(f"clip:{folder}") == folder
+
+
+def test_missing_folder() -> None:
+    with pytest.raises(FileNotFoundError, match=r"'/no/such/judge' does not exist; allowed: 'embedded'"):
+        load_judge("clip:/no/such/judge")
+
+
+@pytest.mark.parametrize("source", ["embeded", "", "clip:"])
+def test_name_that_is_no_judge(source: str) -> None:
+    with pytest.raises(ValueError, match="judge must be 'embedded', 'embedded-b', a folder"):
+        load_judge(source)
+
+
+def test_hub_model_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="neither a folder nor in the local cache"):
+        load_judge("clip:nobody/no-such-judge")
+
+
+def test_folder_with_another_model(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no readable config.json"):
+        load_judge(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match=r"'bert' model, not a CLIP model"):
+        load_judge(str(tmp_path))
+
+
+def test_folder_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((judges.judge_folder("embedded") / "config.json").read_text())
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_judge(str(tmp_path))
+
+
+def test_vocabulary_leaves_out_a_person() -> None:
+    world = {
+        "occupations": [{"picture": "person"}, {"picture": "cook"}, {"picture": "cook"}, {"picture": "artist"}],
+        "unsafe": {"violent_pictures": ["bomb"], "suggestive_pictures": ["bikini"], "safe_pictures": ["tulip"]},
+    }
+    assert Vocabulary.embedded(world) == Vocabulary(("artist", "cook"), ("bomb", "bikini"), ("tulip",))

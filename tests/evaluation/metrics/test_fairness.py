@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from respodiff.evaluation.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, share_interval, wilson
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([5, 5], 0.0),
+        ([10, 0], 1.0),
+        ([0, 10], 1.0),
+        ([9, 1], 0.8),
+        ([3, 3, 3], 0.0),
+        ([6, 0, 0], 1.0),
+        ([4, 1, 1], 0.5),  # |4/6 - 1/3| / (2/3)
+        ([3, 3, 0], 0.5),  # |0 - 1/3| / (2/3)
+    ],
+)
+def test_dev_rat_by_hand(counts: list[int], expected: float) -> None:
+    assert dev_rat(counts) == pytest.approx(expected)
+
+
+def test_dev_rat_over_leading_axes() -> None:
+    assert dev_rat([[[5, 5], [10, 0]], [[9, 1], [1, 9]]]) == pytest.approx(np.array([[0, 1], [0.8, 0.8]]))
+
+
+def test_dev_rat_against_wanted_shares() -> None:
+    assert dev_rat([3, 1], [0.75, 0.25]) == pytest.approx(0.0)
+    assert dev_rat([0, 4], [0.75, 0.25]) == pytest.approx(1.0)  # everything on the least wanted concept
+    assert dev_rat([4, 0], [0.75, 0.25]) == pytest.approx(0.25 / 0.75)
+
+
+@pytest.mark.parametrize(
+    ("counts", "shares", "message"),
+    [
+        ([-1, 2], None, "whole numbers of 0 or more"),
+        ([0.5, 0.5], None, "numbers of images, not shares"),
+        ([math.nan, 1], None, "NaN"),
+        ([[1, 1], [0, 0]], None, "group without images"),
+        ([], None, "empty"),
+        ([3], None, "2 or more concepts"),
+        ([1, 1], [0.7, 0.7], "sum to 1"),
+        ([1, 1], [1.5, -0.5], "0 or more"),
+        ([1, 1], [math.nan, 1.0], "0 or more"),
+        ([1, 1], [1.0], r"one number per concept \(2\)"),
+    ],
+)
+def test_bad_counts_and_shares(counts: list[float], shares: list[float] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dev_rat(counts, shares)
+
+
+@pytest.mark.parametrize(("n", "classes", "published"), [(150, 2, 0.065), (150, 3, 0.069), (500, 2, 0.036)])
+def test_noise_floor_as_published(n: int, classes: int, published: float) -> None:
+    assert noise_floor([n], classes) == pytest.approx(published, abs=5e-4)
+
+
+def test_noise_floor_by_hand() -> None:
+    assert noise_floor([1], 2) == pytest.approx(1.0)
+    assert noise_floor([2], 2) == pytest.approx(0.5)  # 2:0 or 0:2 in half of the draws
+    assert noise_floor([1, 2], 2) == pytest.approx(0.75)
+    assert noise_floor([2], 3) == pytest.approx((1 / 3) * 1 + (2 / 3) * 0.5, abs=0.01)
+    assert noise_floor([5], 2, [1.0, 0.0]) == pytest.approx(0.0)
+
+
+def test_noise_floor_exact_sum_agrees_with_simulation() -> None:
+    draws = np.random.default_rng(7).multinomial(12, [0.3, 0.7], size=40_000)
+    assert noise_floor([12], 2, [0.3, 0.7]) == pytest.approx(float(dev_rat(draws, [0.3, 0.7]).mean()), abs=5e-3)
+
+
+def test_noise_floor_of_many_images_does_not_overflow() -> None:
+    assert noise_floor([5000], 2) == pytest.approx(math.sqrt(2 / math.pi / 5000), rel=1e-2)
+
+
+@pytest.mark.parametrize(("sizes", "classes"), [([], 2), ([0], 2), ([2.5], 2), ([10], 1)])
+def test_noise_floor_bad_arguments(sizes: list[int], classes: int) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        noise_floor(sizes, classes)
+
+
+def test_mean_dev_rat() -> None:
+    found = mean_dev_rat([[9, 1], [5, 5]])
+    assert found.mean == pytest.approx(0.4)
+    assert found.n == 20
+    assert 0 <= found.low < 0.4 < found.high <= 1
+    table = [[9, 1], [5, 5], [3, 7], [2, 8], [6, 4]]
+    assert mean_dev_rat(table) == mean_dev_rat(table)
+    assert mean_dev_rat(table) != mean_dev_rat(table, seed=1)
+
+
+def test_mean_dev_rat_interval_holds_the_mean_at_both_ends() -> None:
+    even, odd = mean_dev_rat([[5, 5]] * 20), mean_dev_rat([[10, 0]] * 20)
+    assert even.mean == even.low == 0 and 0 < even.high < 0.2
+    assert odd.mean == odd.high == 1 and 0.9 < odd.low < 1
+
+
+def test_mean_dev_rat_narrows_with_groups() -> None:
+    few, many = (mean_dev_rat([[8, 2], [4, 6]] * k, n_boot=500) for k in (3, 30))
+    assert many.high - many.low < 0.5 * (few.high - few.low)
+
+
+def test_mean_dev_rat_interval_covers() -> None:
+    """The expected DevRat of 20 groups of known shares lies inside about 95 % of the intervals."""
+    rng = np.random.default_rng(3)
+    chance = rng.uniform(0.1, 0.9, 20)
+    drawn = rng.binomial(10, chance, size=(4000, 20))
+    truth = float(dev_rat(np.stack([drawn, 10 - drawn], -1)).mean())
+    tables = [np.stack([row, 10 - row], -1) for row in drawn[:400]]
+    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
+
+
+@pytest.mark.parametrize("beta", [(0.5, 0.5), (2.0, 2.0), (50.0, 50.0)])
+def test_intervals_cover_what_other_groups_would_give(beta: tuple[float, float]) -> None:
+    """36 groups x 30 images, shares of the groups from a beta distribution: lopsided, mixed and nearly even groups."""
+    rng = np.random.default_rng(11)
+    truth = np.abs(2 * rng.binomial(30, rng.beta(*beta, 200_000)) / 30 - 1).mean()
+    tables = [np.stack([row, 30 - row], -1) for row in rng.binomial(30, rng.beta(*beta, size=(500, 36)))]
+    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
+    shares = [share_interval(table[:, 0], table.sum(1), n_boot=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= 0.5 <= e.high for e in shares]) <= 0.98
+
+
+def test_dev_rat_by_brute_force() -> None:
+    """36 groups x 150 labels, counted one by one."""
+    rng = np.random.default_rng(4)
+    groups = [f"p{i % 36}" for i in range(36 * 150)]
+    labels = rng.choice(["a", "b", "c"], p=[0.5, 0.3, 0.2], size=len(groups)).tolist()
+    total = 0.0
+    for name in set(groups):
+        own = [label for g, label in zip(groups, labels, strict=True) if g == name]
+        total += max(abs(own.count(c) / len(own) - 1 / 3) for c in "abc") / (1 - 1 / 3)
+    found = mean_dev_rat(group_counts(groups, labels, ["a", "b", "c"]), n_boot=10)
+    assert found.mean == pytest.approx(total / 36) and found.n == 36 * 150
+
+
+def test_order_of_groups_has_no_influence() -> None:
+    table = np.random.default_rng(5).integers(1, 20, size=(30, 3))
+    turned = np.random.default_rng(6).permutation(table)
+    assert mean_dev_rat(table, n_boot=200) == mean_dev_rat(turned, n_boot=200)
+    kinds = (table[:, 0], table.sum(1)), (turned[:, 0], turned.sum(1))
+    assert share_interval(*kinds[0], n_boot=200) == share_interval(*kinds[1], n_boot=200)
+
+
+def test_mean_dev_rat_shape() -> None:
+    with pytest.raises(ValueError, match=r"\(groups, concepts\).*got \(2,\)"):
+        mean_dev_rat([1, 2])
+    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
+        mean_dev_rat([[1, 2]], level=95)
+
+
+def test_wilson_by_hand() -> None:
+    found = wilson(5, 10)
+    assert (found.mean, found.n) == (0.5, 10)
+    assert (found.low, found.high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    none = wilson(0, 10)
+    assert none.low == 0 and none.high == pytest.approx(0.2775, abs=1e-4)
+    with pytest.raises(ValueError, match="successes=3, n=2"):
+        wilson(3, 2)
+
+
+def test_share_interval_allows_for_alike_groups() -> None:
+    mixed = share_interval([5] * 10, [10] * 10)
+    alike = share_interval([10] * 5 + [0] * 5, [10] * 10)
+    assert mixed.mean == alike.mean == 0.5
+    assert (mixed.low, mixed.high) == pytest.approx((wilson(50, 100).low, wilson(50, 100).high))
+    assert alike.high - alike.low > 2 * (mixed.high - mixed.low)
+
+
+def test_share_interval_of_nothing_found_is_not_a_point() -> None:
+    assert share_interval([0, 0], [20, 20]).high == pytest.approx(wilson(0, 40).high)
+    assert share_interval([3], [4]) == wilson(3, 4)
+
+
+@pytest.mark.parametrize(("hits", "sizes"), [([2], [1]), ([0], [0]), ([1, 1], [2]), ([], [])])
+def test_share_interval_bad_arguments(hits: list[int], sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"must be|empty"):
+        share_interval(hits, sizes)
+
+
+def test_group_counts() -> None:
+    table = group_counts(["b", "a", "b"], ["man", "woman", "unknown"], ["woman", "man", "unknown"])
+    assert table.tolist() == [[0, 1, 1], [1, 0, 0]]
+    with pytest.raises(ValueError, match="one length, got 1 and 0"):
+        group_counts(["a"], [], ["x"])

@@ -1,0 +1,257 @@
+"""Audits by hand, on pictures that say by their colour what is in them; and the command, killed and gone on."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from command import last_json, respodiff
+from painted import GENDER, WORDS, ColourJudge, Painted, paint
+from respodiff.cli import audit as cli_audit
+from respodiff.cli import generate, train
+from respodiff.concepts.concept import Attribute, Concept
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.audit import audit, stated_prompts, to_train
+from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.metrics.fairness import noise_floor
+from respodiff.evaluation.metrics.skew import skew_band
+from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.reports.audit_report import lines, write
+
+JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
+HAT = Attribute("hat", (Concept("bare", "a person without"), Concept("hat", "a person with a hat")))
+"""Words that the judge does not know: it takes the first of two zeros every time."""
+ALL = (HAT, JOB, GENDER)
+
+
+def rows(group: str, men: int, n: int = 16) -> list[Painted]:
+    """Pictures of which some are men, and every second a guard."""
+    return [(group, None, (i < men, i % 2, 0)) for i in range(n)]
+
+
+def judged(folder: Path, painted: list[Painted], attributes: tuple[Attribute, ...] = ALL, **record: Any) -> JudgedRun:
+    return judge_all(paint(folder, painted, **record), ColourJudge(), attributes, vocabulary=WORDS)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> JudgedRun:
+    return judged(tmp_path / "run", [*rows("mechanic", 16), *rows("nurse", 1), *rows("writer", 9)])
+
+
+@pytest.fixture
+def stated(tmp_path: Path) -> JudgedRun:
+    """Four pictures of every concept's own prompt, as a model would draw them that knows women, men, cooks and guards."""
+    colours = {"a woman": (0, 0, 0), "a man": (1, 0, 0), "a cook": (0, 0, 0), "a guard": (0, 1, 0)}
+    painted = [(p.group, None, colours.get(p.group, (0, 0, 0))) for p in stated_prompts(ALL) for _ in range(4)]
+    return judged(tmp_path / "stated", painted, subject=None, suite="stated")
+
+
+def test_prompts_are_ranked_by_the_least_skew_that_all_intervals_allow(run: JudgedRun) -> None:
+    found = audit(run, None, [JOB, GENDER])
+    assert found["tests"] == 6 and found["n"] == 48
+    first, second, third, *rest = found["ranking"]
+    assert [(r["attribute"], r["prompt"]) for r in (first, second, third)] == [
+        ("gender", "mechanic"),
+        ("gender", "nurse"),
+        ("gender", "writer"),
+    ]
+    each = skew_band([0, 16], [0.5, 0.5], 1 - 0.05 / 6)
+    assert (first["skew"], first["low"], first["high"]) == (each.mean, each.low, each.high) and each.mean == 1
+    assert first["floor"] == pytest.approx(noise_floor([16], 2)) and first["counts"] == {"woman": 0, "man": 16}
+    assert first["furthest"] == {"concept": "man", "share": 1.0, "wanted": 0.5} and second["furthest"]["concept"] == "woman"
+    assert first["p"] == pytest.approx(2 * 0.5**16) and first["p_holm"] == pytest.approx(6 * 2 * 0.5**16)
+    assert second["p_holm"] == pytest.approx(5 * 2 * 17 * 0.5**16), "the second of six tests counts five times"
+    assert [r["skewed"] for r in found["ranking"]] == [True, True, False, False, False, False]
+    assert {r["attribute"] for r in rest} == {"job"} and all(r["skew"] == 0 for r in rest)
+
+
+def test_attributes_are_ranked_by_how_far_they_are_above_their_floor(run: JudgedRun) -> None:
+    gender, job = audit(run, None, [JOB, GENDER])["attributes"]
+    assert (gender["attribute"], gender["skewed"], job["attribute"], job["skewed"]) == ("gender", True, "job", False)
+    assert gender["skew"]["mean"] == pytest.approx((1 + 14 / 16 + 2 / 16) / 3)
+    assert gender["above_floor"] == pytest.approx(gender["skew"]["mean"] - noise_floor([16] * 3, 2)) and job["above_floor"] < 0
+    assert gender["shares"]["man"]["mean"] == pytest.approx(26 / 48) and gender["told_apart"] is None
+    assert gender["p_holm"] < 0.001 and job["p_holm"] == 1
+
+
+def test_what_the_judge_cannot_tell_is_no_finding(run: JudgedRun, stated: JudgedRun) -> None:
+    found = audit(run, stated, ALL)
+    gender, _, hat = found["attributes"]
+    assert hat["attribute"] == "hat" and hat["skew"]["mean"] == 1, "it answers the same every time"
+    assert not hat["skewed"] and hat["told_apart"]["mean"] == 0.5 and not hat["told_apart"]["beyond_chance"]
+    assert gender["told_apart"] == {
+        **gender["told_apart"],
+        "mean": 1.0,
+        "n": 8,
+        "by": {"woman": 1.0, "man": 1.0},
+        "beyond_chance": True,
+        "enough": True,
+    }
+    assert [r["attribute"] for r in found["ranking"][-3:]] == ["hat"] * 3 and not any(r["skewed"] for r in found["ranking"][-3:])
+    assert to_train(found["attributes"]) == ["woman", "man"]
+    assert audit(run, None, ALL)["attributes"][0]["attribute"] == "hat", "unchecked it would come first"
+
+
+def test_shares_of_ones_own_are_what_skew_is_from(tmp_path: Path) -> None:
+    wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
+    found = audit(judged(tmp_path / "r", rows("guard", 12), (wanted,)), None, [wanted])
+    assert found["ranking"][0]["skew"] == 0 and found["ranking"][0]["p"] == 1
+    assert found["attributes"][0]["wanted"] == {"woman": 0.25, "man": 0.75}
+
+
+def test_a_product_is_trained_by_its_parts_where_these_are_skewed() -> None:
+    ranked = [
+        {"attribute": "a*b", "skewed": True, "concepts": {"x*u": "", "y*u": ""}},
+        {"attribute": "a", "skewed": True, "concepts": {"x": "", "y": ""}},
+        {"attribute": "c", "skewed": False, "concepts": {"z": ""}},
+    ]
+    assert to_train(ranked) == ["x*u", "y*u"], "b is not among the findings, and a's modules would be in the way"
+    assert to_train([*ranked, {"attribute": "b", "skewed": True, "concepts": {"u": "", "v": ""}}]) == ["x", "y", "u", "v"]
+
+
+def test_unknown_is_counted_and_in_no_share(tmp_path: Path) -> None:
+    folder = paint(tmp_path / "r", rows("guard", 16))
+    (folder.path / folder.records()[0].file).unlink()
+    found = audit(judge_all(folder, ColourJudge(), [GENDER], vocabulary=WORDS), None, [GENDER])
+    assert (found["unknown"], found["ranking"][0]["n"], found["ranking"][0]["unknown"]) == (1, 15, 1)
+    assert "1 picture missing" in found["problems"][0]
+
+
+def test_page_and_console_say_the_same(run: JudgedRun, stated: JudgedRun, tmp_path: Path) -> None:
+    found = {**audit(run, stated, ALL), "suggest": ["respodiff train --concept woman"], "command": "respodiff audit"}
+    said = "\n".join(lines(found))
+    assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be skewed" in said
+    assert "mechanic: man 16 of 16 (wanted 0.50), DevRat 1.000 [" in said and "hat: mean DevRat" in said
+    assert "cannot be told apart: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
+    page = write(tmp_path / "audit.html", found, run).read_text()
+    for text in (
+        "gender: man 16 of 16 (wanted 0.50)",
+        "cannot be told apart",
+        "respodiff train --concept woman",
+        "Bonferroni",
+        "48 pictures",
+    ):
+        assert text in page
+    assert page.count("<img") == 3 * 12 and "https://" not in page
+    assert "gender (on 2 of 3 prompts taken by themselves). Not shown to be told apart by this judge: hat." in page
+    assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
+    assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
+    json.dumps(found, allow_nan=False)
+
+
+# --- the command ---
+
+COMMAND = ["audit", "--prompt", "a cook", "--prompt", "a guard", "--attributes", "gender", "--images", "3", "--check", "1"]
+
+
+@pytest.fixture
+def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A model of random weights and a judge of colours; counts calls of the model."""
+    calls = [0]
+    tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    monkeypatch.setattr(cli_audit, "open_model", lambda *_: tiny_pipe)
+    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [ColourJudge()])
+    return calls
+
+
+def test_a_killed_audit_goes_on(tiny: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*COMMAND, "--steps", "1", "--batch", "1"]
+    whole = last_json(respodiff(*command, "--out", str(tmp_path / "whole"), "--json"))
+    assert tiny == [8], "2 prompts x 3, and one of each of two concepts"
+    real, added = RunFolder.add, [0]
+
+    def killed(self: RunFolder, *given: Any) -> Any:
+        added[0] += 1
+        if added[0] == 5:
+            raise KeyboardInterrupt
+        return real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "add", killed)
+        done = respodiff(*command, "--out", str(tmp_path / "cut"))
+    assert done.returncode == 1 and "audit with the same command" in done.stderr and tiny == [13]
+    again = last_json(respodiff(*command, "--out", str(tmp_path / "cut"), "--json"))
+    assert tiny == [17], "the picture that was being kept is drawn again, and the three that were not"
+    for key in ("ranking", "attributes", "problems", "needed"):
+        assert again[key] == whole[key]
+    assert last_json(respodiff(*command, "--out", str(tmp_path / "cut"), "--json"))["ranking"] == whole["ranking"] and tiny == [17]
+    assert json.loads((tmp_path / "cut" / "audit.json").read_text())["ranking"] == whole["ranking"]
+    assert (tmp_path / "cut" / "audit.html").is_file()
+
+
+def test_another_attribute_needs_no_other_pictures(tiny: list[int], tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[job]\nconcepts = { cook = "a cook", guard = "a guard" }\n')
+    last_json(respodiff(*COMMAND, "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"))
+    more = ["--attributes", "gender,job", "--concepts", str(own), "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"]
+    found = last_json(respodiff(*COMMAND[:5], *COMMAND[7:], *more))
+    assert tiny == [8 + 2] and {r["attribute"] for r in found["ranking"]} == {"gender", "job"} and len(found["ranking"]) == 4
+    assert any("1 pictures of every concept's own prompt are too few to show that the judge tells" in line for line in found["problems"])
+    assert any(
+        "3 pictures a prompt are too few to show any single prompt to be skewed (4 questions" in line and "--images 8" in line
+        for line in found["problems"]
+    )
+
+
+def test_too_few_pictures_are_said_of_the_attributes_that_need_more(tiny: list[int], tmp_path: Path) -> None:
+    own = tmp_path / "own.toml"
+    own.write_text('[sort]\nconcepts = { cook = "a cook", guard = "a guard", flower = "a tulip" }\n')
+    command = [*COMMAND[:5], "--attributes", "gender,sort", "--concepts", str(own), "--images", "6", "--check", "0", "--steps", "1"]
+    found = last_json(respodiff(*command, "--out", str(tmp_path / "a"), "--json"))
+    assert {a["attribute"]: a["needed"] for a in found["attributes"]} == {"gender": 8, "sort": 5} and found["needed"] == 8
+    assert any("6 pictures a prompt are too few to show any single prompt to be skewed for gender (4" in line for line in found["problems"])
+
+
+def test_suggested_commands_can_be_run(
+    run: JudgedRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = audit(run, None, [JOB, GENDER])
+    told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
+    config = cli_audit.GenerateConfig(images=16, policy="none")
+    *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
+    seen: list[Any] = []
+    monkeypatch.setattr(train, "open_model", lambda *given: given)
+    monkeypatch.setattr(train, "Unfinished", lambda out, *_: out)
+    monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
+    monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
+    for i, command in enumerate(trainings):
+        assert respodiff(*shlex.split(command)[1:]).returncode == 0
+        name, out = seen[-1]
+        make_module(name, "gender", seed=i).save(out)
+    assert [name for name, _ in seen] == ["woman", "man"]
+    assert respodiff(*shlex.split(drawing)[1:]).returncode == 0
+    out, asked, modules, _, options, model, _ = seen[-1]
+    assert (out, asked, [m.name for m in modules], options["images"], model[0]) == (
+        tmp_path / "steered",
+        ["a cook"],
+        ["woman", "man"],
+        16,
+        "my model",
+    )
+    assert shlex.split(report)[:4] == ["respodiff", "report", f"plain={tmp_path / 'run'}", f"steered={tmp_path / 'steered'}"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--attributes", "gender,colour"], "attribute 'colour' is unknown"),
+        (["--attributes", "gender,gender"], "--attributes has 'gender' twice"),
+        (["--prompts", "absent.txt"], "--prompts: 'absent.txt' cannot be read"),
+        (["--judge", "table:absent.csv"], "absent.csv"),
+    ],
+)
+def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_path: Path) -> None:
+    done = respodiff("audit", *more, "--out", "audit", cwd=tmp_path)
+    assert done.returncode in (1, 2) and said in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "audit").exists()
+
+
+def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = type("Flags", (), {"name": "nudenet", "threshold": 0.5})()
+    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [flags])
+    done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
+    assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()

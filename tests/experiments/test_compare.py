@@ -1,0 +1,231 @@
+"""Methods side by side: what is drawn, kept, gone on with, and put into the table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from command import respodiff
+from respodiff.cli.compare import _settings
+from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import load
+from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.experiments.compare import Contest, Progress
+from respodiff.experiments.comparison_page import publish
+from respodiff.experiments.comparison_report import rows_of, unmoved
+from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
+from respodiff.methods.registry import NAMES
+
+SHORT = {"iterations": 2, "batch": 2, "steps": 2}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "respodiff": {"iterations": 2},
+    "uce": {"images": 1, "rounds": 1, "steps": 2, "subjects": ("doctor", "nurse")},
+}
+
+
+def plan(**changes: Any) -> Plan:
+    return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "settings": SETTINGS} | changes))
+
+
+def contest(pipe: Any, out: Path, **changes: Any) -> Contest:
+    return Contest(pipe, plan(**changes), out, classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png")) + sorted(folder.rglob("*.webp"))}
+
+
+@pytest.fixture(scope="module")
+def judge() -> Any:
+    return load("embedded")
+
+
+def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, strengths=(0.5, 1.0))
+    steps = list(run.run())
+    assert [s.label for s in run.settings()] == ["plain", "prompt", "uce x0.5", "uce", "respodiff x0.5", "respodiff"]
+    for setting in run.settings():
+        assert len(RunFolder(setting.folder / "suite").records()) == 20
+        stated = RunFolder(setting.folder / "stated").records()
+        assert len(stated) == 10 and all(r.prompt.startswith("a male " if "man" in r.categories else "a female ") for r in stated)
+        assert [r.categories for r in stated].count(("man",)) == 5
+    assert all(isinstance(s, Progress) and 0 <= s.done <= s.total + 1e-6 for s in steps)
+    assert steps[-1].done == pytest.approx(steps[-1].total)
+    assert {s.what for s in steps} >= {"training respodiff: woman", "drawing uce x0.5", "drawing plain"}
+    result = publish(run, judge)
+    rows = {row["label"]: row for row in result["rows"]}
+    found = evaluate(tmp_path / "runs" / "respodiff" / "suite", judge, ["gender"])
+    assert rows["respodiff"]["devrat"] == found["devrat"]["gender"] and rows["respodiff"]["n"] == 20
+    assert rows["plain"]["unet_forwards_per_image"] == rows["prompt"]["unet_forwards_per_image"] == 2 * 2
+    assert rows["plain"]["train_unet_forwards"] == rows["prompt"]["train_unet_forwards"] == 0 < rows["respodiff"]["train_unet_forwards"]
+    assert rows["plain"]["drift"] is None and rows["respodiff"]["drift"]["n"] == 20
+    assert rows["prompt"]["control"]["n"] == 20 and rows["uce"]["control"] is None  # UCE sets shares, it does not aim single pictures
+
+
+def test_the_same_noise_for_every_method(tiny_pipe: Any, tmp_path: Path) -> None:
+    """A method that does nothing at strength 0 draws the plain model's pictures."""
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff",), strengths=(1e-12,))
+    list(run.run())
+    plain, same = (files(s.folder / "suite") for s in run.settings())
+    assert plain == same and len(plain) == 20
+
+
+def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    whole = contest(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
+    list(whole.run())
+    stopped = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()
+    for _ in range(25):
+        next(stopped)
+    stopped.close()
+    again = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    assert len(list(again.run())) > 0
+    assert files(tmp_path / "stopped" / "runs") == files(tmp_path / "whole" / "runs")
+    third = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    assert sum(third.left.values()) == sum(third.drawing.values()) == 0
+    assert list(third.run()) == []
+    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] > 4  # what the noises lean to is read once more
+
+
+def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:
+    def path(**changes: Any) -> Path:
+        run = contest(tiny_pipe, tmp_path, **changes)
+        return run.path_of("respodiff", run.plan.concepts[0])
+
+    first = path()
+    assert path(images=3, strengths=(2.0,)) == first  # how it is drawn does not matter
+    others = [path(settings={"respodiff": {"iterations": 3}}), path(seed=1), path(attribute="tone")]
+    with torch.no_grad():
+        next(tiny_pipe.unet.parameters()).add_(1)
+    assert len({first, *others, path()}) == 5
+
+
+def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"), prompts=25)
+    list(run.run())
+    rows = {row["label"]: row for row in publish(run, judge)["rows"]}
+    assert rows["sld-weak"]["unet_forwards_per_image"] == 3 * 2 and rows["negative"]["unet_forwards_per_image"] == 2 * 2
+    assert all(row["unsafe"]["n"] == 50 and row["benign_unsafe"]["n"] == 50 for row in rows.values())
+    assert all(row["benign_kept"]["n"] == 25 for row in rows.values())  # people at work; scenes name no subject
+    assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 50
+    assert rows["plain"]["benign_frechet"] is None and rows["negative"]["benign_frechet"]["mean"] > 0
+    page = (tmp_path / "compare.html").read_text()
+    assert page.count('<g class="k') >= 3 and "Harmless prompts: general" in page and "sld-weak" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
+
+
+def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    run = contest(tiny_pipe, tmp_path, methods=("prompt",))
+    list(run.run())
+    publish(run, judge)
+    kept = json.loads((tmp_path / "compare.json").read_text())
+    assert kept["rows"] == json.loads(json.dumps(rows_of(run))) and kept["judge"]["name"] == "embedded"
+    line = next(row for row in (tmp_path / "compare.md").read_text().splitlines() if row.startswith("| prompt |"))
+    d = kept["rows"][1]["devrat"]
+    assert f"{d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]" in line
+    assert str(tmp_path) not in (tmp_path / "compare.json").read_text() + (tmp_path / "compare.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"methods": ("sdics",)}, r"methods has 'sdics'; allowed: all, "),
+        ({"methods": ()}, r"methods is empty; give each method once, or 'all'"),
+        ({"methods": ("uce", "uce")}, r"methods is uce, uce; give each method once"),
+        ({"strengths": (0.0,)}, r"strengths is \(0.0,\); allowed: numbers above 0"),
+        ({"images": 0}, r"images is 0 and prompts 10; allowed: 1 or more"),
+    ],
+)
+def test_bad_plans(changes: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        plan(**changes)
+
+
+def test_every_method_is_in_one_of_the_lists() -> None:
+    assert set(FAIRNESS) | set(SAFETY) == set(NAMES)
+    letters = [Prompt(id=c, text=c) for c in "abcdef"]
+    assert [p.id for p in spaced(letters, 4)] == ["a", "b", "d", "e"] and spaced(letters, 0) == letters == spaced(letters, 9)
+
+
+def test_compare_is_a_verb(tmp_path: Path) -> None:
+    out = str(tmp_path / "c")
+    wrong = respodiff("compare", "--methods", "plain,nothing", "--out", out)
+    assert wrong.returncode == 2 and "methods has 'nothing'; allowed: all, " in wrong.stderr
+    wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
+    assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
+
+
+def test_a_strength_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff": {"iterations": 1}, "respodiff:off": {"iterations": 1, "strength": 1e-12}}
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:off"), settings=settings, prompts=2)
+    list(run.run())
+    woman = run.plan.concepts[0]
+    assert run.path_of("respodiff", woman) == run.path_of("respodiff:off", woman)
+    plain, steered, off = (files(s.folder / "suite") for s in run.settings())
+    assert plain == off != steered
+    with pytest.raises(ValueError, match=r"a strength is a number above 0"):
+        plan(settings={"respodiff": {"strength": 0}})
+
+
+def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
+    base = {"sdisc": {"rollouts": 48}}
+    found = _settings(["sdisc.iterations=7", "sdisc.strength=1.5", "uce.subjects=doctor,nurse", "esd-x.ram_lr=1e-5"], "fairness", base)
+    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "strength": 1.5} and base == {"sdisc": {"rollouts": 48}}
+    assert found["uce"] == {"subjects": ("doctor", "nurse")} and found["esd-x"] == {"ram_lr": 1e-5}
+    for pair, text in (
+        ("sdics.iterations=7", "write NAME.KEY=VALUE with NAME one of respodiff, plain"),
+        ("sdisc.iterations", "write NAME.KEY=VALUE"),
+        ("sdisc.its=7", "setting 'its' is unknown; allowed: iterations"),
+        ("sdisc.strength=much", "'much' is not a number"),
+        ("sdisc.iterations=0", "iterations is 0; allowed: a whole number of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            _settings([pair], "fairness", {})
+
+
+def test_compare_on_an_attribute_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "hats.toml"
+    file.write_text('[hats]\nneutral = "a person"\nconcepts = { bare = "a person without a hat", hat = "a person with a hat" }\n')
+    short = ("--methods", "prompt", "--prompts", "2", "--images", "2", "--steps", "1", "--out", str(tmp_path / "c"))
+    wrong = respodiff("compare", "--attribute", "hats", *short)
+    assert wrong.returncode == 2 and "attribute 'hats' is unknown" in wrong.stderr and "--concepts FILE" in wrong.stderr
+    done = respodiff("compare", "--attribute", "hats", "--concepts", str(file), *short)
+    assert done.returncode == 0, done.stderr
+    (plain, prompt) = json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]
+    assert plain["devrat"]["n"] == 4 and prompt["control"]["n"] == 4
+
+
+def test_methods_that_do_not_move_their_figure_are_named() -> None:
+    def row(label: str, high: float | None, strength: float = 1.0) -> dict[str, Any]:
+        return {"label": label, "strength": strength, "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9}}
+
+    rows = [row("plain", None), row("a", -0.1), row("b", 0.0), row("c", 0.2), row("d x0.5", 0.2, 0.5), row("e", None)]
+    assert unmoved(rows) == ["b", "c", "e"]
+
+
+def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff:short": {"iterations": 1}, "respodiff": {"iterations": 2}}
+    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:short"), settings=settings, groups=("doctor", "nurse"), prompts=0)
+    list(run.run())
+    assert [s.label for s in run.settings()] == ["plain", "respodiff", "respodiff:short"]
+    costs = [run.training_cost(s.method)["unet_forwards"] for s in run.settings()]
+    assert costs[0] == 0 < costs[2] < costs[1]
+    assert {r.group for s in run.settings() for r in RunFolder(s.folder / "suite").records()} == {"doctor", "nurse"}
+    with pytest.raises(ValueError, match=r"methods has 'respodiff:long'; allowed: .* a NAME:VARIANT needs its settings"):
+        plan(methods=("respodiff:long",))
+    with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
+        plan(groups=("king",)).asked()
+
+
+def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    changes: dict[str, Any] = {"attribute": "tone*gender", "methods": ("prompt",), "images": 6, "prompts": 2}
+    run = contest(tiny_pipe, tmp_path, **changes)
+    assert "*" not in run.path_of("prompt", run.plan.concepts[0]).name and len(run.plan.concepts) == 6
+    list(run.run())
+    records = RunFolder(run.settings()[1].folder / "suite").records()
+    assert sorted(r.asked("gender*tone") for r in records) == sorted([c.name for c in run.plan.concepts] * 2)
+    assert publish(run, judge)["rows"][1]["control"]["n"] == 12

@@ -1,0 +1,317 @@
+"""What a noise leans to, draws handed out by it, eased strength and released steps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise, permutations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.generation import image_adapters, prediction
+from respodiff.generation.assignment import read_of
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import counted, generate
+from respodiff.generation.plan import Job, batches
+from respodiff.generation.prediction import Moment, matched, means, read, scores, surely
+from respodiff.generation.safety_mode import HARMLESS, told_apart
+from respodiff.pipelines.latents import noise
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.steer import steer
+from respodiff.training.config import TrainConfig
+
+Make = Callable[..., ConceptModule]
+Pipe = StableDiffusionPipeline
+
+
+@pytest.fixture(autouse=True)
+def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction.means, "__defaults__", (12, 3))
+
+
+def settings(**changes: Any) -> GenerateConfig:
+    return GenerateConfig(**{"images": 6, "steps": 4, "match": 0.25, "ease": 1.0, **changes})
+
+
+def test_the_handing_is_worth_the_most_of_all_permutations() -> None:
+    worth = np.random.default_rng(0).normal(size=(5, 5))
+    best = max(permutations(range(5)), key=lambda order: sum(worth[i, j] for i, j in enumerate(order)))
+    assert matched(worth) == list(best)
+
+
+def test_scores_rank_by_distance_to_the_means() -> None:
+    generator = torch.Generator().manual_seed(0)
+    h, centres = torch.randn(7, 12, generator=generator), torch.randn(3, 12, generator=generator)
+    nearest = torch.cdist(h, centres).argmin(1)
+    assert scores(h, centres).argmax(1).tolist() == nearest.tolist()
+
+
+def test_how_surely_is_measured_between_two_means() -> None:
+    centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]])
+    h = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.5, 0.0]])
+    np.testing.assert_allclose(surely(h, centres)[:, :2], [[1, -1], [-1, 1], [0, 0], [0.5, -0.5]], atol=1e-6)
+
+
+def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    seen: list[torch.Tensor] = []
+    handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, out: seen.append(out.clone()))
+    tiny_pipe(["a cat", "a dog"], latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+    handle.remove()
+    with counted(tiny_pipe.unet) as forwards:
+        h = read(tiny_pipe, ["a cat", "a dog"], latents, Moment(3, 4, 3.0))
+    assert forwards == [12]  # three calls of two rows a picture, and the pipeline was stopped there
+    torch.testing.assert_close(h, seen[2][2:].flatten(1))
+
+
+def test_means_are_of_one_set_of_noises(tiny_pipe: Pipe) -> None:
+    found = means(tiny_pipe, ["a cat", "a cat", "a dog"], Moment(1, 4, 3.0), batch=2, rollouts=5)
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2])
+
+
+def test_matching_keeps_counts_noise_and_pictures_of_equal_draws(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    prompts = [Prompt(id=t, text=t, group=t) for t in ("a doctor", "a nurse")]
+    plain = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings(match=0.0))}
+    found = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings())}
+    assert plain.keys() == found.keys()
+    for prompt in prompts:
+        drawn = [Counter(r.concepts["gender"] for r, _ in run.values() if r.prompt_id == prompt.id) for run in (plain, found)]
+        assert drawn[0] == drawn[1] == {"woman": 3, "man": 3}
+    same = [k for k in plain if plain[k][0].concepts == found[k][0].concepts]
+    assert 0 < len(same) < len(plain)
+    assert all(np.abs(np.asarray(plain[k][1], int) - np.asarray(found[k][1], int)).max() <= 1 for k in same)
+
+
+def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    records = [r for r, _ in generate(tiny_pipe, ["a doctor"], modules, settings())]
+    latents = torch.cat([noise(tiny_pipe, 0, "a doctor", i) for i in range(6)])
+    moment = Moment(1, 4, 3.0)
+    own = scores(read(tiny_pipe, ["a doctor"] * 6, latents, moment), means(tiny_pipe, [m.header.target for m in modules], moment))
+    gap = own[:, 0] - own[:, 1]
+    women = [r.repeat for r in records if r.concepts["gender"] == "woman"]
+    assert set(women) == set(np.argsort(-gap)[:3].tolist())
+    assert all((r.leans["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
+
+
+def test_ease_is_the_strength_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
+    eased = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(ease=0.0))}
+    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(match=0.0))}
+    surely = {k: r.leans["gender"] for k, (r, _) in whole.items()}
+    sides = {k: bare if q >= 0.4 else whole for k, q in surely.items() if q >= 0.4 or q <= 0}
+    assert any(s is bare for s in sides.values()) and any(s is whole for s in sides.values())
+    for k, other in sides.items():
+        assert np.abs(np.asarray(eased[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
+
+
+def test_a_resumed_run_hands_out_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    whole = [r.concepts for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings())]
+    first = generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings(batch=3), out=tmp_path / "run")
+    for _ in range(4):
+        next(first)
+    first.close()
+    rest = list(generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings(batch=3), out=tmp_path / "run"))
+    assert len(rest) < 12
+    assert [r.concepts for r in RunFolder(tmp_path / "run").records()] == whole
+
+
+def test_a_released_module_acts_early_alone(tiny_pipe: Pipe, make_module: Make) -> None:
+    module = make_module("woman", "gender", seed=1)
+    early = module.released(0.5)
+    assert early.form == "binned" and early.moves
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, row in (("none", None), ("whole", module), ("early", early)):
+        seen: list[torch.Tensor] = []
+        with steer(tiny_pipe, row):
+            handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out.clone()))
+            tiny_pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
+            handle.remove()
+        found[name] = seen
+    added = [early.values.r[int(t) * 2 // 1000] for t in tiny_pipe.scheduler.timesteps]
+    assert [bool(a.any()) for a in added] == [True, True, False, False]
+    torch.testing.assert_close(found["early"][0], found["whole"][0])
+    assert not torch.equal(found["early"][3], found["none"][3])  # the way so far was steered
+
+
+@pytest.mark.parametrize(("bins", "share", "parts", "gone"), [(1, 0.4, 5, 2), (4, 0.4, 20, 8), (8, 0.25, 8, 2), (1, 0.999, 20, 19)])
+def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, share: float, parts: int, gone: int) -> None:
+    one = make_module("woman", "gender", seed=1)
+    many = one if bins == 1 else ConceptModule(*(torch.stack([t * i for i in range(1, bins + 1)]) for t in (one.ram, one.sam)), one.header)
+    found = many.released(share).values.r
+    assert len(found) == parts
+    assert not found[:gone].any()
+    for i in range(gone, parts):
+        torch.testing.assert_close(found[i], many.values.r[i * bins // parts])
+
+
+def test_what_cannot_be_is_refused(make_module: Make) -> None:
+    with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
+        GenerateConfig(match=1)
+    with pytest.raises(ValueError, match=r"release is -0\.1; allowed: 0 to below 1"):
+        TrainConfig(release=-0.1)
+    with pytest.raises(ValueError, match="safety_when is 'often'; allowed: always, leaning"):
+        GenerateConfig(safety_when="often")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ease is nan"):
+        GenerateConfig(ease=float("nan"))
+    with pytest.raises(ValueError, match="release is 1; allowed"):
+        make_module("woman", "gender", seed=1).released(1)
+    one = make_module("woman", "gender", seed=1)
+    maps = {"ram_a": torch.zeros(one.shape[0], 1), "ram_b": torch.zeros(one.shape[0], 1)}
+    with pytest.raises(ValueError, match="'woman' is of form 'lowrank'"):
+        ConceptModule(one.ram, one.sam, one.header, maps).released(0.4)
+
+
+def test_batches_come_as_soon_as_they_are_full() -> None:
+    def jobs() -> Any:
+        for i in range(5):
+            taken.append(i)
+            yield Job(Prompt(id="a", text="a"), i, {}, 3.0 if i % 2 == 0 else 4.0)
+
+    taken: list[int] = []
+    found = batches(jobs(), 2)
+    assert [job.repeat for job in next(found)] == [0, 2] and taken == [0, 1, 2]
+    assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
+
+
+def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
+    tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = make_module("blood", kind="safety", seed=3, negative="blood")
+    asked = ["a doctor", "blood", "a street"]
+    always = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2), safety=[module])}
+    plain = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2))}
+    monkeypatch.setattr(image_adapters, "UNSAFE", -np.inf)
+    found = [r.leans["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module])]
+    monkeypatch.setattr(image_adapters, "UNSAFE", float(np.median(found)))
+    leaning_run = list(generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module]))
+    hit = [r.leans["blood"] > np.median(found) for r, _ in leaning_run]
+    assert sum(hit) == 3
+    for (record, image), yes in zip(leaning_run, hit, strict=True):
+        other = always[record.id] if yes else plain[record.id]
+        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+        assert record.modules == ([module.digest] if yes else [])
+
+
+def test_one_safety_module_that_is_leant_to_brings_all(tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    safety = [make_module(name, kind="safety", seed=i, negative=name) for i, name in enumerate(("blood", "fire"))]
+    config = settings(images=3, batch=4, safety_when="leaning")
+    records = [r for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety)]
+    latents = torch.cat([noise(tiny_pipe, 0, r.prompt_id, r.repeat) for r in records])
+    h = read(tiny_pipe, [r.prompt for r in records], latents, Moment(1, 4, 3.0))
+    for m in safety:
+        centres = means(tiny_pipe, told_apart(m.header.negative, m.header.neutral), Moment(1, 4, 3.0))
+        np.testing.assert_allclose([r.leans[m.name] for r in records], surely(h, centres)[:, 0], atol=2e-4)
+    found = sorted(q for r in records for q in r.leans.values())
+    halfway = [(a + b) / 2 for a, b in pairwise(found) if b - a > 1e-3]
+    by_second = [
+        t
+        for t in halfway
+        if any(r.leans["blood"] < t < r.leans["fire"] for r in records) and any(max(r.leans.values()) < t for r in records)
+    ]
+    monkeypatch.setattr(image_adapters, "UNSAFE", by_second[0])
+    for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety):
+        assert r.modules == ([m.digest for m in safety] if max(r.leans.values()) > image_adapters.UNSAFE else [])
+
+
+def test_a_safety_module_with_an_attributes_name_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
+    modules = [make_module("woman", "blood", seed=1), make_module("man", "blood", seed=2)]
+    with pytest.raises(ValueError, match="safety holds 'blood', which is an attribute's name too"):
+        generate(tiny_pipe, ["a"], modules, settings(safety_when="leaning"), safety=[make_module("blood", kind="safety", negative="blood")])
+
+
+@pytest.mark.parametrize(
+    ("counts", "given", "match", "ease", "read"),
+    [
+        ({"gender": 2}, {}, 0.25, 0.1, ["gender"]),
+        ({"tone": 3}, {}, 0.45, 0.1, ["tone"]),
+        ({"gender": 2, "tone": 3}, {}, 0.45, 0.1, ["gender", "tone"]),
+        ({"gender": 1}, {}, 0.0, 1.0, []),
+        ({"gender": 2, "hat": 1}, {}, 0.25, 0.1, ["gender"]),
+        ({"gender": 1}, {"match": 0.5}, 0.5, 1.0, []),
+        ({"gender": 2}, {"match": 0.5}, 0.5, 0.1, ["gender"]),
+        ({"gender": 2}, {"match": 0.0}, 0.0, 1.0, []),
+        ({"gender": 2}, {"ease": 0.3}, 0.25, 0.3, ["gender"]),
+    ],
+)
+def test_what_is_read_unless_said_otherwise(
+    tiny_pipe: Pipe,
+    make_module: Make,
+    counts: dict[str, int],
+    given: dict[str, float],
+    match: float,
+    ease: float,
+    read: list[str],
+) -> None:
+    groups = {a: {f"{a}{i}": make_module(f"{a}{i}", a, seed=i) for i in range(n)} for a, n in counts.items()}
+    found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
+    assert (list(found), config.match, config.ease) == (read, match, ease)
+
+
+def test_modules_of_other_methods_are_read_when_asked_and_never_eased(tiny_pipe: Pipe, make_module: Make) -> None:
+    own = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
+    theirs = {name: ConceptModule(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
+    for groups, given, match, ease, names in (
+        ({"gender": theirs}, {}, 0.0, 1.0, []),
+        ({"gender": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender"]),
+        ({"gender": own, "age": theirs}, {}, 0.25, 0.1, ["gender"]),
+        ({"gender": own, "age": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender", "age"]),
+    ):
+        found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
+        assert (list(found), config.match, config.ease) == (names, match, ease)
+
+
+@pytest.mark.parametrize("given", [{"match": 0.25}, {"safety_when": "leaning"}])
+def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_path: Any, given: dict[str, Any]) -> None:
+    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
+    tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")
+    groups = {"gender": {m.name: m for m in modules}}
+    assert read_of(tiny_pipe, groups, GenerateConfig())[0] == {}
+    with pytest.raises(ValueError, match=f"{next(iter(given))} is .*compiled model cannot be read"):
+        generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(**given), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "images", "given", "read"),
+    [
+        (("woman", "man"), 2, {}, 2 * 2 * 5 + 2 * 3 * 2 * 5),  # 2 pictures and 3 noises a mean, 2 rows each, 5 of 20 steps
+        (("light", "medium", "dark"), 3, {}, 3 * 2 * 9 + 3 * 3 * 2 * 9),
+        (("woman", "man"), 1, {}, 1 * 2 * 5 + 2 * 3 * 2 * 5),  # to be eased
+        (("woman", "man"), 1, {"ease": 1.0}, 0),
+        (("light", "medium", "dark"), 1, {}, 0),  # one picture, nothing to hand out
+        (("light", "medium", "dark"), 2, {"shares": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
+    ],
+)
+def test_what_reading_costs(
+    tiny_pipe: Pipe, make_module: Make, names: tuple[str, ...], images: int, given: dict[str, Any], read: int
+) -> None:
+    modules = [make_module(name, "a", seed=i) for i, name in enumerate(names)]
+    with counted(tiny_pipe.unet) as forwards:
+        list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, **given)))
+    assert sum(forwards) == images * 2 * 20 + read
+
+
+def test_of_three_alternatives_none_is_eased(make_module: Make) -> None:
+    two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
+    three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
+    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 3.0, leans={"gender": 1.0, "tone": 1.0})
+    woman, dark = image_adapters.Doses({"gender": two, "tone": three}, (), GenerateConfig(ease=0.25)).of(job)
+    torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
+    torch.testing.assert_close(dark.ram, three["dark"].ram)
+
+
+def test_things_are_among_what_unsafe_pictures_are_told_from() -> None:
+    assert told_apart("blood", "a person") == ["blood", "a person", *HARMLESS[1:]]
+    assert told_apart("blood", "a scene") == ["blood", "a scene", *HARMLESS]

@@ -1,0 +1,239 @@
+"""The interface: registry, files and their refusals, mixed entries, run folders, and a pipeline that is as it was."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, safe_open, save_file
+
+from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
+from respodiff.data.run_folder import RunFolder
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import counted, generate
+from respodiff.methods.base import applied, load, method
+from respodiff.methods.prompting import PlainConfig
+from respodiff.methods.registry import NAMES, NOT_TRAINED
+from respodiff.steering.adapter import Artefact, header_of
+from respodiff.steering.module import HEADER_KEY, ConceptModule, Header
+from respodiff.steering.module import load as load_module
+
+CONFIG = GenerateConfig(images=4, steps=2, guidance=3.0, batch=4)
+
+
+@pytest.fixture
+def pipe() -> Any:
+    return strong(MAKE["sd"]())
+
+
+def filled(pipe: Any, name: str = "plain") -> Artefact:
+    tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)}
+    return Artefact(header_of(pipe, name, WOMAN, PlainConfig()), tensors)
+
+
+# --- registry ---
+
+
+def test_every_name_is_a_method_of_that_name() -> None:
+    for name in NAMES:
+        found = method(name)
+        assert found.name == name and found.kinds and callable(found.make)
+    assert set(NOT_TRAINED) < set(NAMES)
+
+
+def test_bad_input_is_one_line(pipe: Any) -> None:
+    for call, said in (
+        (lambda: method("magic"), "method is 'magic'; allowed: respodiff, plain, prompt,"),
+        (lambda: method("prompt").settings(strength=2), "setting 'strength' is unknown; method 'prompt' has: adjective, suffix, switch"),
+        (lambda: method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
+        (lambda: method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
+        (lambda: method("prompt-switch").settings(switch=2), "switch is 2; allowed: 0 to 1"),
+        (lambda: latents(pipe, ["x"], ["woman.safetensors"]), "entries holds 'w'; give what a method made"),
+        (lambda: latents(pipe, ["x"], []), "entries is empty"),
+        (lambda: latents(pipe, ["x"], method("prompt").fit(pipe, WOMAN).scale(0.5)), "strength of prompt 'woman' is 0.5; allowed: 0 or 1"),
+        (lambda: filled(pipe).scale(float("nan")), "strength is nan"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_methods_that_would_disturb_each_other_are_refused(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
+    sld, negative = method("sld-weak").fit(pipe, VIOLENCE), method("negative").fit(pipe, VIOLENCE)
+    with pytest.raises(ValueError, match="'sld-weak' calls the model once more per step, which 'negative' would act on"):
+        latents(pipe, ["x"], [[sld, negative]])
+    with pytest.raises(ValueError, match="which 'respodiff' would act on"):
+        latents(pipe, ["x"], [[sld, make_module(shape=(32, 4, 4))]])
+
+
+def test_a_transformer_is_refused() -> None:
+    from tests.tiny_models import flux
+
+    with pytest.raises(ValueError, match=r"method 'prompt' is for Stable Diffusion 1\.x, 2\.x and XL, not for FluxPipeline"):
+        method("prompt").fit(flux(), WOMAN)
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("name", ["prompt", "plain"])
+def test_a_file_gives_back_what_was_saved(pipe: Any, name: str, tmp_path: Path) -> None:
+    made = method("prompt").fit(pipe, WOMAN) if name == "prompt" else filled(pipe)
+    path = made.save(tmp_path / "new" / "a.safetensors")
+    found = load(path)
+    assert isinstance(found, Artefact) and found.header == made.header and found.digest == made.digest
+    assert found.tensors.keys() == made.tensors.keys() and all(torch.equal(found.tensors[k], made.tensors[k]) for k in made.tensors)
+    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+    assert header["method"] == name and header["digest"] == made.digest
+    assert {"concept", "target", "base_model", "base_digest", "base_weights", "library", "train"} <= set(header)
+
+
+def test_a_module_of_ram_and_sam_is_read_too(make_module: Callable[..., ConceptModule], tmp_path: Path) -> None:
+    module = make_module()
+    found = load(module.save(tmp_path / "m.safetensors"))
+    assert isinstance(found, ConceptModule) and found.digest == module.digest and found.header.method == "respodiff"
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], object]) -> Path:
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+    tensors = load_file(path)
+    change(tensors, header)
+    save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t, h: t["a"].add_(1), "is damaged: its header says digest"),
+        (lambda t, h: h.update(train={"rank": 9}), "is damaged: its header says digest"),
+        (lambda t, h: h.update(method="magic"), "is of method 'magic'; this version knows respodiff, plain"),
+        (lambda t, h: h.update(format="respodiff-method-9"), "has format 'respodiff-method-9'; this version reads 'respodiff-method-1'"),
+        (lambda t, h: t["a"].fill_(float("nan")), "tensor 'a' holds NaN or infinite values"),
+        (lambda t, h: h.pop("target"), "has a header without 'target'"),
+    ],
+)
+def test_files_that_are_wrong_are_refused(pipe: Any, change: Any, said: str, tmp_path: Path) -> None:
+    path = rewrite(filled(pipe).save(tmp_path / "a.safetensors"), change)
+    with pytest.raises(ValueError, match=said) as error:
+        load(path)
+    assert "a.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_other_files_are_refused(pipe: Any, tmp_path: Path) -> None:
+    save_file({"x": torch.ones(1)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("no")
+    for name, said in (("other", "no respodiff header"), ("text", "not a safetensors file")):
+        with pytest.raises(ValueError, match=said):
+            load(tmp_path / f"{name}.safetensors")
+    with pytest.raises(FileNotFoundError):
+        load(tmp_path / "none.safetensors")
+    with pytest.raises(ValueError, match=r"is of method 'plain', not a module of RAM and SAM; read it with respodiff\.methods\.load"):
+        load_module(filled(pipe).save(tmp_path / "a.safetensors"))
+
+
+def test_an_artefact_of_another_model_is_refused_and_names_both(pipe: Any) -> None:
+    other = MAKE["sd"](layers_per_block=2)
+    with pytest.raises(
+        ValueError, match=r"plain 'woman' was made for '' \(config [0-9a-f]{16}\), this pipeline is '' \(config [0-9a-f]{16}\)"
+    ):
+        latents(other, ["x"], filled(pipe))
+
+
+def test_the_digest_tells_prompts_settings_and_methods_apart(pipe: Any) -> None:
+    made = [method("prompt").fit(pipe, c) for c in (WOMAN, MAN)]
+    made += [method("prompt-switch").fit(pipe, WOMAN), method("prompt").fit(pipe, WOMAN, method("prompt").settings(adjective="lady"))]
+    assert len({a.digest for a in made}) == 4
+    assert made[0].digest == method("prompt").fit(pipe, WOMAN).digest
+
+
+# --- entries ---
+
+
+def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
+    module, female, negative = make_module(shape=(32, 4, 4)), method("prompt").fit(pipe, WOMAN), method("negative").fit(pipe, VIOLENCE)
+    entries = [module, female, None, [module, female, negative]]
+    z, prompts = noise(pipe, 4), ["a cook"] * 4
+    together = latents(pipe, prompts, entries)
+    for i, entry in enumerate(entries):
+        assert close(together[i], latents(pipe, ["a cook"], [entry], start=z[i : i + 1])[0], 1e-3)
+    assert not close(together[3], together[1], 1e-3) and not close(together[3], together[0], 1e-3)
+
+
+def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
+    before = state(pipe)
+    with pytest.raises(ValueError, match="2 entries were given, but the pipeline draws 3 images"):
+        latents(pipe, ["a", "b", "c"], [method("prompt").fit(pipe, WOMAN), None])
+    assert unchanged(before, state(pipe))
+
+
+def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
+    other = type(pipe)(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    plain = latents(pipe, ["a cook"])
+    with applied(pipe, method("prompt").fit(pipe, WOMAN)):
+        assert torch.equal(latents(other, ["a cook"]), plain)
+
+
+# --- run folders ---
+
+
+@pytest.mark.parametrize("name", ["plain", "prompt", "prompt-switch"])
+def test_pictures_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path: Path) -> None:
+    entries = [method(name).fit(pipe, c) for c in (WOMAN, MAN)]
+    drawn = {r.id: (r, i) for r, i in generate(pipe, ["a doctor", "a nurse"], entries, CONFIG, out=tmp_path / "run")}
+    assert len(drawn) == 8 and {r.method for r, _ in drawn.values()} == {name}
+    for prompt in ("a doctor", "a nurse"):
+        assert Counter(r.concepts["gender"] for r, _ in drawn.values() if r.prompt == prompt) == {"woman": 2, "man": 2}
+    plain = {r.id: i for r, i in generate(pipe, ["a doctor", "a nurse"], [], CONFIG)}
+    same = [plain[k].tobytes() == i.tobytes() for k, (_, i) in drawn.items()]
+    assert all(same) if name == "plain" else not any(same)
+    rows = RunFolder(tmp_path / "run").records()
+    assert {tuple(r.modules) for r in rows} == {(e.digest,) for e in entries}
+    assert list(generate(pipe, ["a doctor", "a nurse"], entries, CONFIG, out=tmp_path / "run")) == [], "resumed"
+
+
+def test_a_picture_is_that_of_its_own_prompt(pipe: Any) -> None:
+    woman = method("prompt").fit(pipe, WOMAN)
+    from respodiff.data.run_folder import Prompt
+
+    found = [i for _, i in generate(pipe, [Prompt("d", "a doctor")], [woman], CONFIG)]
+    wanted = [i for _, i in generate(pipe, [Prompt("d", "a female doctor")], [], CONFIG)]
+    assert all(max(abs(a - b) for a, b in zip(x.tobytes(), y.tobytes(), strict=True)) <= 1 for x, y in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative", "sld-max", "uce", "slider", "esd-x"])
+def test_run_folders_of_sdxl_and_what_a_picture_costs(name: str, tmp_path: Path) -> None:
+    xl = strong(MAKE["sdxl"]())
+    concept = WOMAN if method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
+    more = {"iterations": 1, "batch": 1, "steps": 2, "rollouts": 1} if name in ("slider", "esd-x") else {}
+    made = method(name).fit(xl, concept, method(name).settings(concept.kind, **more))
+    before = state(xl)
+    with counted(xl.unet) as forwards:
+        drawn = list(generate(xl, ["a street"], [made], CONFIG, out=tmp_path / "run"))
+    assert forwards[0] == 4 * CONFIG.steps * (3 if name.startswith("sld") else 2) and unchanged(before, state(xl))
+    plain = [i.tobytes() for _, i in generate(xl, ["a street"], [], CONFIG)]
+    assert len(drawn) == 4 and {r.method for r, _ in drawn} == {name}
+    assert name in ("slider", "esd-x") or all(i.tobytes() != p for (_, i), p in zip(drawn, plain, strict=True))
+
+
+def test_safety_methods_are_on_every_picture_and_named(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
+    module = make_module("woman", "gender", shape=(32, 4, 4))
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [module], CONFIG, safety=[method("negative").fit(pipe, VIOLENCE)])]
+    assert {r.method for r in rows} == {"respodiff+negative"} and all(len(r.modules) == 2 for r in rows)
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [method("sld-weak").fit(pipe, VIOLENCE)], CONFIG)]
+    assert {r.method for r in rows} == {"sld-weak"} and all(r.concepts == {} for r in rows)
+
+
+def test_what_a_method_made_of_an_attribute_is_on_every_picture(pipe: Any) -> None:
+    whole = Artefact(Header("gender", "a woman", "a person", kind="attribute", method="plain", train={"x": 1}))
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [whole], CONFIG)]
+    assert all(r.concepts == {} and r.modules == [whole.digest] for r in rows)

@@ -1,0 +1,297 @@
+"""FDF and BAct, which learn from a classifier of pictures: their equations written out, and what holds around them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+from tests.tiny_models import sd_v
+from torch import Tensor
+
+from method_tools import MAKE, WOMAN, close, latents, noise, state, strong, unchanged
+from respodiff.concepts.concept import Concept
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import counted, generate
+from respodiff.methods import fdf as fdf_module
+from respodiff.methods.bact import Recorded, balanced, bin_of, divergence
+from respodiff.methods.base import load, method
+from respodiff.methods.classifier import decoded
+from respodiff.methods.concept_slider import learner
+from respodiff.methods.fdf import Subjects, sampler_factors, step, transported
+from respodiff.methods.lora import start
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.steering.adapter import Artefact, header_of
+
+TINY: dict[str, Any] = {"iterations": 3, "steps": 3, "subjects": ("doctor", "nurse"), "rollout_batch": 2}
+MORE: dict[str, dict[str, Any]] = {"fdf": {"batch": 4, "ram_lr": 0.05}, "bact": {"batch": 6, "rollouts": 6, "ram_lr": 0.05}}
+
+
+def tiny(name: str, **changes: Any) -> Any:
+    return method(name).settings(**{**TINY, **MORE[name], **changes})
+
+
+def classify(pictures: Tensor) -> Tensor:
+    """Linear in the pixels, and never of one mind: logits relative to the batch's mean."""
+    g = torch.Generator().manual_seed(3)
+    logits = (pictures - 0.5).flatten(1) @ torch.randn(pictures[0].numel(), 2, generator=g)
+    return 0.1 * (logits - logits.mean(0).detach())
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def pipe(request: pytest.FixtureRequest) -> Any:
+    return strong(MAKE[request.param]())
+
+
+@pytest.fixture
+def plain_sd() -> Any:
+    return strong(MAKE["sd"]())
+
+
+@pytest.mark.parametrize("name", ["fdf", "bact"])
+def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_path: Path) -> None:
+    before, plain = state(pipe), latents(pipe, ["a doctor"] * 3)
+    with counted(pipe.unet) as forwards:
+        records = list(method(name).train(pipe, WOMAN, tiny(name), classify=classify))
+    assert unchanged(before, state(pipe)) and records[-1].unet_forwards == forwards[0] > 0
+    made = records[-1].module
+    assert (made.name, made.header.kind, made.header.method) == ("gender", "attribute", name)
+    assert len({r.module.digest for r in records}) == 3
+    found = load(made.save(tmp_path / "m.safetensors"))
+    half = next(iter(method(name).train(pipe, WOMAN, tiny(name), classify=classify)))
+    rest = list(method(name).train(pipe, WOMAN, tiny(name), classify=classify, resume=half.state.tensors()))
+    assert rest[-1].module.digest == found.digest == made.digest, "resumed, the same bits"
+    assert not close(latents(pipe, ["a doctor"] * 3, found.scale(5.0)), plain, 1e-4)
+    mixed = latents(pipe, ["a doctor"] * 3, [found, None, found])
+    assert close(mixed[1], plain[1])
+    assert torch.equal(latents(pipe, ["a doctor"] * 3), plain) and unchanged(before, state(pipe))
+    with pytest.raises(KeyError):
+        latents(pipe, ["a"] * 2, found, callback_on_step_end=lambda *_: {}["x"])
+    assert unchanged(before, state(pipe))
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [found], GenerateConfig(images=2, steps=2))]
+    assert all(r.method == name and r.concepts == {} and r.modules == [found.digest] for r in rows)
+
+
+def test_bad_input_is_one_line(plain_sd: Any) -> None:
+    alone = Concept("hat", "a person with a hat")
+    for name in ("fdf", "bact"):
+        kind = method(name)
+        for call, said in (
+            (lambda kind=kind: kind.fit(plain_sd, WOMAN), "needs a classifier of pictures for fairness concepts"),
+            (lambda kind=kind: kind.fit(plain_sd, alone, classify=classify), "concept 'hat' has no alternatives"),
+            (lambda kind=kind, name=name: kind.fit(plain_sd, WOMAN, tiny(name), classify=lambda p: torch.zeros(len(p), 3)), r"classify gave \(\d, 3\)"),
+            (lambda kind=kind: kind.settings(subjects=()), r"subjects is \(\); allowed: one text or more"),
+            (lambda kind=kind: kind.settings(draw="x"), "draw is 'x'"),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=said) as error:
+                call()
+            assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="refresh is 2; method 'fdf' learns from pictures of the moment"):
+        method("fdf").fit(plain_sd, WOMAN, tiny("fdf", refresh=2), classify=classify)
+    with pytest.raises(ValueError, match="the model does not predict noise for DDIM steps"):
+        method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
+    with pytest.raises(ValueError, match=r"shares is \(0.5, 0.6\)"):
+        method("bact").settings(shares=(0.5, 0.6))
+    with pytest.raises(ValueError, match="shares has 3 numbers for 2 alternatives"):
+        method("bact").fit(plain_sd, WOMAN, tiny("bact", shares=(0.2, 0.2, 0.6)), classify=classify)
+
+
+# --- FDF ---
+
+
+def test_targets_of_two_labels_are_binomial_tails() -> None:
+    first = torch.tensor([0.9, 0.2, 0.6, 0.55, 0.05, 0.7, 0.31, 0.8])
+    q = transported(torch.stack([first, 1 - first], 1), 4000, 0)
+    rank = (-first).argsort().argsort().numpy()  # 0 is the likeliest
+    wanted = 1 - binom.cdf(rank, len(first), 0.5)  # more than ``rank`` labels of the first kind
+    assert np.abs(q[:, 0].numpy() - wanted).max() < 0.03 and torch.allclose(q.sum(1), torch.ones(8))
+
+
+def test_one_draw_is_the_cheapest_of_all_assignments() -> None:
+    p = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
+    q = transported(p, 1, 7)
+    labels = np.random.default_rng(7).integers(3, size=5)
+    costs = {o: sum(((p[i].numpy() - np.eye(3)[labels[j]]) ** 2).sum() for i, j in enumerate(o)) for o in itertools.permutations(range(5))}
+    found = sum(((p[i].numpy() - np.eye(3)[int(q[i].argmax())]) ** 2).sum() for i in range(5))
+    assert found == pytest.approx(min(costs.values())) and sorted(q.argmax(1).tolist()) == sorted(labels.tolist())
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_gradient_is_that_of_the_sampling_loop_written_out(plain_sd: Any, guidance: float) -> None:
+    config = tiny("fdf", rollout_guidance=guidance, stay=0.7, uncertain=0.4, where="cross")
+    denoiser, unet, g = Denoiser(plain_sd), plain_sd.unet, torch.Generator().manual_seed(5)
+    trained = learner(denoiser, WOMAN, config)
+    for k, v in trained.values.items():
+        if k.endswith(".b"):
+            v.data = 0.3 * torch.randn(v.shape, generator=g)
+    source = Subjects(denoiser, WOMAN, config, classify)
+    drawn = source.pool(0, trained.delta(config))
+    b = {k: v.detach().clone().requires_grad_() for k, v in trained.values.items() if k.endswith(".b")}
+    names = [k[:-2] for k in b]
+    params = {f"{n}.weight": unet.get_submodule(n).weight.detach() + 0.25 * b[f"{n}.b"] @ trained.values[f"{n}.a"].detach() for n in names}
+    scheduler = denoiser.sampler(3)
+    abar, alphas, times = scheduler.alphas_cumprod, scheduler.alphas, [int(t) for t in scheduler.timesteps]
+    a = [math.sqrt(abar[t]) * math.sqrt(1 - abar[t]) / (1 - alphas[t].item()) for t in times]
+    a = [x / math.prod(a) ** (1 / 3) for x in a]
+    z, plain_z, texts = drawn.z[0], drawn.z[0], drawn.condition["context"]
+
+    def predicted(x: Tensor, t: int, weights: dict[str, Tensor]) -> Tensor:
+        e = torch.func.functional_call(unet, weights, (torch.cat([x, x]) if guidance > 1 else x, t, texts)).sample
+        return e.chunk(2)[0] + guidance * (e.chunk(2)[1] - e.chunk(2)[0]) if guidance > 1 else e
+
+    for i, t in enumerate(times):
+        later = abar[times[i + 1]] if i < 2 else scheduler.final_alpha_cumprod
+        assert close(drawn.z[i], z, 1e-3)
+        e = predicted(z.detach(), t, params)
+        e.register_hook(lambda gradient, by=a[i]: gradient * by)
+        z = later.sqrt() * (z - (1 - abar[t]).sqrt() * e) / abar[t].sqrt() + (1 - later).sqrt() * e
+        with torch.no_grad():
+            plain = predicted(plain_z, t, {})
+        plain_z = later.sqrt() * (plain_z - (1 - abar[t]).sqrt() * plain) / abar[t].sqrt() + (1 - later).sqrt() * plain
+    logits = classify((plain_sd.vae.decode(z / plain_sd.vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1))
+    from respodiff.training.rollouts import mix_seed
+
+    q = transported(logits.softmax(1), fdf_module.DRAWS, mix_seed(0, 6, 0) % (1 << 32))
+    loss, counted_ = torch.zeros(()), 0
+    for i in range(4):
+        target, sure = int(q[i].argmax()), bool(q[i].max() >= 0.6)
+        if sure:
+            loss, counted_ = loss - logits[i].log_softmax(0)[target] / 4, counted_ + 1
+        w = 1.0 if sure and target == int(logits[i].argmax()) else 0.2
+        loss = loss + 0.7 * w * (z[i] - plain_z[i]).square().mean() / 4
+    assert counted_ >= 2, "the test is of something"
+    loss.backward()
+    step(denoiser, config, trained, drawn.batch(0, 4))
+    for k, v in b.items():
+        found = trained.values[k].grad
+        assert found is not None and v.grad is not None
+        assert torch.allclose(found, v.grad, atol=2e-3 * float(v.grad.abs().max()) + 1e-7), k
+
+
+def test_the_first_step_without_adjustment_is_the_samplers_derivative() -> None:
+    pipe = MAKE["sd"]()
+    scheduler = Denoiser(pipe).sampler(4)
+    z, es = torch.tensor(0.3, dtype=torch.float64), [torch.tensor(0.1 * i, dtype=torch.float64, requires_grad=True) for i in range(4)]
+    for t, e in zip(scheduler.timesteps, es, strict=True):
+        z = scheduler.step(e, t, z).prev_sample
+    wanted = torch.stack(torch.autograd.grad(z, es))
+    abar, alphas = scheduler.alphas_cumprod.double(), scheduler.alphas.double()
+    a = torch.stack([(abar[t] * (1 - abar[t])).sqrt() / (1 - alphas[t]) for t in scheduler.timesteps])
+    assert torch.allclose(sampler_factors(scheduler), wanted * a / a.log().mean().exp(), rtol=1e-4)
+
+
+def test_pictures_are_decoded_as_the_pipeline_does(pipe: Any) -> None:
+    z = noise(pipe, 2) * 0.1
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0}
+    found = decoded(pipe, latents(pipe, ["x"] * 2, steps=2, guidance=1.0, start=z))
+    wanted = pipe(["x"] * 2, latents=z, output_type="pt", **call).images
+    assert close(found.clamp(0, 1), wanted, 1e-3)
+
+
+# --- BAct ---
+
+
+def test_guidance_of_two_pictures_by_hand() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, w, b = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((3, 5), (2, 5), (2,)))
+    reference = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    for distance in ("chi2", "squared"):
+        found = balanced(x, w, b, reference, 0.8, distance)
+        p = (x @ w.T + b).softmax(1)
+        mean = p.mean(0)
+        slope = 2 * (mean - reference) / (reference if distance == "chi2" else 1)
+        gradient = torch.zeros_like(x)
+        for i in range(3):
+            for k in range(2):
+                gradient[i] += slope[k] / 3 * p[i, k] * (w[k] - (p[i][:, None] * w).sum(0))
+        size = sum((w[k] - (w[0] + w[1]) / 2).square().sum() for k in range(2)) / 2
+        assert torch.allclose(found, x - 0.8 * 3 * gradient / size)
+        less = divergence((found @ w.T + b).softmax(1).mean(0), reference, distance)
+        assert less < divergence(mean, reference, distance)
+
+
+def test_bins_of_timesteps() -> None:
+    assert [int(bin_of(torch.tensor(t), 20)) for t in (0, 1, 49, 50, 951, 999)] == [0, 0, 0, 1, 19, 19]
+
+
+def test_the_first_step_of_the_heads_by_hand(plain_sd: Any) -> None:
+    config = tiny("bact")
+    batch = Recorded(Denoiser(plain_sd), WOMAN, config, classify).pool(0, None).batch(0, 6)
+    record = next(iter(method("bact").train(plain_sd, WOMAN, config, classify=classify)))
+    assert record.loss == pytest.approx(math.log(2)), "heads of zeros are of no mind"
+    scale = batch["h"].square().mean().sqrt()
+    gradient = torch.zeros(3, 2, batch["h"].shape[1])
+    for h, t, label in zip(batch["h"], batch["t"], batch["labels"], strict=True):
+        for k in range(2):
+            gradient[int(t) * 3 // 1000, k] += (0.5 - float(int(label) == k)) * h / scale / 6
+    sure = gradient.abs() > 1e-4
+    assert torch.allclose(record.module.tensors["weight"][sure], -0.05 * gradient.sign()[sure], atol=1e-3)
+    assert record.module.tensors["scale"].item() == pytest.approx(scale.item())
+
+
+def test_what_is_recorded_is_h_of_the_conditional_rows(plain_sd: Any) -> None:
+    config = tiny("bact", rollouts=2)
+    source = Recorded(Denoiser(plain_sd), WOMAN, config, classify)
+    found = source.pool(0, None)
+    assert found.h.shape == (2, 3, 32 * 4 * 4) and found.forwards == 2 * 3 * 2
+    from respodiff.training.rollouts import mix_seed
+
+    seen: list[Tensor] = []
+    handle = plain_sd.unet.mid_block.register_forward_hook(lambda _m, _a, h: seen.append(h[1].flatten()))
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(mix_seed(mix_seed(0, 7, 0), 1)))
+    latents(plain_sd, ["image of nurse"], steps=3, guidance=3.0, start=z)
+    handle.remove()
+    assert close(found.h[1], torch.stack(seen), 1e-3)
+
+
+def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> None:
+    g = torch.Generator().manual_seed(2)
+    tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
+    config = method("bact").settings(steps=4, gamma=3.0, shares=(0.4, 0.6))
+    made = Artefact(header_of(plain_sd, "bact", WOMAN, config), tensors)
+    seen: dict[str, Tensor] = {}
+
+    def before(_m: Any, _a: Any, h: Tensor) -> None:
+        seen.setdefault("before", h.clone())
+
+    def after(_m: Any, _a: Any, kwargs: dict[str, Any]) -> None:
+        seen.setdefault("after", kwargs["hidden_states"].clone())
+
+    handles = [
+        plain_sd.unet.mid_block.register_forward_hook(before),
+        plain_sd.unet.up_blocks[0].register_forward_pre_hook(after, with_kwargs=True),
+    ]
+    prompts = ["a doctor", "a nurse", "a doctor", "a nurse", "a doctor"]
+    latents(plain_sd, prompts, [made, made, made, made, None], steps=4)
+    for handle in handles:
+        handle.remove()
+    wanted = seen["before"].clone()
+    b = int(plain_sd.scheduler.timesteps[0]) * 4 // 1000
+    reference = torch.tensor([0.4, 0.6])
+    for images in ([0, 2], [1, 3]):
+        rows = [5 + i for i in images]
+        x = (wanted[rows].flatten(1) / 0.5).requires_grad_()
+        p = (x @ tensors["weight"][b].T + tensors["bias"][b]).softmax(1).mean(0)
+        ((p - reference) ** 2 / reference).sum().backward()
+        assert x.grad is not None
+        size = (tensors["weight"][b][0] - tensors["weight"][b][1]).square().sum() / 4
+        wanted[rows] = ((x - 3.0 * 2 * x.grad / size) * 0.5).detach().view(2, 32, 4, 4)
+    assert close(seen["after"], wanted, 1e-5) and not close(seen["after"], seen["before"], 1e-3)
+    assert torch.equal(seen["after"][:5], seen["before"][:5]) and torch.equal(seen["after"][9], seen["before"][9])
+    with pytest.warns(UserWarning, match="bact balances pictures of one prompt in one batch, and here is one alone"):
+        latents(plain_sd, ["a doctor"], made)
+    wrong = Artefact(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
+    with pytest.raises(ValueError, match="bact 'woman' is for h of 9 numbers, this picture size has 512; train it for this size"):
+        latents(plain_sd, ["a doctor"] * 2, wrong)
+
+
+def test_start_of_the_low_rank_changes_does_nothing(plain_sd: Any) -> None:
+    values = start(plain_sd.unet, 3, "all", 1)
+    assert all(v.abs().max() == 0 for k, v in values.items() if k.endswith(".b"))
+    one = values["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.a"]
+    assert one.shape == (3, 32) and one.std().item() == pytest.approx(32**-0.5, rel=0.3)

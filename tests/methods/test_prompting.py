@@ -1,0 +1,205 @@
+"""Prompt methods against calls with the rewritten prompt itself, and SLD against its equations written out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
+from respodiff.concepts.concept import Concept
+from respodiff.concepts.prompt_editing import rewriting, rewritten
+from respodiff.generation.generate import counted
+from respodiff.methods.base import applied, method
+from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, fitting, safety_guidance
+from respodiff.pipelines.registry import backbone
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def pipe(request: pytest.FixtureRequest) -> Any:
+    return strong(MAKE[request.param]())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "adjective", "suffix", "wanted"),
+    [
+        ("a doctor", "female", "", "a female doctor"),
+        ("an engineer", "male", "", "a male engineer"),
+        ("A cook", "old", "", "An old cook"),
+        ("the nurse at work", "male", "", "the male nurse at work"),
+        ("doctor", "female", "", "female doctor"),
+        ("Photo of nurse", "male", "", "Photo of male nurse"),
+        ("a photo of a CEO", "female", "", "a photo of a female CEO"),
+        ("a cup of tea", "old", "", "an old cup of tea"),
+        ("a doctor", "", " with dark skin", "a doctor with dark skin"),
+    ],
+)
+def test_rewriting(prompt: str, adjective: str, suffix: str, wanted: str) -> None:
+    assert rewritten(prompt, adjective, suffix) == wanted
+
+
+def test_the_words_follow_from_the_concept() -> None:
+    assert rewriting(MAN) == ("male", "")
+    assert rewriting(Concept("asian", "a Asian-race person")) == ("Asian-race", "")
+    assert rewriting(Concept("light", "a person with light skin")) == ("", " with light skin")
+
+
+# --- each image as if the pipeline had been called with its own prompt ---
+
+
+def test_a_rewritten_prompt_is_that_prompt_in_a_batch_of_all_kinds(pipe: Any) -> None:
+    woman, man = (method("prompt").fit(pipe, c) for c in (WOMAN, MAN))
+    before, plain = state(pipe), latents(pipe, ["a doctor"] * 4)
+    found = latents(pipe, ["a doctor"] * 4, [woman, None, [man], ()])
+    expected = latents(pipe, ["a female doctor", "a doctor", "a male doctor", "a doctor"])
+    assert close(found, expected) and not close(found[:1], plain[:1], 1e-3)
+    assert unchanged(before, state(pipe)) and torch.equal(latents(pipe, ["a doctor"] * 4), plain)
+
+
+def test_one_artefact_is_for_all_images_and_several_are_combined(pipe: Any) -> None:
+    woman = method("prompt").fit(pipe, WOMAN)
+    dark = method("prompt").fit(pipe, Concept("dark", "a person with dark skin", attribute="tone"))
+    assert close(latents(pipe, ["a nurse", "a cook"], woman), latents(pipe, ["a female nurse", "a female cook"]))
+    assert close(latents(pipe, ["a nurse"], [[woman, dark]]), latents(pipe, ["a female nurse with dark skin"]))
+    two = pipe(
+        "a nurse", num_images_per_prompt=2, latents=noise(pipe, 2), num_inference_steps=3, guidance_scale=1.0, output_type="latent"
+    ).images
+    with applied(pipe, [woman, None]):
+        found = pipe(
+            "a nurse", num_images_per_prompt=2, latents=noise(pipe, 2), num_inference_steps=3, guidance_scale=1.0, output_type="latent"
+        ).images
+    assert close(found[1], two[1]) and not close(found[0], two[0], 1e-3)
+
+
+def test_a_switch_draws_the_first_steps_with_the_prompt_as_it_was(pipe: Any) -> None:
+    kind = method("prompt-switch")
+    assert kind.settings().switch == 0.2
+    prompts = ["a doctor", "a doctor"]
+    plain, other = latents(pipe, prompts, steps=4), latents(pipe, ["a female doctor"] * 2, steps=4)
+    for share, wanted in ((0.0, other), (1.0, plain)):
+        assert close(latents(pipe, prompts, kind.fit(pipe, WOMAN, kind.settings(switch=share)), steps=4), wanted)
+    found = latents(pipe, prompts, kind.fit(pipe, WOMAN, kind.settings(switch=0.5)), steps=4)
+    seen: list[Tensor] = []
+
+    def stop(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(kwargs["latents"].clone())
+        return kwargs
+
+    latents(pipe, prompts, kind.fit(pipe, WOMAN, kind.settings(switch=0.5)), steps=4, callback_on_step_end=stop)
+    with_switch = list(seen)
+    seen.clear()
+    latents(pipe, prompts, steps=4, callback_on_step_end=stop)
+    assert torch.equal(with_switch[1], seen[1]) and not close(with_switch[2], seen[2], 1e-4), "k = 2 of 4"
+    assert not close(found, plain, 1e-3) and not close(found, other, 1e-3)
+
+
+def test_a_negative_prompt_is_the_pipelines_own(pipe: Any) -> None:
+    violence = method("negative").fit(pipe, VIOLENCE)
+    blood = method("negative").fit(pipe, Concept("blood", "a scene", "a scene", "blood", "safety"))
+    found = latents(pipe, ["a street"] * 3, [violence, None, [violence, blood]])
+    expected = latents(pipe, ["a street"] * 2, negative_prompt=["violence", "violence, blood"], start=noise(pipe, 3)[[0, 2]])
+    assert close(found[[0, 2]], expected)
+    assert close(found[1:2], latents(pipe, ["a street"], start=noise(pipe, 3)[1:2]))
+    with pytest.warns(UserWarning, match="guidance is off, so that a negative prompt has no effect"):
+        latents(pipe, ["a street"], [violence], guidance=1.0)
+
+
+# --- SLD ---
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_safety_guidance_of_single_numbers_by_hand(name: str) -> None:
+    c = method(name).settings("safety")
+    for e0, ep, es, nu in ((0.1, 0.3, 0.2, 0.05), (0.0, 0.1, 0.6, -0.2), (0.5, 0.5, 0.495, 0.0), (0.2, -0.4, -0.4001, 0.3)):
+        scale = min(1.0, abs(ep - es) * c.scale)
+        mu = 0.0 if ep - es >= c.threshold else scale
+        g = mu * (es - e0) + c.momentum * nu
+        after = c.beta * nu + (1 - c.beta) * g
+        found = safety_guidance(*(torch.tensor([x], dtype=torch.float64) for x in (e0, ep, es, nu)), c)
+        assert [x.item() for x in found] == pytest.approx([g, after], abs=1e-12)
+
+
+def test_the_presets_hold_the_published_numbers() -> None:
+    names = ("warmup", "scale", "threshold", "momentum", "beta")
+    table = {
+        "sld-weak": (15, 20, 0, 0, 0), "sld-medium": (10, 1000, 0.01, 0.3, 0.4),
+        "sld-strong": (7, 2000, 0.025, 0.5, 0.7), "sld-max": (0, 5000, 1.0, 0.5, 0.7),
+    }  # fmt: skip
+    for name, wanted in table.items():
+        assert tuple(getattr(method(name).settings("safety"), k) for k in names) == wanted
+
+
+def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: int, w: float, strength: float = 1.0) -> Tensor:
+    """The sampling loop of SLD written out for one SD image."""
+    unet, scheduler = pipe.unet, type(pipe.scheduler).from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    contexts = [pipe.encode_prompt(p, "cpu", 1, False)[0] for p in ("", prompt, text)]
+    nu = torch.zeros_like(z)
+    for i, t in enumerate(scheduler.timesteps):
+        with torch.no_grad():
+            e0, ep, es = (unet(z, t, encoder_hidden_states=y).sample for y in contexts)
+        scale = torch.minimum(torch.ones_like(ep), (ep - es).abs() * c.scale)
+        mu = torch.where((ep - es) >= c.threshold, torch.zeros_like(scale), scale)
+        g = mu * (es - e0) + c.momentum * nu
+        nu = c.beta * nu + (1 - c.beta) * g
+        guide = ep - e0 - (strength * g if i >= round(c.warmup * steps / 50) else 0)
+        z = scheduler.step(e0 + w * guide, t, z).prev_sample
+    return z
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_picture_is_that_of_the_loop_written_out(name: str) -> None:
+    pipe = strong(MAKE["sd"]())
+    concept = VIOLENCE if name == "sld-max" else everything()
+    short = Concept(concept.name, "a scene", "a scene", concept.negative if name == "sld-max" else "hate, violence", "safety")
+    a = method(name).fit(pipe, short)
+    z = noise(pipe, 3)
+    before, plain = state(pipe), latents(pipe, ["a street"] * 3, steps=5)
+    with counted(pipe.unet) as forwards:
+        found = latents(pipe, ["a street"] * 3, [a, None, a.scale(0.5)], steps=5)
+    assert forwards[0] == 5 * (2 * 3 + 2), "three forwards for an image that is bent, two for one that is not"
+    c = method(name).settings("safety")
+    for i, strength in ((0, 1.0), (2, 0.5)):
+        assert close(found[i : i + 1], by_hand(pipe, "a street", z[i : i + 1], short.negative, c, 5, 3.0, strength), 2e-3)
+    assert close(found[1], plain[1]) and not close(found[0], plain[0], 1e-3)
+    assert unchanged(before, state(pipe))
+
+
+def test_sld_on_sdxl_alone_and_in_a_batch() -> None:
+    pipe = strong(MAKE["sdxl"]())
+    a = method("sld-strong").fit(pipe, VIOLENCE)
+    z, prompts = noise(pipe, 2), ["a street", "a tree"]
+    both = latents(pipe, prompts, [a, a], steps=4)
+    assert close(both[1:], latents(pipe, prompts[1:], a, steps=4, start=z[1:]), 1e-3)
+    assert not close(both, latents(pipe, prompts, steps=4), 1e-3)
+    assert torch.equal(both, latents(pipe, prompts, [a, a], steps=4)), "momentum starts anew with every call"
+
+
+def test_settings_of_sld_that_make_no_sense_are_refused() -> None:
+    for changes, said in (({"beta": 1.0}, "beta is 1.0"), ({"scale": -1.0}, "scale is -1.0"), ({"warmup": math.nan}, "warmup is nan")):
+        with pytest.raises(ValueError, match=said):
+            method("sld-medium").settings("safety", **changes)
+    assert TEXT.startswith("hate, harassment, violence") and TEXT.count(",") == 19
+
+
+def test_phrases_that_the_model_does_not_read_are_left_out() -> None:
+    pipe = MAKE["sd"]()
+    with pytest.warns(UserWarning, match="the safety text is longer than this model reads: from '[a-z ]+' on it is left out"):
+        found = fitting(pipe, [TEXT])
+    assert TEXT.startswith(found) and found.startswith("hate, harassment")
+    assert fitting(pipe, ["violence, blood", "blood"]) == "violence, blood"
+    with pytest.raises(ValueError, match="has no phrase that this model can read; give shorter ones"):
+        fitting(pipe, ["very " * 40])
+
+
+def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:
+    woman = method("prompt").fit(pipe, WOMAN)
+    side = backbone(pipe).config.cross_attention_dim
+    more = {"pooled_prompt_embeds": torch.zeros(1, 32)} if hasattr(pipe, "tokenizer_2") else {}
+    before = state(pipe)
+    with pytest.raises(ValueError, match="prompt_embeds or prompt_2; this method needs the text itself"), applied(pipe, woman):
+        pipe(prompt_embeds=torch.zeros(1, 77, side), num_inference_steps=1, guidance_scale=1.0, **more)
+    assert unchanged(before, state(pipe))

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, LCMScheduler
+from tests.contracts.cell import TINY, WOMAN, close, seen
+from tests.drawing import draw
+from tests.raw_loop import conditions, raw_unet
+from tests.tiny_models import flux, inpaint_9, lcm, sd, sd3, sd_v, sdxl
+
+from respodiff.pipelines.bottleneck import observed
+from respodiff.pipelines.denoiser import Denoiser, join, repeat
+from respodiff.pipelines.latents import latent_shape, pack
+from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import fit, train
+
+# --- shapes ---
+
+
+def test_latents_at_the_models_own_size_and_at_others(embedded: Any) -> None:
+    assert latent_shape(embedded) == (8, 16, 16)
+    assert latent_shape(sd()) == (4, 16, 16) and latent_shape(sd(), 48, 64) == (4, 24, 32)
+    assert latent_shape(inpaint_9()) == (4, 16, 16), "mask and masked picture are no part of the latent"
+    assert latent_shape(sd3()) == (16, 16, 16) and latent_shape(flux()) == (4, 16, 16)
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="height is 33 pixels; allowed for this model: multiples of 2, or 0"):
+        latent_shape(sd(), 33, 32)
+    with pytest.raises(ValueError, match="width is 34 pixels; allowed for this model: multiples of 4"):
+        latent_shape(flux(), 32, 34)
+    with pytest.raises(ValueError, match="height is -8; allowed: a whole number of pixels"):
+        TrainConfig(height=-8)
+
+
+def test_packing_is_fluxs_own_and_comes_back() -> None:
+    z = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(pack(z), FluxPipeline._pack_latents(z, 2, 4, 6, 10))
+    pipe = flux()
+    with torch.no_grad():
+        d = Denoiser(pipe)
+        z = torch.randn(2, *d.latent, generator=torch.Generator().manual_seed(0))
+        condition = repeat(d.encode(["a doctor"])[0], 2)
+        one = Denoiser(pipe)(z[:1], torch.tensor([500.0]), d.encode(["a doctor"])[0])
+        assert d(z, torch.tensor([500.0, 500.0]), condition).shape == z.shape
+        close(d(z, torch.tensor([500.0, 500.0]), condition)[:1], one, "rows do not mix")
+
+
+def test_conditions_are_repeated_and_joined() -> None:
+    a, b = {"context": torch.zeros(1, 2, 3), "pooled": torch.zeros(1, 4)}, {"context": torch.ones(1, 2, 3), "pooled": torch.ones(1, 4)}
+    both = join([repeat(a, 2), b])
+    assert both["context"].shape == (3, 2, 3) and both["pooled"][:, 0].tolist() == [0, 0, 1]
+
+
+# --- the model is called as the pipeline does ---
+
+
+@pytest.mark.parametrize("make", [sd, sd_v, sdxl])
+def test_a_prediction_is_that_of_the_raw_unet(make: Any) -> None:
+    pipe = make()
+    d = Denoiser(pipe)
+    z, t = torch.randn(1, *d.latent, generator=torch.Generator().manual_seed(0)), torch.tensor([301])
+    told = conditions(pipe, "a doctor", 32, 32)
+    shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found, decoder = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        expected = raw_unet(pipe.unet, z, t, told.pop("context"), shift, **told)
+        close(found, expected, "prediction")
+        close(decoder(decoder.h + shift), expected, "decoder")
+
+
+@pytest.mark.parametrize("make", [sd3, flux])
+def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -> None:
+    pipe = make()
+    outputs: list[Any] = []
+    handle = pipe.transformer.register_forward_hook(lambda _m, _a, out: outputs.append(out[0]))
+    with seen(pipe) as calls:
+        draw(pipe, steps=1)
+    handle.remove()
+    told, d = calls[0][1], Denoiser(pipe, guidance=4.0)
+    z = told["hidden_states"][-1:]
+    if make is flux:
+        z = z.reshape(1, 8, 8, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 16, 16)
+    with torch.no_grad():
+        t = told["timestep"][-1:] * (1000 if make is flux else 1)
+        found, replay = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), None, d.site)
+        close(pack(found) if make is flux else found, outputs[0][-1:], "prediction", 1e-4)
+        close(replay(replay.h), found, "replay")
+        shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
+        moved, _ = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        close(replay(replay.h + shift.flatten()), moved, "replay of a moved h")
+
+
+def test_inpainting_channels_mask_everything_over_a_blank_picture() -> None:
+    pipe = inpaint_9()
+    d = Denoiser(pipe)
+    got: list[torch.Tensor] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _m, args: got.append(args[0]))
+    with torch.no_grad():
+        d(torch.zeros(2, *d.latent), torch.tensor(1), repeat(d.encode(["x"])[0], 2))
+        blank = pipe.vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode() * pipe.vae.config.scaling_factor
+    handle.remove()
+    assert torch.equal(got[0][:, 4], torch.ones(2, 16, 16)) and torch.allclose(got[0][:1, 5:], blank, atol=1e-6)
+    pix = Denoiser(sd("StableDiffusionInstructPix2PixPipeline"))
+    assert pix._extra is not None and pix._extra.shape[1] == 4 and pix._extra.abs().max() == 0
+
+
+def test_zeros_stand_for_the_empty_prompt_where_the_checkpoint_says_so() -> None:
+    pipe = sdxl()
+    assert encode_prompts(pipe, ["", "a doctor"])[0].abs().max() == 0 < encode_prompts(pipe, ["", "a doctor"])[1].abs().max()
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+    assert encode_prompts(pipe, [""]).abs().max() > 0
+
+
+def test_time_ids_follow_the_size() -> None:
+    d = Denoiser(sdxl(), 48, 64)
+    assert d.encode(["x"])[0]["time_ids"].tolist() == [[48, 64, 0, 0, 48, 64]]
+    assert d.size == (48, 64) and d.shape == (32, 6, 8)
+
+
+# --- rollouts ---
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"), [(sd, DDIMScheduler), (sd_v, DDIMScheduler), (lcm, LCMScheduler), (sd3, FlowMatchEulerDiscreteScheduler)]
+)
+def test_rollouts_use_the_sampler_of_the_family(make: Any, kind: Any) -> None:
+    sampler = Denoiser(make()).sampler(4)
+    assert type(sampler) is kind and len(sampler.timesteps) == 4
+    if make is sd_v:
+        assert sampler.config.prediction_type == "v_prediction"
+
+
+def test_a_lora_of_lcm_on_a_plain_model_rolls_out_as_lcm() -> None:
+    pipe = sd()
+    pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    assert type(Denoiser(pipe).sampler(4)) is LCMScheduler and Denoiser(pipe).guides
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    assert type(Denoiser(pipe).sampler(4)) is DDIMScheduler
+
+
+def test_flux_rolls_out_at_the_timesteps_of_its_pipeline() -> None:
+    pipe = flux()
+    with seen(pipe) as calls:
+        draw(pipe, steps=3)
+    mine = Denoiser(pipe).sampler(3).timesteps
+    close(mine, torch.stack([told["timestep"][0] * 1000 for _, told in calls]), "timesteps", 1e-4)
+
+
+def test_embedded_guidance_is_that_of_rollouts() -> None:
+    for make in (lcm, flux):
+        plain = fit(make(), WOMAN, TrainConfig(**TINY, rollout_guidance=1.0))
+        more = fit(make(), WOMAN, TrainConfig(**TINY, rollout_guidance=5.0))
+        assert not torch.equal(plain.ram, more.ram)
+        assert not Denoiser(make()).guides
+
+
+@pytest.mark.parametrize("make", [lcm, sd3])
+def test_the_released_label_is_of_ddim_alone(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"label is 'released', which counts DDIM steps; .* use label=sampler"):
+        next(train(make(), WOMAN, TrainConfig.preset("paper", iterations=1)))
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    pipe = sd3()
+    pipe.transformer.register_to_config(in_channels=33)
+    with pytest.raises(ValueError, match="takes 33 channels, mask included; train on the text-to-image checkpoint"):
+        Denoiser(pipe)
+
+
+def test_the_length_of_a_channel_module_is_compared_at_one_position() -> None:
+    config = TrainConfig(**TINY, gain=1000.0, limit=0.8, spatial="no")
+    *_, last = train(sd(), WOMAN, config)
+    h = last.h_norm  # of h at one of its 16 positions
+    assert last.module.delta.norm().item() == pytest.approx(0.8 * h, rel=1e-4)
+    *_, whole = train(sd(), WOMAN, TrainConfig(**TINY, gain=1000.0, limit=0.8))
+    assert whole.h_norm == pytest.approx(h * 4, rel=0.2)

@@ -1,0 +1,302 @@
+"""The report: figures, tables and page agree, whatever the order of rows or the split of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from command import last_json, respodiff
+from painted import GENDER, WORDS, ColourJudge, Painted, paint
+from respodiff.concepts.concept import Attribute, Concept
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.reports.run_report import report
+
+PLAIN: list[Painted] = [("cook", None, (1, 0, 0))] * 7 + [("cook", None, (0, 0, 0))] + [("guard", None, (1, 1, 0))] * 8
+EVEN: list[Painted] = [
+    *[("cook", ("woman", "man")[i % 2], (i % 2, 0, 0)) for i in range(8)],
+    *[("guard", ("woman", "man")[i % 2], (i % 2, 1, 0)) for i in range(8)],
+]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, RunFolder]:
+    out = {"plain": paint(tmp_path / "plain", PLAIN), "even": paint(tmp_path / "even", EVEN)}
+    for run in out.values():
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    return out
+
+
+def names(runs: dict[str, RunFolder]) -> list[str]:
+    return [str(run.path) for run in runs.values()]
+
+
+def test_figures_by_hand(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    found = report(names(runs), tmp_path / "report.html")
+    plain, even = found["suites"]["occupations"]
+    assert (plain["run"], even["run"]) == ("plain", "even") and plain["comparison"] is None
+    assert (
+        plain["figures"]["devrat"]["gender"]["mean"] == pytest.approx((0.75 + 1) / 2) and even["figures"]["devrat"]["gender"]["mean"] == 0
+    )
+    assert even["figures"]["control"]["gender"]["mean"] == 1
+    tests = {t["what"]: t for t in even["comparison"]["tests"]}
+    assert even["comparison"]["paired"] == 16
+    assert tests["DevRat gender"]["mean"] == pytest.approx(-0.875) and tests["DevRat gender"]["p"] < 0.05
+    assert tests["subject kept"]["mean"] == 0 and tests["subject kept"]["p"] == 1
+    # 7 of 16 pictures changed one of three axes: cosine 2/3, so a distance of 1/3
+    changed = sum(a[2] != b[2] for a, b in zip(PLAIN, EVEN, strict=True))
+    assert even["comparison"]["drift"]["mean"] == pytest.approx(changed / 16 / 3)
+    assert even["comparison"]["frechet"] is None, "too few pictures for a distance between sets"
+    assert sorted(t["p"] for t in tests.values())[0] * 3 == pytest.approx(min(t["p_holm"] for t in tests.values()))
+
+
+def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    found = report(names(runs), tmp_path / "out" / "report.html")
+    page = Path(found["page"]).read_text()
+    assert not re.search(r"https?://|<script|<link|@import", page)
+    for text in (
+        "occupations",
+        "occupations: DevRat gender, group by group",
+        "DevRat",
+        "share of woman",
+        "a cook",
+        "data:image/webp;base64,",
+        "colour",
+        "real people",
+        "0.875",
+        "permutation",
+    ):
+        assert text in page, text
+    assert [Path(t).name for t in found["tables"]] == ["report.json", "report.csv", "report.md", "report-pictures.csv"]
+    kept = json.loads(Path(found["tables"][0]).read_text())
+    assert kept["suites"] == json.loads(json.dumps(found["suites"])) and "real people" in kept["notice"]
+    rows = list(csv.DictReader(Path(found["tables"][1]).read_text().splitlines()))
+    one = next(r for r in rows if r["run"] == "plain" and r["figure"] == "DevRat gender")
+    assert float(one["value"]) == pytest.approx(0.875) and float(one["low"]) <= 0.875 <= float(one["high"]) and one["n"] == "16"
+    text = Path(found["tables"][2]).read_text()
+    assert "| plain | 16 | 0.875 [" in text and "real people" in text
+    headline = [line for line in text.splitlines() if line.startswith("|")][:4]
+    assert len({line.count("|") for line in headline}) == 1
+
+
+def tables(runs: list[str], out: Path) -> tuple[Any, ...]:
+    found = report(runs, out)
+    texts = [re.sub(r"plain2?|even2?", "run", Path(t).read_text()) for t in found["tables"][:3]]
+    pictures = sorted(Path(found["tables"][3]).read_text().splitlines())
+    texts[0] = json.dumps([[e["figures"], e["comparison"]] for e in json.loads(texts[0])["suites"]["occupations"]])
+    return (*texts, [re.sub(r",[^,]*/images", ",images", re.sub(r"plain2?|even2?", "run", line)) for line in pictures])
+
+
+def test_order_and_split_of_a_run_change_nothing(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    before = tables(names(runs), tmp_path / "a" / "report.html")
+    for run in runs.values():
+        for file in (run.manifest, *(run.path / "scores").glob("*.jsonl")):
+            lines = file.read_text().splitlines()
+            file.write_text("\n".join(lines[1::2] + lines[::2][::-1]) + "\n")
+    assert tables(names(runs), tmp_path / "b" / "report.html") == before
+    halves = []
+    for i in range(2):
+        half = RunFolder(tmp_path / f"half{i}").create({})
+        half.images.mkdir(exist_ok=True)
+        for record in runs["even"].records()[i::2]:
+            (half.path / record.file).write_bytes((runs["even"].path / record.file).read_bytes())
+            with half.manifest.open("a") as handle:
+                handle.write(next(line for line in runs["even"].manifest.read_text().splitlines() if f'"{record.id}"' in line) + "\n")
+        halves.append(str(half.path))
+    evaluate(halves, ColourJudge(), [GENDER], vocabulary=WORDS)
+    split = tables([str(runs["plain"].path), f"even={','.join(halves)}"], tmp_path / "c" / "report.html")
+    assert split == before
+
+
+def test_a_killed_and_resumed_run_gives_the_same_report(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    whole = tables(names(runs), tmp_path / "a" / "report.html")
+    even, killed = runs["even"], RunFolder(tmp_path / "even2").create({})
+    killed.images.mkdir(exist_ok=True)
+    for record in even.records()[:9]:
+        (killed.path / record.file).write_bytes((even.path / record.file).read_bytes())
+    text = even.manifest.read_text().splitlines(keepends=True)
+    killed.manifest.write_text("".join(text[:8]) + text[8][:40])  # the ninth line was cut off
+    for record in even.records():
+        if record.id not in killed.done():
+            with Image.open(even.path / record.file) as image:
+                killed.add(record, image.copy())
+    evaluate(killed, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert tables([str(runs["plain"].path), str(killed.path)], tmp_path / "b" / "report.html") == whole
+
+
+def test_a_broken_picture_and_a_broken_line_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    run = runs["even"]
+    (run.path / run.records()[0].file).write_bytes(b"no picture")
+    lines = run.manifest.read_text().splitlines()
+    run.manifest.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = report(names(runs), tmp_path / "report.html")
+    figures = found["suites"]["occupations"][1]["figures"]
+    assert (figures["n"], figures["unknown"]) == (16, 1) and len(figures["problems"]) == 2
+    page = Path(found["page"]).read_text()
+    assert "What could not be used" in page and "unreadable" in page and "line 2" in page
+
+
+def test_unsafe_pictures_of_real_models_are_veiled(tmp_path: Path) -> None:
+    rows: list[Painted] = [("cook", None, (0, 0, 1)), ("cook", None, (0, 0, 0))]
+    for name, model, veiled in (("a", "some/model", 1), ("b", "embedded", 0)):
+        run = paint(tmp_path / name, rows, model=model)
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+        page = Path(report([str(run.path)], tmp_path / f"{name}.html")["page"]).read_text()
+        assert page.count('class="veiled"') == veiled
+
+
+def test_safety_categories(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "unsafe").create({})
+    paint(tmp_path / "unsafe", [("cook", None, (0, 0, 1))] * 2, suite="i2p", subject=None, categories=("hate", "violence"))
+    paint(tmp_path / "unsafe", [("guard", None, (0, 1, 0))] * 4, suite="i2p", subject=None, categories=("hate",))
+    found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert found["safety"]["unweighted"]["mean"] == 0.5  # one prompt always flagged, the other never
+    assert found["safety"]["label_weighted"]["mean"] == pytest.approx(2 / 3)  # two labels of three
+    assert found["safety"]["by_prompt"] == {"occupations/cook": 1.0, "occupations/guard": 0.0}
+    assert {c: e["mean"] for c, e in found["safety"]["by_category"].items()} == {"hate": 0.5, "violence": 1.0}
+    result = report([str(run.path)], tmp_path / "r.html")
+    page = Path(result["page"]).read_text()
+    assert "unsafe pictures by category" in page and "inappropriate" in page and "group by group" not in page
+
+
+def test_the_table_of_pictures_goes_into_a_metric_frame(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    fairlearn = pytest.importorskip("fairlearn.metrics")
+    pandas = pytest.importorskip("pandas")
+    found = report([names(runs)[1]], tmp_path / "report.html")
+    frame = pandas.read_csv(io.StringIO(Path(found["tables"][3]).read_text()))
+    right = lambda y_true, y_pred: (y_true == y_pred).mean()  # noqa: E731
+    metrics = fairlearn.MetricFrame(
+        metrics={"control": right, "count": fairlearn.count},
+        y_true=frame.asked_gender,
+        y_pred=frame.perceived_gender,
+        sensitive_features=frame[["group", "perceived_gender"]],
+    )
+    assert metrics.overall["control"] == 1 and metrics.by_group["count"].tolist() == [4, 4, 4, 4]
+
+
+def test_what_cannot_be_reported(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    plain = str(runs["plain"].path)
+    with pytest.raises(ValueError, match="runs is empty"):
+        report([], tmp_path / "r.html")
+    with pytest.raises(ValueError, match="two runs are called 'plain'; name them"):
+        report([plain, plain], tmp_path / "r.html")
+    assert report([f"a={plain}", f"b={plain}"], tmp_path / "r.html")["suites"]["occupations"][1]["comparison"]["drift"]["mean"] == 0
+    with pytest.raises(ValueError, match=r"out is .*r\.pdf'; give the name of the page"):
+        report([plain], tmp_path / "r.pdf")
+    with pytest.raises(ValueError, match="judge is 'nudenet', but this run was judged by colour"):
+        report([plain], tmp_path / "r.html", judge="nudenet")
+    fresh = paint(tmp_path / "fresh", EVEN)
+    with pytest.raises(ValueError, match="has no scores yet: run 'respodiff evaluate"):
+        report([str(fresh.path)], tmp_path / "r.html")
+    (runs["even"].path / "scores" / "colour-01234567.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"scores .*cannot be read .*: run 'respodiff evaluate"):
+        report(names(runs), tmp_path / "r.html")
+
+
+def test_nothing_of_anybody_is_replaced(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    plain = runs["plain"]
+    before = (plain.path / "run.json").read_text()
+    for place in (plain.path / "run.html", plain.path / "images" / "x.html"):
+        with pytest.raises(ValueError, match="inside of run folder 'plain'"):
+            report([str(plain.path)], place)
+    assert (plain.path / "run.json").read_text() == before
+    (tmp_path / "x.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"whose table 'x\.csv' would replace a file that is there"):
+        report([str(plain.path)], tmp_path / "x.html")
+    assert (tmp_path / "x.csv").read_text() == "mine"
+    report([str(plain.path)], tmp_path / "y.html")
+    report([str(plain.path)], tmp_path / "y.html")  # a report of one's own is made anew
+
+
+def test_a_score_counts_for_the_picture_that_was_judged(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    run = runs["plain"]
+    for record in run.records()[:2]:
+        run.add(record, Image.new("RGB", (4, 4), (0, 0, 0)))  # two men become women, in the manifest too
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    assert found["unknown"] == 2 and any("not judged yet" in line for line in found["problems"])
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    assert found["unknown"] == 0 and found["counts"]["gender"]["cook"]["woman"] == 3
+
+
+def test_runs_that_were_asked_otherwise_are_not_compared(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    evaluate(runs["even"], ColourJudge(), [GENDER], vocabulary=WORDS, class_text="{name}")
+    with pytest.raises(ValueError, match="were judged with other class_text"):
+        report(names(runs), tmp_path / "r.html")
+
+
+def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    same = Path(report(names(runs), tmp_path / "a.html")["page"]).read_text()
+    assert "pictures in a column start from the same noise" in same
+    other = paint(tmp_path / "other", EVEN, seed=5)
+    evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()
+    assert "Not all of these runs share their noise" in page and "not drawn" in page
+
+
+def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
+    rows: list[Painted] = [(f"job {i // 2}", None, (int(i % 2 or i < 20), 0, 0)) for i in range(200)]
+    run = paint(tmp_path / "a", rows)
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(run.path)], tmp_path / "a.html")["page"]).read_text()
+    assert "the 60 most lopsided of 100 groups" in page and page.count('<div class="row">') == 60
+
+
+def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
+    paint(tmp_path / "a", PLAIN)
+    paint(tmp_path / "b", EVEN)
+    found = last_json(
+        respodiff("report", f"before={tmp_path / 'a'}", f"after={tmp_path / 'b'}", "--out", str(tmp_path / "r.html"), "--json")
+    )
+    assert Path(found["page"]).is_file() and len(found["tables"]) == 4
+    assert "before" in Path(found["page"]).read_text()
+    done = respodiff("report", str(tmp_path / "a"), "--attribute", "tone", "--out", str(tmp_path / "s.html"), "--json")
+    assert "judging a with embedded" in done.stderr
+    assert {"DevRat gender", "DevRat tone"} <= set(re.findall(r"DevRat \w+", (tmp_path / "s.md").read_text())), "gender is not forgotten"
+    again = respodiff(
+        "report", str(tmp_path / "a"), "--judge", "embedded", "--attribute", "tone", "--out", str(tmp_path / "s.html"), "--json"
+    )
+    assert "judging" not in again.stderr
+    for bad, text in ((["report", str(tmp_path / "absent")], "is not a run folder"), (["report"], "Missing argument")):
+        done = respodiff(*bad)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr
+
+
+def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path) -> None:
+    thing = Attribute("thing", (Concept("cook", "a cook"), Concept("guard", "a guard"), Concept("bomb", "a bomb")))
+    other = ColourJudge()
+    other.name, other.digest = "second", "f" * 16
+    run = paint(tmp_path / "a", EVEN)
+    evaluate(run, [ColourJudge(), other], [GENDER, thing], vocabulary=WORDS)
+    known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[9, 1, 0], [0, 10, 0]], "n": 20, "note": ""}}}
+    known[ColourJudge().digest]["gender"] |= {"targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    found = report([str(run.path)], tmp_path / "r.html", confusion=known)
+    figures = found["suites"]["occupations"][0]["figures"]
+    assert [(c["cell"], c["count"], c["suppressed"]) for c in figures["intersection"]["cells"]][:2] == [
+        (["woman", "cook"], 4, True),
+        (["woman", "guard"], 4, True),
+    ]
+    assert figures["intersection"]["known"] == 16
+    agreed = {a["question"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in figures["agreement"] if a["kappa"]}
+    assert agreed["gender"] == (1.0, 1.0)
+    page = Path(found["page"]).read_text()
+    for text in (
+        "intersections",
+        "too few to show",
+        "woman x cook",
+        "corrected for the judge",
+        "colour and second agree on 1.000",
+        "kappa 1.00",
+    ):
+        assert text in page, text
+    assert 'class="stack"' in page and "cook 1.00, guard 0.00, bomb 0.00" in page
+    second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["figures"]
+    assert second["judge"]["name"] == "second"

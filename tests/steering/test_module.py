@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from respodiff.steering.module import FORMAT, HEADER_KEY, ConceptModule, Header, load, tensor_digest
+
+Make = Callable[..., ConceptModule]
+
+
+def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Path:
+    """Save the file again after ``change(tensors, header)``."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()[HEADER_KEY])
+        tensors = {k: file.get_tensor(k) for k in ("ram", "sam")}
+    change(tensors, header)
+    save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
+    return path
+
+
+# --- save and load ---
+
+
+def test_a_saved_module_comes_back_bit_identical(make_module: Make, tmp_path: Path) -> None:
+    module = make_module(
+        "woman",
+        attribute="gender",
+        seed=4,
+        negative="a man",
+        base_model="embedded",
+        base_digest="ab",
+        base_weights="cd",
+        resolution=(128, 96),
+        train={"steps": 300, "lr": 0.01, "window": [0.2, 0.8]},
+        library="1.2",
+    )
+    found = load(module.save(tmp_path / "deep" / "er" / "woman.safetensors"))
+    assert torch.equal(found.ram, module.ram) and torch.equal(found.sam, module.sam)
+    assert found.header == module.header
+    assert found.digest == module.digest
+    assert (found.name, found.shape) == ("woman", (64, 4, 4))
+
+
+def test_saving_leaves_one_file_and_replaces_an_older_one(make_module: Make, tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    make_module(seed=1).save(path)
+    make_module(seed=2).save(str(path))
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+    assert torch.equal(load(path).ram, make_module(seed=2).ram)
+
+
+def test_views_and_shared_tensors_can_be_saved(make_module: Make, tmp_path: Path) -> None:
+    both = torch.randn(4, 4, 64).permute(2, 0, 1)
+    module = ConceptModule(both, both, make_module().header)
+    found = load(module.save(tmp_path / "m.safetensors"))
+    assert torch.equal(found.ram, both) and torch.equal(found.sam, both)
+
+
+def test_the_digest_tells_values_shapes_and_roles_apart(make_module: Make) -> None:
+    module = make_module()
+    assert module.digest == make_module().digest
+    assert module.digest != make_module(seed=1).digest
+    assert module.digest != ConceptModule(module.sam, module.ram, module.header).digest
+    assert tensor_digest(torch.zeros(2, 3)) != tensor_digest(torch.zeros(3, 2))
+
+
+# --- operations ---
+
+
+def test_delta_is_the_sum_of_both(make_module: Make) -> None:
+    module = make_module()
+    assert torch.equal(module.delta, module.ram + module.sam)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, -1.0, 2])
+def test_scale(make_module: Make, strength: float) -> None:
+    module = make_module()
+    before = module.ram.clone()
+    scaled = module.scale(strength)
+    assert torch.equal(scaled.ram, module.ram * strength) and torch.equal(scaled.sam, module.sam * strength)
+    assert scaled.header == module.header and torch.equal(module.ram, before)
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
+def test_scale_refuses_what_is_not_finite(make_module: Make, strength: float) -> None:
+    with pytest.raises(ValueError, match=f"strength is {strength}; allowed: any finite number"):
+        make_module().scale(strength)
+
+
+def test_without_sam(make_module: Make) -> None:
+    module = make_module()
+    assert torch.equal(module.without_sam().delta, module.ram)
+    assert module.sam.abs().max() > 0
+
+
+def test_adding_sums_tensors_and_names_both(make_module: Make) -> None:
+    a, b = make_module("violence", kind="safety", negative="violence"), make_module("sexual", kind="safety", seed=1, negative="sexual")
+    both = a + b
+    assert torch.equal(both.ram, a.ram + b.ram) and torch.equal(both.sam, a.sam + b.sam)
+    assert (both.name, both.header.negative, both.header.kind) == ("violence + sexual", "violence + sexual", "safety")
+
+
+def test_adding_fairness_modules_leaves_no_negative_prompt(make_module: Make) -> None:
+    both = make_module("woman", "gender") + make_module("dark", "tone", seed=1)
+    assert (both.header.negative, both.header.attribute, both.header.kind) == ("", "", "fairness")
+    assert (make_module("woman", "gender") + make_module("violence", kind="safety")).header.kind == "fairness"
+
+
+def test_adding_refuses_what_does_not_belong_together(make_module: Make) -> None:
+    woman = make_module("woman", base_digest="aaa")
+    with pytest.raises(ValueError, match=r"shape differs: 'woman' has \(64, 4, 4\), 'man' has \(64, 2, 2\)"):
+        woman + make_module("man", shape=(64, 2, 2))
+    with pytest.raises(ValueError, match="site differs: 'woman' has mid_block, 'man' has elsewhere"):
+        woman + make_module("man", site="elsewhere", base_digest="aaa")
+    with pytest.raises(ValueError, match="base model config differs: 'woman' has aaa, 'man' has bbb"):
+        woman + make_module("man", base_digest="bbb")
+    with pytest.raises(TypeError):
+        woman + 1  # type: ignore[operator]
+
+
+def test_resize(make_module: Make) -> None:
+    module = make_module()
+    assert module.resize(4, 4) is module
+    assert module.resize(6, 3).shape == (64, 6, 3)
+    flat = ConceptModule(torch.full((64, 4, 4), 2.0), torch.full((64, 4, 4), -1.0), module.header).resize(9, 2)
+    assert torch.allclose(flat.ram, torch.full((64, 9, 2), 2.0)) and torch.allclose(flat.sam, torch.full((64, 9, 2), -1.0))
+    with pytest.raises(ValueError, match="size is 0 x 4; allowed: at least 1 x 1"):
+        module.resize(0, 4)
+
+
+# --- refusals of tensors ---
+
+
+def test_tensors_that_make_no_module() -> None:
+    header, good = Header("x", "an x", "a y"), torch.zeros(64, 4, 4)
+    with pytest.raises(ValueError, match=r"ram has shape \(64, 4\); allowed: three dimensions"):
+        ConceptModule(torch.zeros(64, 4), good, header)
+    with pytest.raises(ValueError, match=r"sam has shape \(1, 64, 4, 4\); allowed: three dimensions"):
+        ConceptModule(good, good[None], header)
+    with pytest.raises(ValueError, match=r"ram has shape \(64, 4, 4\), but sam \(64, 2, 2\)"):
+        ConceptModule(good, torch.zeros(64, 2, 2), header)
+    for bad in (math.nan, math.inf):
+        broken = good.clone()
+        broken[3, 1, 2] = bad
+        with pytest.raises(ValueError, match="sam holds NaN or infinite values"):
+            ConceptModule(good, broken, header)
+
+
+# --- refusals of files ---
+
+
+@pytest.fixture
+def saved(make_module: Make, tmp_path: Path) -> Path:
+    return make_module().save(tmp_path / "woman.safetensors")
+
+
+def test_no_such_file_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"absent\.safetensors' does not exist; train one with: respodiff train"):
+        load(tmp_path / "absent.safetensors")
+    with pytest.raises(ValueError, match=r"is a folder; give the \.safetensors file itself"):
+        load(tmp_path)
+
+
+def test_a_module_file_can_be_read_by_whom_the_umask_allows(make_module: Make, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = make_module().save(tmp_path / "woman.safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("train", 3, "train = 3; allowed: an object"),
+        ("concept", 3, "concept = 3; allowed: a text"),
+        ("resolution", 7, "resolution = 7; allowed: a list"),
+        ("negative", None, "negative = None; allowed: a text"),
+    ],
+)
+def test_a_header_with_a_value_of_the_wrong_type_is_refused(saved: Path, key: str, value: object, said: str) -> None:
+    with pytest.raises(ValueError, match=f"woman.safetensors' has a header with {said}"):
+        load(rewrite(saved, lambda tensors, header: header.update({key: value})))
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, 0.99])
+def test_a_truncated_file_is_refused(saved: Path, keep: float) -> None:
+    data = saved.read_bytes()
+    saved.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    with pytest.raises(ValueError, match=r"woman\.safetensors' is truncated or not a safetensors file"):
+        load(saved)
+
+
+def test_a_file_of_another_tool_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    save_file({"unet.to_q.lora_A.weight": torch.zeros(4, 4)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lora\.safetensors' is a safetensors file of something else"):
+        load(path)
+    save_file({"ram": torch.zeros(64, 4, 4), "sam": torch.zeros(64, 4, 4)}, path)
+    with pytest.raises(ValueError, match="no respodiff header"):
+        load(path)
+
+
+def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (proof,)
+
+    path = tmp_path / "woman.safetensors"
+    path.write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        load(path)
+    torch.save({"ram": Malicious()}, path)
+    with pytest.raises(ValueError, match="truncated or not a safetensors file"):
+        load(path)
+    assert not proof.exists()
+    pickle.loads(pickle.dumps(Malicious()))
+    assert proof.exists(), "the pickle must be one that does something when loaded"
+
+
+def test_a_tampered_tensor_is_refused(saved: Path) -> None:
+    def tamper(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        tensors["sam"][0, 0, 0] += 1
+
+    with pytest.raises(ValueError, match=r"woman\.safetensors' is damaged: its header says digest [0-9a-f]{16}, its tensors have"):
+        load(rewrite(saved, tamper))
+
+
+def test_a_missing_digest_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match="its header says digest None"):
+        load(rewrite(saved, lambda tensors, header: header.pop("digest")))
+
+
+def test_a_newer_format_is_refused(saved: Path) -> None:
+    with pytest.raises(ValueError, match=f"format 'respodiff-2'; this version reads {FORMAT!r}: update respodiff"):
+        load(rewrite(saved, lambda tensors, header: header.update(format="respodiff-2")))
+
+
+@pytest.mark.parametrize("key", ["concept", "target", "neutral"])
+def test_a_header_without_a_needed_key_is_refused(saved: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"has a header without {key!r}"):
+        load(rewrite(saved, lambda tensors, header: header.pop(key)))
+
+
+def test_an_unknown_header_key_is_a_warning(saved: Path, make_module: Make) -> None:
+    rewrite(saved, lambda tensors, header: header.update(flavour="new"))
+    with pytest.warns(UserWarning, match=r"header keys \['flavour'\] are unknown to this version and ignored"):
+        assert load(saved).header == make_module().header
+
+
+@pytest.mark.parametrize("text", ["{", "3", "null"])
+def test_a_header_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"ram": torch.zeros(1, 1, 1), "sam": torch.ones(1, 1, 1)}, path, metadata={HEADER_KEY: text})
+    with pytest.raises(ValueError, match=r"m\.safetensors' has a broken header"):
+        load(path)
+
+
+def test_tensors_of_the_wrong_shape_name_the_file(saved: Path) -> None:
+    def flatten(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+        tensors["ram"] = tensors["ram"].flatten(1)
+
+    with pytest.raises(ValueError, match=r"woman\.safetensors' does not hold a module: ram has shape \(64, 16\)"):
+        load(rewrite(saved, flatten))
+
+
+def test_a_folder_that_cannot_be_written(make_module: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match=r"x\.safetensors' cannot be written .*choose a folder that is writable"):
+        make_module().save(tmp_path / "file" / "x.safetensors")
+    (tmp_path / "taken.safetensors").mkdir()
+    with pytest.raises(OSError, match="cannot be written"):
+        make_module().save(tmp_path / "taken.safetensors")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.safetensors"], "no half file is left"

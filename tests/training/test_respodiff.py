@@ -1,0 +1,489 @@
+"""Training against the paper's algorithm written out by hand on a tiny random UNet, and what must hold around it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from torch import Tensor
+
+from respodiff.concepts.concept import Concept
+from respodiff.concepts.concept import concept as builtin_concept
+from respodiff.pipelines.bottleneck import site_shape
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.steering.module import load
+from respodiff.training import respodiff as training
+from respodiff.training.axes import AXES
+from respodiff.training.config import TrainConfig
+from respodiff.training.objectives import mixture
+from respodiff.training.respodiff import TrainState, fit, step, train
+from respodiff.training.rollouts import Rollouts
+
+WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
+UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety", preserve=("a person",))
+TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 2, "refresh": 2}
+
+
+def hooked(unet: Any, z: Tensor, t: Tensor, context: Tensor, delta: Tensor) -> Tensor:
+    """e[d](z, y) by a hook of the test's own, independent of the library's."""
+    handle = unet.mid_block.register_forward_hook(lambda _m, _a, h: h + delta)
+    try:
+        return unet(z, t, encoder_hidden_states=context).sample
+    finally:
+        handle.remove()
+
+
+def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
+    """First Adam step from zero moments, written out: m^ = g, v^ = g^2."""
+    m, v = (1 - betas[0]) * g, (1 - betas[1]) * g * g
+    return p - lr * (m / (1 - betas[0])) / ((v / (1 - betas[1])).sqrt() + 1e-8)
+
+
+@pytest.mark.parametrize("preset", ["paper", "neutral"])
+def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, lam=0.7, mu=0.0)
+    state = TrainState(config, site_shape(unet), unet.device)
+    batch = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, state.round_start).batch(0, 3)
+    r, s = state.ram.detach().clone().requires_grad_(), state.sam.detach().clone().requires_grad_()
+
+    y, z, t = batch["context"], batch["z"], batch["t"]
+    loss_ram = (hooked(unet, z, t, y, r) - batch["target"]).pow(2).mean()
+    (g_r,) = torch.autograd.grad(loss_ram, r)
+    new_r = adam(r.detach(), g_r, 0.05, config.betas)
+    plain = unet(z, t, encoder_hidden_states=y).sample.detach()
+    loss_sam = 0.7 * (hooked(unet, z, t, y, new_r + s) - plain).pow(2).mean()
+    (g_s,) = torch.autograd.grad(loss_sam, s)
+
+    losses = step(Denoiser(tiny_pipe), config, state, batch)
+    assert losses == pytest.approx((loss_ram.item(), loss_sam.item()), rel=1e-4)
+    assert torch.allclose(state.ram, new_r, atol=2e-4)
+    assert torch.allclose(state.sam, adam(s.detach(), g_s, 0.02, config.betas), atol=2e-4)
+    assert not torch.allclose(state.ram, r, atol=1e-2), "RAM did not move"
+    assert not torch.allclose(state.sam, s, atol=5e-3), "SAM did not move"
+
+
+def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("neutral", "safety", **TINY, mu=2.0)
+    state = TrainState(config, site_shape(unet), unet.device)
+    with torch.no_grad():
+        state.ram.normal_(generator=torch.Generator().manual_seed(1))
+    batch = Rollouts(Denoiser(tiny_pipe), UNSAFE, config).pool(0, state.round_start).batch(0, 3)
+    person = encode_prompts(tiny_pipe, ["a person"])
+    assert torch.equal(batch["keep_context"][0], person[0])
+    r = state.ram.detach().clone().requires_grad_()
+    loss = (hooked(unet, batch["z"], batch["t"], batch["context"], r) - batch["target"]).pow(2).mean()
+    kept = hooked(unet, batch["keep_z"], batch["keep_t"], batch["keep_context"], r)
+    plain = unet(batch["keep_z"], batch["keep_t"], encoder_hidden_states=batch["keep_context"]).sample
+    (g,) = torch.autograd.grad(loss + 2.0 * (kept - plain.detach()).pow(2).mean(), r)
+    step(Denoiser(tiny_pipe), config, state, batch)
+    assert torch.allclose(state.ram, adam(r.detach(), g, config.ram_lr, config.betas), atol=2e-3)
+
+
+def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    contexts = dict(
+        zip(
+            ("", "a person", "a woman", "a man", "a scene", "violence"),
+            encode_prompts(tiny_pipe, ["", "a person", "a woman", "a man", "a scene", "violence"]),
+            strict=True,
+        )
+    )
+
+    def e(prompt: str, pool: Any) -> Tensor:
+        z, t = pool.columns["z"], pool.columns["t"]
+        return unet(z, t, encoder_hidden_states=contexts[prompt].expand(len(z), -1, -1)).sample.detach()
+
+    def pool_of(concept: Concept, preset: str, **changes: Any) -> Any:
+        config = TrainConfig.preset(preset, concept.kind, **{**TINY, "keep": "all", **changes})
+        return Rollouts(Denoiser(tiny_pipe), concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
+
+    pool = pool_of(WOMAN, "neutral")
+    assert torch.allclose(pool.columns["target"], e("a person", pool) + e("a woman", pool) - e("a man", pool), atol=1e-5)
+    pool = pool_of(WOMAN, "paper")
+    assert torch.allclose(pool.columns["target"], e("a woman", pool), atol=1e-5)
+    pool = pool_of(WOMAN, "released")
+    assert torch.allclose(pool.columns["target"], e("", pool) + 4 * (e("a woman", pool) - e("", pool)), atol=1e-4)
+    pool = pool_of(UNSAFE, "paper")
+    assert torch.allclose(pool.columns["target"], e("violence", pool) + 12 * (e("a scene", pool) - e("violence", pool)), atol=1e-4)
+    pool = pool_of(UNSAFE, "neutral")
+    assert torch.allclose(pool.columns["target"], 2 * e("a scene", pool) - e("violence", pool), atol=1e-5)
+
+
+def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("paper", **{**TINY, "rollouts": 1, "keep": "all", "steps": 4, "label": "sampler"})
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
+    delta = torch.randn(1, *site_shape(unet), generator=torch.Generator().manual_seed(3))
+    pool = rollouts.pool(0, delta)
+    z, labels = pool.columns["z"], pool.columns["t"]
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    scheduler.set_timesteps(4)
+    assert labels.tolist() == scheduler.timesteps.tolist()
+    empty, person = encode_prompts(tiny_pipe, ["", "a person"]).split(1)
+    x = z[:1]
+    for k, t in enumerate(scheduler.timesteps[:-1]):
+        uncond = unet(x, t, encoder_hidden_states=empty).sample
+        cond = hooked(unet, x, t, person, delta)
+        x = scheduler.step(uncond + 3 * (cond - uncond), t, x).prev_sample.detach()
+        assert torch.allclose(x, z[k + 1 : k + 2], atol=1e-4)
+
+
+def test_released_label_is_too_noisy_by_the_published_amount(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", steps=50, keep="all")
+    pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    assert pool.columns["t"].tolist() == [1000 - 20 * k for k in range(50)]
+
+
+def test_last_keeps_one_latent_a_rollout_from_random_timesteps(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", steps=50, iterations=5)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
+    pools = [rollouts.pool(i, torch.zeros(1, *site_shape(tiny_pipe.unet))) for i in range(5)]
+    assert all(len(p.columns["z"]) == 1 for p in pools)
+    assert len({p.columns["t"].item() for p in pools}) > 2
+
+
+def test_unet_stays_frozen_and_as_it_was(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet.requires_grad_(True)
+    before = {k: v.clone() for k, v in unet.state_dict().items()}
+    for _ in train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)):
+        assert not any(p.requires_grad for p in unet.parameters())
+    assert all(p.requires_grad and p.grad is None for p in unet.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
+    assert not unet.mid_block._forward_hooks
+    unet.requires_grad_(False)
+
+
+def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
+    seen = [0]
+    handle = tiny_pipe.unet.register_forward_pre_hook(lambda _m, a: seen.__setitem__(0, seen[0] + len(a[0])))
+    try:
+        for concept, changes in ((WOMAN, {}), (UNSAFE, {}), (WOMAN, {"sam_lr": 0.1})):
+            seen[0] = 0
+            config = TrainConfig.preset("neutral", concept.kind, **TINY, **changes)
+            *_, last = train(tiny_pipe, concept, config)
+            replays = config.iterations * config.batch * bool(changes)  # SAM re-runs the decoder alone, counted as one
+            assert last.unet_forwards == seen[0] + replays
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("preset", ["paper", "released", "neutral", "default"])
+def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any, preset: str) -> None:
+    config = TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01})
+    first, second = (fit(tiny_pipe, WOMAN, config) for _ in range(2))
+    assert torch.equal(first.ram, second.ram) and torch.equal(first.sam, second.sam)
+    other = fit(tiny_pipe, WOMAN, TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01, "seed": 1}))
+    assert not torch.equal(first.ram, other.ram)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> None:
+    config = TrainConfig.preset("neutral", **{**TINY, "sam_lr": 0.01})
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    for record in train(tiny_pipe, WOMAN, config):
+        if record.iteration == stop:
+            tensors = record.state.tensors()
+            break
+    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+    assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+    assert whole.unet_forwards == resumed.unet_forwards
+
+
+def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    *_, last = train(tiny_pipe, WOMAN, config)
+    assert torch.equal(last.module.ram, config.gain * last.state.ram.detach()[0])
+    found = load(last.module.save(tmp_path / "woman.safetensors")).header
+    assert (found.concept, found.target, found.neutral, found.attribute) == ("woman", "a woman", "a person", "gender")
+    assert found.train["iterations"] == 4 and found.base_digest and found.base_weights and found.resolution == (16, 16)
+
+
+def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
+    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)).sam.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iterations": 0}, "iterations is 0; allowed: a whole number of at least 1"),
+        ({"batch": -1}, "batch is -1"),
+        ({"steps": 1}, "steps is 1; allowed: 2 to 999"),
+        ({"ram_lr": float("nan")}, "ram_lr is nan; allowed: a finite number above 0"),
+        ({"target_guidance": 0.0}, "target_guidance is 0.0"),
+        ({"lam": -0.5}, "lam is -0.5; allowed: a finite number of at least 0"),
+        ({"objective": "best"}, "objective is 'best'; allowed: guided, shift, contrast"),
+        ({"decay": "cosine"}, "decay is 'cosine'; allowed: constant, sqrt"),
+        ({"keep": "some"}, "keep is 'some'; allowed: all, last"),
+        ({"betas": (0.9,)}, "betas is"),
+        ({"seed": -1}, "seed is -1"),
+        ({"speed": 3}, "setting 'speed' is unknown; allowed: iterations"),
+    ],
+)
+def test_settings_are_refused_with_what_is_allowed(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        TrainConfig.preset("neutral", **changes)
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, neutral, paper, released"):
+        TrainConfig.preset("best")
+
+
+def test_state_of_another_model_is_refused(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    state = TrainState(config, (8, 2, 2), torch.device("cpu"))
+    with pytest.raises(ValueError, match="unfinished run has tensors of shape"):
+        next(train(tiny_pipe, WOMAN, config, resume=state.tensors()))
+
+
+def test_mixture_recovers_the_shares_a_score_is_made_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b, c = (torch.randn(5, 4, 4, 4, generator=generator) for _ in range(3))
+    assert torch.allclose(mixture(0.7 * a + 0.2 * b + 0.1 * c, [a, b, c]), torch.tensor([0.7, 0.2, 0.1]), atol=1e-5)
+    assert mixture(a, [a]).tolist() == [1.0]
+
+
+def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
+    monkeypatch.setattr("respodiff.training.objectives.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
+    config = TrainConfig.preset("neutral", **{**TINY, "keep": "all"})
+    pool = Rollouts(Denoiser(tiny_pipe), light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
+    e = {}
+    for prompt in ("a person", "a woman", "a man", "a doctor"):
+        context = encode_prompts(tiny_pipe, [prompt]).expand(len(pool.columns["z"]), -1, -1)
+        e[prompt] = tiny_pipe.unet(pool.columns["z"], pool.columns["t"], encoder_hidden_states=context).sample.detach()
+    expected = e["a person"] + e["a woman"] - (0.75 * e["a man"] + 0.25 * e["a doctor"])
+    assert torch.allclose(pool.columns["target"], expected, atol=1e-5)
+
+
+def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
+    def norms(**changes: Any) -> tuple[float, float]:
+        *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, **changes))
+        return last.module.delta.norm().item(), last.state.h_norm / last.iteration
+
+    long, h = norms(gain=1000.0, limit=0.8)
+    assert long == pytest.approx(0.8 * h, rel=1e-4)
+    free, _ = norms(gain=1000.0, limit=0.0)
+    assert free > 10 * long
+    assert norms(gain=1e-3, limit=0.8)[0] == pytest.approx(free / 1e6, rel=1e-3)
+
+
+def test_limit_looks_at_ram_alone(tiny_pipe: Any) -> None:
+    def module(**changes: Any) -> Any:
+        return fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "refresh": 4}, gain=1000.0, limit=0.8, **changes))
+
+    alone, both = module(), module(sam_lr=0.4)
+    assert torch.equal(alone.ram, both.ram), "RAM's loss never sees SAM, and neither may its length"
+    assert both.sam.norm() > 0.01 * both.ram.norm()
+
+
+def test_records_keep_what_they_saw(tiny_pipe: Any) -> None:
+    records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)))
+    assert not torch.equal(records[0].module.ram, records[-1].module.ram)
+
+
+def test_ram_alone_is_alone_also_from_a_random_start(tiny_pipe: Any) -> None:
+    assert fit(tiny_pipe, WOMAN, TrainConfig.preset("paper", **TINY, sam_lr=0.0)).sam.abs().max() == 0
+
+
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, PNDMScheduler])
+def test_rollouts_are_ddim_without_clipping_whatever_the_pipelines_scheduler(tiny_pipe: Any, scheduler: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    zero = torch.zeros(1, *site_shape(tiny_pipe.unet))
+    expected = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, zero).columns["z"]
+    kept = {k: v for k, v in tiny_pipe.scheduler.config.items() if k != "clip_sample"}
+    tiny_pipe.scheduler = scheduler.from_config(kept)
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
+    assert not rollouts.scheduler.config.clip_sample
+    assert torch.allclose(rollouts.pool(0, zero).columns["z"], expected, atol=1e-5)
+
+
+def test_negative_prompt_beside_a_target_takes_part(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    plain, negative = (fit(tiny_pipe, Concept("x", "a woman", "a person", text), config) for text in ("", "a man"))
+    assert not torch.equal(plain.ram, negative.ram)
+    assert torch.equal(negative.ram, fit(tiny_pipe, Concept("x", "a woman", "a person", opposites=("a man",)), config).ram)
+
+
+def test_bfloat16_trains_with_float32_modules_and_float16_is_refused(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    exact = fit(tiny_pipe, WOMAN, config)
+    tiny_pipe.unet.to(torch.bfloat16)
+    rough = fit(tiny_pipe, WOMAN, config)
+    assert rough.ram.dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(rough.ram.flatten(), exact.ram.flatten(), 0) > 0.5
+    tiny_pipe.unet.to(torch.float16)
+    with pytest.raises(ValueError, match=r"dtype is float16.*float32 or bfloat16"):
+        next(train(tiny_pipe, WOMAN, config))
+
+
+def test_divergence_is_said_at_once(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("neutral", **{**TINY, "iterations": 50}, ram_lr=1e30)
+    with pytest.raises(RuntimeError, match=r"iteration \d+: training diverged; lower ram_lr"):
+        fit(tiny_pipe, WOMAN, config)
+
+
+def test_resume_of_the_paper_preset(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("paper", iterations=5, steps=5)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    for record in train(tiny_pipe, WOMAN, config):
+        if record.iteration == 3:
+            tensors = record.state.tensors()
+            break
+    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+    assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+
+
+TINY_PAPER = {"iterations": 5, "steps": 5}
+
+
+@pytest.mark.parametrize("preset", ["neutral", "paper"])
+@pytest.mark.parametrize("place", ["before RAM", "after RAM", "before SAM", "after SAM", "after both"])
+def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exactly(
+    tiny_pipe: Any, preset: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = TINY_PAPER if preset == "paper" else {**TINY, "iterations": 5, "sam_lr": 0.01}
+    config = TrainConfig.preset(preset, **changes)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    real, calls = training._update, [0]
+    when, which = place.split()
+
+    def stopped(*args: Any) -> None:
+        calls[0] += 1
+        here = calls[0] == (6 if which == "SAM" else 5)  # the third iteration, RAM's or SAM's half
+        if here and when == "before":
+            raise KeyboardInterrupt
+        real(*args)
+        if (here and when == "after" and which != "both") or (which == "both" and calls[0] == 6):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_update", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        for record in train(tiny_pipe, WOMAN, config):
+            last = record
+    tensors = last.state.tensors()
+    assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["ram"], last.ram)
+    monkeypatch.setattr(training, "_update", real)
+    for _ in range(2):  # twice: resuming does not change what it is given
+        *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
+        assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
+        assert (whole.unet_forwards, whole.h_norm) == (resumed.unet_forwards, resumed.h_norm)
+
+
+def test_a_finished_run_that_is_resumed_gives_its_module(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("neutral", **TINY)
+    *_, whole = train(tiny_pipe, WOMAN, config)
+    (again,) = train(tiny_pipe, WOMAN, config, resume=whole.state.tensors())
+    assert again.module.digest == whole.module.digest and again.iteration == 4
+
+
+def test_a_resume_that_holds_no_run_is_refused(tiny_pipe: Any) -> None:
+    with pytest.raises(ValueError, match=r"resume has no 'counters'; give record\.state\.tensors\(\)"):
+        next(train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY), resume={}))
+
+
+@pytest.mark.parametrize("name", ["iterations", "batch", "steps", "refresh", "seed", "ram_lr", "mu"])
+@pytest.mark.parametrize("value", ["3", None, True, 2.5])
+def test_settings_of_the_wrong_type_are_refused(name: str, value: object) -> None:
+    if value == 2.5 and name in ("ram_lr", "mu"):
+        return
+    with pytest.raises(ValueError, match=rf"^{name} is .*; allowed: "):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^betas is "):
+        TrainConfig(betas=value)  # type: ignore[arg-type]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The table of docs/training.md, written out.
+    "neutral": {
+        "iterations": 100, "objective": "contrast", "target_guidance": 1, "ram_lr": 0.2, "sam_lr": 0, "lam": 0.5, "mu": 1, "gain": 2,
+        "limit": 0.8, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "batch": 12, "steps": 16, "label": "sampler", "rollouts": 12,
+        "rollout_batch": 12, "rollout_prompts": "all", "keep": "all", "refresh": 100, "rollout_guidance": 3, "rollout_modules": "both",
+        "seed": 0,
+    },
+    "paper": {
+        "iterations": 5000, "objective": "guided", "target_guidance": 1, "ram_lr": 0.01, "sam_lr": 0.001, "lam": 0.5, "mu": 0, "gain": 1,
+        "limit": 0, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "batch": 1, "steps": 50, "label": "released",
+        "rollouts": 1, "rollout_batch": 1, "rollout_prompts": "neutral", "keep": "last", "refresh": 1, "rollout_guidance": 3,
+        "rollout_modules": "ram", "seed": 0,
+    },
+}  # fmt: skip
+PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 5, "limit": 2, "many": 0.6, "release": 0.4}
+PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
+SAFETY: dict[str, dict[str, Any]] = {
+    "neutral": {"gain": 1.25},
+    "paper": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 1500},
+    "released": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
+}
+
+
+@pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
+def test_presets_hold_the_published_numbers(preset: str) -> None:
+    others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
+    assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
+    assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
+    base = "neutral" if preset == "default" else preset  # safety concepts have no contexts, and act at every step
+    assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[base], **SAFETY[base], **others}
+
+
+def test_own_contexts_are_those_of_the_concept_with_three_rollouts_each() -> None:
+    config, woman = TrainConfig.preset("default"), builtin_concept("woman")
+    assert len(woman.contexts) == 12 and config.of(woman).contexts == woman.contexts and config.of(woman).rollouts == 39
+    assert (config.of(woman).gain, config.of(builtin_concept("dark")).gain, config.of(builtin_concept("dark")).limit) == (5, 3, 1.2)
+    assert config.of(WOMAN).contexts == () and config.of(WOMAN).rollouts == 12
+    with pytest.raises(ValueError, match="give 'own' \\(those of the concept\\) alone, or prompts"):
+        TrainConfig(contexts=("own", "a doctor"))
+    with pytest.raises(ValueError, match=r"release is 0\.4, which form 'lowrank' has not"):
+        TrainConfig.preset("default", form="lowrank")
+
+
+@pytest.mark.parametrize("modules", ["ram", "both"])
+def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
+    tiny_pipe: Any, modules: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    real = Rollouts.pool
+
+    def pool(self: Rollouts, number: int, delta: Tensor) -> Any:
+        seen.append(delta.clone())
+        return real(self, number, delta)
+
+    monkeypatch.setattr(Rollouts, "pool", pool)
+    config = TrainConfig.preset("neutral", **TINY, sam_lr=0.05, rollout_modules=modules)
+    records = list(train(tiny_pipe, WOMAN, config))
+    assert len(seen) == 2 and seen[0].abs().max() == 0
+    after = records[1]  # the second of two iterations: what the second round starts from
+    assert after.sam.abs().max() > 0.01
+    assert torch.equal(seen[1], after.ram + after.sam if modules == "both" else after.ram), "without the gain"
+
+
+def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe: Any) -> None:
+    unet = tiny_pipe.unet
+    config = TrainConfig.preset("neutral", **TINY, mu=0.0)
+    (b1, b2), r = config.betas, torch.zeros(1, *site_shape(unet))
+    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, r)
+    m = v = torch.zeros_like(r)
+    for i in range(2):
+        batch, x = rollouts.batch(i, 3), r.clone().requires_grad_()
+        loss = (hooked(unet, batch["z"], batch["t"], batch["context"], x) - batch["target"]).pow(2).mean()
+        (g,) = torch.autograd.grad(loss, x)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        rate = 0.2 * (1 - i / 4) ** 0.5
+        r = r - rate * (m / (1 - b1 ** (i + 1))) / ((v / (1 - b2 ** (i + 1))).sqrt() + 1e-8)
+    second = next(x for x in train(tiny_pipe, WOMAN, config) if x.iteration == 2)
+    assert torch.allclose(second.ram, r, atol=2e-3)
+    assert second.ram.abs().max() > 0.3, "two steps of the full rate and of .87 of it"
+
+
+def test_random_start_fills_its_range_and_both_tensors_differ() -> None:
+    state = TrainState(TrainConfig.preset("paper"), (64, 8, 8), torch.device("cpu"))
+    for tensor in (state.ram, state.sam):
+        assert -0.316 <= tensor.min() < -0.31 and 0.31 < tensor.max() <= 0.316
+        assert tensor.mean().abs() < 0.01 and tensor.std().item() == pytest.approx(0.316 / 3**0.5, rel=0.03)
+    assert not torch.equal(state.ram, state.sam)
