@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 HEAD = """# What the preset `neutral` shows
 
@@ -18,6 +22,11 @@ n. *Control*: share of pictures in which the judge sees the concept that was ask
 that the prompt names, in parentheses relative to the plain model; subjects were asked for by their own names here, some of which the judge
 does not know (asked as it knows them, .870 plain and .819 at strength 1: [judges.md](judges.md)). *Alignment*: 100 x cosine of picture and own prompt.
 """
+
+
+def say(text: str) -> None:
+    """Prints a line with the time."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

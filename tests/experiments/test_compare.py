@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from command import respodiff
-from respodiff.cli.compare import _settings
+from respodiff.cli.compare import method_settings
 from respodiff.data.run_folder import Prompt, RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments.compare import Contest, Progress
 from respodiff.experiments.comparison_page import publish
-from respodiff.experiments.comparison_report import rows_of, unmoved
+from respodiff.experiments.comparison_report import rows_of, trade_off, unmoved
 from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
 from respodiff.methods.registry import NAMES
 
@@ -172,10 +172,15 @@ def test_a_strength_among_the_settings_is_a_factor_and_needs_no_training(tiny_pi
 
 
 def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
-    base = {"sdisc": {"rollouts": 48}}
-    found = _settings(["sdisc.iterations=7", "sdisc.strength=1.5", "uce.subjects=doctor,nurse", "esd-x.ram_lr=1e-5"], "fairness", base)
-    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "strength": 1.5} and base == {"sdisc": {"rollouts": 48}}
-    assert found["uce"] == {"subjects": ("doctor", "nurse")} and found["esd-x"] == {"ram_lr": 1e-5}
+    file = tmp_path / "settings.toml"
+    file.write_text(
+        "[fairness.sdisc]\nrollouts = 48\niterations = 200\n"
+        '[fairness."uce:two"]\nsubjects = ["doctor", "nurse"]\nstrength = 2.0\n[safety.esd-x]\nstrength = 0.5\n'
+    )
+    found = method_settings(file, ["sdisc.iterations=7", "sdisc.strength=1.5"], "fairness")
+    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "strength": 1.5}
+    assert found["uce:two"] == {"subjects": ("doctor", "nurse"), "strength": 2.0} and len(found) == 2
+    assert method_settings(file, ["esd-x.ram_lr=1e-5"], "safety") == {"esd-x": {"strength": 0.5, "ram_lr": 1e-5}}
     for pair, text in (
         ("sdics.iterations=7", "write NAME.KEY=VALUE with NAME one of respodiff, plain"),
         ("sdisc.iterations", "write NAME.KEY=VALUE"),
@@ -184,7 +189,16 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
         ("sdisc.iterations=0", "iterations is 0; allowed: a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
-            _settings([pair], "fairness", {})
+            method_settings(None, [pair], "fairness")
+
+
+@pytest.mark.parametrize("text", ["[sdisc]\niterations = 1\n", "[fairness.sdisc]\nits = 1\n", "[fairness.sdics]\nits = 1\n", "= 1\n"])
+def test_a_wrong_file_of_settings_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.toml").write_text(text)
+    with pytest.raises(ValueError, match=r"settings|its|sdics"):
+        method_settings(tmp_path / "settings.toml", [], "fairness")
+    with pytest.raises(ValueError, match="nothing.toml"):
+        method_settings(tmp_path / "nothing.toml", [], "fairness")
 
 
 def test_compare_on_an_attribute_of_ones_own(tmp_path: Path) -> None:
@@ -229,3 +243,24 @@ def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_pa
     records = RunFolder(run.settings()[1].folder / "suite").records()
     assert sorted(r.asked("gender*tone") for r in records) == sorted([c.name for c in run.plan.concepts] * 2)
     assert publish(run, judge)["rows"][1]["control"]["n"] == 12
+
+
+def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
+    def row(label: str, alignment: float, devrat: float, strength: float = 1.0) -> dict[str, Any]:
+        e = {"low": 0.0, "high": 1.0, "n": 4}
+        return {
+            "method": label,
+            "label": label,
+            "strength": strength,
+            "alignment": {"mean": alignment, **e},
+            "devrat": {"mean": devrat, **e},
+        }
+
+    rows = [row("plain", 40.0, 0.8), row("r:a", 38.0, 0.2), row("r:a", 39.0, 0.5, 0.5)]
+    curves = trade_off(rows, "fairness", "alignment")
+    (_, points) = curves.series[1]
+    assert [(round(p.x, 9), p.y) for p in points] == [(0.0, 0.8), (2.5, 0.5), (5.0, 0.2)]
+    assert curves.x_label == "alignment lost, % of the plain model's"
+    assert [name for name, _ in curves.series] == ["plain", "r:a"]
+    assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness", "alignment").series] == ["plain", "a", "b"]
+    assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness", "alignment").series] == ["plain", "r:a", "s"]

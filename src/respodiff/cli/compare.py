@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +15,8 @@ from respodiff.cli.generate import by_model
 from respodiff.cli.options import changes_from
 from respodiff.methods.registry import NAMES
 
-PROMPTS_HELP = (
-    "all, a number (evenly spaced), or untuned: occupations that no setting was chosen on (default for embedded and occupations)."
-)
 SET_HELP = "A method's setting such as sdisc.iterations=1000, or strength, match, ease; repeat."
-STUDY_HELP = "In place of --methods: ablation (the paper's table), axes (forms, objectives, rollouts), drawing (the default preset)."
-WORKERS_HELP = "Processes, each with its own copy of the model. (default: one a core, at most 4, for embedded on cpu; else 1)"
+SETTINGS_HELP = "TOML file of settings: a table [fairness.NAME] or [safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 
 
@@ -31,13 +26,13 @@ def compare(
     model: Model = "embedded",
     suite: Annotated[str, typer.Option("--suite", help="occupations (fairness) or unsafe (safety).", metavar="NAME")] = "occupations",
     methods: Annotated[str, typer.Option("--methods", help=METHODS_HELP, metavar="NAMES")] = "all",
-    study: Annotated[str, typer.Option("--study", help=STUDY_HELP, metavar="NAME")] = "",
     attribute: Annotated[str, typer.Option("--attribute", help="What is to be even: gender, tone, ...", metavar="NAME")] = "gender",
     concepts: Concepts = None,
     images: Annotated[int | None, typer.Option("--images", help="Pictures a prompt. (default 4, unsafe 3)", min=1)] = None,
-    prompts: Annotated[str, typer.Option("--prompts", help=PROMPTS_HELP, metavar="N")] = "",
+    prompts: Annotated[int, typer.Option("--prompts", help="Use so many prompts, evenly spaced. (default 0: all)", min=0)] = 0,
     strength: Annotated[list[float] | None, typer.Option("--strength", help="Repeat for a curve. (default .5 and 1)")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
+    settings: Annotated[Path | None, typer.Option("--settings", help=SETTINGS_HELP, metavar="FILE")] = None,
+    pairs: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
     judge: Annotated[
         str, typer.Option("--judge", help="Judge of pictures; also teaches methods that learn from pictures.", metavar="NAME")
     ] = "embedded",
@@ -46,7 +41,6 @@ def compare(
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
-    workers: Annotated[int | None, typer.Option("--workers", help=WORKERS_HELP, min=1)] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -54,75 +48,65 @@ def compare(
 ) -> None:
     """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
     from respodiff.evaluation.judges import load
+    from respodiff.evaluation.judges.differentiable import classifier
     from respodiff.experiments import comparison_page
-    from respodiff.experiments.ablations import study_of
-    from respodiff.experiments.plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan, base_of
+    from respodiff.experiments.compare import Contest
+    from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
 
-    every = SAFETY if suite in ("unsafe", "i2p") else FAIRNESS
-    kind = "safety" if every is SAFETY else "fairness"
-    variants = tuple(name for name in EMBEDDED[kind] if name not in every) if model == "embedded" else ()
-    names = (*every, *variants) if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip())
-    some, groups = _which(prompts or ("untuned" if (model, suite) == ("embedded", "occupations") else "all"), suite, TUNED_ON)
-    own = _settings(settings or (), kind, EMBEDDED[kind] if model == "embedded" else {})
-    if study:
-        if kind == "safety" or methods.strip() != "all":
-            raise ValueError(f"--study is {study!r}, which brings its own methods, of fairness; leave out --methods and --suite {suite}")
-        chosen = study_of(study)
-        own = {name: own.get(base_of(name), {}) | changes for name, changes in chosen.settings(model == "embedded").items()}
-        names, strength = tuple(own), strength or list(chosen.strengths)
+    kind, every = ("safety", SAFETY) if suite in ("unsafe", "i2p") else ("fairness", FAIRNESS)
+    own = method_settings(settings, pairs or (), kind)
+    variants = [name for name in own if ":" in name]
     plan = Plan(
         suite=suite,
-        methods=names,
+        methods=(*every, *variants) if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip()),
         attribute=attribute,
         images=images or (3 if kind == "safety" else 4),
-        prompts=some,
-        groups=groups,
+        prompts=prompts,
         strengths=tuple(strength or (0.5, 1.0)),
         **by_model(model == "embedded", steps, guidance),
         seed=seed,
         library=str(concepts or ""),
-        axis="alignment" if study else "drift",
         settings=own,
     )
     eye = load(judge, device)
-    make = partial(_contest, plan, out, model, device, dtype, judge, eye.digest, cache)
-    contest = make()
-    _run(contest, make, workers or (_cores() if (model, device) == ("embedded", "cpu") else 1))
+    pipe = open_model(model, device, dtype)
+    contest = Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=eye.digest, cache=cache)
+    _run(contest)
     result = comparison_page.publish(contest, eye)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
 
 
-def _contest(plan: Any, out: Path, model: str, device: str, dtype: str, judge: str, digest: str, cache: Path | None) -> Any:
-    """A contest from the flags, in this process or in a worker."""
-    from respodiff.evaluation.judges.differentiable import classifier
-    from respodiff.experiments.compare import Contest
+def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:
+    """Method or variant -> settings: those of a TOML file with NAME.KEY=VALUE pairs on top.
 
-    pipe = open_model(model, device, dtype)
-    return Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=digest, cache=cache)
-
-
-def _cores() -> int:
-    return min(4, os.cpu_count() or 1)
-
-
-def _settings(pairs: Sequence[str], kind: str, base: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Method -> settings: those of ``base`` with NAME.KEY=VALUE pairs on top. ValueError for a pair that no method can take."""
-    from respodiff.experiments.plan import DRAWING
+    Raises:
+        ValueError: the file cannot be read, or a method cannot take a setting.
+    """
+    from respodiff.experiments.plan import DRAWING, base_of
     from respodiff.methods.base import method
 
-    out = {name: dict(changes) for name, changes in base.items()}
+    out = _from_file(file, kind) if file else {}
     for pair in pairs:
         name, _, rest = pair.partition(".")
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        if key in DRAWING:
-            changes: dict[str, Any] = {key: _number(pair, text)}
-        else:
-            changes = changes_from([rest], {}, method(name).config)
-            method(name).settings(kind, **changes)
-        out.setdefault(name, {}).update(changes)
+        found = {key: _number(pair, text)} if key in DRAWING else changes_from([rest], {}, method(name).config)
+        out.setdefault(name, {}).update(found)
+    for name, changes in out.items():
+        method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
+
+
+def _from_file(file: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """The tables of one kind of a file of settings, lists as tuples."""
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--settings is {str(file)!r}, which cannot be read: {error}") from error
+    if unknown := sorted(set(tables) - {"fairness", "safety"}):
+        raise ValueError(f"--settings {str(file)!r} has the table {unknown[0]!r}; allowed: fairness.NAME, safety.NAME")
+    return {name: {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} for name, changes in tables.get(kind, {}).items()}
 
 
 def _number(pair: str, text: str) -> float:
@@ -132,20 +116,7 @@ def _number(pair: str, text: str) -> float:
         raise ValueError(f"--set {pair!r}: {text!r} is not a number") from error
 
 
-def _which(text: str, suite_name: str, tuned: Sequence[str]) -> tuple[int, tuple[str, ...]]:
-    """How many prompts, and of which groups. ValueError for a text that says neither."""
-    from respodiff.data.prompt_sets import suite
-
-    if text == "all":
-        return 0, ()
-    if text == "untuned":
-        return 0, tuple(dict.fromkeys(p.group for p in suite(suite_name) if p.group not in tuned))
-    if text.isdigit() and int(text):
-        return int(text), ()
-    raise ValueError(f"--prompts is {text!r}; allowed: all, untuned, or a number of 1 or more")
-
-
-def _run(contest: Any, make: Callable[[], Any], workers: int) -> None:
+def _run(contest: Any) -> None:
     """Draw everything, with a bar in UNet sample-forwards that knows the time left."""
     columns = (
         TextColumn("{task.description}"),
@@ -155,12 +126,10 @@ def _run(contest: Any, make: Callable[[], Any], workers: int) -> None:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    from respodiff.experiments.workers import run
-
     said: set[str] = set()
     with Progress(*columns, console=words, transient=True, disable=not words.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
-        for step in run(make, contest, workers):
+        for step in contest.run():
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what not in said and not words.is_terminal:
                 words.print(step.what)

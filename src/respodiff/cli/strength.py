@@ -89,13 +89,15 @@ def strength(
     finish(result_of(found, reach), "\n".join(lines_of(found, reach)), as_json)
 
 
+TUNED_ON = "doctor nurse ceo secretary mechanic guard developer teacher farmer cleaner hairdresser lawyer"
+
+
 def _tuned(model: str) -> list[Any]:
     from respodiff.data.prompt_sets import suite
-    from respodiff.experiments.plan import TUNED_ON
 
     if model != "embedded":
         raise ValueError(f"no prompts; give --prompt TEXT, --prompts FILE or --suite NAME ({SUITE_HELP} without them)")
-    return [p for p in suite("occupations") if p.group in TUNED_ON]
+    return [p for p in suite("occupations") if p.group in TUNED_ON.split()]
 
 
 def result_of(found: Choice, reach: float) -> dict[str, Any]:

@@ -13,60 +13,14 @@ from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
 from respodiff.methods.registry import NAMES
 
-TUNED_ON = (
-    "doctor",
-    "nurse",
-    "ceo",
-    "secretary",
-    "mechanic",
-    "guard",
-    "developer",
-    "teacher",
-    "farmer",
-    "cleaner",
-    "hairdresser",
-    "lawyer",
-)
-"""Occupations that settings of methods were chosen on; figures are reported on the others."""
 FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
 SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
-
-WORDS = tuple(p.text for p in suite("unsafe"))[::2]
-"""Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
-these words in each: at strength .5 they are one edit."""
 
 DRAWING = ("strength", "match", "ease")
 """Settings of drawing that every method may have of its own."""
 
 BY_CHANCE = {"match": 0.0, "ease": 1.0}
 """How every method but RespoDiff's default draws."""
-
-NEUTRAL: dict[str, Any] = {"contexts": (), "gain": 2.0, "limit": 0.8, "many": 1.0, "release": 0.0, **BY_CHANCE}
-"""The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
-
-EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
-    "fairness": {
-        "prompt-switch": {"switch": 0.1},
-        "sdisc": {"rollouts": 48, "iterations": 200},
-        "slider": {"iterations": 100, "strength": 1.5},
-        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 20, "ram_lr": 3e-3, "stay": 0.1, "strength": 2.0},
-        "bact": {"draw": "a {}", "rollouts": 144},
-        "uce": {"draw": "a {}", "images": 2, "steps": 10, "guidance": 3.0, "form": "a {}", "rounds": 8},
-        "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015, "strength": 1.5},
-        "respodiff:neutral": NEUTRAL,
-    },
-    "safety": {
-        "sld-weak": {"scale": 200.0, "strength": 4.0},
-        "sld-max": {"strength": 0.5},
-        "esd-x": {"strength": 0.5},
-        "esd-u": {"ram_lr": 1e-5, "mu": 1.0},
-        "uce": {"phrases": WORDS, "strength": 0.5},
-        "respodiff": {"strength": 0.75},
-        "respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.01, "sam_lr": 0.001, "strength": 0.5},
-    },
-}
-"""Kind -> method -> settings for the embedded model: sizes that train in minutes, and the picks of ``benchmarks/methods_sweep.py``.
-UCE has 36 subjects here and 12 there, and a third of the pictures of each: as many forwards."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""Compares RespoDiff with its baselines on the embedded model; fills the tables of docs/results.md.
+
+    python -m benchmarks.comparison fairness --out runs/compare        (about an hour on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.comparison safety --out runs/compare-safety   (the same)
+    python -m benchmarks.comparison --tables                           (the tables anew from the kept rows)
+
+Methods have the settings of benchmarks/settings.toml; fairness is measured on the 24 held-out occupations. Rows are kept in
+docs/results/compare.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.settings import EMBEDDED, HELD_OUT
+from benchmarks.tables import DOCS, fill, say
+from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.judges import ClipJudge
+from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.experiments import comparison_page
+from respodiff.experiments.compare import Contest
+from respodiff.experiments.comparison_report import markdown, text_cell, unmoved
+from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
+from respodiff.pipelines.loading import load_pipeline
+
+RESULTS = DOCS / "results" / "compare.json"
+
+
+def plan_of(kind: str) -> Plan:
+    """All methods of a kind at scales 0.5 and 1."""
+    settings = EMBEDDED[kind]
+    variants = tuple(name for name in settings if ":" in name)
+    if kind == "safety":
+        return Plan(suite="unsafe", methods=SAFETY + variants, images=3, strengths=(0.5, 1.0), settings=settings)
+    return Plan(methods=FAIRNESS + variants, images=4, groups=HELD_OUT, strengths=(0.5, 1.0), settings=settings)
+
+
+def compared(plan: Plan, out: Path) -> dict[str, Any]:
+    """Trains, generates and measures what is missing; the content of ``compare.json`` without tests."""
+    judge = ClipJudge.load("embedded")
+    contest = Contest(load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest)
+    said = ""
+    for step in contest.run():
+        if step.what != said:
+            said = step.what
+            say(f"{said} ({step.done / step.total:.0%})")
+    comparison_page.publish(contest, judge)
+    result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    for row in result["rows"]:
+        row.pop("tests", None)
+    return result
+
+
+def about(run: Mapping[str, Any], kind: str) -> str:
+    """Says what was generated, how far the unsteered model's halves differ, and which methods changed nothing."""
+    rows, plan = run["rows"], run["plan"]
+    half = next(r["split_half" if kind == "fairness" else "benign_split_half"] for r in rows[1:])
+    still = unmoved(rows)
+    names = ", ".join(f"`{name}`" for name in still)
+    return (
+        f"n = {rows[0]['n']} pictures a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
+        f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
+        f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
+        + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
+        + "\n\n"
+    )
+
+
+def publish(found: Mapping[str, Any]) -> None:
+    write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
+    for kind, run in found.items():
+        fill(DOCS / "results.md", f"compare-{kind}", about(run, kind) + markdown(run["rows"], kind))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=tuple(EMBEDDED), nargs="?")
+    parser.add_argument("--out", type=Path, help="folder of runs (default runs/compare-KIND)")
+    parser.add_argument("--tables", action="store_true", help="write the tables, run nothing")
+    arguments = parser.parse_args()
+    if not (arguments.kind or arguments.tables):
+        parser.error("give fairness or safety, or --tables")
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    if arguments.kind:
+        run = compared(plan_of(arguments.kind), arguments.out or Path("runs") / f"compare-{arguments.kind}")
+        found[arguments.kind] = run
+    publish(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Provides the settings of the methods, and the tuning prompts, of the benchmarks on the embedded model."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from respodiff.data.prompt_sets import suite
+
+TUNED_ON = (
+    "doctor",
+    "nurse",
+    "ceo",
+    "secretary",
+    "mechanic",
+    "guard",
+    "developer",
+    "teacher",
+    "farmer",
+    "cleaner",
+    "hairdresser",
+    "lawyer",
+)
+"""Occupations on which settings of methods were chosen. Results are reported on the other 24."""
+
+HELD_OUT = tuple(p.group for p in suite("occupations") if p.group not in TUNED_ON)
+"""The other occupations of the suite."""
+
+EMBEDDED: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))
+"""Kind of concept -> method or variant -> settings; the file ``settings.toml``, which ``respodiff compare --settings`` reads as well."""
