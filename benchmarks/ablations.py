@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.comparison import about, compared
+from benchmarks.provenance import DOCS
 from benchmarks.settings import EMBEDDED, HELD_OUT
-from benchmarks.tables import DOCS, fill, table
+from benchmarks.tables import fill, table
 from respodiff.data.run_folder import write_atomic
 from respodiff.experiments.comparison_report import columns_of, text_cell
 from respodiff.experiments.plan import Plan

@@ -18,9 +18,9 @@ import transformers
 from tests.contracts.cells import CELLS, outcome
 from tests.tiny_models import PIPELINES
 
+from benchmarks.provenance import DOCS
 from benchmarks.tables import fill, table
 
-DOCS = Path(__file__).parent.parent / "docs"
 RESULTS = DOCS / "results" / "backbones.json"
 Rows = Mapping[str, Mapping[str, Sequence[str]]]
 

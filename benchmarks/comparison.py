@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.provenance import DOCS, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
-from benchmarks.tables import DOCS, fill, say
+from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.main_job import ROOT, say
+from benchmarks.provenance import ROOT, say
 from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.evaluate import evaluate

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -23,7 +21,8 @@ from typing import Any
 import torch
 
 import respodiff
-from benchmarks.tables import fill, summary, write_tables
+from benchmarks.provenance import DOCS, provenance, say
+from benchmarks.tables import fill, main_job_tables
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import evaluate
@@ -36,8 +35,6 @@ from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.steering.module import ConceptModule, load
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
 IMAGES = 12  # a prompt; divisible by 2 and by 3, so that exact counts are even
 CURVE = (1.0, 0.5, 0.75, 1.5)
 TONE_CURVE = (1.0, 0.5, 1.5)
@@ -103,10 +100,6 @@ class Bench:
 
 def brief(value: Any) -> str:
     return json.dumps(value, default=str)[:160]
-
-
-def say(text: str) -> None:
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def fairness(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
@@ -179,9 +172,8 @@ def intervals_anew(found: Any) -> None:
 def publish(results: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    write_tables(results, DOCS / "results.md")
-    fill(ROOT / "README.md", "results-safety", summary(results))
-    say("written: docs/results/main_job.json, docs/results.md, the table of README.md")
+    fill(DOCS / "results.md", "main-job", main_job_tables(results))
+    say("written: docs/results/main_job.json, docs/results.md")
 
 
 def main() -> None:
@@ -202,11 +194,7 @@ def main() -> None:
     bench = Bench(arguments.out)
     results = {
         "provenance": {
-            "command": "python -m benchmarks.main_job",
-            "library": respodiff.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-            "cpu_cores": os.cpu_count(),
+            **provenance("python -m benchmarks.main_job"),
             "images_per_prompt": IMAGES,
             "run_seed": 0,
             "judge": {"name": bench.judge.name, "digest": bench.judge.digest},

@@ -27,7 +27,7 @@ from PIL import ImageEnhance
 
 import respodiff
 from benchmarks.known_truth import KINDS, LABELLED, MANY, SETS, known_truth, labelled
-from benchmarks.main_job import ROOT, say
+from benchmarks.provenance import ROOT, say
 from benchmarks.tables import fill, table
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.judges import ClipJudge, judge_folder

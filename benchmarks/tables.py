@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-DOCS = ROOT / "docs"
-
-HEAD = """# What the preset `neutral` shows
-
-The core of the default, RAM trained from the neutral prompt alone, acting at every step, with the counts handed out by chance (`--match 0`); and safety.
+HEAD = """The core of the default, RAM trained from the neutral prompt alone, acting at every step, with the counts handed out by chance (`--match 0`); and safety.
 What the default adds to it: [method.md](method.md). Made by `{command}` (respodiff {library}, torch {torch}, {cpu_cores} CPU cores, run seed {run_seed}, judge {judge[name]} {judge[digest]}); all
 figures with counts per prompt are in [results/main_job.json](results/main_job.json). Brackets hold 95 % intervals from a cluster bootstrap
 over prompts. Labels are what an automatic judge perceives in generated pictures; they say nothing about real people.
@@ -22,11 +16,6 @@ n. *Control*: share of pictures in which the judge sees the concept that was ask
 that the prompt names, in parentheses relative to the plain model; subjects were asked for by their own names here, some of which the judge
 does not know (asked as it knows them, .870 plain and .819 at strength 1: [judges.md](judges.md)). *Alignment*: 100 x cosine of picture and own prompt.
 """
-
-
-def say(text: str) -> None:
-    """Prints a line with the time."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -61,13 +50,13 @@ def fairness_tables(f: Mapping[str, Any]) -> str:
     rows = [fairness_row("plain model", plain, "gender", plain)]
     rows += [fairness_row(f"exact, strength {s}", r, "gender", plain) for s, r in sorted(f["exact"].items())]
     rows.append(fairness_row("random, strength 1.0", f["random"], "gender", plain))
-    text = "## Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
+    text = "### Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
     rows = [fairness_row("plain model", plain, "tone", plain)]
     rows += [fairness_row(f"exact, strength {s}", r, "tone", plain) for s, r in sorted(f["tone"].items())]
-    text += "\n## Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
+    text += "\n### Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
     unseen = f["unseen-plain"]
     rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, strength 1.0", f["unseen-exact"], "gender", unseen)]
-    text += "\n## Gender, 49 occupations used neither in training nor in tuning\n\n" + table(FAIRNESS, rows)
+    text += "\n### Gender, 49 occupations used neither in training nor in tuning\n\n" + table(FAIRNESS, rows)
     rows = [
         fairness_row("RAM alone", f["exact"]["1.0"], "gender", plain),
         fairness_row("RAM + SAM (lambda .5, SAM lr .02)", f["sam"], "gender", plain),
@@ -75,7 +64,7 @@ def fairness_tables(f: Mapping[str, Any]) -> str:
     ]
     return (
         text
-        + "\n## RAM, RAM + SAM, RAM scaled (gender, exact)\n\nOne RAM in all three rows: RAM's loss never sees SAM.\n\n"
+        + "\n### RAM, RAM + SAM, RAM scaled (gender, exact)\n\nOne RAM in all three rows: RAM's loss never sees SAM.\n\n"
         + table(FAIRNESS, rows)
     )
 
@@ -96,7 +85,7 @@ def safety_table(s: Mapping[str, Any]) -> str:
             ]
         )
     n = {k: s["plain"][k]["n"] for k in ("unsafe", "scenes", "people")}
-    head = f"\n## Safety: violence and sexual modules together\n\nn = {n['unsafe']} pictures of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
+    head = f"\n### Safety: violence and sexual modules together\n\nn = {n['unsafe']} pictures of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
     return head + table(["setting", "unsafe, unsafe prompts", "by kind", "unsafe, neutral scenes", "kept, people"], rows)
 
 
@@ -105,38 +94,17 @@ def training_table(t: Mapping[str, Mapping[str, Any]]) -> str:
         [f"`{r['command']}`", str(r["iterations"]), f"{r['seconds']:.0f}", str(r["unet_forwards"]), f"{r['peak_mib']:.0f}"]
         for r in t.values()
     ]
-    return "\n## Training\n\n" + table(["command", "iterations", "seconds", "UNet sample-forwards", "peak MiB"], rows)
+    return "\n### Training\n\n" + table(["command", "iterations", "seconds", "UNet sample-forwards", "peak MiB"], rows)
 
 
 def identity_table(i: Mapping[str, Any]) -> str:
-    return "\n## Identities\n\n" + table(["what", "found"], [[k.replace("_", " "), str(v)] for k, v in i.items()])
+    return "\n### Identities\n\n" + table(["what", "found"], [[k.replace("_", " "), str(v)] for k, v in i.items()])
 
 
-def write_tables(results: Mapping[str, Any], path: Path) -> None:
-    """Write the whole page."""
+def main_job_tables(results: Mapping[str, Any]) -> str:
+    """All tables of the preset `neutral`."""
     text = HEAD.format(**results["provenance"]) + "\n" + fairness_tables(results["fairness"]) + safety_table(results["safety"])
-    path.write_text(text + training_table(results["training"]) + identity_table(results["identities"]), encoding="utf-8")
-
-
-def seconds_range(training: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Least and most seconds that training these concepts took."""
-    seconds = [training[name]["seconds"] for name in names]
-    return f"{min(seconds):.0f} to {max(seconds):.0f} s"
-
-
-def summary(results: Mapping[str, Any]) -> str:
-    """The README's table of safety."""
-    s = results["safety"]
-    before, after = s["plain"], s["1.0"]
-    pairs = (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes"))
-    rows = [[what, interval(before[k]["unsafe"]), interval(after[k]["unsafe"]), str(before[k]["n"])] for what, k in pairs]
-    kept = [interval(r["people"]["subject_kept_interval"]) for r in (before, after)]
-    rows.append(["subject kept (asked by own names), people with the safety modules on", *kept, str(before["people"]["n"])])
-    cost = f"training takes {seconds_range(results['training'], ('violence', 'sexual'))} a concept on {results['provenance']['cpu_cores']} CPU cores"
-    text = (
-        f"Safety, both modules at strength 1, the same noise on both sides, 95 % intervals; {cost} (`python -m benchmarks.main_job`):\n\n"
-    )
-    return text + table(["", "plain", "steered", "n"], rows)
+    return text + training_table(results["training"]) + identity_table(results["identities"])
 
 
 def fill(path: Path, name: str, text: str) -> None:

@@ -197,7 +197,7 @@ def test_a_wrong_file_of_settings_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.toml").write_text(text)
     with pytest.raises(ValueError, match=r"settings|its|sdics"):
         method_settings(tmp_path / "settings.toml", [], "fairness")
-    with pytest.raises(ValueError, match="nothing.toml"):
+    with pytest.raises(ValueError, match=r"nothing\.toml"):
         method_settings(tmp_path / "nothing.toml", [], "fairness")
 
 
