@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from recipes.embedded_model.card import PARTS, measure, prompts_of, reconstruction, weights_folder, write_card
 from recipes.embedded_model.loop import say
 from respodiff.data.prompt_sets import suite
 from respodiff.evaluation.calibration import read_confusion
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge, Vocabulary
-from respodiff.experiments.card import PARTS, measure, prompts_of, reconstruction, weights_folder, write_card
 from respodiff.pipelines.loading import load_pipeline, weights_digest
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -216,7 +216,7 @@ class Recipe:
 
     def stage_card(self) -> None:
         """Measure the finished model and write its card."""
-        from respodiff.experiments.card import measure, write_card
+        from recipes.embedded_model.card import measure, write_card
 
         c = self.config["card"]
         result = measure(self.out / "weights", self.out / "card", images=c["images"], steps=c["steps"], device=self.device, say=say)

@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 import torch
 from recipes.embedded_model import __main__ as driver
-from recipes.embedded_model import data, install, loop, stages
+from recipes.embedded_model import card, data, install, loop, stages
+from recipes.embedded_model.card import PARTS, weights_folder
 from recipes.embedded_model.denoiser import DenoiserTask
 from recipes.embedded_model.judge import JudgeTask
 from recipes.embedded_model.loop import Loop, save_state
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from command import last_json, respodiff
 from respodiff.evaluation.judges import ClipJudge
-from respodiff.experiments.card import PARTS, weights_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,11 +60,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, seen_by_judges: set[tuple[str
 def test_all_stages_leave_a_folder_that_the_package_can_ship(made: Path) -> None:
     weights = weights_folder(made / "weights")
     assert all((weights / part).exists() for part in PARTS)
-    card = json.loads((weights / "card.json").read_text())
-    assert len(card["occupations"]) == 37  # 36 and the neutral prompt
-    assert {"mean_abs_error", "tone_mean_abs_error", "subject_kept", "explicit", "unsafe", "psnr_db", "size_mib", "judges"} <= set(card)
-    assert [j["name"] for j in card["judges"]] == ["judge", "judge-b"]
-    assert card["judges"][0]["kind"] != card["judges"][1]["kind"]
+    about = json.loads((weights / "card.json").read_text())
+    assert len(about["occupations"]) == 37  # 36 and the neutral prompt
+    assert {"mean_abs_error", "tone_mean_abs_error", "subject_kept", "explicit", "unsafe", "psnr_db", "size_mib", "judges"} <= set(about)
+    assert [j["name"] for j in about["judges"]] == ["judge", "judge-b"]
+    assert about["judges"][0]["kind"] != card["judges"][1]["kind"]
     text = (weights / "CARD.md").read_text()
     assert "| doctor | 1 | 0.85 |" in text and "CC-BY-4.0" in text and str(made) not in text
     assert (made / "card" / "sheet.png").stat().st_size > 10_000
@@ -401,10 +400,11 @@ def test_a_swap_that_stops_between_renames_is_taken_back(made: Path, package: Pa
     assert {p.relative_to(package): p.read_bytes() for p in package.rglob("*") if p.is_file()} == before
 
 
-def test_card_is_a_verb(made: Path, tmp_path: Path) -> None:
+def test_the_card_of_a_folder_is_written(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "card"
-    found = last_json(respodiff("card", "--model", str(made / "weights"), "--images", "1", "--steps", "2", "--out", str(out), "--json"))
+    assert card.main(["--model", str(made / "weights"), "--images", "1", "--steps", "2", "--out", str(out)]) == 0
+    found = json.loads((out / "card.json").read_text())
     assert {"name", "planted", "measured", "low", "high"} <= set(found["occupations"][0])
     assert (out / "CARD.md").is_file() and (out / "sheet.png").is_file()
-    wrong = respodiff("card", "--model", str(tmp_path))
-    assert wrong.returncode == 2 and "has no pipeline; allowed: 'embedded', or a folder with pipeline, judge" in wrong.stderr
+    assert card.main(["--model", str(tmp_path)]) == 1
+    assert "has no pipeline; allowed: 'embedded', or a folder with pipeline, judge" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``respodiff doctor``, ``card``, ``convert`` and ``fuse``: verbs about models and files of other programs."""
+"""``respodiff doctor``, ``convert`` and ``fuse``: verbs about models and files of other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, open_model, words
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, open_model
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
@@ -34,32 +34,6 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
     finish(result, "\n".join(lines), as_json)
     if failed:
         raise typer.Exit(1)
-
-
-@app.command(epilog="Example: respodiff card --model embedded --out card")
-def card(
-    model: Annotated[
-        str, typer.Option("--model", help="'embedded', or a folder of weights made by the recipe.", metavar="MODEL")
-    ] = "embedded",
-    out: Annotated[Path, typer.Option("--out", help="Folder for pictures, CARD.md, card.json, sheet.png.", metavar="DIR")] = Path("card"),
-    images: Annotated[int, typer.Option("--images", help="Pictures an occupation.", min=1)] = 12,
-    steps: Annotated[int, typer.Option("--steps", help="Steps of the sampler.", min=1)] = 20,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure a model whose bias was planted: planted against measured shares, subjects, judges, size, speed. A killed run goes on."""
-    from respodiff.cli.console import check_device, no_loading_bars
-    from respodiff.experiments.card import measure, weights_folder, write_card
-
-    no_loading_bars()
-    check_device(device)
-    weights = weights_folder(model)
-    result = measure(model, out, images=images, steps=steps, seed=seed, device=device, say=words.print)
-    files = write_card(result, weights, out, out)
-    error, chance = result["mean_abs_error"], result["mean_abs_error_of_chance"]
-    lines = [*map(str, files), f"men: mean |planted - measured| {error:.3f} ({chance:.3f} by chance at this n)"]
-    finish(result, "\n".join(lines), as_json)
 
 
 def _concept(name: str, target: str, neutral: str, negative: str) -> Concept:

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recipes.embedded_model.card import TONES, _judges, chance_error, kept, planted, safety, stated
 
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.score_files import Score
 from respodiff.evaluation.scored_run import JudgedRun
-from respodiff.experiments.card_figures import TONES, chance_error, kept, planted, safety, stated
-from respodiff.experiments.card_page import _judges
 
 WORLD: dict[str, Any] = {
     "occupations": [
