@@ -135,12 +135,6 @@ def test_an_image_that_is_a_file_is_adopted_as_it_is(run: RunFolder, tmp_path: P
     assert run.read() == ([done], [])
 
 
-def test_settings_that_an_earlier_folder_lacks_count_as_their_default(run: RunFolder) -> None:
-    run.create({"seed": 3, "steps": 20, "cut": False}, {"cut": False})
-    with pytest.raises(ValueError, match=r"was made with cut=False, now asked for cut=True"):
-        run.create({"seed": 3, "steps": 20, "cut": True}, {"cut": False})
-
-
 def test_categories_come_back_as_they_were(run: RunFolder) -> None:
     done = run.add(dataclasses.replace(record(), categories=("hate", "sexual"), own_seed=5), picture())
     assert run.records() == [done] and done.categories == ("hate", "sexual")

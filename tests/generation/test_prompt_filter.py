@@ -347,7 +347,7 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
 # --- rows and flags ---
 
 
-def test_rows_of_earlier_versions_have_no_gate() -> None:
+def test_a_row_without_a_gate_has_none() -> None:
     row = b'{"id": "a", "file": "f", "prompt": "p", "prompt_id": "p"'
     assert parse_row(row + b"}").gated == {} and parse_row(row + b', "gated": {"gender": "x"}}').gated == {"gender": "x"}
     with pytest.raises(ValueError, match="gated must be an object of texts"):

@@ -47,12 +47,11 @@ class RunFolder:
         self.manifest = self.path / "manifest.jsonl"
         self._settings_file = self.path / "run.json"
 
-    def create(self, settings: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> RunFolder:
+    def create(self, settings: Mapping[str, Any]) -> RunFolder:
         """Start the run, or check that it was started with the same settings.
 
         Args:
             settings: everything that a picture depends on.
-            defaults: values of settings that a folder of an earlier version may lack: absent counts as this.
 
         Raises:
             OSError: the folder cannot be written.
@@ -60,7 +59,7 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         if self._settings_file.exists():
-            self._require_same(wanted, defaults or {})
+            self._require_same(wanted)
             return self
         try:
             self.images.mkdir(parents=True, exist_ok=True)
@@ -69,11 +68,10 @@ class RunFolder:
         write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return self
 
-    def _require_same(self, wanted: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    def _require_same(self, wanted: dict[str, Any]) -> None:
         present = self.settings()
         for key in sorted(wanted.keys() | present.keys()):
-            old, new = (side.get(key, defaults.get(key)) for side in (present, wanted))
-            if old != new:
+            if (old := present.get(key)) != (new := wanted.get(key)):
                 raise ValueError(
                     f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
                     "give the old value to resume it, or choose another folder"

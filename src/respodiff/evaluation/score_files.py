@@ -149,7 +149,7 @@ class ScoreFiles:
                     row = json.loads(line)
                     if row["score"] is not None and row["digest"]:
                         out[row["digest"]] = float(row["score"])
-                except (ValueError, TypeError, KeyError):  # cut off, or of an older version: judged anew
+                except (ValueError, TypeError, KeyError):  # cut off by a kill: judged anew
                     continue
         return out
 

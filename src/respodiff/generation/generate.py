@@ -139,20 +139,7 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
     empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
     if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
         written.unlink()
-    return folder.create(settings, LATER_SETTINGS)
-
-
-LATER_SETTINGS = {
-    "own_settings": False,
-    "long_prompts": "refuse",
-    "suite_digest": "",
-    "gate": "off",
-    "group_shares": None,
-    "match": 0.0,
-    "ease": 1.0,
-    "safety_when": "always",
-}
-"""What counts for a run folder that was written before these settings were."""
+    return folder.create(settings)
 
 
 def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safety: Sequence[Entry], suite_digest: str) -> dict[str, Any]:
@@ -165,7 +152,7 @@ def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safet
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
     if any(m.header.method == "bact" for m in (*modules, *safety)):
         settings |= {"batch": config.batch}  # its pictures depend on one another
-    return settings | ({"suite_digest": suite_digest} if suite_digest else {})
+    return settings | {"suite_digest": suite_digest}
 
 
 def _draw(

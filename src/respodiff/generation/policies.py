@@ -77,7 +77,7 @@ def _exact_rows(wanted: Mapping[str, list[float]], n: int, seed: int, rng: rando
     (_, first), *others = wanted.items()
     if not others:
         rows: list[tuple[int, ...]] = [(i,) for i in _spread(exact_counts(first, n, seed), rng)]
-        rng.random()  # not used: with it the draws are those of earlier versions, and their run folders can be resumed
+        rng.random()  # not used, but every published table was generated from the order that follows
         return rows
     quotas: dict[tuple[int, ...], Fraction] = {(i,): n * s for i, s in enumerate(_fractions(first))}
     for _, shares in others:

@@ -88,5 +88,5 @@ def test_help_of_the_command_lists_every_suite() -> None:
     assert all(re.search(rf"\b{name}[,;. ]", SUITE_HELP) for name in SUITES)
 
 
-def test_earlier_names_stay() -> None:
+def test_articles_and_the_neutral_prompt() -> None:
     assert with_article("Ice seller") == "an ice seller" and load_world()["neutral"]["prompt"] == "a person"
