@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
-from typing import Any
 
 from respodiff.data.prompt_sets import suite
+from respodiff.experiments.plan import read_settings
 
 TUNED_ON = (
     "doctor",
@@ -27,5 +26,5 @@ TUNED_ON = (
 HELD_OUT = tuple(p.group for p in suite("occupations") if p.group not in TUNED_ON)
 """The other occupations of the suite."""
 
-EMBEDDED: dict[str, dict[str, dict[str, Any]]] = tomllib.loads(Path(__file__).with_name("settings.toml").read_text(encoding="utf-8"))
+EMBEDDED = {kind: read_settings(Path(__file__).with_suffix(".toml"), kind) for kind in ("fairness", "safety")}
 """Kind of concept -> method or variant -> settings; the file ``settings.toml``, which ``respodiff compare --settings`` reads as well."""

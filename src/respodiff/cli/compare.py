@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,10 +81,10 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     Raises:
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
-    from respodiff.experiments.plan import DRAWING, base_of
+    from respodiff.experiments.plan import DRAWING, base_of, read_settings
     from respodiff.methods.base import method
 
-    out = _from_file(file, kind) if file else {}
+    out = read_settings(file, kind) if file else {}
     for pair in pairs:
         name, _, rest = pair.partition(".")
         key, _, text = rest.partition("=")
@@ -96,17 +95,6 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     for name, changes in out.items():
         method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
-
-
-def _from_file(file: Path, kind: str) -> dict[str, dict[str, Any]]:
-    """The tables of one kind of a file of settings, lists as tuples."""
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--settings is {str(file)!r}, which cannot be read: {error}") from error
-    if unknown := sorted(set(tables) - {"fairness", "safety"}):
-        raise ValueError(f"--settings {str(file)!r} has the table {unknown[0]!r}; allowed: fairness.NAME, safety.NAME")
-    return {name: {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} for name, changes in tables.get(kind, {}).items()}
 
 
 def _number(pair: str, text: str) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from respodiff.concepts import concept as concepts
@@ -131,6 +133,22 @@ def base_of(name: str) -> str:
     ('slider', 'uce')
     """
     return name.partition(":")[0]
+
+
+def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:
+    """Settings of methods and variants for `Plan.settings`, from the tables [KIND.NAME] of a TOML file; lists as tuples.
+
+    Raises:
+        ValueError: the file cannot be read, or has a table of another name.
+    """
+    try:
+        tables = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"settings file {str(file)!r} cannot be read: {error}") from error
+    if unknown := sorted(set(tables) - {"fairness", "safety"}):
+        raise ValueError(f"settings file {str(file)!r} has the table {unknown[0]!r}; allowed: fairness.NAME, safety.NAME")
+    chosen = tables.get(kind, {})
+    return {name: {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} for name, changes in chosen.items()}
 
 
 def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
