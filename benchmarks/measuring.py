@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,10 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import ImageEnhance
 
-import respodiff
 from benchmarks.known_truth import KINDS, LABELLED, MANY, SETS, known_truth, labelled
-from benchmarks.provenance import ROOT, say
-from benchmarks.tables import fill, table
+from benchmarks.provenance import DOCS, provenance, say
+from benchmarks.tables import fill, interval, table
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.judges import ClipJudge, judge_folder
 from respodiff.evaluation.metrics import fairness
@@ -144,10 +141,7 @@ def main() -> None:
     judge = ClipJudge.load("embedded")
     results: dict[str, Any] = {
         "provenance": {
-            "command": "python -m benchmarks.measuring",
-            "library": respodiff.__version__,
-            "python": platform.python_version(),
-            "cpu_cores": os.cpu_count(),
+            **provenance("python -m benchmarks.measuring"),
             "judge": {"name": judge.name, "digest": judge.digest},
         }
     }
@@ -159,14 +153,14 @@ def main() -> None:
         say(json.dumps(results["speed"]))
         results["large"] = large(Path(folder) / "large")
         say(json.dumps(results["large"]))
-    (ROOT / "docs" / "results" / "measuring.json").write_text(json.dumps(results, indent=1) + "\n")
+    (DOCS / "results" / "measuring.json").write_text(json.dumps(results, indent=1) + "\n")
     write(results)
     say("written: docs/results/measuring.json and the tables of docs/measuring.md")
 
 
 def write(results: dict[str, Any]) -> None:
     """Fill the tables of docs/measuring.md."""
-    path = ROOT / "docs" / "measuring.md"
+    path = DOCS / "measuring.md"
     fill(path, "truth", truth_table(results["known_truth"]))
     fill(path, "speed", speed_table(results["speed"], results["large"]))
     p = results["protocol"]
@@ -183,7 +177,7 @@ def truth_table(found: dict[str, Any]) -> str:
     for label, r in found.items():
         last, files, c = list(r["truth"])[-1], r["through files"], r["coverage"]
         covered = [" / ".join(f"{c[str(k)][kind]:.3f}" for kind in KINDS) for k in (SETS, MANY)]
-        rows.append([label, *(_interval(files[kind][last]) for kind in KINDS), *covered])
+        rows.append([label, *(interval(files[kind][last]) for kind in KINDS), *covered])
     header = ["mixture", *(f"one set, {kind}" for kind in KINDS), f"coverage, {SETS} sets", f"coverage, {MANY} sets"]
     text = f"n pictures a set; shares of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
     return text + "\n\n" + table(header, rows)
@@ -199,10 +193,6 @@ def speed_table(s: dict[str, Any], big: dict[str, Any]) -> str:
     rows = [[what, str(t["seconds"]), str(t["peak_mib"])] for what, t in timed.items()]
     ratio = f"Per picture {s['ratio_per_picture']:.1f} times as fast as the zero-shot pipeline, both with start-up."
     return table(["what", "seconds", "peak MiB"], rows) + "\n" + ratio
-
-
-def _interval(e: dict[str, float]) -> str:
-    return f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
 
 
 if __name__ == "__main__":
