@@ -1,4 +1,4 @@
-"""The main job in miniature on the embedded model, asserted on what the judge sees."""
+"""The whole way in miniature on the embedded model, asserted on what the judge sees."""
 
 from __future__ import annotations
 
