@@ -14,7 +14,7 @@ from scipy.stats import binom
 from tests.tiny_models import sd_v
 from torch import Tensor
 
-from method_tools import MAKE, WOMAN, close, latents, noise, state, strong, unchanged
+from method_tools import MAKE, WOMAN, close, latents, noise, state, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
@@ -41,16 +41,6 @@ def classify(pictures: Tensor) -> Tensor:
     g = torch.Generator().manual_seed(3)
     logits = (pictures - 0.5).flatten(1) @ torch.randn(pictures[0].numel(), 2, generator=g)
     return 0.1 * (logits - logits.mean(0).detach())
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def pipe(request: pytest.FixtureRequest) -> Any:
-    return strong(MAKE[request.param]())
-
-
-@pytest.fixture
-def plain_sd() -> Any:
-    return strong(MAKE["sd"]())
 
 
 @pytest.mark.parametrize("name", ["fdf", "bact"])

@@ -18,11 +18,6 @@ from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, fitting,
 from respodiff.pipelines.registry import backbone
 
 
-@pytest.fixture(params=["sd", "sdxl"])
-def pipe(request: pytest.FixtureRequest) -> Any:
-    return strong(MAKE[request.param]())
-
-
 @pytest.mark.parametrize(
     ("prompt", "adjective", "suffix", "wanted"),
     [

@@ -10,7 +10,7 @@ import torch
 from tests.tiny_models import sd_v
 from torch import Tensor
 
-from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
+from method_tools import MAN, VIOLENCE, WOMAN, close, latents, noise, state, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.generation.generate import counted
 from respodiff.methods.base import load, method
@@ -32,16 +32,6 @@ def concept_for(name: str) -> Concept:
 
 def tiny(name: str, **changes: Any) -> Any:
     return method(name).settings(concept_for(name).kind, **{**TINY, **MORE.get(name, {}), **changes})
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def pipe(request: pytest.FixtureRequest) -> Any:
-    return strong(MAKE[request.param]())
-
-
-@pytest.fixture
-def plain_sd() -> Any:
-    return strong(MAKE["sd"]())
 
 
 def adam(p: Tensor, g: Tensor, lr: float, decay: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from tests.tiny_models import sd
 from torch import Tensor
 
-from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
+from method_tools import MAN, VIOLENCE, WOMAN, close, latents, noise, state, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets import winobias
 from respodiff.generation.generate import counted
@@ -20,11 +20,6 @@ from respodiff.methods.weight_edits import cross_attention, differences
 from respodiff.steering.adapter import Artefact
 
 SHORT = {"subjects": ("doctor", "nurse"), "images": 4, "steps": 2, "rounds": 2, "guidance": 3.0}
-
-
-@pytest.fixture(params=["sd", "sdxl"])
-def pipe(request: pytest.FixtureRequest) -> Any:
-    return strong(MAKE[request.param]())
 
 
 def by_hand(w: Tensor, c: Tensor, v: Tensor, kept: Tensor, lam: float, a: float, b: float) -> Tensor:
