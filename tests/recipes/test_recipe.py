@@ -64,7 +64,7 @@ def test_all_stages_leave_a_folder_that_the_package_can_ship(made: Path) -> None
     assert len(about["occupations"]) == 37  # 36 and the neutral prompt
     assert {"mean_abs_error", "tone_mean_abs_error", "subject_kept", "explicit", "unsafe", "psnr_db", "size_mib", "judges"} <= set(about)
     assert [j["name"] for j in about["judges"]] == ["judge", "judge-b"]
-    assert about["judges"][0]["kind"] != card["judges"][1]["kind"]
+    assert about["judges"][0]["kind"] != about["judges"][1]["kind"]
     text = (weights / "CARD.md").read_text()
     assert "| doctor | 1 | 0.85 |" in text and "CC-BY-4.0" in text and str(made) not in text
     assert (made / "card" / "sheet.png").stat().st_size > 10_000
