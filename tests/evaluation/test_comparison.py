@@ -83,7 +83,7 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
         run.manifest.write_text("".join(json.dumps({**line, "digest": ""}) + "\n" for line in lines))
         runs.append(judged(run, [ColourJudge(), Features(1, shift)]))
     found = compare(*runs)
-    assert found["features"] == "inception:weights.pth" and found["cmmd"] is None, "CMMD is for CLIP vectors"
+    assert found["features"] == "inception:weights.pth"
     assert found["frechet"]["mean"] == pytest.approx(27, rel=0.2) and found["split_half"]["mean"] < 1
     x, y = (run.vectors(run.featured) for run in runs)
     assert x is not None and y is not None
@@ -92,4 +92,4 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
     plain = [dataclasses.replace(run, answers={k: v for k, v in run.answers.items() if k == run.primary}) for run in runs]
     plain = [dataclasses.replace(run, headers={k: v for k, v in run.headers.items() if k == run.primary}) for run in plain]
     on_clip = compare(*plain)
-    assert on_clip["features"] == "colour" and abs(on_clip["cmmd"]["mean"]) < 0.1
+    assert on_clip["features"] == "colour" and on_clip["kid"]["mean"] == pytest.approx(0, abs=0.1)

@@ -74,7 +74,7 @@ def alignment_name(suite: str) -> str:
 def _distances(e: Entry) -> dict[str, Any]:
     c = e.comparison or {}
     fid = str(c.get("features", "")).startswith("inception")
-    names = {"drift": "drift", "FID" if fid else "Frechet": "frechet", "split-half": "split_half", "KID": "kid", "CMMD": "cmmd"}
+    names = {"drift": "drift", "FID" if fid else "Frechet": "frechet", "split-half": "split_half", "KID": "kid"}
     return {"run": e.run.label, **{name: estimate(c.get(key)) for name, key in names.items()}}
 
 

@@ -8,17 +8,13 @@ import pytest
 import torch
 from scipy import linalg
 from torchmetrics.image.fid import _compute_fid
-from torchmetrics.image.kid import poly_mmd
 
 from respodiff.evaluation.metrics import fidelity
 from respodiff.evaluation.metrics.fidelity import (
-    cmmd,
     drift,
     frechet_distance,
     frechet_from_moments,
     frechet_interval,
-    kid,
-    polynomial_mmd,
     split_half_distance,
 )
 from respodiff.evaluation.metrics.moments import deal
@@ -150,98 +146,6 @@ def test_split_half_shares_out_every_prompt_whatever_the_row_order(monkeypatch: 
         split_half_distance(x, groups[1:])
     with pytest.raises(ValueError, match="4 rows or more"):
         split_half_distance(x[:3], groups[:3])
-
-
-def _double_loop(x: np.ndarray, y: np.ndarray) -> float:
-    def mean(a: np.ndarray, b: np.ndarray, same: bool) -> float:
-        terms = [(float(p @ q) / len(p) + 1) ** 3 for i, p in enumerate(a) for j, q in enumerate(b) if not (same and i == j)]
-        return sum(terms) / len(terms)
-
-    return mean(x, x, True) + mean(y, y, True) - 2 * mean(x, y, False)
-
-
-def test_polynomial_mmd_agrees_with_a_double_loop_and_torchmetrics() -> None:
-    x, y = _sets(20, 20, 6)
-    assert polynomial_mmd(x, y) == pytest.approx(_double_loop(x, y))
-    assert polynomial_mmd(x, y) == pytest.approx(float(poly_mmd(torch.from_numpy(x), torch.from_numpy(y))))
-    assert polynomial_mmd(x, y[:11]) == pytest.approx(_double_loop(x, y[:11]))
-
-
-def test_kid_is_the_mean_of_disjoint_subsets() -> None:
-    x, y = _sets(300, 200, 6)
-    found = kid(x, y, size=20, subsets=8, blocks=5, seed=4)
-    rng = np.random.default_rng(4)
-    order, other = rng.permutation(300), rng.permutation(200)
-    parts = [polynomial_mmd(x[order[i : i + 20]], y[other[i : i + 20]]) for i in range(0, 160, 20)]
-    assert found.mean == pytest.approx(np.mean(parts)) and found.n == 160 and found.low < found.mean < found.high
-    assert found == kid(x, y, size=20, subsets=8, blocks=5, seed=4) != kid(x, y, size=20, subsets=8, blocks=5)
-    for bad in ({"size": 1}, {"subsets": 0}):
-        with pytest.raises(ValueError, match="size must be 2 or more and subsets 1 or more"):
-            kid(x, y, **bad)
-    with pytest.raises(ValueError, match="take larger subsets"):
-        kid(x, y, size=2, blocks=2)
-
-
-def test_kid_of_one_subset_is_the_whole() -> None:
-    x, y = _sets(60, 60, 5)
-    assert kid(x, y).mean == pytest.approx(polynomial_mmd(x, y))
-
-
-@pytest.mark.parametrize("size", [60, 1000])
-def test_kid_interval_covers(size: int) -> None:
-    """Also with pictures of one prompt alike, if the prompts are given."""
-    rng = np.random.default_rng(5)
-    y = rng.normal(size=(240, 6))
-    groups = [f"p{i // 4:02d}" for i in range(240)]
-    found = [kid(_prompts(rng, 6), y, groups, size=size, seed=0) for _ in range(400)]
-    truth = np.mean([e.mean for e in found])
-    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
-
-
-def test_kid_is_unbiased() -> None:
-    rng = np.random.default_rng(6)
-    alike = [kid(rng.normal(size=(100, 5)), rng.normal(size=(100, 5))).mean for _ in range(300)]
-    assert abs(np.mean(alike)) < 3 * np.std(alike) / math.sqrt(300)
-
-
-def _brute_cmmd(x: np.ndarray, y: np.ndarray, biased: bool) -> float:
-    x, y = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
-
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / (2 * 10.0**2))
-
-    within = 0.0
-    for a in (x, y):
-        k = kernel(a, a)
-        within += k.mean() if biased else (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
-    return 1000 * (within - 2 * kernel(x, y).mean())
-
-
-@pytest.mark.parametrize("biased", [True, False])
-def test_cmmd_agrees_with_all_pairs(biased: bool) -> None:
-    rng = np.random.default_rng(6)
-    for shift, spread in ((0.5, 1.0), (0.1, 1.0), (0.0, 3.0)):
-        x, y = rng.normal(size=(150, 8)) * [spread, *[1] * 7] + shift, rng.normal(size=(120, 8))
-        assert cmmd(x, y, biased=biased).mean == pytest.approx(_brute_cmmd(x, y, biased), rel=1e-2, abs=1e-4)
-    opposite = np.array([[1.0, 0.0]] * 3), np.array([[-1.0, 0.0]] * 3)
-    assert abs(cmmd(*opposite, biased=biased).mean - _brute_cmmd(*opposite, biased)) < 7e-4
-
-
-def test_cmmd_of_a_set_with_itself() -> None:
-    x = np.random.default_rng(7).normal(size=(40, 8))
-    assert cmmd(x, x, biased=True).mean == pytest.approx(0, abs=1e-9)
-    assert cmmd(x, 3 * x, biased=True).mean == pytest.approx(0, abs=1e-9)  # lengths have no influence
-    with pytest.raises(ValueError, match="all zeros"):
-        cmmd(np.zeros((4, 8)), x)
-
-
-def test_cmmd_interval_covers() -> None:
-    rng = np.random.default_rng(8)
-    y = rng.normal(size=(500, 6)) + 1
-    groups = [f"p{i // 4:02d}" for i in range(240)]
-    found = [cmmd(_prompts(rng, 6) + 0.5, y, groups, seed=i) for i in range(400)]
-    truth = np.mean([e.mean for e in found])
-    assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
 
 
 def test_drift_by_hand() -> None:

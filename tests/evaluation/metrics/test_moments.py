@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from respodiff.evaluation.metrics.fidelity import polynomial_mmd
-from respodiff.evaluation.metrics.moments import Sums, deal, jackknife, pair, polynomial_rests, spread, unit
+from respodiff.evaluation.metrics.moments import Sums, deal, jackknife, pair, spread, unit
 
 
 def test_sums_give_numpys_moments_also_after_leaving_rows_out() -> None:
@@ -53,11 +52,3 @@ def test_refuses_what_is_no_set_of_features() -> None:
             pair(x, [[1.0, 2.0], [3.0, 4.0]])
     with pytest.raises(ValueError, match="all zeros, got 1 such"):
         unit(np.array([[0.0, 0.0], [3.0, 4.0]]))
-
-
-def test_polynomial_rests_are_those_of_the_pictures_left() -> None:
-    rng = np.random.default_rng(2)
-    x, y, block = rng.normal(size=(30, 4)), rng.normal(size=(25, 4)), rng.integers(3, size=30)
-    found = polynomial_rests(x, y, block, 4)
-    assert found[0] == pytest.approx(polynomial_mmd(x, y)) == pytest.approx(found[4])  # no picture is in the last block
-    assert found[1:4] == pytest.approx([polynomial_mmd(x[block != i], y) for i in range(3)])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.metrics.moments import RATE, SCALE, Floats, Sums, cosine_sum, cube_kernel, deal, ranks, settled, spread
+from respodiff.evaluation.metrics.moments import Floats, cube_kernel, deal, ranks, settled, spread
 
 Codes = NDArray[np.int64]
 SIGNS = np.array([1.0, 1.0, -2.0])  # within x, within y, across
@@ -33,17 +33,16 @@ class Run:
         return Run(self.features[rows], self.prompt[rows], self.block[rows])
 
 
-def both(x: Floats, y: Floats, groups: Sequence[str] | None, other_groups: Sequence[str], blocks: int, seed: int) -> tuple[Run, Run]:
+def both(x: Floats, y: Floats, groups: Sequence[str], other_groups: Sequence[str], blocks: int, seed: int) -> tuple[Run, Run]:
     """Two runs whose prompts are dealt together: into blocks for the jackknife, and in one random order.
 
     Raises:
-        ValueError: groups missing, of other lengths than x and y, or less than 2 prompts.
+        ValueError: groups of other lengths than x and y, or less than 2 prompts.
     """
-    if groups is None or len(groups) != len(x) or len(other_groups) != len(y):
-        given = "no groups" if groups is None else f"{len(groups)} groups"
+    if len(groups) != len(x) or len(other_groups) != len(y):
         raise ValueError(
             f"groups and other_groups must name the prompt of each of {len(x)} pictures of x and {len(y)} of y, "
-            f"got {given} and {len(other_groups)} other_groups: give both or leave out other_groups"
+            f"got {len(groups)} groups and {len(other_groups)} other_groups: give one a picture"
         )
     names = [*groups, *other_groups]
     block, rank = deal(names, len(names), blocks, seed), ranks(names, (seed, 1))
@@ -67,19 +66,6 @@ def apart_kid(x: Run, y: Run, *, size: int, subsets: int, seed: int, level: floa
         used += len(a.prompt)
     rests = _distance(terms)
     return spread(float(rests[0]), rests[1:], used, level)
-
-
-def apart_gaussian(x: Run, y: Run, level: float) -> Estimate:
-    """CMMD of unit vectors without pairs of one prompt, from sums over all pictures less those over each prompt's."""
-    blocks = 1 + int(max(x.block.max(), y.block.max()))
-    whole = [Sums.of(run.features) for run in (x, y)]
-    rests = [whole]
-    for i in range(blocks):
-        rests.append([all_.without(Sums.of(run.features[run.block == i])) for all_, run in zip(whole, (x, y), strict=True)])
-    every = np.array([[(cosine_sum(a, b), a.n * b.n) for a, b in ((s, s), (t, t), (s, t))] for s, t in rests]).transpose(2, 0, 1)
-    same = np.stack([_same(a, b, blocks) for a, b in ((x, x), (y, y), (x, y))], axis=-1)
-    found = SCALE * np.exp(-RATE) * _distance(every - same)
-    return spread(float(found[0]), found[1:], len(x.prompt), level)
 
 
 def _dealt(first: Codes, second: Codes, parts: int, rng: np.random.Generator) -> list[Codes]:
@@ -107,26 +93,6 @@ def _kernel_terms(a: Run, b: Run, blocks: int) -> Floats:
         return float(table.sum()) - np.concatenate([[0.0], left])
 
     return np.stack([rests(apart * cube_kernel(a.features, b.features)), rests(apart)])
-
-
-def _same(a: Run, b: Run, blocks: int) -> Floats:
-    """Sum of `moments.cosine_sum` over pairs of one prompt, and their number, in all and with each block left out: (2, 1 + blocks)."""
-    own = np.zeros((2, blocks))
-    orders = [run.prompt.argsort(kind="stable") for run in (a, b)]
-    shared = np.intersect1d(a.prompt, b.prompt)
-    edges = [np.searchsorted(run.prompt[order], [shared, shared + 1]).T for run, order in zip((a, b), orders, strict=True)]
-    for (i, j), (k, m) in zip(*edges, strict=True):
-        rows, others = orders[0][i:j], orders[1][k:m]
-        own[:, a.block[rows[0]]] += _few(a.features[rows], b.features[others]), len(rows) * len(others)
-    return np.concatenate([own.sum(1, keepdims=True), own.sum(1, keepdims=True) - own], axis=1)
-
-
-def _few(a: Floats, b: Floats) -> float:
-    """`moments.cosine_sum` of rows, by the cheaper way."""
-    if len(a) * len(b) > a.shape[1] ** 2:
-        return cosine_sum(Sums.of(a), Sums.of(b))
-    cosines = a @ b.T
-    return float(RATE * cosines.sum() + RATE**2 / 2 * np.vdot(cosines, cosines))
 
 
 def _distance(terms: Floats) -> Floats:

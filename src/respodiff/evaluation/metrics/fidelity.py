@@ -10,17 +10,15 @@ from numpy.typing import ArrayLike
 
 from respodiff.evaluation.metrics.alignment import mean_interval
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.metrics.kernels import cmmd, kid, polynomial_mmd
+from respodiff.evaluation.metrics.kernels import kid
 from respodiff.evaluation.metrics.moments import Floats, Sums, deal, jackknife, pair, ranks, settled, unit
 
 __all__ = [
-    "cmmd",
     "drift",
     "frechet_distance",
     "frechet_from_moments",
     "frechet_interval",
     "kid",
-    "polynomial_mmd",
     "split_half_distance",
 ]
 

@@ -13,10 +13,6 @@ from respodiff.evaluation.metrics.estimate import Estimate
 
 Floats = NDArray[np.float64]
 
-WIDTH = 10.0  # of the Gaussian kernel of CMMD
-RATE = 1 / WIDTH**2  # of its series in the cosine of unit vectors
-SCALE = 1000.0  # CMMD is reported times this
-
 
 @dataclass(frozen=True)
 class Sums:
@@ -97,35 +93,6 @@ def jackknife(features: Floats, block: NDArray[np.int64], measure: Callable[[Sum
     blocks = int(block.max()) + 1
     rest = np.array([measure(total.without(Sums.of(features[block == i]))) for i in range(blocks)])
     return spread(measure(total), rest, len(features), level)
-
-
-def polynomial_rests(x: Floats, y: Floats, block: NDArray[np.int64], blocks: int) -> Floats:
-    """Unbiased squared MMD, kernel ``(a . b / D + 1)^3``, of all of x and y, then of x less one block at a time: (1 + blocks,)."""
-    inside = np.zeros((len(x), 1 + blocks))  # the first column leaves nothing out
-    inside[np.arange(len(x)), 1 + block] = 1.0
-    within, other, across = (cube_kernel(a, b) for a, b in ((x, x), (y, y), (x, y)))
-    np.fill_diagonal(within, 0.0)
-    np.fill_diagonal(other, 0.0)
-    rows = within @ inside
-    pairs = within.sum() - 2 * rows.sum(0) + (inside * rows).sum(0)
-    kept, n = len(x) - inside.sum(0), len(y)
-    if kept.min() < 2:
-        raise ValueError(f"x must keep 2 pictures or more in every subset when a block is left out, got {len(x)}: take larger subsets")
-    crossed = across.sum() - inside.T @ across.sum(1)
-    rests: Floats = pairs / (kept * (kept - 1)) + other.sum() / (n * (n - 1)) - 2 * crossed / (kept * n)
-    return rests
-
-
-def gaussian_mmd(x: Sums, y: Sums, biased: bool) -> float:
-    """Squared MMD of unit vectors times `SCALE`, from the kernel's series in the cosine up to its square."""
-    alone = RATE + RATE**2 / 2  # a vector with itself
-    within = [cosine_sum(s, s) / s.n**2 if biased else (cosine_sum(s, s) - alone * s.n) / (s.n * (s.n - 1)) for s in (x, y)]
-    return SCALE * float(np.exp(-RATE)) * (sum(within) - 2 * cosine_sum(x, y) / (x.n * y.n))
-
-
-def cosine_sum(x: Sums, y: Sums) -> float:
-    """``c / 100 + c^2 / 2e4``, the Gaussian kernel's series less its constant and its factor, summed over all pairs of unit vectors."""
-    return float(RATE * (x.total @ y.total) + RATE**2 / 2 * np.vdot(x.outer, y.outer))
 
 
 def cube_kernel(x: Floats, y: Floats) -> Floats:
