@@ -26,7 +26,7 @@ from respodiff.concepts.concept import attribute, concept
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.metrics.alignment import mean_interval
+from respodiff.evaluation.metrics.means import mean_interval
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.verdicts import flags_of
 from respodiff.generation.config import GenerateConfig

@@ -14,7 +14,7 @@ from painted import GENDER, WORDS, ColourJudge, Painted, paint
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.comparison import compare, pairs_of
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.metrics import fidelity
+from respodiff.evaluation.metrics import distances
 from respodiff.evaluation.scored_run import JudgedRun
 
 ROWS: list[Painted] = [("cook", None, (i % 2, 0, 0)) for i in range(4)]
@@ -87,7 +87,7 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
     assert found["frechet"]["mean"] == pytest.approx(27, rel=0.2) and found["split_half"]["mean"] < 1
     x, y = (run.vectors(run.featured) for run in runs)
     assert x is not None and y is not None
-    assert found["frechet"]["mean"] == pytest.approx(fidelity.frechet_distance(y.astype(float), x.astype(float)))
+    assert found["frechet"]["mean"] == pytest.approx(distances.frechet_distance(y.astype(float), x.astype(float)))
     assert found["kid"]["mean"] > 1
     plain = [dataclasses.replace(run, answers={k: v for k, v in run.answers.items() if k == run.primary}) for run in runs]
     plain = [dataclasses.replace(run, headers={k: v for k, v in run.headers.items() if k == run.primary}) for run in plain]

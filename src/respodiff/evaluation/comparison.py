@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.data.run_folder import ImageRecord
-from respodiff.evaluation.metrics import fidelity, paired
+from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.score_files import UNKNOWN, Vectors
 from respodiff.evaluation.scored_run import JudgedRun, load_judged
 from respodiff.evaluation.statistics import Settings, show
@@ -141,7 +141,7 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
     both = [(i, j) for i, j in found if np.isfinite(x[i]).all() and np.isfinite(y[j]).all()]
     if both:
         groups = [run.records[j].group for _, j in both]
-        out["drift"] = show(fidelity.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
+        out["drift"] = show(distances.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
     before, base_prompts = _finite(base, x)
     after, prompts = _finite(run, y)
     if min(len(before), len(after)) >= FEW and min(len(set(prompts)), len(set(base_prompts))) >= FEW_PROMPTS:
@@ -156,9 +156,9 @@ def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompt
     # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
     scale = width**0.5 if clip else 1.0
     return {
-        "frechet": show(fidelity.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
-        "split_half": show(fidelity.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
-        "kid": show(fidelity.kid(scale * after, scale * before, prompts, base_prompts, seed=seed)),
+        "frechet": show(distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
+        "split_half": show(distances.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
+        "kid": show(distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed)),
     }
 
 

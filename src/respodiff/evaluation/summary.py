@@ -11,7 +11,7 @@ from typing import Any
 
 from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.judges import NOTICE
-from respodiff.evaluation.metrics import alignment, correction, fairness
+from respodiff.evaluation.metrics import correction, fairness, means
 from respodiff.evaluation.score_files import UNKNOWN, Score
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, plain, share, show
@@ -191,5 +191,5 @@ def _aligned(known: Sequence[tuple[ImageRecord, Score]], settings: Settings) -> 
     rows = [(r.group, s.alignment) for r, s in known if s.alignment is not None]
     if not rows:
         return {"alignment": None, "alignment_interval": None}
-    found = alignment.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot)
+    found = means.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot)
     return {"alignment": found.mean, "alignment_interval": show(found)}
