@@ -53,12 +53,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return tensors
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"checkpoint {str(path)!r} is truncated or not a safetensors file ({error}); copy it again") from error
-    if _version() < (2, 6):  # CVE-2025-32434: weights_only could be got around before
-        raise ValueError(
-            f"torch {torch.__version__} cannot read a pickle safely; update to torch 2.6 or newer, or give a .safetensors file"
-        )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)  # safe from torch 2.6 on (CVE-2025-32434)
     except pickle.UnpicklingError as error:
         if re.search(r"weights.only|GLOBAL|Unsupported|global", str(error)):
             raise ValueError(
@@ -80,10 +76,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     ) as error:
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
     return _flat(found, path)
-
-
-def _version() -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
 
 
 def _flat(found: Any, path: Path) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binom
+from scipy.stats import binomtest
 
 from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, ends, ratio_draws, summed_draws
 from respodiff.evaluation.metrics.estimate import Estimate
@@ -61,7 +61,7 @@ def mcnemar(
 ) -> PairedTest:
     """Did a property of pictures become more or less frequent? McNemar's exact test on the pairs that changed.
 
-    Under the null each of the changed pairs is a fair coin, so p is a binomial tail, doubled. The interval of the difference adds
+    Under the null each of the changed pairs is a fair coin, so p is a two-sided binomial test. The interval of the difference adds
     a pair to each kind of change before Wald's formula (Bonett and Price 2012), which covers well also with few changes.
 
     Both take pairs as independent. Where prompts differ in how much changes, that interval is too narrow for what other prompts would
@@ -88,7 +88,7 @@ def mcnemar(
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
     n, gained, lost = len(first), int((~first & second).sum()), int((first & ~second).sum())
-    p = min(1.0, 2 * float(binom.cdf(min(gained, lost), gained + lost, 0.5)))
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     mean = (gained - lost) / n
