@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from respodiff._version import __version__
@@ -87,6 +87,21 @@ def _flat(found: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping):
         raise ValueError(f"checkpoint {str(path)!r} holds a {type(found).__name__}; needed: a dictionary of tensors")
     return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def write_safetensors(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
+    """Writes the tensors of a checkpoint as a safetensors file, and returns their shapes by name.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_tensors`; or a new name that does not end in .safetensors.
+    """
+    if Path(out).suffix != ".safetensors":
+        raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
+    tensors = {name: tensor.clone().contiguous() for name, tensor in read_tensors(path).items()}
+    if not tensors:
+        raise ValueError(f"checkpoint {str(path)!r} holds no tensor at its top level; give a dictionary of tensors")
+    save_file(tensors, out)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def pick(tensors: Mapping[str, Tensor], ram_key: str = "", sam_key: str = "") -> tuple[str, str]:

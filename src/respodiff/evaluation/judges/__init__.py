@@ -14,7 +14,7 @@ from respodiff.evaluation.judges.clip import LOGIT_SCALE, ClipJudge, judge_folde
 from respodiff.evaluation.judges.table import TableJudge
 from respodiff.evaluation.judges.texts import Vocabulary, choose, class_texts, picture_text
 
-SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
+SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
 _HOMES = {
     "nudenet": ("nudenet", "NudeNet"),
     "open-nsfw": ("open_nsfw", "OpenNsfw"),
@@ -51,7 +51,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     """A judge by its source.
 
     Args:
-        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE``
+        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE.safetensors``
             (features); ``table:FILE.csv`` (labels made elsewhere).
         device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
 
