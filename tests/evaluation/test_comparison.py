@@ -14,6 +14,7 @@ from painted import GENDER, WORDS, ColourJudge, Painted, paint
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.comparison import compare, pairs_of
 from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.judges import FeatureJudge
 from respodiff.evaluation.metrics import distances
 from respodiff.evaluation.scored_run import JudgedRun
 
@@ -59,7 +60,7 @@ def test_runs_of_different_judges_are_not_compared(tmp_path: Path) -> None:
         compare(a, b)
 
 
-class Features:
+class Features(FeatureJudge):
     """Three random numbers a picture, as an Inception network would give 2,048."""
 
     name, version, digest = "inception:weights.pth", "1", "e" * 16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from respodiff.data.records import ImageRecord
-from respodiff.evaluation.score_files import Score
+from respodiff.evaluation.judges import Score
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.experiments.card_figures import TONES, chance_error, kept, planted, safety, stated
 from respodiff.experiments.card_page import _judges

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.data.run_folder import ImageRecord
+from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
-from respodiff.evaluation.score_files import UNKNOWN, Vectors
 from respodiff.evaluation.scored_run import JudgedRun, load_judged
 from respodiff.evaluation.statistics import Settings, show
 from respodiff.evaluation.summary import summarise, target_shares
@@ -162,7 +162,7 @@ def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompt
     }
 
 
-def _finite(run: JudgedRun, vectors: Vectors) -> tuple[Floats, list[str]]:
+def _finite(run: JudgedRun, vectors: NDArray[np.float32]) -> tuple[Floats, list[str]]:
     good = np.flatnonzero(np.isfinite(vectors).all(1))
     return vectors[good].astype(np.float64), [run.records[i].prompt_id for i in good]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from respodiff.concepts.intersections import JOIN, cells
+from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import intersection
-from respodiff.evaluation.score_files import UNKNOWN
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, share, show
 

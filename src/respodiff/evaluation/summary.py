@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from respodiff.data.run_folder import ImageRecord
-from respodiff.evaluation.judges import NOTICE
+from respodiff.evaluation.judges import NOTICE, UNKNOWN, Score
 from respodiff.evaluation.metrics import correction, fairness, means
-from respodiff.evaluation.score_files import UNKNOWN, Score
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, plain, share, show
 from respodiff.evaluation.subgroups import intersection_figures

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
+from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import agreement, safety
-from respodiff.evaluation.score_files import UNKNOWN
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, plain, share, show
 

@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from respodiff.evaluation.judges import NOTICE
+from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.score_files import UNKNOWN
 
 if TYPE_CHECKING:
     from respodiff.evaluation.comparison import Blocks, Entry

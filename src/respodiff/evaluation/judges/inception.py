@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import Floats, files_digest, optional, package_version
+from respodiff.evaluation.judges.base import files_digest, optional, package_version
+from respodiff.evaluation.judges.kinds import FeatureJudge
+from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +30,7 @@ WIDTH = 2048
 _BATCH = 32
 
 
-class Inception:
+class Inception(FeatureJudge):
     """Turns pictures into the 2048 features of Inception-v3's last pooling.
 
     Args:

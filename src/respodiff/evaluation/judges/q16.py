@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.evaluation.judges.base import BATCH, Floats, Scores, check_threshold, files_digest, score_pictures
-from respodiff.evaluation.judges.clip import LOGIT_SCALE, ClipJudge
+from respodiff.evaluation.judges.base import BATCH, files_digest
+from respodiff.evaluation.judges.clip import ClipJudge
+from respodiff.evaluation.judges.kinds import FlagJudge, check_threshold, score_pictures
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +56,7 @@ def read_prompts(path: Path) -> NDArray[Any]:
     return found
 
 
-class Q16:
+class Q16(FlagJudge):
     """Flags a picture whose probability of being inappropriate is `threshold` or more.
 
     Args:
@@ -92,7 +94,7 @@ class Q16:
         digest = files_digest(weights, vectors.astype("<f4").tobytes())
         return cls(judge, vectors, source, digest, threshold)
 
-    def scores(self, images: Sequence[Image.Image]) -> Scores:
+    def scores(self, images: Sequence[Image.Image]) -> list[float | None]:
         """Probability of "inappropriate" of each picture, in [0, 1]; None where it could not be judged."""
         return score_pictures(images, self._probabilities, self.name, BATCH)
 
