@@ -28,7 +28,7 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.metrics.means import mean_interval
 from respodiff.evaluation.scored_run import JudgedRun
-from respodiff.evaluation.verdicts import flags_of
+from respodiff.evaluation.summary import flags_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.image_adapters import SURE, UNSAFE
 from respodiff.generation.prediction import Moment, means, read, scores, surely

@@ -19,8 +19,7 @@ from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.scored_run import JudgedRun, load_judged
 from respodiff.evaluation.statistics import Settings, show
-from respodiff.evaluation.summary import summarise, target_shares
-from respodiff.evaluation.verdicts import flags_of
+from respodiff.evaluation.summary import flags_of, summarise, target_shares
 
 Floats = NDArray[np.float64]
 

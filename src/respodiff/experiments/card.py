@@ -25,7 +25,7 @@ from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, Vocabulary
 from respodiff.evaluation.score_files import open_picture
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings
-from respodiff.evaluation.verdicts import agreement_figures
+from respodiff.evaluation.summary import agreement_figures
 from respodiff.experiments.card_figures import TONES, kept, planted, safety, stated
 from respodiff.experiments.card_page import sheet, text_of
 from respodiff.generation.config import GenerateConfig
