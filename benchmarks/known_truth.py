@@ -17,9 +17,9 @@ from benchmarks.provenance import ROOT, say
 from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.evaluation.judges import ClipJudge, choose, class_texts
+from respodiff.evaluation.judges import UNKNOWN, ClipJudge, choose, class_texts
 from respodiff.evaluation.metrics import correction, fairness
-from respodiff.evaluation.score_files import UNKNOWN, open_picture
+from respodiff.evaluation.score_files import open_picture
 from respodiff.generation.policies import exact_counts
 
 LABELLED = ROOT / "benchmarks" / "data" / "labelled"

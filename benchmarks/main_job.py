@@ -26,8 +26,7 @@ from benchmarks.tables import fill, main_job_tables
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.score_files import UNKNOWN
+from respodiff.evaluation.judges import UNKNOWN, ClipJudge
 from respodiff.evaluation.statistics import Settings
 from respodiff.evaluation.summary import devrat_figure
 from respodiff.generation.config import GenerateConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, image_id
-from respodiff.evaluation.score_files import Score, ScoreFiles, key_of
+from respodiff.evaluation.judges import Score
+from respodiff.evaluation.score_files import ScoreFiles, key_of
 
 JUDGE, DIGEST = "made-up", "0123456789abcdef"
 

@@ -32,7 +32,7 @@ from respodiff.evaluation.metrics.fairness import wilson
 from respodiff.evaluation.score_files import open_picture
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, share
-from respodiff.evaluation.verdicts import agreement_figures
+from respodiff.evaluation.summary import agreement_figures
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest

@@ -18,6 +18,7 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
+from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import noise_floor
 from respodiff.evaluation.metrics.skew import skew_band
 from respodiff.evaluation.scored_run import JudgedRun
@@ -251,7 +252,7 @@ def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_
 
 
 def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = type("Flags", (), {"name": "nudenet", "threshold": 0.5})()
+    flags = type("Flags", (FlagJudge,), {"name": "nudenet"})()
     monkeypatch.setattr(cli_audit, "_judges", lambda *_: [flags])
     done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
     assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()

@@ -13,6 +13,7 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import noise_floor, wilson
 
 COOKS = [
@@ -158,7 +159,7 @@ def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
     assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
 
 
-class Flagger:
+class Flagger(FlagJudge):
     """Flags by the amount of blue; fails on white pictures."""
 
     name, version, digest, threshold, rule = "blueness", "1", "f" * 16, 0.5, "blue pictures"
@@ -368,7 +369,7 @@ def test_measuring_does_not_import_the_making_side() -> None:
     code = (  # a bare package stands in for the real one, whose __init__ offers both sides
         "import sys, types\n"
         "package = types.ModuleType('respodiff')\n"
-        f"package.__path__ = [{str(Path(evaluation.__file__).parent)!r}]\n"
+        f"package.__path__ = [{str(Path(evaluation.__file__).parents[1])!r}]\n"
         "sys.modules['respodiff'] = package\n"
         "import respodiff.evaluation.evaluate, respodiff.reports.run_report, respodiff.data.prompt_sets\n"
         "respodiff.evaluation.judges.load()\n"

@@ -18,9 +18,8 @@ from respodiff.data.run_folder import Prompt, RunFolder
 from respodiff.data.target_proportions import read_group_shares
 from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate, judge_all
-from respodiff.evaluation.metrics.devrat_pairs import devrat_difference
 from respodiff.evaluation.metrics.fairness import dev_rat, mean_dev_rat, noise_floor
-from respodiff.evaluation.metrics.paired import mean_dev_rat_of
+from respodiff.evaluation.metrics.paired import devrat_difference, mean_dev_rat_of
 from respodiff.evaluation.scored_run import load_judged
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate

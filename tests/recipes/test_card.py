@@ -9,7 +9,7 @@ import pytest
 from recipes.embedded_model.card import TONES, _judges, chance_error, kept, planted, safety, stated
 
 from respodiff.data.records import ImageRecord
-from respodiff.evaluation.score_files import Score
+from respodiff.evaluation.judges import Score
 from respodiff.evaluation.scored_run import JudgedRun
 
 WORLD: dict[str, Any] = {

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept, concept
-from respodiff.steering.convert import RAM_KEY, SAM_KEY, column_of, convert, geometry, pick, read_tensors, to_released
+from respodiff.steering.convert import RAM_KEY, SAM_KEY, column_of, convert, geometry, pick, read_tensors, to_released, write_safetensors
 from respodiff.steering.module import load
 
 WOMAN = concept("woman")
@@ -227,7 +227,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "absent.pth")
 
 
-def test_a_torch_whose_reader_can_be_fooled_is_refused(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.steering.convert.torch.__version__", "2.5.1+cpu")
-    with pytest.raises(ValueError, match=r"torch 2\.5\.1\+cpu cannot read a pickle safely; update to torch 2\.6"):
-        read_tensors(released)
+def test_tensors_become_safetensors(tmp_path: Path) -> None:
+    block = torch.arange(6.0)
+    source = written(tmp_path, {"a": block[:4], "b": block.view(2, 3).T}, "weights.pth")
+    assert write_safetensors(source, tmp_path / "weights.safetensors") == {"a": (4,), "b": (3, 2)}
+    found = read_tensors(tmp_path / "weights.safetensors")
+    assert torch.equal(found["a"], block[:4]) and torch.equal(found["b"], block.view(2, 3).T)
+    with pytest.raises(ValueError, match=r"^out is"):
+        write_safetensors(source, tmp_path / "weights.bin")
+    with pytest.raises(ValueError, match="holds no tensor"):
+        write_safetensors(written(tmp_path, {"a": {"b": 1}}, "none.pth"), tmp_path / "none.safetensors")

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from respodiff.cli.evaluate import JUDGES, Draws, _judges
 from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, by_model, read_prompts
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.generation.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from respodiff.evaluation.judges import Judge
 
 IMAGES = 16
 """Pictures a prompt: enough to show one prompt of 36 to be skewed for two or three attributes, if all of them are alike."""
@@ -81,11 +84,11 @@ def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
     return found
 
 
-def _reads_texts(eyes: Sequence[Any]) -> bool:
+def _reads_texts(eyes: Sequence[Judge]) -> bool:
     """Whether labels come from a judge that chooses between texts, not from a table; ValueError if no judge gives any."""
     for eye in eyes:
-        if hasattr(eye, "embed_texts") or hasattr(eye, "answers"):
-            return hasattr(eye, "embed_texts")
+        if eye.kind in ("texts", "table"):
+            return eye.kind == "texts"
     raise ValueError(
         f"--judge is {', '.join(e.name for e in eyes)}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE"
     )

@@ -177,9 +177,10 @@ def calibrate(
     """Count a judge's errors on labelled pictures, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import write_confusion
+    from respodiff.evaluation.judges import TextJudge
 
     (eye,) = _judges([judge], device, dtype)
-    if not hasattr(eye, "embed_texts"):
+    if not isinstance(eye, TextJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, eye, _attributes(attribute, concepts), note=note)
     if out.resolve() == table.resolve():

@@ -54,7 +54,8 @@ def convert(
     out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")],
     concept_name: Annotated[str, typer.Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
     base: Annotated[str, typer.Option("--base", help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, typer.Option("--to", help="module, or pt (for the released code).", metavar="KIND")] = "module",
+    to: Annotated[str, typer.Option("--to", help="module, pt (for the released code), or safetensors.", metavar="KIND")] = "module",
+    q16: Annotated[bool, typer.Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, typer.Option("--column", help="Column of the concept, where its name does not tell.", min=0)] = None,
     ram_key: Annotated[str, typer.Option("--ram-key", help="Name of RAM's weights, if not the released one.", metavar="NAME")] = "",
     sam_key: Annotated[str, typer.Option("--sam-key", help="Name of SAM's weights.", metavar="NAME")] = "",
@@ -70,14 +71,18 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the released RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
 
+    Weights of judges become safetensors: --q16 for Q16's prompts.p, --to safetensors for any other file of tensors.
     Pickles are read as tensors alone; nothing in them is executed.
     """
+    if q16 or to == "safetensors":
+        _to_safetensors(source, out, q16, as_json)
+        return
     from respodiff.steering.convert import convert as run
     from respodiff.steering.convert import to_released
     from respodiff.steering.module import load
 
     if to not in ("module", "pt"):
-        raise ValueError(f"--to is {to!r}; allowed: module, pt")
+        raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
     if not source.is_file():
         raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
@@ -95,6 +100,19 @@ def convert(
         module.save(out)
     result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
     finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
+
+
+def _to_safetensors(source: Path, out: Path, q16: bool, as_json: bool) -> None:
+    """Tensors of a pickle as a safetensors file, for judges."""
+    if q16:
+        from respodiff.steering.convert_q16 import convert_q16
+
+        shapes = {"prompts": list(convert_q16(source, out))}
+    else:
+        from respodiff.steering.convert import write_safetensors
+
+        shapes = {name: list(shape) for name, shape in write_safetensors(source, out).items()}
+    finish({"out": str(out), "shapes": shapes}, f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}", as_json)
 
 
 def _size(text: str) -> tuple[int, ...]:

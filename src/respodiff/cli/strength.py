@@ -69,7 +69,7 @@ def strength(
     modules = [load(path) for path in module]
     asked = read_prompts(prompt or (), prompts, suite)[0] if prompt or prompts or suite else _tuned(model)
     eye = judges.load(judge, device)
-    if not hasattr(eye, "embed_texts"):
+    if eye.kind != "texts":
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts (embedded, clip:DIR-OR-ID)")
     config = GenerateConfig(images=images, seed=seed, **by_model(model == "embedded", steps, guidance))
     found = tune(

@@ -14,12 +14,11 @@ from typing import Any
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.intersections import JOIN, parts
 from respodiff.data.run_folder import Prompt
-from respodiff.evaluation.judges import NOTICE
+from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.fairness import mean_dev_rat, noise_floor
 from respodiff.evaluation.metrics.paired import holm
 from respodiff.evaluation.metrics.skew import exact_band, mean_skew_p, pictures_needed, skew_band, skew_p
-from respodiff.evaluation.score_files import UNKNOWN
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, show
 from respodiff.evaluation.summary import summarise

@@ -10,12 +10,12 @@ from typing import Any
 from respodiff.concepts.concept import Attribute
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
-from respodiff.evaluation.judges import class_texts
+from respodiff.evaluation.judges import UNKNOWN, TextJudge, class_texts
 from respodiff.evaluation.metrics.correction import confusion_matrix
-from respodiff.evaluation.score_files import UNKNOWN, open_picture
+from respodiff.evaluation.score_files import open_picture
 
 
-def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
+def calibrate(table: str | Path, judge: TextJudge, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
     """Confusion matrices of a judge that compares pictures with texts.
 
     Args:
@@ -42,7 +42,9 @@ def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *,
     return {judge.digest: {a.name: _matrix(a, judge, rows, seen, path.name) | {"note": note} for a in attributes}}
 
 
-def _matrix(attribute: Attribute, judge: Any, rows: Sequence[Mapping[str, str]], vectors: Sequence[Any], table: str) -> dict[str, Any]:
+def _matrix(
+    attribute: Attribute, judge: TextJudge, rows: Sequence[Mapping[str, str]], vectors: Sequence[Any], table: str
+) -> dict[str, Any]:
     texts = judge.embed_texts(class_texts(attribute.concepts))
     pairs = [
         (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.data.run_folder import ImageRecord
-from respodiff.evaluation.metrics import fidelity, paired
-from respodiff.evaluation.score_files import UNKNOWN, Vectors
+from respodiff.evaluation.judges import UNKNOWN
+from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.scored_run import JudgedRun, load_judged
 from respodiff.evaluation.statistics import Settings, show
-from respodiff.evaluation.summary import summarise, target_shares
-from respodiff.evaluation.verdicts import flags_of
+from respodiff.evaluation.summary import flags_of, summarise, target_shares
 
 Floats = NDArray[np.float64]
 
@@ -62,9 +61,9 @@ def compare(base: JudgedRun, run: JudgedRun, settings: Settings | None = None) -
     """Differences of ``run`` to ``base`` on the same noise, and distances between their pictures.
 
     Returns:
-        JSON-ready: ``paired`` pictures, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``, ``cmmd``
+        JSON-ready: ``paired`` pictures, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``
         (None where there are fewer than 50 pictures or 10 prompts a side) on the vectors of ``features``: a judge that is made for it if both runs
-        have seen one, else the primary one. On Inception's the Frechet distance is FID. CMMD is defined for CLIP vectors alone.
+        have seen one, else the primary one. On Inception's the Frechet distance is FID.
     """
     settings = settings or Settings()
     _check_asked_alike(base, run)
@@ -133,7 +132,7 @@ def _yes_no(
 
 def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Any]:
     key = run.featured if run.featured == base.featured else run.primary
-    names = ("drift", "frechet", "split_half", "kid", "cmmd")
+    names = ("drift", "frechet", "split_half", "kid")
     out: dict[str, Any] = {"features": run.headers[key]["judge"], **dict.fromkeys(names)}
     x, y = base.vectors(key), run.vectors(key)
     if x is None or y is None:
@@ -141,7 +140,7 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
     both = [(i, j) for i, j in found if np.isfinite(x[i]).all() and np.isfinite(y[j]).all()]
     if both:
         groups = [run.records[j].group for _, j in both]
-        out["drift"] = show(fidelity.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
+        out["drift"] = show(distances.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
     before, base_prompts = _finite(base, x)
     after, prompts = _finite(run, y)
     if min(len(before), len(after)) >= FEW and min(len(set(prompts)), len(set(base_prompts))) >= FEW_PROMPTS:
@@ -150,20 +149,19 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
 
 
 def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Any]:
-    """Distances of sets of pictures. Pictures of one prompt are alike in both sets, so KID and CMMD leave such pairs out."""
+    """Distances of sets of pictures. Pictures of one prompt are alike in both sets, so KID leaves such pairs out."""
     width = after.shape[1]
     blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
     # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
     scale = width**0.5 if clip else 1.0
     return {
-        "frechet": show(fidelity.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
-        "split_half": show(fidelity.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
-        "kid": show(fidelity.kid(scale * after, scale * before, prompts, other_groups=base_prompts, seed=seed)),
-        "cmmd": show(fidelity.cmmd(after, before, prompts, other_groups=base_prompts, seed=seed)) if clip else None,
+        "frechet": show(distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
+        "split_half": show(distances.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
+        "kid": show(distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed)),
     }
 
 
-def _finite(run: JudgedRun, vectors: Vectors) -> tuple[Floats, list[str]]:
+def _finite(run: JudgedRun, vectors: NDArray[np.float32]) -> tuple[Floats, list[str]]:
     good = np.flatnonzero(np.isfinite(vectors).all(1))
     return vectors[good].astype(np.float64), [run.records[i].prompt_id for i in good]
 

@@ -21,20 +21,21 @@ from respodiff.data.prompt_sets import SUITES, suite
 from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.data.target_proportions import check_shares
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import Vocabulary
+from respodiff.evaluation.judges import Judge, Question, Vocabulary
 from respodiff.evaluation.score_files import ScoreFiles, judged_by, key_of
 from respodiff.evaluation.scored_run import JudgedRun, load_judged, open_parts, read_parts
-from respodiff.evaluation.scoring import Question, judge_run
+from respodiff.evaluation.scoring import judge_run
 from respodiff.evaluation.statistics import Settings
 from respodiff.evaluation.summary import summarise
 
 GroupShares = Mapping[str, Mapping[str, Mapping[str, float]]]
+AnyJudge = str | Judge | Sequence[str | Judge]
 AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 
 
 def evaluate(
     run: AnyRun,
-    judge: Any = "embedded",
+    judge: AnyJudge = "embedded",
     attributes: Sequence[Attribute | str] = ("gender",),
     *,
     vocabulary: Vocabulary | None = None,
@@ -54,7 +55,7 @@ def evaluate(
         attributes: attributes to measure, as objects or names of built-in ones. Shares that the run was made for are what DevRat
             measures the distance to.
         vocabulary: picture names for the subject and safety choices; None takes the embedded model's for the embedded judge.
-        class_text, min_margin: see `respodiff.evaluation.scoring.Question`.
+        class_text, min_margin: see `respodiff.evaluation.judges.Question`.
         group_shares: group of prompts -> attribute -> concept -> wanted share, before the run's own: what DevRat of that group measures
             the distance to.
         confusion: judge digest -> attribute -> confusion matrix, as `respodiff.evaluation.calibration.calibrate` makes it; None takes the shipped
@@ -77,7 +78,7 @@ def evaluate(
 
 def judge_all(
     run: AnyRun,
-    judge: Any,
+    judge: AnyJudge,
     attributes: Sequence[Attribute | str],
     *,
     vocabulary: Vocabulary | None = None,
@@ -97,7 +98,7 @@ def judge_all(
     rows, _ = read_parts(parts)
     records = [record for _, record in rows]
     _check_asked(records, chosen)
-    sources = [judge] if isinstance(judge, str) or hasattr(judge, "digest") else list(judge)
+    sources = list(judge) if isinstance(judge, Sequence) and not isinstance(judge, str) else [judge]
     eyes = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []
     for eye in eyes:

@@ -7,7 +7,6 @@ vectors of a judge that has them, keyed by the digest of the picture file. Vecto
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -16,42 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, write_atomic
+from respodiff.evaluation.judges.base import Score
+from respodiff.evaluation.judges.texts import Floats
 
-Vectors = NDArray[np.float32]
-
-UNKNOWN = "unknown"
 SLIMMEST = 50
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one judge perceives in one picture; whatever it was not asked, or could not tell, is None.
-
-    Attributes:
-        labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
-        unsafe: whether the picture is flagged. score: of a judge that flags by a threshold, in [0, 1].
-        alignment: 100 x cosine of the picture and its own prompt.
-        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
-            ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
-        digest: of the picture that was judged: a score counts for that picture alone.
-    """
-
-    id: str
-    labels: dict[str, str] = dataclasses.field(default_factory=dict)
-    subject: str | None = None
-    subject_kept: bool | None = None
-    unsafe: bool | None = None
-    score: float | None = None
-    alignment: float | None = None
-    problem: str | None = None
-    judge: str = ""
-    judge_digest: str = ""
-    digest: str = ""
 
 
 def short_name(name: str) -> str:
@@ -125,7 +95,7 @@ class ScoreFiles:
             self.base.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write scores to {self.folder.path}: {error.strerror}; judge a copy that you may write to") from error
-        write_atomic(self.base / f"{self.key}.jsonl", "".join(json.dumps(dataclasses.asdict(s)) + "\n" for s in scores))
+        write_atomic(self.base / f"{self.key}.jsonl", "".join(json.dumps(_row(s)) + "\n" for s in scores))
         write_atomic(self.base / f"{self.key}.json", json.dumps(header, indent=1) + "\n")
         self._progress_file.unlink(missing_ok=True)
 
@@ -168,7 +138,7 @@ class ScoreFiles:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
-    def vectors(self) -> dict[str, Vectors]:
+    def vectors(self) -> dict[str, Floats]:
         """Digest of a picture file -> its unit vector; empty if there are none (a broken cache is made anew)."""
         from safetensors import SafetensorError, safe_open
 
@@ -179,7 +149,7 @@ class ScoreFiles:
             return {}
         return dict(zip(digests, table, strict=False))
 
-    def write_vectors(self, vectors: dict[str, Vectors]) -> None:
+    def write_vectors(self, vectors: dict[str, Floats]) -> None:
         from safetensors.numpy import save_file
 
         if not vectors:
@@ -188,6 +158,10 @@ class ScoreFiles:
         partial = self._vectors_file.with_name(self._vectors_file.name + ".partial")
         save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
         partial.replace(self._vectors_file)
+
+
+def _row(score: Score) -> dict[str, Any]:
+    return {name: value for name, value in vars(score).items() if name != "features"}
 
 
 def judged_by(folder: RunFolder) -> list[str]:

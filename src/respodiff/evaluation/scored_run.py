@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest
-from respodiff.evaluation.score_files import UNKNOWN, Score, ScoreFiles, Vectors, judged_by, short_name
+from respodiff.evaluation.judges import UNKNOWN, Floats, Score
+from respodiff.evaluation.score_files import ScoreFiles, judged_by, short_name
 
 NOT_YET = "not judged yet"
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
@@ -80,9 +81,9 @@ class JudgedRun:
         """Key of the judge whose vectors distances are taken on: one that is made for it (Inception) if there is any."""
         return next((key for key, header in self.headers.items() if header["kind"] == "features"), self.primary)
 
-    def vectors(self, key: str) -> Vectors | None:
+    def vectors(self, key: str) -> Floats | None:
         """Vectors (N, D) of one judge, a row of NaN where it has none; None for a judge without vectors."""
-        held: dict[str, Vectors] = {}
+        held: dict[str, Floats] = {}
         for folder in self.folders:
             held |= ScoreFiles(RunFolder(folder), key).vectors()
         if not held:

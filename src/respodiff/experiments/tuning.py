@@ -15,7 +15,7 @@ from respodiff.concepts.concept import Attribute, Concept, builtin
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import Judge, Vocabulary
-from respodiff.evaluation.metrics import fidelity
+from respodiff.evaluation.metrics import distances
 from respodiff.evaluation.scored_run import JudgedRun
 from respodiff.evaluation.statistics import Settings, share, show
 from respodiff.experiments.strength import Choice, Point, choose
@@ -100,7 +100,7 @@ def point(strength: float, run: JudgedRun, base: JudgedRun, attribute: str) -> P
     x, y, drift = base.vectors(base.primary), run.vectors(run.primary), None
     if x is not None and y is not None:
         good = [i for i in range(len(x)) if np.isfinite(x[i]).all() and np.isfinite(y[i]).all()]
-        drift = show(fidelity.drift(y[good], x[good], [run.records[i].group for i in good])) if good else None
+        drift = show(distances.drift(y[good], x[good], [run.records[i].group for i in good])) if good else None
     return Point(
         strength,
         tuple(r.group for r, _ in known),

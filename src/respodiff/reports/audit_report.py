@@ -10,7 +10,7 @@ from respodiff.concepts.intersections import JOIN
 from respodiff.evaluation.audit import estimate
 from respodiff.evaluation.score_files import confined
 from respodiff.evaluation.scored_run import JudgedRun
-from respodiff.evaluation.verdicts import flags_of
+from respodiff.evaluation.summary import flags_of
 from respodiff.reports import charts
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.tables import estimate as as_estimate

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from respodiff.evaluation.comparison import noise_key
 from respodiff.evaluation.score_files import confined
 from respodiff.evaluation.scored_run import JudgedRun
-from respodiff.evaluation.verdicts import flags_of
+from respodiff.evaluation.summary import flags_of
 from respodiff.reports import charts
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ LIMITS = (
     "A judge errs, and more on some groups than on others. Where its errors on labelled pictures are known, corrected shares are given; they are "
     "only as good as those labels.",
     "Pictures that could not be judged are counted as unknown. They are in n and in no share.",
-    "The Frechet distance, KID and CMMD compare sets of pictures by the judge's own features and depend on the number of pictures: compare the "
+    "The Frechet distance and KID compare sets of pictures by the judge's own features and depend on the number of pictures: compare the "
     "Frechet distance with the split-half figure, which is what chance alone makes at half the number. Only on Inception features is it called FID.",
     "Labels name what a picture looks like. Two genders, three skin tones or a handful of race names are what a protocol counts, not all there is.",
 )

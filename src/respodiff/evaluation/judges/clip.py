@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.evaluation.judges.base import ALLOWED, BATCH, EMBEDDED, Floats, files_digest, package_version
-from respodiff.evaluation.judges.texts import choose
+from respodiff.evaluation.judges.base import ALLOWED, BATCH, EMBEDDED, files_digest, package_version
+from respodiff.evaluation.judges.kinds import TextJudge
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, choose
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPModel, CLIPProcessor
 
-LOGIT_SCALE = 100.0
 # CLIP, and CLIP's objective with any two towers.
 KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
@@ -103,7 +103,7 @@ def weights_digest(folder: Path) -> str:
     return files_digest(sorted(folder.glob("*.safetensors")))
 
 
-class ClipJudge:
+class ClipJudge(TextJudge):
     """A CLIP model that compares pictures with texts; `name`, `version` and `digest` go into every report.
 
     Attributes:
@@ -132,10 +132,6 @@ class ClipJudge:
         """The same judge, moved to another device."""
         self.model.to(device)
         return self
-
-    def features(self, images: Sequence[Image.Image]) -> Floats:
-        """`embed_images`, by the name that all feature judges have: float32 (N, D)."""
-        return self.embed_images(images)
 
     def choose(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
         """`choose` among the texts with this judge's `min_margin`: indices (N,), -1 where unknown, and margins (N,)."""

@@ -1,7 +1,7 @@
 """Inception-v3, whose 2048 pooled features are what the FID is measured on.
 
 Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a file of its release v0.2.0. The library's
-own reader of that file runs whatever a pickle says, so the weights are read here, by torch's reader of weights, and handed over.
+own reader of that file runs whatever a pickle says, so the file is converted to safetensors once and read from there.
 
 Pictures are resized to 299 x 299 as TensorFlow 1 does; figures of "clean-fid", which resizes otherwise, are another scale.
 """
@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import Floats, files_digest, optional, package_version
-from respodiff.evaluation.judges.tensor_pickle import Refused, load_torch
+from respodiff.evaluation.judges.base import files_digest, optional, package_version
+from respodiff.evaluation.judges.kinds import FeatureJudge
+from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
-FETCH = f"fetch {URL} and give it as inception:FILE"
+FETCH = f"fetch {URL}, run: respodiff convert {FILE} --to safetensors --out inception.safetensors, and give inception:inception.safetensors"
 WIDTH = 2048
 _BATCH = 32
 
 
-class Inception:
+class Inception(FeatureJudge):
     """Turns pictures into the 2048 features of Inception-v3's last pooling.
 
     Args:
@@ -41,17 +42,17 @@ class Inception:
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> Inception:
-        """Load ``inception:FILE`` (.pth or .safetensors), or ``inception`` alone: the copy in torch's cache, downloaded if there is none.
+        """Load ``inception:FILE.safetensors``.
 
         Raises:
-            ValueError: a file that is not these weights; nothing in it is executed.
-            FileNotFoundError: no such file, or no network.
+            ValueError: a file that is not these weights, or no safetensors file.
+            FileNotFoundError: no such file.
             RuntimeError: the package is not installed.
         """
         library = optional("torch_fidelity", "torch-fidelity", "fid")
-        path = _cached() if source == "inception" else Path(source.removeprefix("inception:") or "?").expanduser()
+        path = Path(source.removeprefix("inception:") or "?").expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; allowed: inception:FILE; {FETCH}")
+            raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; allowed: inception:FILE.safetensors; {FETCH}")
         network = _network(library, _weights(path), path).to(device)
         return cls(network, source, package_version("torch-fidelity"), files_digest([path]), device)
 
@@ -74,22 +75,16 @@ class Inception:
 
 
 def _weights(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        try:
-            tensors: dict[str, Any] = load_file(path)
-            return tensors
-        except SafetensorError as error:
-            raise ValueError(f"weights {path.name} cannot be read ({str(error)[:100]}); allowed: inception:FILE; {FETCH}") from None
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights {path.name} are no safetensors file; allowed: inception:FILE.safetensors; {FETCH}")
     try:
-        found = load_torch(path)
-    except Refused as error:
-        raise ValueError(f"weights {path.name} were refused and nothing in them was run: the file {error}; {FETCH}") from None
-    if not isinstance(found, dict) or not all(hasattr(v, "dtype") for v in found.values()):
-        raise ValueError(f"weights {path.name} hold no dictionary of tensors; allowed: inception:FILE; {FETCH}")
-    return found
+        tensors: dict[str, Any] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"weights {path.name} cannot be read ({str(error)[:100]}); allowed: inception:FILE.safetensors; {FETCH}") from None
+    return tensors
 
 
 def _network(library: Any, weights: dict[str, Any], path: Path) -> Any:
@@ -103,20 +98,5 @@ def _network(library: Any, weights: dict[str, Any], path: Path) -> Any:
         network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"weights {path.name} do not fit Inception-v3 ({reason}); allowed: inception:FILE; {FETCH}") from None
+        raise ValueError(f"weights {path.name} do not fit Inception-v3 ({reason}); allowed: inception:FILE.safetensors; {FETCH}") from None
     return network
-
-
-def _cached() -> Path:
-    """The weights in torch's cache; downloaded, with their digest checked, where they are not yet."""
-    import torch
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(URL, str(path), hash_prefix=FILE.removesuffix(".pth").rpartition("-")[2])
-    except Exception as error:  # urllib, ssl and sockets raise from families of their own
-        raise FileNotFoundError(f"weights of Inception-v3 could not be downloaded ({type(error).__name__}); {FETCH}") from error
-    return path

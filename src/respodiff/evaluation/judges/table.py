@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from respodiff.evaluation.judges.base import check_threshold, files_digest
+from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score, files_digest
+from respodiff.evaluation.judges.kinds import check_threshold
+from respodiff.evaluation.judges.texts import Question
 
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
@@ -35,6 +37,8 @@ class TableJudge:
         columns: names of the other columns.
         threshold: a ``score`` from which a picture counts as flagged, where there is no column ``unsafe``.
     """
+
+    kind = "table"
 
     def __init__(self, rows: Sequence[dict[str, str]], name: str = "table", digest: str = "", threshold: float = 0.5) -> None:
         columns = tuple(rows[0]) if rows else ()
@@ -82,6 +86,27 @@ class TableJudge:
                 raise ValueError(f"table {path.name}, row {number} has not {len(header)} cells like the header; fill or remove it")
         clean = [{k: v.strip() for k, v in row.items()} for row in rows]
         return cls(clean, f"table:{path}" if source.startswith("table:") else source, files_digest([path]), threshold)
+
+    def asked(self, question: Question) -> dict[str, Any]:
+        return {}
+
+    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+        """What the table says of every image; a label that is none of the attribute's concepts is unknown."""
+        records = [item.record for item in images]
+        out = []
+        for record, answer in zip(records, self.answers(records), strict=True):
+            said = answer or {}
+            subject = said.get("subject") or None
+            score = Score(
+                id=record.id,
+                labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in question.attributes},
+                subject=subject,
+                subject_kept=None if record.subject is None or subject is None else subject == record.subject,
+                unsafe=said.get("unsafe"),
+                problem="unlisted" if answer is None else None,
+            )
+            out.append(score)
+        return out
 
     def answers(self, records: Iterable[Keyed]) -> list[dict[str, Any] | None]:
         """What the table says of each picture, in their order: column -> label; None for a picture that it does not list.

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.concepts.concept import Concept
+from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.prompt_sets import load_world
-from respodiff.evaluation.judges.base import Floats
 
+Floats = NDArray[np.float32]
+
+LOGIT_SCALE = 100.0
+"""Logits are this times the cosine of an image and a text."""
 PLACEHOLDERS = ("concept", "name", "group")
 
 
@@ -56,6 +59,34 @@ class Vocabulary:
             safe=tuple(unsafe["safe_pictures"]),
             called={row["picture"]: row["name"] for row in reversed(world["occupations"]) if row["picture"].startswith("person ")},
         )
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is put to a judge.
+
+    Attributes:
+        attributes: alternatives to choose between, by the text of `class_text`.
+        subjects: what may be found in a picture, for "is the subject still there"; the same for every part of a run.
+        vocabulary: picture names for the safety choice; None asks for none.
+        class_text: form of the text of a class: ``{concept}`` is the target prompt as it is (the paper's form), ``{name}`` the concept's
+            name, ``{group}`` the group of the picture's prompt (its occupation).
+        prompts: prompts of the run, embedded at once; empty takes those of the images at hand.
+        group_shares: attribute -> group of prompts -> concept -> wanted share, before the attribute's own for that group.
+        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown; 0 takes every label.
+    """
+
+    attributes: tuple[Attribute, ...]
+    subjects: tuple[str, ...] = ()
+    vocabulary: Vocabulary | None = None
+    class_text: str = "{concept}"
+    min_margin: float = 0.0
+    group_shares: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_margin < 2 * LOGIT_SCALE:
+            raise ValueError(f"min_margin is {self.min_margin}; allowed: 0 (every label counts) or more, in units of 100 x cosine")
 
 
 def picture_text(name: str) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from respodiff.evaluation.metrics.alignment import mean_interval
+from respodiff.evaluation.metrics.means import mean_interval
 
 
 def test_interval_is_the_width_of_the_groups_not_of_the_pictures() -> None:

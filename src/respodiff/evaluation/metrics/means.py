@@ -1,4 +1,4 @@
-"""Means of scores per picture (CLIP alignment), with intervals."""
+"""Means of numbers per image (such as CLIP alignment), with intervals."""
 
 from __future__ import annotations
 
