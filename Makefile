@@ -49,8 +49,6 @@ figures: install  ## every figure of docs/ and README but those of backbones.md 
 	$(BIN)/python -m benchmarks.methods_table $(RUNS)/compare $(RUNS)/compare-safety
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
-	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
 	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
 	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
 
