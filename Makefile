@@ -42,7 +42,6 @@ figures: install  ## every figure of docs/ and README but those of backbones.md 
 	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
-	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.methods_sweep --out $(RUNS)/methods-sweep
 	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare
 	$(BIN)/respodiff compare --suite unsafe --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare-safety
