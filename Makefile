@@ -49,7 +49,6 @@ figures: install  ## every figure of docs/ and README but those of backbones.md 
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
-	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones
