@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from command import last_json, respodiff
+from painted import ColourJudge
 from respodiff.cli import generate
 from respodiff.data.run_folder import RunFolder, file_digest
+from respodiff.evaluation import judges
+from respodiff.experiments.choose_scale import SCALES
 
 HEADER = "prompt,categories,evaluation_seed,evaluation_guidance,width,height\n"
 
@@ -20,11 +23,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], dic
     def ask(*arguments: str) -> tuple[list[Any], dict[str, Any], str]:
         seen: list[tuple[list[Any], dict[str, Any], str]] = []
 
-        def draw(_out: Path, prompts: list[Any], _m: Any, _s: Any, options: dict[str, Any], _model: Any, digest: str) -> dict[str, Any]:
+        def draw(_out: Path, prompts: list[Any], _m: Any, _s: Any, options: dict[str, Any], _pipe: Any, digest: str) -> dict[str, Any]:
             seen.append((prompts, options, digest))
             return {"images": 0, "skipped": 0, "images_per_second": 0.0}
 
         monkeypatch.setattr(generate, "_draw", draw)
+        monkeypatch.setattr(generate, "open_model", lambda *_: None)
         last_json(respodiff("generate", "--out", "nowhere", *arguments, "--json"))
         return seen[0]
 
@@ -148,6 +152,7 @@ def test_shares_that_do_not_match_the_modules_are_refused(
 
 
 def test_what_is_unlikely_to_be_meant_is_one_warning(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "open_model", lambda *_: None)
     monkeypatch.setattr(generate, "_draw", lambda *_: {"images": 0, "skipped": 0, "images_per_second": 0.0})
     command = ["generate", "--prompt", "a doctor", "--out", str(tmp_path / "run")]
     done = respodiff(*command, "--safety", files["woman"])
@@ -159,3 +164,47 @@ def test_what_is_unlikely_to_be_meant_is_one_warning(files: dict[str, str], tmp_
 def test_an_empty_out_is_not_the_current_folder(tmp_path: Path) -> None:
     done = respodiff("generate", "--prompt", "a doctor", "--out", "", cwd=tmp_path)
     assert done.returncode == 2 and "--out" in done.stderr and done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+# --- a strength that is chosen ---
+
+
+def test_a_strength_is_chosen_on_tuning_prompts(
+    files: dict[str, str], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generate, "open_model", lambda *_: tiny_pipe)
+    monkeypatch.setattr(judges, "load", lambda *_: ColourJudge())
+    (tmp_path / "tuning.txt").write_text("a cook\na guard\n")
+    run = tmp_path / "run"
+    command = [
+        "generate",
+        "--prompt",
+        "a doctor",
+        "--images",
+        "2",
+        "--steps",
+        "1",
+        "--match",
+        "0",
+        *gender_modules(files),
+        "--out",
+        str(run),
+    ]
+    command += ["--tuning-prompts", str(tmp_path / "tuning.txt"), "--json"]
+    done = respodiff(*command, "--strength", "auto:0.01")
+    found = last_json(done)
+    assert "reaches 0.01: control " in done.stderr and {r.strength for r in RunFolder(run).records()} == {found["strength"]}
+    assert found["strength"] in SCALES and RunFolder(run).settings()["seed"] == 0
+    done = respodiff(*command, "--strength", "auto:0.999")
+    assert done.returncode == 2 and "no scale up to 2 reaches 0.999" in done.stderr
+
+
+@pytest.mark.parametrize("strength", ["auto:", "auto:1.5", "auto:x", "2auto:0.5", "much", "nan"])
+def test_a_strength_that_is_none_is_refused(strength: str, tmp_path: Path) -> None:
+    done = respodiff("generate", "--prompt", "a doctor", "--strength", strength, "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and "--strength" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_other_models_need_prompts_to_tune_on(tmp_path: Path) -> None:
+    done = respodiff("generate", "--model", "x", "--prompt", "a doctor", "--strength", "auto:0.9", "--out", str(tmp_path / "run"))
+    assert done.returncode == 2 and "--tuning-prompts" in done.stderr and done.stderr.count("\n") == 1

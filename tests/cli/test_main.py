@@ -204,7 +204,7 @@ def test_shares_that_make_no_sense(shares: str, trained: Path, tmp_path: Path) -
     refused(respodiff("generate", "--prompt", "a doctor", *modules, "--shares", shares, "--out", str(tmp_path / "r")), 2, "share")
 
 
-@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "strength", "demo"])
+@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "demo"])
 def test_help_teaches_with_an_example(verb: str) -> None:
     done = respodiff(*([verb] if verb else []), "--help")
     assert done.returncode == 0

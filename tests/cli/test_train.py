@@ -156,6 +156,30 @@ def test_a_setting_from_either_place_counts() -> None:
     assert settings("default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
 
 
+# --- the neutral prompt ---
+
+
+def test_the_best_candidate_is_trained_on(tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    done = respodiff(*WOMAN, "--neutral-candidates", "a car, a human", "--out", str(out))
+    best = last_json(done)["neutral"]
+    assert load(out).header.neutral == best and f"neutral prompt {best!r}: lowest of {best!r} " in done.stderr
+    other = ({"a car", "a human"} - {best}).pop()
+    assert f", {other!r} " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--target", "a dog", "--neutral", "x", "--neutral-candidates", "y"], "--neutral-candidates"),
+        (["--concept", "woman", "--neutral-candidates", "a human,,someone"], "candidates"),
+    ],
+)
+def test_candidates_that_make_no_sense_are_refused(more: list[str], said: str, tmp_path: Path) -> None:
+    refused(respodiff("train", *more, *FAST, "--out", str(tmp_path / "m.safetensors")), said)
+    assert names(tmp_path) == []
+
+
 # --- the axes ---
 
 

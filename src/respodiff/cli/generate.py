@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, shown, words
 from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
 from respodiff.cli.proportions import even, shares_by_group, wanted_shares
 from respodiff.generation.config import GenerateConfig
@@ -71,7 +72,12 @@ SharesTable = Annotated[Path | None, typer.Option("--shares-csv", help=CSV_HELP,
 EVEN_HELP = "Attribute, or product such as gender*tone, whose concepts or cells must all be drawn; repeat. (default: what is loaded)"
 Even = Annotated[list[str] | None, typer.Option("--attribute", help=EVEN_HELP, metavar="NAME")]
 SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
-Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
+STRENGTH_HELP = "Factor on the modules; auto:A takes the least at which the judge sees what was asked for in a share A of tuning pictures."
+Strength = Annotated[str, typer.Option("--strength", help=STRENGTH_HELP, metavar="NUMBER|auto:A")]
+TUNING_HELP = "For --strength auto: text file, one prompt a line. (default: 12 occupations of the embedded model)"
+TuningPrompts = Annotated[Path | None, typer.Option("--tuning-prompts", help=TUNING_HELP, metavar="FILE")]
+JUDGE_HELP = "For --strength auto: embedded, or clip:DIR-OR-ID."
+JudgeName = Annotated[str, typer.Option("--judge", help=JUDGE_HELP, metavar="NAME")]
 SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
 METHOD = f"What the files must be of (default: of any): {METHOD_HELP}. With plain modules are ignored."
 Method = Annotated[str, typer.Option("--method", help=METHOD, metavar="NAME")]
@@ -118,7 +124,9 @@ def generate(
     shares_csv: SharesTable = None,
     concepts: SharesFile = None,
     attribute: Even = None,
-    strength: Strength = GenerateConfig.strength,
+    strength: Strength = str(GenerateConfig.strength),
+    tuning_prompts: TuningPrompts = None,
+    judge: JudgeName = "embedded",
     safety_strength: SafetyStrength = GenerateConfig.safety_strength,
     method: Method = "",
     names: Names = None,
@@ -141,6 +149,8 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw pictures: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
+    factor, reach = wanted_strength(strength)
+    tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     modules = without_mean(modules) if remove_mean else modules
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
@@ -149,14 +159,66 @@ def generate(
         "shares": even(attribute or (), concepts, modules, wanted_shares(shares, concepts, modules)),
         "group_shares": shares_by_group(shares_csv, modules, asked),
     }
-    options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
+    options |= {"strength": factor, "safety_strength": safety_strength, "seed": seed, "batch": batch}
     options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
     options |= {"match": match, "ease": ease, "safety_when": safety_when}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
-    result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
+    GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
+    pipe = open_model(model, device, dtype)
+    tuned = _tuned(pipe, modules, added, tuning, reach, options, judge, device, concepts) if reach else {}
+    result = _draw(out, asked, modules, added, options | tuned, pipe, listed.digest if listed else "") | tuned
     text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
+
+
+def wanted_strength(text: str) -> tuple[float, float]:
+    """The strength, and the control accuracy that one is chosen for: 0 where a number is given, and the usual strength where none is."""
+    kind, _, rest = text.partition("auto:")
+    try:
+        number = float(rest or kind)
+    except ValueError:
+        number = float("nan")
+    if not math.isfinite(number) or (rest and (kind or not 0 < number < 1)):
+        raise ValueError(f"--strength is {text!r}; allowed: a number, or auto:A with A between 0 and 1, such as auto:0.95")
+    return (GenerateConfig.strength, number) if rest else (number, 0.0)
+
+
+def tuning_set(file: Path | None, model: str) -> list[Any]:
+    """Prompts of --tuning-prompts, or twelve of the embedded model's occupations that no suite of results holds."""
+    from respodiff.data.prompt_sets import suite
+    from respodiff.experiments.plan import spaced
+
+    if file:
+        return read_prompts((), file, "")[0]
+    if model != "embedded":
+        raise ValueError(f"--strength auto is given with --model {model!r}, but no prompts to tune on; give --tuning-prompts FILE")
+    return spaced(suite("occupations-unseen"), 12)
+
+
+def _tuned(
+    pipe: Any,
+    modules: Sequence[Any],
+    added: Sequence[Any],
+    prompts: Sequence[Any],
+    reach: float,
+    options: dict[str, Any],
+    judge: str,
+    device: str,
+    concepts: Path | None,
+) -> dict[str, float]:
+    """The strength that `choose_scale` takes, as a setting; says what it shows."""
+    from respodiff.concepts.concept import load_concepts
+    from respodiff.evaluation import judges
+    from respodiff.experiments.choose_scale import choose_scale
+
+    library = load_concepts(concepts) if concepts else None
+    found = choose_scale(
+        pipe, modules, prompts, reach, GenerateConfig(**options), judges.load(judge, device), safety=added, library=library
+    )
+    text = f"strength {found.scale:g} reaches {reach:g}: control {shown(dict(found.accuracy))} (n = {found.accuracy['n']:g})"
+    words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
+    return {"strength": found.scale}
 
 
 def by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
@@ -171,7 +233,7 @@ def _draw(
     modules: Sequence[Any],
     added: Sequence[Any],
     options: dict[str, Any],
-    model: tuple[str, str, str],
+    pipe: Any,
     suite_digest: str,
 ) -> dict[str, Any]:
     from respodiff.data.run_folder import RunFolder
@@ -180,7 +242,6 @@ def _draw(
     from respodiff.pipelines.registry import backbone
 
     config = GenerateConfig(**options)
-    pipe = open_model(*model)
     total = len(asked) * config.images
     pictures = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli import audit, compare, demo, evaluate, generate, import_images, models, neutral, strength, train  # noqa: F401  (they register their verbs)
+from respodiff.cli import audit, compare, demo, evaluate, generate, import_images, models, train  # noqa: F401  (they register their verbs)
 from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, open_model, words
 
 

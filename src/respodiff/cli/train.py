@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, app, finish, given_path, open_model, progress
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, app, finish, given_path, open_model, progress, words
 from respodiff.cli.options import METHOD_HELP, changes_from
 from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
 from respodiff.evaluation.judges.differentiable import classifier
@@ -88,6 +88,8 @@ def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **f
 
 Target = Annotated[str, typer.Option("--target", help="Prompt to steer towards.", metavar="TEXT")]
 Neutral = Annotated[str, typer.Option("--neutral", help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")]
+CANDIDATES_HELP = "Neutral prompts with commas; the one that stands best for the alternatives is trained on."
+Candidates = Annotated[str, typer.Option("--neutral-candidates", help=CANDIDATES_HELP, metavar="TEXTS")]
 Negative = Annotated[str, typer.Option("--negative", help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")]
 Opposite = Annotated[list[str] | None, typer.Option("--opposite", help="Target prompt of another alternative.", metavar="TEXT")]
 PRESERVE_HELP = "Prompt whose pictures must not change. (default a person, for safety)"
@@ -113,6 +115,7 @@ def train(
     concept_name: Known = "",
     target: Target = "",
     neutral: Neutral = "",
+    neutral_candidates: Candidates = "",
     negative: Negative = "",
     opposite: Opposite = None,
     preserve: Preserve = None,
@@ -134,6 +137,8 @@ def train(
     Give a known concept, or prompts of your own: --target "a woman" --neutral "a person".
     """
     check_method(method, resume)
+    if neutral and neutral_candidates:
+        raise ValueError(f"--neutral {neutral!r} is given beside --neutral-candidates {neutral_candidates!r}; give one of them")
     if out.is_dir():
         raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
     texts = {"target": target, "negative": negative, "name": name, "attribute": attribute, "neutral": neutral}
@@ -141,8 +146,20 @@ def train(
     chosen = default_concept(method, concept_name, texts) or chosen_concept(concept_name, concepts, texts, lists)
     config = method_settings(method, preset, chosen.kind, changes or (), iterations=iterations, seed=seed)
     pipe = open_model(model, device, dtype)
+    if neutral_candidates:
+        chosen = with_best_neutral(pipe, chosen, neutral_candidates, config.seed)
     state = Unfinished(out, chosen, config, pipe, method)
     finish(*_trained(pipe, chosen, config, state, resume, device, classifier(judge, chosen, device)), as_json)
+
+
+def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) -> Concept:
+    """The concept with the best of the neutral prompts between commas; says the score of each."""
+    from respodiff.training.neutral_prompt import choose_neutral
+
+    found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
+    scores = ", ".join(f"{score.prompt!r} {score.mean:.3f}" for score in found)
+    words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", markup=False, soft_wrap=True)
+    return replace(chosen, neutral=found[0].prompt)
 
 
 def check_method(name: str, resume: bool) -> None:
@@ -175,6 +192,7 @@ def _trained(
     result = {
         "module": str(state.out),
         "method": state.method,
+        "neutral": chosen.neutral,
         "digest": record.module.digest,
         "iterations": record.iteration,
         "seconds": round(record.seconds, 2),

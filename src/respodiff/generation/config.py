@@ -28,8 +28,8 @@ class GenerateConfig:
         own_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside
             1 to 20 gives way to the run's; sizes are rounded to what the pipeline can draw; repeat i of a prompt has its seed + i.
         long_prompts: ``refuse`` prompts with more tokens than the model reads, or ``cut`` their ends off, with one warning.
-        gate: ``off``, or ``auto``: prompts that state an attribute themselves, or have no people, get no concept of it (`respodiff.generation.prompt_filter`);
-            or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
+        gate: ``off``, or ``auto``: prompts that state an attribute themselves, or have no people, get no concept of it; the words of
+            `respodiff.generation.prompt_words` decide. Or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
         match: share of the steps after which is read what each noise leans to (at least the first step); a prompt's draws are then handed to
             the noises that lean to them (`respodiff.generation.assignment`). 0 reads nothing and hands out by chance. None is `MATCH` for
             attributes of two alternatives with RespoDiff's modules, `MATCH_MANY` if one has more, and 0 for all others.

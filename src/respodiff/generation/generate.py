@@ -91,7 +91,7 @@ def generate(
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
     jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
-    jobs = gate_jobs(pipe, jobs, [*modules, *safety], config.gate)
+    jobs = gate_jobs(jobs, [*modules, *safety], config.gate)
     doses = Doses(drawn, always, config)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()

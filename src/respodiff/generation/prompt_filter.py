@@ -1,110 +1,28 @@
-"""Which prompts are left as they are: those that state an attribute themselves ("a male nurse"), and those without people ("a red car").
+"""Leaves prompts as they are that state an attribute themselves ("a male nurse"), or that draw no person ("a red car").
 
-Two questions a prompt: does it draw a person, and does it state the attribute that is to be drawn? Each is answered with yes if the shipped
-words say so (`respodiff.generation.prompt_words`), or if a probe of the pipeline's text encoder does (`respodiff.generation.gate_probe`), where that encoder can tell.
-A list of words of the user takes the place of both.
+The shipped words (`respodiff.generation.prompt_words`) decide, or a list of words of the user in their place.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from respodiff.generation.gate_encoder import Encoder
-from respodiff.generation.gate_probe import Checked, Probe, fitted
-from respodiff.generation.gate_prompts import person_examples, stated_examples
 from respodiff.generation.plan import Job
-from respodiff.generation.prompt_words import Forms, first_of, forms_of, person_in, stated_in
-from respodiff.pipelines.loading import model_name
+from respodiff.generation.prompt_words import first_of, forms_of, person_in, stated_in
 from respodiff.steering.adapter import Artefact, Entry
 from respodiff.steering.module import ConceptModule
 
-PERSON = "person"
 Row = Entry | None | Sequence[Entry]
 
 
-@dataclass(frozen=True)
-class Gate:
-    """The answers for one pipeline.
-
-    Attributes:
-        forms: attribute -> how prompts state it. words: the user's own, attribute ("" for any) -> words; empty where the gate is automatic.
-        encoder: None where words alone decide. probes: question (an attribute, or `PERSON`) -> probe, those that cannot tell included.
-    """
-
-    forms: Mapping[str, Forms]
-    words: Mapping[str, Sequence[str]]
-    encoder: Encoder | None = None
-    probes: Mapping[str, Probe] | None = None
-
-    def checked(self) -> dict[str, Checked]:
-        """Question -> how its probe did on prompts left out of the fit."""
-        return {name: probe.checked for name, probe in (self.probes or {}).items()}
-
-    def blind(self) -> list[str]:
-        """Questions that the text encoder cannot answer: the shipped words alone do."""
-        return [name for name in (*self.forms, PERSON) if not self._tells(name)] if not self.words else []
-
-    def why(self, prompts: Sequence[str]) -> list[dict[str, str]]:
-        """For each prompt the attributes that are left alone, with the reason; the others are missing."""
-        if self.words:
-            return [self._by_words(prompt) for prompt in prompts]
-        read: Sequence[tuple[list[int], Any]] = self.encoder.read(prompts) if self.encoder else [([], None)] * len(prompts)
-        return [self._asked(prompt, ids, states) for prompt, (ids, states) in zip(prompts, read, strict=True)]
-
-    def _by_words(self, prompt: str) -> dict[str, str]:
-        out = {}
-        for attribute in self.forms:
-            if found := first_of(prompt, [*self.words.get(attribute, ()), *self.words.get("", ())]):
-                out[attribute] = f"holds {found!r} of the given words"
-        return out
-
-    def _asked(self, prompt: str, ids: Sequence[int], states: Any) -> dict[str, str]:
-        person = person_in(prompt, guess=not self._tells(PERSON)) or self._seen(PERSON, ids, states)
-        out = {}
-        for attribute, forms in self.forms.items():
-            if not person:
-                out[attribute] = f"no person, by {'text encoder' if self._tells(PERSON) else 'words'}"
-            elif found := stated_in(prompt, forms):
-                out[attribute] = f"states {attribute}: {found!r}, by words"
-            elif found := self._seen(attribute, ids, states):
-                out[attribute] = f"states {attribute}: {found!r}, by text encoder"
-        return out
-
-    def _tells(self, question: str) -> bool:
-        return bool(self.probes) and self.probes[question].checked.tells  # type: ignore[index]
-
-    def _seen(self, question: str, ids: Sequence[int], states: Any) -> str:
-        """The word at which the probe of a question is surest, if it says yes; nothing otherwise."""
-        if not self._tells(question) or self.encoder is None or not len(ids):
-            return ""
-        scores = answers(self.encoder, self.probes[question], question, ids, states)  # type: ignore[index]
-        best = int(scores.argmax())
-        return self.encoder.words(ids)[best] if scores[best] > 0 else ""
-
-
-def answers(encoder: Encoder, probe: Probe, question: str, ids: Sequence[int], states: Any) -> Any:
-    """Scores (T,) of the tokens of a prompt, above 0 for yes. A doubt speaks against the gate: pieces of a split word may say that somebody
-    is drawn, but not that an attribute is stated."""
-    scores = probe.scores(states)
-    if question != PERSON:
-        scores[~np.array(encoder.alone(ids), dtype=bool)] = -np.inf
-    return scores
-
-
-def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) -> Gate:
-    """The gate of a pipeline for the attributes of these modules.
-
-    Probes are fitted on the spot (seconds on a small encoder, a minute or so on a large one without a GPU) and kept in the user's cache folder.
+def reasons(prompts: Sequence[str], entries: Sequence[Entry], words: Sequence[str] = ()) -> list[dict[str, str]]:
+    """For each prompt the attributes of the entries that are left alone, each with the reason; the others are missing.
 
     Args:
-        entries: modules and artefacts; safety modules are for every prompt and have no gate.
-        words: the user's own, as ``word`` or ``attribute:word``; they decide instead of encoder and shipped words.
+        entries: modules and artefacts. Safety modules are for every prompt.
+        words: the user's own, as ``word`` or ``attribute:word``; they decide in place of the shipped words.
 
     Raises:
         ValueError: a word of an attribute that no entry has.
@@ -113,14 +31,19 @@ def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) ->
     for m in entries:
         if m.header.kind != "safety":
             groups.setdefault(attribute_of(m), []).append((m.header.target, m.header.neutral))
-    forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
     if words:
-        return Gate(forms, grouped(words, list(forms)))
-    if not forms or not hasattr(getattr(getattr(pipe, "text_encoder", None), "config", None), "num_hidden_layers"):
-        return Gate(forms, {})
-    encoder = Encoder(pipe)
-    questions = {PERSON: person_examples(), **{name: stated_examples(f) for name, f in forms.items()}}
-    return Gate(forms, {}, encoder, {name: fitted(encoder, e, name != PERSON) for name, e in questions.items()})
+        given = grouped(words, list(groups))
+        found = {a: [first_of(p, [*given.get(a, ()), *given.get("", ())]) for p in prompts] for a in groups}
+        return [{a: f"holds {held[i]!r} of the given words" for a, held in found.items() if held[i]} for i in range(len(prompts))]
+    forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
+    out = []
+    for prompt in prompts:
+        if not person_in(prompt):
+            out.append(dict.fromkeys(forms, "no person"))
+        else:
+            stated = {a: stated_in(prompt, f) for a, f in forms.items()}
+            out.append({a: f"states {a}: {word!r}" for a, word in stated.items() if word})
+    return out
 
 
 def attribute_of(entry: Entry) -> str:
@@ -161,17 +84,21 @@ def read_words(text: str) -> list[str]:
     return words
 
 
-def gated(pipe: Any, prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
-    """Entries for `steer` or `applied`, with None where the gate leaves a prompt as it is; safety modules stay.
+def gated(prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+    """Entries for `steer` or `applied`, with None where a prompt is left as it is; safety modules stay.
 
     Args:
-        prompts: as the pipeline is called with them. entries: one module for all, or one entry per final image
-            (``len(prompts) * num_images_per_prompt``). words: as `make_gate`.
+        prompts: as the pipeline is called with them.
+        entries: one module for all, or one entry per final image (``len(prompts) * num_images_per_prompt``).
+        words: as `reasons`.
+
+    Raises:
+        ValueError: another number of entries, or a word of an attribute that no entry has.
 
     Example::
 
         prompts = ["a doctor", "a male nurse"]
-        with steer(pipe, gated(pipe, prompts, woman)):
+        with steer(pipe, gated(prompts, woman)):
             images = pipe(prompts).images
     """
     if isinstance(prompts, str):
@@ -181,36 +108,28 @@ def gated(pipe: Any, prompts: Sequence[str], entries: Entry | Sequence[Row], wor
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
     held = [(row,) if isinstance(row, single) else tuple(row or ()) for row in rows]
-    gate = make_gate(pipe, [m for row in held for m in row], words)
-    reasons = gate.why(prompts)
+    why = reasons(prompts, [m for row in held for m in row], words)
     out: list[Row] = []
     for i, (row, before) in enumerate(zip(held, rows, strict=True)):
-        why = reasons[i // (len(rows) // len(prompts))]
-        kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in why)
+        left = why[i // (len(rows) // len(prompts))]
+        kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in left)
         out.append(None if not kept else before if kept == row else kept)
     return out
 
 
-def gate_jobs(pipe: Any, jobs: Sequence[Job], entries: Sequence[Entry], gate: str | Sequence[str]) -> list[Job]:
-    """The jobs of a run without the concepts that the gate takes out, and with the reasons; warns where the text encoder cannot tell.
+def gate_jobs(jobs: Sequence[Job], entries: Sequence[Entry], gate: str | Sequence[str]) -> list[Job]:
+    """The jobs of a run without the concepts of attributes that are left alone, and with the reasons.
 
     Args:
         gate: of `respodiff.generation.config.GenerateConfig`.
     """
-    if gate == "off" or all(m.header.kind == "safety" for m in entries):
+    if gate == "off":
         return list(jobs)
-    made = make_gate(pipe, entries, () if isinstance(gate, str) else gate)
     whole = {attribute_of(m) for m in entries if m.header.kind == "attribute"}
     texts = list(dict.fromkeys(job.prompt.text for job in jobs))
-    reasons = dict(zip(texts, made.why(texts), strict=True))
-    if blind := made.blind():
-        warnings.warn(
-            f"the text encoder of {model_name(pipe)!r} cannot tell {', '.join(blind)}: the gate goes by its own word list there, "
-            "which misses words that are not in it; give your own with gate=[...] (--gate-words)",
-            stacklevel=4,
-        )
+    found = dict(zip(texts, reasons(texts, entries, () if isinstance(gate, str) else gate), strict=True))
     out = []
     for job in jobs:
-        why = {a: text for a, text in reasons[job.prompt.text].items() if a in job.concepts or a in whole}
+        why = {a: text for a, text in found[job.prompt.text].items() if a in job.concepts or a in whole}
         out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, gated=why))
     return out

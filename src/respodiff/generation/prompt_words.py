@@ -1,6 +1,6 @@
-"""Words that say whether a prompt draws a person and states an attribute.
+"""Finds words in a prompt that name a person or state an attribute.
 
-The lists are ``gate.json``; an attribute that is not in it brings its own words, those by which its prompts differ from the neutral one.
+The lists are in ``gate.json``. An attribute that is not in it brings its own words: those by which its prompts differ from the neutral one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from respodiff.concepts.concept import Concept
-from respodiff.concepts.prompt_editing import article, rewriting
-
-SMALL = frozenset(["a", "an", "the", "with", "without", "of", "in", "on", "at", "who", "is", "has", "and", "or", "to", "for", "no", "not"])
-
-
-@cache
-def lists() -> Mapping[str, Any]:
-    """``gate.json``."""
-    found: dict[str, Any] = json.loads((files("respodiff.generation") / "gate.json").read_text(encoding="utf-8"))
-    return found
+from respodiff.concepts.prompt_editing import rewriting
 
 
 @dataclass(frozen=True)
@@ -31,68 +22,84 @@ class Forms:
     """How prompts state an attribute.
 
     Attributes:
-        adjective, noun: words that state it wherever they stand. before: before a word for a person alone. after: behind one.
-        also: looked for, but in no composed prompt.
+        words: words and phrases that state it wherever they stand.
+        before: words that state it before a word for a person only.
     """
 
-    adjective: tuple[str, ...] = ()
-    noun: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
 
     def __add__(self, other: Forms) -> Forms:
-        return Forms(*(tuple(dict.fromkeys((*getattr(self, k), *getattr(other, k)))) for k in self.__dataclass_fields__))
+        return Forms(tuple(dict.fromkeys(self.words + other.words)), tuple(dict.fromkeys(self.before + other.before)))
 
-    def stated(self, noun: str) -> list[tuple[str, str]]:
-        """(word, noun phrase that ends with it) for every word that says so by itself: of "a black" nobody knows yet who or what is meant."""
-        out = [(w, article(w)) for w in (*self.adjective, *self.noun)]
-        return out + [(w, f"{article(noun)} {w}") for w in self.after]
+
+@cache
+def _lists() -> Mapping[str, Any]:
+    """``gate.json``."""
+    found: dict[str, Any] = json.loads((files("respodiff.generation") / "gate.json").read_text(encoding="utf-8"))
+    return found
 
 
 def listed(attribute: str) -> Forms:
     """The shipped words of an attribute, with those of the attributes that say the same; none for an unknown one."""
-    tables = lists()["attributes"]
-    if attribute not in tables:
-        return Forms()
-    names = (attribute, *tables[attribute].get("as", ()))
-    parts = [Forms(**{k: tuple(v) for k, v in tables[n].items() if k != "as"}) for n in names]
-    return sum(parts[1:], parts[0])
+    tables = _lists()["attributes"]
+    found = Forms()
+    for name in (attribute, *tables[attribute].get("as", ())) if attribute in tables else ():
+        found += Forms((*tables[name].get("people", ()), *tables[name]["words"]), tuple(tables[name].get("before", ())))
+    return found
 
 
 def forms_of(attribute: str, alternatives: Sequence[tuple[str, str]]) -> Forms:
-    """How prompts state an attribute of these (target, neutral) prompts: by the shipped words, if any of them is in a target, and its own.
+    """How prompts state an attribute with these (target, neutral) prompts.
 
-    >>> forms_of("sex", [("a woman", "a person")]).noun[:2], forms_of("hat", [("a person with a red hat", "a person")]).after
-    (('man', 'woman'), ('with a red hat',))
+    The words are its own, and those of every shipped attribute that has its name or a word of one of its targets.
+
+    >>> forms_of("sex", [("a woman", "a person")]).words[:2], forms_of("hat", [("a person with a red hat", "a person")]).words
+    (('man', 'woman'), ('red hat',))
     """
     found = listed(attribute)
-    for name in lists()["attributes"]:
-        known = listed(name)
-        words = (*known.adjective, *known.noun, *known.after)
-        if name != attribute and any(first_of(target, words) for target, _ in alternatives):
-            found += known
-    own = Forms()
+    for name in _lists()["attributes"]:
+        if name != attribute and any(first_of(target, listed(name).words) for target, _ in alternatives):
+            found += listed(name)
     for target, neutral in alternatives:
         before, after = rewriting(Concept(target, target, neutral))
-        if before:
-            own += Forms(before=(before,))
-        elif after:
-            own += Forms(after=(after.strip(" ,"),))
-    return found + own
+        phrase = re.sub(r"^(with|without|of|who is|in)\s+(a |an )?", "", after.strip(" ,"))
+        found += Forms(before=(before,)) if before else Forms((phrase,) if phrase else ())
+    return found
 
 
-# ------------------------------------------------------------ looking for words
+def stated_in(text: str, forms: Forms) -> str:
+    """The word or phrase by which a text states an attribute, or nothing.
+
+    >>> gender, tone = listed("gender"), listed("tone")
+    >>> stated_in("a male nurse", gender), stated_in("a nurse", gender), stated_in("a Black doctor in a white coat", tone)
+    ('male', '', 'black')
+    """
+    if found := first_of(text, forms.words):
+        return found
+    words = _words(text)
+    for phrase in forms.before:
+        size = len(phrase.split())
+        for i in range(len(words) - size):
+            if " ".join(words[i : i + size]) == _spelt(phrase) and person_in(" ".join(words[i + size : i + size + 2])):
+                return phrase
+    return ""
 
 
-def _spelt(text: str) -> str:
-    return " ".join(re.findall(r"[\w']+", text.lower().replace("-", " ").replace("’", "'")))
+def person_in(text: str) -> str:
+    """The first word of a text for a person, listed or with the ending of such words ("-ist", "-man"), or nothing.
 
-
-@cache
-def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted({_spelt(p) for p in phrases} - {""}, key=lambda p: (-len(p), p))
-    return re.compile(rf"(?<![\w'])({'|'.join(map(re.escape, longest_first)) or '(?!)'})('?s)?(?![\w'])")
+    >>> person_in("two old beekeepers at dawn"), person_in("a red car on a beach")
+    ('beekeepers', '')
+    """
+    people, none, ends = _people(), _lists()["not_people"], tuple(_lists()["person_ends"])
+    for word in _words(text):
+        single = singular(word)
+        if word in none:
+            continue
+        if word in people or single in people or (len(single) > 4 and single.endswith(ends) and single not in none):
+            return word
+    return ""
 
 
 def first_of(text: str, phrases: Sequence[str]) -> str:
@@ -103,65 +110,6 @@ def first_of(text: str, phrases: Sequence[str]) -> str:
     """
     found = _pattern(tuple(phrases)).search(_spelt(text))
     return next(p for p in phrases if _spelt(p) == found[1]) if found else ""
-
-
-@cache
-def people_words() -> frozenset[str]:
-    """Every listed word for a person, in the singular."""
-    gate = lists()
-    nouns = [w for table in gate["attributes"].values() for key in ("noun", "also") for w in table.get(key, ())]
-    plain = [w for w in nouns if w not in _STATES_NO_NOUN and len(w.split()) == 1]
-    return frozenset(w.split()[-1] for w in (*gate["people"], *gate["more_people"], *plain))
-
-
-_STATES_NO_NOUN = frozenset(
-    [
-        "he",
-        "she",
-        "his",
-        "her",
-        "him",
-        "hers",
-        "himself",
-        "herself",
-        "mr",
-        "mrs",
-        "ms",
-        "sir",
-        "madam",
-        "descent",
-        "ethnicity",
-        "race",
-        "complexion",
-        "trans",
-        "teen",
-    ]
-)
-
-
-def person_in(text: str, guess: bool = True) -> str:
-    """The first word of a text for a person, or nothing.
-
-    Args:
-        guess: take a word that is not listed, but ends as such words do ("-ist", "-man"), for one.
-
-    >>> person_in("two old beekeepers at dawn"), person_in("a red car on a beach")
-    ('beekeepers', '')
-    """
-    gate = lists()
-    for word in _spelt(text).replace("'s", "").split():
-        if word in gate["not_people"]:
-            continue
-        if word in people_words() or singular(word) in people_words():
-            return word
-        if (
-            guess
-            and len(singular(word)) > 4
-            and singular(word).endswith(tuple(gate["person_ends"]))
-            and singular(word) not in gate["not_people"]
-        ):
-            return word
-    return ""
 
 
 def singular(word: str) -> str:
@@ -175,21 +123,21 @@ def singular(word: str) -> str:
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word
 
 
-def stated_in(text: str, forms: Forms) -> str:
-    """The word or phrase by which a text states an attribute, or nothing.
+@cache
+def _people() -> frozenset[str]:
+    """Every listed word for a person."""
+    return frozenset(_lists()["people"]).union(*(table.get("people", ()) for table in _lists()["attributes"].values()))
 
-    >>> gender, tone = listed("gender"), listed("tone")
-    >>> stated_in("a male nurse", gender), stated_in("a nurse", gender), stated_in("a Black doctor in a white coat", tone)
-    ('male', '', 'black')
-    """
-    own = [re.sub(r"^(with|without|of|who is|in)\s+(a |an )?", "", phrase) for phrase in forms.after]
-    if found := first_of(text, [*forms.adjective, *forms.noun, *own, *forms.also]):
-        return found
-    words = _spelt(text).replace("'s", "").split()
-    for phrase in forms.before if person_in(text) else ():
-        size = len(phrase.split())
-        for i in range(len(words) - size):
-            after = words[i + size : i + size + 2]
-            if " ".join(words[i : i + size]) == _spelt(phrase) and person_in(" ".join(after)):
-                return phrase
-    return ""
+
+def _spelt(text: str) -> str:
+    return " ".join(re.findall(r"[\w']+", text.lower().replace("-", " ").replace("’", "'")))
+
+
+def _words(text: str) -> list[str]:
+    return _spelt(text).replace("'s", "").split()
+
+
+@cache
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted({_spelt(p) for p in phrases} - {""}, key=lambda p: (-len(p), p))
+    return re.compile(rf"(?<![\w'])({'|'.join(map(re.escape, longest_first)) or '(?!)'})('?s)?(?![\w'])")

@@ -1,0 +1,100 @@
+"""Chooses the least scale of modules that reaches a control accuracy, on prompts kept for tuning.
+
+A larger scale shows the concept that was asked for in more images, and moves them further from the plain model's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from respodiff.concepts.concept import Attribute, Concept, builtin
+from respodiff.data.run_folder import Prompt
+from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import Vocabulary
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+from respodiff.steering.adapter import Entry
+
+SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
+IMAGES = 4
+"""Images of every tuning prompt at every scale."""
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """The least scale of `SCALES` that reaches the accuracy, and the accuracy there as {mean, low, high, n} (95 %, over prompts)."""
+
+    scale: float
+    accuracy: Mapping[str, float]
+
+
+def choose_scale(
+    pipe: Any,
+    modules: Sequence[Entry],
+    prompts: Sequence[Prompt | str],
+    reach: float,
+    config: GenerateConfig,
+    judge: Any = "embedded",
+    *,
+    safety: Sequence[Entry] = (),
+    library: Mapping[str, Attribute | Concept] | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> ScaleChoice:
+    """Draws the prompts at rising scales, from the same noise, until the judge sees often enough what was asked for.
+
+    Args:
+        modules: alternatives of one attribute, or one alone.
+        prompts: to tune on, other than those that figures are reported for.
+        reach: control accuracy, in (0, 1).
+        config: settings of the run. Its strength, policy and shares are not used; the noise is that of its seed + 1.
+        library: attributes beside the built-in ones.
+
+    Raises:
+        ValueError: modules of several attributes or of none, ``reach`` outside (0, 1), or no scale that reaches it.
+    """
+    if not 0 < reach < 1:
+        raise ValueError(f"reach is {reach:g}; allowed: a number between 0 and 1")
+    attribute = attribute_of(modules, {**builtin(), **(library or {})})
+    config = replace(
+        config, images=IMAGES, policy="exact", shares=None, group_shares=None, seed=config.seed + 1, gate="off", own_settings=False
+    )
+    best: tuple[float, float] = (0.0, 0.0)
+    for scale in SCALES:
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in generate(pipe, prompts, modules, replace(config, strength=scale), safety=safety, out=Path(folder) / "run"):
+                pass
+            found = (evaluate(Path(folder) / "run", judge, [attribute], vocabulary=vocabulary)["control"] or {}).get(attribute.name)
+        if found is None:
+            raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
+        if found["mean"] >= reach:
+            return ScaleChoice(scale, found)
+        best = max(best, (found["mean"], scale))
+    raise ValueError(
+        f"no scale up to {SCALES[-1]:g} reaches {reach:g}: the best is {best[0]:.3f} at {best[1]:g}; train longer, or ask for less"
+    )
+
+
+def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Concept]) -> Attribute:
+    """The alternatives that a judge chooses from.
+
+    Those of the modules' attribute if it is known, else the modules' own targets; of one module alone, its target and its neutral prompt.
+
+    Raises:
+        ValueError: modules of several attributes, of a product of attributes, or of none; modules that no image is asked to show.
+    """
+    if odd := [m.name for m in modules if m.header.kind != "fairness"]:
+        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no control accuracy; give fairness modules")
+    names = {m.header.attribute or "concept" for m in modules}
+    if len(names) != 1 or "*" in "".join(names):
+        raise ValueError(f"modules are of {', '.join(sorted(names)) or 'nothing'}; give the alternatives of one attribute")
+    (name,) = names
+    own, known = {m.name: m.header.target for m in modules}, library.get(name)
+    if isinstance(known, Attribute) and own.items() <= {c.name: c.target for c in known.concepts}.items():
+        return known
+    concepts = [Concept(n, target, attribute=name) for n, target in own.items()]
+    rest = [Concept("neutral", modules[0].header.neutral, attribute=name)] if len(concepts) == 1 else []
+    return Attribute(name, (*concepts, *rest))

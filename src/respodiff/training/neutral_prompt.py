@@ -1,0 +1,100 @@
+"""Ranks neutral prompts to train a concept on, from noise predictions alone.
+
+Notation: e(y) is the model's noise prediction for prompt y at a latent, e() that of the empty prompt, a_1..a_K the prompts of the
+alternatives (target and opposites), s the prompt of a subject such as "a doctor".
+
+    residual = sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2      on rollouts of the alternatives, w best at every latent, sum w = 1
+    distance = sum |e(y) - e(s)|^2 / sum |e(s) - e()|^2                  on rollouts of every subject
+
+Residual is 0 for a prompt whose score is a mean of the alternatives' scores. Distance is 1 for a prompt as far from subjects as no prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from respodiff.concepts.concept import Concept
+from respodiff.pipelines.bottleneck import eager
+from respodiff.pipelines.denoiser import Condition, Denoiser
+from respodiff.pipelines.text_encoding import check_length
+from respodiff.training.config import TrainConfig
+from respodiff.training.objectives import mixture
+from respodiff.training.rollouts import Rollouts, mix_seed
+
+SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
+ROLLOUTS, STEPS = 8, 8
+"""Rollouts of all alternatives together, and steps of each; every subject gets two rollouts."""
+
+
+@dataclass(frozen=True)
+class NeutralScore:
+    """How well a neutral prompt stands for its alternatives; lower is better."""
+
+    prompt: str
+    residual: float
+    distance: float
+
+    @property
+    def mean(self) -> float:
+        """(residual + distance) / 2, by which prompts are ranked."""
+        return (self.residual + self.distance) / 2
+
+
+@torch.no_grad()
+def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed: int = 0) -> list[NeutralScore]:
+    """The candidates with their scores, the best first, all measured on the same latents.
+
+    Args:
+        pipe: diffusers pipeline; left as it was.
+        concept: a fairness concept with opposites; its own neutral prompt plays no part.
+        candidates: neutral prompts, distinct. seed: of the noise.
+
+    Raises:
+        ValueError: a concept without alternatives; candidates that are missing, empty, repeated or too long.
+    """
+    if concept.kind != "fairness" or not concept.opposites:
+        raise ValueError(f"concept {concept.name!r} has no alternatives, which neutral prompts are held against; give one with opposites")
+    if not candidates or not all(p.strip() for p in candidates) or len(set(candidates)) < len(candidates):
+        raise ValueError(f"candidates is {list(candidates)}; give distinct prompts, none of them empty")
+    check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
+    config = TrainConfig.preset("neutral", rollouts=ROLLOUTS, steps=STEPS)
+    denoiser = Denoiser(pipe, guidance=config.rollout_guidance)
+    rollouts = Rollouts(denoiser, concept, config)
+
+    def rolled(condition: Condition, n: int, *stream: int) -> tuple[Tensor, Tensor]:
+        """Latents (N, C, H, W) and timesteps (N,) of every step of ``n`` unsteered rollouts."""
+        return rollouts.roll_batch(n, mix_seed(seed, *stream), condition, None)
+
+    def predict(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return rollouts.predict_all(z, t, condition).float()
+
+    with eager(denoiser.model):
+        (empty,) = denoiser.encode([""])
+        alternatives = denoiser.encode([concept.target, *concept.opposites])
+        per = max(2, round(ROLLOUTS / len(alternatives)))
+        z, t = (torch.cat(rows) for rows in zip(*(rolled(c, per, 0, i) for i, c in enumerate(alternatives)), strict=True))
+        parts, nothing = [predict(z, t, c) for c in alternatives], predict(z, t, empty)
+        shown = [(a, b, predict(a, b, c)) for i, c in enumerate(denoiser.encode(SUBJECTS)) for a, b in [rolled(c, 2, 1 + i, 0)]]
+        whole = sum(_squares(e - predict(a, b, empty)) for a, b, e in shown)
+        found = []
+        for prompt, condition in zip(candidates, denoiser.encode(candidates), strict=True):
+            e = predict(z, t, condition)
+            left = sum(_unexplained(e[i], [p[i] for p in parts]) for i in range(len(e)))
+            apart = sum(_squares(predict(a, b, condition) - s) for a, b, s in shown)
+            found.append(NeutralScore(prompt, left / _squares(e - nothing), apart / whole))
+    return sorted(found, key=lambda score: score.mean)
+
+
+def _unexplained(score: Tensor, alternatives: Sequence[Tensor]) -> float:
+    """min over w, sum w = 1, of |e - sum_k w_k e_k|^2 at one latent."""
+    weights = mixture(score, alternatives)
+    return _squares(score.cpu() - sum(w * e.cpu() for w, e in zip(weights, alternatives, strict=True)))
+
+
+def _squares(x: Tensor) -> float:
+    return float(x.double().square().sum())
