@@ -14,7 +14,6 @@ AXES: dict[str, Any] = {
     "replay": 1,
     "contexts": (),
     "release": 0.0,
-    "many": 1.0,
 }
 """Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time, one prompt."""
 

@@ -23,7 +23,6 @@ class TrainConfig:
         lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
         mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
         gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further,
-        many: factor on gain and limit for a concept with several opposites, whose pictures are all steered at full strength.
         limit: but not further than this share of the mean norm of h, beyond which pictures lose their subject; 0 sets no limit.
         betas: Adam's.
         decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
@@ -87,7 +86,6 @@ class TrainConfig:
     replay: int = 1
     contexts: tuple[str, ...] = ()
     release: float = 0.0
-    many: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +100,7 @@ class TrainConfig:
         for name in ("height", "width"):
             value = getattr(self, name)
             check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate", "many"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
         for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
@@ -119,15 +117,11 @@ class TrainConfig:
         check_axes(self)
 
     def of(self, concept: Concept) -> TrainConfig:
-        """The same with the concept's own contexts in the place of ("own",), and with what ``many`` makes of gain and limit."""
-        config = self
-        if len(concept.opposites) > 1:
-            config = replace(config, gain=config.gain * config.many, limit=config.limit * config.many)
-        config = replace(config, many=1.0)
-        if config.contexts != OWN:
-            return config
+        """The same with the concept's own contexts in the place of ("own",)."""
+        if self.contexts != OWN:
+            return self
         least = 3 * (len(concept.contexts) + 1) if concept.contexts else 1
-        return replace(config, contexts=concept.contexts, rollouts=max(config.rollouts, least))
+        return replace(self, contexts=concept.contexts, rollouts=max(self.rollouts, least))
 
     @property
     def trains_sam(self) -> bool:

@@ -40,7 +40,7 @@ _PAPER: dict[str, Any] = {
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("default", "fairness"): {"contexts": OWN, "gain": 5.0, "limit": 2.0, "many": 0.6, "release": 0.4},
+    ("default", "fairness"): {"contexts": OWN, "gain": 5.0, "limit": 2.0, "release": 0.4},
     ("neutral", "fairness"): {},
     ("neutral", "safety"): {"gain": 1.25},
     # Two safety modules are added to one picture, so that each goes less far.
