@@ -49,7 +49,7 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
         ["train", "--concept", "woman", "--json", "--preset", preset, *FAST, "--set", "sam_lr=0.02"],
     )
     expected = last_json(respodiff(*command, "--out", str(tmp_path / "whole.safetensors")))
-    real, calls = training._update, [0]
+    real, calls = training.adam_step, [0]
 
     def stopped(*args: Any) -> None:
         real(*args)
@@ -57,10 +57,10 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
         if calls[0] == call:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_update", stopped)
+    monkeypatch.setattr(training, "adam_step", stopped)
     done = respodiff(*command, "--out", str(out))
     assert done.returncode == 1 and "stopped" in done.stderr and "--resume" in done.stderr
-    monkeypatch.setattr(training, "_update", real)
+    monkeypatch.setattr(training, "adam_step", real)
     found = last_json(respodiff(*command, "--out", str(out), "--resume"))
     for key in ("digest", "unet_forwards", "iterations", "loss_first", "loss_last"):
         assert found[key] == expected[key]

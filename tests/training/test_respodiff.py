@@ -351,7 +351,7 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
     changes = TINY_PAPER if preset == "paper" else {**TINY, "iterations": 5, "sam_lr": 0.01}
     config = TrainConfig.preset(preset, **changes)
     *_, whole = train(tiny_pipe, WOMAN, config)
-    real, calls = training._update, [0]
+    real, calls = training.adam_step, [0]
     when, which = place.split()
 
     def stopped(*args: Any) -> None:
@@ -363,13 +363,13 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
         if (here and when == "after" and which != "both") or (which == "both" and calls[0] == 6):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_update", stopped)
+    monkeypatch.setattr(training, "adam_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         for record in train(tiny_pipe, WOMAN, config):
             last = record
     tensors = last.state.tensors()
     assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["ram"], last.ram)
-    monkeypatch.setattr(training, "_update", real)
+    monkeypatch.setattr(training, "adam_step", real)
     for _ in range(2):  # twice: resuming does not change what it is given
         *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
         assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
