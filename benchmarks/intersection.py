@@ -47,7 +47,7 @@ def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tu
     """Modules of concepts by name with what training them cost; made if they are neither in ``out`` nor, so trained, in ``held``."""
     modules, costs = [], {}
     for name in names:
-        config = TrainConfig.preset("default", **SETTINGS).of(concept(name))
+        config = TrainConfig.preset("default", **SETTINGS)
         path = out / f"{name.replace('*', '-')}.safetensors"
         cost, other = path.with_suffix(".json"), held / path.name if held else path
         if not cost.is_file() and other != path and other.is_file():

@@ -225,11 +225,11 @@ def test_the_suggested_training_is_of_the_same_concept(name: str, tmp_path: Path
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Unfinished", lambda out, *_: out)
-    monkeypatch.setattr(train, "_trained", lambda _p, chosen, config, *_: (seen.append((chosen, config.of(chosen))) or {}, ""))
+    monkeypatch.setattr(train, "_trained", lambda _p, chosen, config, *_: (seen.append((chosen, config)) or {}, ""))
     done = respodiff(*shlex.split(command(concept(name), "a human", "embedded"))[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     wanted = replace(concept(name), neutral="a human")
-    assert seen == [(replace(wanted, contexts=()), TrainConfig.preset("default").of(wanted))]
+    assert seen == [(wanted, TrainConfig.preset("default"))]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from tests.tiny_models import flux, lcm, sd3, sd_v, sdxl
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.concepts.prompt_editing import in_contexts
 from respodiff.methods.base import method
 from respodiff.pipelines.bottleneck import observed, site_module, site_shape
 from respodiff.pipelines.denoiser import Denoiser, repeat
@@ -322,57 +321,6 @@ def test_a_replayed_run_resumes_to_the_same_bits(tiny_pipe: Any, stop: int, chan
     assert replaced.digest != whole.module.digest
 
 
-# --- contexts ---
-
-
-def test_prompts_are_rewritten_into_their_context() -> None:
-    own, doctor, nurse = in_contexts(WOMAN, ("a doctor", "a photo of a nurse"))
-    assert own is WOMAN
-    assert (doctor.neutral, doctor.target, doctor.opposites) == ("a doctor", "a female doctor", ("a male doctor",))
-    assert (nurse.target, nurse.opposites) == ("a photo of a female nurse", ("a photo of a male nurse",))
-    _, street = in_contexts(UNSAFE, ("a street",))
-    assert (street.neutral, street.target, street.negative) == ("a street", "a street", "a street, violence")
-    with pytest.raises(ValueError, match="contexts holds 'a person', in which concept 'woman' says nothing new"):
-        in_contexts(WOMAN, ("a person",))
-
-
-def test_latents_of_every_context_have_its_targets_and_its_neutral_prompt(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("neutral", **{**TINY, "rollouts": 9}, contexts=("a doctor", "a nurse"))
-    pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
-    assert torch.bincount(pool.columns["which"]).tolist() == [12, 12, 12], "3 rollouts of 4 steps each"
-    words = [
-        ("a person", "a woman", "a man"),
-        ("a doctor", "a female doctor", "a male doctor"),
-        ("a nurse", "a female nurse", "a male nurse"),
-    ]
-    for k, prompts in enumerate(words):
-        mine = pool.columns["which"] == k
-        z, t = pool.columns["z"][mine], pool.columns["t"][mine]
-        neutral, target, opposite = (
-            tiny_pipe.unet(z, t, encoder_hidden_states=c.expand(len(z), -1, -1)).sample.detach()
-            for c in encode_prompts(tiny_pipe, prompts).split(1)
-        )
-        assert torch.allclose(pool.columns["target"][mine], neutral + target - opposite, atol=1e-5)
-    batch, known = pool.batch(0, 36), encode_prompts(tiny_pipe, [p[0] for p in words])
-    order = torch.cdist(batch["z"].flatten(1), pool.columns["z"].flatten(1)).argmin(1)
-    assert torch.equal(batch["context"], known[pool.columns["which"][order]])
-
-
-def test_single_rollouts_cycle_through_the_contexts(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("paper", iterations=6, steps=4, contexts=("a doctor", "a nurse"))
-    rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
-    zero = torch.zeros(1, *site_shape(tiny_pipe.unet))
-    assert [rollouts.pool(i, zero).columns["which"].tolist() for i in range(4)] == [[0], [1], [2], [0]]
-
-
-def test_contexts_give_one_module_with_the_concepts_own_prompts(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("neutral", **TINY, contexts=("a doctor",))
-    module = fit(tiny_pipe, WOMAN, config)
-    assert (module.header.neutral, module.header.target) == ("a person", "a woman")
-    assert tuple(module.header.train["contexts"]) == ("a doctor",)
-    assert module.digest != fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY)).digest
-
-
 # --- what makes no sense ---
 
 
@@ -393,10 +341,6 @@ def test_contexts_give_one_module_with_the_concepts_own_prompts(tiny_pipe: Any) 
         ({"blend": 1.0}, "blend is 1 with objective 'contrast', .* set target_guidance=0.5 instead, or objective=guided"),
         ({"replay": 0}, "replay is 0; allowed: a whole number of at least 1"),
         ({"replay": 3}, "replay is 3, but refresh 100 of 100 iterations makes one pool; set refresh lower"),
-        ({"contexts": "a doctor"}, "contexts is 'a doctor'; allowed: prompts such as"),
-        ({"contexts": ("a doctor", " ")}, "contexts is .*; allowed: prompts such as"),
-        ({"contexts": ("a doctor", "a doctor")}, "contexts holds 'a doctor' twice"),
-        ({"contexts": ("a doctor", "a nurse"), "rollouts": 2}, "contexts holds 2 prompts beside .* 2 rollouts x 1 pools do not reach"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -407,10 +351,9 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
 @pytest.mark.parametrize(
     ("name", "concept", "changes", "message"),
     [
-        ("slider", WOMAN, {"form": "lowrank"}, "form is 'lowrank', which method 'slider' does not take; it has contexts of them"),
+        ("slider", WOMAN, {"form": "lowrank"}, "form is 'lowrank', which method 'slider' does not take; leave it out"),
         ("slider", WOMAN, {"blend": 1.0, "objective": "guided"}, "blend is 1.0, which method 'slider' does not take"),
         ("slider", WOMAN, {"replay": 2, "refresh": 10}, "replay is 2, which method 'slider' does not take"),
-        ("sdisc", WOMAN, {"contexts": ("a doctor",)}, "contexts is .*, which method 'sdisc' does not take; it has form, bins"),
         ("esd-x", UNSAFE, {"form": "channel"}, "form is 'channel', which method 'esd-x' does not take; leave it out"),
     ],
 )
@@ -421,10 +364,8 @@ def test_other_methods_refuse_what_they_would_ignore(
         next(method(name).train(tiny_pipe, concept, method(name).settings(concept.kind, **changes)))
 
 
-def test_sdisc_takes_the_forms_and_the_slider_the_contexts(tiny_pipe: Any) -> None:
-    small = {"iterations": 2, "batch": 2, "steps": 3, "rollouts": 3, "rollout_batch": 3}
-    sdisc, slider = method("sdisc"), method("slider")
-    found: Any = sdisc.fit(tiny_pipe, WOMAN, sdisc.settings(**small, form="binned", bins=8))
+def test_sdisc_takes_the_forms(tiny_pipe: Any) -> None:
+    sdisc = method("sdisc")
+    settings = sdisc.settings(iterations=2, batch=2, steps=3, rollouts=3, rollout_batch=3, form="binned", bins=8)
+    found: Any = sdisc.fit(tiny_pipe, WOMAN, settings)
     assert found.form == "binned" and found.delta.abs().max() > 0
-    a, b = (slider.fit(tiny_pipe, WOMAN, slider.settings(**small, contexts=c)) for c in ((), ("a doctor",)))
-    assert a.digest != b.digest and any(not torch.equal(a.tensors[k], b.tensors[k]) for k in a.tensors)  # type: ignore[union-attr]

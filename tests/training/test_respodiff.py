@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.concepts.concept import concept as builtin_concept
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.text_encoding import encode_prompts
@@ -414,7 +413,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
-PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 5, "limit": 2, "release": 0.4}
+PRESETS["default"] = {**PRESETS["neutral"], "refresh": 25}
 PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
     "neutral": {"gain": 1.25},
@@ -426,20 +425,10 @@ SAFETY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
     others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
-    assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
+    assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"]) == (0, 1)
     assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
-    base = "neutral" if preset == "default" else preset  # safety concepts have no contexts, and act at every step
+    base = "neutral" if preset == "default" else preset  # safety concepts have one pool
     assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[base], **SAFETY[base], **others}
-
-
-def test_own_contexts_are_those_of_the_concept_with_three_rollouts_each() -> None:
-    config, woman = TrainConfig.preset("default"), builtin_concept("woman")
-    assert len(woman.contexts) == 12 and config.of(woman).contexts == woman.contexts and config.of(woman).rollouts == 39
-    assert config.of(WOMAN).contexts == () and config.of(WOMAN).rollouts == 12
-    with pytest.raises(ValueError, match="give 'own' \\(those of the concept\\) alone, or prompts"):
-        TrainConfig(contexts=("own", "a doctor"))
-    with pytest.raises(ValueError, match=r"release is 0\.4, which form 'lowrank' has not"):
-        TrainConfig.preset("default", form="lowrank")
 
 
 @pytest.mark.parametrize("modules", ["ram", "both"])

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from respodiff.experiments.plan import DRAWING, NEUTRAL, TUNED_ON
+from respodiff.experiments.plan import DRAWING, NEUTRAL
 from respodiff.generation.config import EASE, MATCH
 from respodiff.methods.base import method
-from respodiff.training.axes import OWN
 from respodiff.training.presets import PRESETS
 
 
@@ -44,8 +43,6 @@ class Study:
         return out
 
 
-IN_CONTEXTS = {"contexts": OWN}
-
 STUDIES = {
     "ablation": Study(
         {**NEUTRAL, "sam_lr": 0.02},
@@ -71,20 +68,17 @@ STUDIES = {
             "guided 4, no gain": {"objective": "guided", "target_guidance": 4.0, "gain": 1.0},
             "no preservation": {"mu": 0.0},
             "replay": {"refresh": 25, "rollouts": 6, "replay": 4},
-            "contexts": {"contexts": tuple(f"a {name}" for name in TUNED_ON), "rollouts": 39},
         },
     ),
     "drawing": Study(
         NEUTRAL,
         {
             "neutral, by chance": {},
-            "contexts": IN_CONTEXTS,
-            "contexts, matched": {**IN_CONTEXTS, "match": MATCH},
-            "contexts, matched, eased": {**IN_CONTEXTS, "match": MATCH, "ease": EASE},
+            "matched": {"match": MATCH},
+            "matched, eased": {"match": MATCH, "ease": EASE},
             "default": {**PRESETS["default", "fairness"], "match": None, "ease": None},
             "default, by chance": PRESETS["default", "fairness"],
             "default, first step read": {**PRESETS["default", "fairness"], "match": 0.05, "ease": EASE},
-            "default, no contexts": {**PRESETS["default", "fairness"], "contexts": (), "match": None, "ease": None},
         },
         (1.0,),
     ),

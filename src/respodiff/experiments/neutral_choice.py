@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from respodiff.concepts.concept import Concept
 from respodiff.evaluation.metrics.bootstrap import ratio_draws, stretch, summed_draws
 from respodiff.experiments.neutral import Candidate
-from respodiff.training.axes import OWN
-from respodiff.training.config import TrainConfig
 
 LEVEL = 0.95
 SAME = 0.9
@@ -128,8 +126,6 @@ def command(concept: Concept, neutral: str, model: str) -> str:
     flags += ["--negative", concept.negative] if concept.negative else []
     flags += [part for text in concept.opposites for part in ("--opposite", text)]
     flags += [part for text in concept.preserve for part in ("--preserve", text)]
-    if concept.contexts:
-        flags += ["--set", f"contexts={','.join(concept.contexts)}", "--set", f"rollouts={TrainConfig(contexts=OWN).of(concept).rollouts}"]
     return shlex.join(["respodiff", "train", "--model", model, *flags, "--out", _file(concept)])
 
 

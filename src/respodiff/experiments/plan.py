@@ -41,7 +41,7 @@ DRAWING = ("strength", "match", "ease")
 BY_CHANCE = {"match": 0.0, "ease": 1.0}
 """How every method but RespoDiff's default draws."""
 
-NEUTRAL: dict[str, Any] = {"contexts": (), "gain": 2.0, "limit": 0.8, "release": 0.0, **BY_CHANCE}
+NEUTRAL: dict[str, Any] = {"refresh": 100, **BY_CHANCE}
 """The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {

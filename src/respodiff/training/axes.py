@@ -12,13 +12,9 @@ AXES: dict[str, Any] = {
     "modules": "two",
     "blend": 0.0,
     "replay": 1,
-    "contexts": (),
     "release": 0.0,
 }
-"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time, one prompt."""
-
-OWN = ("own",)
-"""As ``contexts``: those of the concept."""
+"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time."""
 
 FORM = ("form", "bins", "map_rank", "map_rate")
 """What a method takes that trains a `respodiff.training.state.TrainState` by examples of its own."""
@@ -50,25 +46,6 @@ def check_axes(config: Any) -> None:
     if config.replay > 1 and config.refresh >= config.iterations:
         raise ValueError(
             f"replay is {config.replay}, but refresh {config.refresh} of {config.iterations} iterations makes one pool; set refresh lower"
-        )
-    _check_contexts(config)
-
-
-def _check_contexts(config: Any) -> None:
-    contexts = config.contexts
-    if not isinstance(contexts, tuple) or not all(isinstance(c, str) and c.strip() for c in contexts):
-        raise ValueError(f"contexts is {contexts!r}; allowed: prompts such as ('a doctor', 'a nurse')")
-    if "own" in contexts and contexts != OWN:
-        raise ValueError(f"contexts is {contexts!r}; give 'own' (those of the concept) alone, or prompts")
-    if contexts == OWN:
-        return
-    if twice := [c for i, c in enumerate(contexts) if c in contexts[:i]]:
-        raise ValueError(f"contexts holds {twice[0]!r} twice; give each prompt once")
-    pools = -(-config.iterations // config.refresh)
-    if config.rollouts * pools < len(contexts) + 1:
-        raise ValueError(
-            f"contexts holds {len(contexts)} prompts beside the concept's own, but {config.rollouts} rollouts x {pools} pools do not reach "
-            "all of them; set rollouts higher, or refresh lower"
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from respodiff.concepts.concept import Concept, Kind
+from respodiff.concepts.concept import Kind
 from respodiff.data.checks import check_setting, is_finite, is_whole
-from respodiff.training.axes import OWN, check_axes
+from respodiff.training.axes import check_axes
 from respodiff.training.presets import PRESETS, Preset
 
 
@@ -46,8 +46,6 @@ class TrainConfig:
         modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
         blend: lambda of a target blended of target and neutral score (`respodiff.training.objectives.blended`), for one tensor; 0 blends nothing.
         replay: pools that are kept: a batch is drawn from the newest and those before it; 1 replaces the pool.
-        contexts: prompts ("a doctor") in which the concept is trained too, beside its own neutral prompt (`respodiff.concepts.prompt_editing`); rollouts
-            cycle through them. ("own",) stands for the concept's own, with at least three rollouts in each.
         release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
         seed: everything random in training follows from it.
     """
@@ -84,7 +82,6 @@ class TrainConfig:
     modules: Literal["two", "shared"] = "two"
     blend: float = 0.0
     replay: int = 1
-    contexts: tuple[str, ...] = ()
     release: float = 0.0
     seed: int = 0
 
@@ -115,13 +112,6 @@ class TrainConfig:
         check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
         check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
         check_axes(self)
-
-    def of(self, concept: Concept) -> TrainConfig:
-        """The same with the concept's own contexts in the place of ("own",)."""
-        if self.contexts != OWN:
-            return self
-        least = 3 * (len(concept.contexts) + 1) if concept.contexts else 1
-        return replace(self, contexts=concept.contexts, rollouts=max(self.rollouts, least))
 
     @property
     def trains_sam(self) -> bool:

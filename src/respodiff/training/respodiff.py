@@ -76,7 +76,7 @@ def train(
         ValueError: for settings that the model or the concept cannot take, before anything is computed.
         RuntimeError: when the loss is no longer finite.
     """
-    config = (config or TrainConfig.preset("default", concept.kind)).of(concept)
+    config = config or TrainConfig.preset("default", concept.kind)
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if denoiser.dtype == torch.float16:
         raise ValueError(
