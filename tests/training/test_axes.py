@@ -1,10 +1,9 @@
-"""The axes of training against their equations written out on a tiny random UNet: forms, objectives, replayed pools, contexts."""
+"""The axes of training against their equations written out on a tiny random UNet: forms and objectives."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -22,9 +21,8 @@ from respodiff.steering.parameterisations import Values, at
 from respodiff.steering.steer import steer
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import blended, response_loss
-from respodiff.training.replay import Replay, merged
 from respodiff.training.respodiff import TrainState, fit, step, train
-from respodiff.training.rollouts import Pool, Rollouts
+from respodiff.training.rollouts import Rollouts
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety")
@@ -258,69 +256,6 @@ def test_a_blended_step_weighs_preservation_as_beside_both_losses(tiny_pipe: Any
     assert close(state.ram, adam(r.detach(), g, config.ram_lr, config.betas))
 
 
-# --- rollouts ---
-
-
-@dataclass
-class Told:
-    """A source that remembers what it was told; the latents of pool n are all n."""
-
-    seen: list[tuple[int, Any]]
-
-    def pool(self, number: int, delta: Any) -> Pool:
-        self.seen.append((number, delta))
-        z = torch.full((2, 1), float(number))
-        return Pool({"z": z, "t": z[:, 0]}, {}, {"context": torch.zeros(1, 1, 1)}, number, 10)
-
-
-class Counter:
-    """A learner whose state is its number of iterations."""
-
-    def __init__(self, keep: int) -> None:
-        self.iteration, self.forwards, self.keep, self.rounds = 0, 0, keep, [-1]
-
-    def begin(self, _config: Any) -> None:
-        self.rounds = [*self.rounds, self.iteration][-self.keep :]
-
-
-def test_replay_keeps_the_last_pools_each_rolled_out_with_what_was_trained_then() -> None:
-    config, source, state = TrainConfig(iterations=9, refresh=2, replay=3), Told([]), Counter(3)
-    pools, found = Replay(source, config), []
-    for i in range(9):
-        state.iteration = i
-        found.append(sorted(pools.examples(state).columns["z"][:, 0].tolist()))  # type: ignore[arg-type, attr-defined]
-    assert found[::2] == [[0, 0], [0, 0, 1, 1], [0, 0, 1, 1, 2, 2], [1, 1, 2, 2, 3, 3], [2, 2, 3, 3, 4, 4]]
-    assert found[1::2] == found[:-1:2]
-    assert source.seen[1:] == [(1, 2), (2, 4), (3, 6), (4, 8)] and state.forwards == 50
-
-
-def test_a_resumed_replay_rebuilds_its_pools_and_counts_none_twice() -> None:
-    config, source, state = TrainConfig(iterations=9, refresh=2, replay=3), Told([]), Counter(3)
-    state.iteration, state.rounds, state.forwards = 7, [2, 4, 6], 40
-    found = Replay(source, config).examples(state)  # type: ignore[arg-type]
-    assert source.seen == [(1, 2), (2, 4), (3, 6)] and state.forwards == 40
-    assert found.columns["z"][:, 0].tolist() == [1, 1, 2, 2, 3, 3]  # type: ignore[attr-defined]
-
-
-def test_one_pool_is_handed_on_as_it_is() -> None:
-    pool = Told([]).pool(0, None)
-    assert merged([pool]) is pool
-
-
-@pytest.mark.parametrize("changes", [{}, {"form": "lowrank"}])
-@pytest.mark.parametrize("stop", [2, 5])
-def test_a_replayed_run_resumes_to_the_same_bits(tiny_pipe: Any, stop: int, changes: dict[str, Any]) -> None:
-    config = TrainConfig.preset("neutral", **{**TINY, "iterations": 6, "replay": 2, **changes})
-    for record in train(tiny_pipe, WOMAN, config):
-        if record.iteration == stop:
-            tensors = record.state.tensors()
-        whole = record
-    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
-    assert whole.module.digest == resumed.module.digest and whole.unet_forwards == resumed.unet_forwards
-    replaced = fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "iterations": 6, **changes}))
-    assert replaced.digest != whole.module.digest
-
-
 # --- what makes no sense ---
 
 
@@ -339,8 +274,6 @@ def test_a_replayed_run_resumes_to_the_same_bits(tiny_pipe: Any, stop: int, chan
         ({"blend": -1.0}, "blend is -1.0; allowed: a finite number of at least 0"),
         ({"blend": 0.5, "objective": "guided", "sam_lr": 0.1}, "blend is 0.5, but sam_lr is 0.1 and lam 0.5: .* set sam_lr=0"),
         ({"blend": 1.0}, "blend is 1 with objective 'contrast', .* set target_guidance=0.5 instead, or objective=guided"),
-        ({"replay": 0}, "replay is 0; allowed: a whole number of at least 1"),
-        ({"replay": 3}, "replay is 3, but refresh 100 of 100 iterations makes one pool; set refresh lower"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -353,7 +286,6 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
     [
         ("slider", WOMAN, {"form": "lowrank"}, "form is 'lowrank', which method 'slider' does not take; leave it out"),
         ("slider", WOMAN, {"blend": 1.0, "objective": "guided"}, "blend is 1.0, which method 'slider' does not take"),
-        ("slider", WOMAN, {"replay": 2, "refresh": 10}, "replay is 2, which method 'slider' does not take"),
         ("esd-x", UNSAFE, {"form": "channel"}, "form is 'channel', which method 'esd-x' does not take; leave it out"),
     ],
 )

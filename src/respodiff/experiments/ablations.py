@@ -67,7 +67,7 @@ STUDIES = {
             "guided 2, no gain": {"objective": "guided", "target_guidance": 2.0, "gain": 1.0},
             "guided 4, no gain": {"objective": "guided", "target_guidance": 4.0, "gain": 1.0},
             "no preservation": {"mu": 0.0},
-            "replay": {"refresh": 25, "rollouts": 6, "replay": 4},
+            "a pool every 25 updates": {"refresh": 25},
         },
     ),
     "drawing": Study(

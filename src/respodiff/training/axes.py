@@ -11,10 +11,9 @@ AXES: dict[str, Any] = {
     "map_rate": 0.1,
     "modules": "two",
     "blend": 0.0,
-    "replay": 1,
     "release": 0.0,
 }
-"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn, one pool at a time."""
+"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn."""
 
 FORM = ("form", "bins", "map_rank", "map_rate")
 """What a method takes that trains a `respodiff.training.state.TrainState` by examples of its own."""
@@ -43,10 +42,6 @@ def check_axes(config: Any) -> None:
         )
     if config.release and config.form == "lowrank":
         raise ValueError(f"release is {config.release:g}, which form 'lowrank' has not: set release=0, or take --preset neutral")
-    if config.replay > 1 and config.refresh >= config.iterations:
-        raise ValueError(
-            f"replay is {config.replay}, but refresh {config.refresh} of {config.iterations} iterations makes one pool; set refresh lower"
-        )
 
 
 def refuse_axes(method: str, config: Any, taken: tuple[str, ...]) -> None:

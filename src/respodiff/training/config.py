@@ -45,7 +45,6 @@ class TrainConfig:
         map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
         modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
         blend: lambda of a target blended of target and neutral score (`respodiff.training.objectives.blended`), for one tensor; 0 blends nothing.
-        replay: pools that are kept: a batch is drawn from the newest and those before it; 1 replaces the pool.
         release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
         seed: everything random in training follows from it.
     """
@@ -81,14 +80,13 @@ class TrainConfig:
     map_rate: float = 0.1
     modules: Literal["two", "shared"] = "two"
     blend: float = 0.0
-    replay: int = 1
     release: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank", "replay"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank"):
             check_setting(
                 name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
             )

@@ -26,9 +26,8 @@ from respodiff.steering.module import ConceptModule, Header
 from respodiff.steering.parameterisations import at, delta, length
 from respodiff.training.axes import AXES, refuse_axes
 from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Learner
+from respodiff.training.learners import Examples, Learner, Source
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
-from respodiff.training.replay import Replay, Source
 from respodiff.training.rollouts import Rollouts
 from respodiff.training.state import StepRecord, TrainState
 
@@ -104,12 +103,17 @@ def _tensors(denoiser: Denoiser, config: TrainConfig) -> TrainState:
 
 def _iterate(denoiser: Denoiser, config: TrainConfig, state: Learner, source: Source, header: Header, task: Task) -> Iterator[Any]:
     began = time.perf_counter() - state.seconds
-    pools = Replay(source, config)
+    pool: Examples | None = None
     if state.iteration >= config.iterations:
         yield state.record(config, header, (math.nan, math.nan))
     while state.iteration < config.iterations:
-        batch = pools.examples(state).batch(state.iteration, config.batch)
-        losses = (task.step or step)(denoiser, config, state, batch)  # type: ignore[arg-type]  # its own learner
+        number, since = divmod(state.iteration, config.refresh)
+        if since == 0:
+            state.begin(config)
+        if pool is None or since == 0:  # a resumed run draws its pool again; the forwards are counted already
+            pool = source.pool(number, state.round_start)
+            state.forwards += pool.forwards if since == 0 else 0
+        losses = (task.step or step)(denoiser, config, state, pool.batch(state.iteration, config.batch))  # type: ignore[arg-type]  # its own learner
         state.iteration += 1
         state.seconds = time.perf_counter() - began
         if not all(map(math.isfinite, losses)):

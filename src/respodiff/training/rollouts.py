@@ -2,7 +2,7 @@
 
 The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
 trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
-because they come from the unmodified model alone. `respodiff.training.replay` says when a pool is made, and which are kept.
+because they come from the unmodified model alone. A new pool takes the place of the old one every ``refresh`` iterations.
 """
 
 from __future__ import annotations

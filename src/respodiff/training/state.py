@@ -94,7 +94,6 @@ class TrainState:
         self.iteration, self.forwards, self.seconds = 0, 0, 0.0
         self.h_norm = 0.0  # sum over iterations of the batch's mean norm of h
         self.length = 0.0  # of what RAM adds, in the latest batch, where that depends on h
-        self.rounds: list[Shift] = []
         self.begin(config)
         self.commit()
 
@@ -108,11 +107,6 @@ class TrainState:
         """s of the same shape."""
         return self.values["sam"].r
 
-    @property
-    def round_start(self) -> Shift:
-        """What steers rollouts of the round that is on."""
-        return self.rounds[-1]
-
     def of_sam(self, config: TrainConfig) -> Values:
         """What SAM's loss trains: SAM, or with ``modules=shared`` RAM."""
         return self.values["sam" if config.modules == "two" else "ram"]
@@ -124,8 +118,8 @@ class TrainState:
         return _shift(steering.map(lambda t: t.detach().clone()))
 
     def begin(self, config: TrainConfig) -> None:
-        """A round starts: what steers its rollouts is kept beside that of ``replay`` - 1 rounds before."""
-        self.rounds = [*self.rounds, self.delta(config)][-config.replay :]
+        """A round starts: its rollouts are steered by what is trained as it is now."""
+        self.round_start = self.delta(config)
 
     def record(self, config: TrainConfig, header: Header, losses: tuple[float, float]) -> StepRecord:
         """What the last iteration did."""
@@ -148,8 +142,7 @@ class TrainState:
     def commit(self) -> None:
         """What `tensors` gives from now on. An iteration changes its parts one by one; a stop between them must not be saved."""
         out = {k: t.detach() for name, v in self.values.items() for k, t in _named(name, v).items()}
-        for age, shift in enumerate(reversed(self.rounds)):
-            out |= _named(_round(age), shift if isinstance(shift, Values) else Values(shift))
+        out |= _named("round_start", self.round_start if isinstance(self.round_start, Values) else Values(self.round_start))
         counters = [self.iteration, self.forwards, self.seconds, self.h_norm, self.length]
         out["counters"] = torch.tensor(counters, dtype=torch.float64)
         for name, adam, values in self._adams:
@@ -171,9 +164,7 @@ class TrainState:
                 raise ValueError(f"unfinished run has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
             with torch.no_grad():
                 p.copy_(tensors[name])
-        ages = sum(k.startswith("round_start") and not k.endswith((".a", ".b")) for k in tensors)
-        found = [{k: tensors[n].to(self.ram.device) for k in "rab" if (n := _key(_round(age), k)) in tensors} for age in range(ages)]
-        self.rounds = [_shift(Values(**parts)) for parts in reversed(found)]
+        self.round_start = _shift(Values(**{k: tensors[n].to(self.ram.device) for k in "rab" if (n := _key("round_start", k)) in tensors}))
         iteration, forwards, self.seconds, self.h_norm, *more = tensors["counters"].tolist()  # earlier versions had no length
         self.iteration, self.forwards, self.length = int(iteration), int(forwards), sum(more)
         for name, adam, values in self._adams:
@@ -194,10 +185,6 @@ def _adam(values: Values, lr: float, config: TrainConfig) -> torch.optim.Adam:
 
 def _shift(values: Values) -> Shift:
     return values.r if values.a is None and len(values.r) == 1 else values
-
-
-def _round(age: int) -> str:
-    return f"round_start-{age}" if age else "round_start"
 
 
 def _key(name: str, part: str) -> str:
