@@ -1,4 +1,4 @@
-"""The axes of training against their equations written out on a tiny random UNet: forms and objectives."""
+"""The axes of training against their equations written out on a tiny random UNet: forms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.parameterisations import Values, at
 from respodiff.steering.steer import steer
 from respodiff.training.config import TrainConfig
-from respodiff.training.objectives import blended, response_loss
 from respodiff.training.respodiff import TrainState, fit, step, train
 from respodiff.training.rollouts import Rollouts
 
@@ -186,76 +185,6 @@ def test_other_unets_train_the_forms_and_draw_with_them(make: Any) -> None:
         assert module.form == changes["form"] and (module.shape[1:] == (1, 1)) == ("spatial" in changes)
 
 
-# --- objectives ---
-
-
-def test_shared_is_one_tensor_that_gets_both_losses_in_turn(tiny_pipe: Any) -> None:
-    config, state, batch = prepared(tiny_pipe, modules="shared", sam_lr=0.05, lam=0.7, init_range=0.3)
-    unet, r = tiny_pipe.unet, state.ram.detach().clone().requires_grad_()
-    (g,) = torch.autograd.grad((predicted(unet, batch, lambda _h: r) - batch["target"]).pow(2).mean(), r)
-    between = adam(r.detach(), g, config.ram_lr, config.betas).requires_grad_()
-    plain = predicted(unet, batch, lambda _h: 0)
-    (g,) = torch.autograd.grad(0.7 * (predicted(unet, batch, lambda _h: between) - plain).pow(2).mean(), between)
-    losses = step(Denoiser(tiny_pipe), config, state, batch)
-    assert close(state.ram, adam(between.detach(), g, 0.05, config.betas)) and losses[1] > 0
-    assert not torch.allclose(state.ram, between, atol=0.01), "the second loss did not reach it"
-    assert state.sam.abs().max() == 0
-
-
-def test_shared_resumes_to_the_same_bits_and_differs_from_two(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("neutral", **TINY, modules="shared", sam_lr=0.05)
-    for record in train(tiny_pipe, WOMAN, config):
-        if record.iteration == 3:
-            tensors = record.state.tensors()
-        whole = record
-    *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
-    assert whole.module.digest == resumed.module.digest and whole.module.sam.abs().max() == 0
-    assert not torch.equal(fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, sam_lr=0.05)).ram, whole.module.ram)
-
-
-@pytest.mark.parametrize("lam", [0.5, 1.0, 4.0])
-def test_the_gradient_of_the_blended_target_is_that_of_both_losses(lam: float) -> None:
-    generator = torch.Generator().manual_seed(0)
-    prediction, target, neutral = (torch.randn(2, 4, 3, 3, generator=generator) for _ in range(3))
-    prediction.requires_grad_()
-    both = (prediction - target).pow(2).mean() + lam * (prediction - neutral).pow(2).mean()
-    one = response_loss(prediction, blended(target, neutral, lam), lam)
-    (a,), (b,) = torch.autograd.grad(both, prediction), torch.autograd.grad(one, prediction)
-    assert torch.allclose(a, b, atol=1e-6) and a.abs().max() > 0.01
-
-
-def test_targets_of_a_blended_pool_and_what_a_blend_of_the_plain_score_equals(tiny_pipe: Any) -> None:
-    def pool(**changes: Any) -> Any:
-        config = TrainConfig.preset("neutral", **TINY, **changes)
-        return Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
-
-    found = pool(objective="guided", target_guidance=4.0, blend=0.5).columns
-    empty, person, woman = (
-        tiny_pipe.unet(found["z"], found["t"], encoder_hidden_states=c.expand(len(found["z"]), -1, -1)).sample.detach()
-        for c in encode_prompts(tiny_pipe, ["", "a person", "a woman"]).split(1)
-    )
-    assert torch.allclose(found["target"], (empty + 4 * (woman - empty) + 0.5 * person) / 1.5, atol=1e-4)
-    plain = pool(objective="guided", target_guidance=1.0, blend=0.5).columns["target"]
-    assert torch.allclose(plain, pool(objective="shift", target_guidance=1 / 1.5).columns["target"], atol=1e-5)
-
-
-def test_a_blended_step_weighs_preservation_as_beside_both_losses(tiny_pipe: Any) -> None:
-    concept = Concept("woman", "a woman", "a person", preserve=("a scene",))
-    changes = {"objective": "guided", "target_guidance": 2.0, "blend": 1.5, "mu": 2.0, "init_range": 0.5}
-    config, state, batch = prepared(tiny_pipe, concept, **changes)
-    unet, r = tiny_pipe.unet, state.ram.detach().clone().requires_grad_()
-    empty, person, woman = (
-        unet(batch["z"], batch["t"], encoder_hidden_states=c.expand(3, -1, -1)).sample.detach()
-        for c in encode_prompts(tiny_pipe, ["", "a person", "a woman"]).split(1)
-    )
-    e = predicted(unet, batch, lambda _h: r)
-    loss = (e - (empty + 2 * (woman - empty))).pow(2).mean() + 1.5 * (e - person).pow(2).mean()
-    loss = loss + 2.0 * (predicted(unet, batch, lambda _h: r, "keep_") - batch["keep_plain"]).pow(2).mean()
-    (g,) = torch.autograd.grad(loss, r)
-    step(Denoiser(tiny_pipe), config, state, batch)
-    assert close(state.ram, adam(r.detach(), g, config.ram_lr, config.betas))
-
-
 # --- what makes no sense ---
 
 
@@ -268,12 +197,6 @@ def test_a_blended_step_weighs_preservation_as_beside_both_losses(tiny_pipe: Any
         ({"form": "binned", "map_rank": 2}, "map_rank is 2, which form 'binned' does not read; leave it out, or set form=lowrank"),
         ({"form": "lowrank", "map_rank": 0}, "map_rank is 0; allowed: a whole number of at least 1"),
         ({"form": "lowrank", "map_rate": 0.0}, "map_rate is 0.0; allowed: a finite number above 0"),
-        ({"modules": "three"}, "modules is 'three'; allowed: two, shared"),
-        ({"modules": "shared"}, "modules is 'shared', but sam_lr is 0 and lam 0.5: there is no second loss"),
-        ({"modules": "shared", "sam_lr": 0.1, "lam": 0.0}, "modules is 'shared', but sam_lr is 0.1 and lam 0"),
-        ({"blend": -1.0}, "blend is -1.0; allowed: a finite number of at least 0"),
-        ({"blend": 0.5, "objective": "guided", "sam_lr": 0.1}, "blend is 0.5, but sam_lr is 0.1 and lam 0.5: .* set sam_lr=0"),
-        ({"blend": 1.0}, "blend is 1 with objective 'contrast', .* set target_guidance=0.5 instead, or objective=guided"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -285,7 +208,6 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
     ("name", "concept", "changes", "message"),
     [
         ("slider", WOMAN, {"form": "lowrank"}, "form is 'lowrank', which method 'slider' does not take; leave it out"),
-        ("slider", WOMAN, {"blend": 1.0, "objective": "guided"}, "blend is 1.0, which method 'slider' does not take"),
         ("esd-x", UNSAFE, {"form": "channel"}, "form is 'channel', which method 'esd-x' does not take; leave it out"),
     ],
 )

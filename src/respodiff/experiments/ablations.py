@@ -52,7 +52,6 @@ STUDIES = {
             "RAM and SAM, lambda 1": {"lam": 1.0},
             "RAM and SAM, lambda 2": {"lam": 2.0},
             "RAM and SAM, lambda 4": {"lam": 4.0},
-            "shared module, lambda 0.5": {"modules": "shared", "lam": 0.5},
         },
     ),
     "axes": Study(
@@ -62,7 +61,6 @@ STUDIES = {
             "channel": {"form": "channel"},
             "binned": {"form": "binned"},
             "lowrank": {"form": "lowrank"},
-            "blended, lambda 0.5": {"objective": "guided", "target_guidance": 1.0, "blend": 0.5, "sam_lr": 0.0},
             "guided 1": {"objective": "guided", "target_guidance": 1.0},
             "guided 2, no gain": {"objective": "guided", "target_guidance": 2.0, "gain": 1.0},
             "guided 4, no gain": {"objective": "guided", "target_guidance": 4.0, "gain": 1.0},
@@ -83,7 +81,7 @@ STUDIES = {
         (1.0,),
     ),
 }
-"""``ablation``: the paper's table (RAM only, RAM and SAM, shared module, lambda); ``axes``: parameterisation, objective and rollouts in turn;
+"""``ablation``: the paper's table (RAM only, RAM and SAM, lambda); ``axes``: parameterisation, objective and rollouts in turn;
 ``drawing``: what the default preset and its drawing add to the preset ``neutral``, one after the other."""
 
 

@@ -9,11 +9,9 @@ AXES: dict[str, Any] = {
     "bins": 4,
     "map_rank": 4,
     "map_rate": 0.1,
-    "modules": "two",
-    "blend": 0.0,
     "release": 0.0,
 }
-"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each, two losses in turn."""
+"""Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each."""
 
 FORM = ("form", "bins", "map_rank", "map_rate")
 """What a method takes that trains a `respodiff.training.state.TrainState` by examples of its own."""
@@ -29,17 +27,6 @@ def check_axes(config: Any) -> None:
             raise ValueError(
                 f"{name} is {getattr(config, name)}, which form {config.form!r} does not read; leave it out, or set form={form}"
             )
-    sam = f"sam_lr is {config.sam_lr:g} and lam {config.lam:g}"
-    if config.modules == "shared" and not config.trains_sam:
-        raise ValueError(f"modules is 'shared', but {sam}: there is no second loss to share with; set both above 0, or modules=two")
-    if config.blend and config.trains_sam:
-        raise ValueError(f"blend is {config.blend:g}, but {sam}: a blended target has SAM's loss in it already; set sam_lr=0")
-    if config.blend and config.objective != "guided":
-        w = config.target_guidance / (1 + config.blend)
-        raise ValueError(
-            f"blend is {config.blend:g} with objective {config.objective!r}, whose way from the neutral score it would only shorten; "
-            f"set target_guidance={w:g} instead, or objective=guided"
-        )
     if config.release and config.form == "lowrank":
         raise ValueError(f"release is {config.release:g}, which form 'lowrank' has not: set release=0, or take --preset neutral")
 

@@ -43,8 +43,6 @@ class TrainConfig:
             ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
         bins: of ``binned``, equal parts of the timesteps.
         map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
-        modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
-        blend: lambda of a target blended of target and neutral score (`respodiff.training.objectives.blended`), for one tensor; 0 blends nothing.
         release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
         seed: everything random in training follows from it.
     """
@@ -78,8 +76,6 @@ class TrainConfig:
     bins: int = 4
     map_rank: int = 4
     map_rate: float = 0.1
-    modules: Literal["two", "shared"] = "two"
-    blend: float = 0.0
     release: float = 0.0
     seed: int = 0
 
@@ -98,7 +94,7 @@ class TrainConfig:
         for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
+        for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
         check_setting("release", self.release, is_finite(self.release) and 0 <= self.release < 1, "0 to below 1")

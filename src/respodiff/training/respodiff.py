@@ -128,7 +128,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
 
     ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
-    `rollouts.Pool.batch` makes them. With ``modules=shared`` both steps are RAM's.
+    `rollouts.Pool.batch` makes them.
     """
     rate = learning_rate(config, state.iteration)
     model, site, (ram, sam) = denoiser.model, denoiser.site, state.values.values()
@@ -137,7 +137,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
     spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
     state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
-    loss_ram = response_loss(prediction.float(), batch["target"], config.blend)
+    loss_ram = response_loss(prediction.float(), batch["target"])
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
@@ -150,7 +150,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
             state.length = length(ram, decoder.h, batch["t"]) / spread
     if not config.trains_sam:
         return loss_ram.item(), 0.0
-    both = ram if config.modules == "shared" else ram.map(Tensor.detach) + sam
+    both = ram.map(Tensor.detach) + sam
     steered = decoder(add_to_rows(decoder.h, delta(both, decoder.h, batch["t"]), slice(None)))
     state.forwards += len(steered)
     loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)

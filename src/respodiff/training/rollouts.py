@@ -21,7 +21,7 @@ from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
 from respodiff.steering.parameterisations import TIMESTEPS, at, bin_of
 from respodiff.training.config import TrainConfig
-from respodiff.training.objectives import TARGETS, blended, opposed
+from respodiff.training.objectives import TARGETS, opposed
 
 
 @dataclass(frozen=True)
@@ -194,15 +194,14 @@ class Rollouts:
     def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
         config = self.config
-        needs = set(self.needs) | ({"neutral"} if config.trains_sam or config.blend else set())
+        needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
         found = {role: [self.predict_all(z, t, c).float() for c in self.conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
             scores["opposite"] = opposed(scores["neutral"], scores["target"], opposites)
-        target = self.target(scores, config.target_guidance)
-        out = {"target": blended(target, scores["neutral"], config.blend) if config.blend else target}
+        out = {"target": self.target(scores, config.target_guidance)}
         return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
 
     def predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:

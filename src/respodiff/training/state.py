@@ -71,7 +71,7 @@ class StepRecord:
 class TrainState:
     """RAM and SAM, their Adam optimisers, and what a resumed run needs to go on bit by bit as if never stopped.
 
-    ``shape`` (C, H, W) is that of r and s at one bin. With ``modules=shared`` SAM stays zero and both optimisers are RAM's.
+    ``shape`` (C, H, W) is that of r and s at one bin.
     """
 
     def __init__(self, config: TrainConfig, shape: tuple[int, int, int], device: torch.device) -> None:
@@ -82,15 +82,14 @@ class TrainState:
             # Zero, or U(-range, range): the released code's Linear(10, .) initialisation has range 0.316.
             return (torch.rand(bins, *shape, generator=generator) * 2 - 1) * config.init_range * trained
 
-        two = config.trains_sam and config.modules == "two"
-        ram, sam = Values(start(True)), Values(start(two))
+        ram, sam = Values(start(True)), Values(start(config.trains_sam))
         if config.form == "lowrank":
             ram = Values(ram.r, *start_maps(shape[0], config.map_rank, generator))
-            sam = Values(sam.r, *start_maps(shape[0], config.map_rank, generator)) if two else sam
+            sam = Values(sam.r, *start_maps(shape[0], config.map_rank, generator)) if config.trains_sam else sam
         self.values = {name: v.map(lambda t: t.to(device).requires_grad_()) for name, v in (("ram", ram), ("sam", sam))}
         self.adam_ram = _adam(self.values["ram"], config.ram_lr, config)
-        self.adam_sam = _adam(self.of_sam(config), config.sam_lr, config)
-        self._adams = (("adam_ram", self.adam_ram, self.values["ram"]), ("adam_sam", self.adam_sam, self.of_sam(config)))
+        self.adam_sam = _adam(self.values["sam"], config.sam_lr, config)
+        self._adams = (("adam_ram", self.adam_ram, self.values["ram"]), ("adam_sam", self.adam_sam, self.values["sam"]))
         self.iteration, self.forwards, self.seconds = 0, 0, 0.0
         self.h_norm = 0.0  # sum over iterations of the batch's mean norm of h
         self.length = 0.0  # of what RAM adds, in the latest batch, where that depends on h
@@ -106,10 +105,6 @@ class TrainState:
     def sam(self) -> Tensor:
         """s of the same shape."""
         return self.values["sam"].r
-
-    def of_sam(self, config: TrainConfig) -> Values:
-        """What SAM's loss trains: SAM, or with ``modules=shared`` RAM."""
-        return self.values["sam" if config.modules == "two" else "ram"]
 
     def delta(self, config: TrainConfig) -> Shift:
         """What steers rollouts as it is now: r + s, or r alone."""
