@@ -28,7 +28,7 @@ def inspect(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a module file: prompts, base model, form, shape, norm of both tensors (of the longest time bin)."""
+    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norm of both tensors (of the longest time bin)."""
     from respodiff.steering.adapter import is_artefact
     from respodiff.steering.module import load
     from respodiff.steering.parameterisations import length
@@ -48,6 +48,7 @@ def inspect(
         "site": h.site,
         "form": m.form,
         "shape": list(m.shape),
+        "timesteps": list(h.timesteps),
         **({"bins": len(m.ram)} if m.ram.ndim == 4 else {}),
         **{k: list(t.shape) for k, t in m.maps.items()},
         "norm_ram": length(m.part("ram")),

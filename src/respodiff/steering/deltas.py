@@ -29,6 +29,7 @@ class Moving:
     """A module whose delta is not constant, and the images that have it, once each time they have it."""
 
     values: Values
+    window: tuple[int, int]
     images: tuple[int, ...]
 
 
@@ -53,7 +54,8 @@ class Deltas:
         self.stacked = torch.stack(stacked) * strength if stacked else None
         distinct = {id(m): m for row in found for m in row if m.moves} if given else {}
         self.moving = [
-            Moving(m.values * strength, tuple(i for i, row in enumerate(found) for other in row if other is m)) for m in distinct.values()
+            Moving(m.values * strength, m.header.timesteps, tuple(i for i, row in enumerate(found) for other in row if other is m))
+            for m in distinct.values()
         ]
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
@@ -85,7 +87,9 @@ class Deltas:
             a, b = (None if v is None else v.to(h.device) for v in (m.values.a, m.values.b))
             values = Values(self._fitted(f"moving {i}", m.values.r, size, h.device, torch.float32), a, b)
             for images in [slice(None)] * len(m.images) if len(self.stacked) == 1 else [slice(j, j + 1) for j in m.images]:
-                full[images] += delta(values, h[images], t[images] if t.numel() > 1 else t)
+                now = t[images] if t.numel() > 1 else t
+                inside = ((m.window[0] <= now) & (now < m.window[1])).reshape(-1, 1, 1, 1).to(h.device)
+                full[images] += delta(values, h[images], now) * inside
         return full
 
     def clear(self) -> None:

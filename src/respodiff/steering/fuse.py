@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from respodiff.pipelines.registry import adapter, backbone
 from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import TIMESTEPS
 from respodiff.steering.steer import misfits
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
@@ -38,6 +39,10 @@ def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: fl
     if not several:
         raise ValueError("no module to fuse; give at least one")
     for module in several:
+        if module.header.timesteps != TIMESTEPS:
+            raise ValueError(
+                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; a bias adds the same at every timestep: steer it instead"
+            )
         if module.moves:
             what = "at every timestep" if module.form == "binned" else "whatever h is"
             raise ValueError(

@@ -6,7 +6,6 @@ One ``.safetensors`` file: tensors ``ram`` and ``sam`` of shape (C, H, W), of fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from respodiff.steering.parameterisations import FORMS, Values, form_of
 from respodiff.steering.serialization import (
     FORMAT,
     HEADER_KEY,
+    TIMESTEPS,
     Header,
     read_header,
     read_tensors,
@@ -30,8 +30,6 @@ from respodiff.steering.serialization import (
 
 __all__ = ["FORMAT", "HEADER_KEY", "ConceptModule", "Header", "load", "tensor_digest"]
 
-RELEASE_BINS = 20
-"""Most parts of the timesteps for a release; more where a module's own bins ask for it."""
 MAPS = ("ram_a", "ram_b", "sam_a", "sam_b")
 
 
@@ -63,6 +61,9 @@ class ConceptModule:
                 raise ValueError(
                     f"map {name!r} has shape {tuple(t.shape)}; allowed: {', '.join(MAPS)}, a and b of one shape ({self.shape[0]}, k)"
                 )
+        low, high = window = self.header.timesteps
+        if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= TIMESTEPS[1]):
+            raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
         for name, t in (("ram", self.ram), ("sam", self.sam), *self.maps.items()):
             if not torch.isfinite(t).all():
                 raise ValueError(f"{name} holds NaN or infinite values; train again with a smaller learning rate")
@@ -90,7 +91,7 @@ class ConceptModule:
     @property
     def moves(self) -> bool:
         """Whether what is added depends on h or on the timestep."""
-        return self.ram.ndim == 4 or bool(self.maps)
+        return self.ram.ndim == 4 or bool(self.maps) or self.header.timesteps != TIMESTEPS
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -103,7 +104,9 @@ class ConceptModule:
 
     @property
     def digest(self) -> str:
-        return tensor_digest(self.ram, self.sam, *(self.maps[k] for k in MAPS if k in self.maps))
+        """First 16 hex digits of the sha256 of the tensors, and of the window of timesteps where there is one."""
+        window = [torch.tensor(self.header.timesteps)] if self.header.timesteps != TIMESTEPS else []
+        return tensor_digest(self.ram, self.sam, *(self.maps[k] for k in MAPS if k in self.maps), *window)
 
     def scale(self, strength: float) -> ConceptModule:
         """What is added, times ``strength`` (any finite number; 0 does nothing, negative steers the other way)."""
@@ -112,31 +115,13 @@ class ConceptModule:
         maps = {k: t * strength if k.endswith("_a") else t for k, t in self.maps.items()}
         return replace(self, ram=self.ram * strength, sam=self.sam * strength, maps=maps)
 
-    def released(self, share: float) -> ConceptModule:
-        """The same, but nothing at the last ``share`` of the timesteps, at the clean end: the model finishes the picture by itself.
+    def within(self, low: int, high: int) -> ConceptModule:
+        """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
-        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in as few
-        parts as the share asks for, to a twentieth.
-
-        Raises:
-            ValueError: for a share below 0, or of 1 and more, and for form ``lowrank``, whose map has no bins.
+        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960): with ``within(400, 1000)`` the model
+        finishes the picture by itself. ValueError for a window that is empty or outside of 0 to 1000.
         """
-        if not 0 <= share < 1:
-            raise ValueError(f"release is {share}; allowed: 0 (steer every step) to below 1")
-        if share == 0:
-            return self
-        if self.maps:
-            raise ValueError(
-                f"module {self.name!r} is of form 'lowrank', which reads h at every step; release one of another form, or none"
-            )
-        count = len(self.part("ram").r)
-        parts = next((k for k in range(1, RELEASE_BINS) if abs(share * k - round(share * k)) < 1e-9), RELEASE_BINS)
-        bins = math.lcm(count, parts)
-        ram, sam = (self.part(name).r.repeat_interleave(bins // count, 0) for name in ("ram", "sam"))
-        gone = min(bins - 1, round(share * bins))
-        for r in (ram, sam):
-            r[:gone] = 0
-        return replace(self, ram=ram, sam=sam)
+        return replace(self, header=replace(self.header, timesteps=(low, high)))
 
     def without_sam(self) -> ConceptModule:
         """RAM alone (the paper's first ablation)."""
@@ -149,6 +134,7 @@ class ConceptModule:
         _same("shape", self.name, self.shape, other.name, other.shape)
         _same("site", self.name, self.header.site, other.name, other.header.site)
         _same("base model config", self.name, self.header.base_digest, other.name, other.header.base_digest)
+        _same("window of timesteps", self.name, self.header.timesteps, other.name, other.header.timesteps)
         if self.ram.ndim == other.ram.ndim == 4:
             _same("number of time bins", self.name, len(self.ram), other.name, len(other.ram))
         both = {k: (getattr(self.header, k), getattr(other.header, k)) for k in ("concept", "target", "neutral", "negative")}
@@ -180,7 +166,7 @@ class ConceptModule:
 
 def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
     if a != b:
-        raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules of one site can be added")
+        raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules that agree in it can be added")
 
 
 def built(ram: Values, sam: Values, header: Header) -> ConceptModule:

@@ -52,7 +52,8 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
     Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper; of other forms than constants what they make
-    of h and the timestep (`respodiff.steering.parameterisations`), times ``strength``.
+    of h and the timestep (`respodiff.steering.parameterisations`), times ``strength``. Outside of its window of timesteps a module adds
+    nothing.
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a warning; a
@@ -176,12 +177,12 @@ class _Steering:
         return full
 
     def timesteps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Timesteps (R,) or () of a call of the model, 0 to 999; 0 where nothing depends on them."""
+        """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
         if not self.deltas.moving:
             return torch.zeros(())
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        # Flux is told a thousandth; the rest keeps whole numbers whole after the division.
-        return t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t
+        # Flux is told a thousandth; the rest keeps whole numbers whole after the division. Flow matching calls pure noise 1000.
+        return (t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t).clamp(max=999)
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""

@@ -9,7 +9,6 @@ AXES: dict[str, Any] = {
     "bins": 4,
     "map_rank": 4,
     "map_rate": 0.1,
-    "release": 0.0,
 }
 """Setting of `respodiff.training.config.TrainConfig` -> its default: one constant each."""
 
@@ -27,8 +26,6 @@ def check_axes(config: Any) -> None:
             raise ValueError(
                 f"{name} is {getattr(config, name)}, which form {config.form!r} does not read; leave it out, or set form={form}"
             )
-    if config.release and config.form == "lowrank":
-        raise ValueError(f"release is {config.release:g}, which form 'lowrank' has not: set release=0, or take --preset neutral")
 
 
 def refuse_axes(method: str, config: Any, taken: tuple[str, ...]) -> None:

@@ -43,7 +43,6 @@ class TrainConfig:
             ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
         bins: of ``binned``, equal parts of the timesteps.
         map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
-        release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
         seed: everything random in training follows from it.
     """
 
@@ -76,7 +75,6 @@ class TrainConfig:
     bins: int = 4
     map_rank: int = 4
     map_rate: float = 0.1
-    release: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,7 +95,6 @@ class TrainConfig:
         for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
-        check_setting("release", self.release, is_finite(self.release) and 0 <= self.release < 1, "0 to below 1")
         check_setting("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
         for name, hint in get_type_hints(type(self)).items():
             if choices := get_args(hint) if get_origin(hint) is Literal else ():

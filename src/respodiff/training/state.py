@@ -65,7 +65,7 @@ class StepRecord:
         if limit:
             long = length(ram) if ram.a is None else self.length
             gain = min(gain, limit * self.h_norm / max(long, 1e-12))
-        return built(ram * gain, sam * gain, self.header).released(self.header.train.get("release", 0.0))
+        return built(ram * gain, sam * gain, self.header)
 
 
 class TrainState:
