@@ -27,7 +27,6 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.steering.module import ConceptModule, load
-from respodiff.steering.parameterisations import length
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import train
 
@@ -58,7 +57,7 @@ def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Pa
             cost.write_text(json.dumps({"seconds": last.seconds, "forwards": last.unet_forwards}))
         modules.append(load(path))
         costs.append(json.loads(cost.read_text()))
-    norms = [round(length(m.values), 1) for m in modules]
+    norms = [round(m.delta.norm().item(), 1) for m in modules]
     return modules, {"norms": norms, "forwards": costs[0]["forwards"]}
 
 

@@ -16,7 +16,6 @@ from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.module import load
 from respodiff.training import respodiff as training
-from respodiff.training.axes import AXES
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture
 from respodiff.training.respodiff import TrainState, fit, step, train
@@ -424,8 +423,7 @@ SAFETY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
-    others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
-    assert AXES["form"] == "constant"
+    others = {"height": 0, "width": 0, "spatial": "yes"}
     assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
     base = "neutral" if preset == "default" else preset  # safety concepts have one pool
     assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[base], **SAFETY[base], **others}

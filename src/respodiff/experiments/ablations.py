@@ -58,9 +58,7 @@ STUDIES = {
         NEUTRAL,
         {
             "neutral": {},
-            "channel": {"form": "channel"},
-            "binned": {"form": "binned"},
-            "lowrank": {"form": "lowrank"},
+            "channel": {"spatial": "no"},
             "guided 1": {"objective": "guided", "target_guidance": 1.0},
             "guided 2, no gain": {"objective": "guided", "target_guidance": 2.0, "gain": 1.0},
             "guided 4, no gain": {"objective": "guided", "target_guidance": 4.0, "gain": 1.0},

@@ -199,10 +199,6 @@ def to_released(module: ConceptModule, path: str | Path, column: int | None = No
     """Write a module as a ``.pt`` for the released code: both weights (C H W, ``columns``), zero but for the module's column."""
     if module.header.timesteps != TIMESTEPS:
         raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the released code knows no window")
-    if module.moves:
-        raise ValueError(
-            f"module {module.name!r} has form {module.form!r}; the released code knows constants alone: train with --preset neutral"
-        )
     index = column_of(module.name, columns) if column is None else column
     if not 0 <= index < columns:
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")

@@ -85,11 +85,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"module file {str(path)!r} has a broken header ({error}); copy or train it again") from error
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str, **more: Any) -> Path:
-    """Write a file of ours atomically, with ``more`` in its header; raises OSError with one clear line if the folder cannot be written."""
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str) -> Path:
+    """Write a file of ours atomically; raises OSError with one clear line if the folder cannot be written."""
     path = Path(path)
     values = {k: getattr(header, k) for k in header.__dataclass_fields__}
-    text = json.dumps({**values, "train": dict(header.train), "digest": digest, **more})
+    text = json.dumps({**values, "train": dict(header.train), "digest": digest})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def read_header(path: Path, header: dict[str, Any], wanted: str) -> Header:
     """The header of a file of format ``wanted``, checked; keys of newer versions are a warning. ValueError names file and fault."""
     if header.get("format") != wanted:
         raise ValueError(f"module file {str(path)!r} has format {header.get('format')!r}; this version reads {wanted!r}: update respodiff")
-    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest", "form"}:
+    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest"}:
         warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=3)
     if missing := {"concept", "target", "neutral"} - set(header):
         raise ValueError(f"module file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")

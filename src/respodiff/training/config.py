@@ -7,7 +7,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts.concept import Kind
 from respodiff.data.checks import check_setting, is_finite, is_whole
-from respodiff.training.axes import check_axes
 from respodiff.training.presets import PRESETS, Preset
 
 
@@ -38,11 +37,7 @@ class TrainConfig:
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
         height, width: of the pictures in pixels; 0 is the size that the model was trained at.
         spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
-            every picture size. Transformers have no other.
-        form: what RAM and SAM are (`respodiff.steering.parameterisations`): a ``constant`` each (paper), one number a ``channel`` (a constant with
-            ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
-        bins: of ``binned``, equal parts of the timesteps.
-        map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
+            every picture size, and can be fused into a checkpoint. Transformers have no other.
         seed: everything random in training follows from it.
     """
 
@@ -71,25 +66,20 @@ class TrainConfig:
     height: int = 0
     width: int = 0
     spatial: Literal["yes", "no"] = "yes"
-    form: Literal["constant", "channel", "binned", "lowrank"] = "constant"
-    bins: int = 4
-    map_rank: int = 4
-    map_rate: float = 0.1
     seed: int = 0
 
     def __post_init__(self) -> None:
         from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             check_setting(
                 name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
             )
         check_setting("steps", self.steps, is_whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
-        check_setting("bins", self.bins, is_whole(self.bins) and self.bins >= 2, "a whole number of at least 2 (one bin is form=constant)")
         for name in ("height", "width"):
             value = getattr(self, name)
             check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
         for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
@@ -102,7 +92,6 @@ class TrainConfig:
         good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in self.betas)
         check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
         check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        check_axes(self)
 
     @property
     def trains_sam(self) -> bool:
@@ -112,7 +101,7 @@ class TrainConfig:
     @property
     def flat(self) -> bool:
         """True where tensors are one number a channel."""
-        return self.spatial == "no" or self.form == "channel"
+        return self.spatial == "no"
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

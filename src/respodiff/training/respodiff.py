@@ -23,8 +23,6 @@ from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, observed
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.steering.module import ConceptModule, Header
-from respodiff.steering.parameterisations import at, delta, length
-from respodiff.training.axes import AXES, refuse_axes
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Examples, Learner, Source
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
@@ -43,7 +41,6 @@ class Task:
         learner: (denoiser, concept, settings) -> what is trained. source: the same -> where its examples come from.
         step: one iteration on a batch; gives two losses, of which the second may be 0.
         header: what differs in the header of what is trained from that of a module of the concept.
-        axes: settings of `respodiff.training.axes` that the method takes; all others must be at their defaults.
     """
 
     method: str = "respodiff"
@@ -51,7 +48,6 @@ class Task:
     source: Callable[[Denoiser, Concept, Any], Source] = Rollouts
     step: Callable[[Denoiser, Any, Any, dict[str, Any]], tuple[float, float]] | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
-    axes: tuple[str, ...] = tuple(AXES)
 
 
 RESPODIFF = Task()
@@ -81,7 +77,6 @@ def train(
         raise ValueError(
             "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
         )
-    refuse_axes(task.method, config, task.axes)
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
     if resume is not None:
         state.restore(resume)
@@ -131,27 +126,23 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     `rollouts.Pool.batch` makes them.
     """
     rate = learning_rate(config, state.iteration)
-    model, site, (ram, sam) = denoiser.model, denoiser.site, state.values.values()
-    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), at(ram, batch["t"]), site)
+    model, site, ram = denoiser.model, denoiser.site, state.ram
+    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), ram, site)
     state.forwards += len(prediction)
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
-    spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
+    spread = (decoder.h[0].numel() / ram[0].numel()) ** 0.5
     state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
     loss_ram = response_loss(prediction.float(), batch["target"])
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), at(ram, keep["t"]), site)
+        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), ram, site)
         state.forwards += len(kept)
         loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
     adam_step(state.adam_ram, config.ram_lr * rate, loss)
-    if ram.a is not None:
-        with torch.no_grad():
-            state.length = length(ram, decoder.h, batch["t"]) / spread
     if not config.trains_sam:
         return loss_ram.item(), 0.0
-    both = ram.map(Tensor.detach) + sam
-    steered = decoder(add_to_rows(decoder.h, delta(both, decoder.h, batch["t"]), slice(None)))
+    steered = decoder(add_to_rows(decoder.h, ram.detach() + state.sam, slice(None)))
     state.forwards += len(steered)
     loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
     adam_step(state.adam_sam, config.sam_lr * rate, loss_sam)
@@ -165,7 +156,7 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
 
 def adam_step(adam: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
     for group in adam.param_groups:
-        group["lr"] = lr * group.get("rate", 1.0)
+        group["lr"] = lr
     adam.zero_grad(set_to_none=True)
     loss.backward()
     adam.step()

@@ -19,7 +19,6 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
-from respodiff.steering.parameterisations import TIMESTEPS, at, bin_of
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import TARGETS, opposed
 
@@ -76,22 +75,11 @@ class Rollouts:
             "preserve": concept.preserve if config.mu else (),
         }
         self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
-        if config.form == "binned" and type(self).pool is Rollouts.pool:  # other examples have timesteps of their own
-            self._refuse_idle_bins(config.bins)
         self.forwards = 0
-
-    def _refuse_idle_bins(self, bins: int) -> None:
-        """ValueError for a bin that no step of a rollout falls into: its tensor would stay as it started."""
-        seen = {int(bin_of(self._label(k, t), bins)) for k, t in enumerate(self.scheduler.timesteps)}
-        if idle := sorted(set(range(bins)) - seen):
-            raise ValueError(
-                f"bins is {bins}, but none of the {self.config.steps} steps of a rollout falls into bin {idle[0]} (timesteps "
-                f"{-(-idle[0] * TIMESTEPS // bins)} to {-(-(idle[0] + 1) * TIMESTEPS // bins) - 1}); set bins lower, or steps higher"
-            )
 
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Pool:
-        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta``, (1, C, H, W) or `Values`."""
+        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
         config, seed = self.config, mix_seed(self.config.seed, 0, number)
         self.forwards = 0
         sources = self._sources(delta)
@@ -166,7 +154,7 @@ class Rollouts:
         rows = slice(n * guided, n * guided + n)
         for k, t in enumerate(self.scheduler.timesteps):
             yield k, t, z
-            with self.steering(at(delta, t), rows):
+            with self.steering(delta, rows):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
@@ -175,13 +163,8 @@ class Rollouts:
         yield config.steps, torch.zeros_like(self.scheduler.timesteps[0]), z
 
     def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """What is active while a rollout calls the model: ``delta`` (1, C, H, W), or what it makes of h, added to h of its conditional
-        ``rows``; None is nothing."""
-
-        def of(h: Tensor) -> tuple[Tensor, slice] | None:
-            return None if delta is None else (delta(h[rows]) if callable(delta) else delta, rows)
-
-        return shifted(self.denoiser.model, of, self.denoiser.site)
+        """What is active while a rollout calls the model: ``delta`` (1, C, H, W) added to h of its conditional ``rows``; None is nothing."""
+        return shifted(self.denoiser.model, lambda _h: None if delta is None else (delta, rows), self.denoiser.site)
 
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
