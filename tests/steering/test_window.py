@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +150,10 @@ def test_a_file_holds_the_window(make_module: Make, tmp_path: Path) -> None:
     assert early.within(0, 1000).digest == module.digest
 
 
-@pytest.mark.parametrize("window", [(400, 400), (-1, 1000), (0, 1001), (0.5, 1000), (500, 400)])
+@pytest.mark.parametrize("window", [(400, 400), (-1, 1000), (0, 1001), (0.5, 1000), (500, 400), (400,)])
 def test_a_window_that_is_none_is_refused(make_module: Make, window: Any) -> None:
     with pytest.raises(ValueError, match=r"^timesteps is \("):
-        make_module().within(*window)
+        replace(make_module(), header=replace(make_module().header, timesteps=window))
 
 
 def test_what_knows_no_timestep_refuses_a_window(tiny_pipe: Any, make_module: Make, tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ class ConceptModule:
                 raise ValueError(f"{name} has shape {tuple(t.shape)}; allowed: three dimensions (C, H, W)")
         if self.ram.shape != self.sam.shape:
             raise ValueError(f"ram has shape {tuple(self.ram.shape)}, but sam {tuple(self.sam.shape)}; they must be equal")
-        low, high = window = self.header.timesteps
-        if not (isinstance(low, int) and isinstance(high, int) and 0 <= low < high <= TIMESTEPS[1]):
+        window = self.header.timesteps
+        whole = len(window) == 2 and all(isinstance(t, int) for t in window)
+        if not whole or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
         for name, t in (("ram", self.ram), ("sam", self.sam)):
             if not torch.isfinite(t).all():

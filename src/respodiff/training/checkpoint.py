@@ -24,8 +24,7 @@ class Unfinished:
         self.made: list[Path] = []
         self.method = method
         about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
-        about |= {"method": method} if method != "respodiff" else {}  # states of earlier versions have none
-        self.about = json.dumps(about, sort_keys=True)
+        self.about = json.dumps({**about, "method": method}, sort_keys=True)
 
     def read(self) -> dict[str, Any] | None:
         """Tensors of an earlier run with the same concept and settings, or None if there is none."""
