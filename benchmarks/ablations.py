@@ -1,4 +1,4 @@
-"""Measures the paper's ablation on the embedded model: RAM alone, RAM and SAM over lambda, one shared tensor; fills docs/results.md.
+"""Measures the paper's ablation on the embedded model: RAM alone, RAM and SAM over lambda; fills docs/results.md.
 
     python -m benchmarks.ablations --out runs/ablation     (about 30 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.ablations --tables                (the table anew from the kept rows)
@@ -30,7 +30,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "RAM and SAM, lambda 1": {"lam": 1.0},
     "RAM and SAM, lambda 2": {"lam": 2.0},
     "RAM and SAM, lambda 4": {"lam": 4.0},
-    "shared module, lambda 0.5": {"modules": "shared", "lam": 0.5},
 }
 """Row -> settings that differ from `BASE`."""
 

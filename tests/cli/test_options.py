@@ -132,7 +132,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     from respodiff.methods import scores
 
     whole = trained("slider", tmp_path / "whole.safetensors")
-    real, calls = scores._update, [0]
+    real, calls = scores.adam_step, [0]
 
     def stopped(*args: Any) -> None:
         calls[0] += 1
@@ -144,7 +144,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]
     command = ["train", "--method", "slider", "--concept", "woman", "--out", str(out), *flags, "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(scores, "_update", stopped)
+        patched.setattr(scores, "adam_step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
     assert found["digest"] == whole["digest"] and found["unet_forwards"] == whole["unet_forwards"]

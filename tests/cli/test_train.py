@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from command import Done, last_json, respodiff
 from respodiff.cli.train import chosen_concept, settings
 from respodiff.steering.module import ConceptModule, load
 from respodiff.training import respodiff as training
-from respodiff.training.axes import AXES
 
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh": 2}
 FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
@@ -49,7 +45,7 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
         ["train", "--concept", "woman", "--json", "--preset", preset, *FAST, "--set", "sam_lr=0.02"],
     )
     expected = last_json(respodiff(*command, "--out", str(tmp_path / "whole.safetensors")))
-    real, calls = training._update, [0]
+    real, calls = training.adam_step, [0]
 
     def stopped(*args: Any) -> None:
         real(*args)
@@ -57,10 +53,10 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
         if calls[0] == call:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_update", stopped)
+    monkeypatch.setattr(training, "adam_step", stopped)
     done = respodiff(*command, "--out", str(out))
     assert done.returncode == 1 and "stopped" in done.stderr and "--resume" in done.stderr
-    monkeypatch.setattr(training, "_update", real)
+    monkeypatch.setattr(training, "adam_step", real)
     found = last_json(respodiff(*command, "--out", str(out), "--resume"))
     for key in ("digest", "unet_forwards", "iterations", "loss_first", "loss_last"):
         assert found[key] == expected[key]
@@ -180,80 +176,9 @@ def test_candidates_that_make_no_sense_are_refused(more: list[str], said: str, t
     assert names(tmp_path) == []
 
 
-# --- the axes ---
-
-
-def test_every_axis_is_reachable_by_set_and_inspect_tells_the_form(tmp_path: Path) -> None:
-    def trained(*pairs: str) -> ConceptModule:
-        out = tmp_path / "m.safetensors"
-        last_json(respodiff(*WOMAN, "--preset", "neutral", *(part for pair in pairs for part in ("--set", pair)), "--out", str(out)))
-        return load(out)
-
-    digests = {trained().digest}
-    for pairs, form in (
-        (["form=channel"], "channel"),
-        (["form=binned", "bins=2"], "binned"),
-        (["form=lowrank", "map_rank=2", "map_rate=0.5"], "lowrank"),
-        (["modules=shared", "sam_lr=0.02"], "constant"),
-        (["objective=guided", "target_guidance=4", "blend=0.5"], "constant"),
-        (["replay=2"], "constant"),
-        (["contexts=a doctor, a nurse"], "constant"),
-    ):
-        module = trained(*pairs)
-        assert module.form == form, pairs
-        digests.add(module.digest)
-    assert len(digests) == 8, "no variant is a copy of another"
-    assert module.header.train["contexts"] == ["a doctor", "a nurse"]
-    module = trained("form=lowrank", "map_rank=2")
-    found = last_json(respodiff("inspect", str(tmp_path / "m.safetensors"), "--json"))
-    assert (found["form"], found["ram_a"]) == ("lowrank", [module.shape[0], 2]) and "bins" not in found
-
-
-def test_a_binned_module_is_told_and_refused_where_a_constant_is_needed(make_module: Any, tmp_path: Path) -> None:
-    one = make_module()
-    path = ConceptModule(one.ram.expand(3, -1, -1, -1), one.sam.expand(3, -1, -1, -1), one.header).save(tmp_path / "m.safetensors")
+def test_inspect_tells_form_and_window(make_module: Any, tmp_path: Path) -> None:
+    path = make_module().channels().within(400, 1000).save(tmp_path / "m.safetensors")
     found = last_json(respodiff("inspect", str(path), "--json"))
-    assert (found["form"], found["bins"], found["shape"]) == ("binned", 3, [64, 4, 4])
-    assert found["norm_ram"] == pytest.approx(one.ram.norm().item())
-    refused(respodiff("fuse", "--module", str(path), "--channel-mean", "--out", str(tmp_path / "unet")), "form 'binned'", "form=channel")
-    refused(respodiff("convert", str(path), "--to", "pt", "--out", str(tmp_path / "m.pt")), "form 'binned'", "constants alone")
+    assert (found["form"], found["shape"], found["timesteps"]) == ("channel", [64, 1, 1], [400, 1000])
+    refused(respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet")), "acts at timesteps (400, 1000) alone")
     assert names(tmp_path) == ["m.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("pairs", "said"),
-    [
-        (["form=mlp"], "form is 'mlp'; allowed: constant, channel, binned, lowrank"),
-        (["bins=3"], "bins is 3, which form 'constant' does not read"),
-        (["modules=shared"], "there is no second loss to share with"),
-        (["blend=1"], "set target_guidance=0.5 instead"),
-        (["contexts="], "contexts is ('',); allowed: prompts"),
-        (["form=binned", "bins=8"], "none of the 4 steps of a rollout falls into bin 1"),
-    ],
-)
-def test_axes_that_make_no_sense_are_refused_before_the_work(pairs: list[str], said: str, tmp_path: Path) -> None:
-    flags = [part for pair in pairs for part in ("--set", pair)]
-    refused(respodiff(*WOMAN, *flags, "--out", str(tmp_path / "m.safetensors")), said)
-    assert names(tmp_path) == []
-
-
-def test_a_run_that_an_earlier_version_left_unfinished_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Earlier versions had no axes: neither in what the state says it is of, nor in its counters."""
-    out, real = tmp_path / "m.safetensors", training.step
-    expected = last_json(respodiff(*WOMAN, "--preset", "neutral", "--out", str(tmp_path / "whole.safetensors")))["digest"]
-
-    def step(denoiser: Any, config: Any, state: Any, batch: Any) -> Any:
-        if state.iteration == 3:
-            raise KeyboardInterrupt
-        return real(denoiser, config, state, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(training, "step", step)
-        respodiff(*WOMAN, "--preset", "neutral", "--out", str(out))
-    state = tmp_path / ".m.safetensors.unfinished"
-    with safe_open(state, "pt") as file:
-        about, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    assert not set(AXES) & set(json.loads(about["about"])["config"])
-    tensors["counters"] = tensors["counters"][:4]
-    save_file(tensors, state, metadata=about)
-    assert last_json(respodiff(*WOMAN, "--preset", "neutral", "--out", str(out), "--resume"))["digest"] == expected

@@ -116,7 +116,7 @@ def test_a_safety_concept_is_no_attribute() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[hat]\nconcept = { a = "b" }\n', r"\[hat\] has unknown key 'concept'; allowed: concepts, contexts, kind"),
+        ('[hat]\nconcept = { a = "b" }\n', r"\[hat\] has unknown key 'concept'; allowed: concepts, kind"),
         ('[hat]\nneutral = "a person"\n', r"\[hat\] needs concepts = .*or kind = \"safety\""),
         ('[hat]\nconcepts = ["a", "b"]\n', r"\[hat\] needs concepts ="),
         ('[hat]\nconcepts = { a = "only one" }\n', r"'hat' has 1 concept\(s\); at least 2"),

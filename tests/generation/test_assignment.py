@@ -23,8 +23,6 @@ from respodiff.generation.prediction import Moment, matched, means, read, scores
 from respodiff.generation.safety_mode import HARMLESS, told_apart
 from respodiff.pipelines.latents import noise
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import steer
-from respodiff.training.config import TrainConfig
 
 Make = Callable[..., ConceptModule]
 Pipe = StableDiffusionPipeline
@@ -126,51 +124,13 @@ def test_a_resumed_run_hands_out_as_before(tiny_pipe: Pipe, make_module: Make, t
     assert [r.concepts for r in RunFolder(tmp_path / "run").records()] == whole
 
 
-def test_a_released_module_acts_early_alone(tiny_pipe: Pipe, make_module: Make) -> None:
-    module = make_module("woman", "gender", seed=1)
-    early = module.released(0.5)
-    assert early.form == "binned" and early.moves
-    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    found: dict[str, list[torch.Tensor]] = {}
-    for name, row in (("none", None), ("whole", module), ("early", early)):
-        seen: list[torch.Tensor] = []
-        with steer(tiny_pipe, row):
-            handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out.clone()))
-            tiny_pipe("a cat", latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
-            handle.remove()
-        found[name] = seen
-    added = [early.values.r[int(t) * 2 // 1000] for t in tiny_pipe.scheduler.timesteps]
-    assert [bool(a.any()) for a in added] == [True, True, False, False]
-    torch.testing.assert_close(found["early"][0], found["whole"][0])
-    assert not torch.equal(found["early"][3], found["none"][3])  # the way so far was steered
-
-
-@pytest.mark.parametrize(("bins", "share", "parts", "gone"), [(1, 0.4, 5, 2), (4, 0.4, 20, 8), (8, 0.25, 8, 2), (1, 0.999, 20, 19)])
-def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, share: float, parts: int, gone: int) -> None:
-    one = make_module("woman", "gender", seed=1)
-    many = one if bins == 1 else ConceptModule(*(torch.stack([t * i for i in range(1, bins + 1)]) for t in (one.ram, one.sam)), one.header)
-    found = many.released(share).values.r
-    assert len(found) == parts
-    assert not found[:gone].any()
-    for i in range(gone, parts):
-        torch.testing.assert_close(found[i], many.values.r[i * bins // parts])
-
-
-def test_what_cannot_be_is_refused(make_module: Make) -> None:
+def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
         GenerateConfig(match=1)
-    with pytest.raises(ValueError, match=r"release is -0\.1; allowed: 0 to below 1"):
-        TrainConfig(release=-0.1)
     with pytest.raises(ValueError, match="safety_when is 'often'; allowed: always, leaning"):
         GenerateConfig(safety_when="often")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ease is nan"):
         GenerateConfig(ease=float("nan"))
-    with pytest.raises(ValueError, match="release is 1; allowed"):
-        make_module("woman", "gender", seed=1).released(1)
-    one = make_module("woman", "gender", seed=1)
-    maps = {"ram_a": torch.zeros(one.shape[0], 1), "ram_b": torch.zeros(one.shape[0], 1)}
-    with pytest.raises(ValueError, match="'woman' is of form 'lowrank'"):
-        ConceptModule(one.ram, one.sam, one.header, maps).released(0.4)
 
 
 def test_batches_come_as_soon_as_they_are_full() -> None:

@@ -11,13 +11,11 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.concepts.concept import concept as builtin_concept
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.module import load
 from respodiff.training import respodiff as training
-from respodiff.training.axes import AXES
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture
 from respodiff.training.respodiff import TrainState, fit, step, train
@@ -351,7 +349,7 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
     changes = TINY_PAPER if preset == "paper" else {**TINY, "iterations": 5, "sam_lr": 0.01}
     config = TrainConfig.preset(preset, **changes)
     *_, whole = train(tiny_pipe, WOMAN, config)
-    real, calls = training._update, [0]
+    real, calls = training.adam_step, [0]
     when, which = place.split()
 
     def stopped(*args: Any) -> None:
@@ -363,13 +361,13 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
         if (here and when == "after" and which != "both") or (which == "both" and calls[0] == 6):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_update", stopped)
+    monkeypatch.setattr(training, "adam_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         for record in train(tiny_pipe, WOMAN, config):
             last = record
     tensors = last.state.tensors()
     assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["ram"], last.ram)
-    monkeypatch.setattr(training, "_update", real)
+    monkeypatch.setattr(training, "adam_step", real)
     for _ in range(2):  # twice: resuming does not change what it is given
         *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
         assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
@@ -414,7 +412,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
-PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 5, "limit": 2, "many": 0.6, "release": 0.4}
+PRESETS["default"] = {**PRESETS["neutral"], "refresh": 25}
 PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
     "neutral": {"gain": 1.25},
@@ -425,22 +423,10 @@ SAFETY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
-    others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
-    assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
+    others = {"height": 0, "width": 0, "spatial": "yes"}
     assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
-    base = "neutral" if preset == "default" else preset  # safety concepts have no contexts, and act at every step
+    base = "neutral" if preset == "default" else preset  # safety concepts have one pool
     assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[base], **SAFETY[base], **others}
-
-
-def test_own_contexts_are_those_of_the_concept_with_three_rollouts_each() -> None:
-    config, woman = TrainConfig.preset("default"), builtin_concept("woman")
-    assert len(woman.contexts) == 12 and config.of(woman).contexts == woman.contexts and config.of(woman).rollouts == 39
-    assert (config.of(woman).gain, config.of(builtin_concept("dark")).gain, config.of(builtin_concept("dark")).limit) == (5, 3, 1.2)
-    assert config.of(WOMAN).contexts == () and config.of(WOMAN).rollouts == 12
-    with pytest.raises(ValueError, match="give 'own' \\(those of the concept\\) alone, or prompts"):
-        TrainConfig(contexts=("own", "a doctor"))
-    with pytest.raises(ValueError, match=r"release is 0\.4, which form 'lowrank' has not"):
-        TrainConfig.preset("default", form="lowrank")
 
 
 @pytest.mark.parametrize("modules", ["ram", "both"])

@@ -28,10 +28,9 @@ def inspect(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a module file: prompts, base model, form, shape, norm of both tensors (of the longest time bin)."""
+    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norm of both tensors."""
     from respodiff.steering.adapter import is_artefact
     from respodiff.steering.module import load
-    from respodiff.steering.parameterisations import length
 
     if is_artefact(module):
         return _tell_artefact(module, (model, device, dtype), as_json)
@@ -48,10 +47,9 @@ def inspect(
         "site": h.site,
         "form": m.form,
         "shape": list(m.shape),
-        **({"bins": len(m.ram)} if m.ram.ndim == 4 else {}),
-        **{k: list(t.shape) for k, t in m.maps.items()},
-        "norm_ram": length(m.part("ram")),
-        "norm_sam": length(m.part("sam")),
+        "timesteps": list(h.timesteps),
+        "norm_ram": m.ram.norm().item(),
+        "norm_sam": m.sam.norm().item(),
         "digest": m.digest,
         "train": dict(h.train),
         "library": h.library,

@@ -97,9 +97,7 @@ Preserve = Annotated[list[str] | None, typer.Option("--preserve", help=PRESERVE_
 ATTRIBUTE_HELP = "Attribute that your own concept is an alternative of, such as gender."
 AttributeName = Annotated[str, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")]
 Known = Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")]
-Preset = Annotated[
-    str, typer.Option("--preset", help="default, neutral (its core), paper, or released (the authors' scripts).", metavar="NAME")
-]
+Preset = Annotated[str, typer.Option("--preset", help="default, neutral, paper, or released (the authors' scripts).", metavar="NAME")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")]
 MethodName = Annotated[str, typer.Option("--method", help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")]
 JUDGE_HELP = "Judge that sorts pictures, for methods that learn from pictures: embedded, or clip:DIR-OR-ID."

@@ -7,7 +7,6 @@ The built-in ones are TOML files in ``respodiff/data``; a user's own file has th
     neutral = "a person"
     concepts = { bare = "a person without a hat", hat = "a person with a hat" }
     shares = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
-    contexts = ["a doctor", "a nurse"]    # prompts in which the default preset trains too, beside the neutral one
 
     [blood]                               # a safety concept: no alternatives, a negative prompt instead
     kind = "safety"
@@ -52,7 +51,6 @@ class Concept:
         opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
         attribute: name of the attribute that the concept belongs to, empty if none.
         preserve: prompts whose pictures the concept must leave alone; training measures preservation on them.
-        contexts: prompts in which it is trained too where the settings say ``contexts=own`` (`respodiff.concepts.prompt_editing`).
     """
 
     name: str
@@ -63,7 +61,6 @@ class Concept:
     opposites: tuple[str, ...] = ()
     attribute: str = ""
     preserve: tuple[str, ...] = ()
-    contexts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -103,34 +100,31 @@ class Attribute:
 def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
     targets = table.get("concepts")
     texts = [(k, table[k]) for k in ("neutral", "negative") if k in table]
-    for key in ("preserve", "contexts"):
-        if not isinstance(table.get(key, []), list):
-            raise ValueError(f"{source}: [{name}] has {key} = {table[key]!r}; give a list of prompts")
-        texts += [(key, p) for p in table.get(key, [])]
+    if not isinstance(table.get("preserve", []), list):
+        raise ValueError(f"{source}: [{name}] has preserve = {table['preserve']!r}; give a list of prompts")
+    texts += [("preserve", p) for p in table.get("preserve", [])]
     for key, value in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
         if not isinstance(value, str):
             raise ValueError(f"{source}: [{name}] has {key} = {value!r}; give a text in quotes")
 
 
 def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
-    known = {"kind", "neutral", "negative", "concepts", "shares", "preserve", "contexts"}
+    known = {"kind", "neutral", "negative", "concepts", "shares", "preserve"}
     if unknown := set(table) - known:
         raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
     if table.get("kind", "fairness") not in get_args(Kind):
         raise ValueError(f"{source}: [{name}] has kind {table['kind']!r}; allowed: {', '.join(get_args(Kind))}")
     _check_texts(name, table, source)
-    preserve, contexts = (tuple(table.get(key, ())) for key in ("preserve", "contexts"))
+    preserve = tuple(table.get("preserve", ()))
     if table.get("kind") == "safety":
         neutral = table.get("neutral", "a scene")
-        return Concept(name, neutral, neutral, table.get("negative", ""), "safety", (), name, preserve, contexts)
+        return Concept(name, neutral, neutral, table.get("negative", ""), "safety", (), name, preserve)
     targets = table.get("concepts")
     if not isinstance(targets, Mapping):
         raise ValueError(f'{source}: [{name}] needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
     neutral = table.get("neutral", "a person")
     concepts = tuple(
-        Concept(
-            k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve, contexts
-        )
+        Concept(k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve)
         for k, v in targets.items()
     )
     shares = table.get("shares", [])
@@ -199,7 +193,6 @@ def product(attributes: Sequence[Attribute]) -> Attribute:
             opposites=tuple(t for t in targets if t != target),
             attribute=name,
             preserve=tuple(dict.fromkeys(p for c in row for p in c.preserve)),
-            contexts=tuple(dict.fromkeys(p for c in row for p in c.contexts)),
         )
         for row, target in zip(rows, targets, strict=True)
     )

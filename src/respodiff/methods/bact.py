@@ -31,8 +31,7 @@ from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
-from respodiff.steering.module import Header
-from respodiff.steering.parameterisations import bin_of
+from respodiff.steering.serialization import TIMESTEPS, Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Parameters
 from respodiff.training.respodiff import Task, adam_step, learning_rate, train
@@ -72,6 +71,11 @@ class BactConfig(TrainConfig):
             raise ValueError(f"gamma is {self.gamma!r} and decay_weights {self.decay_weights!r}; allowed: at least 0")
         if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
             raise ValueError(f"shares is {self.shares!r}; allowed: numbers above 0 that sum to 1, one an alternative")
+
+
+def bin_of(t: Tensor, bins: int) -> Tensor:
+    """Which of ``bins`` equal parts (0 to bins - 1) timesteps t (0 to 999) belong to: floor(bins t / 1000)."""
+    return (t.long() * bins // TIMESTEPS[1]).clamp(0, bins - 1)
 
 
 def divergence(p: Tensor, reference: Tensor, distance: str) -> Tensor:
@@ -222,7 +226,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     alternatives(concept)
     assert classify is not None  # Method.train saw to it
     header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
-    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header, axes=())
+    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header)
     return train(pipe, concept, config, resume=resume, task=task)
 
 

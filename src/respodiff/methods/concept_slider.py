@@ -79,7 +79,7 @@ def learner(denoiser: Denoiser, _concept: Concept, config: Any) -> Parameters:
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "slider")
     step = score_step(lambda model, values: attached(model, values, scale(config)))
-    task = Task("slider", learner, LoraRollouts, step, artefact_header(), axes=("contexts",))
+    task = Task("slider", learner, LoraRollouts, step, artefact_header())
     return train(pipe, concept, config, resume=resume, task=task)
 
 

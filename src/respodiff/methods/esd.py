@@ -124,9 +124,7 @@ def _make(
             f"dtype is {backbone(pipe).dtype}; steps of {config.ram_lr:g} are lost in it: train {method} in float32 (--dtype float32)"
         )
     step = score_step(lambda _model, values: swapped({found[k]: v for k, v in values.items()}))
-    return train(
-        pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, artefact_header(), axes=())
-    )
+    return train(pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, artefact_header()))
 
 
 METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), apply) for name in ("esd-x", "esd-u")}

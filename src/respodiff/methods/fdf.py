@@ -187,7 +187,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     if config.refresh != 1:
         raise ValueError(f"refresh is {config.refresh}; method 'fdf' learns from pictures of the moment: leave it at 1")
     header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
-    task = Task("fdf", learner, lambda d, c, s: Subjects(d, c, s, classify), step, header, axes=())
+    task = Task("fdf", learner, lambda d, c, s: Subjects(d, c, s, classify), step, header)
     return train(pipe, concept, config, resume=resume, task=task)
 
 

@@ -21,7 +21,6 @@ from respodiff.methods.base import Method
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.adapter import Classify, require_unet
 from respodiff.steering.module import ConceptModule
-from respodiff.training.axes import FORM
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import Task, train
 from respodiff.training.rollouts import Rollouts, mix_seed
@@ -106,8 +105,6 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     """
     if len(modules) < 2:
         raise ValueError(f"{len(modules)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
-    if moving := [m for m in modules if m.moves]:
-        raise ValueError(f"module {moving[0].name!r} has form {moving[0].form!r}; a mean direction can be taken of constants alone")
     if len({m.shape for m in modules}) > 1:
         raise ValueError(f"modules have shapes {sorted({m.shape for m in modules})}; the mean direction needs one shape")
     mean = torch.stack([m.delta for m in modules]).mean(0)
@@ -118,7 +115,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     require_unet(pipe, "sdisc")
     if config.sam_lr or config.mu:
         raise ValueError(f"sam_lr is {config.sam_lr} and mu {config.mu}; method 'sdisc' has neither SAM nor preservation: leave both at 0")
-    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=Pictures, axes=FORM))
+    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=Pictures))
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

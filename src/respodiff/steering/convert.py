@@ -23,6 +23,7 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.serialization import TIMESTEPS
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 RELEASED: dict[str, tuple[int, str]] = {
@@ -203,10 +204,8 @@ def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, s
 
 def to_released(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
     """Write a module as a ``.pt`` for the released code: both weights (C H W, ``columns``), zero but for the module's column."""
-    if module.moves:
-        raise ValueError(
-            f"module {module.name!r} has form {module.form!r}; the released code knows constants alone: train with --preset neutral"
-        )
+    if module.header.timesteps != TIMESTEPS:
+        raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the released code knows no window")
     index = column_of(module.name, columns) if column is None else column
     if not 0 <= index < columns:
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")

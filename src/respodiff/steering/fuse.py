@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from respodiff.pipelines.registry import adapter, backbone
 from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import TIMESTEPS
 from respodiff.steering.steer import misfits
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
@@ -33,20 +34,19 @@ def energy_lost(module: ConceptModule) -> float:
 
 
 def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: float = 1.0) -> Tensor:
-    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position or is no constant."""
+    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position, or a window of timesteps."""
     several = [modules] if isinstance(modules, ConceptModule) else list(modules)
     if not several:
         raise ValueError("no module to fuse; give at least one")
     for module in several:
-        if module.moves:
-            what = "at every timestep" if module.form == "binned" else "whatever h is"
+        if module.header.timesteps != TIMESTEPS:
             raise ValueError(
-                f"module {module.name!r} has form {module.form!r}; a bias adds the same {what}: steer it instead, or train with --preset neutral --set form=channel"
+                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; a bias adds the same at every timestep: steer it instead"
             )
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --preset neutral --set form=channel"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set spatial=no"
             )
     return torch.stack([m.delta.flatten() for m in several]).sum(0) * strength
 

@@ -10,7 +10,6 @@ from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_do
 
 from respodiff._version import __version__
 from respodiff.steering.module import ConceptModule, load
-from respodiff.steering.parameterisations import length
 
 
 class Bundle(ModelHubMixin):
@@ -45,7 +44,7 @@ class Bundle(ModelHubMixin):
         head = ["concept", "kind", "target", "neutral", "negative", "base model", "site", "form", "shape", "|r + s|", "digest"]
         rows = [
             [m.name, m.header.kind, m.header.target, m.header.neutral, m.header.negative or "-", m.header.base_model or "not recorded",
-             m.header.site, m.form, " x ".join(map(str, m.shape)), f"{length(m.values):.1f}", m.digest]
+             m.header.site, m.form, " x ".join(map(str, m.shape)), f"{m.delta.norm().item():.1f}", m.digest]
             for m in modules
         ]  # fmt: skip
         figures = (

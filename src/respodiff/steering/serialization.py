@@ -20,12 +20,15 @@ from respodiff.concepts.concept import Concept
 
 FORMAT = "respodiff-1"
 HEADER_KEY = "respodiff"
+TIMESTEPS = (0, 1000)
+"""All timesteps of every model that is steered."""
 
 
 @dataclass(frozen=True)
 class Header:
     """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights; ``method`` is the name
-    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every picture)."""
+    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every picture).
+    ``timesteps`` (low, high): the module acts at timesteps from low to below high, 999 being the noisiest; all by default."""
 
     concept: str
     target: str
@@ -38,6 +41,7 @@ class Header:
     base_weights: str = ""
     site: str = "mid_block"
     resolution: tuple[int, int] = (0, 0)
+    timesteps: tuple[int, int] = TIMESTEPS
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     method: str = "respodiff"
@@ -81,11 +85,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"module file {str(path)!r} has a broken header ({error}); copy or train it again") from error
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str, **more: Any) -> Path:
-    """Write a file of ours atomically, with ``more`` in its header; raises OSError with one clear line if the folder cannot be written."""
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str) -> Path:
+    """Write a file of ours atomically; raises OSError with one clear line if the folder cannot be written."""
     path = Path(path)
     values = {k: getattr(header, k) for k in header.__dataclass_fields__}
-    text = json.dumps({**values, "train": dict(header.train), "digest": digest, **more})
+    text = json.dumps({**values, "train": dict(header.train), "digest": digest})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,16 +106,16 @@ def read_header(path: Path, header: dict[str, Any], wanted: str) -> Header:
     """The header of a file of format ``wanted``, checked; keys of newer versions are a warning. ValueError names file and fault."""
     if header.get("format") != wanted:
         raise ValueError(f"module file {str(path)!r} has format {header.get('format')!r}; this version reads {wanted!r}: update respodiff")
-    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest", "form"}:
+    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest"}:
         warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=3)
     if missing := {"concept", "target", "neutral"} - set(header):
         raise ValueError(f"module file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
     known = {k: v for k, v in header.items() if k in Header.__dataclass_fields__}
     for key, value in known.items():
-        kind, what = {"train": (dict, "an object"), "resolution": (list, "a list")}.get(key, (str, "a text"))
+        kind, what = {"train": (dict, "an object"), "resolution": (list, "a list"), "timesteps": (list, "a list")}.get(key, (str, "a text"))
         if not isinstance(value, kind):
             raise ValueError(f"module file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
-    known["resolution"] = tuple(known.get("resolution", (0, 0)))
+    known |= {key: tuple(known[key]) for key in ("resolution", "timesteps") if key in known}
     return Header(**known)
 
 

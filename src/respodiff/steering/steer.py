@@ -51,8 +51,8 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
 def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
-    Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper; of other forms than constants what they make
-    of h and the timestep (`respodiff.steering.parameterisations`), times ``strength``.
+    Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper. Outside of its window of timesteps a module
+    adds nothing.
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a warning; a
@@ -119,11 +119,6 @@ class _Steering:
             raise ValueError(
                 f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
             )
-        if self.deltas.reads_h and is_compiled(wrapped):
-            raise ValueError(
-                "the model is compiled, and h inside of its call can be read neither by a module of form 'lowrank' nor for match; "
-                "draw with the plain model, or without them"
-            )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
                 raise ValueError(
@@ -163,7 +158,7 @@ class _Steering:
     def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Deltas (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
         rows = self.rows(args, kwargs)
-        if rows is None or self.deltas.stacked is None:
+        if rows is None or not self.deltas.stacked:
             return None
         model, sample = backbone(self.pipe), _sample(args, kwargs)
         site = adapter(self.pipe).site(model)
@@ -176,12 +171,12 @@ class _Steering:
         return full
 
     def timesteps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-        """Timesteps (R,) or () of a call of the model, 0 to 999; 0 where nothing depends on them."""
-        if not self.deltas.moving:
+        """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
+        if not self.deltas.reads_timesteps:
             return torch.zeros(())
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
-        # Flux is told a thousandth; the rest keeps whole numbers whole after the division.
-        return t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t
+        # Flux is told a thousandth; the rest keeps whole numbers whole after the division. Flow matching calls pure noise 1000.
+        return (t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t).clamp(max=999)
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""
@@ -216,7 +211,8 @@ def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 class _Reader:
     """Stands where `Deltas` stands, adds nothing, and shows h of the conditional rows to a function."""
 
-    stacked, moving, reads_h = None, (), True
+    stacked: Mapping[tuple[int, int], Tensor] = {}
+    reads_timesteps = False
 
     def __init__(self, seen: Callable[[Tensor], None]) -> None:
         self.seen = seen
@@ -235,5 +231,9 @@ def watched(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
     Raises:
         ValueError: for a compiled model, which shows nothing.
     """
+    if is_compiled(getattr(pipe, adapter(pipe).model)):
+        raise ValueError(
+            "the model is compiled, and h inside of its call cannot be read for match; draw with the plain model, or without it"
+        )
     with _Steering(pipe, _Reader(seen), None).attached():
         yield

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from respodiff.concepts.concept import Concept
-from respodiff.training.axes import AXES
 
 
 class Unfinished:
@@ -24,10 +23,8 @@ class Unfinished:
         self.out, self.path = out, out.with_name(f".{out.name}.unfinished")
         self.made: list[Path] = []
         self.method = method
-        settings = {k: v for k, v in asdict(config).items() if k not in AXES or v != AXES[k]}  # states of earlier versions have no axes
-        about = {"concept": asdict(concept), "config": settings, "model": weights_digest(model), "dtype": str(model.dtype)}
-        about |= {"method": method} if method != "respodiff" else {}  # states of earlier versions have none
-        self.about = json.dumps(about, sort_keys=True)
+        about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
+        self.about = json.dumps({**about, "method": method}, sort_keys=True)
 
     def read(self) -> dict[str, Any] | None:
         """Tensors of an earlier run with the same concept and settings, or None if there is none."""

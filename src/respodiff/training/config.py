@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from respodiff.concepts.concept import Concept, Kind
+from respodiff.concepts.concept import Kind
 from respodiff.data.checks import check_setting, is_finite, is_whole
-from respodiff.training.axes import OWN, check_axes
 from respodiff.training.presets import PRESETS, Preset
 
 
@@ -23,7 +22,6 @@ class TrainConfig:
         lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
         mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
         gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further,
-        many: factor on gain and limit for a concept with several opposites, whose pictures are all steered at full strength.
         limit: but not further than this share of the mean norm of h, beyond which pictures lose their subject; 0 sets no limit.
         betas: Adam's.
         decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
@@ -39,17 +37,7 @@ class TrainConfig:
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
         height, width: of the pictures in pixels; 0 is the size that the model was trained at.
         spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
-            every picture size. Transformers have no other.
-        form: what RAM and SAM are (`respodiff.steering.parameterisations`): a ``constant`` each (paper), one number a ``channel`` (a constant with
-            ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
-        bins: of ``binned``, equal parts of the timesteps.
-        map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
-        modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
-        blend: lambda of a target blended of target and neutral score (`respodiff.training.objectives.blended`), for one tensor; 0 blends nothing.
-        replay: pools that are kept: a batch is drawn from the newest and those before it; 1 replaces the pool.
-        contexts: prompts ("a doctor") in which the concept is trained too, beside its own neutral prompt (`respodiff.concepts.prompt_editing`); rollouts
-            cycle through them. ("own",) stands for the concept's own, with at least three rollouts in each.
-        release: share of the timesteps, at the clean end, at which the finished module adds nothing (`ConceptModule.released`).
+            every picture size, and can be fused into a checkpoint. Transformers have no other.
         seed: everything random in training follows from it.
     """
 
@@ -78,37 +66,25 @@ class TrainConfig:
     height: int = 0
     width: int = 0
     spatial: Literal["yes", "no"] = "yes"
-    form: Literal["constant", "channel", "binned", "lowrank"] = "constant"
-    bins: int = 4
-    map_rank: int = 4
-    map_rate: float = 0.1
-    modules: Literal["two", "shared"] = "two"
-    blend: float = 0.0
-    replay: int = 1
-    contexts: tuple[str, ...] = ()
-    release: float = 0.0
-    many: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank", "replay"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
             check_setting(
                 name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
             )
         check_setting("steps", self.steps, is_whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
-        check_setting("bins", self.bins, is_whole(self.bins) and self.bins >= 2, "a whole number of at least 2 (one bin is form=constant)")
         for name in ("height", "width"):
             value = getattr(self, name)
             check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate", "many"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
+        for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
-        check_setting("release", self.release, is_finite(self.release) and 0 <= self.release < 1, "0 to below 1")
         check_setting("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
         for name, hint in get_type_hints(type(self)).items():
             if choices := get_args(hint) if get_origin(hint) is Literal else ():
@@ -116,18 +92,6 @@ class TrainConfig:
         good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in self.betas)
         check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
         check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
-        check_axes(self)
-
-    def of(self, concept: Concept) -> TrainConfig:
-        """The same with the concept's own contexts in the place of ("own",), and with what ``many`` makes of gain and limit."""
-        config = self
-        if len(concept.opposites) > 1:
-            config = replace(config, gain=config.gain * config.many, limit=config.limit * config.many)
-        config = replace(config, many=1.0)
-        if config.contexts != OWN:
-            return config
-        least = 3 * (len(concept.contexts) + 1) if concept.contexts else 1
-        return replace(config, contexts=concept.contexts, rollouts=max(config.rollouts, least))
 
     @property
     def trains_sam(self) -> bool:
@@ -137,7 +101,7 @@ class TrainConfig:
     @property
     def flat(self) -> bool:
         """True where tensors are one number a channel."""
-        return self.spatial == "no" or self.form == "channel"
+        return self.spatial == "no"
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

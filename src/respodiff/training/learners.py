@@ -1,4 +1,4 @@
-"""What a training loop trains: any named tensors of a method, and the records of it; RespoDiff's own two are in `states`.
+"""What a training loop trains, and where its examples come from; RespoDiff's own two tensors are in `respodiff.training.state`.
 
 A learner holds its tensors, their optimiser and counters, and can be stopped and resumed bit by bit.
 """
@@ -22,11 +22,11 @@ class Learner(Protocol):
     iteration: int
     forwards: int
     seconds: float
-    rounds: list[Any]
-    """What the source of examples was told of the state at the starts of the latest rounds, the newest last."""
+    round_start: Any
+    """What is trained as it was when the round began: what the source of examples is told."""
 
     def begin(self, config: TrainConfig) -> None:
-        """A round starts: `rounds` gets what is trained as it is now, copied."""
+        """A round starts: `round_start` becomes a copy of what is trained."""
 
     def commit(self) -> None:
         """What `tensors` gives from now on."""
@@ -39,6 +39,24 @@ class Learner(Protocol):
 
     def record(self, config: TrainConfig, header: Header, losses: tuple[float, float]) -> Any:
         """What the last iteration did; it has iteration, iterations, loss, unet_forwards, seconds, state and module."""
+
+
+class Examples(Protocol):
+    """What a source gives: ``forwards`` UNet evaluations went into it."""
+
+    @property
+    def forwards(self) -> int:
+        """UNet evaluations."""
+
+    def batch(self, iteration: int, size: int) -> dict[str, Any]:
+        """A batch of ``size``, which depends on seed and iteration alone."""
+
+
+class Source(Protocol):
+    """Where training examples come from."""
+
+    def pool(self, number: int, delta: Any) -> Examples:
+        """Those of round ``number``, drawn with what is trained as ``delta`` says it is at the round's start."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +107,13 @@ class Parameters:
 
     def begin(self, config: TrainConfig) -> None:
         """A round starts with the tensors as they are."""
-        self.rounds = [self.delta(config)]
+        self.round_start = self.delta(config)
 
     def commit(self) -> None:
         """What `tensors` gives from now on."""
         if self.live:
             return
-        out = {f"value.{k}": v.detach() for k, v in self.values.items()} | {f"round.{k}": v for k, v in self.rounds[-1].items()}
+        out = {f"value.{k}": v.detach() for k, v in self.values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
         out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds], dtype=torch.float64)
         for name, p in self.values.items():
             out |= {f"adam.{k}.{name}": v.detach() for k, v in self.adam.state.get(p, {}).items()}
@@ -118,7 +136,7 @@ class Parameters:
             kept = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == name}
             if kept:
                 self.adam.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in kept.items()}
-        self.rounds = [{k: tensors[f"round.{k}"].to(v.device) for k, v in self.values.items()}]
+        self.round_start = {k: tensors[f"round.{k}"].to(v.device) for k, v in self.values.items()}
         iteration, forwards, self.seconds = tensors["counters"].tolist()
         self.iteration, self.forwards = int(iteration), int(forwards)
         self.commit()

@@ -67,18 +67,9 @@ def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
     return torch.cat([1 - w.sum(0, keepdim=True), w]).float()
 
 
-def blended(target: Tensor, neutral: Tensor, blend: float) -> Tensor:
-    """(e_tar + lambda e_neu) / (1 + lambda), the one target of both losses: for one tensor d,
-
-    |e[d] - e_tar|^2 + lambda |e[d] - e_neu|^2 = (1 + lambda) |e[d] - (e_tar + lambda e_neu) / (1 + lambda)|^2 + what d does not change.
-    """
-    return (target + blend * neutral) / (1 + blend)
-
-
-def response_loss(steered: Tensor, target: Tensor, blend: float = 0.0) -> Tensor:
-    """L_resp = mean (e[r](neutral) - e_target)^2 over all elements (paper, RAM); times 1 + lambda for a `blended` target, so that its
-    gradient is that of both losses, and preservation weighs what it weighs beside them."""
-    return (1 + blend) * mse_loss(steered, target) if blend else mse_loss(steered, target)
+def response_loss(steered: Tensor, target: Tensor) -> Tensor:
+    """L_resp = mean (e[r](neutral) - e_target)^2 over all elements (paper, RAM)."""
+    return mse_loss(steered, target)
 
 
 def preservation_loss(steered: Tensor, plain: Tensor, mu: float) -> Tensor:

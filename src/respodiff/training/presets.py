@@ -1,15 +1,13 @@
 """The presets of training: settings that differ from those of `respodiff.training.config.TrainConfig`.
 
-``default`` is what the experiments of docs/method.md found best on the embedded model. ``neutral`` is its core alone: trained from the neutral
-prompt and acting at every step (docs/training.md). ``paper`` follows the text of arXiv 2509.15257, and the released code where the text is
+``neutral`` uses one pool of latents for all updates (docs/training.md). ``default`` is the same, but for fairness its latents are rolled out
+anew through the modules every 25 updates. ``paper`` follows the text of arXiv 2509.15257, and the released code where the text is
 silent (initialisation, timestep label, learning rates). ``released`` follows the released scripts where they differ from the text.
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
-
-from respodiff.training.axes import OWN
 
 Preset = Literal["default", "neutral", "paper", "released"]
 
@@ -39,12 +37,14 @@ _PAPER: dict[str, Any] = {
 }
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
 
+_SAFETY: dict[str, Any] = {"gain": 1.25}
+
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("default", "fairness"): {"contexts": OWN, "gain": 5.0, "limit": 2.0, "many": 0.6, "release": 0.4},
+    ("default", "fairness"): {"refresh": 25},
     ("neutral", "fairness"): {},
-    ("neutral", "safety"): {"gain": 1.25},
     # Two safety modules are added to one picture, so that each goes less far.
-    ("default", "safety"): {"gain": 1.25},
+    ("default", "safety"): _SAFETY,
+    ("neutral", "safety"): _SAFETY,
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("released", "fairness"): {**_PAPER, "lam": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

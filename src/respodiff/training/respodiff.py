@@ -23,12 +23,9 @@ from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, observed
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.steering.module import ConceptModule, Header
-from respodiff.steering.parameterisations import at, delta, length
-from respodiff.training.axes import AXES, refuse_axes
 from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Learner
+from respodiff.training.learners import Examples, Learner, Source
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
-from respodiff.training.replay import Replay, Source
 from respodiff.training.rollouts import Rollouts
 from respodiff.training.state import StepRecord, TrainState
 
@@ -44,7 +41,6 @@ class Task:
         learner: (denoiser, concept, settings) -> what is trained. source: the same -> where its examples come from.
         step: one iteration on a batch; gives two losses, of which the second may be 0.
         header: what differs in the header of what is trained from that of a module of the concept.
-        axes: settings of `respodiff.training.axes` that the method takes; all others must be at their defaults.
     """
 
     method: str = "respodiff"
@@ -52,7 +48,6 @@ class Task:
     source: Callable[[Denoiser, Concept, Any], Source] = Rollouts
     step: Callable[[Denoiser, Any, Any, dict[str, Any]], tuple[float, float]] | None = None
     header: Mapping[str, Any] = field(default_factory=dict)
-    axes: tuple[str, ...] = tuple(AXES)
 
 
 RESPODIFF = Task()
@@ -76,13 +71,12 @@ def train(
         ValueError: for settings that the model or the concept cannot take, before anything is computed.
         RuntimeError: when the loss is no longer finite.
     """
-    config = (config or TrainConfig.preset("default", concept.kind)).of(concept)
+    config = config or TrainConfig.preset("default", concept.kind)
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if denoiser.dtype == torch.float16:
         raise ValueError(
             "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
         )
-    refuse_axes(task.method, config, task.axes)
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
     if resume is not None:
         state.restore(resume)
@@ -104,12 +98,17 @@ def _tensors(denoiser: Denoiser, config: TrainConfig) -> TrainState:
 
 def _iterate(denoiser: Denoiser, config: TrainConfig, state: Learner, source: Source, header: Header, task: Task) -> Iterator[Any]:
     began = time.perf_counter() - state.seconds
-    pools = Replay(source, config)
+    pool: Examples | None = None
     if state.iteration >= config.iterations:
         yield state.record(config, header, (math.nan, math.nan))
     while state.iteration < config.iterations:
-        batch = pools.examples(state).batch(state.iteration, config.batch)
-        losses = (task.step or step)(denoiser, config, state, batch)  # type: ignore[arg-type]  # its own learner
+        number, since = divmod(state.iteration, config.refresh)
+        if since == 0:
+            state.begin(config)
+        if pool is None or since == 0:  # a resumed run draws its pool again; the forwards are counted already
+            pool = source.pool(number, state.round_start)
+            state.forwards += pool.forwards if since == 0 else 0
+        losses = (task.step or step)(denoiser, config, state, pool.batch(state.iteration, config.batch))  # type: ignore[arg-type]  # its own learner
         state.iteration += 1
         state.seconds = time.perf_counter() - began
         if not all(map(math.isfinite, losses)):
@@ -124,30 +123,26 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
 
     ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
-    `rollouts.Pool.batch` makes them. With ``modules=shared`` both steps are RAM's.
+    `rollouts.Pool.batch` makes them.
     """
     rate = learning_rate(config, state.iteration)
-    model, site, (ram, sam) = denoiser.model, denoiser.site, state.values.values()
-    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), at(ram, batch["t"]), site)
+    model, site, ram = denoiser.model, denoiser.site, state.ram
+    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), ram, site)
     state.forwards += len(prediction)
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
-    spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
+    spread = (decoder.h[0].numel() / ram[0].numel()) ** 0.5
     state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
-    loss_ram = response_loss(prediction.float(), batch["target"], config.blend)
+    loss_ram = response_loss(prediction.float(), batch["target"])
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), at(ram, keep["t"]), site)
+        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), ram, site)
         state.forwards += len(kept)
         loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
     adam_step(state.adam_ram, config.ram_lr * rate, loss)
-    if ram.a is not None:
-        with torch.no_grad():
-            state.length = length(ram, decoder.h, batch["t"]) / spread
     if not config.trains_sam:
         return loss_ram.item(), 0.0
-    both = ram if config.modules == "shared" else ram.map(Tensor.detach) + sam
-    steered = decoder(add_to_rows(decoder.h, delta(both, decoder.h, batch["t"]), slice(None)))
+    steered = decoder(add_to_rows(decoder.h, ram.detach() + state.sam, slice(None)))
     state.forwards += len(steered)
     loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
     adam_step(state.adam_sam, config.sam_lr * rate, loss_sam)
@@ -161,7 +156,7 @@ def learning_rate(config: TrainConfig, iteration: int) -> float:
 
 def adam_step(adam: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
     for group in adam.param_groups:
-        group["lr"] = lr * group.get("rate", 1.0)
+        group["lr"] = lr
     adam.zero_grad(set_to_none=True)
     loss.backward()
     adam.step()

@@ -2,12 +2,12 @@
 
 The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
 trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
-because they come from the unmodified model alone. `respodiff.training.replay` says when a pool is made, and which are kept.
+because they come from the unmodified model alone. A new pool takes the place of the old one every ``refresh`` iterations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,10 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.concepts.prompt_editing import in_contexts
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
-from respodiff.steering.parameterisations import TIMESTEPS, at, bin_of
 from respodiff.training.config import TrainConfig
-from respodiff.training.objectives import TARGETS, blended, opposed
+from respodiff.training.objectives import TARGETS, opposed
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,9 @@ class Pool:
     """Training latents of one round.
 
     Attributes:
-        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels; of several
-            neutral prompts also which (P,), the row of each latent's.
+        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels.
         kept: z, plain (Q, C, H, W), t (Q,) and the condition (context (Q, T, D), ...) of the prompts to preserve; empty if there are none.
-        neutral: condition of the neutral prompts, a row each.
+        neutral: condition of the neutral prompt.
         forwards: UNet evaluations that making it took.
     """
 
@@ -46,8 +43,7 @@ class Pool:
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
         """A batch of ``size`` latents (and as many to preserve); which ones depends on the seed and the iteration alone."""
         out = _pick(self.columns, mix_seed(self.seed, 1, iteration), size)
-        which = out.pop("which", None)
-        out |= repeat(self.neutral, len(out["z"])) if which is None else {k: v[which] for k, v in self.neutral.items()}
+        out |= repeat(self.neutral, len(out["z"]))
         if self.kept:
             out |= {f"keep_{k}": v for k, v in _pick(self.kept, mix_seed(self.seed, 3, iteration), size).items()}
         return out
@@ -70,54 +66,35 @@ class Rollouts:
         if config.label == "released" and not isinstance(self.scheduler, DDIMScheduler):
             raise ValueError(f"label is 'released', which counts DDIM steps; {type(self.scheduler).__name__} has others: use label=sampler")
         self.target, self.needs = TARGETS[config.objective]
-        self.contexts = [self._encoded(c) for c in in_contexts(concept, config.contexts)]
-        self.conditions = {**self.contexts[0], "empty": denoiser.encode(("",))}
-        self.conditions["preserve"] = denoiser.encode(concept.preserve if config.mu else ())
-        if config.form == "binned" and type(self).pool is Rollouts.pool:  # other examples have timesteps of their own
-            self._refuse_idle_bins(config.bins)
+        prompts = {
+            "neutral": [concept.neutral],
+            "target": [concept.target],
+            "negative": [concept.negative],
+            "opposite": concept.opposites or (concept.negative or concept.neutral,),
+            "empty": ("",),
+            "preserve": concept.preserve if config.mu else (),
+        }
+        self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
         self.forwards = 0
-
-    def _refuse_idle_bins(self, bins: int) -> None:
-        """ValueError for a bin that no step of a rollout falls into: its tensor would stay as it started."""
-        seen = {int(bin_of(self._label(k, t), bins)) for k, t in enumerate(self.scheduler.timesteps)}
-        if idle := sorted(set(range(bins)) - seen):
-            raise ValueError(
-                f"bins is {bins}, but none of the {self.config.steps} steps of a rollout falls into bin {idle[0]} (timesteps "
-                f"{-(-idle[0] * TIMESTEPS // bins)} to {-(-(idle[0] + 1) * TIMESTEPS // bins) - 1}); set bins lower, or steps higher"
-            )
-
-    def _encoded(self, concept: Concept) -> dict[str, list[dict[str, Tensor]]]:
-        """Conditions of the prompts of a concept by role."""
-        opposites = concept.opposites or (concept.negative or concept.neutral,)
-        prompts = {"neutral": [concept.neutral], "target": [concept.target], "negative": [concept.negative], "opposite": opposites}
-        return {role: self.denoiser.encode(group) for role, group in prompts.items()}
 
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Pool:
-        """The pool of round ``number``; rollouts of the neutral prompts are steered by ``delta``, (1, C, H, W) or `Values`."""
+        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
         config, seed = self.config, mix_seed(self.config.seed, 0, number)
         self.forwards = 0
-        sources = self._sources(number, delta)
+        sources = self._sources(delta)
         # Neutral rollouts make up the remainder where the sources do not divide the number evenly.
         parts = [config.rollouts // len(sources) + (i < config.rollouts % len(sources)) for i in range(len(sources))]
-        rolled = [(k, *self._roll(n, mix_seed(seed, 2, i), c, d)) for i, ((k, c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
-        found = []
-        for k in sorted({k for k, _, _ in rolled}):  # all latents of one context together
-            z, t = (torch.cat(column) for column in zip(*((z, t) for other, z, t in rolled if other == k), strict=True))
-            which = {"which": torch.full_like(t, k, dtype=torch.long)} if len(self.contexts) > 1 else {}
-            found.append({"z": z, "t": t, **which, **self._scored(z, t, self.contexts[k])})
-        columns = {name: torch.cat([f[name] for f in found]) for name in found[0]} if len(found) > 1 else found[0]
-        return Pool(columns, self._kept(seed), join([c["neutral"][0] for c in self.contexts]), seed, self.forwards)
+        rolled = [self._roll(n, mix_seed(seed, 2, i), c, d) for i, ((c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
+        z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
+        columns, kept = {"z": z, "t": t, **self._scored(z, t)}, self._kept(seed)
+        return Pool(columns, kept, self.conditions["neutral"][0], seed, self.forwards)
 
-    def _sources(self, number: int, delta: Any) -> list[tuple[int, Condition, Any]]:
-        """Context, prompt and what steers it of every rollout of a round: neutral prompts first, beginning with another context every
-        round, so that few rollouts reach all of them in turn; then the others, once each."""
-        count, config = len(self.contexts), self.config
-        order = [(number * config.rollouts + i) % count for i in range(count)]
-        sources: list[tuple[int, Condition, Any]] = [(k, self.contexts[k]["neutral"][0], delta) for k in order]
-        for role in ("target", "opposite") if config.rollout_prompts == "all" else ():
-            sources += [(k, c, None) for k in order for c in self.contexts[k][role] if not _equal(c, self.contexts[k]["neutral"][0])]
-        return sources
+    def _sources(self, delta: Any) -> list[tuple[Condition, Any]]:
+        """Prompt and what steers it of every rollout of a round: the neutral prompt first, then each other one unsteered."""
+        neutral = self.conditions["neutral"][0]
+        others = ("target", "opposite") if self.config.rollout_prompts == "all" else ()
+        return [(neutral, delta), *((c, None) for role in others for c in self.conditions[role] if not _equal(c, neutral))]
 
     def _kept(self, seed: int) -> dict[str, Tensor]:
         """Unsteered latents of the prompts to preserve and their plain scores."""
@@ -177,7 +154,7 @@ class Rollouts:
         rows = slice(n * guided, n * guided + n)
         for k, t in enumerate(self.scheduler.timesteps):
             yield k, t, z
-            with self.steering(at(delta, t), rows):
+            with self.steering(delta, rows):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
@@ -186,13 +163,8 @@ class Rollouts:
         yield config.steps, torch.zeros_like(self.scheduler.timesteps[0]), z
 
     def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """What is active while a rollout calls the model: ``delta`` (1, C, H, W), or what it makes of h, added to h of its conditional
-        ``rows``; None is nothing."""
-
-        def of(h: Tensor) -> tuple[Tensor, slice] | None:
-            return None if delta is None else (delta(h[rows]) if callable(delta) else delta, rows)
-
-        return shifted(self.denoiser.model, of, self.denoiser.site)
+        """What is active while a rollout calls the model: ``delta`` (1, C, H, W) added to h of its conditional ``rows``; None is nothing."""
+        return shifted(self.denoiser.model, lambda _h: None if delta is None else (delta, rows), self.denoiser.site)
 
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
@@ -202,18 +174,17 @@ class Rollouts:
         total = self.scheduler.config.num_train_timesteps
         return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)
 
-    def _scored(self, z: Tensor, t: Tensor, conditions: Mapping[str, Sequence[Condition]]) -> dict[str, Tensor]:
+    def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
         """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
-        config, conditions = self.config, {**self.conditions, **conditions}
-        needs = set(self.needs) | ({"neutral"} if config.trains_sam or config.blend else set())
+        config = self.config
+        needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        found = {role: [self.predict_all(z, t, c).float() for c in conditions[role]] for role in sorted(needs)}
+        found = {role: [self.predict_all(z, t, c).float() for c in self.conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
             scores["opposite"] = opposed(scores["neutral"], scores["target"], opposites)
-        target = self.target(scores, config.target_guidance)
-        out = {"target": blended(target, scores["neutral"], config.blend) if config.blend else target}
+        out = {"target": self.target(scores, config.target_guidance)}
         return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
 
     def predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
