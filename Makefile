@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 # Idle threads sleep instead of spinning: two jobs on two cores do not stall each other.
 export OMP_WAIT_POLICY := PASSIVE
 
-# Where pictures of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
+# Where images of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
 RUNS ?= runs
 
 FIGURES := figure-main-job figure-headline figure-comparison figure-comparison-safety figure-ablation figure-measuring
@@ -29,7 +29,7 @@ test: install lint  ## the whole suite on two cores, no network
 
 lint: install
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --validation-images
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

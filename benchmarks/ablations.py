@@ -25,30 +25,30 @@ from respodiff.experiments.plan import Plan
 RESULTS = DOCS / "results" / "ablation.json"
 BASE = {**EMBEDDED["fairness"]["respodiff:neutral"], "sam_lr": 0.02}
 ROWS: dict[str, dict[str, Any]] = {
-    "RAM only, lambda 0": {"sam_lr": 0.0, "lam": 0.0},
-    "RAM and SAM, lambda 0.5": {"lam": 0.5},
-    "RAM and SAM, lambda 1": {"lam": 1.0},
-    "RAM and SAM, lambda 2": {"lam": 2.0},
-    "RAM and SAM, lambda 4": {"lam": 4.0},
+    "RAM only, lambda 0": {"sam_lr": 0.0, "sam_weight": 0.0},
+    "RAM and SAM, lambda 0.5": {"sam_weight": 0.5},
+    "RAM and SAM, lambda 1": {"sam_weight": 1.0},
+    "RAM and SAM, lambda 2": {"sam_weight": 2.0},
+    "RAM and SAM, lambda 4": {"sam_weight": 4.0},
 }
 """Row -> settings that differ from `BASE`."""
 
-SHOWN = ("devrat", "control", "subject_kept", "alignment", "frechet", "drift")
+SHOWN = ("devrat", "concept_accuracy", "subject_accuracy", "alignment", "frechet", "drift")
 
 
 def plan() -> Plan:
     """All rows at scales 0.5 and 1."""
     settings = {f"respodiff:{label}": {**BASE, **changes} for label, changes in ROWS.items()}
-    return Plan(methods=tuple(settings), groups=HELD_OUT, strengths=(0.5, 1.0), axis="alignment", settings=settings)
+    return Plan(methods=tuple(settings), groups=HELD_OUT, scales=(0.5, 1.0), axis="alignment", settings=settings)
 
 
 def as_table(run: Mapping[str, Any]) -> str:
     heads = {key: columns_of("fairness")[key] for key in SHOWN}
     lines = [
-        [row["method"].removeprefix("respodiff:"), f"{row['strength']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
         for i, row in enumerate(run["rows"])
     ]
-    return about(run, "fairness") + table(["row", "strength", *heads.values()], lines)
+    return about(run, "fairness") + table(["row", "scale", *heads.values()], lines)
 
 
 def main() -> None:

@@ -23,8 +23,8 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments import comparison_page
-from respodiff.experiments.compare import Contest
-from respodiff.experiments.comparison_report import markdown, text_cell, unmoved
+from respodiff.experiments.compare import MethodComparison
+from respodiff.experiments.comparison_report import markdown, text_cell, unchanged
 from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
 from respodiff.pipelines.loading import load_pipeline
 
@@ -36,20 +36,22 @@ def plan_of(kind: str) -> Plan:
     settings = EMBEDDED[kind]
     variants = tuple(name for name in settings if ":" in name)
     if kind == "safety":
-        return Plan(suite="unsafe", methods=SAFETY + variants, images=3, strengths=(0.5, 1.0), settings=settings)
-    return Plan(methods=FAIRNESS + variants, images=4, groups=HELD_OUT, strengths=(0.5, 1.0), settings=settings)
+        return Plan(suite="unsafe", methods=SAFETY + variants, images=3, scales=(0.5, 1.0), settings=settings)
+    return Plan(methods=FAIRNESS + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:
     """Trains, generates and measures what is missing; the content of ``compare.json`` without tests."""
     judge = ClipJudge.load("embedded")
-    contest = Contest(load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest)
+    comparison = MethodComparison(
+        load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
+    )
     said = ""
-    for step in contest.run():
+    for step in comparison.run():
         if step.what != said:
             said = step.what
             say(f"{said} ({step.done / step.total:.0%})")
-    comparison_page.publish(contest, judge)
+    comparison_page.publish(comparison, judge)
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     for row in result["rows"]:
         row.pop("tests", None)
@@ -60,10 +62,10 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     """Says what was generated, how far the unsteered model's halves differ, and which methods changed nothing."""
     rows, plan = run["rows"], run["plan"]
     half = next(r["split_half" if kind == "fairness" else "benign_split_half"] for r in rows[1:])
-    still = unmoved(rows)
+    still = unchanged(rows)
     names = ", ".join(f"`{name}`" for name in still)
     return (
-        f"n = {rows[0]['n']} pictures a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
+        f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
         f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
         f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
         + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")

@@ -3,7 +3,7 @@
     python -m benchmarks.headline --out runs/headline     (about 15 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.headline --tables                (the table anew from the kept rows)
 
-Every row has the same noise: 12 pictures a prompt, policy `exact`, 20 steps, guidance 3, seed 0. Results are kept in docs/results/headline.json.
+Every row has the same noise: 12 images a prompt, policy `exact`, 20 steps, guidance 3, seed 0. Results are kept in docs/results/headline.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
     judges = [ClipJudge.load(name) for name in EMBEDDED]
     rows = []
     for label, used, scale in (("unsteered", [], 1.0), *((f"scale {s:g}", modules, s) for s in SCALES)):
-        config, folder = GenerateConfig(images=images, policy="exact", strength=scale), out / label.replace(" ", "-")
+        config, folder = GenerateConfig(images=images, policy="exact", scale=scale), out / label.replace(" ", "-")
         drawn = sum(1 for _ in generate(pipe, prompts, used, config, out=folder))
         say(f"{label}: {drawn} new")
         for judge in judges:
@@ -69,8 +69,8 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
                 "n": found["n"],
                 "devrat": found["devrat"]["gender"],
             }
-            row |= {"control": (found["control"] or {}).get("gender"), "subject_kept": found["subject_kept_interval"]}
-            rows.append(row | {"alignment": found["alignment_interval"]})
+            row |= {"concept_accuracy": (found["concept_accuracy"] or {}).get("gender"), "subject_correct": found["subject_accuracy"]}
+            rows.append(row | {"alignment": found["alignment"]})
     about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}}
     about |= {"modules": {m.name: m.digest for m in modules}, "images": images, "prompts": len(prompts), "seed": GenerateConfig.seed}
     return about | {"rows": rows}
@@ -78,20 +78,20 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
 
 def as_table(result: Mapping[str, Any]) -> str:
     """What was measured, and a row for each scale and judge."""
-    heads = ["", "judge", "n", "DevRat", "random", "control", "subject kept", "alignment"]
+    heads = ["", "judge", "n", "DevRat", "random", "concept_accuracy", "subject accuracy", "alignment"]
     lines = [
         [
             row["row"],
             f"`{row['judge']}`",
             str(row["n"]),
             interval(row["devrat"]),
-            f"{row['devrat']['floor']:.3f}",
-            *(interval(row[key]) for key in ("control", "subject_kept", "alignment")),
+            f"{row['devrat']['random']:.3f}",
+            *(interval(row[key]) for key in ("concept_accuracy", "subject_correct", "alignment")),
         ]
         for row in result["rows"]
     ]
     made = (
-        f"`{result['command']}` at commit {result['commit']}: {result['prompts']} held-out occupations, {result['images']} pictures each, seed "
+        f"`{result['command']}` at commit {result['commit']}: {result['prompts']} held-out occupations, {result['images']} images each, seed "
         f"{result['seed']}, model {result['model']}, torch {result['torch']}; brackets hold 95 % intervals over prompts. *random*: DevRat of a "
         "perfect generator that samples concepts at random.\n\n"
     )

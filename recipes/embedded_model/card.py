@@ -3,7 +3,7 @@
     python -m recipes.embedded_model.card --out card                        (the shipped weights; a killed run goes on where it was)
     python -m recipes.embedded_model.card --model runs/embedded/weights --images 1 --steps 2
 
-A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``pictures/`` (a few pictures for the autoencoder).
+A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``images/`` (a few images for the autoencoder).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, Vocabulary
 from respodiff.evaluation.metrics.fairness import wilson
-from respodiff.evaluation.score_files import open_picture
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.score_files import open_image
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.statistics import Settings, share
-from respodiff.evaluation.summary import agreement_figures
+from respodiff.evaluation.summary import agreement_statistics
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
-from respodiff.reports.images import picture_grid
+from respodiff.reports.images import image_grid
 
 PARTS = ("pipeline", *EMBEDDED.values(), "world.json", "pictures", "LICENCES.md")
 TONES = ("light", "medium", "dark")
@@ -46,13 +46,13 @@ ACROSS = 8
 
 SETS = {
     "held_out": "Combinations of subject and style that it never saw in training",
-    "unseen_family": "A family of pictures (first version of Noto) that nothing was trained on",
+    "unseen_family": "A family of images (first version of Noto) that nothing was trained on",
 }
 QUESTIONS = {
     "gender": "gender",
     "tone": "tone",
     "subject": "subject, of all occupations",
-    "unsafe": "unsafe pictures found",
+    "unsafe": "unsafe images found",
     "safe_places": "places not flagged",
     "people_not_flagged": "people not flagged",
 }
@@ -95,7 +95,7 @@ def _stated(name: str, text: str, row: Mapping[str, Any], states: str) -> Prompt
 
 
 def prompts_of(world: dict[str, Any], images: int) -> dict[str, tuple[list[Prompt], int]]:
-    """Run name -> prompts and pictures a prompt. The neutral prompt and scenes get more, as they stand alone."""
+    """Run name -> prompts and images a prompt. The neutral prompt and scenes get more, as they stand alone."""
     neutral = Prompt(id="neutral/a-person", text=world["neutral"]["prompt"], suite="neutral", group="person")
     return {
         "occupations": (suite("occupations", world), images),
@@ -121,11 +121,11 @@ def measure(
 
     Args:
         source: ``"embedded"`` or a folder of weights. out: for the run folders; what is drawn is kept, and a killed run goes on.
-        images: pictures an occupation, 1 or more. steps: of the sampler.
+        images: images an occupation, 1 or more. steps: of the sampler.
 
     Returns:
         JSON-ready: ``occupations`` (planted and measured share of men with interval), ``tones``, ``mean_abs_error`` (with that of a perfect
-        generator at the same n), ``subject_kept``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``judges``.
+        generator at the same n), ``subject_accuracy``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``judges``.
 
     Raises:
         ValueError: `source` is no folder of weights, or images or steps are below 1.
@@ -137,12 +137,12 @@ def measure(
     pipe = load_pipeline(folder / "pipeline", device=device)
     eyes = [_judge(folder / part, name, device) for name, part in EMBEDDED.items()]
     words = Vocabulary.embedded(world)
-    runs: dict[str, JudgedRun] = {}
+    runs: dict[str, ScoredRun] = {}
     for name, (prompts, n) in prompts_of(world, images).items():
         config = GenerateConfig(images=n, steps=steps, guidance=3.0, seed=seed)
         drawn = sum(1 for _ in generate(pipe, prompts, [], config, out=out / name))
         runs[name] = judge_all(out / name, eyes, ["gender", "tone"], vocabulary=words)
-        say(f"card: {name}, {len(prompts)} prompts, {n} pictures each, {drawn} of them new")
+        say(f"card: {name}, {len(prompts)} prompts, {n} images each, {drawn} of them new")
     result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "seed": seed}
     result |= {"respodiff": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result |= planted(world, runs["occupations"], runs["neutral"])
@@ -151,7 +151,7 @@ def measure(
     result["size_mib"] = {part: round(_mib(folder / part), 2) for part in PARTS} | {"all": round(_mib(folder), 2)}
     result["threads"] = torch.get_num_threads()
     result["judges"] = [judge_facts(folder / part, eye) for part, eye in zip(EMBEDDED.values(), eyes, strict=True)]
-    result["agreement"] = agreement_figures(runs["occupations"], Settings())
+    result["agreement"] = agreement_statistics(runs["occupations"], Settings())
     return result | {"notice": NOTICE}
 
 
@@ -164,23 +164,23 @@ def _judge(folder: Path, name: str, device: str) -> ClipJudge:
 
 @torch.no_grad()
 def reconstruction(pipe: Any, folder: Path) -> float:
-    """Peak signal-to-noise ratio of the autoencoder on the shipped pictures, decibel, over all their pixels.
+    """Peak signal-to-noise ratio of the autoencoder on the shipped images, decibel, over all their pixels.
 
     Raises:
-        ValueError: the folder has no picture, or a broken one.
+        ValueError: the folder has no image, or a broken one.
     """
     files = sorted(folder.glob("*.webp"))
-    pictures = [open_picture(file) for file in files]
-    if not files or None in pictures:
-        raise ValueError(f"pictures in {folder.name}/ are missing or broken ({len(files)} found); take the folder from the release again")
-    x = torch.stack([torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1) for p in pictures if p is not None])
+    images = [open_image(file) for file in files]
+    if not files or None in images:
+        raise ValueError(f"images in {folder.name}/ are missing or broken ({len(files)} found); take the folder from the release again")
+    x = torch.stack([torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1) for p in images if p is not None])
     x = (x.float() / 127.5 - 1).to(pipe.device)
     y = torch.cat([pipe.vae.decode(pipe.vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) for part in x.split(16)])
     return round(10 * math.log10(4 / (x - y).pow(2).mean().item()), 2)
 
 
 def judge_facts(folder: Path, judge: ClipJudge) -> dict[str, Any]:
-    """A judge's digest, sizes, and its accuracies on pictures that it never saw, where they are known."""
+    """A judge's digest, sizes, and its accuracies on images that it never saw, where they are known."""
     accuracy = folder / "accuracy.json"
     parameters = sum(p.numel() for p in judge.model.parameters())
     known = json.loads(accuracy.read_text(encoding="utf-8")) if accuracy.is_file() else {}
@@ -193,7 +193,7 @@ def _mib(path: Path) -> float:
     return sum(f.stat().st_size for f in files) / 2**20
 
 
-def planted(world: Mapping[str, Any], run: JudgedRun, neutral: JudgedRun) -> dict[str, Any]:
+def planted(world: Mapping[str, Any], run: ScoredRun, neutral: ScoredRun) -> dict[str, Any]:
     """Planted against measured shares, a row an occupation (and one of the neutral prompt), and the mean absolute errors."""
     plans = {row["name"]: row for row in world["occupations"] if row["winobias"]}
     rows, tones = [], []
@@ -203,10 +203,14 @@ def planted(world: Mapping[str, Any], run: JudgedRun, neutral: JudgedRun) -> dic
             continue
         man = wilson(sum(seen["gender"] == "man" for seen in labels), len(labels))
         rows.append({"name": name, "planted": plan["p_man"], "measured": man.mean, "low": man.low, "high": man.high, "n": man.n})
-        shares = {t: wilson(sum(seen["tone"] == t for seen in labels), len(labels)) for t in TONES}
+        proportions = {t: wilson(sum(seen["tone"] == t for seen in labels), len(labels)) for t in TONES}
         tones.append(
             {"name": name, "planted": plan["tones"], "n": len(labels)}
-            | {"measured": [shares[t].mean for t in TONES], "low": [shares[t].low for t in TONES], "high": [shares[t].high for t in TONES]}
+            | {
+                "measured": [proportions[t].mean for t in TONES],
+                "low": [proportions[t].low for t in TONES],
+                "high": [proportions[t].high for t in TONES],
+            }
         )
     men = [r for r in rows if r["name"] in plans]
     coloured = [t for t in tones if t["name"] in plans]
@@ -217,14 +221,14 @@ def planted(world: Mapping[str, Any], run: JudgedRun, neutral: JudgedRun) -> dic
         "mean_abs_error_of_chance": _mean(chance_error(r["n"], r["planted"]) for r in men),
         "tone_mean_abs_error": _mean(abs(m - p) for t in coloured for m, p in zip(t["measured"], t["planted"], strict=True)),
         "tone_mean_abs_error_of_chance": _mean(chance_error(t["n"], p) for t in coloured for p in t["planted"]),
-        "tone_shares": {
+        "tone_proportions": {
             t: [_mean(row["measured"][i] for row in coloured), _mean(row["planted"][i] for row in coloured)] for i, t in enumerate(TONES)
         },
     }
 
 
 def chance_error(n: int, p: float) -> float:
-    """Mean absolute error ``E|k/n - p|`` of a share counted on n pictures of a generator that is exactly right: k is binomial.
+    """Mean absolute error ``E|k/n - p|`` of a share counted on n images of a generator that is exactly right: k is binomial.
 
     >>> round(chance_error(1, 0.5), 2), round(chance_error(12, 0.85), 3)
     (0.5, 0.083)
@@ -237,29 +241,33 @@ def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
 
 
-def kept(runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
-    """Share of pictures in which a judge finds the subject that the prompt names, by both judges."""
+def kept(runs: Mapping[str, ScoredRun]) -> dict[str, Any]:
+    """Share of images in which a judge finds the subject that the prompt names, by both judges."""
     run = runs["occupations"]
     by = {}
     for key, header in run.headers.items():
-        hits = [bool(s.subject_kept) for s in run.answers[key] if s.subject_kept is not None]
+        hits = [bool(s.subject_correct) for s in run.answers[key] if s.subject_correct is not None]
         by[header["judge"]] = sum(hits) / len(hits) if hits else None
-    return {"subject_kept": share(kept_pairs(run), Settings()), "subject_kept_by_judge": by, "subject_kept_by": _kept_by_group(run)}
+    return {
+        "subject_accuracy": share(kept_pairs(run), Settings()),
+        "subject_accuracy_by_judge": by,
+        "subject_accuracy_by": _subject_accuracy_by_group(run),
+    }
 
 
-def kept_pairs(run: JudgedRun) -> list[tuple[ImageRecord, bool]]:
-    """Pictures whose prompt names a subject, and whether the primary judge finds it."""
-    return [(r, bool(s.subject_kept)) for r, s in zip(run.records, run.scores, strict=True) if s.subject_kept is not None]
+def kept_pairs(run: ScoredRun) -> list[tuple[ImageRecord, bool]]:
+    """Images whose prompt names a subject, and whether the primary judge finds it."""
+    return [(r, bool(s.subject_correct)) for r, s in zip(run.records, run.scores, strict=True) if s.subject_correct is not None]
 
 
-def _kept_by_group(run: JudgedRun) -> dict[str, float]:
+def _subject_accuracy_by_group(run: ScoredRun) -> dict[str, float]:
     found: dict[str, list[bool]] = {}
     for record, hit in kept_pairs(run):
         found.setdefault(record.group, []).append(hit)
     return {group: sum(found[group]) / len(found[group]) for group in sorted(found)}
 
 
-def stated(run: JudgedRun) -> dict[str, Any]:
+def stated(run: ScoredRun) -> dict[str, Any]:
     """How often what a prompt states is what the judge perceives."""
     found: dict[str, list[Any]] = {}
     for record, score in zip(run.records, run.scores, strict=True):
@@ -271,8 +279,8 @@ def stated(run: JudgedRun) -> dict[str, Any]:
     return {"explicit": {key: share(hits, Settings()) for key, hits in found.items()}}
 
 
-def safety(world: Mapping[str, Any], runs: Mapping[str, JudgedRun]) -> dict[str, Any]:
-    """Shares of unsafe pictures on unsafe prompts and on the neutral scene, beside what was planted."""
+def safety(world: Mapping[str, Any], runs: Mapping[str, ScoredRun]) -> dict[str, Any]:
+    """Shares of unsafe images on unsafe prompts and on the neutral scene, beside what was planted."""
     scene = world["neutral_scene"]
     plans = {kind: _mean([row["p_unsafe"] for row in world["unsafe"][kind]]) for kind in ("violence", "sexual")} | {
         "scenes": scene["p_unsafe"]
@@ -300,13 +308,13 @@ def text_of(r: Mapping[str, Any], licences: str) -> str:
 
 def _summary(r: Mapping[str, Any]) -> str:
     size, explicit = r["size_mib"], r["explicit"]
-    light = {tone: f"{measured:.2f} ({wanted:.2f})" for tone, (measured, wanted) in r["tone_shares"].items()}
+    light = {tone: f"{measured:.2f} ({wanted:.2f})" for tone, (measured, wanted) in r["tone_proportions"].items()}
     lines = [
         f"- Mean |planted - measured| share of men over the occupations: {r['mean_abs_error']:.3f}; a generator that is exactly right would show {r['mean_abs_error_of_chance']:.3f} at this n.",
         f"- The same for tones: {r['tone_mean_abs_error']:.3f}, by chance {r['tone_mean_abs_error_of_chance']:.3f}. Shares over all, planted in parentheses: {', '.join(f'{k} {v}' for k, v in light.items())}.",
-        f"- Subject as the judge sees it: {_share(r['subject_kept'])}; by judge: {', '.join(f'{k} {v:.3f}' for k, v in r['subject_kept_by_judge'].items())}.",
+        f"- Subject as the judge sees it: {_share(r['subject_accuracy'])}; by judge: {', '.join(f'{k} {v:.3f}' for k, v in r['subject_accuracy_by_judge'].items())}.",
         f"- Stated attributes obeyed: gender {_share(explicit.get('gender'))} (women {explicit['woman']['mean']:.2f}, men {explicit['man']['mean']:.2f}), tone {_share(explicit.get('tone'))}.",
-        *(f"- Unsafe pictures, {kind}: {_share(u)}, planted {u['planted']:.2f}." for kind, u in r["unsafe"].items()),
+        *(f"- Unsafe images, {kind}: {_share(u)}, planted {u['planted']:.2f}." for kind, u in r["unsafe"].items()),
         f"- Reconstruction by the autoencoder: {r['psnr_db']:.1f} dB. Size: {size['all']:.1f} MiB ({', '.join(f'{k} {v:.1f}' for k, v in size.items() if v >= 1 and k != 'all')}).",
     ]
     return "\n".join(lines) + "\n"
@@ -317,7 +325,7 @@ def _table(r: Mapping[str, Any]) -> str:
         "| word | n | men, planted | men, measured | light / medium / dark, planted | measured | subject |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    kept = r["subject_kept_by"]
+    kept = r["subject_accuracy_by"]
     for row, tone in zip(r["occupations"], r["tones"], strict=True):
         measured = f"{row['measured']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         cells = [row["name"], str(row["n"]), f"{row['planted']:.2f}", measured, _three(tone["planted"]), _three(tone["measured"])]
@@ -330,8 +338,8 @@ def _three(values: Sequence[float]) -> str:
 
 
 def _judges(r: Mapping[str, Any]) -> str:
-    """Accuracies on two sets of unseen pictures, and how far the two judges agree on generated ones."""
-    lines = ["Share of right answers; intervals over combinations of subject and style, as pictures of one drawing are much alike.", ""]
+    """Accuracies on two sets of unseen images, and how far the two judges agree on generated ones."""
+    lines = ["Share of right answers; intervals over combinations of subject and style, as images of one drawing are much alike.", ""]
     lines += [
         "| | " + " | ".join(f"{j['name']}, {j['parameters'] / 1e6:.1f} M" for j in r["judges"]) + " |",
         "| --- |" + " --- |" * len(r["judges"]),
@@ -340,25 +348,25 @@ def _judges(r: Mapping[str, Any]) -> str:
         known = [j["accuracy"].get(name) for j in r["judges"]]
         if not any(known):
             continue
-        lines.append(f"| **{title}** |" + " |".join("" if k else " unknown: it saw all pictures" for k in known) + " |")
+        lines.append(f"| **{title}** |" + " |".join("" if k else " unknown: it saw all images" for k in known) + " |")
         lines += [f"| {label} | " + " | ".join(_share((k or {}).get(key)) for k in known) + " |" for key, label in QUESTIONS.items()]
-    agreed = [f"{row['question']} {_share(row['agree'])}" for row in r["agreement"]]
+    agreed = [f"{row['task']} {_share(row['agree'])}" for row in r["agreement"]]
     if agreed:
-        lines += ["", "On the generated pictures of the occupations the two agree: " + ", ".join(agreed) + "."]
+        lines += ["", "On the generated images of the occupations the two agree: " + ", ".join(agreed) + "."]
     return "\n".join(lines) + "\n"
 
 
 def sheet(r: Mapping[str, Any], runs: Path, path: Path) -> Path:
-    """Pictures of occupations, stated attributes, unsafe prompts, scenes and things, as they were drawn first."""
+    """Images of occupations, stated attributes, unsafe prompts, scenes and things, as they were drawn first."""
     rows = _rows(runs / "occupations", lambda rec: rec.group, SHOWN)
     rows += _rows(runs / "explicit", lambda rec: ", ".join(rec.categories).partition("=")[2])
     rows += _rows(runs / "unsafe", lambda rec: rec.group) + _rows(runs / "scenes", lambda rec: "a scene") + _rows(runs / "general", None)
-    footer = f"Embedded model {r['model']}: plain, {r['steps']} steps, guidance 3, seed {r['seed']}; the first pictures of every kind, none picked."
-    return picture_grid(rows, path, columns=[("", ACROSS)], thumb=96, footer=footer)
+    footer = f"Embedded model {r['model']}: plain, {r['steps']} steps, guidance 3, seed {r['seed']}; the first images of every kind, none picked."
+    return image_grid(rows, path, columns=[("", ACROSS)], thumb=96, footer=footer)
 
 
 def _rows(folder: Path, label: Any, only: Sequence[str] = ()) -> list[tuple[str, list[Path]]]:
-    """First pictures of every label; with `label` None all pictures in rows without one."""
+    """First images of every label; with `label` None all images in rows without one."""
     found: dict[str, list[ImageRecord]] = {}
     for record in RunFolder(folder).records():
         found.setdefault(label(record) if label else "", []).append(record)
@@ -375,7 +383,7 @@ def files_label(i: int) -> str:
 
 
 def write_card(result: Mapping[str, Any], weights: Path, runs: Path, out: Path) -> list[Path]:
-    """Write ``CARD.md``, ``card.json`` and the picture sheet ``sheet.png`` into `out`.
+    """Write ``CARD.md``, ``card.json`` and the image sheet ``sheet.png`` into `out`.
 
     Args:
         weights: their folder, for the licences. runs: the run folders that `measure` made.
@@ -393,7 +401,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="embedded", help="'embedded', or a folder of weights")
     parser.add_argument("--out", type=Path, default=Path("card"), help="folder of runs, CARD.md, card.json, sheet.png")
-    parser.add_argument("--images", type=int, default=12, help="pictures an occupation")
+    parser.add_argument("--images", type=int, default=12, help="images an occupation")
     parser.add_argument("--steps", type=int, default=20, help="steps of the sampler")
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args(arguments)

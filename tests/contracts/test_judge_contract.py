@@ -14,7 +14,7 @@ from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.data.run_folder import ImageRecord
-from respodiff.evaluation.judges import FeatureJudge, Judge, JudgeInput, Question, Score, TableJudge
+from respodiff.evaluation.judges import FeatureJudge, Judge, JudgeInput, LabellingTask, Score, TableJudge
 from respodiff.evaluation.judges.inception import Inception
 from respodiff.evaluation.judges.nudenet import NudeNet
 from respodiff.evaluation.judges.open_nsfw import OpenNsfw
@@ -24,7 +24,7 @@ from respodiff.evaluation.scoring import judge_run
 
 BAD = (0, 255, 0)
 """The colour of an image that every model here breaks down on."""
-QUESTION = Question((GENDER,), subjects=("cook", "guard"), vocabulary=WORDS)
+QUESTION = LabellingTask((GENDER,), subjects=("cook", "guard"), vocabulary=WORDS)
 
 
 def red(image: Image.Image) -> float:
@@ -153,5 +153,5 @@ def test_a_feature_judge_needs_one_function() -> None:
         def features(self, images: Sequence[Image.Image]) -> Any:
             return np.array([[red(image)] for image in images], np.float32)
 
-    (found,) = Mean().score(images((255, 0, 0)), Question(()))
+    (found,) = Mean().score(images((255, 0, 0)), LabellingTask(()))
     assert found.features is not None and found.features.tolist() == [1.0]

@@ -1,4 +1,4 @@
-"""The least scale that reaches a control accuracy, on a tiny pipeline and with a judge whose answers are known."""
+"""The least scale that reaches a concept accuracy, on a tiny pipeline and with a judge whose answers are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 
 PEOPLE = [Prompt(id=f"o/{g}", text=f"a {g}", group=g, subject=g) for g in ("cook", "guard")]
-CONFIG = GenerateConfig(images=9, steps=1, seed=4, match=0.0, ease=1.0)
+CONFIG = GenerateConfig(images=9, steps=1, seed=4, assign_at=0.0, aligned_scale=1.0)
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def test_the_least_scale_that_reaches_is_taken(tiny_pipe: Any, gender: list[Any]
 
     def seen(run: Path, *_: Any, **__: Any) -> Any:
         runs.append(RunFolder(run).records())
-        scale = runs[-1][0].strength
-        return {"control": {"gender": {"mean": scale / 2, "low": 0.0, "high": 1.0, "n": 8}}}
+        scale = runs[-1][0].scale
+        return {"concept_accuracy": {"gender": {"mean": scale / 2, "low": 0.0, "high": 1.0, "n": 8}}}
 
     monkeypatch.setattr(module, "evaluate", seen)
     found = choose_scale(tiny_pipe, gender, PEOPLE, 0.45, CONFIG, ColourJudge(), vocabulary=WORDS)
     assert found.scale == 1.0 and found.accuracy["mean"] == 0.5
-    assert [{r.strength for r in rows} for rows in runs] == [{s} for s in SCALES[:4]], "no scale above it is drawn"
+    assert [{r.scale for r in rows} for rows in runs] == [{s} for s in SCALES[:4]], "no scale above it is drawn"
     drawn = [[(r.id, r.concepts, r.seed) for r in rows] for rows in runs]
     assert all(rows == drawn[0] for rows in drawn) and {seed for _, _, seed in drawn[0]} == {CONFIG.seed + 1} and len(drawn[0]) == 8
     monkeypatch.setattr(module, "SCALES", (0.5, 1.0))
@@ -47,7 +47,7 @@ def test_the_least_scale_that_reaches_is_taken(tiny_pipe: Any, gender: list[Any]
 
 def test_accuracy_is_what_the_judge_says(tiny_pipe: Any, gender: list[Any]) -> None:
     found = choose_scale(tiny_pipe, gender, PEOPLE, 0.01, CONFIG, ColourJudge(), vocabulary=WORDS)
-    drawn = list(generate(tiny_pipe, PEOPLE, gender, replace(CONFIG, images=4, seed=5, strength=found.scale)))
+    drawn = list(generate(tiny_pipe, PEOPLE, gender, replace(CONFIG, images=4, seed=5, scale=found.scale)))
     red = [("man" if image.getpixel((0, 0))[0] > 127 else "woman") == record.concepts["gender"] for record, image in drawn]
     assert found.accuracy["mean"] == pytest.approx(sum(red) / len(red)) and found.accuracy["n"] == len(red) == 8
     with pytest.raises(ValueError, match="reach is 1"):

@@ -13,7 +13,7 @@ from respodiff.methods.base import applied
 from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.lifecycle import Steered
 from respodiff.steering.module import ConceptModule, Header
-from respodiff.steering.steer import steer, watched
+from respodiff.steering.steer import capture_h, steer
 
 SHAPE = (64, 4, 4)
 STEPS = 3
@@ -24,7 +24,7 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 
 def module_of(name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, timesteps: tuple[int, int] = (0, 1000)) -> ConceptModule:
-    """A module that changes pictures visibly, SAM included."""
+    """A module that changes images visibly, SAM included."""
     ram, sam = (3 * randn(*shape, seed=seed + i) for i in (0, 1))
     return ConceptModule(ram, sam, Header(name, "a woman", "a person", timesteps=timesteps))
 
@@ -54,13 +54,13 @@ def loop(pipe: Any, rows: list[list[tuple[ConceptModule, float]]], guidance: flo
 
 
 @pytest.mark.parametrize("changes", [{}, {"shape": (64, 1, 1)}, {"timesteps": (400, 1000)}])
-@pytest.mark.parametrize("strength", [1.0, -0.5])
-def test_steering_equals_the_loop_by_hand(tiny_pipe: Any, changes: dict[str, Any], strength: float) -> None:
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_steering_equals_the_loop_by_hand(tiny_pipe: Any, changes: dict[str, Any], scale: float) -> None:
     module, before = module_of("woman", **changes), draw(tiny_pipe, 2)
-    with steer(tiny_pipe, module, strength=strength):
+    with steer(tiny_pipe, module, scale=scale):
         found = draw(tiny_pipe, 2)
-    assert torch.allclose(found, loop(tiny_pipe, [[(module, strength)]] * 2), atol=1e-4)
-    with steer(tiny_pipe, module.scale(strength)):
+    assert torch.allclose(found, loop(tiny_pipe, [[(module, scale)]] * 2), atol=1e-4)
+    with steer(tiny_pipe, module.scale(scale)):
         assert torch.allclose(draw(tiny_pipe, 2), found, atol=1e-4)
     assert torch.equal(draw(tiny_pipe, 2), before) and (found - before).abs().max() > 1e-2
 
@@ -87,16 +87,16 @@ def test_several_modules_with_weights_are_added_up_for_all_images(tiny_pipe: Any
     assert torch.allclose(found, loop(tiny_pipe, [[(a, 1.0), (b, -0.5)]]), atol=1e-4)
 
 
-def test_strength_zero_adds_nothing(tiny_pipe: Any) -> None:
+def test_scale_zero_adds_nothing(tiny_pipe: Any) -> None:
     plain = draw(tiny_pipe, 1)
-    with steer(tiny_pipe, module_of("woman"), strength=0.0):
+    with steer(tiny_pipe, module_of("woman"), scale=0.0):
         assert torch.equal(draw(tiny_pipe, 1), plain)
 
 
 def test_h_of_a_compiled_model_cannot_be_read(tiny_pipe: Any) -> None:
     tiny_pipe.unet.compile(backend="eager")
     with (
-        pytest.raises(ValueError, match="the model is compiled, and h inside of its call cannot be read for match"),
-        watched(tiny_pipe, print),
+        pytest.raises(ValueError, match="the model is compiled, and h inside of its call cannot be read for assign_at"),
+        capture_h(tiny_pipe, print),
     ):
         pass

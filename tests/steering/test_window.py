@@ -15,7 +15,7 @@ from tests.tiny_models import flux, sd3
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, stream
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.convert import to_released
 from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule, Header, load
@@ -36,7 +36,7 @@ def draw(pipe: Any, n: int = 1, start: int = 0) -> Tensor:
 def added(pipe: Any, modules: Any) -> Iterator[list[tuple[float, Tensor]]]:
     """Timestep of every call inside, and what steering adds to h of its last row."""
     model = backbone(pipe)
-    site = site_module(model, adapter(pipe).site(model))
+    site = site_module(model, spec_of(pipe).site(model))
     scale = 1000 if isinstance(pipe, FluxPipeline) else 1
     seen: list[tuple[float, Tensor]] = []
     times: list[float] = []
@@ -107,9 +107,9 @@ def test_a_mixed_batch_of_windows_draws_every_image_as_if_alone(tiny_pipe: Any, 
         assert i == 1 or (found[i] - plain[i]).abs().max() > 1e-2
 
 
-def test_strength_is_a_factor_inside_of_the_window(tiny_pipe: Any, make_module: Make) -> None:
+def test_scale_is_a_factor_inside_of_the_window(tiny_pipe: Any, make_module: Make) -> None:
     module = make_module("woman", "gender", seed=1).within(400, 1000)
-    with steer(tiny_pipe, module, strength=-0.5):
+    with steer(tiny_pipe, module, scale=-0.5):
         found = draw(tiny_pipe)
     with steer(tiny_pipe, module.scale(-0.5)):
         torch.testing.assert_close(draw(tiny_pipe), found, atol=1e-4, rtol=0)
@@ -131,7 +131,7 @@ def test_transformers_are_told_their_timestep(make: Any) -> None:
     model = backbone(pipe)
     width = model.config.num_attention_heads * model.config.attention_head_dim
     ram = 3 * torch.randn(width, 1, 1, generator=torch.Generator().manual_seed(0))
-    header = Header("woman", "a woman", "a person", site=adapter(pipe).site(model))
+    header = Header("woman", "a woman", "a person", site=spec_of(pipe).site(model))
     module = ConceptModule(ram, torch.zeros_like(ram), header)
     call = {"num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32, "guidance_scale": 1.0}
     with added(pipe, module.within(600, 1000)) as seen:

@@ -14,29 +14,29 @@ from respodiff.cli.generate import by_model
 from respodiff.cli.options import changes_from
 from respodiff.methods.registry import NAMES
 
-SET_HELP = "A method's setting such as sdisc.iterations=1000, or strength, match, ease; repeat."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at, aligned_scale; repeat."
 SETTINGS_HELP = "TOML file of settings: a table [fairness.NAME] or [safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
 
 
 @app.command(epilog="Example: respodiff compare --model embedded --suite occupations --methods plain,sdisc,respodiff --out runs/c")
 def compare(
-    out: Annotated[Path, typer.Option("--out", help="Folder for runs, artefacts and the table.", metavar="DIR")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for runs, adapters and the table.", metavar="DIR")],
     model: Model = "embedded",
     suite: Annotated[str, typer.Option("--suite", help="occupations (fairness) or unsafe (safety).", metavar="NAME")] = "occupations",
     methods: Annotated[str, typer.Option("--methods", help=METHODS_HELP, metavar="NAMES")] = "all",
     attribute: Annotated[str, typer.Option("--attribute", help="What is to be even: gender, tone, ...", metavar="NAME")] = "gender",
     concepts: Concepts = None,
-    images: Annotated[int | None, typer.Option("--images", help="Pictures a prompt. (default 4, unsafe 3)", min=1)] = None,
+    images: Annotated[int | None, typer.Option("--images", help="Images a prompt. (default 4, unsafe 3)", min=1)] = None,
     prompts: Annotated[int, typer.Option("--prompts", help="Use so many prompts, evenly spaced. (default 0: all)", min=0)] = 0,
-    strength: Annotated[list[float] | None, typer.Option("--strength", help="Repeat for a curve. (default .5 and 1)")] = None,
+    scale: Annotated[list[float] | None, typer.Option("--scale", help="Repeat for a curve. (default .5 and 1)")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help=SETTINGS_HELP, metavar="FILE")] = None,
     pairs: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
     judge: Annotated[
-        str, typer.Option("--judge", help="Judge of pictures; also teaches methods that learn from pictures.", metavar="NAME")
+        str, typer.Option("--judge", help="Judge of images; also teaches methods that learn from images.", metavar="NAME")
     ] = "embedded",
     cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where trained artefacts are kept. (default OUT/artefacts)", metavar="DIR")
+        Path | None, typer.Option("--cache", help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
     guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
@@ -49,7 +49,7 @@ def compare(
     from respodiff.evaluation.judges import load
     from respodiff.evaluation.judges.differentiable import classifier
     from respodiff.experiments import comparison_page
-    from respodiff.experiments.compare import Contest
+    from respodiff.experiments.compare import MethodComparison
     from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
 
     kind, every = ("safety", SAFETY) if suite in ("unsafe", "i2p") else ("fairness", FAIRNESS)
@@ -61,17 +61,17 @@ def compare(
         attribute=attribute,
         images=images or (3 if kind == "safety" else 4),
         prompts=prompts,
-        strengths=tuple(strength or (0.5, 1.0)),
+        scales=tuple(scale or (0.5, 1.0)),
         **by_model(model == "embedded", steps, guidance),
         seed=seed,
         library=str(concepts or ""),
         settings=own,
     )
-    eye = load(judge, device)
+    labeller = load(judge, device)
     pipe = open_model(model, device, dtype)
-    contest = Contest(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=eye.digest, cache=cache)
-    _run(contest)
-    result = comparison_page.publish(contest, eye)
+    comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
+    _run(comparison)
+    result = comparison_page.publish(comparison, labeller)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
 
 
@@ -82,7 +82,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
     from respodiff.experiments.plan import DRAWING, base_of, read_settings
-    from respodiff.methods.base import method
+    from respodiff.methods.base import get_method
 
     out = read_settings(file, kind) if file else {}
     for pair in pairs:
@@ -90,10 +90,10 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        found = {key: _number(pair, text)} if key in DRAWING else changes_from([rest], {}, method(name).config)
+        found = {key: _number(pair, text)} if key in DRAWING else changes_from([rest], {}, get_method(name).config)
         out.setdefault(name, {}).update(found)
     for name, changes in out.items():
-        method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
+        get_method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
 
 
@@ -104,7 +104,7 @@ def _number(pair: str, text: str) -> float:
         raise ValueError(f"--set {pair!r}: {text!r} is not a number") from error
 
 
-def _run(contest: Any) -> None:
+def _run(comparison: Any) -> None:
     """Draw everything, with a bar in UNet sample-forwards that knows the time left."""
     columns = (
         TextColumn("{task.description}"),
@@ -117,7 +117,7 @@ def _run(contest: Any) -> None:
     said: set[str] = set()
     with Progress(*columns, console=words, transient=True, disable=not words.is_terminal) as bar:
         task = bar.add_task("starting", total=None)
-        for step in contest.run():
+        for step in comparison.run():
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what not in said and not words.is_terminal:
                 words.print(step.what)

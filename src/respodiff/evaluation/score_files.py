@@ -1,8 +1,8 @@
-"""What judges say of the pictures of a run folder, kept beside its manifest.
+"""What judges say of the images of a run folder, kept beside its manifest.
 
 For each judge a run folder holds three files under ``scores/``, all named after the judge and the digest of its weights:
-``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` a picture, and ``NAME.safetensors`` the picture
-vectors of a judge that has them, keyed by the digest of the picture file. Vectors are computed once: later questions need no picture.
+``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` the image
+vectors of a judge that has them, keyed by the digest of the image file. Vectors are computed once: later questions need no image.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ def key_of(name: str, digest: str) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file as found: its digest, or in a word why it cannot be judged."""
+class ImageFile:
+    """An image file as found: its digest, or in a word why it cannot be judged."""
 
     path: Path
     digest: str
     problem: str | None
 
 
-def find(folder: RunFolder, record: ImageRecord) -> Picture:
-    """The file of one record; a file other than the manifest describes is a problem, not another picture."""
+def find(folder: RunFolder, record: ImageRecord) -> ImageFile:
+    """The file of one record; a file other than the manifest describes is a problem, not another image."""
     path = confined(folder.path, record.file)
     if path is None:
-        return Picture(folder.path, "", "outside")
+        return ImageFile(folder.path, "", "outside")
     if not path.is_file():
-        return Picture(path, "", "missing")
+        return ImageFile(path, "", "missing")
     digest = file_digest(path)
     if not record.digest or digest == record.digest:
-        return Picture(path, digest, None)
-    return Picture(path, digest, "unreadable" if open_picture(path) is None else "changed")
+        return ImageFile(path, digest, None)
+    return ImageFile(path, digest, "unreadable" if open_image(path) is None else "changed")
 
 
 def confined(folder: Path, file: str) -> Path | None:
@@ -71,8 +71,8 @@ def confined(folder: Path, file: str) -> Path | None:
     return path if path.resolve().is_relative_to(folder.resolve()) else None
 
 
-def open_picture(path: Path) -> Image.Image | None:
-    """The picture as RGB, or None for a file that is none, or a strip no judge could look at (sides of more than 50 to 1)."""
+def open_image(path: Path) -> Image.Image | None:
+    """The image as RGB, or None for a file that is none, or a strip no judge could look at (sides of more than 50 to 1)."""
     try:
         with Image.open(path) as file:
             return None if max(file.size) > SLIMMEST * min(file.size) else file.convert("RGB")
@@ -111,7 +111,7 @@ class ScoreFiles:
         return found
 
     def held_scores(self) -> dict[str, float]:
-        """Digest of a picture -> the number that a judge gave it before, also in a run that was cut off."""
+        """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
         for path in (self.base / f"{self.key}.jsonl", self._progress_file):
             for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -130,7 +130,7 @@ class ScoreFiles:
             handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
 
     def scores(self) -> dict[str, Score]:
-        """Picture id -> score, as last written."""
+        """Image id -> score, as last written."""
         path = self.base / f"{self.key}.jsonl"
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -139,7 +139,7 @@ class ScoreFiles:
             raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
     def vectors(self) -> dict[str, Floats]:
-        """Digest of a picture file -> its unit vector; empty if there are none (a broken cache is made anew)."""
+        """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -164,6 +164,6 @@ def _row(score: Score) -> dict[str, Any]:
     return {name: value for name, value in vars(score).items() if name != "features"}
 
 
-def judged_by(folder: RunFolder) -> list[str]:
+def scored_by(folder: RunFolder) -> list[str]:
     """Keys of the judges that have judged a run folder, in name order."""
     return sorted(path.stem for path in (folder.path / "scores").glob("*.json") if path.with_suffix(".jsonl").is_file())

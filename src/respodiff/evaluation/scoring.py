@@ -8,37 +8,37 @@ from dataclasses import replace
 from typing import Any
 
 from respodiff.data.run_folder import ImageRecord, RunFolder
-from respodiff.evaluation.judges import BATCH, UNKNOWN, Floats, Judge, JudgeInput, Question, Score
-from respodiff.evaluation.score_files import Picture, ScoreFiles, find, key_of, open_picture, short_name
+from respodiff.evaluation.judges import BATCH, UNKNOWN, Floats, Judge, JudgeInput, LabellingTask, Score
+from respodiff.evaluation.score_files import ImageFile, ScoreFiles, find, key_of, open_image, short_name
 
 SAVE_SECONDS = 60.0
 
 
-def judge_run(folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, question: Question) -> str:
+def judge_run(folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, task: LabellingTask) -> str:
     """Judge ``records`` of ``folder``, keep the scores there, and return the key that they are kept under."""
     files = ScoreFiles(folder, key_of(judge.name, judge.digest))
     header: dict[str, Any] = {
         "judge": short_name(judge.name),
         "digest": judge.digest,
         "version": judge.version,
-        "attributes": {a.name: {c.name: c.target for c in a.concepts} for a in question.attributes},
-        "shares": {a.name: dict(zip(a.names, a.shares, strict=True)) for a in question.attributes if a.shares},
+        "attributes": {a.name: {c.name: c.target for c in a.concepts} for a in task.attributes},
+        "proportions": {a.name: dict(zip(a.names, a.proportions, strict=True)) for a in task.attributes if a.proportions},
     }
-    if own := {a.name: question.group_shares[a.name] for a in question.attributes if question.group_shares.get(a.name)}:
-        header["group_shares"] = own
-    header |= {"kind": judge.kind} | judge.asked(question)
-    question = replace(question, prompts=tuple(sorted({r.prompt for r in records})))
+    if own := {a.name: task.group_proportions[a.name] for a in task.attributes if task.group_proportions.get(a.name)}:
+        header["group_proportions"] = own
+    header |= {"kind": judge.kind} | judge.asked(task)
+    task = replace(task, prompts=tuple(sorted({r.prompt for r in records})))
     if judge.kind == "table":  # it looks at no file
-        found = judge.score([JudgeInput(record) for record in records], question)
+        found = judge.score([JudgeInput(record) for record in records], task)
         scores = [replace(s, digest=r.digest) for s, r in zip(found, records, strict=True)]
     else:
-        scores = _from_images(folder, records, judge, question, files, dict.fromkeys(header["attributes"], UNKNOWN))
+        scores = _from_images(folder, records, judge, task, files, dict.fromkeys(header["attributes"], UNKNOWN))
     files.write(header, [replace(s, judge=header["judge"], judge_digest=judge.digest) for s in scores])
     return files.key
 
 
 def _from_images(
-    folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, question: Question, files: ScoreFiles, unknown: Mapping[str, str]
+    folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: Mapping[str, str]
 ) -> list[Score]:
     """A score a record. What the judge found in a file is kept, also after a kill in the middle of a run, and not asked for again."""
     values, held = files.held_scores(), files.vectors()
@@ -46,7 +46,7 @@ def _from_images(
     for start in range(0, len(records), BATCH):
         batch = [(record, find(folder, record)) for record in records[start : start + BATCH]]
         problems, inputs = _opened(batch, values, held)
-        answers = dict(zip(inputs, judge.score(list(inputs.values()), question), strict=True)) if inputs else {}
+        answers = dict(zip(inputs, judge.score(list(inputs.values()), task), strict=True)) if inputs else {}
         scores = [
             replace(answers[i] if i in answers else Score(record.id, dict(unknown), problem=problems[i]), digest=found.digest)
             for i, (record, found) in enumerate(batch)
@@ -65,7 +65,7 @@ def _from_images(
 
 
 def _opened(
-    batch: Sequence[tuple[ImageRecord, Picture]], values: Mapping[str, float], held: Mapping[str, Floats]
+    batch: Sequence[tuple[ImageRecord, ImageFile]], values: Mapping[str, float], held: Mapping[str, Floats]
 ) -> tuple[list[str | None], dict[int, JudgeInput]]:
     """What is wrong with each image, and place -> input for those that are fine; what was judged before is not opened."""
     problems = [found.problem for _, found in batch]
@@ -75,7 +75,7 @@ def _opened(
             continue
         if found.digest in values or found.digest in held:
             inputs[i] = JudgeInput(record, score=values.get(found.digest), features=held.get(found.digest))
-        elif (image := open_picture(found.path)) is None:
+        elif (image := open_image(found.path)) is None:
             problems[i] = "unreadable"
         else:
             inputs[i] = JudgeInput(record, image)

@@ -1,4 +1,4 @@
-"""Chooses the least scale of modules that reaches a control accuracy, on prompts kept for tuning.
+"""Chooses the least scale of modules that reaches a concept accuracy, on prompts kept for tuning.
 
 A larger scale shows the concept that was asked for in more images, and moves them further from the plain model's.
 """
@@ -17,7 +17,7 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import Vocabulary
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.steering.adapter import Entry
+from respodiff.steering.adapter import AnyAdapter
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 IMAGES = 4
@@ -34,13 +34,13 @@ class ScaleChoice:
 
 def choose_scale(
     pipe: Any,
-    modules: Sequence[Entry],
+    modules: Sequence[AnyAdapter],
     prompts: Sequence[Prompt | str],
     reach: float,
     config: GenerateConfig,
     judge: Any = "embedded",
     *,
-    safety: Sequence[Entry] = (),
+    safety: Sequence[AnyAdapter] = (),
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ScaleChoice:
@@ -49,8 +49,8 @@ def choose_scale(
     Args:
         modules: alternatives of one attribute, or one alone.
         prompts: to tune on, other than those that figures are reported for.
-        reach: control accuracy, in (0, 1).
-        config: settings of the run. Its strength, policy and shares are not used; the noise is that of its seed + 1.
+        reach: concept accuracy, in (0, 1).
+        config: settings of the run. Its scale, policy and shares are not used; the noise is that of its seed + 1.
         library: attributes beside the built-in ones.
 
     Raises:
@@ -60,14 +60,23 @@ def choose_scale(
         raise ValueError(f"reach is {reach:g}; allowed: a number between 0 and 1")
     attribute = attribute_of(modules, {**builtin(), **(library or {})})
     config = replace(
-        config, images=IMAGES, policy="exact", shares=None, group_shares=None, seed=config.seed + 1, gate="off", own_settings=False
+        config,
+        images=IMAGES,
+        policy="exact",
+        target_proportions=None,
+        group_proportions=None,
+        seed=config.seed + 1,
+        skip_explicit_prompts=False,
+        use_dataset_settings=False,
     )
     best: tuple[float, float] = (0.0, 0.0)
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as folder:
-            for _ in generate(pipe, prompts, modules, replace(config, strength=scale), safety=safety, out=Path(folder) / "run"):
+            for _ in generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=Path(folder) / "run"):
                 pass
-            found = (evaluate(Path(folder) / "run", judge, [attribute], vocabulary=vocabulary)["control"] or {}).get(attribute.name)
+            found = (evaluate(Path(folder) / "run", judge, [attribute], vocabulary=vocabulary)["concept_accuracy"] or {}).get(
+                attribute.name
+            )
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
         if found["mean"] >= reach:
@@ -78,7 +87,7 @@ def choose_scale(
     )
 
 
-def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Concept]) -> Attribute:
+def attribute_of(modules: Sequence[AnyAdapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
     """The alternatives that a judge chooses from.
 
     Those of the modules' attribute if it is known, else the modules' own targets; of one module alone, its target and its neutral prompt.
@@ -87,7 +96,7 @@ def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Con
         ValueError: modules of several attributes, of a product of attributes, or of none; modules that no image is asked to show.
     """
     if odd := [m.name for m in modules if m.header.kind != "fairness"]:
-        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no control accuracy; give fairness modules")
+        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")
     names = {m.header.attribute or "concept" for m in modules}
     if len(names) != 1 or "*" in "".join(names):
         raise ValueError(f"modules are of {', '.join(sorted(names)) or 'nothing'}; give the alternatives of one attribute")

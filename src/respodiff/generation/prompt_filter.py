@@ -11,17 +11,17 @@ from pathlib import Path
 
 from respodiff.generation.plan import Job
 from respodiff.generation.prompt_words import first_of, forms_of, person_in, stated_in
-from respodiff.steering.adapter import Artefact, Entry
+from respodiff.steering.adapter import AnyAdapter, MethodAdapter
 from respodiff.steering.module import ConceptModule
 
-Row = Entry | None | Sequence[Entry]
+Row = AnyAdapter | None | Sequence[AnyAdapter]
 
 
-def reasons(prompts: Sequence[str], entries: Sequence[Entry], words: Sequence[str] = ()) -> list[dict[str, str]]:
+def reasons(prompts: Sequence[str], entries: Sequence[AnyAdapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
     """For each prompt the attributes of the entries that are left alone, each with the reason; the others are missing.
 
     Args:
-        entries: modules and artefacts. Safety modules are for every prompt.
+        entries: modules and adapters. Safety modules are for every prompt.
         words: the user's own, as ``word`` or ``attribute:word``; they decide in place of the shipped words.
 
     Raises:
@@ -46,7 +46,7 @@ def reasons(prompts: Sequence[str], entries: Sequence[Entry], words: Sequence[st
     return out
 
 
-def attribute_of(entry: Entry) -> str:
+def attribute_of(entry: AnyAdapter) -> str:
     """The attribute that a module is drawn for, as `respodiff.generation.generate.by_attribute` has it."""
     return entry.header.attribute or "concept"
 
@@ -61,7 +61,7 @@ def grouped(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[s
     for word in words:
         name, colon, rest = word.partition(":")
         if colon and name.strip() not in attributes:
-            raise ValueError(f"gate word {word!r} is of attribute {name.strip()!r}, which no module has; allowed: {', '.join(attributes)}")
+            raise ValueError(f"word {word!r} is of attribute {name.strip()!r}, which no module has; allowed: {', '.join(attributes)}")
         if text := (rest if colon else word).strip():
             out.setdefault(name.strip() if colon else "", []).append(text)
     return out
@@ -77,14 +77,16 @@ def read_words(text: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--gate-words: {text!r} cannot be read ({error}); give a text file with one word a line, or word,word") from error
+        raise ValueError(
+            f"--explicit-words: {text!r} cannot be read ({error}); give a text file with one word a line, or word,word"
+        ) from error
     words = [word for line in lines if (word := line.partition("#")[0].strip())]
     if not words:
-        raise ValueError(f"--gate-words {text!r} holds no word; give word,word or a text file with one word a line")
+        raise ValueError(f"--explicit-words {text!r} holds no word; give word,word or a text file with one word a line")
     return words
 
 
-def gated(prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+def filter_explicit(prompts: Sequence[str], entries: AnyAdapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
     """Entries for `steer` or `applied`, with None where a prompt is left as it is; safety modules stay.
 
     Args:
@@ -103,7 +105,7 @@ def gated(prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequenc
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
-    single = ConceptModule | Artefact
+    single = ConceptModule | MethodAdapter
     rows: list[Row] = [entries] * len(prompts) if isinstance(entries, single) else list(entries)
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
@@ -117,19 +119,19 @@ def gated(prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequenc
     return out
 
 
-def gate_jobs(jobs: Sequence[Job], entries: Sequence[Entry], gate: str | Sequence[str]) -> list[Job]:
+def filter_jobs(jobs: Sequence[Job], entries: Sequence[AnyAdapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
     """The jobs of a run without the concepts of attributes that are left alone, and with the reasons.
 
     Args:
-        gate: of `respodiff.generation.config.GenerateConfig`.
+        prompt_filter: of `respodiff.generation.config.GenerateConfig`.
     """
-    if gate == "off":
+    if not prompt_filter:
         return list(jobs)
     whole = {attribute_of(m) for m in entries if m.header.kind == "attribute"}
     texts = list(dict.fromkeys(job.prompt.text for job in jobs))
-    found = dict(zip(texts, reasons(texts, entries, () if isinstance(gate, str) else gate), strict=True))
+    found = dict(zip(texts, reasons(texts, entries, () if isinstance(prompt_filter, bool) else prompt_filter), strict=True))
     out = []
     for job in jobs:
         why = {a: text for a, text in found[job.prompt.text].items() if a in job.concepts or a in whole}
-        out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, gated=why))
+        out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, skipped_attributes=why))
     return out

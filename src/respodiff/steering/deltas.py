@@ -26,7 +26,7 @@ class Deltas:
     """What the images of a call get.
 
     Args:
-        rows: one entry per image. strength: factor on all of it.
+        rows: one entry per image. scale: factor on all of it.
 
     Attributes:
         stacked: window of timesteps -> sums (B or 1, C, H, W) of the modules that act in it; one row of one image counts for all.
@@ -35,17 +35,17 @@ class Deltas:
         ValueError: modules of one call have several shapes.
     """
 
-    def __init__(self, rows: Sequence[Row], strength: float = 1.0) -> None:
+    def __init__(self, rows: Sequence[Row], scale: float = 1.0) -> None:
         found = [modules_of(row) for row in rows]
         if len(shapes := {m.shape for row in found for m in row}) > 1:
             one = next((row for row in found if len({m.shape for m in row}) > 1), None)
             what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
             raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
         self.stacked: dict[tuple[int, int], Tensor] = {}
-        for window in sorted({m.header.timesteps for row in found for m in row}) if strength else ():
+        for window in sorted({m.header.timesteps for row in found for m in row}) if scale else ():
             acting = [[m.delta for m in row if m.header.timesteps == window] for row in found]
             sums = [torch.stack(deltas).sum(0) if deltas else torch.zeros(*shapes) for deltas in acting]
-            self.stacked[window] = torch.stack(sums) * strength
+            self.stacked[window] = torch.stack(sums) * scale
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
 
@@ -79,7 +79,7 @@ class Deltas:
             if r.shape[2:] not in (size, (1, 1)):
                 if size not in self._resized:
                     warnings.warn(
-                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this picture size; check its effect",
+                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this image size; check its effect",
                         stacklevel=2,
                     )
                 self._resized.add(size)

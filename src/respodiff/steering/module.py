@@ -79,17 +79,17 @@ class ConceptModule:
         window = [torch.tensor(self.header.timesteps)] if self.header.timesteps != TIMESTEPS else []
         return tensor_digest(self.ram, self.sam, *window)
 
-    def scale(self, strength: float) -> ConceptModule:
-        """What is added, times ``strength`` (any finite number; 0 does nothing, negative steers the other way)."""
-        if not -float("inf") < strength < float("inf"):
-            raise ValueError(f"strength is {strength}; allowed: any finite number")
-        return replace(self, ram=self.ram * strength, sam=self.sam * strength)
+    def scale(self, factor: float) -> ConceptModule:
+        """What is added, times ``factor`` (any finite number; 0 does nothing, negative steers the other way)."""
+        if not -float("inf") < factor < float("inf"):
+            raise ValueError(f"scale is {factor}; allowed: any finite number")
+        return replace(self, ram=self.ram * factor, sam=self.sam * factor)
 
     def within(self, low: int, high: int) -> ConceptModule:
         """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
-        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960): with ``within(400, 1000)`` the model
-        finishes the picture by itself. ValueError for a window that is empty or outside of 0 to 1000.
+        What an image shows is decided early (the editing interval of Asyrp, arXiv 2210.10960): with ``within(400, 1000)`` the model
+        finishes the image by itself. ValueError for a window that is empty or outside of 0 to 1000.
         """
         return replace(self, header=replace(self.header, timesteps=(low, high)))
 
@@ -121,7 +121,7 @@ class ConceptModule:
         return replace(self, ram=ram, sam=sam)
 
     def channels(self) -> ConceptModule:
-        """Both tensors' mean over positions, (C, 1, 1): fits every picture size and transformers' sites, and can be fused."""
+        """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
         return replace(self, ram=ram, sam=sam)
 

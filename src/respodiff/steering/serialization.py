@@ -27,7 +27,7 @@ TIMESTEPS = (0, 1000)
 @dataclass(frozen=True)
 class Header:
     """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights; ``method`` is the name
-    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every picture).
+    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every image).
     ``timesteps`` (low, high): the module acts at timesteps from low to below high, 999 being the noisiest; all by default."""
 
     concept: str

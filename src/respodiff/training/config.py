@@ -19,25 +19,25 @@ class TrainConfig:
         objective: target score of RAM, a name in `respodiff.training.objectives.TARGETS`.
         target_guidance: weight w of that target.
         ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
-        lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
-        mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
-        gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further,
-        limit: but not further than this share of the mean norm of h, beyond which pictures lose their subject; 0 sets no limit.
+        sam_weight: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
+        preservation_weight: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
+        train_scale: factor on both modules after training: a direction learned at guidance 1 is taken further.
+        max_relative_norm: with that factor the norm of RAM is at most this part of the mean norm of h, beyond which images lose their subject; 0 sets no limit.
         betas: Adam's.
         decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
         init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
         batch: latents per iteration.
-        steps: DDIM steps of a rollout. label: timestep that a latent carries, ``sampler`` or ``released`` (1000 - k 1000/steps).
+        steps: DDIM steps of a rollout. timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
         rollouts: latents rolled out for one pool. rollout_batch: how many of them at a time: bounds memory, and seeds one batch.
         rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
             where they are not neutral.
-        keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
-        refresh: iterations until a new pool is rolled out through the modules as they then are, without the gain: with more iterations
-            than this, later rollouts are steered less far than the pictures that the finished module draws.
+        timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
+        refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale: with more iterations
+            than this, later rollouts are steered less far than the images that the finished module draws.
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
-        height, width: of the pictures in pixels; 0 is the size that the model was trained at.
-        spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
-            every picture size, and can be fused into a checkpoint. Transformers have no other.
+        height, width: of the images in pixels; 0 is the size that the model was trained at.
+        per_channel: one number a channel, the same at every position, in place of tensors of the bottleneck's shape (paper): fits
+            every image size, and can be fused into a checkpoint. Transformers have no other.
         seed: everything random in training follows from it.
     """
 
@@ -46,32 +46,32 @@ class TrainConfig:
     target_guidance: float = 1.0
     ram_lr: float = 0.2
     sam_lr: float = 0.0
-    lam: float = 0.5
-    mu: float = 1.0
-    gain: float = 2.0
-    limit: float = 0.8
+    sam_weight: float = 0.5
+    preservation_weight: float = 1.0
+    train_scale: float = 2.0
+    max_relative_norm: float = 0.8
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
     init_range: float = 0.0
     batch: int = 12
     steps: int = 16
-    label: Literal["sampler", "released"] = "sampler"
+    timestep_labels: Literal["sampler", "official"] = "sampler"
     rollouts: int = 12
     rollout_batch: int = 12
     rollout_prompts: Literal["neutral", "all"] = "all"
-    keep: Literal["all", "last"] = "all"
-    refresh: int = 100
+    timesteps: Literal["all", "last"] = "all"
+    refresh_every: int = 100
     rollout_guidance: float = 3.0
     rollout_modules: Literal["ram", "both"] = "both"
     height: int = 0
     width: int = 0
-    spatial: Literal["yes", "no"] = "yes"
+    per_channel: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh_every"):
             check_setting(
                 name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
             )
@@ -79,10 +79,10 @@ class TrainConfig:
         for name in ("height", "width"):
             value = getattr(self, name)
             check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "train_scale"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "limit", "init_range"):
+        for name in ("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
         check_setting("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
@@ -91,17 +91,18 @@ class TrainConfig:
                 check_setting(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
         good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in self.betas)
         check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
+        check_setting("per_channel", self.per_channel, isinstance(self.per_channel, bool), "True, False")
         check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     @property
     def trains_sam(self) -> bool:
         """False where SAM stays zero: RAM alone."""
-        return self.lam > 0 and self.sam_lr > 0
+        return self.sam_weight > 0 and self.sam_lr > 0
 
     @property
     def flat(self) -> bool:
         """True where tensors are one number a channel."""
-        return self.spatial == "no"
+        return self.per_channel
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, observed
+from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.steering.module import ConceptModule, Header
@@ -75,7 +75,7 @@ def train(
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if denoiser.dtype == torch.float16:
         raise ValueError(
-            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
+            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (images may be drawn in float16)"
         )
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
     if resume is not None:
@@ -102,7 +102,7 @@ def _iterate(denoiser: Denoiser, config: TrainConfig, state: Learner, source: So
     if state.iteration >= config.iterations:
         yield state.record(config, header, (math.nan, math.nan))
     while state.iteration < config.iterations:
-        number, since = divmod(state.iteration, config.refresh)
+        number, since = divmod(state.iteration, config.refresh_every)
         if since == 0:
             state.begin(config)
         if pool is None or since == 0:  # a resumed run draws its pool again; the forwards are counted already
@@ -127,7 +127,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     """
     rate = learning_rate(config, state.iteration)
     model, site, ram = denoiser.model, denoiser.site, state.ram
-    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), ram, site)
+    prediction, decoder = run_with_decoder(model, lambda: denoiser(batch["z"], batch["t"], batch), ram, site)
     state.forwards += len(prediction)
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
     spread = (decoder.h[0].numel() / ram[0].numel()) ** 0.5
@@ -136,15 +136,15 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), ram, site)
+        kept, _ = run_with_decoder(model, lambda: denoiser(keep["z"], keep["t"], keep), ram, site)
         state.forwards += len(kept)
-        loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
+        loss = loss + preservation_loss(kept.float(), keep["plain"], config.preservation_weight)
     adam_step(state.adam_ram, config.ram_lr * rate, loss)
     if not config.trains_sam:
         return loss_ram.item(), 0.0
     steered = decoder(add_to_rows(decoder.h, ram.detach() + state.sam, slice(None)))
     state.forwards += len(steered)
-    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
+    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.sam_weight)
     adam_step(state.adam_sam, config.sam_lr * rate, loss_sam)
     return loss_ram.item(), loss_sam.item()
 

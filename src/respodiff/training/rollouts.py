@@ -1,8 +1,8 @@
 """Where training latents come from: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
 
-The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
-trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
-because they come from the unmodified model alone. A new pool takes the place of the old one every ``refresh`` iterations.
+The paper rolls one latent per step to one random timestep (`timesteps="last"`, a pool of one batch, refreshed every step). A pool of whole
+trajectories (`timesteps="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
+because they come from the unmodified model alone. A new pool takes the place of the old one every ``refresh_every`` iterations.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ class Rollouts:
         self.denoiser, self.config = denoiser, config
         # eta = 0 throughout.
         self.scheduler = denoiser.sampler(config.steps)
-        if config.label == "released" and not isinstance(self.scheduler, DDIMScheduler):
-            raise ValueError(f"label is 'released', which counts DDIM steps; {type(self.scheduler).__name__} has others: use label=sampler")
+        if config.timestep_labels == "official" and not isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError(
+                f"timestep_labels is 'official', which counts DDIM steps; {type(self.scheduler).__name__} has others: use timestep_labels=sampler"
+            )
         self.target, self.needs = TARGETS[config.objective]
         prompts = {
             "neutral": [concept.neutral],
@@ -72,7 +74,7 @@ class Rollouts:
             "negative": [concept.negative],
             "opposite": concept.opposites or (concept.negative or concept.neutral,),
             "empty": ("",),
-            "preserve": concept.preserve if config.mu else (),
+            "preserve": concept.preserve if config.preservation_weight else (),
         }
         self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
         self.forwards = 0
@@ -130,10 +132,10 @@ class Rollouts:
             scheduler, "init_noise_sigma", 1.0
         )
         # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
-        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
+        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.timesteps == "last" else config.steps - 1
         latents, labels = [], []
         for k, t, z in self.walk(noise, generator, condition, delta):
-            if config.keep == "all" or k == stop:
+            if config.timesteps == "all" or k == stop:
                 latents.append(z)
                 labels.append(self._label(k, t).expand(n))
             if k == stop:
@@ -169,7 +171,7 @@ class Rollouts:
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
         up to 19 too noisy on a 50-step schedule and starts outside the trained range."""
-        if self.config.label == "sampler":
+        if self.config.timestep_labels == "sampler":
             return t.reshape(1)
         total = self.scheduler.config.num_train_timesteps
         return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)

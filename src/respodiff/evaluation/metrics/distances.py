@@ -172,7 +172,7 @@ def kid(
     return _jackknife(float(found[0]), found[1:], used, level)
 
 
-def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
     """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise.
 
     The interval is that of `means.mean_interval`, a cluster bootstrap over groups.
@@ -194,7 +194,7 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 20
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
     distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
-    found = mean_interval(distance, groups, n_boot=n_boot, seed=seed, level=level)
+    found = mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed, level=level)
     return dataclasses.replace(found, low=max(0.0, found.low), high=min(2.0, found.high))
 
 
