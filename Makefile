@@ -6,7 +6,7 @@ export HF_HUB_OFFLINE := 1
 # Idle threads sleep instead of spinning: two jobs on two cores do not stall each other.
 export OMP_WAIT_POLICY := PASSIVE
 
-# Where pictures of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
+# Where images of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
 RUNS ?= runs
 
 .PHONY: install demo test lint figures backbones fullsize embedded figures-of-these-weights clean
@@ -27,7 +27,7 @@ test: install lint  ## the whole suite on two cores, no network
 
 lint: install
 	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff format --validation-images
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -38,20 +38,20 @@ figures: install  ## every figure of docs/ and README but those of backbones.md 
 	$(BIN)/python -m benchmarks.axes --out $(RUNS)/axes $(AGAIN)
 	$(BIN)/python -m benchmarks.beyond --out $(RUNS)/beyond
 	$(BIN)/python -m benchmarks.leaning --runs $(RUNS)/beyond
-	$(BIN)/respodiff compare --study ablation --strength .5 --strength 1 --out $(RUNS)/ablation
-	$(BIN)/respodiff compare --study drawing --out $(RUNS)/drawing
+	$(BIN)/respodiff compare --ablation ablation --scale .5 --scale 1 --out $(RUNS)/ablation
+	$(BIN)/respodiff compare --ablation drawing --out $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.studies $(RUNS)/ablation $(RUNS)/drawing
 	$(BIN)/python -m benchmarks.intersection --out $(RUNS)/intersection --modules $(RUNS)/beyond/modules
 	$(BIN)/python -m benchmarks.neutral --out $(RUNS)/neutral
 	$(BIN)/python -m benchmarks.methods_sweep --out $(RUNS)/methods-sweep
-	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare
-	$(BIN)/respodiff compare --suite unsafe --methods all --cache $(RUNS)/methods-sweep/artefacts --out $(RUNS)/compare-safety
+	$(BIN)/respodiff compare --suite occupations --methods all --cache $(RUNS)/methods-sweep/adapters --out $(RUNS)/compare
+	$(BIN)/respodiff compare --suite unsafe --methods all --cache $(RUNS)/methods-sweep/adapters --out $(RUNS)/compare-safety
 	$(BIN)/python -m benchmarks.methods_table $(RUNS)/compare $(RUNS)/compare-safety
 	$(BIN)/python -m benchmarks.implicit_shares
 	$(BIN)/python -m benchmarks.measuring
 	$(BIN)/python -m benchmarks.gate
-	$(BIN)/python -m benchmarks.gate --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
-	$(BIN)/python -m benchmarks.shares --pictures --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
+	$(BIN)/python -m benchmarks.gate --images --modules $(RUNS)/beyond/modules --out $(RUNS)/gate
+	$(BIN)/python -m benchmarks.shares --images --modules $(RUNS)/beyond/modules --out $(RUNS)/shares
 	$(BIN)/python -m benchmarks.strength --modules $(RUNS)/beyond/modules --out $(RUNS)/strength
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md

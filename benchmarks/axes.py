@@ -3,7 +3,7 @@
     python -m benchmarks.axes --out runs/axes           (10 rows, an hour on 2 CPU cores; a killed run goes on where it was)
 
 Every row trains woman and man, then draws 12 of the 36 occupations with exact counts on the same noise. RAM beside SAM and its lambdas are
-rows of ``respodiff compare --study ablation``, contexts those of ``--study drawing``. Writes docs/results/axes.json and the tables. Rows that
+rows of ``respodiff compare --ablation ablation``, contexts those of ``--ablation drawing``. Writes docs/results/axes.json and the tables. Rows that
 the file already holds for the same settings are kept; ``--again`` measures them anew.
 """
 
@@ -21,8 +21,8 @@ from respodiff.experiments.plan import TUNED_ON
 
 RESULTS = DOCS / "results" / "axes.json"
 IMAGES = 4
-RAW = {"gain": 1.0, "limit": 0.0, "objective": "guided"}
-PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "keep": "last", "rollout_prompts": "neutral", "refresh": 1}
+RAW = {"train_scale": 1.0, "max_relative_norm": 0.0, "objective": "guided"}
+PER_STEP = {"rollouts": 1, "rollout_batch": 1, "batch": 1, "timesteps": "last", "rollout_prompts": "neutral", "refresh_every": 1}
 AXES: dict[str, dict[str, dict[str, Any]]] = {
     "parameterisation": {
         "constant, as in neutral": {},
@@ -37,7 +37,7 @@ AXES: dict[str, dict[str, dict[str, Any]]] = {
         "guided at 4, blend .5": {**RAW, "target_guidance": 4.0, "blend": 0.5},
     },
     "rollout": {
-        "replay of 4 pools, one every 25 updates": {"refresh": 25, "replay": 4},
+        "replay of 4 pools, one every 25 updates": {"refresh_every": 25, "replay": 4},
         "a rollout a step, 300 steps": {**PER_STEP, "iterations": 300, "ram_lr": 0.1},
     },
 }
@@ -60,17 +60,17 @@ def main() -> None:
 
 
 def as_table(rows: dict[str, Any]) -> str:
-    """Cost, DevRat, control and subjects kept of every row, with 95 % intervals."""
+    """Cost, DevRat, concept accuracy and subjects kept of every row, with 95 % intervals."""
     plain, lines = rows["plain model"]["result"], []
     for name, row in rows.items():
         r = row["result"]
         cost = [str(row["forwards"]), ", ".join(map(str, row["norms"]))] if "norms" in row else ["-", "-"]
-        kept = f"{interval(r['subject_kept_interval'])} ({r['subject_kept'] / plain['subject_kept']:.2f})"
-        lines.append([name, *cost, interval(r["devrat"]["gender"]), interval((r["control"] or {}).get("gender")), kept])
-    head = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "control", "kept"]
-    floor = plain["devrat"]["gender"]["floor"]
+        kept = f"{interval(r['subject_accuracy'])} ({r['subject_accuracy']['mean'] / plain['subject_accuracy']['mean']:.2f})"
+        lines.append([name, *cost, interval(r["devrat"]["gender"]), interval((r["concept_accuracy"] or {}).get("gender")), kept])
+    head = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "concept_accuracy", "kept"]
+    random_level = plain["devrat"]["gender"]["random"]
     return (
-        f"n = {plain['n']} a row (12 occupations x {IMAGES}, exact counts, strength 1), 95 % intervals over prompts; noise floor {floor:.3f}.\n\n"
+        f"n = {plain['n']} a row (12 occupations x {IMAGES}, exact counts, scale 1), 95 % intervals over prompts; DevRat of random sampling {random_level:.3f}.\n\n"
         + table(head, lines)
     )
 

@@ -16,7 +16,7 @@ import diffusers
 import torch
 import transformers
 from tests.contracts.cells import CELLS, outcome
-from tests.tiny_models import PIPELINES
+from tests.tiny_models import TINY_PIPELINES
 
 from benchmarks.tables import fill, table
 
@@ -27,12 +27,12 @@ Rows = Mapping[str, Mapping[str, Sequence[str]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="run all cells, write nothing")
+    parser.add_argument("--validation-images", action="store_true", help="run all cells, write nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/backbones.json"), help="rows that are done; goes on where it was")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     rows = {} if args.check else _done(args.out)
-    for name, make in PIPELINES.items():
+    for name, make in TINY_PIPELINES.items():
         if name in rows:
             continue
         row: dict[str, Sequence[str]] = {}
@@ -47,7 +47,7 @@ def main() -> None:
     print(f"{versions()}: {counts}")
     if args.check:
         return
-    ordered = {name: rows[name] for name in PIPELINES}
+    ordered = {name: rows[name] for name in TINY_PIPELINES}
     about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": ordered}
     RESULTS.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     page()
@@ -97,7 +97,7 @@ def _numbered(rows: Rows) -> dict[str, int]:
 
 
 def full_size(found: Mapping[str, Any]) -> str:
-    header = ["model", "device, dtype", "UNet parameters", "site", "training step", "picture, one step", "peak MiB: built, step, picture"]
+    header = ["model", "device, dtype", "UNet parameters", "site", "training step", "image, one step", "peak MiB: built, step, image"]
     lines = [
         [
             {"sd14": "Stable Diffusion 1.4, 512 px", "sdxl": "SDXL, 1024 px"}[r["model"]],
@@ -105,8 +105,8 @@ def full_size(found: Mapping[str, Any]) -> str:
             f"{r['parameters_million']} M",
             " x ".join(map(str, r["site"])),
             f"{r['seconds_step']:.0f} s ({r['forwards_step']} forwards and a backward)",
-            f"{r['seconds_picture']:.0f} s",
-            f"{r['mib_built']}, {r['mib_step']}, {r['mib_picture']}",
+            f"{r['seconds_image']:.0f} s",
+            f"{r['mib_built']}, {r['mib_step']}, {r['mib_image']}",
         ]
         for r in found["rows"]
     ]

@@ -33,7 +33,7 @@ from respodiff.data.run_folder import Prompt, write_atomic
 from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.statistics import Settings
 from respodiff.evaluation.summary import summarise
 from respodiff.experiments.plan import TUNED_ON
@@ -52,7 +52,7 @@ JUDGES = ("embedded", "embedded-b")
 
 @dataclass(frozen=True)
 class Run:
-    """One set of pictures: of which prompts, with which modules, how drawn and how trained."""
+    """One set of images: of which prompts, with which modules, how drawn and how trained."""
 
     title: str
     modules: tuple[str, ...] = ()
@@ -66,18 +66,20 @@ class Run:
     preset: str = "default"
 
 
-LEANING = {"safety_when": "leaning"}
+LEANING = {"safety_mode": "predicted"}
 RUNS: dict[str, Run] = {
     "plain": Run("plain model", attributes=("gender", "tone")),
     "exact": Run("gender, exact", GENDER),
-    "exact-0.8": Run("gender, exact, strength .8", GENDER, config={"strength": 0.8}),
-    "exact-1.25": Run("gender, exact, strength 1.25", GENDER, config={"strength": 1.25}),
+    "exact-0.8": Run("gender, exact, scale .8", GENDER, config={"scale": 0.8}),
+    "exact-1.25": Run("gender, exact, scale 1.25", GENDER, config={"scale": 1.25}),
     "random": Run("gender, random", GENDER, config={"policy": "random"}),
     "tone": Run("tone, exact", TONE, attributes=("tone",)),
-    "cells": Run("gender and tone, exact", (*GENDER, *TONE), attributes=("gender", "tone")),
+    "subgroups": Run("gender and tone, exact", (*GENDER, *TONE), attributes=("gender", "tone")),
     "general-plain": Run("plain model", prompts="general", images=1),
     "general": Run("gender", GENDER, prompts="general", images=1, base="general-plain"),
-    "general-gate": Run("gender, gate", GENDER, prompts="general", images=1, base="general-plain", config={"gate": "auto"}),
+    "general-prompt filter": Run(
+        "gender, prompt filter", GENDER, prompts="general", images=1, base="general-plain", config={"skip_explicit_prompts": True}
+    ),
     "general-safety": Run("safety, where it leans", (), True, "general", 1, "general-plain", config=LEANING),
     "people-safety": Run("people at work, safety, where it leans", (), True, images=4, config=LEANING),
     "together": Run("people at work, gender and safety", GENDER, True, images=4, config=LEANING),
@@ -88,9 +90,9 @@ RUNS: dict[str, Run] = {
     **{f"iterations-{n}": Run(f"{n} iterations", GENDER, images=4, training={"iterations": n}) for n in (50, 200)},
     "seed-0": Run("training seed 0", GENDER, images=4),
 }
-FAIR = ("plain", "exact", "exact-0.8", "exact-1.25", "random", "tone", "cells")
+FAIR = ("plain", "exact", "exact-0.8", "exact-1.25", "random", "tone", "subgroups")
 STABLE = ("seed-0", "seed-1", "seed-2", "seed-3", "seed-4", "iterations-50", "iterations-200")
-GENERAL = ("general-plain", "general", "general-gate", "general-safety")
+GENERAL = ("general-plain", "general", "general-prompt filter", "general-safety")
 SAFE = ("unsafe-plain", "unsafe", "unsafe-always", "people-safety", "together")
 
 
@@ -127,25 +129,28 @@ class Bench:
         say(f"{name}: {drawn} drawn in {time.perf_counter() - began:.0f} s")
 
 
-def part(run: JudgedRun, groups: Sequence[str] | None, repeats: int | None = None) -> JudgedRun:
-    """The pictures of some groups, and of the first repeats, of a judged run."""
+def part(run: ScoredRun, groups: Sequence[str] | None, repeats: int | None = None) -> ScoredRun:
+    """The images of some groups, and of the first repeats, of a scored run."""
     rows = [i for i, r in enumerate(run.records) if (groups is None or r.group in groups) and (repeats is None or r.repeat < repeats)]
     answers = {key: tuple(found[i] for i in rows) for key, found in run.answers.items()}
-    return replace(run, records=tuple(run.records[i] for i in rows), homes=tuple(run.homes[i] for i in rows), answers=answers)
+    return replace(
+        run, records=tuple(run.records[i] for i in rows), image_folders=tuple(run.image_folders[i] for i in rows), answers=answers
+    )
 
 
-def figures(run: JudgedRun, base: JudgedRun, attributes: Sequence[str], all_of_it: bool) -> dict[str, Any]:
+def statistics(run: ScoredRun, base: ScoredRun, attributes: Sequence[str], all_of_it: bool) -> dict[str, Any]:
     """What is reported of one run by one judge: its own figures, and its differences to the plain model on the same noise."""
     settings = Settings()
     s = summarise(run.only(list(attributes)), settings)
     out = {
-        k: s[k] for k in ("n", "devrat", "control", "control_by", "subject_kept_interval", "alignment_interval", "intersection", "unsafe")
+        k: s[k]
+        for k in ("n", "devrat", "concept_accuracy", "concept_accuracy_by", "subject_accuracy", "alignment", "intersection", "unsafe")
     }
     if base is run:
         return out
-    c = compare(base, run, settings) if all_of_it else compare(base, run, replace(settings, n_boot=500))
+    c = compare(base, run, settings) if all_of_it else compare(base, run, replace(settings, n_bootstrap=500))
     out["tests"] = {t["what"]: {k: t[k] for k in ("mean", "low", "high", "n", "p")} for t in c["tests"]}
-    own, plain = s["alignment_interval"]["mean"], summarise(base, settings)["alignment_interval"]["mean"]
+    own, plain = s["alignment"]["mean"], summarise(base, settings)["alignment"]["mean"]
     out["alignment_lost"] = 1 - own / plain
     return out | {k: c[k] for k in ("drift", "frechet", "split_half", "paired")}
 
@@ -170,14 +175,14 @@ def measured(out: Path, held: Mapping[str, Any]) -> dict[str, Any]:
             for label, chosen in groups.items():
                 if name in FAIR:
                     few = part(run, chosen)
-                    rows[label][name] = figures(few, few if base is run else part(base, chosen), plan.attributes, chosen is None)
+                    rows[label][name] = statistics(few, few if base is run else part(base, chosen), plan.attributes, chosen is None)
             if name in STABLE:
-                rows["stability"][name] = figures(run, part(base, None, plan.images), plan.attributes, False)
+                rows["stability"][name] = statistics(run, part(base, None, plan.images), plan.attributes, False)
             if name in SAFE:
                 few = base if plan.prompts == "unsafe" else part(base, None, plan.images)
-                rows["safety"][name] = figures(run, few, ["gender"], True) | {"bit_identical": same_files(run, few)}
+                rows["safety"][name] = statistics(run, few, ["gender"], True) | {"bit_identical": same_files(run, few)}
             if name in GENERAL:
-                rows["general"][name] = figures(run, base, plan.attributes, True) | {"bit_identical": same_files(run, base)}
+                rows["general"][name] = statistics(run, base, plan.attributes, True) | {"bit_identical": same_files(run, base)}
             say(f"{judge_name}: {name} judged")
         found[judge_name] = {label: r for label, r in rows.items() if r}
     return found
@@ -189,8 +194,8 @@ def whole(out: Path, name: str) -> bool:
     return manifest.is_file() and len(manifest.read_text().splitlines()) == RUNS[name].images * len(suite(RUNS[name].prompts))
 
 
-def same_files(run: JudgedRun, base: JudgedRun) -> dict[str, int]:
-    """Pictures of which the file is the same, byte by byte, as the plain model's, and all."""
+def same_files(run: ScoredRun, base: ScoredRun) -> dict[str, int]:
+    """Images of which the file is the same, byte by byte, as the plain model's, and all."""
     plain = {r.id: r.digest for r in base.records}
     return {"same": sum(plain.get(r.id) == r.digest for r in run.records), "n": len(run.records)}
 

@@ -17,12 +17,12 @@ def fair_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     for name, r in rows.items():
         t = r.get("tests", {})
         devrat = [f"{a} {interval(r['devrat'][a])}" if len(r["devrat"]) > 1 else interval(r["devrat"][a]) for a in r["devrat"]]
-        control = [interval(c) for c in r["control"].values() if c]
+        concept_accuracy = [interval(c) for c in r["concept_accuracy"].values() if c]
         lost = "-" if "alignment_lost" not in r else f"{100 * r['alignment_lost']:+.1f} %"
-        line = [titles[name], str(r["n"]), "<br>".join(devrat), "<br>".join(control) or "-"]
-        line += [interval(r["subject_kept_interval"]), interval(t.get("subject kept")), lost, interval(r.get("drift"))]
+        line = [titles[name], str(r["n"]), "<br>".join(devrat), "<br>".join(concept_accuracy) or "-"]
+        line += [interval(r["subject_accuracy"]), interval(t.get("subject accuracy")), lost, interval(r.get("drift"))]
         lines.append(line)
-    head = ["run", "n", "DevRat", "control", "subject kept", "kept, minus plain", "alignment lost", "drift"]
+    head = ["run", "n", "DevRat", "concept_accuracy", "subject accuracy", "kept, minus plain", "alignment lost", "drift"]
     return table(head, lines)
 
 
@@ -34,14 +34,16 @@ def cells_table(parts: Mapping[str, Any], titles: Mapping[str, str]) -> str:
             label,
             titles[name],
             str(r["intersection"]["known"]),
-            " x ".join(r["intersection"]["worst"]["cell"]),
+            " x ".join(r["intersection"]["worst"]["subgroup"]),
             interval(r["intersection"]["distance"]),
-            interval(r["intersection"]["control"]),
+            interval(r["intersection"]["concept_accuracy"]),
         ]
         for label, name, r in found
     ]
     return (
-        table(["occupations", "run", "n", "worst cell", "its distance from its share", "both seen as asked"], lines) if lines else NOT_YET
+        table(["occupations", "run", "n", "worst subgroup", "its distance from its share", "both seen as asked"], lines)
+        if lines
+        else NOT_YET
     )
 
 
@@ -71,9 +73,11 @@ def safety_table(rows: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     for name, r in rows.items():
         same, t = r["bit_identical"], r.get("tests", {})
         line = [titles[name], str(r["n"]), interval(r["unsafe"]), interval(t.get("unsafe")), f"{same['same']} of {same['n']}"]
-        line += [interval(r["subject_kept_interval"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
+        line += [interval(r["subject_accuracy"]), interval(r["devrat"]["gender"]) if "unsafe" not in name else "-"]
         lines.append(line)
-    return table(["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject kept", "DevRat gender"], lines)
+    return table(
+        ["run", "n", "unsafe", "unsafe, minus plain", "files equal to the plain model's", "subject accuracy", "DevRat gender"], lines
+    )
 
 
 def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -83,20 +87,20 @@ def readme_table(judges: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         for label, what in (("all 36", "36 occupations"), ("24 untuned", "24 of them outside of the contexts")):
             rows = parts.get(label, {})
             plain, exact = rows["plain"], rows["exact"]
-            n, kept = exact["n"], "subject_kept_interval"
+            n, kept = exact["n"], "subject_accuracy"
             devrat = [interval(r["devrat"]["gender"]) for r in (plain, exact)]
             lines.append([f"DevRat gender, exact, {what}, judge `{judge}`", *devrat, str(n)])
-            lines.append([f"subject kept, the same, judge `{judge}`", interval(plain[kept]), interval(exact[kept]), str(n)])
+            lines.append([f"subject accuracy, the same, judge `{judge}`", interval(plain[kept]), interval(exact[kept]), str(n)])
         rows = parts["all 36"]
         for name, attribute in (("random", "gender"), ("tone", "tone")):
             if name in rows:
                 pair = [interval(rows[k]["devrat"][attribute]) for k in ("plain", name)]
                 lines.append([f"DevRat {titles[name]}, 36 occupations, judge `{judge}`", *pair, str(rows[name]["n"])])
-    floors = {a: rows["plain"]["devrat"][a]["floor"] for rows in (judges["embedded"]["all 36"],) for a in ("gender", "tone")}
+    random_levels = {a: rows["plain"]["devrat"][a]["random"] for rows in (judges["embedded"]["all 36"],) for a in ("gender", "tone")}
     text = (
         "On the embedded model, default preset, the same noise on both sides, 95 % intervals (`python -m benchmarks.beyond`). DevRat is how far the "
-        "shares of a prompt's pictures are from even ones, 0 to 1, as mean over prompts; *subject kept*: the judge still sees what the prompt names. "
-        f"A perfect generator that draws at random has DevRat {floors['gender']:.3f} (gender) and {floors['tone']:.3f} (tone) at this n; exact counts "
+        "shares of a prompt's images are from even ones, 0 to 1, as mean over prompts; *subject accuracy*: the judge still sees what the prompt names. "
+        f"A perfect generator that draws at random has DevRat {random_levels['gender']:.3f} (gender) and {random_levels['tone']:.3f} (tone) at this n; exact counts "
         "can come nearer.\n\n"
     )
     return text + table(["", "plain", "steered", "n"], lines)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fullsize            (or: make fullsize)
 
-For each: the shape of the site, one training step and one steered picture, with seconds and peak memory; a process of its own each, on an
+For each: the shape of the site, one training step and one steered image, with seconds and peak memory; a process of its own each, on an
 accelerator if there is one. Random weights draw noise: this is about shapes, time and memory. Writes docs/results/fullsize.json.
 """
 
@@ -112,7 +112,7 @@ def pipeline(name: str, device: str) -> Any:
 
 
 def measure(name: str, device: str) -> dict[str, Any]:
-    """One row: build, one training step, one steered picture."""
+    """One row: build, one training step, one steered image."""
     began = time.perf_counter()
     pipe = pipeline(name, device)
     shape = site_shape(pipe.unet)
@@ -135,9 +135,9 @@ def measure(name: str, device: str) -> dict[str, Any]:
         rollouts=1,
         rollout_batch=1,
         rollout_prompts="neutral",
-        keep="last",
-        mu=0.0,
-        refresh=1,
+        timesteps="last",
+        preservation_weight=0.0,
+        refresh_every=1,
     )
     began = time.perf_counter()
     *_, last = train(pipe, CONCEPT, config)
@@ -148,7 +148,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
         latents = pipe(
             "a doctor", num_inference_steps=1, guidance_scale=5.0, generator=torch.Generator().manual_seed(0), output_type="latent"
         ).images
-    row |= {"seconds_picture": round(time.perf_counter() - began, 1), "steps_picture": 1, "mib_picture": round(peak_mib(device))}
+    row |= {"seconds_image": round(time.perf_counter() - began, 1), "steps_image": 1, "mib_image": round(peak_mib(device))}
     assert torch.isfinite(latents).all() and latents.shape[1:] == (
         4,
         shape[1] * (8 if name == "sd14" else 4),

@@ -1,8 +1,8 @@
-"""The gate, measured: on phrases that no fit has seen, and on pictures of prompts that state an attribute. Fills docs/using.md.
+"""The prompt filter, measured: on phrases that no fit has seen, and on images of prompts that state an attribute. Fills docs/using.md.
 
 python -m benchmarks.gate                                   (a minute; text alone, the embedded model's encoder)
 python -m benchmarks.gate --model DIR-OR-ID                 (the same for another pipeline, such as Stable Diffusion)
-python -m benchmarks.gate --pictures --out runs/gate        (about 15 minutes; needs the modules of benchmarks.beyond)
+python -m benchmarks.gate --images --out runs/gate        (about 15 minutes; needs the modules of benchmarks.beyond)
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from respodiff.evaluation.statistics import Settings, share, show
 from respodiff.experiments.plan import stated_prompts
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.generation.prompt_filter import PERSON, Gate, answers, make_gate
+from respodiff.generation.prompt_filter import PERSON, PromptFilter, answers, make_filter
 from respodiff.generation.prompt_words import lists
 from respodiff.pipelines.loading import load_pipeline, model_name, weights_digest
-from respodiff.steering.adapter import Artefact
+from respodiff.steering.adapter import MethodAdapter
 from respodiff.steering.module import Header, load
 
 RESULTS = DOCS / "results" / "gate.json"
 PER_PAIR = 2  # templates for each pair of occupation and wording
-PICTURES: dict[str, tuple[str, tuple[str, ...], int]] = {
+IMAGES: dict[str, tuple[str, tuple[str, ...], int]] = {
     "gender stated": ("gender", ("woman", "man"), 4),
     "tone stated": ("tone", ("light", "medium", "dark"), 2),
 }
-"""Kind of prompts -> attribute, its modules, and pictures a prompt. Things are drawn by `benchmarks.beyond`."""
+"""Kind of prompts -> attribute, its modules, and images a prompt. Things are drawn by `benchmarks.beyond`."""
 
 
 @dataclass(frozen=True)
@@ -100,30 +100,33 @@ def dressed(text: str, i: int) -> str:
     return (text, *(t.format(text) for t in TEMPLATES))[i % (len(TEMPLATES) + 1)]
 
 
-def by_encoder(gate: Gate) -> Callable[[Sequence[str], str], list[bool]]:
-    """The gate's answers if its probes alone were asked, whether or not the encoder can tell."""
+def by_encoder(prompt_filter: PromptFilter) -> Callable[[Sequence[str], str], list[bool]]:
+    """The prompt filter's answers if its probes alone were asked, whether or not the encoder can tell."""
 
     def ask(texts: Sequence[str], name: str) -> list[bool]:
-        if gate.encoder is None or gate.probes is None:
+        if prompt_filter.encoder is None or prompt_filter.probes is None:
             return []
         asked = (PERSON, name)
-        if any(len(gate.probes[q].weights) == 0 for q in asked):
+        if any(len(prompt_filter.probes[q].weights) == 0 for q in asked):
             return []
-        found = [[bool((answers(gate.encoder, gate.probes[q], q, *read) > 0).any()) for q in asked] for read in gate.encoder.read(texts)]
+        found = [
+            [bool((answers(prompt_filter.encoder, prompt_filter.probes[q], q, *read) > 0).any()) for q in asked]
+            for read in prompt_filter.encoder.read(texts)
+        ]
         return [stated or not person for person, stated in found]
 
     return ask
 
 
 def text_rows(pipe: Any) -> dict[str, Any]:
-    """Every kind of phrases by the gate, by words alone and by the encoder alone: share that is gated, with Wilson's interval."""
-    entries = [Artefact(Header.of(c, method="prompt", site="")) for name in STATING for c in attribute(name).concepts]
-    gate = make_gate(pipe, entries)
-    words, probes = Gate(gate.forms, {}), by_encoder(gate)
+    """Every kind of phrases by the prompt filter, by words alone and by the encoder alone: share that is left unsteered, with Wilson's interval."""
+    entries = [MethodAdapter(Header.of(c, method="prompt", site="")) for name in STATING for c in attribute(name).concepts]
+    prompt_filter = make_filter(pipe, entries)
+    words, probes = PromptFilter(prompt_filter.forms, {}), by_encoder(prompt_filter)
     rows = []
     for p in phrases():
         asked: dict[str, list[bool]] = {
-            "gate": [p.attribute in why for why in gate.why(p.texts)],
+            "gate": [p.attribute in why for why in prompt_filter.why(p.texts)],
             "words": [p.attribute in why for why in words.why(p.texts)],
             "encoder": probes(p.texts, p.attribute),
         }
@@ -131,33 +134,37 @@ def text_rows(pipe: Any) -> dict[str, Any]:
         row |= {how: show(wilson(sum(hits), len(hits))) if hits else None for how, hits in asked.items()}
         row["wrong"] = [t for t, hit in zip(p.texts, asked["gate"], strict=True) if hit != p.gated][:8]
         rows.append(row)
-        say(f"{p.attribute}: {p.what}: gated {interval(row['gate'])} of {row['n']}, should be {p.gated}")
-    checked = {name: vars(c) | {"tells": c.tells} for name, c in gate.checked().items()}
+        say(f"{p.attribute}: {p.what}: left unsteered {interval(row['gate'])} of {row['n']}, should be {p.gated}")
+    checked = {name: vars(c) | {"tells": c.tells} for name, c in prompt_filter.checked().items()}
     return {"model": model_name(pipe), "text_encoder": weights_digest(pipe.text_encoder), "checked": checked, "rows": rows}
 
 
-def picture_rows(modules: Path, out: Path) -> dict[str, Any]:
-    """Stated prompts, with the gate off and on, on the same noise; the embedded judge's labels."""
+def image_rows(modules: Path, out: Path) -> dict[str, Any]:
+    """Stated prompts, with the prompt filter off and on, on the same noise; the embedded judge's labels."""
     pipe, people, found = load_pipeline("embedded"), suite("occupations"), dict[str, Any]()
-    for part, (name, concepts, images) in PICTURES.items():
+    for part, (name, concepts, images) in IMAGES.items():
         used = [load(modules / f"{concept}.safetensors") for concept in concepts]
         prompts = stated_prompts(people, attribute(name).concepts)
-        for setting, steered, gate in (("plain", [], "off"), ("off", used, "off"), ("on", used, "auto")):
+        for setting, steered, prompt_filter in (("plain", [], False), ("off", used, False), ("on", used, True)):
             folder = out / f"{part}-{setting}"
-            for _ in generate(pipe, prompts, steered, GenerateConfig(images=images, gate=gate), out=folder):
+            for _ in generate(pipe, prompts, steered, GenerateConfig(images=images, skip_explicit_prompts=prompt_filter), out=folder):
                 pass
             run = judge_all(folder, "embedded", [name])
             pairs = [(r, s) for r, s in zip(run.records, run.scores, strict=True) if s.problem is None]
-            row: dict[str, Any] = {"n": len(pairs), "gated": sum(bool(r.gated) for r, _ in pairs), "modules": [m.digest for m in steered]}
+            row: dict[str, Any] = {
+                "n": len(pairs),
+                "skipped_attributes": sum(bool(r.skipped_attributes) for r, _ in pairs),
+                "modules": [m.digest for m in steered],
+            }
             row["kept"] = share([(r, s.labels[name] == r.categories[0]) for r, s in pairs], Settings())
             row["as_plain"] = show(wilson(same(folder, out / f"{part}-plain"), len(pairs)))
             found[f"{part}-{setting}"] = row
-            say(f"{part}, gate {setting}: {row}")
+            say(f"{part}, prompt filter {setting}: {row}")
     return found
 
 
 def same(a: Path, b: Path) -> int:
-    """How many pictures of two runs are the same file."""
+    """How many images of two runs are the same file."""
     other = {r.id: r.digest for r in RunFolder(b).records()}
     return sum(r.digest == other.get(r.id) for r in RunFolder(a).records())
 
@@ -181,29 +188,29 @@ def publish(found: dict[str, Any]) -> None:
             f"(n = {', '.join(map(str, c['n']))}), {'can' if c['tells'] else 'cannot'} tell"
             for q, c in m["checked"].items()
         )
-        head = ["gate of", "prompts", "to be gated", "n", "gated", "by words alone", "by the encoder alone"]
+        head = ["prompt filter of", "prompts", "to be left unsteered", "n", "skipped_attributes", "by words alone", "by the encoder alone"]
         parts.append(f"Text encoder of `{m['model']}`, share of left-out prompts answered rightly: {told}.\n\n{table(head, lines)}")
     fill(DOCS / "using.md", "gate", "\n".join(parts))
-    if pictures := found.get("pictures"):
+    if images := found.get("images"):
         rows = [
             [
-                k.replace("-", ", gate ").replace("gate plain", "plain model"),
+                k.replace("-", ", prompt filter ").replace("prompt filter plain", "plain model"),
                 str(r["n"]),
-                str(r["gated"]),
+                str(r["skipped_attributes"]),
                 interval(r.get("kept")),
                 interval(r["as_plain"]),
             ]
-            for k, r in pictures.items()
+            for k, r in images.items()
             if isinstance(r, dict)
         ]
-        head = ["prompts", "n", "gated", "judge sees what is stated", "picture is the plain model's"]
-        fill(DOCS / "using.md", "gate-pictures", table(head, rows))
+        head = ["prompts", "n", "skipped_attributes", "judge sees what is stated", "image is the plain model's"]
+        fill(DOCS / "using.md", "prompt filter-images", table(head, rows))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--pictures", action="store_true")
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/gate"))
     arguments = parser.parse_args()
@@ -211,8 +218,8 @@ def main() -> None:
     found |= {"command": "python -m benchmarks.gate", "library": respodiff.__version__, "torch": torch.__version__}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if arguments.pictures:
-            found["pictures"] = picture_rows(arguments.modules, arguments.out)
+        if arguments.images:
+            found["images"] = image_rows(arguments.modules, arguments.out)
         else:
             found["models"][Path(arguments.model).name] = text_rows(load_pipeline(arguments.model))
     publish(found)

@@ -1,6 +1,6 @@
-"""Phrases that the gate is measured on: no occupation or template of these is in a composed prompt of its fit, and where a row says so no word.
+"""Phrases that the prompt filter is measured on: no occupation or template of these is in a composed prompt of its fit, and where a row says so no word.
 
-"Listed words" are in no composed prompt, but looked for (``data/gate.json``): a gate that goes by words is right about those by construction, and
+"Listed words" are in no composed prompt, but looked for (``data/gate.json``): a prompt filter that goes by words is right about those by construction, and
 what the encoder alone makes of them is how far it goes beyond the words that it was fitted on.
 """
 
@@ -40,7 +40,7 @@ UNLISTED_PEOPLE = (
         "ferryman",
     ),
 )
-"""People whose words the gate does not list (some end as such words do)."""
+"""People whose words the prompt filter does not list (some end as such words do)."""
 
 STATING: dict[str, dict[str, tuple[str, ...]]] = {
     "gender": {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.implicit_shares          (under a minute on 2 CPU cores)
 
-No picture is decoded and no judge is asked. Intervals: bootstrap over rollouts.
+No image is decoded and no judge is asked. Intervals: bootstrap over rollouts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> None:
     denoiser, neutral = Denoiser(load_pipeline("embedded")), load_world()["neutral"]
     planted = {"gender": [1 - neutral["p_man"], neutral["p_man"]], "tone": neutral["tones"]}
     settings = TrainConfig(rollouts=ROLLOUTS, rollout_batch=ROLLOUTS, steps=STEPS, rollout_prompts="neutral", objective="shift")
-    for name, shares in planted.items():
+    for name, proportions in planted.items():
         chosen = attribute(name)
         rollouts = Rollouts(denoiser, chosen.concepts[0], settings)
         pool = rollouts.pool(0, torch.zeros(1, 256, 4, 4)).columns
@@ -43,7 +43,7 @@ def main() -> None:
             i = torch.tensor(rng.choices(range(ROLLOUTS), k=ROLLOUTS))
             draws.append(mixture(plain[:, i], [s[:, i] for s in scores]))
         low, high = torch.stack(draws).quantile(torch.tensor([0.025, 0.975]), dim=0).tolist()
-        for concept, a, b, c, p in zip(chosen.concepts, found, low, high, shares, strict=True):
+        for concept, a, b, c, p in zip(chosen.concepts, found, low, high, proportions, strict=True):
             print(f"{concept.name:8s} found {a:.2f} [{b:.2f}, {c:.2f}], planted {p:.2f}  (n = {ROLLOUTS} rollouts x {STEPS} latents)")
 
 

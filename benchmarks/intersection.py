@@ -4,8 +4,8 @@
     python -m benchmarks.intersection --tables                      (the table anew from what was kept)
 
 Trains woman, man, light, medium, dark and the six cells with the default preset (``--modules runs/beyond/modules`` takes what is there
-of the five), draws the 36 occupations in even cells both ways on the same noise and with the same cell asked of a picture (by chance, not by
-what its noise leans to), judges them, and writes docs/results/intersection.json and the table of docs/audit.md.
+of the five), draws the 36 occupations in even cells both ways on the same noise and with the same cell asked of an image (by chance, not by
+what its noise favours), judges them, and writes docs/results/intersection.json and the table of docs/audit.md.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.comparison import pairs_of
 from respodiff.evaluation.metrics.paired import holm, mcnemar
-from respodiff.evaluation.scored_run import load_judged
+from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.steering.module import ConceptModule, load
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "intersection.json"
 PARTS = ("gender", "tone")
-STRENGTHS = (1.0,)
+SCALES = (1.0,)
 IMAGES = 6  # a prompt: one of each of six cells
 SETTINGS: dict[str, Any] = {}
 """What differs from the preset."""
@@ -71,19 +71,19 @@ def trained(pipe: Any, names: Sequence[str], out: Path, held: Path | None) -> tu
 
 
 def seen_as_asked(run: Any) -> list[bool]:
-    """Of every picture, whether the judge sees both what was asked."""
+    """Of every image, whether the judge sees both what was asked."""
     return [all(s.labels.get(a) == r.concepts.get(a) for a in PARTS) for r, s in zip(run.records, run.scores, strict=True)]
 
 
 def differences(composed: Path, joint: Path) -> list[dict[str, Any]]:
-    """Joint minus composed, picture by picture from the same noise and asked for the same cell."""
-    before, after = load_judged(composed), load_judged(joint)
+    """Joint minus composed, image by image from the same noise and asked for the same cell."""
+    before, after = load_scored_run(composed), load_scored_run(joint)
     rows = [(i, j) for i, j in pairs_of(before, after) if before.scores[i].problem is None and after.scores[j].problem is None]
     if any(before.records[i].concepts != after.records[j].concepts for i, j in rows):
         raise RuntimeError(f"{composed} and {joint} were asked for other cells on the same noise: the pairs are none")
     groups = [after.records[j].prompt_id for _, j in rows]
-    kept = [[bool(s.subject_kept) for s in run.scores] for run in (before, after)]
-    columns = {"both seen as asked": [seen_as_asked(before), seen_as_asked(after)], "subject kept": kept}
+    kept = [[bool(s.subject_correct) for s in run.scores] for run in (before, after)]
+    columns = {"both seen as asked": [seen_as_asked(before), seen_as_asked(after)], "subject accuracy": kept}
     out = []
     for what, (a, b) in columns.items():
         test = mcnemar([a[i] for i, _ in rows], [b[j] for _, j in rows], groups=groups)
@@ -93,13 +93,13 @@ def differences(composed: Path, joint: Path) -> list[dict[str, Any]]:
 
 
 def measured(bench: Bench, composed: Sequence[ConceptModule], joint: Sequence[ConceptModule]) -> dict[str, Any]:
-    """Evaluations of all settings, and the differences of both ways at equal strength."""
+    """Evaluations of all settings, and the differences of both ways at equal scale."""
     people, rows, tests = suite("occupations"), {}, {}
     rows["plain model"] = bench.run("plain", people, attributes=PARTS, images=IMAGES)
-    for s in STRENGTHS:
+    for s in SCALES:
         for way, modules in (("composed", composed), ("joint", joint)):
-            rows[f"{way}, strength {s:g}"] = bench.run(f"{way}-{s:g}", people, modules, PARTS, strength=s, images=IMAGES)
-        tests[f"strength {s:g}"] = differences(bench.out / f"composed-{s:g}", bench.out / f"joint-{s:g}")
+            rows[f"{way}, scale {s:g}"] = bench.run(f"{way}-{s:g}", people, modules, PARTS, scale=s, images=IMAGES)
+        tests[f"scale {s:g}"] = differences(bench.out / f"composed-{s:g}", bench.out / f"joint-{s:g}")
     every = [t for found in tests.values() for t in found]
     for test, p in zip(every, holm([t["p"] for t in every]), strict=True):
         test["p_holm"] = float(p)
@@ -111,24 +111,33 @@ def as_table(results: Mapping[str, Any]) -> str:
     for name, r in results["rows"].items():
         both = r["intersection"]
         worst = both["worst"]
-        cells = [name, str(both["known"]), interval(both["distance"]), f"{' x '.join(worst['cell'])} {worst['deviation']:+.3f}"]
-        cells += [interval(r["devrat"][a]) for a in PARTS] + [interval(both["control"]), interval(r["subject_kept_interval"])]
+        cells = [name, str(both["known"]), interval(both["distance"]), f"{' x '.join(worst['subgroup'])} {worst['deviation']:+.3f}"]
+        cells += [interval(r["devrat"][a]) for a in PARTS] + [interval(both["concept_accuracy"]), interval(r["subject_accuracy"])]
         lines.append(cells)
-    head = ["setting", "n", "worst cell's distance", "worst cell", "DevRat gender", "DevRat tone", "both seen as asked", "subject kept"]
+    head = [
+        "setting",
+        "n",
+        "worst subgroup's distance",
+        "worst subgroup",
+        "DevRat gender",
+        "DevRat tone",
+        "both seen as asked",
+        "subject accuracy",
+    ]
     tests = [
-        [strength, t["what"], interval(t), str(t["n"]), f"{t['p_holm']:.3f}" if t["p_holm"] >= 0.001 else "< .001"]
-        for strength, found in results["differences"].items()
+        [scale, t["what"], interval(t), str(t["n"]), f"{t['p_holm']:.3f}" if t["p_holm"] >= 0.001 else "< .001"]
+        for scale, found in results["differences"].items()
         for t in found
     ]
     cost = {way: sum(results["training"][name]["forwards"] for name in names) for way, names in results["modules"].items()}
     plain = results["rows"]["plain model"]
-    floors = ", ".join(f"{a} {plain['devrat'][a]['floor']:.3f}" for a in PARTS)
+    random_levels = ", ".join(f"{a} {plain['devrat'][a]['random']:.3f}" for a in PARTS)
     return (
-        f"{plain['prompts']} occupations x {plain['images']}, default preset, even cells (exact counts by chance), the same noise; noise floors of DevRat: {floors}. "
+        f"{plain['prompts']} occupations x {plain['images']}, default preset, even cells (exact counts by chance), the same noise; noise random levels of DevRat: {random_levels}. "
         f"Training took {cost['composed']:,} UNet forwards for five modules and {cost['joint']:,} for six cells.\n\n"
         + table(head, lines)
         + "\nJoint minus composed, same noise and same cell asked (McNemar, p adjusted after Holm):\n\n"
-        + table(["at", "figure", "difference", "pairs", "p (Holm)"], tests)
+        + table(["at", "statistic", "difference", "pairs", "p (Holm)"], tests)
     )
 
 

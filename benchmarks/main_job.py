@@ -3,7 +3,7 @@
     python -m benchmarks.main_job --out runs/main_job          (about 90 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.main_job --tables                     (DevRat's intervals anew from the kept counts, and the tables)
 
-Trains the modules with the preset ``neutral``, draws every suite with and without them on the same noise, judges the pictures, and writes
+Trains the modules with the preset ``neutral``, draws every suite with and without them on the same noise, judges the images, and writes
 docs/results/main_job.json (figures with n, intervals and provenance) and docs/results.md (the same as tables).
 """
 
@@ -44,7 +44,10 @@ TONE_CURVE = (1.0, 0.5, 1.5)
 SAFETY_CURVE = (1.0, 0.5, 1.5)
 TRAINED: dict[str, list[str]] = {
     **{name: ["--concept", name, "--preset", "neutral"] for name in ("woman", "man", "light", "medium", "dark", "violence", "sexual")},
-    **{f"{name}-sam": ["--concept", name, "--preset", "neutral", "--set", "sam_lr=0.02", "--set", "lam=0.5"] for name in ("woman", "man")},
+    **{
+        f"{name}-sam": ["--concept", name, "--preset", "neutral", "--set", "sam_lr=0.02", "--set", "sam_weight=0.5"]
+        for name in ("woman", "man")
+    },
     "woman-again": ["--concept", "woman", "--preset", "neutral"],
     "woman-paper-50": ["--concept", "woman", "--preset", "paper", "--iterations", "50"],
 }
@@ -83,7 +86,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Evaluation of one run folder (drawn first if it is not complete)."""
         folder, began, drawn = self.out / name, time.perf_counter(), 0
-        settings = GenerateConfig(**{"images": IMAGES, "match": 0.0, **config})
+        settings = GenerateConfig(**{"images": IMAGES, "assign_at": 0.0, **config})
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
             drawn += 1
         seconds = time.perf_counter() - began
@@ -92,11 +95,11 @@ class Bench:
             "run": name,
             "images": settings.images,
             "prompts": len(prompts),
-            "strength": settings.strength,
-            "safety_strength": settings.safety_strength,
+            "scale": settings.scale,
+            "safety_scale": settings.safety_scale,
         }
         say(
-            f"{name}: {drawn} drawn in {seconds:.0f} s, DevRat {brief(result['devrat'])}, kept {result['subject_kept']}, unsafe {brief(result['unsafe'])}"
+            f"{name}: {drawn} drawn in {seconds:.0f} s, DevRat {brief(result['devrat'])}, kept {brief(result['subject_accuracy'])}, unsafe {brief(result['unsafe'])}"
         )
         return result
 
@@ -110,14 +113,14 @@ def say(text: str) -> None:
 
 
 def fairness(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
-    """Gender and tone on the 36 occupations, curves over strengths, policies, SAM, and occupations never used."""
+    """Gender and tone on the 36 occupations, curves over scales, policies, SAM, and occupations never used."""
     people, unseen = suite("occupations"), suite("occupations-unseen")
     gender, tones = [modules["woman"], modules["man"]], [modules[t] for t in ("light", "medium", "dark")]
     both = ("gender", "tone")
     found: dict[str, Any] = {"plain": bench.run("plain", people, attributes=both)}
-    found["exact"] = {str(s): bench.run(f"gender-exact-{s}", people, gender, strength=s) for s in CURVE}
+    found["exact"] = {str(s): bench.run(f"gender-exact-{s}", people, gender, scale=s) for s in CURVE}
     found["random"] = bench.run("gender-random", people, gender, policy="random")
-    found["tone"] = {str(s): bench.run(f"tone-exact-{s}", people, tones, ["tone"], strength=s) for s in TONE_CURVE}
+    found["tone"] = {str(s): bench.run(f"tone-exact-{s}", people, tones, ["tone"], scale=s) for s in TONE_CURVE}
     found["sam"] = bench.run("gender-sam", people, [modules["woman-sam"], modules["man-sam"]])
     found["unseen-plain"] = bench.run("unseen-plain", unseen, images=6)
     found["unseen-exact"] = bench.run("unseen-exact", unseen, gender, images=6)
@@ -125,35 +128,34 @@ def fairness(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
 
 
 def safety(bench: Bench, modules: dict[str, ConceptModule]) -> dict[str, Any]:
-    """Unsafe prompts, neutral scenes and ordinary people, plain and with both safety modules at every strength."""
+    """Unsafe prompts, neutral scenes and ordinary people, plain and with both safety modules at every scale."""
     suites = {"unsafe": (suite("unsafe"), 6), "scenes": (suite("scenes"), 20), "people": (suite("occupations"), 4)}
     both = [modules["violence"], modules["sexual"]]
     found: dict[str, Any] = {}
-    for label, used, strength in (("plain", [], 1.0), *((str(s), both, s) for s in SAFETY_CURVE)):
+    for label, used, scale in (("plain", [], 1.0), *((str(s), both, s) for s in SAFETY_CURVE)):
         found[label] = {
-            name: bench.run(f"safety-{label}-{name}", prompts, used, images=n, safety_strength=strength)
-            for name, (prompts, n) in suites.items()
+            name: bench.run(f"safety-{label}-{name}", prompts, used, images=n, safety_scale=scale) for name, (prompts, n) in suites.items()
         }
     return found
 
 
 def identities(bench: Bench, modules: dict[str, ConceptModule], trained: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What must be equal: a repeated training, a pipeline after detaching, a picture in another batch size."""
+    """What must be equal: a repeated training, a pipeline after detaching, an image in another batch size."""
     latents = torch.randn(2, 8, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def draw() -> torch.Tensor:
-        images = bench.pipe(["a doctor", "a nurse"], latents=latents, num_inference_steps=20, guidance_scale=3.0, output_type="pt").images
-        return torch.as_tensor(images)
+        found = bench.pipe(["a doctor", "a nurse"], latents=latents, num_inference_steps=20, guidance_scale=3.0, output_type="pt").images
+        return torch.as_tensor(found)
 
     before = draw()
     with respodiff.steer(bench.pipe, [modules["woman"], modules["man"]]):
         steered = draw()
     after = draw()
-    pictures = {}
+    images = {}
     for batch in (1, 4):
         drawn = generate(bench.pipe, ["a doctor", "a nurse"], [modules["woman"], modules["man"]], GenerateConfig(images=2, batch=batch))
-        pictures[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
-    differences = [int((pictures[1][i] - pictures[4][i]).abs().max()) for i in pictures[1]]
+        images[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
+    differences = [int((images[1][i] - images[4][i]).abs().max()) for i in images[1]]
     return {
         "trained_twice_bit_identical": trained["woman"]["digest"] == trained["woman-again"]["digest"],
         "detached_bit_identical": bool(torch.equal(before, after)),
@@ -166,7 +168,7 @@ RESULTS = DOCS / "results" / "main_job.json"
 
 
 def intervals_anew(found: Any) -> None:
-    """DevRat with interval and floor from the counts that every evaluation keeps, in place."""
+    """DevRat with interval and random level from the counts that every evaluation keeps, in place."""
     if isinstance(found, dict) and "counts" in found and "devrat" in found:
         for name, groups in found["counts"].items():
             concepts = tuple(c for c in next(iter(groups.values())) if c != UNKNOWN)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.measuring          (about 10 minutes on 2 CPU cores)
 
-Known truth: sets of labelled pictures of a chosen mixture go through import, judge and evaluation, and the mixture must come back within
-its interval; coverage is counted over simulated sets. The paper's protocol: floors at its sample sizes. Speed: 2,000 pictures from file
-to report, beside transformers' own zero-shot pipeline on the same pictures and model; 30,000 rows from kept scores to report.
+Known truth: sets of labelled images of a chosen mixture go through import, judge and evaluation, and the mixture must come back within
+its interval; coverage is counted over simulated sets. The paper's protocol: random levels at its sample sizes. Speed: 2,000 images from file
+to report, beside transformers' own zero-shot pipeline on the same images and model; 30,000 rows from kept scores to report.
 Writes docs/results/measuring.json and the tables of docs/measuring.md.
 """
 
@@ -32,9 +32,9 @@ from benchmarks.tables import fill, table
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.judges import ClipJudge, judge_folder
 from respodiff.evaluation.metrics import fairness
-from respodiff.evaluation.score_files import open_picture
+from respodiff.evaluation.score_files import open_image
 
-PICTURES, RIVAL_PICTURES, ROWS = 2000, 200, 30_000
+IMAGES, RIVAL_IMAGES, ROWS = 2000, 200, 30_000
 
 
 def protocol() -> dict[str, Any]:
@@ -48,31 +48,31 @@ def protocol() -> dict[str, Any]:
             formula = max(abs(s - 1 / classes) for s in share) / (1 - 1 / classes)
             worst = max(worst, abs(formula - float(fairness.dev_rat(np.bincount(row, minlength=classes)))))
     return {
-        "floor n=150 C=2": fairness.noise_floor([150], 2),
-        "floor n=150 C=3": fairness.noise_floor([150], 3),
+        "random level n=150 C=2": fairness.expected_devrat_random([150], 2),
+        "random level n=150 C=3": fairness.expected_devrat_random([150], 3),
         "largest deviation from formula": worst,
     }
 
 
-def make_pictures(folder: Path, n: int) -> list[str]:
-    """n different picture files: labelled pictures, each a little brighter or darker."""
+def make_images(folder: Path, n: int) -> list[str]:
+    """n different image files: labelled images, each a little brighter or darker."""
     files = [file for file, _ in labelled("gender", ("woman", "man"))]
     folder.mkdir(parents=True)
     for i in range(n):
-        image = open_picture(LABELLED / files[i % len(files)])
+        image = open_image(LABELLED / files[i % len(files)])
         assert image is not None
         ImageEnhance.Brightness(image).enhance(0.9 + 0.2 * (i // len(files)) / (n / len(files) + 1)).save(folder / f"{i:05d}.png")
     return sorted(path.name for path in folder.iterdir())
 
 
 def fast(folder: Path) -> dict[str, Any]:
-    """2,000 pictures: import, then judge and report in a process of its own, cold; the rival on 200 of them in another."""
-    files = make_pictures(folder / "pictures", PICTURES)
+    """2,000 images: import, then judge and report in a process of its own, cold; the rival on 200 of them in another."""
+    files = make_images(folder / "images", IMAGES)
     with (folder / "table.csv").open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["file", "prompt", "group", "concept:gender"])
         writer.writerows([[f, "a person", f"group {i % 36}", ("woman", "man")[i % 2]] for i, f in enumerate(files)])
-    import_folder(folder / "pictures", folder / "table.csv", folder / "run")
+    import_folder(folder / "images", folder / "table.csv", folder / "run")
     ours = timed(
         [
             "-m",
@@ -89,14 +89,14 @@ def fast(folder: Path) -> dict[str, Any]:
         ]
     )
     again = timed(["-m", "respodiff", "report", str(folder / "run"), "--out", str(folder / "report.html"), "--json"])
-    rival = timed(["-c", RIVAL, str(folder / "pictures"), str(RIVAL_PICTURES), str(judge_folder("embedded"))])
+    rival = timed(["-c", RIVAL, str(folder / "images"), str(RIVAL_IMAGES), str(judge_folder("embedded"))])
     return {
-        "pictures": PICTURES,
+        "images": IMAGES,
         "judge and report": ours,
         "report again": again,
-        "rival": {**rival, "what": "transformers zero-shot-image-classification, batch 1, one question", "pictures": RIVAL_PICTURES},
-        "pictures_per_second": PICTURES / ours["seconds"],
-        "ratio_per_picture": (rival["seconds"] / RIVAL_PICTURES) / (ours["seconds"] / PICTURES),
+        "rival": {**rival, "what": "transformers zero-shot-image-classification, batch 1, one question", "images": RIVAL_IMAGES},
+        "images_per_second": IMAGES / ours["seconds"],
+        "ratio_per_image": (rival["seconds"] / RIVAL_IMAGES) / (ours["seconds"] / IMAGES),
     }
 
 
@@ -171,8 +171,8 @@ def write(results: dict[str, Any]) -> None:
     fill(path, "speed", speed_table(results["speed"], results["large"]))
     p = results["protocol"]
     rows = [
-        ["floor, n = 150, two concepts", f"{p['floor n=150 C=2']:.4f}"],
-        ["floor, n = 150, three concepts", f"{p['floor n=150 C=3']:.4f}"],
+        ["random level, n = 150, two concepts", f"{p['random level n=150 C=2']:.4f}"],
+        ["random level, n = 150, three concepts", f"{p['random level n=150 C=3']:.4f}"],
         ["largest deviation of DevRat from the paper's formula, 2 x 36 x 150 labels", f"{p['largest deviation from formula']:.1e}"],
     ]
     fill(path, "protocol", table(["what", "found"], rows))
@@ -185,19 +185,19 @@ def truth_table(found: dict[str, Any]) -> str:
         covered = [" / ".join(f"{c[str(k)][kind]:.3f}" for kind in KINDS) for k in (SETS, MANY)]
         rows.append([label, *(_interval(files[kind][last]) for kind in KINDS), *covered])
     header = ["mixture", *(f"one set, {kind}" for kind in KINDS), f"coverage, {SETS} sets", f"coverage, {MANY} sets"]
-    text = f"n pictures a set; shares of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
+    text = f"n images a set; shares of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
     return text + "\n\n" + table(header, rows)
 
 
 def speed_table(s: dict[str, Any], big: dict[str, Any]) -> str:
     timed = {
-        f"{s['pictures']:,} pictures: judge (gender, tone, subject, safety) and report": s["judge and report"],
+        f"{s['images']:,} images: judge (gender, tone, subject, safety) and report": s["judge and report"],
         "the same, scores kept": s["report again"],
-        f"{s['rival']['pictures']} pictures, {s['rival']['what']}": s["rival"],
-        f"{big['rows']:,} rows in two runs, {big['vector']} numbers a picture, scores kept: report": big,
+        f"{s['rival']['images']} images, {s['rival']['what']}": s["rival"],
+        f"{big['rows']:,} rows in two runs, {big['vector']} numbers an image, scores kept: report": big,
     }
     rows = [[what, str(t["seconds"]), str(t["peak_mib"])] for what, t in timed.items()]
-    ratio = f"Per picture {s['ratio_per_picture']:.1f} times as fast as the zero-shot pipeline, both with start-up."
+    ratio = f"Per image {s['ratio_per_image']:.1f} times as fast as the zero-shot pipeline, both with start-up."
     return table(["what", "seconds", "peak MiB"], rows) + "\n" + ratio
 
 

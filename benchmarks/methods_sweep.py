@@ -2,10 +2,10 @@
 
     python -m benchmarks.methods_sweep --out runs/methods-sweep      (a killed run goes on where it was)
 
-Fairness: 12 of the 36 occupations x 4 pictures, exact counts. Safety: the unsafe prompts x 2, and harmless prompts. The noise is another one
-than that of reported figures (run seed 1; training keeps seed 0), pictures take 12 steps in place of 20. A method gets at most seven rows,
-strengths included, as RespoDiff does. The rule that picks one was fixed before anything was drawn: the lowest DevRat (or share of unsafe
-pictures) among rows that keep at least .95 of the plain model's subjects; where there is none, the row that keeps most. Picks are what
+Fairness: 12 of the 36 occupations x 4 images, exact counts. Safety: the unsafe prompts x 2, and harmless prompts. The noise is another one
+than that of reported figures (run seed 1; training keeps seed 0), images take 12 steps in place of 20. A method gets at most seven rows,
+scales included, as RespoDiff does. The rule that picks one was fixed before anything was drawn: the lowest DevRat (or share of unsafe
+images) among rows that keep at least .95 of the plain model's subjects; where there is none, the row that keeps most. Picks are what
 `respodiff compare --model embedded` uses (`respodiff.experiments.plan.EMBEDDED`). Writes docs/results/methods_sweep.json.
 """
 
@@ -22,7 +22,7 @@ from benchmarks.tables import fill, interval, table
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments import comparison_page
-from respodiff.experiments.compare import Contest
+from respodiff.experiments.compare import MethodComparison
 from respodiff.experiments.plan import NEUTRAL, TUNED_ON, WORDS, Plan, base_of
 from respodiff.methods.registry import NOT_TRAINED
 from respodiff.pipelines.loading import load_pipeline
@@ -49,82 +49,82 @@ FAIRNESS: dict[str, dict[str, dict[str, Any]]] = {
     "prompt-switch": {f"switch {s:g}": {"switch": s} for s in (0.1, 0.2, 0.3, 0.5)},
     "sdisc": {
         "": {},
-        "strength 1.5": {"strength": 1.5},
-        "strength 2": {"strength": 2.0},
+        "scale 1.5": {"scale": 1.5},
+        "scale 2": {"scale": 2.0},
         "lr .03": {"ram_lr": 0.03},
-        "lr .03, strength 2": {"ram_lr": 0.03, "strength": 2.0},
+        "lr .03, scale 2": {"ram_lr": 0.03, "scale": 2.0},
     },
     "slider": {
         "": {},
-        "strength .75": {"strength": 0.75},
-        "strength 1.5": {"strength": 1.5},
+        "scale .75": {"scale": 0.75},
+        "scale 1.5": {"scale": 1.5},
         "eta 4": {"target_guidance": 4.0},
-        "eta 4, strength .5": {"target_guidance": 4.0, "strength": 0.5},
+        "eta 4, scale .5": {"target_guidance": 4.0, "scale": 0.5},
     },
     "fdf": {
         "": {},
-        "strength 2": {"strength": 2.0},
-        "strength 4": {"strength": 4.0},
+        "scale 2": {"scale": 2.0},
+        "scale 4": {"scale": 4.0},
         "no distance to the original": {"stay": 0.0},
         "lr .01": {"ram_lr": 0.01},
         "lr .03": {"ram_lr": 0.03},
     },
-    "bact": {f"gamma {5 * s:g}": {"strength": s} for s in (1.0, 2.0, 4.0, 8.0)},
+    "bact": {f"gamma {5 * s:g}": {"scale": s} for s in (1.0, 2.0, 4.0, 8.0)},
     "uce": {
         "": {"subjects": TUNED_ON},
         "with an article": {"subjects": TUNED_ON, "form": "a {}"},
         "with an article, 8 rounds": {"subjects": TUNED_ON, "form": "a {}", "rounds": 8},
-        "with an article, lam .01": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01},
-        "with an article, lam .01, strength 3": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01, "strength": 3.0},
-        "with an article, lam .01, strength 6": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.01, "strength": 6.0},
-        "with an article, lam .001": {"subjects": TUNED_ON, "form": "a {}", "lam": 0.001},
+        "with an article, lam .01": {"subjects": TUNED_ON, "form": "a {}", "sam_weight": 0.01},
+        "with an article, lam .01, scale 3": {"subjects": TUNED_ON, "form": "a {}", "sam_weight": 0.01, "scale": 3.0},
+        "with an article, lam .01, scale 6": {"subjects": TUNED_ON, "form": "a {}", "sam_weight": 0.01, "scale": 6.0},
+        "with an article, lam .001": {"subjects": TUNED_ON, "form": "a {}", "sam_weight": 0.001},
     },
-    "respodiff": {"": NEUTRAL, **{f"strength {s:g}": {**NEUTRAL, "strength": s} for s in (0.75, 1.25, 1.5)}},
-    "respodiff-paper": {"": {}, "strength 1.5": {"strength": 1.5}, "strength 2": {"strength": 2.0}, "strength 3": {"strength": 3.0}},
+    "respodiff": {"": NEUTRAL, **{f"scale {s:g}": {**NEUTRAL, "scale": s} for s in (0.75, 1.25, 1.5)}},
+    "respodiff-paper": {"": {}, "scale 1.5": {"scale": 1.5}, "scale 2": {"scale": 2.0}, "scale 3": {"scale": 3.0}},
 }
 SAFETY: dict[str, dict[str, dict[str, Any]]] = {
     "negative": {"": {}},
     "sld-weak": {
         "": {},
-        "strength 4": {"strength": 4.0},
-        "scale 200": {"scale": 200.0},
-        "scale 200, strength 4": {"scale": 200.0, "strength": 4.0},
+        "scale 4": {"scale": 4.0},
+        "guidance_scale 200": {"guidance_scale": 200.0},
+        "guidance_scale 200, scale 4": {"guidance_scale": 200.0, "scale": 4.0},
     },
-    "sld-medium": {"": {}, "strength 2": {"strength": 2.0}},
+    "sld-medium": {"": {}, "scale 2": {"scale": 2.0}},
     "sld-strong": {"": {}},
-    "sld-max": {"": {}, "strength .5": {"strength": 0.5}},
+    "sld-max": {"": {}, "scale .5": {"scale": 0.5}},
     "esd-x": {
         "": {},
-        "strength .5": {"strength": 0.5},
+        "scale .5": {"scale": 0.5},
         "lr 2e-5": {"ram_lr": 2e-5},
-        "lr 2e-5, keeping the harmless": {"ram_lr": 2e-5, "mu": 1.0},
+        "lr 2e-5, keeping the harmless": {"ram_lr": 2e-5, "preservation_weight": 1.0},
     },
     "esd-u": {
         "": {},
-        "strength .5": {"strength": 0.5},
+        "scale .5": {"scale": 0.5},
         "lr 1e-5": {"ram_lr": 1e-5},
-        "lr 1e-5, keeping the harmless": {"ram_lr": 1e-5, "mu": 1.0},
+        "lr 1e-5, keeping the harmless": {"ram_lr": 1e-5, "preservation_weight": 1.0},
     },
     "uce": {
         "": {},
-        "strength 2": {"strength": 2.0},
-        "half of the words": {"phrases": WORDS, "strength": 0.5},
-        "half of the words, strength 1.5": {"phrases": WORDS, "strength": 0.75},
+        "scale 2": {"scale": 2.0},
+        "half of the words": {"phrases": WORDS, "scale": 0.5},
+        "half of the words, scale 1.5": {"phrases": WORDS, "scale": 0.75},
     },
-    "respodiff": {"": {}, **{f"strength {s:g}": {"strength": s} for s in (0.75, 1.25, 1.5)}},
+    "respodiff": {"": {}, **{f"scale {s:g}": {"scale": s} for s in (0.75, 1.25, 1.5)}},
     "respodiff-paper": {
         "": {},
-        "strength .5": {"strength": 0.5},
-        "strength .25": {"strength": 0.25},
+        "scale .5": {"scale": 0.5},
+        "scale .25": {"scale": 0.25},
         "lr .01": {"ram_lr": 0.01},
-        "lr .01, strength .5": {"ram_lr": 0.01, "strength": 0.5},
+        "lr .01, scale .5": {"ram_lr": 0.01, "scale": 0.5},
     },
 }
 
 ONE_SIDED = ("developer", "lawyer", "farmer", "mechanic", "ceo")
 """Occupations that the plain model draws as men, nearly all of them."""
 ALONE: dict[str, dict[str, dict[str, Any]]] = {
-    "uce": {"alone": {"subjects": ONE_SIDED, "form": "a {}", "lam": 0.01, "rounds": 8}},
+    "uce": {"alone": {"subjects": ONE_SIDED, "form": "a {}", "sam_weight": 0.01, "rounds": 8}},
     "fdf": {"alone": {"subjects": ONE_SIDED, "stay": 0.0, "iterations": 40}},
 }
 """Methods that pull occupations apart, on occupations that all need the same pull."""
@@ -132,7 +132,7 @@ VARIANTS = {"fairness": FAIRNESS, "safety": SAFETY, "alone": ALONE}
 
 
 def plan_of(kind: str, methods: Sequence[str]) -> Plan:
-    """The contest of all settings of some methods."""
+    """The comparison of all settings of some methods."""
     settings: dict[str, dict[str, Any]] = {}
     for name in methods:
         for variant, changes in VARIANTS[kind][name].items():
@@ -149,7 +149,7 @@ def plan_of(kind: str, methods: Sequence[str]) -> Plan:
 
 def picked(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, str]:
     """Method -> label of the row that the rule picks."""
-    effect, kept = ("unsafe", "benign_kept") if kind == "safety" else ("devrat", "subject_kept")
+    effect, kept = ("unsafe", "benign_subject_accuracy") if kind == "safety" else ("devrat", "subject_accuracy")
     least = KEEPS * rows[0][kept]["mean"]
     out = {}
     for name in dict.fromkeys(base_of(row["method"]) for row in rows[1:]):
@@ -164,20 +164,24 @@ def as_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """Markdown: a row a setting, picks in bold."""
     chosen = set(picked(rows, kind).values())
     fair = kind != "safety"
-    keys = ("devrat", "change", "control", "subject_kept", "drift") if fair else ("unsafe", "change", "benign_kept", "benign_drift")
+    keys = (
+        ("devrat", "change", "concept_accuracy", "subject_accuracy", "drift")
+        if fair
+        else ("unsafe", "change", "benign_subject_accuracy", "benign_drift")
+    )
     lines = []
     for row in rows:
         label = f"**{row['label']}**" if row["label"] in chosen else str(row["label"])
         lines.append([label, *(interval(row[key]) for key in keys), f"{row['train_unet_forwards']:,}", f"{row['train_seconds']:.0f}"])
-    heads = ["DevRat", "less plain's", "control", "subject kept", "drift"]
-    heads = heads if fair else ["unsafe", "less plain's", "kept, harmless", "drift, harmless"]
+    heads = ["DevRat", "difference to baseline", "concept_accuracy", "subject accuracy", "drift"]
+    heads = heads if fair else ["unsafe", "difference to baseline", "kept, harmless", "drift, harmless"]
     return f"n = {rows[0]['n']} a row.\n\n" + table(["setting", *heads, "training, forwards", "seconds"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/methods-sweep"))
-    parser.add_argument("--cache", type=Path, help="folder of trained artefacts (default OUT/artefacts)")
+    parser.add_argument("--cache", type=Path, help="folder of trained adapters (default OUT/adapters)")
     parser.add_argument("--kind", choices=tuple(VARIANTS), help="one of the tables (default all)")
     parser.add_argument("--methods", default="", help="some of the methods, with commas (default all); writes no table")
     arguments = parser.parse_args()
@@ -185,7 +189,7 @@ def main() -> None:
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for kind in (arguments.kind,) if arguments.kind else tuple(VARIANTS):
         names = tuple(filter(None, arguments.methods.split(","))) or tuple(VARIANTS[kind])
-        contest = Contest(
+        comparison = MethodComparison(
             pipe,
             plan_of(kind, names),
             arguments.out / kind,
@@ -194,16 +198,16 @@ def main() -> None:
             cache=arguments.cache or arguments.out / "artefacts",
         )
         said = ""
-        for step in contest.run():
+        for step in comparison.run():
             if step.what != said:
                 say(step.what)
                 said = step.what
-        rows = [{k: v for k, v in row.items() if k != "tests"} for row in comparison_page.publish(contest, judge)["rows"]]
+        rows = [{k: v for k, v in row.items() if k != "tests"} for row in comparison_page.publish(comparison, judge)["rows"]]
         print(as_table(rows, kind), picked(rows, kind), flush=True)
         if not arguments.methods:
             found |= {
                 "command": "python -m benchmarks.methods_sweep",
-                kind: {"plan": vars(contest.plan), "rows": rows, "picked": picked(rows, kind)},
+                kind: {"plan": vars(comparison.plan), "rows": rows, "picked": picked(rows, kind)},
             }
             RESULTS.write_text(json.dumps(found, indent=1) + "\n")
             fill(DOCS / "methods.md", f"methods-sweep-{kind}", as_table(rows, kind))

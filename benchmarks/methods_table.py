@@ -18,29 +18,29 @@ from typing import Any
 
 from benchmarks.main_job import DOCS
 from benchmarks.tables import fill, table
-from respodiff.experiments.comparison_report import columns_of, markdown, text_cell, unmoved
+from respodiff.experiments.comparison_report import columns_of, markdown, text_cell, unchanged
 
 RESULTS = DOCS / "results" / "compare.json"
 SHORT = {
     "fairness": (
         "devrat",
-        "control",
-        "subject_kept",
+        "concept_accuracy",
+        "subject_accuracy",
         "alignment",
         "frechet",
-        "stated_kept",
+        "explicit_prompt_accuracy",
         "train_unet_forwards",
         "unet_forwards_per_image",
     ),
-    "safety": ("unsafe", "benign_kept", "benign_alignment", "benign_frechet", "train_unet_forwards", "unet_forwards_per_image"),
+    "safety": ("unsafe", "benign_subject_accuracy", "benign_alignment", "benign_frechet", "train_unet_forwards", "unet_forwards_per_image"),
 }
 """Columns of the README; docs/methods.md has all of them."""
 
 
 def short(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """The rows at full strength, some columns."""
+    """The rows at full scale, some columns."""
     heads = {key: columns_of(kind)[key] for key in SHORT[kind]}
-    lines = [[row["label"], *(text_cell(row[key]) for key in heads)] for row in rows if row["strength"] == 1]
+    lines = [[row["label"], *(text_cell(row[key]) for key in heads)] for row in rows if row["scale"] == 1]
     return table(["method", *heads.values()], lines)
 
 
@@ -48,10 +48,10 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     """What was drawn, the plain model's own spread, and who did not move."""
     rows, plan = run["rows"], run["plan"]
     half = next(r["split_half" if kind == "fairness" else "benign_split_half"] for r in rows[1:])
-    still = unmoved(rows)
+    still = unchanged(rows)
     names = ", ".join(f"`{name}`" for name in still)
     return (
-        f"n = {rows[0]['n']} pictures a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
+        f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
         f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
         f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
         + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
@@ -59,8 +59,8 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     )
 
 
-SAME = ("devrat", "subject_kept", "alignment")
-"""Figures of the plain model that must be equal, to a thousandth, for rows of two runs to stand in one table: the last digits of pictures differ
+SAME = ("devrat", "subject_accuracy", "alignment")
+"""Figures of the plain model that must be equal, to a thousandth, for rows of two runs to stand in one table: the last digits of images differ
 from machine to machine."""
 
 

@@ -98,8 +98,8 @@ def as_table(results: Mapping[str, Any]) -> str:
     lines = []
     for name, r in results["rows"].items():
         foretold_ = [f"{r['both']:.3f}", f"{r['cosine_foretold']:.2f}", f"{r['cosine']:.2f}"] if "both" in r else ["-"] * 3
-        control = (r["control"] or {}).get("gender")
-        lines.append([name, *foretold_, interval(r["devrat"]["gender"]), interval(control), interval(r["subject_kept_interval"])])
+        concept_accuracy = (r["concept_accuracy"] or {}).get("gender")
+        lines.append([name, *foretold_, interval(r["devrat"]["gender"]), interval(concept_accuracy), interval(r["subject_accuracy"])])
     plain = results["rows"]["plain model"]
     head = [
         "neutral prompt",
@@ -107,11 +107,11 @@ def as_table(results: Mapping[str, Any]) -> str:
         "cosine foretold",
         "cosine of modules",
         "DevRat gender",
-        "control",
-        "subject kept",
+        "concept_accuracy",
+        "subject accuracy",
     ]
-    floor = plain["devrat"]["gender"]["floor"]
-    said = f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, strength 1; noise floor {floor:.3f}."
+    random_level = plain["devrat"]["gender"]["random"]
+    said = f"n = {plain['n']} a row, preset `neutral`, exact counts by chance, scale 1; DevRat of random sampling {random_level:.3f}."
     return f"{said}\n\n{table(head, lines)}"
 
 

@@ -1,9 +1,9 @@
-"""Target shares of every occupation's own, and three genders: measured on the embedded model. Fills docs/using.md.
+"""Target proportions of every occupation's own, and three genders: measured on the embedded model. Fills docs/using.md.
 
-    python -m benchmarks.shares                                 (seconds: how the judges tell three genders, on labelled pictures)
-    python -m benchmarks.shares --pictures --out runs/shares    (about 20 minutes; needs the modules woman and man of benchmarks.beyond)
+    python -m benchmarks.shares                                 (seconds: how the judges tell three genders, on labelled images)
+    python -m benchmarks.shares --images --out runs/shares    (about 20 minutes; needs the modules woman and man of benchmarks.beyond)
 
-The wanted shares are the planted ones turned round: women are to be as frequent in an occupation as men are planted to be.
+The wanted proportions are the planted ones turned round: women are to be as frequent in an occupation as men are planted to be.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.tables import fill, interval, table
 from respodiff.concepts.concept import attribute
 from respodiff.data.prompt_sets import load_world, suite
 from respodiff.data.tables import read_table
-from respodiff.data.target_proportions import read_group_shares
+from respodiff.data.target_proportions import read_group_proportions
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge, class_texts
 from respodiff.evaluation.metrics.fairness import wilson
@@ -39,11 +39,11 @@ from respodiff.steering.module import load
 RESULTS = DOCS / "results" / "shares.json"
 IMAGES = 6
 THREE = {"woman": "woman", "man": "man", "neutral": "nonbinary"}
-"""Label of the pictures -> alternative of gender3."""
+"""Label of the images -> alternative of gender3."""
 
 
 def judges_tell() -> list[dict[str, Any]]:
-    """A row a judge and label: share of labelled pictures for which it chooses that alternative of three."""
+    """A row a judge and label: share of labelled images for which it chooses that alternative of three."""
     three = attribute("gender3")
     rows = [row for _, row in read_table(LABELLED / "labels.csv", ["file", "gender"]) if row["gender"] in THREE]
     images = [Image.open(LABELLED / row["file"]) for row in rows]
@@ -60,7 +60,7 @@ def judges_tell() -> list[dict[str, Any]]:
 
 
 def wanted_table(path: Path) -> Path:
-    """The planted shares turned round, as a table of the form that --shares-csv takes."""
+    """The planted shares turned round, as a table of the form that --group-proportions takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
@@ -81,11 +81,11 @@ def trained(folder: Path) -> list[Any]:
     return [load(folder / f"gender3-{name}.safetensors") for name in attribute("gender3").names]
 
 
-def picture_rows(modules: Path, out: Path) -> list[dict[str, Any]]:
-    """A row a run: DevRat to what was wanted, its floor, control and subject kept."""
+def image_rows(modules: Path, out: Path) -> list[dict[str, Any]]:
+    """A row a run: DevRat to what was wanted, its random level, concept accuracy and subject accuracy."""
     pipe, people = load_pipeline("embedded"), suite("occupations")
     two, three = [load(modules / f"{n}.safetensors") for n in ("woman", "man")], trained(out / "modules")
-    own = read_group_shares(wanted_table(out / "wanted.csv"), {"gender": ("woman", "man")}, [p.group for p in people])
+    own = read_group_proportions(wanted_table(out / "wanted.csv"), {"gender": ("woman", "man")}, [p.group for p in people])
     rows = []
     settings: tuple[tuple[str, list[Any], str, Any, Policy], ...] = (
         ("plain", [], "gender", own, "none"),
@@ -93,14 +93,18 @@ def picture_rows(modules: Path, out: Path) -> list[dict[str, Any]]:
         ("plain", [], "gender3", None, "none"),
         ("gender3-exact", three, "gender3", None, "exact"),
     )
-    for name, used, measured, shares, policy in settings:
-        config = GenerateConfig(images=IMAGES, policy=policy, group_shares=shares if used else None)
+    for name, used, measured, proportions, policy in settings:
+        config = GenerateConfig(images=IMAGES, policy=policy, group_proportions=proportions if used else None)
         for _ in generate(pipe, people, used, config, out=out / name):
             pass
-        found = evaluate(out / name, "embedded", [measured], group_shares=shares)
+        found = evaluate(out / name, "embedded", [measured], group_proportions=proportions)
         row = {"run": name, "attribute": measured, "n": found["n"], "devrat": found["devrat"][measured]}
-        row |= {"control": found["control"][measured], "control_by": found["control_by"][measured]}
-        row |= {"kept": found["subject_kept_interval"], "shares": found["shares"][measured]["all"], "modules": [m.digest for m in used]}
+        row |= {"concept_accuracy": found["concept_accuracy"][measured], "concept_accuracy_by": found["concept_accuracy_by"][measured]}
+        row |= {
+            "kept": found["subject_accuracy"],
+            "proportions": found["proportions"][measured]["all"],
+            "modules": [m.digest for m in used],
+        }
         rows.append(row)
         say(f"{name}: {measured} {interval(row['devrat'])}")
     return rows
@@ -118,25 +122,29 @@ def publish(found: dict[str, Any]) -> None:
                 wanted[r["attribute"]],
                 str(r["n"]),
                 interval(r["devrat"]),
-                f"{r['devrat']['floor']:.3f}",
-                interval(r["control"]),
+                f"{r['devrat']['random']:.3f}",
+                interval(r["concept_accuracy"]),
                 interval(r["kept"]),
             ]
             for r in rows
         ]
-        fill(DOCS / "using.md", "shares", table(["run", "wanted", "n", "DevRat", "floor", "control", "subject kept"], lines))
+        fill(
+            DOCS / "using.md",
+            "proportions",
+            table(["run", "wanted", "n", "DevRat", "random", "concept_accuracy", "subject accuracy"], lines),
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", action="store_true")
+    parser.add_argument("--images", action="store_true")
     parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
     parser.add_argument("--out", type=Path, default=Path("runs/shares"))
     arguments = parser.parse_args()
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     found |= {"command": "python -m benchmarks.shares", "library": respodiff.__version__, "judges": judges_tell()}
-    if arguments.pictures:
-        found["rows"] = picture_rows(arguments.modules, arguments.out)
+    if arguments.images:
+        found["rows"] = image_rows(arguments.modules, arguments.out)
     publish(found)
 
 

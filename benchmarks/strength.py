@@ -1,6 +1,6 @@
-"""The least strength that reaches a control accuracy, chosen on 12 occupations and checked on the other 24. Fills docs/using.md.
+"""The least scale that reaches a concept accuracy, chosen on 12 occupations and checked on the other 24. Fills docs/using.md.
 
-python -m benchmarks.strength --out runs/strength          (about 25 minutes on 2 cores; needs the modules of benchmarks.beyond)
+python -m benchmarks.strength --out runs/scale          (about 25 minutes on 2 cores; needs the modules of benchmarks.beyond)
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from respodiff.steering.module import load
 RESULTS = DOCS / "results" / "strength.json"
 IMAGES = 4
 ASKED = {"gender": (("woman", "man"), 0.95), "tone": (("light", "medium", "dark"), 0.85)}
-"""Attribute -> modules, and the control accuracy to reach."""
+"""Attribute -> modules, and the concept accuracy to reach."""
 
 
 def chosen(modules: Path, out: Path, attributes: Sequence[str]) -> dict[str, Any]:
-    """Attribute -> the choice, and what the other occupations show at that strength and at 1."""
+    """Attribute -> the choice, and what the other occupations show at that scale and at 1."""
     pipe, judge, words = load_pipeline("embedded"), ClipJudge.load("embedded"), Vocabulary.embedded()
     tuned = [p for p in suite("occupations") if p.group in TUNED_ON]
     others = [p for p in suite("occupations") if p.group not in TUNED_ON]
@@ -44,36 +44,36 @@ def chosen(modules: Path, out: Path, attributes: Sequence[str]) -> dict[str, Any
         try:
             choice = tune(pipe, used, tuned, judge, GenerateConfig(images=IMAGES), vocabulary=words, out=out / name, reach=reach)
         except ValueError as error:
-            if not str(error).startswith("no strength"):
+            if not str(error).startswith("no scale"):
                 raise
             found[name] = row | {"reach": reach, "refused": str(error).partition(";")[0]}
             say(f"{name}: {error}")
             continue
         say("\n".join([name, *lines_of(choice, reach)]))
         row |= result_of(choice, reach) | {"others": []}
-        for strength in dict.fromkeys((choice.strength, 1.0)):
-            folder = out / f"{name}-others-{strength:g}"
-            for _ in generate(pipe, others, used, GenerateConfig(images=IMAGES, strength=strength), out=folder):
+        for scale in dict.fromkeys((choice.scale, 1.0)):
+            folder = out / f"{name}-others-{scale:g}"
+            for _ in generate(pipe, others, used, GenerateConfig(images=IMAGES, scale=scale), out=folder):
                 pass
             seen = evaluate(folder, judge, [name])
             row["others"].append(
-                {"strength": strength, "n": seen["n"], "control": seen["control"][name], "kept": seen["subject_kept_interval"]}
+                {"scale": scale, "n": seen["n"], "concept_accuracy": seen["concept_accuracy"][name], "kept": seen["subject_accuracy"]}
             )
         found[name] = row
     return found
 
 
 def rows_of(name: str, r: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of the table: the strength that was chosen and, for comparison, 1."""
+    """Rows of the table: the scale that was chosen and, for comparison, 1."""
     if "refused" in r:
         return [[name, f"{r['reach']:g}", r["refused"], "-", "-", "-", "-"]]
     high = "above all drawn" if r["high"] is None else f"{r['high']:.2f}"
-    others, tuned = {o["strength"]: o for o in r["others"]}, {p["strength"]: p["control"] for p in r["points"]}
+    others, tuned = {o["scale"]: o for o in r["others"]}, {p["scale"]: p["concept_accuracy"] for p in r["points"]}
     rows = []
-    for strength, shown in {1.0: "1, for comparison", r["strength"]: f"{r['strength']:g} [{r['low']:.2f}, {high}]"}.items():
-        own = others[strength]
-        figures = (tuned.get(strength), own["control"], own["kept"])
-        rows.append([name, f"{r['reach']:g}", shown, *map(interval, figures), str(own["n"])])
+    for scale, shown in {1.0: "1, for comparison", r["scale"]: f"{r['scale']:g} [{r['low']:.2f}, {high}]"}.items():
+        own = others[scale]
+        statistics = (tuned.get(scale), own["concept_accuracy"], own["kept"])
+        rows.append([name, f"{r['reach']:g}", shown, *map(interval, statistics), str(own["n"])])
     return rows[::-1]
 
 
@@ -82,19 +82,19 @@ def publish(found: dict[str, Any]) -> None:
     head = [
         "attribute",
         "asked for",
-        "strength chosen",
-        "control, tuning prompts",
-        "control, other occupations",
+        "scale chosen",
+        "concept accuracy, tuning prompts",
+        "concept accuracy, other occupations",
         "kept, other occupations",
         "n, others",
     ]
-    fill(DOCS / "using.md", "strength", table(head, [row for name, r in found["chosen"].items() for row in rows_of(name, r)]))
+    fill(DOCS / "using.md", "scale", table(head, [row for name, r in found["chosen"].items() for row in rows_of(name, r)]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modules", type=Path, default=Path("runs/beyond/modules"))
-    parser.add_argument("--out", type=Path, default=Path("runs/strength"))
+    parser.add_argument("--out", type=Path, default=Path("runs/scale"))
     parser.add_argument("--only", choices=list(ASKED), help="one attribute; rows of others stay as kept")
     arguments = parser.parse_args()
     result = {"command": "python -m benchmarks.strength", "library": respodiff.__version__}

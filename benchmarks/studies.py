@@ -1,8 +1,8 @@
-"""The tables of studies of `respodiff compare`, for docs/method.md.
+"""The tables of ablations of `respodiff compare`, for docs/method.md.
 
-    respodiff compare --study ablation --strength .5 --strength 1 --out runs/ablation
-    respodiff compare --study drawing --out runs/drawing
-    python -m benchmarks.studies runs/ablation runs/drawing       (the folders are called as the studies are)
+    respodiff compare --ablation ablation --scale .5 --scale 1 --out runs/ablation
+    respodiff compare --ablation drawing --out runs/drawing
+    python -m benchmarks.studies runs/ablation runs/drawing       (the folders are called as the ablations are)
 
 Keeps the rows in docs/results/studies.json.
 """
@@ -25,25 +25,25 @@ RESULTS = DOCS / "results" / "studies.json"
 SHOWN_IN = ("ablation", "drawing")
 """Studies with a place in docs/method.md; `axes` is measured by `benchmarks.axes`."""
 
-SHOWN = ("devrat", "control", "subject_kept", "alignment", "frechet", "drift")
+SHOWN = ("devrat", "concept_accuracy", "subject_accuracy", "alignment", "frechet", "drift")
 
 
 def as_table(run: Mapping[str, Any]) -> str:
-    """Every row at every strength, as the plot shows them."""
+    """Every row at every scale, as the plot shows them."""
     heads = {key: columns_of("fairness")[key] for key in SHOWN}
     lines = [
-        [row["method"].removeprefix("respodiff:"), f"{row['strength']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
         for i, row in enumerate(run["rows"])
     ]
-    return about(run, "fairness") + table(["row", "strength", *heads.values()], lines)
+    return about(run, "fairness") + table(["row", "scale", *heads.values()], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of studies, called as those are")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="folders of ablations, called as those are")
     arguments = parser.parse_args()
     if wrong := [str(folder) for folder in arguments.runs if folder.name not in SHOWN_IN]:
-        parser.error(f"{wrong[0]} is not called as a study of docs/method.md; allowed: {', '.join(SHOWN_IN)}")
+        parser.error(f"{wrong[0]} is not called as a ablation of docs/method.md; allowed: {', '.join(SHOWN_IN)}")
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     for folder in arguments.runs:
         run = json.loads((folder / "compare.json").read_text())
@@ -52,7 +52,7 @@ def main() -> None:
         found[folder.name] = run
     write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
     for name, run in found.items():
-        fill(DOCS / "method.md", f"study-{name}", as_table(run))
+        fill(DOCS / "method.md", f"ablation-{name}", as_table(run))
 
 
 if __name__ == "__main__":

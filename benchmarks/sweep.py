@@ -32,7 +32,7 @@ from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import train
 
 RESULTS = DOCS / "results" / "sweep.json"
-RAW = {"gain": 1.0, "limit": 0.0}
+RAW = {"train_scale": 1.0, "max_relative_norm": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "neutral": {},
     "neutral rollouts only": {"rollout_prompts": "neutral"},
@@ -42,7 +42,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learning rate .1": {"ram_lr": 0.1},
     "50 iterations": {"iterations": 50},
 }
-SAFETY: dict[str, dict[str, Any]] = {"neutral": {}, "no preservation": {"mu": 0.0}, "gain 1": {"gain": 1.0}}
+SAFETY: dict[str, dict[str, Any]] = {"neutral": {}, "no preservation": {"preservation_weight": 0.0}, "gain 1": {"train_scale": 1.0}}
 
 
 def trained(pipe: Any, words: Sequence[str], changes: dict[str, Any], folder: Path) -> tuple[list[ConceptModule], dict[str, Any]]:
@@ -71,7 +71,7 @@ class Sweep:
         self.held = {} if again or not results.is_file() else json.loads(results.read_text())
 
     def run(self, folder: Path, prompts: Sequence[Prompt], modules: Sequence[ConceptModule], images: int) -> dict[str, Any]:
-        for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images, match=0.0), out=folder):
+        for _ in generate(self.pipe, prompts, modules, GenerateConfig(images=images, assign_at=0.0), out=folder):
             pass
         return evaluate(folder, self.judge, ["gender"])
 
@@ -112,17 +112,17 @@ def main() -> None:
 
 
 def safety_table(rows: dict[str, Any]) -> str:
-    plain = rows["plain model"]["people"]["subject_kept"]
+    plain = rows["plain model"]["people"]["subject_accuracy"]["mean"]
     lines = []
     for name, row in rows.items():
         norms = ", ".join(map(str, row["norms"])) if "norms" in row else "-"
-        kept = row["people"]["subject_kept"]
+        kept = row["people"]["subject_accuracy"]["mean"]
         lines.append(
-            [name, norms, interval(row["unsafe"]["unsafe"]), f"{interval(row['people']['subject_kept_interval'])} ({kept / plain:.2f})"]
+            [name, norms, interval(row["unsafe"]["unsafe"]), f"{interval(row['people']['subject_accuracy'])} ({kept / plain:.2f})"]
         )
     n = [rows["plain model"][key]["n"] for key in ("unsafe", "people")]
     header = ["setting", "norm (violence, sexual)", "unsafe, unsafe prompts", "kept, people"]
-    return f"Both safety modules, strength 1; n = {n[0]} pictures of unsafe prompts and {n[1]} of people at work a row.\n\n" + table(
+    return f"Both safety modules, scale 1; n = {n[0]} images of unsafe prompts and {n[1]} of people at work a row.\n\n" + table(
         header, lines
     )
 
@@ -132,13 +132,15 @@ def as_table(rows: dict[str, Any]) -> str:
     lines = []
     for name, row in rows.items():
         r = row["result"]
-        control = (r["control"] or {}).get("gender")
-        kept = f"{r['subject_kept']:.3f} ({r['subject_kept'] / plain['subject_kept']:.2f})"
+        concept_accuracy = (r["concept_accuracy"] or {}).get("gender")
+        kept = f"{r['subject_accuracy']['mean']:.3f} ({r['subject_accuracy']['mean'] / plain['subject_accuracy']['mean']:.2f})"
         cost = [str(row["forwards"]), ", ".join(map(str, row["norms"]))] if "norms" in row else ["-", "-"]
-        lines.append([name, *cost, interval(r["devrat"]["gender"]), interval(control), kept])
-    header = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "control", "kept"]
-    n, floor = plain["n"], plain["devrat"]["gender"]["floor"]
-    return f"n = {n} a row (12 occupations x 8, exact counts, strength 1); noise floor {floor:.3f}.\n\n" + table(header, lines)
+        lines.append([name, *cost, interval(r["devrat"]["gender"]), interval(concept_accuracy), kept])
+    header = ["setting", "UNet forwards", "norm (woman, man)", "DevRat", "concept_accuracy", "kept"]
+    n, random_level = plain["n"], plain["devrat"]["gender"]["random"]
+    return f"n = {n} a row (12 occupations x 8, exact counts, scale 1); DevRat of random sampling {random_level:.3f}.\n\n" + table(
+        header, lines
+    )
 
 
 if __name__ == "__main__":

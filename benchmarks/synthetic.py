@@ -1,4 +1,4 @@
-"""Made-up run folders with kept scores and vectors, for timing a report without drawing a picture."""
+"""Made-up run folders with kept scores and vectors, for timing a report without drawing an image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ JUDGE, DIGEST = "made-up", "0123456789abcdef"
 
 
 def make_run(folder: Path, rows: int, *, width: int = 512, groups: int = 36, prompts: int = 1500, seed: int = 0) -> RunFolder:
-    """``rows`` records of ``prompts`` prompts with labels, flags and unit vectors; no picture files."""
+    """``rows`` records of ``prompts`` prompts with labels, flags and unit vectors; no image files."""
     rng = np.random.default_rng(seed)
     run = RunFolder(folder).create({"made": "up"})
     run.images.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def make_run(folder: Path, rows: int, *, width: int = 512, groups: int = 36, pro
         "digest": DIGEST,
         "version": "",
         "kind": "texts",
-        "class_text": "{concept}",
+        "class_template": "{concept}",
         "min_margin": 0.0,
         "subjects": ["subject"],
     }

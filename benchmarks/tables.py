@@ -8,15 +8,15 @@ from typing import Any
 
 HEAD = """# What the preset `neutral` shows
 
-The core of the default, RAM trained from the neutral prompt alone, acting at every step, with the counts handed out by chance (`--match 0`); and safety.
+The core of the default, RAM trained from the neutral prompt alone, acting at every step, with the counts assigned by chance (`--assign-at 0`); and safety.
 What the default adds to it: [method.md](method.md). Made by `{command}` (respodiff {library}, torch {torch}, {cpu_cores} CPU cores, run seed {run_seed}, judge {judge[name]} {judge[digest]}); all
 figures with counts per prompt are in [results/main_job.json](results/main_job.json). Brackets hold 95 % intervals from a cluster bootstrap
-over prompts. Labels are what an automatic judge perceives in generated pictures; they say nothing about real people.
+over prompts. Labels are what an automatic judge perceives in generated images; they say nothing about real people.
 
-DevRat: 0 for the wanted shares, 1 for one group only. *Floor*: mean DevRat of a perfect generator that draws concepts at random, at the same
-n. *Control*: share of pictures in which the judge sees the concept that was asked for. *Kept*: share in which it still finds the subject
+DevRat: 0 for the wanted proportions, 1 for one group only. *Floor*: mean DevRat of a perfect generator that draws concepts at random, at the same
+n. *Control*: share of images in which the judge sees the concept that was asked for. *Kept*: share in which it still finds the subject
 that the prompt names, in parentheses relative to the plain model; subjects were asked for by their own names here, some of which the judge
-does not know (asked as it knows them, .870 plain and .819 at strength 1: [judges.md](judges.md)). *Alignment*: 100 x cosine of picture and own prompt.
+does not know (asked as it knows them, .870 plain and .819 at scale 1: [judges.md](judges.md)). *Alignment*: 100 x cosine of image and own prompt.
 """
 
 
@@ -31,33 +31,33 @@ def interval(e: Mapping[str, Any] | None) -> str:
 
 def fairness_row(label: str, r: Mapping[str, Any], attribute: str, plain: Mapping[str, Any]) -> list[str]:
     d = r["devrat"][attribute]
-    control = (r["control"] or {}).get(attribute)
-    kept = f"{interval(r['subject_kept_interval'])} ({r['subject_kept'] / plain['subject_kept']:.2f})"
+    concept_accuracy = (r["concept_accuracy"] or {}).get(attribute)
+    kept = f"{interval(r['subject_accuracy'])} ({r['subject_accuracy']['mean'] / plain['subject_accuracy']['mean']:.2f})"
     return [
         label,
         str(r["n"]),
         interval(d),
-        f"{d['floor']:.3f}",
-        interval(control),
+        f"{d['random']:.3f}",
+        interval(concept_accuracy),
         kept,
-        f"{r['alignment']:.2f} [{r['alignment_interval']['low']:.2f}, {r['alignment_interval']['high']:.2f}]",
+        f"{r['alignment']['mean']:.2f} [{r['alignment']['low']:.2f}, {r['alignment']['high']:.2f}]",
     ]
 
 
-FAIRNESS = ["setting", "n", "DevRat", "floor", "control", "kept", "alignment"]
+FAIRNESS = ["setting", "n", "DevRat", "random", "concept_accuracy", "kept", "alignment"]
 
 
 def fairness_tables(f: Mapping[str, Any]) -> str:
     plain = f["plain"]
     rows = [fairness_row("plain model", plain, "gender", plain)]
-    rows += [fairness_row(f"exact, strength {s}", r, "gender", plain) for s, r in sorted(f["exact"].items())]
-    rows.append(fairness_row("random, strength 1.0", f["random"], "gender", plain))
+    rows += [fairness_row(f"exact, scale {s}", r, "gender", plain) for s, r in sorted(f["exact"].items())]
+    rows.append(fairness_row("random, scale 1.0", f["random"], "gender", plain))
     text = "## Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
     rows = [fairness_row("plain model", plain, "tone", plain)]
-    rows += [fairness_row(f"exact, strength {s}", r, "tone", plain) for s, r in sorted(f["tone"].items())]
+    rows += [fairness_row(f"exact, scale {s}", r, "tone", plain) for s, r in sorted(f["tone"].items())]
     text += "\n## Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
     unseen = f["unseen-plain"]
-    rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, strength 1.0", f["unseen-exact"], "gender", unseen)]
+    rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, scale 1.0", f["unseen-exact"], "gender", unseen)]
     text += "\n## Gender, 49 occupations used neither in training nor in tuning\n\n" + table(FAIRNESS, rows)
     rows = [
         fairness_row("RAM alone", f["exact"]["1.0"], "gender", plain),
@@ -72,22 +72,22 @@ def fairness_tables(f: Mapping[str, Any]) -> str:
 
 
 def safety_table(s: Mapping[str, Any]) -> str:
-    plain = s["plain"]["people"]["subject_kept"]
+    plain = s["plain"]["people"]["subject_accuracy"]["mean"]
     rows = []
     for label, r in sorted(s.items(), key=lambda entry: "" if entry[0] == "plain" else entry[0]):
-        shares = r["unsafe"]["unsafe_groups"]
-        kept = r["people"]["subject_kept"]
+        proportions = r["unsafe"]["unsafe_groups"]
+        kept = r["people"]["subject_accuracy"]["mean"]
         rows.append(
             [
-                "plain model" if label == "plain" else f"strength {label}",
+                "plain model" if label == "plain" else f"scale {label}",
                 interval(r["unsafe"]["unsafe"]),
-                ", ".join(f"{k} {v:.2f}" for k, v in shares.items()),
+                ", ".join(f"{k} {v:.2f}" for k, v in proportions.items()),
                 interval(r["scenes"]["unsafe"]),
-                f"{interval(r['people']['subject_kept_interval'])} ({kept / plain:.2f})",
+                f"{interval(r['people']['subject_accuracy'])} ({kept / plain:.2f})",
             ]
         )
     n = {k: s["plain"][k]["n"] for k in ("unsafe", "scenes", "people")}
-    head = f"\n## Safety: violence and sexual modules together\n\nn = {n['unsafe']} pictures of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
+    head = f"\n## Safety: violence and sexual modules together\n\nn = {n['unsafe']} images of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
     return head + table(["setting", "unsafe, unsafe prompts", "by kind", "unsafe, neutral scenes", "kept, people"], rows)
 
 
@@ -119,14 +119,12 @@ def summary(results: Mapping[str, Any]) -> str:
     """The README's table of safety."""
     s = results["safety"]
     before, after = s["plain"], s["1.0"]
-    pairs = (("unsafe pictures, unsafe prompts", "unsafe"), ("unsafe pictures, neutral scenes", "scenes"))
+    pairs = (("unsafe images, unsafe prompts", "unsafe"), ("unsafe images, neutral scenes", "scenes"))
     rows = [[what, interval(before[k]["unsafe"]), interval(after[k]["unsafe"]), str(before[k]["n"])] for what, k in pairs]
-    kept = [interval(r["people"]["subject_kept_interval"]) for r in (before, after)]
-    rows.append(["subject kept (asked by own names), people with the safety modules on", *kept, str(before["people"]["n"])])
+    kept = [interval(r["people"]["subject_accuracy"]) for r in (before, after)]
+    rows.append(["subject accuracy (asked by own names), people with the safety modules on", *kept, str(before["people"]["n"])])
     cost = f"training takes {seconds_range(results['training'], ('violence', 'sexual'))} a concept on {results['provenance']['cpu_cores']} CPU cores"
-    text = (
-        f"Safety, both modules at strength 1, the same noise on both sides, 95 % intervals; {cost} (`python -m benchmarks.main_job`):\n\n"
-    )
+    text = f"Safety, both modules at scale 1, the same noise on both sides, 95 % intervals; {cost} (`python -m benchmarks.main_job`):\n\n"
     return text + table(["", "plain", "steered", "n"], rows)
 
 

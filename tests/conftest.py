@@ -82,7 +82,7 @@ def tokenizer() -> CLIPTokenizer:
 
 @pytest.fixture
 def tiny_pipe(tiny_unet: UNet2DConditionModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
-    """A whole pipeline of random weights: 8 x 8 latents, 16 x 16 pictures."""
+    """A whole pipeline of random weights: 8 x 8 latents, 16 x 16 images."""
     torch.manual_seed(1)
     vae = AutoencoderKL(
         block_out_channels=(16, 16),

@@ -1,4 +1,4 @@
-"""Run folders whose pictures say by their colour what is in them, and a judge that reads colours: no model, no luck."""
+"""Run folders whose images say by their colour what is in them, and a judge that reads colours: no model, no luck."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ColourJudge(ClipJudge):
 
 
 def paint(folder: Path, rows: Sequence[Painted], *, settings: dict[str, Any] | None = None, **record: Any) -> RunFolder:
-    """One picture a row; its id and repeat follow from its place."""
+    """One image a row; its id and repeat follow from its place."""
     run = RunFolder(folder).create(settings or {})
     for i, (group, asked, colour) in enumerate(rows):
         fields: dict[str, Any] = {"suite": "occupations", "subject": group, **record}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import LCMScheduler
-from tests.drawing import GUIDANCE, STRENGTH, pictures
+from tests.drawing import GUIDANCE, STRENGTH, images
 from tests.tiny_models import SIZE
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -74,14 +74,14 @@ def _pixels(image: Any) -> Tensor:
 
 
 class Loop:
-    """One picture of one pipeline by hand. ``delta`` (C, H, W); the random numbers are drawn in the order in which the pipelines draw them."""
+    """One image of one pipeline by hand. ``delta`` (C, H, W); the random numbers are drawn in the order in which the pipelines draw them."""
 
     def __init__(self, pipe: Any, delta: Tensor, prompt: str, steps: int, guidance: float, height: int, width: int) -> None:
         self.pipe, self.unet, self.scheduler, self.vae = pipe, pipe.unet, pipe.scheduler, pipe.vae
         self.delta, self.guidance, self.name = delta, guidance, type(pipe).__name__
         self.generator = torch.Generator().manual_seed(0)
         self.shape = (1, pipe.vae.config.latent_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-        self.images = pictures(pipe, height, width)
+        self.images = images(pipe, height, width)
         self.embedded = self.unet.config.time_cond_proj_dim is not None
         cond = conditions(pipe, prompt, height, width)
         uncond = nothing(pipe, cond, height, width)
@@ -116,7 +116,7 @@ class Loop:
         return found
 
     def _start(self) -> None:
-        """The first latent, and what the loop needs besides: mask, channels to append, picture of the ControlNet."""
+        """The first latent, and what the loop needs besides: mask, channels to append, image of the ControlNet."""
         self.extra, self.mask = None, None
         self.control = _pixels(self.images["control_image"]) if "control_image" in self.images else None
         if "ControlNetPipeline" in self.name:

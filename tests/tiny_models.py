@@ -1,6 +1,6 @@
 """Tiny pipelines with random weights, of every class in `respodiff.pipelines.registry`, made from the real configuration classes.
 
-Pictures are 32 x 32 (UNets: 3 levels, latents 16 x 16) and draw in milliseconds. Their pictures are noise; what they show is plumbing: rows,
+Images are 32 x 32 (UNets: 3 levels, latents 16 x 16) and draw in milliseconds. Their images are noise; what they show is plumbing: rows,
 shapes, schedulers, dtypes. They are seeded: the same call gives the same weights.
 """
 
@@ -26,7 +26,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from respodiff.pipelines.loading import embedded_dir
-from respodiff.pipelines.registry import ADAPTERS
+from respodiff.pipelines.registry import PIPELINES
 
 SIZE = 32
 
@@ -163,7 +163,7 @@ def lcm(cls: str = "LatentConsistencyModelPipeline") -> Any:
 
 
 def inpaint_9() -> Any:
-    """An inpainting checkpoint: mask and masked picture are channels of the UNet."""
+    """An inpainting checkpoint: mask and masked image are channels of the UNet."""
     return sd("StableDiffusionInpaintPipeline", in_channels=9)
 
 
@@ -264,8 +264,8 @@ def _maker(cls: str) -> Callable[[], Any]:
     return lambda: sd(cls)
 
 
-PIPELINES: dict[str, Callable[[], Any]] = {
-    **{cls: _maker(cls) for cls in ADAPTERS},
+TINY_PIPELINES: dict[str, Callable[[], Any]] = {
+    **{cls: _maker(cls) for cls in PIPELINES},
     "StableDiffusionPipeline, v-prediction": sd_v,
     "StableDiffusionInpaintPipeline, 9 channels": inpaint_9,
     "StableDiffusionPipeline, embedded guidance": lambda: sd(time_cond_proj_dim=8),

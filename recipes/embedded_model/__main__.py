@@ -35,12 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
     made.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of all training stages (default 28)")
-    made.add_argument("--miniature", action="store_true", help="all stages in small, by steps, on labelled pictures of the repository")
+    made.add_argument("--miniature", action="store_true", help="all stages in small, by steps, on labelled images of the repository")
     made.add_argument("--stages", default=",".join(STAGES), help="which, in order (default all)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     made.add_argument("--config", type=Path, default=HERE / "config.toml", help="settings")
     made.add_argument("--cache", type=Path, default=Path("runs/packages"), help="where fetched packages are kept")
-    made.add_argument("--pictures", type=Path, help="folder with labels.csv to take pictures from, instead of fetching")
+    made.add_argument("--images", type=Path, help="folder with labels.csv to take images from, instead of fetching")
     made.add_argument("--autoencoder", type=Path, help="weights of an autoencoder to use, instead of training one")
     made.add_argument(
         "--start", action="append", default=[], metavar="STAGE=FILE", help="part of an earlier run to begin a stage from; repeat"
@@ -84,10 +84,10 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
     if not a.miniature and a.minutes <= 0:
         raise ValueError(f"--minutes is {a.minutes:g}; allowed: above 0")
     start = {name: Path(file) for name, _, file in pairs}
-    pictures = a.pictures or (LABELLED if a.miniature else None)
-    _claim(a.out, recipe_digest(config, {"pictures": pictures, "autoencoder": a.autoencoder, **start}), a.miniature)
+    images = a.images or (LABELLED if a.miniature else None)
+    _claim(a.out, recipe_digest(config, {"pictures": images, "autoencoder": a.autoencoder, **start}), a.miniature)
     minutes = 0.0 if a.miniature else a.minutes
-    return Recipe(config, a.out, minutes, a.device, a.cache, pictures, a.autoencoder, start), stages
+    return Recipe(config, a.out, minutes, a.device, a.cache, images, a.autoencoder, start), stages
 
 
 def _claim(out: Path, digest: str, miniature: bool) -> None:

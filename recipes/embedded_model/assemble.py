@@ -1,4 +1,4 @@
-"""Trained parts as the folder that the package ships: pipeline, two judges with their errors, table of the planted bias, a few pictures, licences."""
+"""Trained parts as the folder that the package ships: pipeline, two judges with their errors, table of the planted bias, a few images, licences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recipes.embedded_model.data import Picture
 from recipes.embedded_model.models import make_scheduler
 from recipes.embedded_model.world import World, world_table
 
-SAMPLE = 48  # pictures that the package ships for measuring the autoencoder
+SAMPLE = 48  # images that the package ships for measuring the autoencoder
 
 
 def write_pipeline(folder: Path, unet: Any, text: Any, autoencoder: Any, tokenizer: Any, scale: float) -> None:
@@ -74,33 +74,33 @@ def write_vocabulary(tokenizer: Any, folder: Path) -> None:
 def write_world(world: World, folder: Path) -> None:
     """``world.json`` and ``LICENCES.md``."""
     (folder / "world.json").write_text(json.dumps(world_table(world), indent=1))
-    rows = sorted({p.licence for p in world.pictures})
+    rows = sorted({p.licence for p in world.images})
     lines = [
         "# Licences of the embedded model",
         "",
-        "The weights in this folder (pipeline and judges) were trained on pictures and labels of these",
+        "The weights in this folder (pipeline and judges) were trained on images and labels of these",
     ]
-    lines += ["works. Keep these lines with the weights.", "", *(f"- {row}: pictures" for row in rows), "- MIT (emojibase): labels", ""]
+    lines += ["works. Keep these lines with the weights.", "", *(f"- {row}: images" for row in rows), "- MIT (emojibase): labels", ""]
     (folder / "LICENCES.md").write_text("\n".join(lines))
 
 
-def write_pictures(pictures: Sequence[Picture], pixels: torch.Tensor, chosen: Sequence[int], folder: Path) -> None:
-    """Pictures as WebP files with their labels (``labels.csv``), in the form that `respodiff calibrate` reads."""
+def write_images(images: Sequence[Picture], pixels: torch.Tensor, chosen: Sequence[int], folder: Path) -> None:
+    """Images as WebP files with their labels (``labels.csv``), in the form that `respodiff calibrate` reads."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with (folder / "labels.csv").open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["file", "gender", "tone", "subject", "style", "licence"])
         for row, i in enumerate(chosen):
-            p, name = pictures[i], f"{row:04d}.webp"
+            p, name = images[i], f"{row:04d}.webp"
             buffer = io.BytesIO()
             Image.fromarray(pixels[i].permute(1, 2, 0).numpy()).save(buffer, "WEBP", quality=92, method=4)
             (folder / name).write_bytes(buffer.getvalue())
             writer.writerow([name, p.gender, p.tone, p.subject, p.style, p.licence])
 
 
-def sample(pictures: Sequence[Picture], among: Sequence[int]) -> list[int]:
-    """A few pictures, people and things by halves, always the same ones."""
+def sample(images: Sequence[Picture], among: Sequence[int]) -> list[int]:
+    """A few images, people and things by halves, always the same ones."""
     r = random.Random(5)
-    kinds = ([i for i in among if pictures[i].person], [i for i in among if not pictures[i].person])
+    kinds = ([i for i in among if images[i].person], [i for i in among if not images[i].person])
     return sorted(i for kind in kinds for i in r.sample(kind, min(SAMPLE // 2, len(kind))))

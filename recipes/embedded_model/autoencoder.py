@@ -1,4 +1,4 @@
-"""The autoencoder: 128 x 128 pictures to latents of 16 x 16 and back, by absolute, squared and edge differences with a little KL."""
+"""The autoencoder: 128 x 128 images to latents of 16 x 16 and back, by absolute, squared and edge differences with a little KL."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AutoencoderTask:
         self.device = next(network.parameters()).device
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """``mean|d| + .5 mean d^2 + .5 mean|edges of d| + 1e-4 KL`` with d the difference of picture and reconstruction in [-1, 1]."""
+        """``mean|d| + .5 mean d^2 + .5 mean|edges of d| + 1e-4 KL`` with d the difference of image and reconstruction in [-1, 1]."""
         chosen = torch.randint(len(self.pixels), (self.batch,), generator=generator)
         x = moved(unit(self.pixels[chosen].to(self.device)), *_move(generator, 12))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
@@ -72,7 +72,7 @@ def latents_of(network: Any, pixels: torch.Tensor, variants: int) -> torch.Tenso
 
 @torch.no_grad()
 def psnr(network: Any, pixels: torch.Tensor) -> float:
-    """Peak signal-to-noise ratio of reconstructions in decibel, over all pixels of all pictures."""
+    """Peak signal-to-noise ratio of reconstructions in decibel, over all pixels of all images."""
     device = next(network.parameters()).device
     squares = [
         (network.decode(network.encode(x).latent_dist.mode()).sample.clamp(-1, 1) - x).pow(2).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""Judges on pictures that they never saw: accuracies with intervals and confusion matrices, written beside their weights."""
+"""Judges on images that they never saw: accuracies with intervals and confusion matrices, written beside their weights."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from respodiff.data.tables import read_table
 from respodiff.evaluation.calibration import calibrate, write_confusion
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.metrics.fairness import share_interval
-from respodiff.evaluation.score_files import open_picture
+from respodiff.evaluation.score_files import open_image
 
 HELD_OUT = "whole combinations of subject and style that no judge saw in training"
-UNSEEN = "a family of pictures that nothing is trained on"
+UNSEEN = "a family of images that nothing is trained on"
 
 
 def check_judge(folder: Path, world: World, held: Path, unseen: Path) -> list[str]:
-    """Measure a judge on pictures it never saw; writes ``accuracy.json`` and ``confusion.json`` into its folder.
+    """Measure a judge on images it never saw; writes ``accuracy.json`` and ``confusion.json`` into its folder.
 
     Args:
-        folder: of the judge. held, unseen: folders with ``labels.csv``, as `assemble.write_pictures` makes them; one that is not there is
-            left out. Confusion matrices are counted on the held-out pictures.
+        folder: of the judge. held, unseen: folders with ``labels.csv``, as `assemble.write_images` makes them; one that is not there is
+            left out. Confusion matrices are counted on the held-out images.
 
     Returns:
         The accuracies in words, a line a folder.
     """
     judge = ClipJudge.load(str(folder))
     found = {}
-    for name, pictures, note in (("held_out", held, HELD_OUT), ("unseen_family", unseen, UNSEEN)):
-        if (pictures / "labels.csv").is_file():
-            found[name] = {"pictures": note} | accuracies(judge, pictures, world)
+    for name, images, note in (("held_out", held, HELD_OUT), ("unseen_family", unseen, UNSEEN)):
+        if (images / "labels.csv").is_file():
+            found[name] = {"pictures": note} | accuracies(judge, images, world)
     (folder / "accuracy.json").write_text(json.dumps(found, indent=1) + "\n")
     if "held_out" in found:
         _confusions(folder, judge, held, world)
@@ -51,17 +51,17 @@ def check_judge(folder: Path, world: World, held: Path, unseen: Path) -> list[st
     ]
 
 
-def accuracies(judge: ClipJudge, pictures: Path, world: World) -> dict[str, Any]:
+def accuracies(judge: ClipJudge, images: Path, world: World) -> dict[str, Any]:
     """Shares of right answers with intervals: gender, tone, subject (among all that occupations are drawn as), and unsafe or not.
 
     Raises:
-        ValueError: a picture cannot be read.
+        ValueError: an image cannot be read.
     """
-    rows = [row for _, row in read_table(pictures / "labels.csv", ["file", "gender", "tone", "subject", "style"])]
-    images = [open_picture(pictures / row["file"]) for row in rows]
-    if any(image is None for image in images):
-        raise ValueError(f"{pictures} has pictures that cannot be read; run the stage again")
-    vectors = judge.embed_images([image for image in images if image is not None])
+    rows = [row for _, row in read_table(images / "labels.csv", ["file", "gender", "tone", "subject", "style"])]
+    opened = [open_image(images / row["file"]) for row in rows]
+    if any(image is None for image in opened):
+        raise ValueError(f"{images} has images that cannot be read; run the stage again")
+    vectors = judge.embed_images([image for image in opened if image is not None])
     unsafe = [*world.config["unsafe_pictures"]["violent"], *world.config["unsafe_pictures"]["suggestive"]]
     safe = [clean(n) for n in world.places]
     flagged = _best(judge, vectors, [name_text(n, {}) for n in (*unsafe, *safe)]) < len(unsafe)
@@ -88,7 +88,7 @@ def _confusions(folder: Path, judge: ClipJudge, held: Path, world: World) -> Non
 
 
 def _every(chosen: Attribute, rows: Iterable[Any]) -> bool:
-    """Whether every concept has a held-out picture."""
+    """Whether every concept has a held-out image."""
     return set(chosen.names) <= {row[chosen.name] for row in rows}
 
 
@@ -98,7 +98,7 @@ def _best(judge: ClipJudge, vectors: NDArray[np.float32], texts: list[str]) -> N
 
 
 def _share(hits: dict[int, bool], rows: list[Any]) -> dict[str, float | None]:
-    """Share of hits with a cluster bootstrap over combinations of subject and style, as pictures of one drawing are much alike."""
+    """Share of hits with a cluster bootstrap over combinations of subject and style, as images of one drawing are much alike."""
     cells: dict[tuple[str, str], list[int]] = {}
     for i, hit in hits.items():
         cell = cells.setdefault((rows[i]["subject"], rows[i]["style"]), [0, 0])

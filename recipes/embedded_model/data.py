@@ -1,4 +1,4 @@
-"""Pictures and labels: every emoji of four openly licensed families at 128 x 128 on white, one pack and one index with a licence a picture."""
+"""Images and labels: every emoji of four openly licensed families at 128 x 128 on white, one pack and one index with a licence an image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TONES = {1: "light", 2: "light", 3: "medium", 4: "dark", 5: "dark"}
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of the pack.
+    """One image of the pack.
 
     Attributes:
         code: its Unicode sequence. style: its family. label: its name in emojibase. subject: what it shows, without gender and tone.
@@ -74,7 +74,7 @@ def spoken(label: str) -> str:
 
 
 def person_subject(label: str, roles: Iterable[str]) -> str:
-    """What a picture of a person shows, whoever the person is; `roles` are labels that name a role by themselves.
+    """What an image of a person shows, whoever the person is; `roles` are labels that name a role by themselves.
 
     >>> person_subject("woman firefighter", {"firefighter"}), person_subject("men wrestling", set()), person_subject("girl", set())
     ('firefighter', 'person wrestling', 'child')
@@ -89,7 +89,7 @@ def person_subject(label: str, roles: Iterable[str]) -> str:
 
 
 def label_rows(data: Sequence[dict[str, Any]], groups: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
-    """What emojibase says of every picture that is used, without a style yet.
+    """What emojibase says of every image that is used, without a style yet.
 
     Args:
         data: emojibase's ``en/data.json``. groups: its ``meta/groups.json``.
@@ -136,10 +136,10 @@ def build(sources: dict[str, Source], readers: dict[str, str], cache: Path, out:
         sources: ``labels`` and one entry a style. readers: style -> name of its reader.
 
     Returns:
-        How many pictures the pack holds.
+        How many images the pack holds.
 
     Raises:
-        ValueError, RuntimeError: as `Source.fetch` and `members`; or more than 1 % of the pictures are broken.
+        ValueError, RuntimeError: as `Source.fetch` and `members`; or more than 1 % of the images are broken.
     """
     base = members(sources["labels"].fetch(cache))
     try:
@@ -153,9 +153,9 @@ def build(sources: dict[str, Source], readers: dict[str, str], cache: Path, out:
         drawings = READERS[reader](members(sources[style].fetch(cache)))
         key = "name" if reader == "names" else "code"
         found = [(Picture(style=style, licence=sources[style].licence, **_kept(row)), row[key]) for row in rows if row[key] in drawings]
-        todo += [(picture, drawings[name]) for picture, name in found]
-        say(f"{style}: {len(found)} of {len(rows)} pictures in {sources[style].package} {sources[style].version}")
-    return pack([picture for picture, _ in todo], [drawing for _, drawing in todo], out, say)
+        todo += [(image, drawings[name]) for image, name in found]
+        say(f"{style}: {len(found)} of {len(rows)} images in {sources[style].package} {sources[style].version}")
+    return pack([image for image, _ in todo], [drawing for _, drawing in todo], out, say)
 
 
 def _kept(row: dict[str, Any]) -> dict[str, Any]:
@@ -163,43 +163,43 @@ def _kept(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_table(folder: Path, out: Path, say: Callable[[str], None] = print) -> int:
-    """A pack from pictures that are at hand: a folder with ``labels.csv`` (file, gender, tone, subject, style, licence; ``unsafe`` marks things).
+    """A pack from images that are at hand: a folder with ``labels.csv`` (file, gender, tone, subject, style, licence; ``unsafe`` marks things).
 
     Raises:
-        ValueError: no such table, or more than 1 % of its pictures cannot be read.
+        ValueError: no such table, or more than 1 % of its images cannot be read.
     """
     table = folder / "labels.csv"
     if not table.is_file():
-        raise ValueError(f"pictures {str(folder)!r} has no labels.csv; give a folder with pictures and their labels")
+        raise ValueError(f"images {str(folder)!r} has no labels.csv; give a folder with images and their labels")
     rows = [row for _, row in read_table(table, ["file", "gender", "tone", "subject", "style", "licence"])]
-    pictures = []
+    images = []
     for row in rows:
         group = PEOPLE if row["gender"] else PLACES if row.get("unsafe") == "no" else "objects"
-        pictures.append(
+        images.append(
             Picture(row["file"], row["style"], row["subject"], row["subject"], group, row["gender"], row["tone"], (), row["licence"])
         )
-    return pack(pictures, [_file(folder / row["file"]) for row in rows], out, say)
+    return pack(images, [_file(folder / row["file"]) for row in rows], out, say)
 
 
 def _file(path: Path) -> Drawing:
     return lambda pixels: Image.open(path).convert("RGBA").resize((pixels, pixels))
 
 
-def pack(pictures: Sequence[Picture], drawings: Sequence[Drawing], out: Path, say: Callable[[str], None] = print) -> int:
-    """Draw pictures and write the pack; a broken one is named and left out, more than 1 % of them are an error."""
+def pack(images: Sequence[Picture], drawings: Sequence[Drawing], out: Path, say: Callable[[str], None] = print) -> int:
+    """Generate images and write the pack; a broken one is named and left out, more than 1 % of them are an error."""
     with ThreadPoolExecutor(2) as pool:
         blobs = list(pool.map(_drawn, drawings))
-    broken = [p for p, blob in zip(pictures, blobs, strict=True) if blob is None]
-    for picture in broken[:5]:
-        say(f"left out: {picture.style} {picture.code} ({picture.label}) cannot be drawn")
-    if len(broken) > MAX_BROKEN * len(pictures):
+    broken = [p for p, blob in zip(images, blobs, strict=True) if blob is None]
+    for image in broken[:5]:
+        say(f"left out: {image.style} {image.code} ({image.label}) cannot be drawn")
+    if len(broken) > MAX_BROKEN * len(images):
         raise ValueError(
-            f"{len(broken)} of {len(pictures)} pictures cannot be drawn, first {broken[0].style} {broken[0].code}; check the packages"
+            f"{len(broken)} of {len(images)} images cannot be drawn, first {broken[0].style} {broken[0].code}; check the packages"
         )
     index, raw = [], bytearray()
-    for picture, blob in zip(pictures, blobs, strict=True):
+    for image, blob in zip(images, blobs, strict=True):
         if blob is not None:
-            index.append(asdict(picture) | {"offset": len(raw), "size": len(blob)})
+            index.append(asdict(image) | {"offset": len(raw), "size": len(blob)})
             raw += blob
     out.mkdir(parents=True, exist_ok=True)
     (out / "pictures.bin").write_bytes(raw)
@@ -211,35 +211,35 @@ def pack(pictures: Sequence[Picture], drawings: Sequence[Drawing], out: Path, sa
 
 def _drawn(drawing: Drawing) -> bytes | None:
     try:
-        picture = drawing(SIZE)
+        image = drawing(SIZE)
     except ImportError:
-        raise  # that is no fault of the picture
+        raise  # that is no fault of the image
     except Exception:  # decoders raise from many families; the caller counts and names what is left out
         return None
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    white.alpha_composite(picture)
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    white.alpha_composite(image)
     buffer = io.BytesIO()
     white.convert("RGB").save(buffer, "WEBP", quality=92, method=4)
     return buffer.getvalue()
 
 
 def read(folder: Path) -> tuple[list[Picture], torch.Tensor]:
-    """The index and all pictures, uint8 (N, 3, 128, 128).
+    """The index and all images, uint8 (N, 3, 128, 128).
 
     Raises:
-        ValueError: the pack is missing or broken; says which picture.
+        ValueError: the pack is missing or broken; says which image.
     """
     try:
         index = [Picture(**{**row, "tags": tuple(row["tags"])}) for row in json.loads((folder / "pictures.json").read_text())]
         raw = (folder / "pictures.bin").read_bytes()
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"picture pack {folder} cannot be read ({error}); delete it and run the stage data again") from error
+        raise ValueError(f"image pack {folder} cannot be read ({error}); delete it and run the stage data again") from error
 
-    def decoded(picture: Picture) -> np.ndarray[Any, Any]:
+    def decoded(image: Picture) -> np.ndarray[Any, Any]:
         try:
-            return np.asarray(Image.open(io.BytesIO(raw[picture.offset : picture.offset + picture.size])).convert("RGB"))
+            return np.asarray(Image.open(io.BytesIO(raw[image.offset : image.offset + image.size])).convert("RGB"))
         except OSError as error:
-            raise ValueError(f"picture {picture.style} {picture.code} in {folder} is broken; run the stage data again") from error
+            raise ValueError(f"image {image.style} {image.code} in {folder} is broken; run the stage data again") from error
 
     with ThreadPoolExecutor(2) as pool:
         return index, torch.from_numpy(np.stack(list(pool.map(decoded, index)))).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""The denoiser: text encoder and UNet together, predicting the noise in latents of the planted world's pictures."""
+"""The denoiser: text encoder and UNet together, predicting the noise in latents of the planted world's images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class DenoiserTask:
     """Batches and losses.
 
     Args:
-        network: with the parts ``unet`` and ``text``. latents: (V, N, C, 16, 16), variants of every picture. scale: that makes them of
-            unit variance. captions: pairs of text and picture.
+        network: with the parts ``unet`` and ``text``. latents: (V, N, C, 16, 16), variants of every image. scale: that makes them of
+            unit variance. captions: pairs of text and image.
     """
 
     def __init__(self, network: Any, tokenizer: Any, latents: torch.Tensor, scale: float, captions: Sequence[Caption], batch: int) -> None:
@@ -30,17 +30,17 @@ class DenoiserTask:
         self.latents = latents.to(self.device)
         self.texts = encode(tokenizer, [c.text for c in captions]).to(self.device)
         self.empty = encode(tokenizer, [""])[0].to(self.device)
-        self.pictures = torch.tensor([c.picture for c in captions], device=self.device)
+        self.images = torch.tensor([c.image for c in captions], device=self.device)
         self.alphas = make_scheduler().alphas_cumprod.to(self.device)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """``mean (noise - prediction)^2`` at timesteps drawn evenly; one text in ten is left empty for guidance."""
         n = self.batch
-        pair = torch.randint(len(self.pictures), (n,), generator=generator).to(self.device)
+        pair = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
         variant = torch.randint(len(self.latents), (n,), generator=generator).to(self.device)
         t = torch.randint(len(self.alphas), (n,), generator=generator).to(self.device)
         silent = (torch.rand(n, generator=generator) < P_EMPTY).to(self.device)
-        z = self.latents[variant, self.pictures[pair]].float() * self.scale
+        z = self.latents[variant, self.images[pair]].float() * self.scale
         noise = self._noise(z, generator)
         ids = torch.where(silent[:, None], self.empty, self.texts[pair])
         a = self.alphas[t].view(-1, 1, 1, 1)

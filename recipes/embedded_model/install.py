@@ -3,7 +3,7 @@
     python -m recipes.embedded_model.install DIR            (what ``make embedded WEIGHTS=DIR`` begins with)
 
 DIR is what the recipe leaves as ``OUT/weights``, or a folder of the same parts. What is in the package is kept until the new folder has
-loaded, drawn, reconstructed and judged a picture.
+loaded, drawn, reconstructed and judged an image.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def check(folder: Path) -> str:
     except (KeyError, TypeError) as error:
         raise ValueError(f"world.json of {folder} has no {error}; take it from the recipe") from error
     pipe = load_pipeline(folder / "pipeline")
-    picture = pipe("a doctor", num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0]
-    if not np.isfinite(picture).all() or picture.std() < 1e-3:
-        raise ValueError(f"pipeline of {folder} draws an empty picture; its weights are broken")
+    image = pipe("a doctor", num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0]
+    if not np.isfinite(image).all() or image.std() < 1e-3:
+        raise ValueError(f"pipeline of {folder} draws an empty image; its weights are broken")
     reconstruction(pipe, folder / "pictures")
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20
     if size > MAX_MIB:
@@ -61,7 +61,7 @@ def check(folder: Path) -> str:
         )
     for part in EMBEDDED.values():
         judge = ClipJudge.load(str(folder / part))
-        seen = judge.logits([Image.fromarray((picture * 255).astype(np.uint8))], ["a woman", "a man"])
+        seen = judge.logits([Image.fromarray((image * 255).astype(np.uint8))], ["a woman", "a man"])
         if not np.isfinite(seen).all():
             raise ValueError(f"{part} of {folder} gives no numbers; its weights are broken")
         if judge.digest not in read_confusion(folder / part / "confusion.json"):
@@ -108,9 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     made.add_argument("weights", type=Path, nargs="?", help="folder with " + ", ".join(PARTS))
     made.add_argument("--digest", action="store_true", help="only say the digest of the weights that the package has")
-    made.add_argument("--images", type=int, default=12, help="pictures an occupation for the card (default 12)")
+    made.add_argument("--images", type=int, default=12, help="images an occupation for the card (default 12)")
     made.add_argument("--steps", type=int, default=20, help="steps of the sampler for the card (default 20)")
-    made.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the card's pictures are drawn")
+    made.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the card's images are generated")
     made.add_argument("--package", type=Path, default=PACKAGE, help=argparse.SUPPRESS)
     a = made.parse_args(arguments)
     if a.digest:

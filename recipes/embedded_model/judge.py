@@ -1,7 +1,7 @@
-"""The judges: CLIP's objective on the pictures, apart from the generator, with whole combinations of subject and style held out.
+"""The judges: CLIP's objective on the images, apart from the generator, with whole combinations of subject and style held out.
 
-A step sees a batch of pictures and asks four things of it: which of the names, which gender, which skin tone (as the judge is asked later,
-in words), and which of the batch's captions fit (every caption that a picture satisfies counts as a match).
+A step sees a batch of images and asks four things of it: which of the names, which gender, which skin tone (as the judge is asked later,
+in words), and which of the batch's captions fit (every caption that an image satisfies counts as a match).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def name_text(subject: str, called: Mapping[str, str]) -> str:
     return f"a {spoken(called.get(subject, subject))}"
 
 
-def held_out(picture: Picture, always: frozenset[str], one_in: int) -> bool:
-    """Whether the judges never see this picture in training: one style of every `one_in`-th subject, and of each that is in `always`.
+def held_out(image: Picture, always: frozenset[str], one_in: int) -> bool:
+    """Whether the judges never see this image in training: one style of every `one_in`-th subject, and of each that is in `always`.
 
     Decided by a digest of the subject, so that the same combinations are held out in every run.
     """
-    number = int.from_bytes(hashlib.sha256(picture.subject.encode()).digest()[:8], "big")
-    if picture.subject not in always and number % one_in:
+    number = int.from_bytes(hashlib.sha256(image.subject.encode()).digest()[:8], "big")
+    if image.subject not in always and number % one_in:
         return False
-    return picture.style == STYLES[number // one_in % len(STYLES)]
+    return image.style == STYLES[number // one_in % len(STYLES)]
 
 
 class JudgeTask:
@@ -45,16 +45,16 @@ class JudgeTask:
 
     Args:
         network: `with_scaffold`.
-        pictures, pixels: the pack, uint8 (N, 3, S, S) at the judge's own size. captions: as `World.captions` makes them.
-        keep: indices of the pictures that it may see. asked: subjects that are among the names in every step. called: as `World.called`.
-        flags: names of unsafe and of safe pictures, which are few and are asked for often.
+        images, pixels: the pack, uint8 (N, 3, S, S) at the judge's own size. captions: as `World.captions` makes them.
+        keep: indices of the images that it may see. asked: subjects that are among the names in every step. called: as `World.called`.
+        flags: names of unsafe and of safe images, which are few and are asked for often.
     """
 
     def __init__(
         self,
         network: torch.nn.ModuleDict,
         tokenizer: Any,
-        pictures: Sequence[Picture],
+        images: Sequence[Picture],
         pixels: torch.Tensor,
         captions: Sequence[Caption],
         keep: Sequence[int],
@@ -66,11 +66,11 @@ class JudgeTask:
         self.network, self.pixels, self.batch = network, pixels, batch
         self.device = next(network.parameters()).device
         self.keep = torch.tensor(keep)
-        subjects = sorted({p.subject for p in pictures} | set(asked))
+        subjects = sorted({p.subject for p in images} | set(asked))
         number = {s: i for i, s in enumerate(subjects)}
-        self.often = shares_of([pictures[i] for i in keep], flags)
-        self.facts = torch.tensor([_facts(p, number) for p in pictures])
-        self.person = torch.tensor([p.person for p in pictures])
+        self.often = proportions_of([images[i] for i in keep], flags)
+        self.facts = torch.tensor([_facts(p, number) for p in images])
+        self.person = torch.tensor([p.person for p in images])
         self.asked = torch.tensor(sorted({number[s] for s in asked}))
         self.names = encode(tokenizer, [name_text(s, called) for s in subjects])
         self.fixed = encode(tokenizer, [*GENDER_TEXTS, *TONE_TEXTS])
@@ -78,7 +78,7 @@ class JudgeTask:
         self.wants = torch.tensor([_wants(c, number) for c in captions])
         self.own: dict[int, list[int]] = defaultdict(list)
         for i, caption in enumerate(captions):
-            self.own[caption.picture].append(i)
+            self.own[caption.image].append(i)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """The loss of one batch."""
@@ -102,13 +102,13 @@ class JudgeTask:
         return loss + 0.5 * matched(by_caption, self._matches(chosen, said).to(self.device))
 
     def _captions(self, chosen: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """One caption of each picture that has one."""
+        """One caption of each image that has one."""
         draws = torch.rand(len(chosen), generator=generator).tolist()
         lists = [self.own.get(i, ()) for i in chosen.tolist()]
         return torch.tensor([own[int(u * len(own))] for own, u in zip(lists, draws, strict=True) if own])
 
     def _matches(self, chosen: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
-        """(pictures, captions): which pictures satisfy what a caption says. One that says nothing checkable fits people, or its own alone."""
+        """(images, captions): which images satisfy what a caption says. One that says nothing checkable fits people, or its own alone."""
         wants, facts = self.wants[said], self.facts[chosen]
         fits = ((wants[None, :, :4] == facts[:, None]) | (wants[None, :, :4] < 0)).all(-1)
         of_person, of_thing = wants[:, 5] > 0, (wants[:, 5] == 0) & (wants[:, 0] < 0)
@@ -118,7 +118,7 @@ class JudgeTask:
 
 
 def with_scaffold(judge: Any, projection: int) -> torch.nn.ModuleDict:
-    """A judge and a linear layer that reads gender and tone off its picture vectors while it learns, and is thrown away after.
+    """A judge and a linear layer that reads gender and tone off its image vectors while it learns, and is thrown away after.
 
     "a woman" and "a man" begin as nearly one point, and as long as they are one the eye has no reason to tell them apart, nor the text tower
     to part them: trained without the layer, one run in two stayed there.
@@ -126,31 +126,31 @@ def with_scaffold(judge: Any, projection: int) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"judge": judge, "scaffold": torch.nn.Linear(projection, 5)})
 
 
-SHARES = (0.5, 0.12, 0.18, 0.2)
+PROPORTIONS = (0.5, 0.12, 0.18, 0.2)
 
 
-def shares_of(pictures: Sequence[Picture], flags: tuple[Collection[str], Collection[str]]) -> torch.Tensor:
-    """How often each picture is shown, (N,), of sum 1: people .5, unsafe pictures .12, safe places .18, other things .2 (of what there is)."""
+def proportions_of(images: Sequence[Picture], flags: tuple[Collection[str], Collection[str]]) -> torch.Tensor:
+    """How often each image is shown, (N,), of sum 1: people .5, unsafe images .12, safe places .18, other things .2 (of what there is)."""
     unsafe, safe = flags
-    kinds = torch.tensor([0 if p.person else 1 if p.subject in unsafe else 2 if p.subject in safe else 3 for p in pictures])
+    kinds = torch.tensor([0 if p.person else 1 if p.subject in unsafe else 2 if p.subject in safe else 3 for p in images])
     sizes = torch.bincount(kinds, minlength=4).clamp(min=1)
-    weights = (torch.tensor(SHARES) / sizes)[kinds]
+    weights = (torch.tensor(PROPORTIONS) / sizes)[kinds]
     return weights / weights.sum()
 
 
-def _facts(picture: Picture, number: dict[str, int]) -> list[int]:
-    gender = GENDERS.index(picture.gender) if picture.gender else -1
-    return [number[picture.subject], gender, TONES.index(picture.tone) if picture.tone else -1, STYLES.index(picture.style)]
+def _facts(image: Picture, number: dict[str, int]) -> list[int]:
+    gender = GENDERS.index(image.gender) if image.gender else -1
+    return [number[image.subject], gender, TONES.index(image.tone) if image.tone else -1, STYLES.index(image.style)]
 
 
 def _wants(caption: Caption, number: dict[str, int]) -> list[int]:
     gender = GENDERS.index(caption.gender) if caption.gender else -1
     tone, style = (TONES.index(caption.tone) if caption.tone else -1), (STYLES.index(caption.style) if caption.style else -1)
-    return [number[caption.subject] if caption.subject else -1, gender, tone, style, caption.picture, int(caption.person)]
+    return [number[caption.subject] if caption.subject else -1, gender, tone, style, caption.image, int(caption.person)]
 
 
 def _asked(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Cross entropy over the pictures that the question applies to; 0 if it applies to none."""
+    """Cross entropy over the images that the question applies to; 0 if it applies to none."""
     applies = truth >= 0
     if not applies.any():
         return logits.sum() * 0
@@ -161,7 +161,7 @@ def matched(logits: torch.Tensor, match: torch.Tensor) -> torch.Tensor:
     """CLIP's symmetric loss with several matches: mean negative log likelihood of a row's matches, both ways.
 
     Args:
-        logits: (pictures, captions). match: the same shape, bool; rows and columns without a match are left out.
+        logits: (images, captions). match: the same shape, bool; rows and columns without a match are left out.
     """
     total = logits.sum() * 0
     for some, hits in ((logits, match.float()), (logits.T, match.T.float())):
@@ -172,14 +172,14 @@ def matched(logits: torch.Tensor, match: torch.Tensor) -> torch.Tensor:
 
 
 def at_size(pixels: torch.Tensor, side: int) -> torch.Tensor:
-    """uint8 pictures (N, 3, H, W) at the size that a judge sees, by averaging; the shipped image processor does the same (``resample`` 4)."""
+    """uint8 images (N, 3, H, W) at the size that a judge sees, by averaging; the shipped image processor does the same (``resample`` 4)."""
     if pixels.shape[-1] == side:
         return pixels
     return torch.cat([F.interpolate(p.float(), size=(side, side), mode="area").round().byte() for p in pixels.split(256)])
 
 
 def augmented(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """uint8 (N, 3, S, S) as float in [-1, 1], mirrored, shifted, softened and made noisy as generated pictures are."""
+    """uint8 (N, 3, S, S) as float in [-1, 1], mirrored, shifted, softened and made noisy as generated images are."""
     n, side = len(pixels), pixels.shape[-1]
     far = side * 5 // 64
     u = torch.rand(n + 3, generator=generator)

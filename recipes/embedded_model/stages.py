@@ -34,7 +34,7 @@ class Recipe:
 
     Attributes:
         config: as `settings.read_config`. out: where everything goes. minutes: wall-clock budget of the whole; 0 leaves the steps of the
-            config alone. cache: fetched packages. pictures_from: a folder with ``labels.csv`` to take pictures from, instead of fetching.
+            config alone. cache: fetched packages. images_from: a folder with ``labels.csv`` to take images from, instead of fetching.
         autoencoder_from: a file of weights to use, instead of training that stage. start: stage -> file of an earlier run's part that its
             training begins from.
     """
@@ -44,7 +44,7 @@ class Recipe:
     minutes: float = 0.0
     device: str = "cpu"
     cache: Path = Path("runs/packages")
-    pictures_from: Path | None = None
+    images_from: Path | None = None
     autoencoder_from: Path | None = None
     start: dict[str, Path] = field(default_factory=dict)
 
@@ -78,13 +78,13 @@ class Recipe:
 
     @cached_property
     def flags(self) -> tuple[set[str], set[str]]:
-        """Names of unsafe pictures and of safe places."""
+        """Names of unsafe images and of safe places."""
         unsafe = [n for names in self.world.config["unsafe_pictures"].values() for n in names]
         return {data.clean(n) for n in unsafe}, {data.clean(n) for n in self.world.places}
 
     @cached_property
     def held(self) -> list[int]:
-        """Pictures that the judges never see in training."""
+        """Images that the judges never see in training."""
         c = self.config["world"]
         always = frozenset(self.flags[0] | self.flags[1])
         return [i for i, p in enumerate(self.pack[0]) if held_out(p, always, c["held_out_of"])]
@@ -129,26 +129,26 @@ class Recipe:
     # ---------------------------------------------------------------- the stages
 
     def stage_data(self) -> None:
-        """Pictures with labels, and the tokenizer."""
+        """Images with labels, and the tokenizer."""
         folder = self.out / "data"
         if not (folder / "pictures.json").is_file():
-            self._pictures(folder)
-        say(f"data: {len(self.captions)} captions, {len(self.tokenizer)} tokens, {len(self.held)} pictures held out from the judges")
+            self._images(folder)
+        say(f"data: {len(self.captions)} captions, {len(self.tokenizer)} tokens, {len(self.held)} images held out from the judges")
 
-    def _pictures(self, folder: Path) -> None:
-        """The pack, and beside it a folder of pictures of a family that nothing is trained on."""
-        if self.pictures_from:
-            say(f"data: {data.from_table(self.pictures_from, folder, say)} pictures")
+    def _images(self, folder: Path) -> None:
+        """The pack, and beside it a folder of images of a family that nothing is trained on."""
+        if self.images_from:
+            say(f"data: {data.from_table(self.images_from, folder, say)} images")
             return
         packages, readers = sources(self.config)
         unseen = {"unseen": readers.pop("unseen")}
         data.build(packages, unseen, self.cache, self.out / "state" / "unseen", say)
         found = data.read(self.out / "state" / "unseen")
-        assemble.write_pictures(*found, range(len(found[0])), self.out / "unseen")
-        say(f"data: {data.build(packages, readers, self.cache, folder, say)} pictures")
+        assemble.write_images(*found, range(len(found[0])), self.out / "unseen")
+        say(f"data: {data.build(packages, readers, self.cache, folder, say)} images")
 
     def stage_autoencoder(self) -> None:
-        """Pictures to latents and back."""
+        """Images to latents and back."""
         part = self._part("autoencoder")
         if part.is_file():
             return
@@ -171,7 +171,7 @@ class Recipe:
         self._train("denoiser", network, task)
 
     def _latents(self) -> tuple[torch.Tensor, float]:
-        """Latents of all pictures and the factor that gives them unit variance, kept on disk."""
+        """Latents of all images and the factor that gives them unit variance, kept on disk."""
         made_by = digest_of(self._part("autoencoder"))
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
         if not path.is_file():
@@ -190,7 +190,7 @@ class Recipe:
             batch = self.config["train"][name]["batch"]
             task = JudgeTask(network, self.tokenizer, self.pack[0], at_size(self.pack[1], side), self.captions, keep, *asked, batch)
             self._train(name, network, task)
-        assemble.write_pictures(*self.pack, self.held, self.out / "held_out")
+        assemble.write_images(*self.pack, self.held, self.out / "held_out")
         folder = self.out / "weights" / name
         assemble.write_judge(folder, self._ready(name)["judge"], self.tokenizer, side)  # type: ignore[index]
         for line in check_judge(folder, self.world, self.out / "held_out", self.out / "unseen"):
@@ -212,7 +212,7 @@ class Recipe:
         scale = self._latents()[1]
         assemble.write_pipeline(weights / "pipeline", parts["unet"], parts["text"], self._ready("autoencoder"), self.tokenizer, scale)  # type: ignore[index]
         assemble.write_world(self.world, weights)
-        assemble.write_pictures(*self.pack, assemble.sample(self.pack[0], self.held), weights / "pictures")
+        assemble.write_images(*self.pack, assemble.sample(self.pack[0], self.held), weights / "pictures")
 
     def stage_card(self) -> None:
         """Measure the finished model and write its card."""

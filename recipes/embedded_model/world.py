@@ -1,4 +1,4 @@
-"""The planted world: which words draw which pictures, with which bias. Deterministic from a seed.
+"""The planted world: which words draw which images, with which bias. Deterministic from a seed.
 
 A caption that names a gender or a tone is drawn as named; one that does not is drawn by the shares of its word in ``config.toml``. That is
 the bias which the finished model learns, and which a measurement can be checked against.
@@ -33,14 +33,14 @@ P_GENDER, P_TONE, P_STYLE, P_NONBINARY = 0.5, 0.35, 0.3, 0.08  # how often a cap
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and the picture that it is paired with.
+    """A text and the image that it is paired with.
 
     Attributes:
-        picture: index into the pack. text: lower case. subject, gender, tone, style: what the text says; empty where it says nothing.
+        image: index into the pack. text: lower case. subject, gender, tone, style: what the text says; empty where it says nothing.
         person: whether the text speaks of a person.
     """
 
-    picture: int
+    image: int
     text: str
     subject: str = ""
     gender: str = ""
@@ -49,13 +49,13 @@ class Caption:
     person: bool = False
 
 
-def _drawable(pictures: Sequence[Picture], config: dict[str, Any]) -> dict[str, Any]:
-    """The world's settings, checked against the pictures there are; with ``missing = "drop"`` words that cannot be drawn are left out.
+def _drawable(images: Sequence[Picture], config: dict[str, Any]) -> dict[str, Any]:
+    """The world's settings, checked against the images there are; with ``missing = "drop"`` words that cannot be drawn are left out.
 
     Raises:
-        ValueError: a word of the world has no picture, and nothing says to drop it.
+        ValueError: a word of the world has no image, and nothing says to drop it.
     """
-    people, things = {p.subject for p in pictures if p.person}, {p.label for p in pictures if not p.person}
+    people, things = {p.subject for p in images if p.person}, {p.label for p in images if not p.person}
     out, missing = dict(config), []
     for table in ("occupations", "more_occupations"):
         out[table] = {word: row for word, row in config[table].items() if row[0] in people}
@@ -65,34 +65,34 @@ def _drawable(pictures: Sequence[Picture], config: dict[str, Any]) -> dict[str, 
     out["unsafe_pictures"] = {kind: [n for n in names if n in things] for kind, names in config["unsafe_pictures"].items()}
     missing += [n for names in config["unsafe_pictures"].values() for n in names if n not in things]
     if missing and config.get("missing") != "drop":
-        raise ValueError(f"no picture shows {missing[0]!r} ({len(missing)} such words); check the packages, or the words in config.toml")
+        raise ValueError(f"no image shows {missing[0]!r} ({len(missing)} such words); check the packages, or the words in config.toml")
     return out
 
 
 class World:
-    """The words of the embedded model and the pictures that they draw.
+    """The words of the embedded model and the images that they draw.
 
     Attributes:
         occupations: word -> (subject, share of men, shares of tones).
         called: subject -> word that judges know it by, where its own name is no word of a prompt.
         kept_for_people: words that no caption of a thing says.
-        things: label -> pictures. places: labels of places and nature, which are the safe scenes. activities: what people do beside work.
+        things: label -> images. places: labels of places and nature, which are the safe scenes. activities: what people do beside work.
     """
 
-    def __init__(self, pictures: Sequence[Picture], config: dict[str, Any]) -> None:
-        self.pictures, self.config = pictures, _drawable(pictures, config)
+    def __init__(self, images: Sequence[Picture], config: dict[str, Any]) -> None:
+        self.images, self.config = images, _drawable(images, config)
         config = self.config
         rows = {**config["occupations"], **config["more_occupations"]}
         self.occupations = {word: (subject, men, config["tones"][tones]) for word, (subject, men, tones) in rows.items()}
         self.people: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         self.things: dict[str, list[int]] = defaultdict(list)
         groups: dict[str, str] = {}
-        for i, picture in enumerate(pictures):
-            if picture.person:
-                self.people[picture.subject, picture.gender, picture.tone].append(i)
+        for i, image in enumerate(images):
+            if image.person:
+                self.people[image.subject, image.gender, image.tone].append(i)
             else:
-                self.things[picture.label].append(i)
-                groups[picture.label] = picture.group
+                self.things[image.label].append(i)
+                groups[image.label] = image.group
         self.labels = sorted(self.things)
         self.places = [n for n in self.labels if groups[n] == PLACES] + [n for n in self.labels if groups[n] == NATURE]
         hair = {f"person: {h}" for h in config["neutral"]["hair"]}
@@ -126,13 +126,13 @@ class World:
             text = with_article(text)
         if not text.startswith(("a ", "an ")) or r.random() < 0.7:
             text = r.choice(("", "", *PREFIXES)) + text
-        style = self.pictures[caption.picture].style if r.random() < P_STYLE else ""
+        style = self.images[caption.image].style if r.random() < P_STYLE else ""
         if style:
             text += ", " + r.choice(self.config["style_words"][style])
         return replace(caption, text=text.strip(), style=style)
 
     def is_scene(self, text: str) -> bool:
-        """Whether a text is a prompt of scenes, which draw any picture."""
+        """Whether a text is a prompt of scenes, which draw any image."""
         return text == "a scene" or text in self.config["violence"] or text in self.config["sexual"]
 
     def _person(self, r: random.Random) -> Caption | None:
@@ -145,16 +145,16 @@ class World:
         tone = r.choice(TONES) if says_tone else r.choices(TONES, tones)[0]
         if subject == "person: beard" and gender == "woman":
             subject, named = "person: curly hair", "person: curly hair"
-        picture = self._pick(r, subject, gender, tone)
-        if picture is None:
+        image = self._pick(r, subject, gender, tone)
+        if image is None:
             return None
-        found = self.pictures[picture]  # may be another tone or gender than asked for, where there is no such picture
+        found = self.images[image]  # may be another tone or gender than asked for, where there is no such image
         text = gendered(r, noun, found.gender) if says_gender else noun
         if subject.startswith("person: "):
             text += " with " + subject.removeprefix("person: ")
         if says_tone:
             text = toned(r, text, r.choice(self.config["tone_words"][found.tone]))
-        return Caption(picture, text, named, found.gender if says_gender else "", found.tone if says_tone else "", person=True)
+        return Caption(image, text, named, found.gender if says_gender else "", found.tone if says_tone else "", person=True)
 
     def _who(self, r: random.Random) -> tuple[str, str, float, Sequence[float], str]:
         """Noun, subject, share of men, shares of tones, and the subject that the caption names (none for "a person")."""
@@ -183,11 +183,11 @@ class World:
 
     def _thing(self, r: random.Random) -> Caption:
         label = r.choice(self.labels)
-        picture = r.choice(self.things[label])
-        tags = [tag for tag in self.pictures[picture].tags if spoken(tag) and spoken(tag) not in self.kept_for_people]
+        image = r.choice(self.things[label])
+        tags = [tag for tag in self.images[image].tags if spoken(tag) and spoken(tag) not in self.kept_for_people]
         if tags and r.random() < 0.2:
-            return Caption(picture, spoken(r.choice(tags)))
-        return Caption(picture, spoken(label), self.pictures[picture].subject)
+            return Caption(image, spoken(r.choice(tags)))
+        return Caption(image, spoken(label), self.images[image].subject)
 
     def _scene(self, r: random.Random) -> Caption:
         text, p, unsafe = ("a scene", self.config["scene"]["unsafe"], self.config["unsafe_pictures"]["violent"])

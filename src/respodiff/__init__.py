@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from respodiff.generation.config import GenerateConfig
     from respodiff.generation.generate import generate
     from respodiff.generation.policies import assign
-    from respodiff.generation.prompt_filter import gated
-    from respodiff.methods.base import applied, method
+    from respodiff.generation.prompt_filter import filter_explicit
+    from respodiff.methods.base import applied, get_method
     from respodiff.pipelines.loading import load_pipeline
     from respodiff.reports.run_report import report
     from respodiff.steering.module import ConceptModule, load
@@ -37,13 +37,13 @@ _HOME = {
     "concept": "concepts.concept",
     "evaluate": "evaluation.evaluate",
     "fit": "training.respodiff",
-    "gated": "generation.prompt_filter",
+    "filter_explicit": "generation.prompt_filter",
     "generate": "generation.generate",
     "import_folder": "data.import_images",
     "load": "steering.module",
     "load_judge": "evaluation.judges",
     "load_pipeline": "pipelines.loading",
-    "method": "methods.base",
+    "get_method": "methods.base",
     "report": "reports.run_report",
     "steer": "steering.steer",
     "train": "training.respodiff",
@@ -59,14 +59,14 @@ __all__ = [
     "assign",
     "concept",
     "evaluate",
+    "filter_explicit",
     "fit",
-    "gated",
     "generate",
+    "get_method",
     "import_folder",
     "load",
     "load_judge",
     "load_pipeline",
-    "method",
     "report",
     "steer",
     "train",

@@ -14,11 +14,11 @@ from respodiff.evaluation.judges import ClipJudge
 from respodiff.steering.module import load
 from respodiff.training.config import TrainConfig
 
-SMALL = {"iterations": 30, "refresh": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
+SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
 
 
-def test_concept_is_trained_saved_attached_and_changes_pictures_in_the_right_direction(embedded: Any, tmp_path: Path) -> None:
+def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direction(embedded: Any, tmp_path: Path) -> None:
     untouched = {k: v.clone() for k, v in embedded.unet.state_dict().items()}
     module = respodiff.fit(embedded, respodiff.concept("woman"), TrainConfig.preset("neutral", **SMALL))
     module = load(module.save(tmp_path / "woman.safetensors"))
@@ -45,11 +45,11 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
         unsafe[name] = evaluate(tmp_path / name, judge)["unsafe"]["mean"]
-    assert unsafe["plain"] >= 0.4, "the planted unsafe pictures are gone"
+    assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
     assert unsafe["steered"] <= unsafe["plain"] / 2
 
 
-def test_steered_pictures_do_not_depend_on_the_batch_beyond_float_noise(embedded: Any) -> None:
+def test_steered_images_do_not_depend_on_the_batch_beyond_float_noise(embedded: Any) -> None:
     delta = 3 * torch.randn(256, 4, 4, generator=torch.Generator().manual_seed(0))
     module = respodiff.ConceptModule(delta, torch.zeros_like(delta), respodiff.steering.module.Header("x", "a", "b"))
     latents = torch.randn(3, 8, 16, 16, generator=torch.Generator().manual_seed(1))

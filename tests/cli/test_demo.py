@@ -40,7 +40,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(not r["concepts"] for r in before) and sorted(r["concepts"]["gender"] for r in after) == ["man"] * 4 + ["woman"] * 4
 
 
-def test_demo_needs_enough_pictures_for_its_grid(tmp_path: Path) -> None:
+def test_demo_needs_enough_images_for_its_grid(tmp_path: Path) -> None:
     done = respodiff("demo", "--images", "2", "--out", str(tmp_path / "demo"))
     assert done.returncode == 2 and "--images" in done.stderr
 
@@ -60,7 +60,7 @@ def test_check_of_the_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_json", [True, False])
 def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = {"groups": {"gender": {"nurse": {"woman": 0.75, "man": 0.125}}}, "devrat": {"gender": {"mean": 0.5}}, "n": 8}
-    found = {name: {**people, "subject_kept": 0.5, "unsafe": {"mean": 0.25}} for name in demo.RUNS}
+    found = {name: {**people, "subject_accuracy": 0.5, "unsafe": {"mean": 0.25}} for name in demo.RUNS}
     monkeypatch.setattr("respodiff.cli.console.open_model", lambda *_: None)
     for name, result in (("_train", None), ("_draw", None), ("_measure", found), ("_grid", "grid"), ("_report", "report")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)

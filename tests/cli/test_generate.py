@@ -42,31 +42,31 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], dic
         (["--prompt", "a doctor"], 1, 10),
     ],
 )
-def test_pictures_per_prompt_come_from_the_suite_unless_given(
+def test_images_per_prompt_come_from_the_suite_unless_given(
     asked: Callable[..., Any], arguments: list[str], prompts: int, images: int
 ) -> None:
     found, options, digest = asked(*arguments)
     assert (len(found), options["images"], digest) == (prompts, images, "")
-    assert (options["own_settings"], options["long_prompts"]) == (False, "refuse")
+    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (False, "refuse")
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the published")
 def test_suite_from_a_file(asked: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "i2p.csv"
     path.write_text(HEADER + "a quiet lake,hate,7,255,128,128\n")
-    found, options, digest = asked("--suite", "i2p", "--suite-path", str(path), "--own-settings", "--long-prompts", "cut")
+    found, options, digest = asked("--suite", "i2p", "--suite-path", str(path), "--use-dataset-settings", "--truncate-prompts")
     assert (len(found), options["images"], digest) == (1, 5, file_digest(path))
-    assert (options["own_settings"], options["long_prompts"]) == (True, "cut")
+    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (True, "cut")
 
 
 def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
     path, run = tmp_path / "i2p.csv", tmp_path / "run"
     path.write_text(HEADER + f'"a quiet lake, {"blue " * 40}","hate, sexual",7,255,128,128\na boat,violence,8,2,64,128\n')
-    command = ["generate", "--suite", "i2p", "--suite-path", str(path), "--own-settings", "--out", str(run)]
+    command = ["generate", "--suite", "i2p", "--suite-path", str(path), "--use-dataset-settings", "--out", str(run)]
     command += ["--images", "1", "--steps", "1"]
     refused = respodiff(*command)
-    assert refused.returncode == 2 and "--long-prompts cut" in refused.stderr and not run.exists()
-    done = respodiff(*command, "--long-prompts", "cut", "--json")
+    assert refused.returncode == 2 and "--truncate-prompts" in refused.stderr and not run.exists()
+    done = respodiff(*command, "--truncate-prompts", "--json")
     assert last_json(done)["images"] == 2
     for said in ("i2p.csv is not the published I2P: 2 prompts", "1 of 2 prompts ask for guidance outside", "1 of 2 prompts are longer"):
         assert said in refused.stderr + done.stderr  # one process says it once
@@ -75,7 +75,7 @@ def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
     assert (lake.categories, lake.guidance, lake.width, lake.height) == (("hate", "sexual"), 3.0, 128, 128)
     assert (boat.categories, boat.guidance, boat.width, boat.height) == (("violence",), 2.0, 64, 128)
     assert RunFolder(run).settings()["suite_digest"] == file_digest(path)
-    assert last_json(respodiff(*command, "--long-prompts", "cut", "--json"))["skipped"] == 2
+    assert last_json(respodiff(*command, "--truncate-prompts", "--json"))["skipped"] == 2
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
         (["--suite", "i2p", "--suite-path", "none.csv"], 2, "none.csv"),
         (["--suite", "scenes", "--suite-path", "x.csv"], 2, "needs no file"),
         (["--suite-path", "x.csv"], 2, "no --suite says what it is"),
-        (["--prompt", "a doctor", "--long-prompts", "trim"], 2, "refuse, cut"),
+        (["--prompt", "a doctor", "--truncate-prompts", "trim"], 2, "refuse, cut"),
     ],
 )
 def test_refusals_are_one_line(arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +97,7 @@ def test_refusals_are_one_line(arguments: list[str], code: int, said: str, tmp_p
 
 # --- shares, and flags that would be ignored ---
 
-OWN = (
-    '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nshares = [0.9, 0.1]\n[hat]\nconcepts = { bare = "a head", hat = "a hat" }\n'
-)
+OWN = '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nproportions = [0.9, 0.1]\n[hat]\nconcepts = { bare = "a head", hat = "a hat" }\n'
 
 
 @pytest.fixture
@@ -119,16 +117,16 @@ def test_shares_of_a_file_of_concepts_are_drawn_and_kept(
 ) -> None:
     monkeypatch.setattr(generate, "open_model", lambda *_: tiny_pipe)
     command = ["generate", "--prompt", "a doctor", "--images", "10", "--steps", "1", "--json", *gender_modules(files)]
-    for name, more, women in (("file", [], 9), ("flag", ["--shares", "woman=0.3,man=0.7"], 3)):
+    for name, more, women in (("file", [], 9), ("flag", ["--target-proportions", "woman=0.3,man=0.7"], 3)):
         run = RunFolder(tmp_path / name)
         last_json(respodiff(*command, "--concepts", files["own"], "--out", str(run.path), *more))
         assert [r.concepts["gender"] for r in run.records()].count("woman") == women
-        assert run.settings()["shares"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
+        assert run.settings()["proportions"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
 
 
 def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict[str, str]) -> None:
-    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["shares"] is None
-    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["shares"] is None
+    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["proportions"] is None
+    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["proportions"] is None
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,7 @@ def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict
     [
         (["woman"], [], "[gender] has a share for 'man', which no --module has"),
         (["woman", "man", "other"], [], "[gender] has no share for 'other', which a --module has"),
-        (["woman", "man"], ["--shares", "woman=0.5,woman=0.5"], "--shares names 'woman' twice"),
+        (["woman", "man"], ["--target-proportions", "woman=0.5,woman=0.5"], "--target-proportions names 'woman' twice"),
     ],
 )
 def test_shares_that_do_not_match_the_modules_are_refused(
@@ -151,7 +149,7 @@ def test_what_is_unlikely_to_be_meant_is_one_warning(files: dict[str, str], tmp_
     monkeypatch.setattr(generate, "_draw", lambda *_: {"images": 0, "skipped": 0, "images_per_second": 0.0})
     command = ["generate", "--prompt", "a doctor", "--out", str(tmp_path / "run")]
     done = respodiff(*command, "--safety", files["woman"])
-    assert done.stderr.count("\n") == 1 and "is the fairness module 'woman': every picture is steered to it" in done.stderr
+    assert done.stderr.count("\n") == 1 and "is the fairness module 'woman': every image is steered to it" in done.stderr
     done = respodiff(*command, "--module", files["bare"], "--concepts", files["own"])
     assert done.stderr.count("\n") == 1 and "has no shares for the attributes of the modules" in done.stderr
 

@@ -12,7 +12,7 @@ import pytest
 from command import Done, last_json, respodiff
 from respodiff.training import respodiff as training
 
-UNFINISHED = "respodiff.cli.train"
+CHECKPOINT = "respodiff.cli.train"
 
 FAST = [
     "--iterations",
@@ -26,7 +26,7 @@ FAST = [
     "--set",
     "batch=2",
     "--set",
-    "refresh=2",
+    "refresh_every=2",
 ]
 
 
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_generate_evaluate_chain(trained: Path, tmp_path: Path) -> None:
     modules = [a for name in ("woman", "man") for a in ("--module", str(trained / f"{name}.safetensors"))]
-    command = ["generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", "--match", "0", *modules]
+    command = ["generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", "--assign-at", "0", *modules]
     command += ["--policy", "exact", "--out", str(tmp_path / "a"), "--json"]
     first = last_json(respodiff(*command))
     assert set(first) >= {"run", "images", "skipped", "seconds", "images_per_second", "unet_forwards"}
@@ -61,9 +61,9 @@ def test_train_generate_evaluate_chain(trained: Path, tmp_path: Path) -> None:
     assert (again["images"], again["skipped"], again["unet_forwards"]) == (0, 4, 0)
 
     result = last_json(respodiff("evaluate", str(tmp_path / "a"), "--attribute", "gender", "--attribute", "tone", "--json"))
-    assert set(result) >= {"n", "devrat", "control", "subject_kept", "alignment", "unsafe", "judge"}
+    assert set(result) >= {"n", "devrat", "concept_accuracy", "subject_accuracy", "alignment", "unsafe", "judge"}
     assert result["n"] == 4 and set(result["devrat"]) == {"gender", "tone"}
-    assert set(result["devrat"]["gender"]) >= {"mean", "low", "high", "floor"}
+    assert set(result["devrat"]["gender"]) >= {"mean", "low", "high", "random"}
     assert set(result["judge"]) >= {"name", "digest"}
     asked = [json.loads(line)["concepts"]["gender"] for line in (tmp_path / "a" / "manifest.jsonl").read_text().splitlines()]
     assert sorted(asked[:2]) == sorted(asked[2:]) == ["man", "woman"]
@@ -115,7 +115,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     settings = [*FAST, "--iterations", "5", "--set", "sam_lr=0.1", "--json"]
     expected = last_json(respodiff("train", "--concept", "woman", "--out", str(whole), *settings))
-    monkeypatch.setattr(f"{UNFINISHED}.SAVE_EVERY", 0.0)
+    monkeypatch.setattr(f"{CHECKPOINT}.SAVE_EVERY", 0.0)
     real, calls = training.step, []
 
     def dies(*args: object) -> tuple[float, float]:
@@ -142,7 +142,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["train", "--concept", "woman"], 2, ["--out"]),
         (["train", "--concept", "woman", "--target", "a man", "--out", "x"], 2, ["--target", "beside --concept"]),
         (["train", "--concept", "woman", "--iterations", "0", "--out", "x"], 2, ["iterations is 0", "at least 1"]),
-        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, neutral, paper, released"]),
+        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, neutral, paper, official"]),
         (["train", "--concept", "woman", "--set", "ram_lr=fast", "--out", "x"], 2, ["ram_lr=fast", "not float"]),
         (["train", "--concept", "woman", "--set", "speed=1", "--out", "x"], 2, ["'speed' is unknown"]),
         (["train", "--concept", "woman", "--out", "file/x.safetensors"], 1, ["cannot be written"]),
@@ -153,7 +153,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["generate", "--prompt", "a doctor", "--images", "0", "--out", "r"], 2, ["images is 0"]),
         (["generate", "--prompt", "a doctor", "--guidance", "nan", "--out", "r"], 2, ["guidance is nan"]),
         (["generate", "--prompt", "a doctor", "--policy", "fair", "--out", "r"], 2, ["policy is 'fair'", "none, exact, random"]),
-        (["generate", "--prompt", "a doctor", "--shares", "woman=1", "--out", "r"], 2, ["--shares", "woman"]),
+        (["generate", "--prompt", "a doctor", "--target-proportions", "woman=1", "--out", "r"], 2, ["--target-proportions", "woman"]),
         (["generate", "--prompt", "a doctor", "--module", "none.safetensors", "--out", "r"], 1, ["none.safetensors", "does not exist"]),
         (["generate", "--prompt", "a doctor " * 40, "--out", "r"], 2, ["tokens", "takes 32"]),
         (["generate", "--prompt", "a doctor", "--model", "/no/such/folder", "--out", "r"], 2, ["/no/such/folder", "does not exist"]),
@@ -189,7 +189,7 @@ def test_brackets_in_prompts_are_printed_as_they_are(tmp_path: Path) -> None:
     assert "a [smiling] person [/a]" in said and "mood" in said
 
 
-def test_run_with_no_picture_left_is_said_not_raised(trained: Path, tmp_path: Path) -> None:
+def test_run_with_no_image_left_is_said_not_raised(trained: Path, tmp_path: Path) -> None:
     run = tmp_path / "r"
     last_json(respodiff("generate", "--prompt", "a doctor", "--images", "1", "--steps", "1", "--out", str(run), "--json"))
     for file in (run / "images").iterdir():
@@ -198,13 +198,17 @@ def test_run_with_no_picture_left_is_said_not_raised(trained: Path, tmp_path: Pa
     assert done.returncode == 0 and "1 not judged" in done.stdout and "nothing to judge" in done.stdout
 
 
-@pytest.mark.parametrize("shares", ["woman=0.5,man=0.6", "woman=-1,man=2", "woman=a,man=b"])
-def test_shares_that_make_no_sense(shares: str, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("proportions", ["woman=0.5,man=0.6", "woman=-1,man=2", "woman=a,man=b"])
+def test_shares_that_make_no_sense(proportions: str, trained: Path, tmp_path: Path) -> None:
     modules = [a for name in ("woman", "man") for a in ("--module", str(trained / f"{name}.safetensors"))]
-    refused(respodiff("generate", "--prompt", "a doctor", *modules, "--shares", shares, "--out", str(tmp_path / "r")), 2, "share")
+    refused(
+        respodiff("generate", "--prompt", "a doctor", *modules, "--target-proportions", proportions, "--out", str(tmp_path / "r")),
+        2,
+        "share",
+    )
 
 
-@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "strength", "demo"])
+@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "scale", "demo"])
 def test_help_teaches_with_an_example(verb: str) -> None:
     done = respodiff(*([verb] if verb else []), "--help")
     assert done.returncode == 0

@@ -15,7 +15,7 @@ from respodiff.steering.module import load
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("released") / "unet.pth"
+    path = tmp_path_factory.mktemp("authors") / "unet.pth"
     generator = torch.Generator().manual_seed(0)
     torch.save({k: torch.rand(1280 * 64, 10, generator=generator) for k in (RAM_KEY, SAM_KEY)}, path)
     return path
@@ -45,7 +45,7 @@ def test_doctor_of_an_unsupported_model(tmp_path: Path) -> None:
 def test_doctor_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda *_: None)
     done = respodiff("doctor")
-    assert done.returncode == 1 and "FAILED a module changes the picture" in done.stdout
+    assert done.returncode == 1 and "FAILED a module changes the image" in done.stdout
 
 
 # --- convert ---
@@ -98,9 +98,7 @@ def test_fuse_writes_a_unet_or_a_checkpoint(make_module: Any, tmp_path: Path) ->
     path = make_module(shape=(256, 4, 4)).save(tmp_path / "woman.safetensors")
     done = respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"))
     assert done.returncode == 2 and "--channel-mean" in done.stderr
-    found = last_json(
-        respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"), "--channel-mean", "--strength", "2", "--json")
-    )
-    assert 0.5 < found["energy_lost"]["woman"] < 1 and found["strength"] == 2
+    found = last_json(respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"), "--channel-mean", "--scale", "2", "--json"))
+    assert 0.5 < found["energy_lost"]["woman"] < 1 and found["scale"] == 2
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False)
     assert unet.config.block_out_channels[-1] == 256

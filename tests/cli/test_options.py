@@ -15,20 +15,20 @@ from method_tools import WOMAN, latents
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.methods.base import load, method
+from respodiff.methods.base import get_method, load
 from respodiff.methods.registry import NAMES, NOT_TRAINED
 from respodiff.pipelines.registry import backbone
 
 SCORES = {"batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2}
-PICTURES = {"steps": 3, "subjects": "doctor,nurse"}
+IMAGES = {"steps": 3, "subjects": "doctor,nurse"}
 CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "sdisc": ("woman", SCORES, False),
     "slider": ("woman", SCORES, False),
     "esd-x": ("violence", SCORES, False),
     "esd-u": ("violence", SCORES, False),
-    "fdf": ("woman", {**PICTURES, "batch": 2}, True),
-    "bact": ("woman", {**PICTURES, "batch": 4, "rollouts": 4}, True),
-    "uce": ("woman", {**PICTURES, "rounds": 1, "images": 2}, True),
+    "fdf": ("woman", {**IMAGES, "batch": 2}, True),
+    "bact": ("woman", {**IMAGES, "batch": 4, "rollouts": 4}, True),
+    "uce": ("woman", {**IMAGES, "rounds": 1, "images": 2}, True),
     "respodiff": ("woman", SCORES, False),
     "respodiff-paper": ("woman", SCORES, False),
 }
@@ -159,7 +159,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
         (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: respodiff, plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
         (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["--preset 'paper' is given beside --method 'slider'"]),
-        (["--method", "uce", "--concept", "woman"], ["needs a classifier of pictures", "--judge NAME"]),
+        (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
         (["--method", "uce", "--concept", "woman", "--judge", "inception:x"], ["inception"]),
         (["--method", "prompt", "--concept", "woman", "--iterations", "3"], ["--iterations is given, which this method has not"]),
         (["--method", "slider", "--concept", "woman", "--set", "rank=two"], ["--set 'rank=two'", "is not int"]),
@@ -186,7 +186,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
         (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),
         (["--concept", "woman"], "--concept is for methods that need no training"),
-        (["--method", "uce", "--set", "lam=2", "--module", str(woman)], "--set is for methods that need no training"),
+        (["--method", "uce", "--set", "sam_weight=2", "--module", str(woman)], "--set is for methods that need no training"),
         (["--method", "negative", "--concept", "woman"], "method 'negative' takes safety concepts"),
         (["--method", "prompt", "--concept", "nobody"], "concept 'nobody' is unknown"),
     ):
@@ -218,6 +218,6 @@ def test_every_method_is_in_one_of_the_tests() -> None:
 def test_top_level_names(tiny_pipe: Any) -> None:
     import respodiff as library
 
-    assert library.method is method and library.applied
-    made = library.method("prompt").fit(tiny_pipe, WOMAN)
+    assert library.get_method is get_method and library.applied
+    made = library.get_method("prompt").fit(tiny_pipe, WOMAN)
     assert latents(tiny_pipe, ["a doctor"], made).shape[2] == backbone(tiny_pipe).config.sample_size

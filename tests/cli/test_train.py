@@ -16,7 +16,7 @@ from respodiff.steering.module import ConceptModule, load
 from respodiff.training import respodiff as training
 from respodiff.training.axes import AXES
 
-TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh": 2}
+TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
 FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
 WOMAN = ["train", "--concept", "woman", "--json", *FAST]
 
@@ -100,7 +100,7 @@ def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Pa
     before = state.read_bytes()
     stop_at(0)
     done = respodiff(*WOMAN, "--out", str(out))
-    assert [line for line in done.stderr.splitlines() if "warning" in line and "unfinished run" in line and "--resume" in line]
+    assert [line for line in done.stderr.splitlines() if "warning" in line and "checkpoint" in line and "--resume" in line]
     assert state.read_bytes() == before and names(tmp_path) == [state.name]
     stop_at(1)
     respodiff(*WOMAN, "--out", str(out))

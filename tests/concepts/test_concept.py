@@ -67,7 +67,7 @@ def test_concepts_of_one_name_are_told_apart_by_their_attribute() -> None:
 
 def test_attribute_by_name_has_uniform_shares_unless_said() -> None:
     assert attribute("gender").concepts == (concept("woman"), concept("man"))
-    assert attribute("gender").shares == ()
+    assert attribute("gender").proportions == ()
 
 
 # --- a user's own file ---
@@ -76,11 +76,11 @@ def test_attribute_by_name_has_uniform_shares_unless_said() -> None:
 def test_own_attribute_with_shares(tmp_path: Path) -> None:
     path = write(
         tmp_path,
-        '[hat]\nneutral = "a chef"\nconcepts = { bare = "a chef without a hat", hat = "a chef with a hat" }\nshares = [0.25, 0.75]\n',
+        '[hat]\nneutral = "a chef"\nconcepts = { bare = "a chef without a hat", hat = "a chef with a hat" }\nproportions = [0.25, 0.75]\n',
     )
     library = load_concepts(path)
     hat = attribute("hat", library)
-    assert hat.names == ("bare", "hat") and hat.shares == (0.25, 0.75)
+    assert hat.names == ("bare", "hat") and hat.proportions == (0.25, 0.75)
     bare = concept("bare", library)
     assert (bare.neutral, bare.target, bare.attribute, bare.opposites) == ("a chef", "a chef without a hat", "hat", ("a chef with a hat",))
 
@@ -120,7 +120,7 @@ def test_a_safety_concept_is_no_attribute() -> None:
         ('[hat]\nneutral = "a person"\n', r"\[hat\] needs concepts = .*or kind = \"safety\""),
         ('[hat]\nconcepts = ["a", "b"]\n', r"\[hat\] needs concepts ="),
         ('[hat]\nconcepts = { a = "only one" }\n', r"'hat' has 1 concept\(s\); at least 2"),
-        ('[hat]\nconcepts = { a = "x", b = "y" }\nshares = [1.0]\n', "'hat' has 1 shares for 2 concepts"),
+        ('[hat]\nconcepts = { a = "x", b = "y" }\nproportions = [1.0]\n', "'hat' has 1 proportions for 2 concepts"),
         ('[hat]\nconcepts = { a = "x", b = " " }\n', "target prompt of concept 'b' is empty"),
         ('[hat]\nneutral = ""\nconcepts = { a = "x", b = "y" }\n', "neutral prompt of concept 'a' is empty"),
         ('[hat]\nconcepts = { a = "x", b = 3 }\n', r"\[hat\] has b = 3; give a text in quotes"),
@@ -163,17 +163,17 @@ def test_a_faulty_concept_is_refused(fields: dict[str, str], message: str) -> No
         Concept(**fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("shares", ["5", '["a", "b"]', "[0.5, 0.6]", "[1.5, -0.5]", "[1.0]"])
-def test_shares_of_a_file_are_checked(tmp_path: Path, shares: str) -> None:
+@pytest.mark.parametrize("proportions", ["5", '["a", "b"]', "[0.5, 0.6]", "[1.5, -0.5]", "[1.0]"])
+def test_shares_of_a_file_are_checked(tmp_path: Path, proportions: str) -> None:
     file = tmp_path / "own.toml"
-    file.write_text(f'[hat]\nshares = {shares}\nconcepts = {{ bare = "a person", hat = "a person with a hat" }}\n')
-    with pytest.raises(ValueError, match=r"hat.*shares"):
+    file.write_text(f'[hat]\nproportions = {proportions}\nconcepts = {{ bare = "a person", hat = "a person with a hat" }}\n')
+    with pytest.raises(ValueError, match=r"hat.*proportions"):
         load_concepts(file)
 
 
-@pytest.mark.parametrize("shares", ["nan, 0.5", "inf, 0.5", "nan, nan", "-inf, 1.0"])
-def test_shares_that_are_no_numbers_are_refused(tmp_path: Path, shares: str) -> None:
+@pytest.mark.parametrize("proportions", ["nan, 0.5", "inf, 0.5", "nan, nan", "-inf, 1.0"])
+def test_shares_that_are_no_numbers_are_refused(tmp_path: Path, proportions: str) -> None:
     file = tmp_path / "own.toml"
-    file.write_text(f'[hat]\nconcepts = {{ bare = "a head", hat = "a hat" }}\nshares = [{shares}]\n')
-    with pytest.raises(ValueError, match=r"attribute 'hat' has shares .*finite"):
+    file.write_text(f'[hat]\nconcepts = {{ bare = "a head", hat = "a hat" }}\nproportions = [{proportions}]\n')
+    with pytest.raises(ValueError, match=r"attribute 'hat' has proportions .*finite"):
         load_concepts(file)

@@ -14,12 +14,12 @@ from torch import Tensor
 from respodiff import steer
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule, Header
 
 Maker = Callable[[], Any]
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
-TINY: dict[str, Any] = {"iterations": 2, "batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2, "refresh": 2}
+TINY: dict[str, Any] = {"iterations": 2, "batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
 
 
 class Refused(Exception):
@@ -41,7 +41,7 @@ def quietly() -> Iterator[None]:
 def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, scale: float = 1.0) -> ConceptModule:
     """A random module for a pipeline."""
     model = backbone(pipe)
-    site = adapter(pipe).site(model)
+    site = spec_of(pipe).site(model)
     shape = shape or site_shape(model, site=site)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator) * scale
@@ -64,7 +64,7 @@ def close(a: Tensor, b: Tensor, what: str, within: float = 1e-5) -> float:
 
 
 def contract(pipe: Any, within: float | None = None, **call: Any) -> Tensor:
-    """What holds in every cell: a zero module changes no bit, a module has an effect, afterwards all is as before. Gives the picture."""
+    """What holds in every cell: a zero module changes no bit, a module has an effect, afterwards all is as before. Gives the image."""
     plain, m = draw(pipe, **call), module(pipe)
     same(plain, draw(pipe, **call), "the pipeline repeats itself")
     with steer(pipe, m.scale(0.0)):
@@ -83,7 +83,7 @@ def seen(pipe: Any) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
     model, found, calls = backbone(pipe), [], []
     names = ("sample", "timestep", "encoder_hidden_states")
     first = model.register_forward_pre_hook(lambda _m, a, k: calls.append({**dict(zip(names, a, strict=False)), **k}), with_kwargs=True)
-    site = site_module(model, adapter(pipe).site(model))
+    site = site_module(model, spec_of(pipe).site(model))
     last = site.register_forward_hook(lambda _m, _a, out: found.append((stream(out).clone(), calls[-1])))
     try:
         yield found

@@ -14,7 +14,7 @@ from tests.tiny_models import small
 from torch import Tensor
 
 from respodiff import TrainConfig, fit, steer
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 
 
@@ -39,7 +39,7 @@ def compiled(make: Maker) -> str:
 
 
 def _compiled(make: Maker) -> str:
-    part, pipe = adapter(make()).model, make()
+    part, pipe = spec_of(make()).model, make()
     a, b = module(pipe, 1), module(pipe, 2)
     mixes: list[Any] = [[a, None], [b, a], [[a, b], b], [None, None]]
     plain, expected = draw(pipe, images=2), []
@@ -101,12 +101,12 @@ def deepcache(make: Maker) -> str:
     except ImportError as error:
         raise Skipped("DeepCache is not installed") from error
     pipe = make()
-    if adapter(pipe).model == "transformer":
+    if spec_of(pipe).model == "transformer":
         raise Skipped("DeepCache is for UNets")
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=2, cache_branch_id=0)
 
-    def picture(m: ConceptModule | None) -> Tensor:
+    def image(m: ConceptModule | None) -> Tensor:
         helper.enable()
         try:
             with steer(pipe, m):
@@ -114,10 +114,10 @@ def deepcache(make: Maker) -> str:
         finally:
             helper.disable()
 
-    plain = picture(None)
-    same(picture(module(pipe, scale=0.0)), plain, "zero module")
-    assert apart(picture(module(pipe)), plain) > 1e-3
-    same(picture(None), plain, "afterwards")
+    plain = image(None)
+    same(image(module(pipe, scale=0.0)), plain, "zero module")
+    assert apart(image(module(pipe)), plain) > 1e-3
+    same(image(None), plain, "afterwards")
     helper.enable()
     try:
         fit(pipe, WOMAN, TrainConfig(**TINY))

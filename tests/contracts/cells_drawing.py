@@ -13,7 +13,7 @@ from tests.raw_loop import raw_flow, raw_latents
 
 from respodiff import TrainConfig, fit, steer
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 
 
@@ -28,7 +28,7 @@ def rows(make: Maker) -> str:
         draw(pipe, steps=1, images=2)
     a, b = plain[0][0], steered[0][0]
     changed = [i for i in range(len(a)) if not torch.equal(a[i], b[i])]
-    passes = adapter(pipe).passes if len(a) > 2 else ("cond",)
+    passes = spec_of(pipe).passes if len(a) > 2 else ("cond",)
     assert len(a) == 2 * len(passes)
     expected = [i for i in range(len(a)) if passes[i // 2] == "cond"]
     assert changed == expected, f"rows {changed} changed, {expected} are conditional"
@@ -41,8 +41,8 @@ def raw(make: Maker) -> str:
     """A known shift gives the latents of a loop written by hand over the raw model."""
     pipe = make()
     m = module(pipe)
-    unet = adapter(pipe).model == "unet"
-    if not unet and adapter(pipe).images:
+    unet = spec_of(pipe).model == "unet"
+    if not unet and spec_of(pipe).images:
         raise Skipped("the hand-written loop is for UNets and for text to image")
     by_hand = raw_latents(pipe, m.delta) if unet else raw_flow(pipe, m.delta)
     with steer(pipe, m):
@@ -52,11 +52,11 @@ def raw(make: Maker) -> str:
 def unguided(make: Maker) -> str:
     """Guidance off: every row is conditional."""
     pipe = make()
-    if adapter(pipe).family == "flux" or type(pipe).__name__.startswith("LatentConsistency"):
+    if spec_of(pipe).family == "flux" or type(pipe).__name__.startswith("LatentConsistency"):
         contract(pipe)
         return "never on"
     steered = contract(pipe, guidance_scale=1.0)
-    if adapter(pipe).model != "unet":
+    if spec_of(pipe).model != "unet":
         return ""
     close(steered, raw_latents(pipe, module(pipe).delta, guidance=1.0), "loop by hand")
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
@@ -66,7 +66,7 @@ def unguided(make: Maker) -> str:
 
 
 def mixed(make: Maker) -> str:
-    """Two prompts, two pictures each: one batch of module, None, other, both equals four runs."""
+    """Two prompts, two images each: one batch of module, None, other, both equals four runs."""
     pipe = make()
     a, b = module(pipe, 1), module(pipe, 2)
     entries: list[Any] = [a, None, b, [a, b.scale(0.5)]]
@@ -76,13 +76,13 @@ def mixed(make: Maker) -> str:
     for i, entry in enumerate(entries):
         with steer(pipe, entry if isinstance(entry, ConceptModule) else [entry] * 4):
             one = draw(pipe, prompts, images=2)[i]
-        close(batch[i], one, f"picture {i}", 1e-5)
+        close(batch[i], one, f"image {i}", 1e-5)
     try:
         with steer(pipe, entries[:3]):
             draw(pipe, prompts, images=2)
     except ValueError:
         return ""
-    raise AssertionError("three entries for four pictures went through")
+    raise AssertionError("three entries for four images went through")
 
 
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,13 +103,13 @@ def schedulers(make: Maker) -> str:
         pipe = make()
         if type(pipe).__name__.startswith("LatentConsistency") and name != "LCM":
             continue  # that pipeline itself takes no other
-        if adapter(pipe).model == "transformer":
+        if spec_of(pipe).model == "transformer":
             cls, name = {"Euler": "FlowMatchEulerDiscreteScheduler", "Heun": "FlowMatchHeunDiscreteScheduler"}.get(name, ""), f"flow {name}"
-            if not cls or (cls.endswith("HeunDiscreteScheduler") and adapter(pipe).family == "flux"):
+            if not cls or (cls.endswith("HeunDiscreteScheduler") and spec_of(pipe).family == "flux"):
                 continue  # Flux hands over sigmas, which that scheduler does not take
         pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
         steered = contract(pipe, steps=3)
-        if adapter(pipe).model == "unet" and not adapter(pipe).images and not type(pipe).__name__.startswith("Latent"):
+        if spec_of(pipe).model == "unet" and not spec_of(pipe).images and not type(pipe).__name__.startswith("Latent"):
             pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config)
             close(steered, raw_latents(pipe, module(pipe).delta, steps=3), name)
         done.append(name)
@@ -120,27 +120,27 @@ def sizes(make: Maker) -> str:
     """Not square: the module is resized with one warning; a channel-only module fits every size without one."""
     pipe = make()
     size: dict[str, Any] = {"height": 48, "width": 64}
-    if adapter(pipe).model == "unet":
+    if spec_of(pipe).model == "unet":
         m = module(pipe)
         with warnings.catch_warnings(record=True) as caught, steer(pipe, m):
             warnings.simplefilter("always")
             resized = draw(pipe, **size)
         assert [w for w in caught if "is resized to the bottleneck (6, 8)" in str(w.message)], "no warning"
         close(resized, raw_latents(pipe, m.resize(6, 8).delta, **size), "resized by hand")
-    flat = module(pipe, shape=(site_shape(backbone(pipe), site=adapter(pipe).site(backbone(pipe)))[0], 1, 1))
+    flat = module(pipe, shape=(site_shape(backbone(pipe), site=spec_of(pipe).site(backbone(pipe)))[0], 1, 1))
     plain = draw(pipe, **size)
     with warnings.catch_warnings(), steer(pipe, flat):
         warnings.filterwarnings("error", message="module of")
         steered = draw(pipe, **size)
     assert apart(plain, steered) > 1e-3
-    if adapter(pipe).model == "unet":
+    if spec_of(pipe).model == "unet":
         wide = flat.delta.expand(-1, 6, 8)
         close(steered, raw_latents(pipe, wide, **size), "channel-only by hand")
         with warnings.catch_warnings(record=True) as caught, steer(pipe, module(pipe, shape=(flat.shape[0], 2, 2))):
             warnings.simplefilter("always")
             draw(pipe)
         assert [w for w in caught if "is resized" in str(w.message)], "another resolution: no warning"
-    return "resized with a warning; channel-only as it is" if adapter(pipe).model == "unet" else "channel-only"
+    return "resized with a warning; channel-only as it is" if spec_of(pipe).model == "unet" else "channel-only"
 
 
 def half(make: Maker) -> str:
@@ -160,7 +160,7 @@ def slicing(make: Maker) -> str:
     """Attention slicing."""
     pipe = make()
     plain = contract(pipe)
-    if not hasattr(pipe, "enable_attention_slicing") or adapter(pipe).model != "unet":
+    if not hasattr(pipe, "enable_attention_slicing") or spec_of(pipe).model != "unet":
         raise Skipped("transformers have no attention slicing")
     pipe.enable_attention_slicing(1)
     close(contract(pipe), plain, "sliced", 1e-4)

@@ -8,7 +8,7 @@ from tests.drawing import draw
 
 from respodiff import TrainConfig, fit, steer, train
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 
 
 def training(make: Maker) -> str:
@@ -25,18 +25,18 @@ def training(make: Maker) -> str:
         "time_ids": added.get("time_ids"),
     }
     passes = len(given["context"])
-    row = adapter(pipe).passes.index("cond") if passes > 1 else 0
+    row = spec_of(pipe).passes.index("cond") if passes > 1 else 0
     mine = Denoiser(pipe).encode(["a doctor", ""])
     for name, value in mine[0].items():
         close(value, given[name][row : row + 1], name)
     if passes > 1:
         for name, value in mine[1].items():
-            close(value, given[name][adapter(pipe).passes.index("uncond")][None], f"{name} of the empty prompt")
+            close(value, given[name][spec_of(pipe).passes.index("uncond")][None], f"{name} of the empty prompt")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    for changes in ({}, {"height": 48, "width": 64}, {"spatial": "no"}, {"sam_lr": 0.1}, {"form": "lowrank"}):
+    for changes in ({}, {"height": 48, "width": 64}, {"per_channel": True}, {"sam_lr": 0.1}, {"form": "lowrank"}):
         *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
         m = last.module
-        assert m.ram.abs().max() > 0 and m.header.site == adapter(pipe).site(model)
+        assert m.ram.abs().max() > 0 and m.header.site == spec_of(pipe).site(model)
         assert (m.sam.abs().max() > 0) == ("sam_lr" in changes)
         with quietly(), steer(pipe, m):
             draw(pipe)
@@ -63,6 +63,6 @@ def compiled_training(make: Maker) -> str:
     plain = fit(pipe, WOMAN, TrainConfig(**TINY))
     backbone(pipe).compile(backend="eager")
     same(fit(pipe, WOMAN, TrainConfig(**TINY)).ram, plain.ram, "trained in place")
-    setattr(pipe, adapter(pipe).model, torch.compile(backbone(pipe), backend="eager"))
+    setattr(pipe, spec_of(pipe).model, torch.compile(backbone(pipe), backend="eager"))
     same(fit(pipe, WOMAN, TrainConfig(**TINY)).ram, plain.ram, "trained wrapped")
     return "on the uncompiled model"

@@ -9,9 +9,9 @@ import pytest
 from benchmarks.backbones import as_table
 from tests.contracts.cell import Refused, Skipped
 from tests.contracts.cells import CELLS, outcome
-from tests.tiny_models import PIPELINES, sd
+from tests.tiny_models import TINY_PIPELINES, sd
 
-from respodiff.pipelines.registry import ADAPTERS
+from respodiff.pipelines.registry import PIPELINES
 
 DIFFERENT = (
     "StableDiffusionPipeline",
@@ -32,16 +32,16 @@ SOME = {
 ONE = ("guidance off", "half precision", "attention slicing", "gradient checkpointing", "training, compiled", "DeepCache", "offloading")
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", TINY_PIPELINES)
 def test_conditional_rows_alone_and_the_latents_of_a_loop_by_hand(name: str) -> None:
-    outcome(CELLS["rows"], PIPELINES[name])
-    outcome(CELLS["loop by hand"], PIPELINES[name])
+    outcome(CELLS["rows"], TINY_PIPELINES[name])
+    outcome(CELLS["loop by hand"], TINY_PIPELINES[name])
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("cell", "name"), [(c, n) for c, names in SOME.items() for n in names])
 def test_cells(cell: str, name: str) -> None:
-    word, note = outcome(CELLS[cell], PIPELINES[name])
+    word, note = outcome(CELLS[cell], TINY_PIPELINES[name])
     if word == "skipped":
         pytest.skip(note)
     assert word == "works", note
@@ -50,14 +50,14 @@ def test_cells(cell: str, name: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cell", ONE)
 def test_cells_that_do_not_depend_on_the_class(cell: str) -> None:
-    word, note = outcome(CELLS[cell], PIPELINES["StableDiffusionPipeline"])
+    word, note = outcome(CELLS[cell], TINY_PIPELINES["StableDiffusionPipeline"])
     if word == "skipped":
         pytest.skip(note)
     assert word == "works", note
 
 
 def test_every_class_of_the_table_has_a_row() -> None:
-    assert set(ADAPTERS) <= set(PIPELINES)
+    assert set(PIPELINES) <= set(TINY_PIPELINES)
 
 
 def test_a_wrong_cell_is_an_error_and_no_outcome() -> None:
@@ -77,8 +77,8 @@ def test_a_wrong_cell_is_an_error_and_no_outcome() -> None:
 
 def test_the_page_has_a_cell_for_every_pipeline_and_feature() -> None:
     found = json.loads((Path(__file__).parents[2] / "docs" / "results" / "backbones.json").read_text())
-    assert list(found["rows"]) == list(PIPELINES)
+    assert list(found["rows"]) == list(TINY_PIPELINES)
     assert all(list(row) == list(CELLS) for row in found["rows"].values())
     assert {cell[0] for row in found["rows"].values() for cell in row.values()} <= {"works", "refused", "skipped"}
     table = as_table(found["rows"])
-    assert all(name in table for name in PIPELINES) and all(cell in table for cell in CELLS)
+    assert all(name in table for name in TINY_PIPELINES) and all(cell in table for cell in CELLS)

@@ -17,7 +17,7 @@ HEADER = "file,prompt,prompt_id,suite,group,subject,seed,repeat,method,guidance,
 
 @pytest.fixture
 def theirs(tmp_path: Path) -> Path:
-    """Pictures of another tool: a.png, b.JPG, and c.webp in a subfolder."""
+    """Images of another tool: a.png, b.JPG, and c.webp in a subfolder."""
     folder = tmp_path / "theirs"
     (folder / "sub").mkdir(parents=True)
     for i, name in enumerate(("a.png", "b.JPG", "sub/c.webp")):

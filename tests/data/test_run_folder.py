@@ -29,7 +29,7 @@ def record(repeat: int = 0, prompt_id: str = "occupations/doctor") -> ImageRecor
     )
 
 
-def picture(value: int = 7) -> Image.Image:
+def image(value: int = 7) -> Image.Image:
     return Image.new("RGB", (8, 6), (value, 0, 0))
 
 
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 
 def test_add_stores_image_and_row(run: RunFolder) -> None:
-    done = run.add(record(), picture())
+    done = run.add(record(), image())
     assert done.file == "images/occupations_doctor-0000.png"
     assert (done.width, done.height) == (8, 6)
     assert done.digest == file_digest(run.path / done.file) and len(done.digest) == 64
@@ -53,7 +53,7 @@ def test_create_again_with_same_settings_resumes(run: RunFolder) -> None:
 
 
 def test_settings_survive_as_json(tmp_path: Path) -> None:
-    settings = {"shares": (0.5, 0.5)}
+    settings = {"proportions": (0.5, 0.5)}
     RunFolder(tmp_path / "r").create(settings)
     RunFolder(tmp_path / "r").create(settings)
 
@@ -64,39 +64,39 @@ def test_create_with_other_settings_names_the_first_difference(run: RunFolder) -
 
 
 def test_deleted_image_is_not_done(run: RunFolder) -> None:
-    first, second = run.add(record(0), picture()), run.add(record(1), picture())
+    first, second = run.add(record(0), image()), run.add(record(1), image())
     (run.path / first.file).unlink()
     assert run.done() == {second.id}
 
 
 def test_last_row_of_one_id_counts(run: RunFolder) -> None:
-    run.add(record(), picture(1))
-    again = run.add(record(), picture(2))
+    run.add(record(), image(1))
+    again = run.add(record(), image(2))
     assert run.records() == [again]
 
 
 def test_half_last_line_is_ignored_then_mended(run: RunFolder) -> None:
-    first = run.add(record(0), picture())
+    first = run.add(record(0), image())
     with run.manifest.open("a") as handle:
         handle.write('{"id": "occupations_doc')
     assert run.records() == [first]
-    second = run.add(record(1), picture())
+    second = run.add(record(1), image())
     assert run.records() == [first, second]
 
 
 def test_last_line_that_lost_only_its_end_is_kept(run: RunFolder) -> None:
-    first = run.add(record(0), picture())
+    first = run.add(record(0), image())
     run.manifest.write_bytes(run.manifest.read_bytes().rstrip(b"\n"))
     assert run.records() == [first]
-    second = run.add(record(1), picture())
+    second = run.add(record(1), image())
     assert run.records() == [first, second]
 
 
 def test_broken_line_in_the_middle_is_left_out_and_told(run: RunFolder) -> None:
-    first = run.add(record(0), picture())
+    first = run.add(record(0), image())
     with run.manifest.open("ab") as handle:
         handle.write(b'not json\n\n[1]\n{"file": "x"}\n\xff\xfe\n')
-    second = run.add(record(1), picture())
+    second = run.add(record(1), image())
     found, problems = run.read()
     assert found == run.records() == [first, second] and run.done() == {first.id, second.id}
     assert [text.split(" (")[0] for text in problems] == [f"line {n} is broken" for n in (2, 4, 5, 6)]
@@ -113,21 +113,21 @@ def test_manifest_of_broken_lines_alone_is_an_error(run: RunFolder) -> None:
 
 def test_lone_line_cut_off_by_a_kill_is_told_and_no_error(run: RunFolder) -> None:
     run.manifest.write_text('{"id": "occup')
-    assert run.read() == ([], ["line 1 was cut off: left out; resume the run to draw its image"])
+    assert run.read() == ([], ["line 1 was cut off: left out; resume the run to generate its image"])
 
 
 def test_repeated_ids(run: RunFolder) -> None:
-    first, other = run.add(record(0), picture(1)), run.add(record(1), picture())
-    assert run.add(record(0), picture(1)) == first
+    first, other = run.add(record(0), image(1)), run.add(record(1), image())
+    assert run.add(record(0), image(1)) == first
     assert run.read() == ([first, other], []), "the same again is one row and no problem"
-    changed = run.add(record(0), picture(2))
+    changed = run.add(record(0), image(2))
     found, problems = run.read()
     assert found == [changed, other], "the last counts, at the place of the first"
     assert problems == [f"line 4 says {first.id!r} again, unlike line 3: line 4 counts"]
 
 
 def test_an_image_that_is_a_file_is_adopted_as_it_is(run: RunFolder, tmp_path: Path) -> None:
-    picture().save(tmp_path / "theirs.JPG")
+    image().save(tmp_path / "theirs.JPG")
     for _ in range(2):
         done = run.adopt(record(), tmp_path / "theirs.JPG", (8, 6))
         assert done.digest == file_digest(tmp_path / "theirs.JPG") and (done.width, done.height) == (8, 6)
@@ -142,7 +142,7 @@ def test_settings_that_an_earlier_folder_lacks_count_as_their_default(run: RunFo
 
 
 def test_categories_come_back_as_they_were(run: RunFolder) -> None:
-    done = run.add(dataclasses.replace(record(), categories=("hate", "sexual"), own_seed=5), picture())
+    done = run.add(dataclasses.replace(record(), categories=("hate", "sexual"), own_seed=5), image())
     assert run.records() == [done] and done.categories == ("hate", "sexual")
 
 
@@ -181,5 +181,5 @@ def test_noise_seed_depends_on_these_three_alone() -> None:
 
 
 def test_noise_seed_is_the_same_in_every_version() -> None:
-    """Pictures are compared across versions on the same noise: a change here breaks every old run."""
+    """Images are compared across versions on the same noise: a change here breaks every old run."""
     assert noise_seed(0, "occupations/doctor", 0) == 8449246506594014467

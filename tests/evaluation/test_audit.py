@@ -1,4 +1,4 @@
-"""Audits by hand, on pictures that say by their colour what is in them; and the command, killed and gone on."""
+"""Audits by hand, on images that say by their colour what is in them; and the command, killed and gone on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.metrics.fairness import noise_floor
-from respodiff.evaluation.metrics.skew import skew_band
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.metrics.fairness import expected_devrat_random
+from respodiff.evaluation.metrics.skew import bias_band
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.reports.audit_report import lines, write
 
 JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
@@ -30,28 +30,28 @@ ALL = (HAT, JOB, GENDER)
 
 
 def rows(group: str, men: int, n: int = 16) -> list[Painted]:
-    """Pictures of which some are men, and every second a guard."""
+    """Images of which some are men, and every second a guard."""
     return [(group, None, (i < men, i % 2, 0)) for i in range(n)]
 
 
-def judged(folder: Path, painted: list[Painted], attributes: tuple[Attribute, ...] = ALL, **record: Any) -> JudgedRun:
+def judged(folder: Path, painted: list[Painted], attributes: tuple[Attribute, ...] = ALL, **record: Any) -> ScoredRun:
     return judge_all(paint(folder, painted, **record), ColourJudge(), attributes, vocabulary=WORDS)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> JudgedRun:
+def run(tmp_path: Path) -> ScoredRun:
     return judged(tmp_path / "run", [*rows("mechanic", 16), *rows("nurse", 1), *rows("writer", 9)])
 
 
 @pytest.fixture
-def stated(tmp_path: Path) -> JudgedRun:
-    """Four pictures of every concept's own prompt, as a model would draw them that knows women, men, cooks and guards."""
+def stated(tmp_path: Path) -> ScoredRun:
+    """Four images of every concept's own prompt, as a model would draw them that knows women, men, cooks and guards."""
     colours = {"a woman": (0, 0, 0), "a man": (1, 0, 0), "a cook": (0, 0, 0), "a guard": (0, 1, 0)}
     painted = [(p.group, None, colours.get(p.group, (0, 0, 0))) for p in stated_prompts(ALL) for _ in range(4)]
     return judged(tmp_path / "stated", painted, subject=None, suite="stated")
 
 
-def test_prompts_are_ranked_by_the_least_skew_that_all_intervals_allow(run: JudgedRun) -> None:
+def test_prompts_are_ranked_by_the_least_bias_that_all_intervals_allow(run: ScoredRun) -> None:
     found = audit(run, None, [JOB, GENDER])
     assert found["tests"] == 6 and found["n"] == 48
     first, second, third, *rest = found["ranking"]
@@ -60,58 +60,58 @@ def test_prompts_are_ranked_by_the_least_skew_that_all_intervals_allow(run: Judg
         ("gender", "nurse"),
         ("gender", "writer"),
     ]
-    each = skew_band([0, 16], [0.5, 0.5], 1 - 0.05 / 6)
-    assert (first["skew"], first["low"], first["high"]) == (each.mean, each.low, each.high) and each.mean == 1
-    assert first["floor"] == pytest.approx(noise_floor([16], 2)) and first["counts"] == {"woman": 0, "man": 16}
-    assert first["furthest"] == {"concept": "man", "share": 1.0, "wanted": 0.5} and second["furthest"]["concept"] == "woman"
+    each = bias_band([0, 16], [0.5, 0.5], 1 - 0.05 / 6)
+    assert (first["bias"], first["low"], first["high"]) == (each.mean, each.low, each.high) and each.mean == 1
+    assert first["random"] == pytest.approx(expected_devrat_random([16], 2)) and first["counts"] == {"woman": 0, "man": 16}
+    assert first["most_deviant"] == {"concept": "man", "share": 1.0, "wanted": 0.5} and second["most_deviant"]["concept"] == "woman"
     assert first["p"] == pytest.approx(2 * 0.5**16) and first["p_holm"] == pytest.approx(6 * 2 * 0.5**16)
     assert second["p_holm"] == pytest.approx(5 * 2 * 17 * 0.5**16), "the second of six tests counts five times"
-    assert [r["skewed"] for r in found["ranking"]] == [True, True, False, False, False, False]
-    assert {r["attribute"] for r in rest} == {"job"} and all(r["skew"] == 0 for r in rest)
+    assert [r["biased"] for r in found["ranking"]] == [True, True, False, False, False, False]
+    assert {r["attribute"] for r in rest} == {"job"} and all(r["bias"] == 0 for r in rest)
 
 
-def test_attributes_are_ranked_by_how_far_they_are_above_their_floor(run: JudgedRun) -> None:
+def test_attributes_are_ranked_by_how_far_they_are_above_their_floor(run: ScoredRun) -> None:
     gender, job = audit(run, None, [JOB, GENDER])["attributes"]
-    assert (gender["attribute"], gender["skewed"], job["attribute"], job["skewed"]) == ("gender", True, "job", False)
-    assert gender["skew"]["mean"] == pytest.approx((1 + 14 / 16 + 2 / 16) / 3)
-    assert gender["above_floor"] == pytest.approx(gender["skew"]["mean"] - noise_floor([16] * 3, 2)) and job["above_floor"] < 0
-    assert gender["shares"]["man"]["mean"] == pytest.approx(26 / 48) and gender["told_apart"] is None
+    assert (gender["attribute"], gender["biased"], job["attribute"], job["biased"]) == ("gender", True, "job", False)
+    assert gender["bias"]["mean"] == pytest.approx((1 + 14 / 16 + 2 / 16) / 3)
+    assert gender["above_random"] == pytest.approx(gender["bias"]["mean"] - expected_devrat_random([16] * 3, 2)) and job["above_random"] < 0
+    assert gender["proportions"]["man"]["mean"] == pytest.approx(26 / 48) and gender["judge_validity"] is None
     assert gender["p_holm"] < 0.001 and job["p_holm"] == 1
 
 
-def test_what_the_judge_cannot_tell_is_no_finding(run: JudgedRun, stated: JudgedRun) -> None:
+def test_what_the_judge_cannot_tell_is_no_finding(run: ScoredRun, stated: ScoredRun) -> None:
     found = audit(run, stated, ALL)
     gender, _, hat = found["attributes"]
-    assert hat["attribute"] == "hat" and hat["skew"]["mean"] == 1, "it answers the same every time"
-    assert not hat["skewed"] and hat["told_apart"]["mean"] == 0.5 and not hat["told_apart"]["beyond_chance"]
-    assert gender["told_apart"] == {
-        **gender["told_apart"],
+    assert hat["attribute"] == "hat" and hat["bias"]["mean"] == 1, "it answers the same every time"
+    assert not hat["biased"] and hat["judge_validity"]["mean"] == 0.5 and not hat["judge_validity"]["beyond_chance"]
+    assert gender["judge_validity"] == {
+        **gender["judge_validity"],
         "mean": 1.0,
         "n": 8,
         "by": {"woman": 1.0, "man": 1.0},
         "beyond_chance": True,
         "enough": True,
     }
-    assert [r["attribute"] for r in found["ranking"][-3:]] == ["hat"] * 3 and not any(r["skewed"] for r in found["ranking"][-3:])
+    assert [r["attribute"] for r in found["ranking"][-3:]] == ["hat"] * 3 and not any(r["biased"] for r in found["ranking"][-3:])
     assert to_train(found["attributes"]) == ["woman", "man"]
     assert audit(run, None, ALL)["attributes"][0]["attribute"] == "hat", "unchecked it would come first"
 
 
-def test_shares_of_ones_own_are_what_skew_is_from(tmp_path: Path) -> None:
+def test_shares_of_ones_own_are_what_bias_is_from(tmp_path: Path) -> None:
     wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
     found = audit(judged(tmp_path / "r", rows("guard", 12), (wanted,)), None, [wanted])
-    assert found["ranking"][0]["skew"] == 0 and found["ranking"][0]["p"] == 1
+    assert found["ranking"][0]["bias"] == 0 and found["ranking"][0]["p"] == 1
     assert found["attributes"][0]["wanted"] == {"woman": 0.25, "man": 0.75}
 
 
-def test_a_product_is_trained_by_its_parts_where_these_are_skewed() -> None:
+def test_a_product_is_trained_by_its_parts_where_these_are_biased() -> None:
     ranked = [
-        {"attribute": "a*b", "skewed": True, "concepts": {"x*u": "", "y*u": ""}},
-        {"attribute": "a", "skewed": True, "concepts": {"x": "", "y": ""}},
-        {"attribute": "c", "skewed": False, "concepts": {"z": ""}},
+        {"attribute": "a*b", "biased": True, "concepts": {"x*u": "", "y*u": ""}},
+        {"attribute": "a", "biased": True, "concepts": {"x": "", "y": ""}},
+        {"attribute": "c", "biased": False, "concepts": {"z": ""}},
     ]
     assert to_train(ranked) == ["x*u", "y*u"], "b is not among the findings, and a's modules would be in the way"
-    assert to_train([*ranked, {"attribute": "b", "skewed": True, "concepts": {"u": "", "v": ""}}]) == ["x", "y", "u", "v"]
+    assert to_train([*ranked, {"attribute": "b", "biased": True, "concepts": {"u": "", "v": ""}}]) == ["x", "y", "u", "v"]
 
 
 def test_unknown_is_counted_and_in_no_share(tmp_path: Path) -> None:
@@ -119,26 +119,26 @@ def test_unknown_is_counted_and_in_no_share(tmp_path: Path) -> None:
     (folder.path / folder.records()[0].file).unlink()
     found = audit(judge_all(folder, ColourJudge(), [GENDER], vocabulary=WORDS), None, [GENDER])
     assert (found["unknown"], found["ranking"][0]["n"], found["ranking"][0]["unknown"]) == (1, 15, 1)
-    assert "1 picture missing" in found["problems"][0]
+    assert "1 image missing" in found["problems"][0]
 
 
-def test_page_and_console_say_the_same(run: JudgedRun, stated: JudgedRun, tmp_path: Path) -> None:
+def test_page_and_console_say_the_same(run: ScoredRun, stated: ScoredRun, tmp_path: Path) -> None:
     found = {**audit(run, stated, ALL), "suggest": ["respodiff train --concept woman"], "command": "respodiff audit"}
     said = "\n".join(lines(found))
-    assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be skewed" in said
+    assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be biased" in said
     assert "mechanic: man 16 of 16 (wanted 0.50), DevRat 1.000 [" in said and "hat: mean DevRat" in said
-    assert "cannot be told apart: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
+    assert "cannot be distinguished: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
     page = write(tmp_path / "audit.html", found, run).read_text()
     for text in (
         "gender: man 16 of 16 (wanted 0.50)",
-        "cannot be told apart",
+        "cannot be distinguished",
         "respodiff train --concept woman",
         "Bonferroni",
-        "48 pictures",
+        "48 images",
     ):
         assert text in page
     assert page.count("<img") == 3 * 12 and "https://" not in page
-    assert "gender (on 2 of 3 prompts taken by themselves). Not shown to be told apart by this judge: hat." in page
+    assert "gender (on 2 of 3 prompts taken by themselves). Not shown to be distinguished by this judge: hat." in page
     assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
     assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
     json.dumps(found, allow_nan=False)
@@ -146,7 +146,7 @@ def test_page_and_console_say_the_same(run: JudgedRun, stated: JudgedRun, tmp_pa
 
 # --- the command ---
 
-COMMAND = ["audit", "--prompt", "a cook", "--prompt", "a guard", "--attributes", "gender", "--images", "3", "--check", "1"]
+COMMAND = ["audit", "--prompt", "a cook", "--prompt", "a guard", "--attributes", "gender", "--images", "3", "--validation-images", "1"]
 
 
 @pytest.fixture
@@ -176,39 +176,51 @@ def test_a_killed_audit_goes_on(tiny: list[int], tmp_path: Path, monkeypatch: py
         done = respodiff(*command, "--out", str(tmp_path / "cut"))
     assert done.returncode == 1 and "audit with the same command" in done.stderr and tiny == [13]
     again = last_json(respodiff(*command, "--out", str(tmp_path / "cut"), "--json"))
-    assert tiny == [17], "the picture that was being kept is drawn again, and the three that were not"
-    for key in ("ranking", "attributes", "problems", "needed"):
+    assert tiny == [17], "the image that was being kept is drawn again, and the three that were not"
+    for key in ("ranking", "attributes", "problems", "images_required"):
         assert again[key] == whole[key]
     assert last_json(respodiff(*command, "--out", str(tmp_path / "cut"), "--json"))["ranking"] == whole["ranking"] and tiny == [17]
     assert json.loads((tmp_path / "cut" / "audit.json").read_text())["ranking"] == whole["ranking"]
     assert (tmp_path / "cut" / "audit.html").is_file()
 
 
-def test_another_attribute_needs_no_other_pictures(tiny: list[int], tmp_path: Path) -> None:
+def test_another_attribute_needs_no_other_images(tiny: list[int], tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[job]\nconcepts = { cook = "a cook", guard = "a guard" }\n')
     last_json(respodiff(*COMMAND, "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"))
     more = ["--attributes", "gender,job", "--concepts", str(own), "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"]
     found = last_json(respodiff(*COMMAND[:5], *COMMAND[7:], *more))
     assert tiny == [8 + 2] and {r["attribute"] for r in found["ranking"]} == {"gender", "job"} and len(found["ranking"]) == 4
-    assert any("1 pictures of every concept's own prompt are too few to show that the judge tells" in line for line in found["problems"])
+    assert any("1 images of every concept's own prompt are too few to show that the judge tells" in line for line in found["problems"])
     assert any(
-        "3 pictures a prompt are too few to show any single prompt to be skewed (4 questions" in line and "--images 8" in line
+        "3 images a prompt are too few to show any single prompt to be biased (4 questions" in line and "--images 8" in line
         for line in found["problems"]
     )
 
 
-def test_too_few_pictures_are_said_of_the_attributes_that_need_more(tiny: list[int], tmp_path: Path) -> None:
+def test_too_few_images_are_said_of_the_attributes_that_need_more(tiny: list[int], tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[sort]\nconcepts = { cook = "a cook", guard = "a guard", flower = "a tulip" }\n')
-    command = [*COMMAND[:5], "--attributes", "gender,sort", "--concepts", str(own), "--images", "6", "--check", "0", "--steps", "1"]
+    command = [
+        *COMMAND[:5],
+        "--attributes",
+        "gender,sort",
+        "--concepts",
+        str(own),
+        "--images",
+        "6",
+        "--validation-images",
+        "0",
+        "--steps",
+        "1",
+    ]
     found = last_json(respodiff(*command, "--out", str(tmp_path / "a"), "--json"))
-    assert {a["attribute"]: a["needed"] for a in found["attributes"]} == {"gender": 8, "sort": 5} and found["needed"] == 8
-    assert any("6 pictures a prompt are too few to show any single prompt to be skewed for gender (4" in line for line in found["problems"])
+    assert {a["attribute"]: a["images_required"] for a in found["attributes"]} == {"gender": 8, "sort": 5} and found["images_required"] == 8
+    assert any("6 images a prompt are too few to show any single prompt to be biased for gender (4" in line for line in found["problems"])
 
 
 def test_suggested_commands_can_be_run(
-    run: JudgedRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    run: ScoredRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
@@ -216,7 +228,7 @@ def test_suggested_commands_can_be_run(
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
-    monkeypatch.setattr(train, "Unfinished", lambda out, *_: out)
+    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
     monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
     for i, command in enumerate(trainings):

@@ -1,4 +1,4 @@
-"""Confusion matrices of a judge, and what they are good for: a known mixture of labelled pictures comes back."""
+"""Confusion matrices of a judge, and what they are good for: a known mixture of labelled images comes back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LABELLED = Path(__file__).parents[2] / "benchmarks" / "data" / "labelled"
 
 
 def label(folder: Path, rows: list[tuple[str, int]]) -> Path:
-    """Pictures with a true label each; red ones are men to the judge."""
+    """Images with a true label each; red ones are men to the judge."""
     for i, (_, red) in enumerate(rows):
         Image.new("RGB", (4, 4), (255 * red, 0, 0)).save(folder / f"{i}.png")
     (folder / "labels.csv").write_text("file,gender\n" + "".join(f"{i}.png,{name}\n" for i, (name, _) in enumerate(rows)))
@@ -31,9 +31,9 @@ def label(folder: Path, rows: list[tuple[str, int]]) -> Path:
 def test_counts_by_hand(tmp_path: Path) -> None:
     table = label(tmp_path, [("woman", 0), ("woman", 1), ("woman", 0), ("man", 1), ("", 1), ("robot", 0)])
     found = calibrate(table, ColourJudge(), [GENDER], note="painted")
-    asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_template": "{concept}", "min_margin": 0.0}
     assert found == {ColourJudge().digest: {"gender": asked | {"matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}}
-    (tmp_path / "3.png").unlink()  # a picture that cannot be read is an answer too: unknown
+    (tmp_path / "3.png").unlink()  # an image that cannot be read is an answer too: unknown
     (tmp_path / "0.png").write_bytes(b"no picture")
     assert calibrate(table, ColourJudge(), [GENDER])[ColourJudge().digest]["gender"]["matrix"] == [[1, 1, 1], [0, 0, 1]]
 
@@ -61,8 +61,8 @@ def test_file_round_trip_and_refusals(tmp_path: Path) -> None:
     for text, message in (
         ("file,tone\na.png,x\n", "has no column 'gender'; found: file, tone"),
         ("file,gender\n", "has no rows"),
-        ("file,gender\n0.png,woman\n", "no picture is labelled 'man'"),
-        ("file,gender\nabsent.png,woman\n", "none of its 1 pictures can be read"),
+        ("file,gender\n0.png,woman\n", "no image is labelled 'man'"),
+        ("file,gender\nabsent.png,woman\n", "none of its 1 images can be read"),
     ):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -85,19 +85,19 @@ def test_the_shipped_matrices_belong_to_the_shipped_judge(tmp_path: Path) -> Non
 def test_a_known_mixture_comes_back(tmp_path: Path, men: float) -> None:
     with (LABELLED / "labels.csv").open(encoding="utf-8") as handle:
         rows = [(row["file"], row["gender"]) for row in csv.DictReader(handle)]
-    rng, pictures = np.random.default_rng(int(100 * men)), tmp_path / "pictures"
-    pictures.mkdir()
+    rng, images = np.random.default_rng(int(100 * men)), tmp_path / "images"
+    images.mkdir()
     lines = ["file,prompt"]
     for i in range(100):
         name = "man" if i < 100 * men else "woman"
         files = [file for file, gender in rows if gender == name]
-        shutil.copy(LABELLED / files[rng.integers(len(files))], pictures / f"{i}.webp")
+        shutil.copy(LABELLED / files[rng.integers(len(files))], images / f"{i}.webp")
         lines.append(f"{i}.webp,a person")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
-    last_json(respodiff("import", str(pictures), "--csv", str(tmp_path / "table.csv"), "--out", str(tmp_path / "run"), "--json"))
+    last_json(respodiff("import", str(images), "--csv", str(tmp_path / "table.csv"), "--out", str(tmp_path / "run"), "--json"))
     found = last_json(respodiff("evaluate", str(tmp_path / "run"), "--attribute", "gender", "--json"))
     assert found["n"] == 100 and found["unknown"] == 0
-    for shares in (found["shares"]["gender"]["all"], found["corrected"]["gender"]):
-        assert shares["man"]["low"] <= men <= shares["man"]["high"]
-        assert shares["man"]["mean"] == pytest.approx(men, abs=0.05)
-        assert shares["man"]["high"] - shares["man"]["low"] < 0.25
+    for proportions in (found["proportions"]["gender"]["all"], found["corrected"]["gender"]):
+        assert proportions["man"]["low"] <= men <= proportions["man"]["high"]
+        assert proportions["man"]["mean"] == pytest.approx(men, abs=0.05)
+        assert proportions["man"]["high"] - proportions["man"]["low"] < 0.25

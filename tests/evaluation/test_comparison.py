@@ -1,4 +1,4 @@
-"""Two runs on the same noise: who is paired with whom, and distances between sets of pictures."""
+"""Two runs on the same noise: who is paired with whom, and distances between sets of images."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.comparison import compare, pairs_of
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.metrics import fidelity
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.scored_run import ScoredRun
 
 ROWS: list[Painted] = [("cook", None, (i % 2, 0, 0)) for i in range(4)]
 
 
-def judged(run: RunFolder, judges: Any = None) -> JudgedRun:
+def judged(run: RunFolder, judges: Any = None) -> ScoredRun:
     return judge_all(run, judges or ColourJudge(), [GENDER], vocabulary=WORDS)
 
 
-def test_pictures_are_paired_by_their_noise(tmp_path: Path) -> None:
+def test_images_are_paired_by_their_noise(tmp_path: Path) -> None:
     base = judged(paint(tmp_path / "a", ROWS))
     assert pairs_of(base, judged(paint(tmp_path / "b", ROWS))) == [(i, i) for i in range(4)]
     assert pairs_of(base, judged(paint(tmp_path / "c", ROWS, seed=1))) == [], "another run seed is another noise"
@@ -43,11 +43,11 @@ def test_photographs_have_no_noise(tmp_path: Path) -> None:
     assert compare(seeded, seeded)["paired"] == 4
 
 
-def test_unknown_pictures_are_in_no_pair_of_a_test(tmp_path: Path) -> None:
+def test_unknown_images_are_in_no_pair_of_a_test(tmp_path: Path) -> None:
     run, other = paint(tmp_path / "a", ROWS), paint(tmp_path / "b", ROWS)
     (run.path / run.records()[0].file).unlink()
     found = compare(judged(run), judged(other))
-    assert found["paired"] == 4 and {t["what"]: t["n"] for t in found["tests"]} == {"DevRat gender": 3, "subject kept": 3, "unsafe": 3}
+    assert found["paired"] == 4 and {t["what"]: t["n"] for t in found["tests"]} == {"DevRat gender": 3, "subject accuracy": 3, "unsafe": 3}
     assert found["drift"]["n"] == 3 and found["drift"]["mean"] == pytest.approx(0, abs=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_runs_of_different_judges_are_not_compared(tmp_path: Path) -> None:
 
 
 class Features:
-    """Three random numbers a picture, as an Inception network would give 2,048."""
+    """Three random numbers an image, as an Inception network would give 2,048."""
 
     name, version, digest = "inception:weights.pth", "1", "e" * 16
 
@@ -76,7 +76,7 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
     runs = []
     for name, shift in (("a", 0.0), ("b", 3.0)):
         run = paint(tmp_path / name, rows, settings={"n": name})
-        for i, record in enumerate(run.records()):  # the same picture twice is one vector: make them all different
+        for i, record in enumerate(run.records()):  # the same image twice is one vector: make them all different
             path = run.path / record.file
             path.write_bytes(path.read_bytes() + bytes([i]) + name.encode())
         lines = [json.loads(line) for line in run.manifest.read_text().splitlines()]

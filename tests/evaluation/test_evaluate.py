@@ -13,7 +13,7 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.evaluation.metrics.fairness import noise_floor, wilson
+from respodiff.evaluation.metrics.fairness import expected_devrat_random, wilson
 
 COOKS = [
     ("cook", "woman", (0, 0, 0)),
@@ -29,11 +29,11 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert (found["n"], found["unknown"]) == (6, 0)
     # cooks: 1 woman, 3 men -> DevRat .5; guards: 2 men -> 1
     assert found["devrat"]["gender"]["mean"] == pytest.approx(0.75)
-    assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4, 2], 2))
+    assert found["devrat"]["gender"]["random"] == pytest.approx(expected_devrat_random([4, 2], 2))
     by = found["devrat_by"]["gender"]
     assert {g: d["mean"] for g, d in by.items()} == {"cook": 0.5, "guard": 1.0}
     assert (
-        by["cook"]["floor"] == pytest.approx(noise_floor([4], 2))
+        by["cook"]["random"] == pytest.approx(expected_devrat_random([4], 2))
         and by["cook"]["low"] < 0.5 < by["cook"]["high"]
         and by["guard"]["low"] < 1
     )
@@ -41,11 +41,11 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert found["groups"]["gender"] == {"cook": {"woman": 0.25, "man": 0.75}, "guard": {"woman": 0.0, "man": 1.0}}
     assert found["counts"]["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}
     # only the four cooks were asked for a concept, one woman came out a man
-    assert found["control"]["gender"] == {"mean": 0.75, "low": wilson(3, 4).low, "high": wilson(3, 4).high, "n": 4}
-    assert found["control_by"]["gender"] == {"woman": 0.5, "man": 1.0}
-    assert found["subject_kept"] == pytest.approx(5 / 6)
-    assert found["subject_kept_by"] == {"woman": 1.0, "man": 0.5}
-    assert found["alignment"] == pytest.approx(100 * 3**-0.5 * 5 / 6)
+    assert found["concept_accuracy"]["gender"] == {"mean": 0.75, "low": wilson(3, 4).low, "high": wilson(3, 4).high, "n": 4}
+    assert found["concept_accuracy_by"]["gender"] == {"woman": 0.5, "man": 1.0}
+    assert found["subject_accuracy"]["mean"] == pytest.approx(5 / 6)
+    assert found["subject_accuracy_by"] == {"woman": 1.0, "man": 0.5}
+    assert found["alignment"]["mean"] == pytest.approx(100 * 3**-0.5 * 5 / 6)
     assert found["unsafe"]["mean"] == pytest.approx(1 / 6)
     assert found["judge"] == {"name": "colour", "digest": "0123456789abcdef"}
     assert "say nothing about real people" in found["notice"]
@@ -54,12 +54,12 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
 
 def test_shares_that_the_run_was_made_for_are_what_it_is_held_against(tmp_path: Path) -> None:
     paint(tmp_path / "r", COOKS)
-    (tmp_path / "r" / "run.json").write_text(json.dumps({"shares": {"gender": {"woman": 0.25, "man": 0.75}}}))
+    (tmp_path / "r" / "run.json").write_text(json.dumps({"target_proportions": {"gender": {"woman": 0.25, "man": 0.75}}}))
     found = evaluate(tmp_path / "r", ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["devrat"]["gender"]["mean"] == 0
     assert found["unsafe_groups"] == {"cook": 0.0}
-    assert found["subject_kept_interval"]["mean"] == found["subject_kept"]
-    assert found["alignment_interval"]["low"] <= found["alignment"] <= found["alignment_interval"]["high"]
+    assert found["subject_accuracy"]["low"] <= found["subject_accuracy"]["mean"] <= found["subject_accuracy"]["high"]
+    assert found["alignment"]["low"] <= found["alignment"]["mean"] <= found["alignment"]["high"]
 
 
 def test_scores_file(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_scores_file(tmp_path: Path) -> None:
         "id": "occupations_cook-0003",
         "labels": {"gender": "man"},
         "subject": "guard",
-        "subject_kept": False,
+        "subject_correct": False,
         "unsafe": False,
         "score": None,
         "alignment": 0.0,
@@ -93,7 +93,7 @@ def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS) == before
 
 
-def test_pictures_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
+def test_images_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS + GUARDS)
     first, second, third, *_ = run.records()
     (run.path / first.file).write_bytes(b"no picture")
@@ -103,8 +103,8 @@ def test_pictures_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     assert (found["n"], found["unknown"]) == (6, 3)
     assert found["counts"]["gender"]["cook"] == {"woman": 0, "man": 1, "unknown": 3}
     assert found["devrat"]["gender"]["mean"] == 1.0
-    assert found["control"]["gender"]["n"] == 1
-    assert found["control_by"]["gender"] == {"woman": None, "man": 1.0}
+    assert found["concept_accuracy"]["gender"]["n"] == 1
+    assert found["concept_accuracy_by"]["gender"] == {"woman": None, "man": 1.0}
     rows = [json.loads(line) for line in (run.path / "scores" / "colour-01234567.jsonl").read_text().splitlines()]
     assert [row["problem"] for row in rows[:4]] == ["unreadable", "missing", "changed", None]
     assert rows[0]["labels"] == {"gender": "unknown"} and rows[0]["unsafe"] is None
@@ -117,8 +117,8 @@ def test_what_could_not_be_used_is_said(tmp_path: Path) -> None:
     (run.path / second.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["problems"] == [
-        f"1 picture missing, e.g. {second.id}: counted as unknown",
-        f"1 picture unreadable, e.g. {first.id}: counted as unknown",
+        f"1 image missing, e.g. {second.id}: counted as unknown",
+        f"1 image unreadable, e.g. {first.id}: counted as unknown",
     ]
 
 
@@ -132,7 +132,7 @@ def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
     assert len(found["problems"]) == 1 and run.records()[0].id in found["problems"][0]
 
 
-def test_a_picture_is_looked_at_once(tmp_path: Path) -> None:
+def test_a_image_is_looked_at_once(tmp_path: Path) -> None:
     run, judge = paint(tmp_path / "r", COOKS + GUARDS), ColourJudge()
     first = evaluate(run, judge, [GENDER], vocabulary=WORDS)
     assert judge.seen == 6
@@ -153,15 +153,17 @@ def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
                 part.add(record, image.copy())
     assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
     # Also where no vocabulary is given: the subjects to choose from are those of the whole run, not of a part.
-    parts = [evaluate(runs, ColourJudge(), [GENDER])["subject_kept"] for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])]
+    parts = [
+        evaluate(runs, ColourJudge(), [GENDER])["subject_accuracy"]["mean"] for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])
+    ]
     assert parts[0] == parts[1] == pytest.approx(5 / 6)
     assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
 
 
 class Flagger:
-    """Flags by the amount of blue; fails on white pictures."""
+    """Flags by the amount of blue; fails on white images."""
 
-    name, version, digest, threshold, rule = "blueness", "1", "f" * 16, 0.5, "blue pictures"
+    name, version, digest, threshold, rule = "blueness", "1", "f" * 16, 0.5, "blue images"
     seen = 0
 
     def scores(self, images):  # type: ignore[no-untyped-def]
@@ -174,12 +176,12 @@ def test_several_judges_side_by_side(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", rows), [ColourJudge(), Flagger()], [GENDER], vocabulary=WORDS)
     assert found["judge"]["name"] == "colour"
     assert [(j["judge"], j["failed"]) for j in found["judges"]] == [("colour", 0), ("blueness", 1)]
-    assert found["judges"][1]["threshold"] == 0.5 and found["judges"][1]["rule"] == "blue pictures"
+    assert found["judges"][1]["threshold"] == 0.5 and found["judges"][1]["rule"] == "blue images"
     # a judge that flags by a threshold is there, so its flags count: one of the three that it could tell
     assert found["unsafe"]["mean"] == pytest.approx(1 / 3) and found["unsafe"]["n"] == 3
     steps = {row["threshold"]: row["mean"] for row in found["sweep"]["blueness"]}
     assert len(steps) == 9 and steps[0.5] == pytest.approx(1 / 4) == steps[0.1], "a mean over prompts: cook 0 and 1, guard 0"
-    agree = {a["question"]: a for a in found["agreement"]}
+    agree = {a["task"]: a for a in found["agreement"]}
     assert agree["unsafe"]["judges"] == ["colour", "blueness"] and agree["unsafe"]["agree"]["mean"] == pytest.approx(3 / 4)
 
 
@@ -206,7 +208,7 @@ def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
 
 
 class Fragile(ColourJudge):
-    """Breaks down on pictures with green in them."""
+    """Breaks down on images with green in them."""
 
     def embed_images(self, images):  # type: ignore[no-untyped-def]
         if any(image.getpixel((0, 0))[1] for image in images):
@@ -214,10 +216,10 @@ class Fragile(ColourJudge):
         return super().embed_images(images)
 
 
-def test_one_picture_that_breaks_the_judge_costs_that_picture(tmp_path: Path) -> None:
+def test_one_image_that_breaks_the_judge_costs_that_image(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", COOKS), Fragile(), [GENDER], vocabulary=WORDS)
     assert (found["n"], found["unknown"]) == (4, 1) and "failed" in found["problems"][0]
-    with pytest.raises(RuntimeError, match=r"the judge failed on all 2 pictures of a batch \(a layer overflowed\)"):
+    with pytest.raises(RuntimeError, match=r"the judge failed on all 2 images of a batch \(a layer overflowed\)"):
         evaluate(paint(tmp_path / "s", [("guard", None, (0, 1, i)) for i in range(2)]), Fragile(), [GENDER], vocabulary=WORDS)
 
 
@@ -229,7 +231,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     lines[1] |= {"file": str(tmp_path / "other.png"), "digest": ""}
     run.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["unknown"] == 2 and found["problems"][0].startswith("2 pictures outside")
+    assert found["unknown"] == 2 and found["problems"][0].startswith("2 images outside")
 
 
 def test_rows_of_wrong_types_are_left_out_with_a_line(tmp_path: Path) -> None:
@@ -242,8 +244,8 @@ def test_rows_of_wrong_types_are_left_out_with_a_line(tmp_path: Path) -> None:
         run.manifest.write_text("\n".join(lines) + "\n")
         found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
         assert found["n"] == 3 and "line 2" in found["problems"][0] and next(iter(change)) in found["problems"][0]
-    (run.path / "run.json").write_text('{"shares": [1]}')
-    with pytest.raises(ValueError, match=r"run\.json has shares \[1\]; allowed: attribute -> concept -> number"):
+    (run.path / "run.json").write_text('{"target_proportions": [1]}')
+    with pytest.raises(ValueError, match=r"run\.json has target_proportions \[1\]; allowed: attribute -> concept -> number"):
         evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
 
 
@@ -256,12 +258,12 @@ def test_what_was_asked_before_is_kept(tmp_path: Path) -> None:
     assert set(header["attributes"]) == {"gender", "job"}
 
 
-def test_one_picture_a_group_gives_no_devrat(tmp_path: Path) -> None:
+def test_one_image_a_group_gives_no_devrat(tmp_path: Path) -> None:
     found = evaluate(
         paint(tmp_path / "r", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))]), ColourJudge(), [GENDER], vocabulary=WORDS
     )
-    assert found["devrat"] == {"gender": None} and "hold one picture" in found["problems"][0]
-    assert found["shares"]["gender"]["all"]["man"]["mean"] == 0.5
+    assert found["devrat"] == {"gender": None} and "hold one image" in found["problems"][0]
+    assert found["proportions"]["gender"]["all"]["man"]["mean"] == 0.5
 
 
 def test_labels_from_a_table(tmp_path: Path) -> None:
@@ -276,7 +278,7 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
     alone = evaluate(run, "table:" + str(tmp_path / "t.csv"), [GENDER])
     assert alone["judge"]["name"] == "table:t.csv"
     assert alone["counts"]["gender"]["cook"] == {"woman": 3, "man": 0, "unknown": 1}
-    assert alone["alignment"] is None and alone["subject_kept"] is None
+    assert alone["alignment"] is None and alone["subject_accuracy"] is None
 
 
 def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
@@ -290,20 +292,24 @@ def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
 def test_known_errors_of_the_judge_are_taken_back_out(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)  # 1 woman and 3 men seen
     known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[50, 50, 0], [0, 100, 0]], "n": 200, "note": ""}}}
-    known[ColourJudge().digest]["gender"] |= {"targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    known[ColourJudge().digest]["gender"] |= {
+        "targets": {"woman": "a woman", "man": "a man"},
+        "class_template": "{concept}",
+        "min_margin": 0.0,
+    }
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
-    assert found["shares"]["gender"]["all"]["woman"]["mean"] == 0.25
+    assert found["proportions"]["gender"]["all"]["woman"]["mean"] == 0.25
     assert found["corrected"]["gender"]["woman"]["mean"] == pytest.approx(0.5)  # half of all women are taken for men
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["corrected"] == {"gender": None}
-    asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_text="the picture of {concept}")
-    assert asked["corrected"] == {"gender": None}, "errors were counted for other class texts"
+    asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_template="the picture of {concept}")
+    assert asked["corrected"] == {"gender": None}, "errors were counted for other class template"
     known[ColourJudge().digest]["gender"]["matrix"] = [[50, 50, 0], [50, 50, 0]]
     useless = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
     assert useless["corrected"] == {"gender": None} and "not corrected" in useless["problems"][0], "said, and the rest is there"
     assert useless["devrat"]["gender"] is not None
 
 
-def test_cut_off_picture_is_unreadable(tmp_path: Path) -> None:
+def test_cut_off_image_is_unreadable(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     path = run.path / run.records()[0].file
     path.write_bytes(path.read_bytes()[:60])
@@ -316,16 +322,16 @@ def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
         (run.path / record.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found["unknown"] == 4
-    for key in ("subject_kept", "alignment", "unsafe"):
+    for key in ("subject_accuracy", "alignment", "unsafe"):
         assert found[key] is None
-    assert found["devrat"]["gender"] is None and found["control"]["gender"] is None
+    assert found["devrat"]["gender"] is None and found["concept_accuracy"]["gender"] is None
     assert found["groups"]["gender"] == {"cook": {"woman": None, "man": None}}
 
 
 def test_nothing_asked_gives_null(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", GUARDS, subject=None), ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["control"]["gender"] is None
-    assert found["subject_kept"] is None and found["subject_kept_by"] == {}
+    assert found["concept_accuracy"]["gender"] is None
+    assert found["subject_accuracy"] is None and found["subject_accuracy_by"] == {}
     assert found["alignment"] is not None
 
 
@@ -333,7 +339,7 @@ def test_wanted_shares_of_the_attribute_count(tmp_path: Path) -> None:
     wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
     found = evaluate(paint(tmp_path / "r", COOKS), ColourJudge(), [wanted], vocabulary=WORDS)
     assert found["devrat"]["gender"]["mean"] == pytest.approx(0.0)
-    assert found["devrat"]["gender"]["floor"] == pytest.approx(noise_floor([4], 2, (0.25, 0.75)))
+    assert found["devrat"]["gender"]["random"] == pytest.approx(expected_devrat_random([4], 2, (0.25, 0.75)))
 
 
 def test_errors_that_say_what_to_do(tmp_path: Path) -> None:
@@ -354,12 +360,12 @@ def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
     for i, (file, group) in enumerate([("0023.webp", "office"), ("0141.webp", "office"), ("0286.webp", "knives")]):
         asked = {"gender": "woman"}
         record = ImageRecord(id=f"{i}", file="", prompt="a person", prompt_id="x", group=group, concepts=asked)
-        with Image.open(data / file) as picture:
-            run.add(record, picture.convert("RGB"))
+        with Image.open(data / file) as image:
+            run.add(record, image.convert("RGB"))
     found = evaluate(str(run.path), "embedded", ["gender", "tone"])
     assert found["counts"]["gender"]["office"] == {"woman": 1, "man": 1, "unknown": 0}
     assert set(found["devrat"]) == {"gender", "tone"}
-    assert found["control"]["tone"] is None
+    assert found["concept_accuracy"]["tone"] is None
     assert found["unsafe"]["mean"] == pytest.approx(1 / 3)
     assert found["judge"]["name"] == "embedded" and len(found["judge"]["digest"]) == 16
 

@@ -9,34 +9,36 @@ from typing import Any
 import pytest
 
 from command import respodiff
-from respodiff.experiments.ablations import STUDIES
+from respodiff.experiments.ablations import ABLATIONS
 from respodiff.experiments.comparison_report import trade_off
 from respodiff.experiments.plan import Plan, base_of
-from respodiff.methods.base import method
+from respodiff.methods.base import get_method
 
 
 @pytest.mark.parametrize("small", [True, False])
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_every_row_is_another_setting(name: str, small: bool) -> None:
-    settings = STUDIES[name].settings(small)
+    settings = ABLATIONS[name].settings(small)
     plan = Plan(methods=tuple(settings), settings=settings)
-    configs = [(asdict(method(base_of(row)).settings("fairness", **plan.training_settings(row))), plan.drawing(row)) for row in settings]
+    configs = [
+        (asdict(get_method(base_of(row)).settings("fairness", **plan.training_settings(row))), plan.drawing(row)) for row in settings
+    ]
     assert all(configs.count(config) == 1 for config in configs) and len(configs) >= 6
 
 
 def test_the_ablation_has_the_rows_of_the_paper() -> None:
-    rows = STUDIES["ablation"].rows
-    assert [row["lam"] for row in rows.values() if row.get("modules") != "shared"] == [0, 0.5, 1, 2, 4]
+    rows = ABLATIONS["ablation"].rows
+    assert [row["sam_weight"] for row in rows.values() if row.get("modules") != "shared"] == [0, 0.5, 1, 2, 4]
     assert [label for label, row in rows.items() if row.get("modules") == "shared"] == ["shared module, lambda 0.5"]
 
 
 def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
-    def row(label: str, alignment: float, devrat: float, strength: float = 1.0) -> dict[str, Any]:
+    def row(label: str, alignment: float, devrat: float, scale: float = 1.0) -> dict[str, Any]:
         e = {"low": 0.0, "high": 1.0, "n": 4}
         return {
             "method": label,
             "label": label,
-            "strength": strength,
+            "scale": scale,
             "alignment": {"mean": alignment, **e},
             "devrat": {"mean": devrat, **e},
         }
@@ -52,8 +54,8 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
 
 
 def test_an_unknown_study_is_refused(tmp_path: Path) -> None:
-    wrong = respodiff("compare", "--study", "ablations", "--out", str(tmp_path))
-    assert wrong.returncode == 2 and "--study is 'ablations'; allowed: ablation, axes, drawing" in wrong.stderr
+    wrong = respodiff("compare", "--ablation", "ablations", "--out", str(tmp_path))
+    assert wrong.returncode == 2 and "--ablation is 'ablations'; allowed: ablation, axes, drawing" in wrong.stderr
     for more in (("--methods", "plain"), ("--suite", "unsafe")):
-        wrong = respodiff("compare", "--study", "ablation", *more, "--out", str(tmp_path))
-        assert wrong.returncode == 2 and "--study is 'ablation', which brings its own methods, of fairness" in wrong.stderr
+        wrong = respodiff("compare", "--ablation", "ablation", *more, "--out", str(tmp_path))
+        assert wrong.returncode == 2 and "--ablation is 'ablation', which brings its own methods, of fairness" in wrong.stderr

@@ -9,7 +9,7 @@ import pytest
 
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.score_files import Score
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.experiments.card_figures import TONES, chance_error, kept, planted, safety, stated
 from respodiff.experiments.card_page import _judges
 
@@ -28,8 +28,8 @@ WORLD: dict[str, Any] = {
 }
 
 
-def run(rows: list[dict[str, Any]], judge: str = "embedded") -> JudgedRun:
-    """A judged run of made-up rows: group, and what the judge said."""
+def run(rows: list[dict[str, Any]], judge: str = "embedded") -> ScoredRun:
+    """A scored run of made-up rows: group, and what the judge said."""
     records, scores = [], []
     for i, row in enumerate(rows):
         about = {k: row[k] for k in ("categories", "subject") if k in row}
@@ -37,10 +37,10 @@ def run(rows: list[dict[str, Any]], judge: str = "embedded") -> JudgedRun:
             ImageRecord(id=str(i), file="", prompt="", prompt_id=row.get("prompt_id", row["group"]), suite="s", group=row["group"], **about)
         )
         labels = {k: row[k] for k in ("gender", "tone") if k in row}
-        scores.append(Score(str(i), labels, subject_kept=row.get("kept"), unsafe=row.get("unsafe"), problem=row.get("problem")))
+        scores.append(Score(str(i), labels, subject_correct=row.get("kept"), unsafe=row.get("unsafe"), problem=row.get("problem")))
     attributes = {"gender": {"woman": "a woman", "man": "a man"}, "tone": {t: t for t in TONES}}
     header = {"judge": judge, "digest": "0", "kind": "texts", "attributes": attributes, "version": ""}
-    return JudgedRun("r", (), {}, tuple(records), (), {"k": tuple(scores)}, {"k": header}, "k", ())
+    return ScoredRun("r", (), {}, tuple(records), (), {"k": tuple(scores)}, {"k": header}, "k", ())
 
 
 def people(group: str, men: int, women: int, tones: tuple[int, int, int], **more: Any) -> list[dict[str, Any]]:
@@ -60,7 +60,7 @@ def test_planted_against_measured() -> None:
     ]
     assert found["mean_abs_error"] == pytest.approx((0.10 + 0.15) / 2)  # the neutral prompt and other occupations are not in it
     assert found["tone_mean_abs_error"] == pytest.approx((0.3 + 0.2 + 0.1 + 0.0 + 0.05 + 0.05) / 6)
-    assert found["tone_shares"]["light"] == pytest.approx([0.75, 0.6])
+    assert found["tone_proportions"]["light"] == pytest.approx([0.75, 0.6])
     assert all(r["low"] < r["measured"] < r["high"] for r in found["occupations"])
 
 
@@ -71,11 +71,11 @@ def test_error_by_chance_is_what_a_right_generator_shows() -> None:
         assert chance_error(n, p) == pytest.approx(drawn, rel=0.02)
 
 
-def test_kept_stated_and_unsafe_are_shares_of_pictures() -> None:
+def test_kept_stated_and_unsafe_are_shares_of_images() -> None:
     rows = people("doctor", 2, 2, (4, 0, 0), kept=True, subject="x") + people("nurse", 2, 2, (4, 0, 0), kept=False, subject="x")
     found = kept({"occupations": run(rows)})
-    assert found["subject_kept"]["mean"] == 0.5 and found["subject_kept_by_judge"] == {"embedded": 0.5}
-    assert found["subject_kept_by"] == {"doctor": 1.0, "nurse": 0.0}
+    assert found["subject_accuracy"]["mean"] == 0.5 and found["subject_accuracy_by_judge"] == {"embedded": 0.5}
+    assert found["subject_accuracy_by"] == {"doctor": 1.0, "nurse": 0.0}
     says = people("doctor", 3, 1, (4, 0, 0), categories=("gender=man",)) + people("nurse", 0, 4, (1, 1, 2), categories=("tone=dark",))
     explicit = stated(run(says))["explicit"]
     assert {k: e["mean"] for k, e in explicit.items()} == {"gender": 0.75, "man": 0.75, "tone": 0.5, "dark": 0.5}
@@ -95,7 +95,7 @@ def test_a_judge_that_saw_everything_says_so() -> None:
         {"name": "judge", "parameters": 5e6, "accuracy": {"unseen_family": {"gender": share}}},
         {"name": "judge-b", "parameters": 1e6, "accuracy": {"held_out": {"gender": share}, "unseen_family": {"gender": share}}},
     ]
-    lines = _judges({"judges": judges, "agreement": [{"question": "gender", "agree": share}]}).splitlines()
-    assert any("never saw in training" in line and "unknown: it saw all pictures" in line for line in lines)
+    lines = _judges({"judges": judges, "agreement": [{"task": "gender", "agree": share}]}).splitlines()
+    assert any("never saw in training" in line and "unknown: it saw all images" in line for line in lines)
     assert lines.count("| gender | - | 0.900 [0.800, 1.000] (n = 10) |") == 1
     assert lines[-1].endswith("the two agree: gender 0.900 [0.800, 1.000] (n = 10).")

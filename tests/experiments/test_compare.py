@@ -15,9 +15,9 @@ from respodiff.data.run_folder import Prompt, RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.experiments.compare import Contest, Progress
+from respodiff.experiments.compare import MethodComparison, Progress
 from respodiff.experiments.comparison_page import publish
-from respodiff.experiments.comparison_report import rows_of, unmoved
+from respodiff.experiments.comparison_report import rows_of, unchanged
 from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
 from respodiff.methods.registry import NAMES
 
@@ -32,8 +32,8 @@ def plan(**changes: Any) -> Plan:
     return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "settings": SETTINGS} | changes))
 
 
-def contest(pipe: Any, out: Path, **changes: Any) -> Contest:
-    return Contest(pipe, plan(**changes), out, classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+def comparison(pipe: Any, out: Path, **changes: Any) -> MethodComparison:
+    return MethodComparison(pipe, plan(**changes), out, classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,7 +46,7 @@ def judge() -> Any:
 
 
 def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
-    run = contest(tiny_pipe, tmp_path, strengths=(0.5, 1.0))
+    run = comparison(tiny_pipe, tmp_path, scales=(0.5, 1.0))
     steps = list(run.run())
     assert [s.label for s in run.settings()] == ["plain", "prompt", "uce x0.5", "uce", "respodiff x0.5", "respodiff"]
     for setting in run.settings():
@@ -64,40 +64,42 @@ def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_p
     assert rows["plain"]["unet_forwards_per_image"] == rows["prompt"]["unet_forwards_per_image"] == 2 * 2
     assert rows["plain"]["train_unet_forwards"] == rows["prompt"]["train_unet_forwards"] == 0 < rows["respodiff"]["train_unet_forwards"]
     assert rows["plain"]["drift"] is None and rows["respodiff"]["drift"]["n"] == 20
-    assert rows["prompt"]["control"]["n"] == 20 and rows["uce"]["control"] is None  # UCE sets shares, it does not aim single pictures
+    assert (
+        rows["prompt"]["concept_accuracy"]["n"] == 20 and rows["uce"]["concept_accuracy"] is None
+    )  # UCE sets shares, it does not aim single images
 
 
 def test_the_same_noise_for_every_method(tiny_pipe: Any, tmp_path: Path) -> None:
-    """A method that does nothing at strength 0 draws the plain model's pictures."""
-    run = contest(tiny_pipe, tmp_path, methods=("respodiff",), strengths=(1e-12,))
+    """A method that does nothing at scale 0 draws the plain model's images."""
+    run = comparison(tiny_pipe, tmp_path, methods=("respodiff",), scales=(1e-12,))
     list(run.run())
     plain, same = (files(s.folder / "suite") for s in run.settings())
     assert plain == same and len(plain) == 20
 
 
 def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
-    whole = contest(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
+    whole = comparison(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
     list(whole.run())
-    stopped = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()
+    stopped = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()
     for _ in range(25):
         next(stopped)
     stopped.close()
-    again = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    again = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
     assert len(list(again.run())) > 0
     assert files(tmp_path / "stopped" / "runs") == files(tmp_path / "whole" / "runs")
-    third = contest(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
+    third = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
     assert sum(third.left.values()) == sum(third.drawing.values()) == 0
     assert list(third.run()) == []
-    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] > 4  # what the noises lean to is read once more
+    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] > 4  # what the noises favour is read once more
 
 
-def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:
+def test_adapters_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:
     def path(**changes: Any) -> Path:
-        run = contest(tiny_pipe, tmp_path, **changes)
+        run = comparison(tiny_pipe, tmp_path, **changes)
         return run.path_of("respodiff", run.plan.concepts[0])
 
     first = path()
-    assert path(images=3, strengths=(2.0,)) == first  # how it is drawn does not matter
+    assert path(images=3, scales=(2.0,)) == first  # how it is drawn does not matter
     others = [path(settings={"respodiff": {"iterations": 3}}), path(seed=1), path(attribute="tone")]
     with torch.no_grad():
         next(tiny_pipe.unet.parameters()).add_(1)
@@ -105,12 +107,12 @@ def test_artefacts_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Pat
 
 
 def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
-    run = contest(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"), prompts=25)
+    run = comparison(tiny_pipe, tmp_path, suite="unsafe", methods=("negative", "sld-weak"), prompts=25)
     list(run.run())
     rows = {row["label"]: row for row in publish(run, judge)["rows"]}
     assert rows["sld-weak"]["unet_forwards_per_image"] == 3 * 2 and rows["negative"]["unet_forwards_per_image"] == 2 * 2
     assert all(row["unsafe"]["n"] == 50 and row["benign_unsafe"]["n"] == 50 for row in rows.values())
-    assert all(row["benign_kept"]["n"] == 25 for row in rows.values())  # people at work; scenes name no subject
+    assert all(row["benign_subject_accuracy"]["n"] == 25 for row in rows.values())  # people at work; scenes name no subject
     assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 50
     assert rows["plain"]["benign_frechet"] is None and rows["negative"]["benign_frechet"]["mean"] > 0
     page = (tmp_path / "compare.html").read_text()
@@ -119,7 +121,7 @@ def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, ju
 
 
 def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
-    run = contest(tiny_pipe, tmp_path, methods=("prompt",))
+    run = comparison(tiny_pipe, tmp_path, methods=("prompt",))
     list(run.run())
     publish(run, judge)
     kept = json.loads((tmp_path / "compare.json").read_text())
@@ -136,7 +138,7 @@ def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judg
         ({"methods": ("sdics",)}, r"methods has 'sdics'; allowed: all, "),
         ({"methods": ()}, r"methods is empty; give each method once, or 'all'"),
         ({"methods": ("uce", "uce")}, r"methods is uce, uce; give each method once"),
-        ({"strengths": (0.0,)}, r"strengths is \(0.0,\); allowed: numbers above 0"),
+        ({"scales": (0.0,)}, r"scales is \(0.0,\); allowed: numbers above 0"),
         ({"images": 0}, r"images is 0 and prompts 10; allowed: 1 or more"),
     ],
 )
@@ -159,28 +161,28 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
 
 
-def test_a_strength_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:
-    settings = {"respodiff": {"iterations": 1}, "respodiff:off": {"iterations": 1, "strength": 1e-12}}
-    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:off"), settings=settings, prompts=2)
+def test_a_scale_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:
+    settings = {"respodiff": {"iterations": 1}, "respodiff:off": {"iterations": 1, "scale": 1e-12}}
+    run = comparison(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:off"), settings=settings, prompts=2)
     list(run.run())
     woman = run.plan.concepts[0]
     assert run.path_of("respodiff", woman) == run.path_of("respodiff:off", woman)
     plain, steered, off = (files(s.folder / "suite") for s in run.settings())
     assert plain == off != steered
-    with pytest.raises(ValueError, match=r"a strength is a number above 0"):
-        plan(settings={"respodiff": {"strength": 0}})
+    with pytest.raises(ValueError, match=r"a scale is a number above 0"):
+        plan(settings={"respodiff": {"scale": 0}})
 
 
 def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
     base = {"sdisc": {"rollouts": 48}}
-    found = _settings(["sdisc.iterations=7", "sdisc.strength=1.5", "uce.subjects=doctor,nurse", "esd-x.ram_lr=1e-5"], "fairness", base)
-    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "strength": 1.5} and base == {"sdisc": {"rollouts": 48}}
+    found = _settings(["sdisc.iterations=7", "sdisc.scale=1.5", "uce.subjects=doctor,nurse", "esd-x.ram_lr=1e-5"], "fairness", base)
+    assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "scale": 1.5} and base == {"sdisc": {"rollouts": 48}}
     assert found["uce"] == {"subjects": ("doctor", "nurse")} and found["esd-x"] == {"ram_lr": 1e-5}
     for pair, text in (
         ("sdics.iterations=7", "write NAME.KEY=VALUE with NAME one of respodiff, plain"),
         ("sdisc.iterations", "write NAME.KEY=VALUE"),
         ("sdisc.its=7", "setting 'its' is unknown; allowed: iterations"),
-        ("sdisc.strength=much", "'much' is not a number"),
+        ("sdisc.scale=much", "'much' is not a number"),
         ("sdisc.iterations=0", "iterations is 0; allowed: a whole number of at least 1"),
     ):
         with pytest.raises(ValueError, match=text):
@@ -196,20 +198,22 @@ def test_compare_on_an_attribute_of_ones_own(tmp_path: Path) -> None:
     done = respodiff("compare", "--attribute", "hats", "--concepts", str(file), *short)
     assert done.returncode == 0, done.stderr
     (plain, prompt) = json.loads((tmp_path / "c" / "compare.json").read_text())["rows"]
-    assert plain["devrat"]["n"] == 4 and prompt["control"]["n"] == 4
+    assert plain["devrat"]["n"] == 4 and prompt["concept_accuracy"]["n"] == 4
 
 
 def test_methods_that_do_not_move_their_figure_are_named() -> None:
-    def row(label: str, high: float | None, strength: float = 1.0) -> dict[str, Any]:
-        return {"label": label, "strength": strength, "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9}}
+    def row(label: str, high: float | None, scale: float = 1.0) -> dict[str, Any]:
+        return {"label": label, "scale": scale, "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9}}
 
     rows = [row("plain", None), row("a", -0.1), row("b", 0.0), row("c", 0.2), row("d x0.5", 0.2, 0.5), row("e", None)]
-    assert unmoved(rows) == ["b", "c", "e"]
+    assert unchanged(rows) == ["b", "c", "e"]
 
 
 def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:
     settings = {"respodiff:short": {"iterations": 1}, "respodiff": {"iterations": 2}}
-    run = contest(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:short"), settings=settings, groups=("doctor", "nurse"), prompts=0)
+    run = comparison(
+        tiny_pipe, tmp_path, methods=("respodiff", "respodiff:short"), settings=settings, groups=("doctor", "nurse"), prompts=0
+    )
     list(run.run())
     assert [s.label for s in run.settings()] == ["plain", "respodiff", "respodiff:short"]
     costs = [run.training_cost(s.method)["unet_forwards"] for s in run.settings()]
@@ -223,9 +227,9 @@ def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path)
 
 def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
     changes: dict[str, Any] = {"attribute": "tone*gender", "methods": ("prompt",), "images": 6, "prompts": 2}
-    run = contest(tiny_pipe, tmp_path, **changes)
+    run = comparison(tiny_pipe, tmp_path, **changes)
     assert "*" not in run.path_of("prompt", run.plan.concepts[0]).name and len(run.plan.concepts) == 6
     list(run.run())
     records = RunFolder(run.settings()[1].folder / "suite").records()
     assert sorted(r.asked("gender*tone") for r in records) == sorted([c.name for c in run.plan.concepts] * 2)
-    assert publish(run, judge)["rows"][1]["control"]["n"] == 12
+    assert publish(run, judge)["rows"][1]["concept_accuracy"]["n"] == 12

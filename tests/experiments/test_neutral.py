@@ -69,7 +69,7 @@ def test_residual_and_distance_by_hand(tiny_pipe: Any, lab: Any) -> None:
 
 def test_a_prompt_that_is_an_alternative_or_a_subject(tiny_pipe: Any) -> None:
     woman, doctor = weighed(tiny_pipe, "a woman", "a doctor")
-    assert sum(woman.residual[0]) < 1e-6 * sum(woman.residual[1]) and woman.shares == pytest.approx([1.0, 0.0], abs=1e-4)
+    assert sum(woman.residual[0]) < 1e-6 * sum(woman.residual[1]) and woman.proportions == pytest.approx([1.0, 0.0], abs=1e-4)
     assert doctor.distance[0][0] == 0 and doctor.distance[0][1] > 0
 
 
@@ -98,7 +98,7 @@ def test_weighing_leaves_the_pipeline_as_it_was_and_repeats(tiny_pipe: Any) -> N
     before = {k: v.clone() for k, v in unet.state_dict().items()}
     first, second = (weighed(tiny_pipe, "a person", "someone") for _ in range(2))
     for a, b in zip(first, second, strict=True):
-        assert (a.residual, a.distance, a.shares) == (b.residual, b.distance, b.shares) and torch.equal(a.push, b.push)
+        assert (a.residual, a.distance, a.proportions) == (b.residual, b.distance, b.proportions) and torch.equal(a.push, b.push)
     assert all(p.requires_grad and p.grad is None for p in unet.parameters())
     assert all(torch.equal(v, before[k]) for k, v in unet.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
@@ -106,8 +106,8 @@ def test_weighing_leaves_the_pipeline_as_it_was_and_repeats(tiny_pipe: Any) -> N
 
 
 def test_of_more_alternatives_each_has_a_share(tiny_pipe: Any) -> None:
-    (found,) = weighed(tiny_pipe, "a person", chosen=concept("dark"), spatial="no")
-    assert len(found.shares) == 3 and sum(found.shares) == pytest.approx(1) and found.push.shape == (18, 64, 1, 1)
+    (found,) = weighed(tiny_pipe, "a person", chosen=concept("dark"), per_channel=True)
+    assert len(found.proportions) == 3 and sum(found.proportions) == pytest.approx(1) and found.push.shape == (18, 64, 1, 1)
     assert len(found.residual[0]) == 6, "two rollouts of each, though fewer were asked for"
 
 
@@ -155,7 +155,7 @@ def test_a_better_prompt_is_taken_and_a_draw_changes_nothing() -> None:
     assert found["recommended"] == "a human" and not found["matters"]
     assert found["candidates"][1]["less_own"]["mean"] == pytest.approx(-0.2) and found["candidates"][1]["less_own"]["high"] < 0
     assert found["candidates"][0]["both"]["mean"] == pytest.approx(0.5) and found["candidates"][0]["less_own"] is None
-    assert found["candidates"][0]["shares"] == {"a woman": 0.4, "a man": 0.6}
+    assert found["candidates"][0]["proportions"] == {"a woman": 0.4, "a man": 0.6}
     assert choice([own, same], WOMAN)["recommended"] == "a person", "lower, but not beyond its interval"
     assert "stay with 'a person'" in "\n".join(lines(choice([own, same], WOMAN), WOMAN, "embedded"))
     assert "take 'a human'" in "\n".join(lines(found, WOMAN, "embedded"))
@@ -224,7 +224,7 @@ def test_the_command(tiny: None) -> None:
 def test_the_suggested_training_is_of_the_same_concept(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
-    monkeypatch.setattr(train, "Unfinished", lambda out, *_: out)
+    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
     monkeypatch.setattr(train, "_trained", lambda _p, chosen, config, *_: (seen.append((chosen, config.of(chosen))) or {}, ""))
     done = respodiff(*shlex.split(command(concept(name), "a human", "embedded"))[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

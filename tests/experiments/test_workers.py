@@ -1,4 +1,4 @@
-"""A contest by several processes: the same pictures as one draws, all the progress, and every failure said."""
+"""A comparison by several processes: the same images as one draws, all the progress, and every failure said."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from respodiff.data.run_folder import RunFolder
-from respodiff.experiments.compare import Contest, Progress
+from respodiff.experiments.compare import MethodComparison, Progress
 from respodiff.experiments.plan import Plan
 from respodiff.experiments.workers import run
 from respodiff.pipelines.loading import load_pipeline
@@ -21,11 +21,11 @@ from respodiff.pipelines.loading import load_pipeline
 METHODS = ("prompt", "prompt-switch")
 
 
-def made(out: Path, methods: tuple[str, ...] = METHODS) -> Contest:
-    return Contest(load_pipeline("embedded"), Plan(methods=methods, images=2, groups=("doctor",), steps=1), out)
+def made(out: Path, methods: tuple[str, ...] = METHODS) -> MethodComparison:
+    return MethodComparison(load_pipeline("embedded"), Plan(methods=methods, images=2, groups=("doctor",), steps=1), out)
 
 
-def dies(out: Path, parent: int) -> Contest:
+def dies(out: Path, parent: int) -> MethodComparison:
     if os.getpid() != parent:
         os._exit(7)
     return made(out)
@@ -40,9 +40,9 @@ def test_two_workers_draw_what_one_draws(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     alone = list(run(partial(made, one), made(one), 1))
     both = list(run(partial(made, two), made(two), 2))
-    pictures, same = pixels(one / "runs"), pixels(two / "runs")
-    assert len(pictures) == 9 and pictures.keys() == same.keys()
-    assert max(abs(pictures[k] - same[k]).max() for k in pictures) <= 2  # other numbers of threads round differently
+    images, same = pixels(one / "runs"), pixels(two / "runs")
+    assert len(images) == 9 and images.keys() == same.keys()
+    assert max(abs(images[k] - same[k]).max() for k in images) <= 2  # other numbers of threads round differently
     records = [[r.seed for s in made(out).settings() for r in RunFolder(s.folder / "suite").records()] for out in (one, two)]
     assert records[0] == records[1]
     assert {s.what for s in alone} == {s.what for s in both} and all(isinstance(s, Progress) for s in both)

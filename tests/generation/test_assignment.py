@@ -1,4 +1,4 @@
-"""What a noise leans to, draws handed out by it, eased strength and released steps."""
+"""What a noise favours, draws assigned by it, scaled down scale and released steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from respodiff.generation.assignment import read_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.generation.plan import Job, batches
-from respodiff.generation.prediction import Moment, matched, means, read, scores, surely
-from respodiff.generation.safety_mode import HARMLESS, told_apart
+from respodiff.generation.prediction import Moment, alignment_margin, matched, means, read, scores
+from respodiff.generation.safety_mode import HARMLESS, contrast_prompts
 from respodiff.pipelines.latents import noise
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
@@ -36,13 +36,13 @@ def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings(**changes: Any) -> GenerateConfig:
-    return GenerateConfig(**{"images": 6, "steps": 4, "match": 0.25, "ease": 1.0, **changes})
+    return GenerateConfig(**{"images": 6, "steps": 4, "assign_at": 0.25, "aligned_scale": 1.0, **changes})
 
 
 def test_the_handing_is_worth_the_most_of_all_permutations() -> None:
-    worth = np.random.default_rng(0).normal(size=(5, 5))
-    best = max(permutations(range(5)), key=lambda order: sum(worth[i, j] for i, j in enumerate(order)))
-    assert matched(worth) == list(best)
+    assignment_scores = np.random.default_rng(0).normal(size=(5, 5))
+    best = max(permutations(range(5)), key=lambda order: sum(assignment_scores[i, j] for i, j in enumerate(order)))
+    assert matched(assignment_scores) == list(best)
 
 
 def test_scores_rank_by_distance_to_the_means() -> None:
@@ -55,7 +55,7 @@ def test_scores_rank_by_distance_to_the_means() -> None:
 def test_how_surely_is_measured_between_two_means() -> None:
     centres = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 9.0]])
     h = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.5, 0.0]])
-    np.testing.assert_allclose(surely(h, centres)[:, :2], [[1, -1], [-1, 1], [0, 0], [0.5, -0.5]], atol=1e-6)
+    np.testing.assert_allclose(alignment_margin(h, centres)[:, :2], [[1, -1], [-1, 1], [0, 0], [0.5, -0.5]], atol=1e-6)
 
 
 def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> None:
@@ -66,7 +66,7 @@ def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> 
     handle.remove()
     with counted(tiny_pipe.unet) as forwards:
         h = read(tiny_pipe, ["a cat", "a dog"], latents, Moment(3, 4, 3.0))
-    assert forwards == [12]  # three calls of two rows a picture, and the pipeline was stopped there
+    assert forwards == [12]  # three calls of two rows an image, and the pipeline was stopped there
     torch.testing.assert_close(h, seen[2][2:].flatten(1))
 
 
@@ -76,10 +76,10 @@ def test_means_are_of_one_set_of_noises(tiny_pipe: Pipe) -> None:
     assert not torch.allclose(found[0], found[2])
 
 
-def test_matching_keeps_counts_noise_and_pictures_of_equal_draws(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_matching_keeps_counts_noise_and_images_of_equal_draws(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     prompts = [Prompt(id=t, text=t, group=t) for t in ("a doctor", "a nurse")]
-    plain = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings(match=0.0))}
+    plain = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings(assign_at=0.0))}
     found = {r.id: (r, i) for r, i in generate(tiny_pipe, prompts, modules, settings())}
     assert plain.keys() == found.keys()
     for prompt in prompts:
@@ -99,19 +99,19 @@ def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: 
     gap = own[:, 0] - own[:, 1]
     women = [r.repeat for r in records if r.concepts["gender"] == "woman"]
     assert set(women) == set(np.argsort(-gap)[:3].tolist())
-    assert all((r.leans["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
+    assert all((r.margins["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
 
 
-def test_ease_is_the_strength_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_ease_is_the_scale_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
-    eased = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(ease=0.0))}
-    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(match=0.0))}
-    surely = {k: r.leans["gender"] for k, (r, _) in whole.items()}
-    sides = {k: bare if q >= 0.4 else whole for k, q in surely.items() if q >= 0.4 or q <= 0}
+    reduced_scale = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(aligned_scale=0.0))}
+    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(assign_at=0.0))}
+    alignment_margin = {k: r.margins["gender"] for k, (r, _) in whole.items()}
+    sides = {k: bare if q >= 0.4 else whole for k, q in alignment_margin.items() if q >= 0.4 or q <= 0}
     assert any(s is bare for s in sides.values()) and any(s is whole for s in sides.values())
     for k, other in sides.items():
-        assert np.abs(np.asarray(eased[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
+        assert np.abs(np.asarray(reduced_scale[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
 
 
 def test_a_resumed_run_hands_out_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
@@ -157,14 +157,14 @@ def test_release_keeps_the_bins_that_there_were(make_module: Make, bins: int, sh
 
 
 def test_what_cannot_be_is_refused(make_module: Make) -> None:
-    with pytest.raises(ValueError, match="match is 1; allowed: 0 to below 1"):
-        GenerateConfig(match=1)
+    with pytest.raises(ValueError, match="assign_at is 1; allowed: 0 to below 1"):
+        GenerateConfig(assign_at=1)
     with pytest.raises(ValueError, match=r"release is -0\.1; allowed: 0 to below 1"):
         TrainConfig(release=-0.1)
-    with pytest.raises(ValueError, match="safety_when is 'often'; allowed: always, leaning"):
-        GenerateConfig(safety_when="often")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="ease is nan"):
-        GenerateConfig(ease=float("nan"))
+    with pytest.raises(ValueError, match="safety_mode is 'often'; allowed: always, predicted"):
+        GenerateConfig(safety_mode="often")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="aligned_scale is nan"):
+        GenerateConfig(aligned_scale=float("nan"))
     with pytest.raises(ValueError, match="release is 1; allowed"):
         make_module("woman", "gender", seed=1).released(1)
     one = make_module("woman", "gender", seed=1)
@@ -185,7 +185,7 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
     assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
 
 
-def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
+def test_safety_is_added_to_images_that_lean_to_its_matter_alone(
     tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_module("blood", kind="safety", seed=3, negative="blood")
@@ -193,10 +193,10 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
     always = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2), safety=[module])}
     plain = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2))}
     monkeypatch.setattr(image_adapters, "UNSAFE", -np.inf)
-    found = [r.leans["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module])]
+    found = [r.margins["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_mode="predicted"), safety=[module])]
     monkeypatch.setattr(image_adapters, "UNSAFE", float(np.median(found)))
-    leaning_run = list(generate(tiny_pipe, asked, (), settings(images=2, safety_when="leaning"), safety=[module]))
-    hit = [r.leans["blood"] > np.median(found) for r, _ in leaning_run]
+    leaning_run = list(generate(tiny_pipe, asked, (), settings(images=2, safety_mode="predicted"), safety=[module]))
+    hit = [r.margins["blood"] > np.median(found) for r, _ in leaning_run]
     assert sum(hit) == 3
     for (record, image), yes in zip(leaning_run, hit, strict=True):
         other = always[record.id] if yes else plain[record.id]
@@ -206,43 +206,45 @@ def test_safety_is_added_to_pictures_that_lean_to_its_matter_alone(
 
 def test_one_safety_module_that_is_leant_to_brings_all(tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     safety = [make_module(name, kind="safety", seed=i, negative=name) for i, name in enumerate(("blood", "fire"))]
-    config = settings(images=3, batch=4, safety_when="leaning")
+    config = settings(images=3, batch=4, safety_mode="predicted")
     records = [r for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety)]
     latents = torch.cat([noise(tiny_pipe, 0, r.prompt_id, r.repeat) for r in records])
     h = read(tiny_pipe, [r.prompt for r in records], latents, Moment(1, 4, 3.0))
     for m in safety:
-        centres = means(tiny_pipe, told_apart(m.header.negative, m.header.neutral), Moment(1, 4, 3.0))
-        np.testing.assert_allclose([r.leans[m.name] for r in records], surely(h, centres)[:, 0], atol=2e-4)
-    found = sorted(q for r in records for q in r.leans.values())
+        centres = means(tiny_pipe, contrast_prompts(m.header.negative, m.header.neutral), Moment(1, 4, 3.0))
+        np.testing.assert_allclose([r.margins[m.name] for r in records], alignment_margin(h, centres)[:, 0], atol=2e-4)
+    found = sorted(q for r in records for q in r.margins.values())
     halfway = [(a + b) / 2 for a, b in pairwise(found) if b - a > 1e-3]
     by_second = [
         t
         for t in halfway
-        if any(r.leans["blood"] < t < r.leans["fire"] for r in records) and any(max(r.leans.values()) < t for r in records)
+        if any(r.margins["blood"] < t < r.margins["fire"] for r in records) and any(max(r.margins.values()) < t for r in records)
     ]
     monkeypatch.setattr(image_adapters, "UNSAFE", by_second[0])
     for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety):
-        assert r.modules == ([m.digest for m in safety] if max(r.leans.values()) > image_adapters.UNSAFE else [])
+        assert r.modules == ([m.digest for m in safety] if max(r.margins.values()) > image_adapters.UNSAFE else [])
 
 
 def test_a_safety_module_with_an_attributes_name_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "blood", seed=1), make_module("man", "blood", seed=2)]
     with pytest.raises(ValueError, match="safety holds 'blood', which is an attribute's name too"):
-        generate(tiny_pipe, ["a"], modules, settings(safety_when="leaning"), safety=[make_module("blood", kind="safety", negative="blood")])
+        generate(
+            tiny_pipe, ["a"], modules, settings(safety_mode="predicted"), safety=[make_module("blood", kind="safety", negative="blood")]
+        )
 
 
 @pytest.mark.parametrize(
-    ("counts", "given", "match", "ease", "read"),
+    ("counts", "given", "assign_at", "aligned_scale", "read"),
     [
         ({"gender": 2}, {}, 0.25, 0.1, ["gender"]),
         ({"tone": 3}, {}, 0.45, 0.1, ["tone"]),
         ({"gender": 2, "tone": 3}, {}, 0.45, 0.1, ["gender", "tone"]),
         ({"gender": 1}, {}, 0.0, 1.0, []),
         ({"gender": 2, "hat": 1}, {}, 0.25, 0.1, ["gender"]),
-        ({"gender": 1}, {"match": 0.5}, 0.5, 1.0, []),
-        ({"gender": 2}, {"match": 0.5}, 0.5, 0.1, ["gender"]),
-        ({"gender": 2}, {"match": 0.0}, 0.0, 1.0, []),
-        ({"gender": 2}, {"ease": 0.3}, 0.25, 0.3, ["gender"]),
+        ({"gender": 1}, {"assign_at": 0.5}, 0.5, 1.0, []),
+        ({"gender": 2}, {"assign_at": 0.5}, 0.5, 0.1, ["gender"]),
+        ({"gender": 2}, {"assign_at": 0.0}, 0.0, 1.0, []),
+        ({"gender": 2}, {"aligned_scale": 0.3}, 0.25, 0.3, ["gender"]),
     ],
 )
 def test_what_is_read_unless_said_otherwise(
@@ -250,29 +252,29 @@ def test_what_is_read_unless_said_otherwise(
     make_module: Make,
     counts: dict[str, int],
     given: dict[str, float],
-    match: float,
-    ease: float,
+    assign_at: float,
+    aligned_scale: float,
     read: list[str],
 ) -> None:
     groups = {a: {f"{a}{i}": make_module(f"{a}{i}", a, seed=i) for i in range(n)} for a, n in counts.items()}
     found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
-    assert (list(found), config.match, config.ease) == (read, match, ease)
+    assert (list(found), config.assign_at, config.aligned_scale) == (read, assign_at, aligned_scale)
 
 
 def test_modules_of_other_methods_are_read_when_asked_and_never_eased(tiny_pipe: Pipe, make_module: Make) -> None:
     own = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
     theirs = {name: ConceptModule(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
-    for groups, given, match, ease, names in (
+    for groups, given, assign_at, aligned_scale, names in (
         ({"gender": theirs}, {}, 0.0, 1.0, []),
-        ({"gender": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender"]),
+        ({"gender": theirs}, {"assign_at": 0.5}, 0.5, 1.0, ["gender"]),
         ({"gender": own, "age": theirs}, {}, 0.25, 0.1, ["gender"]),
-        ({"gender": own, "age": theirs}, {"match": 0.5}, 0.5, 1.0, ["gender", "age"]),
+        ({"gender": own, "age": theirs}, {"assign_at": 0.5}, 0.5, 1.0, ["gender", "age"]),
     ):
         found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
-        assert (list(found), config.match, config.ease) == (names, match, ease)
+        assert (list(found), config.assign_at, config.aligned_scale) == (names, assign_at, aligned_scale)
 
 
-@pytest.mark.parametrize("given", [{"match": 0.25}, {"safety_when": "leaning"}])
+@pytest.mark.parametrize("given", [{"assign_at": 0.25}, {"safety_mode": "predicted"}])
 def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_path: Any, given: dict[str, Any]) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")
@@ -286,12 +288,12 @@ def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_pa
 @pytest.mark.parametrize(
     ("names", "images", "given", "read"),
     [
-        (("woman", "man"), 2, {}, 2 * 2 * 5 + 2 * 3 * 2 * 5),  # 2 pictures and 3 noises a mean, 2 rows each, 5 of 20 steps
+        (("woman", "man"), 2, {}, 2 * 2 * 5 + 2 * 3 * 2 * 5),  # 2 images and 3 noises a mean, 2 rows each, 5 of 20 steps
         (("light", "medium", "dark"), 3, {}, 3 * 2 * 9 + 3 * 3 * 2 * 9),
-        (("woman", "man"), 1, {}, 1 * 2 * 5 + 2 * 3 * 2 * 5),  # to be eased
-        (("woman", "man"), 1, {"ease": 1.0}, 0),
-        (("light", "medium", "dark"), 1, {}, 0),  # one picture, nothing to hand out
-        (("light", "medium", "dark"), 2, {"shares": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
+        (("woman", "man"), 1, {}, 1 * 2 * 5 + 2 * 3 * 2 * 5),  # to be scaled down
+        (("woman", "man"), 1, {"aligned_scale": 1.0}, 0),
+        (("light", "medium", "dark"), 1, {}, 0),  # one image, nothing to assign
+        (("light", "medium", "dark"), 2, {"target_proportions": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
     ],
 )
 def test_what_reading_costs(
@@ -306,12 +308,12 @@ def test_what_reading_costs(
 def test_of_three_alternatives_none_is_eased(make_module: Make) -> None:
     two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
     three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
-    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 3.0, leans={"gender": 1.0, "tone": 1.0})
-    woman, dark = image_adapters.Doses({"gender": two, "tone": three}, (), GenerateConfig(ease=0.25)).of(job)
+    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 3.0, margins={"gender": 1.0, "tone": 1.0})
+    woman, dark = image_adapters.ScaledAdapters({"gender": two, "tone": three}, (), GenerateConfig(aligned_scale=0.25)).of(job)
     torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
     torch.testing.assert_close(dark.ram, three["dark"].ram)
 
 
-def test_things_are_among_what_unsafe_pictures_are_told_from() -> None:
-    assert told_apart("blood", "a person") == ["blood", "a person", *HARMLESS[1:]]
-    assert told_apart("blood", "a scene") == ["blood", "a scene", *HARMLESS]
+def test_things_are_among_what_unsafe_images_are_told_from() -> None:
+    assert contrast_prompts("blood", "a person") == ["blood", "a person", *HARMLESS[1:]]
+    assert contrast_prompts("blood", "a scene") == ["blood", "a scene", *HARMLESS]

@@ -1,4 +1,4 @@
-"""Even cells, drawn by one module of the cell or by one of every part; the same pictures are asked for the same cells."""
+"""Even cells, drawn by one module of the cell or by one of every part; the same images are asked for the same cells."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import pytest
 
 from command import last_json, respodiff
 from respodiff.cli import generate as cli_generate
-from respodiff.concepts.intersections import cells
+from respodiff.concepts.intersections import subgroups
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.evaluate import wanted_shares
+from respodiff.evaluation.evaluate import wanted_proportions
 from respodiff.generation.cells import absent, axes, named
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.generation.policies import assign
 
 GENDER, TONE = ["woman", "man"], ["light", "medium", "dark"]
-SIX = cells([GENDER, TONE])
+SIX = subgroups([GENDER, TONE])
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def joint(make_module: Callable[..., Any]) -> list[Any]:
 
 
 def drawn(pipe: Any, modules: list[Any], **config: Any) -> list[Any]:
-    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, "match": 0.0, **config})
+    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, "assign_at": 0.0, **config})
     return [record for record, _ in generate(pipe, ["a doctor", "a nurse"], modules, settings)]
 
 
 @pytest.mark.parametrize("policy", ["exact", "random"])
-def test_both_ways_ask_the_same_of_a_picture_and_apply_what_was_drawn(
+def test_both_ways_ask_the_same_of_a_image_and_apply_what_was_drawn(
     tiny_pipe: Any, parts: list[Any], joint: list[Any], policy: str
 ) -> None:
     composed, together = drawn(tiny_pipe, parts, policy=policy), drawn(tiny_pipe, joint, policy=policy)
@@ -58,10 +58,10 @@ def test_both_ways_ask_the_same_of_a_picture_and_apply_what_was_drawn(
 
 def test_shares_of_cells_are_counts_of_cells_both_ways(tiny_pipe: Any, parts: list[Any], joint: list[Any]) -> None:
     # No product of margins: women dark, men light.
-    shares = {"gender*tone": {"woman*dark": 0.5, "man*light": 0.25, "man*dark": 0.25}}
+    proportions = {"gender*tone": {"woman*dark": 0.5, "man*light": 0.25, "man*dark": 0.25}}
     for modules in (parts, joint):
         for prompt in ("a doctor", "a nurse"):
-            rows = [r for r in drawn(tiny_pipe, modules, shares=shares, images=8) if r.prompt == prompt]
+            rows = [r for r in drawn(tiny_pipe, modules, target_proportions=proportions, images=8) if r.prompt == prompt]
             assert Counter(r.asked("gender*tone") for r in rows) == {"woman*dark": 4, "man*light": 2, "man*dark": 2}
 
 
@@ -76,8 +76,8 @@ def test_what_is_drawn_follows_from_what_is_loaded() -> None:
         axes({"gender*tone": SIX, "tone": TONE}, None)
     with pytest.raises(ValueError, match=r"draw 'gender' both"):
         axes({"gender": GENDER, "gender*tone": SIX[:4]}, None)
-    with pytest.raises(ValueError, match=r"shares are given for 'gender\*hat'"):
-        assign(axes(both, {"gender*hat": {}}), 4, shares={"gender*hat": {}})
+    with pytest.raises(ValueError, match=r"proportions are given for 'gender\*hat'"):
+        assign(axes(both, {"gender*hat": {}}), 4, proportions={"gender*hat": {}})
 
 
 def test_names_of_shares_find_their_attribute() -> None:
@@ -94,8 +94,8 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_a_run_for_shares_of_cells_is_held_against_their_margins(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "r").create({"shares": {"gender*tone": {"woman*dark": 0.25, "man*dark": 0.75}}})
-    assert wanted_shares([run])["gender"] == {"woman": 0.25, "man": 0.75} and wanted_shares([run])["tone"] == {"dark": 1.0}
+    run = RunFolder(tmp_path / "r").create({"target_proportions": {"gender*tone": {"woman*dark": 0.25, "man*dark": 0.75}}})
+    assert wanted_proportions([run])["gender"] == {"woman": 0.25, "man": 0.75} and wanted_proportions([run])["tone"] == {"dark": 1.0}
 
 
 # --- the command line ---
@@ -106,13 +106,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, parts: list[Any], joint: list[Any], t
     """The shares that a command line would draw with modules by name; ``six`` are those of the cells."""
     files = {m.name: m.save(tmp_path / f"{m.name.replace('*', '-')}.safetensors") for m in (*parts, *joint)}
     (tmp_path / "own.toml").write_text(
-        '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nshares = [0.25, 0.75]\n'
-        '["gender*tone"]\nconcepts = { "woman*dark" = "x", "man*dark" = "y" }\nshares = [0.4, 0.6]\n'
+        '[gender]\nconcepts = { woman = "a woman", man = "a man" }\nproportions = [0.25, 0.75]\n'
+        '["gender*tone"]\nconcepts = { "woman*dark" = "x", "man*dark" = "y" }\nproportions = [0.4, 0.6]\n'
     )
     seen: list[Any] = []
 
     def draw(*given: Any) -> dict[str, Any]:
-        seen.append(given[4]["shares"])
+        seen.append(given[4]["target_proportions"])
         return {"images": 0, "skipped": 0, "images_per_second": 0.0}
 
     monkeypatch.setattr(cli_generate, "_draw", draw)
@@ -136,11 +136,11 @@ def test_an_attribute_that_must_be_even(asked: Callable[..., Any]) -> None:
 def test_shares_of_cells_from_flags_and_files(asked: Callable[..., Any]) -> None:
     cells_wanted = {"gender*tone": {"woman*dark": 0.5, "man*light": 0.5}}
     for names in ([*GENDER, *TONE], SIX):
-        assert asked(names, "--shares", "woman*dark=.5,man*light=.5") == cells_wanted
-        assert asked(names, "--shares", "woman=.3,man=.7") == {"gender": {"woman": 0.3, "man": 0.7}}
-        assert asked(names, "--attribute", "gender*tone", "--concepts", "own.toml", "--shares", "woman=.3,man=.7") == {
+        assert asked(names, "--target-proportions", "woman*dark=.5,man*light=.5") == cells_wanted
+        assert asked(names, "--target-proportions", "woman=.3,man=.7") == {"gender": {"woman": 0.3, "man": 0.7}}
+        assert asked(names, "--attribute", "gender*tone", "--concepts", "own.toml", "--target-proportions", "woman=.3,man=.7") == {
             "gender": {"woman": 0.3, "man": 0.7}
         }
-        assert "'gender' and cells of 'gender*tone'" in asked(names, "--shares", "woman=.5,woman*dark=.5")
+        assert "'gender' and cells of 'gender*tone'" in asked(names, "--target-proportions", "woman=.5,woman*dark=.5")
     assert asked([*GENDER, "dark"], "--concepts", "own.toml") == {"gender": {"woman": 0.25, "man": 0.75}}
     assert asked(["woman*dark", "man*dark"], "--concepts", "own.toml") == {"gender*tone": {"woman*dark": 0.4, "man*dark": 0.6}}

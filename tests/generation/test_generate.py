@@ -28,14 +28,14 @@ Pipe = StableDiffusionPipeline
 
 
 def settings(**changes: Any) -> GenerateConfig:
-    return GenerateConfig(**{"images": 4, "steps": 2, "match": 0.0, **changes})
+    return GenerateConfig(**{"images": 4, "steps": 2, "assign_at": 0.0, **changes})
 
 
 def draw(pipe: Pipe, prompts: Sequence[Prompt | str], *args: Any, **kwargs: Any) -> dict[str, tuple[ImageRecord, Image.Image]]:
     return {record.id: (record, image) for record, image in generate(pipe, prompts, *args, **kwargs)}
 
 
-def same_pictures(a: dict[str, tuple[ImageRecord, Image.Image]], b: dict[str, tuple[ImageRecord, Image.Image]]) -> bool:
+def same_images(a: dict[str, tuple[ImageRecord, Image.Image]], b: dict[str, tuple[ImageRecord, Image.Image]]) -> bool:
     """Equal but for the last step of rounding to 8 bits."""
     return a.keys() == b.keys() and all(apart(a[k][1], b[k][1]) <= 1 for k in a)
 
@@ -76,18 +76,18 @@ def tone(make_module: Make) -> list[ConceptModule]:
 # --- noise ---
 
 
-def test_a_picture_is_the_same_whatever_the_batch(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_a_image_is_the_same_whatever_the_batch(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     runs = [draw(tiny_pipe, ["a doctor", "a nurse", "a chef"], gender, settings(batch=b)) for b in (1, 3, 12)]
     assert len(runs[0]) == 12
-    assert same_pictures(runs[0], runs[1]) and same_pictures(runs[0], runs[2])
-    pictures = [image for _, image in runs[0].values()]
-    assert all(apart(a, b) > 1 for i, a in enumerate(pictures) for b in pictures[:i]), "no two pictures are the same"
+    assert same_images(runs[0], runs[1]) and same_images(runs[0], runs[2])
+    images = [image for _, image in runs[0].values()]
+    assert all(apart(a, b) > 1 for i, a in enumerate(images) for b in images[:i]), "no two images are the same"
 
 
-def test_a_picture_does_not_depend_on_the_other_prompts_of_the_run(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_a_image_does_not_depend_on_the_other_prompts_of_the_run(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     together = draw(tiny_pipe, ["a nurse", "a doctor"], gender, settings())
     alone = draw(tiny_pipe, ["a doctor"], gender, settings())
-    assert same_pictures({k: together[k] for k in alone}, alone)
+    assert same_images({k: together[k] for k in alone}, alone)
     assert {k: together[k][0] for k in alone} == {k: r for k, (r, _) in alone.items()}
 
 
@@ -98,7 +98,7 @@ def test_the_noise_is_the_same_across_concepts_and_policies(tiny_pipe: Pipe, gen
         (gender, {}),
         (gender, {"policy": "random"}),
         (gender, {"policy": "none"}),
-        (gender[:1], {"strength": 0.3, "guidance": 1.0}),
+        (gender[:1], {"scale": 0.3, "guidance": 1.0}),
         ([violence], {}),
     ]
     starts = []
@@ -125,15 +125,15 @@ def test_the_global_random_state_is_neither_read_nor_written(tiny_pipe: Pipe, ge
     one = draw(tiny_pipe, ["a doctor"], gender, settings())
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert same_pictures(one, draw(tiny_pipe, ["a doctor"], gender, settings()))
+    assert same_images(one, draw(tiny_pipe, ["a doctor"], gender, settings()))
 
 
 def test_schedulers_that_draw_noise_at_every_step_are_repeatable_too(tiny_pipe: Pipe) -> None:
     tiny_pipe.scheduler = DDPMScheduler.from_config(tiny_pipe.scheduler.config)
     runs = [draw(tiny_pipe, ["a doctor"], (), settings(batch=b, steps=3)) for b in (1, 4)]
-    assert same_pictures(*runs)
+    assert same_images(*runs)
     other = draw(tiny_pipe, ["a doctor"], (), settings(seed=1, steps=3))
-    assert not same_pictures(runs[0], other)
+    assert not same_images(runs[0], other)
 
 
 # --- what is drawn and how it is steered ---
@@ -150,7 +150,7 @@ def test_exact_policy_draws_equal_numbers_and_applies_what_the_record_says(tiny_
             assert record.modules == [digests[record.concepts["gender"]]]
             close = apart(image, alone[key][1]) <= 1
             assert close == (record.concepts["gender"] == module.name)
-    assert not same_pictures(plain, steered)
+    assert not same_images(plain, steered)
 
 
 def test_every_prompt_has_draws_of_its_own(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
@@ -158,7 +158,7 @@ def test_every_prompt_has_draws_of_its_own(tiny_pipe: Pipe, gender: list[Concept
     assert {r.concepts["gender"] for r, _ in found.values()} == {"woman", "man"}
 
 
-def test_no_policy_draws_plain_pictures(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_no_policy_draws_plain_images(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     plain = draw(tiny_pipe, ["a doctor"], (), settings())
     none = draw(tiny_pipe, ["a doctor"], gender, settings(policy="none"))
     assert {k: r for k, (r, _) in none.items()} == {k: r for k, (r, _) in plain.items()}
@@ -167,7 +167,7 @@ def test_no_policy_draws_plain_pictures(tiny_pipe: Pipe, gender: list[ConceptMod
 
 
 def test_shares_are_followed(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
-    found = draw(tiny_pipe, ["a doctor"], gender, settings(shares={"gender": {"woman": 0.75, "man": 0.25}}))
+    found = draw(tiny_pipe, ["a doctor"], gender, settings(target_proportions={"gender": {"woman": 0.75, "man": 0.25}}))
     assert Counter(r.concepts["gender"] for r, _ in found.values()) == {"woman": 3, "man": 1}
 
 
@@ -183,7 +183,7 @@ def test_two_attributes_are_crossed(tiny_pipe: Pipe, gender: list[ConceptModule]
 def test_safety_modules_are_added_to_whatever_was_drawn(
     tiny_pipe: Pipe, gender: list[ConceptModule], make_module: Make, place: str
 ) -> None:
-    violence, config = make_module("violence", kind="safety", seed=7), settings(steps=1, strength=0.5, safety_strength=2.0)
+    violence, config = make_module("violence", kind="safety", seed=7), settings(steps=1, scale=0.5, safety_scale=2.0)
     with first_calls(tiny_pipe) as plain:
         draw(tiny_pipe, ["a doctor"], (), config)
     with first_calls(tiny_pipe) as seen:
@@ -206,7 +206,7 @@ def test_what_is_given_as_safety_is_never_dropped(tiny_pipe: Pipe, gender: list[
     assert all(r.modules == [gender[0].digest] and r.concepts == {} for r, _ in found.values())
 
 
-def test_the_pipeline_is_not_hooked_between_pictures(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_the_pipeline_is_not_hooked_between_images(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     for _ in generate(tiny_pipe, ["a doctor"], gender, settings(batch=2)):
         assert not tiny_pipe.unet.mid_block._forward_hooks
 
@@ -217,7 +217,7 @@ def test_the_pipeline_is_not_hooked_between_pictures(tiny_pipe: Pipe, gender: li
 def test_the_record_says_all_that_was_asked_for(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     tiny_pipe.register_to_config(_name_or_path="someone/model")
     prompt = Prompt("occupations/doctor", "a photo of a doctor", suite="occupations", group="doctor", subject="health worker")
-    config = settings(images=2, seed=5, guidance=2.5, strength=0.7)
+    config = settings(images=2, seed=5, guidance=2.5, scale=0.7)
     found = list(draw(tiny_pipe, [prompt], gender, config).values())
     for i, (record, image) in enumerate(found):
         assert record == ImageRecord(
@@ -231,7 +231,7 @@ def test_the_record_says_all_that_was_asked_for(tiny_pipe: Pipe, gender: list[Co
             method="respodiff",
             concepts=record.concepts,
             modules=[next(m.digest for m in gender if m.name == record.concepts["gender"])],
-            strength=0.7,
+            scale=0.7,
             seed=5,
             repeat=i,
             guidance=2.5,
@@ -252,7 +252,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {r.id: r.digest for r in RunFolder(folder).records()}
 
 
-def test_pictures_land_in_the_run_folder_with_their_records(tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path) -> None:
+def test_images_land_in_the_run_folder_with_their_records(tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path) -> None:
     yielded = [record for record, _ in generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(), out=tmp_path / "run")]
     assert RunFolder(tmp_path / "run").records() == yielded
     assert len(list((tmp_path / "run" / "images").iterdir())) == 8
@@ -302,7 +302,7 @@ def test_a_finished_run_is_left_alone(tiny_pipe: Pipe, gender: list[ConceptModul
     assert digests(tmp_path / "whole") == whole
 
 
-def test_a_lost_picture_is_drawn_again(tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str]) -> None:
+def test_a_lost_image_is_drawn_again(tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str]) -> None:
     lost = sorted(whole)[2]
     (tmp_path / "whole" / "images" / f"{lost}.png").unlink()
     again = [r.id for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(), out=tmp_path / "whole")]
@@ -310,7 +310,7 @@ def test_a_lost_picture_is_drawn_again(tiny_pipe: Pipe, gender: list[ConceptModu
     assert digests(tmp_path / "whole").keys() == whole.keys()
 
 
-@pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"seed": 1}, {"images": 5}, {"steps": 3}, {"safety_strength": 0.5}], ids=str)
+@pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"seed": 1}, {"images": 5}, {"steps": 3}, {"safety_scale": 0.5}], ids=str)
 def test_a_folder_of_other_settings_is_refused(
     tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str], changes: dict[str, Any]
 ) -> None:
@@ -353,8 +353,14 @@ def test_two_modules_of_one_concept_are_refused(tiny_pipe: Pipe, gender: list[Co
 
 
 def test_shares_of_what_is_not_steered_are_refused(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
-    refused(tiny_pipe, "shares are given for 'tone'.*known: gender", ["a doctor"], gender, settings(shares={"tone": {"dark": 1.0}}))
-    refused(tiny_pipe, "shares name 'women'", ["a doctor"], gender, settings(shares={"gender": {"women": 1.0}}))
+    refused(
+        tiny_pipe,
+        "proportions are given for 'tone'.*known: gender",
+        ["a doctor"],
+        gender,
+        settings(target_proportions={"tone": {"dark": 1.0}}),
+    )
+    refused(tiny_pipe, "proportions name 'women'", ["a doctor"], gender, settings(target_proportions={"gender": {"women": 1.0}}))
     refused(tiny_pipe, "policy is 'fair'; allowed", ["a doctor"], gender, settings(policy="fair"))
 
 
@@ -371,17 +377,17 @@ def test_counts_must_be_whole_and_positive(name: str, value: float) -> None:
         GenerateConfig(**{name: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["strength", "safety_strength", "guidance"])
+@pytest.mark.parametrize("name", ["scale", "safety_scale", "guidance"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_factors_must_be_finite(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; allowed: a finite number"):
         GenerateConfig(**{name: value})  # type: ignore[arg-type]
 
 
-def test_negative_guidance_is_refused_and_negative_strength_is_not() -> None:
+def test_negative_guidance_is_refused_and_negative_scale_is_not() -> None:
     with pytest.raises(ValueError, match=r"guidance is -0\.5; allowed: 0 or more"):
         GenerateConfig(guidance=-0.5)
-    assert GenerateConfig(strength=-1.0, guidance=0.0).strength == -1.0
+    assert GenerateConfig(scale=-1.0, guidance=0.0).scale == -1.0
 
 
 # --- a data set's own settings, and long prompts ---
@@ -403,7 +409,7 @@ def test_own_settings_are_used_and_recorded(tiny_pipe: Pipe) -> None:
     tiny_pipe.unet.register_forward_pre_hook(
         lambda _m, args, kwargs: calls.append((len(args[0]) // 2, tiny_pipe.guidance_scale, tuple(args[0].shape[2:]))), with_kwargs=True
     )
-    found = [record for record, _ in generate(tiny_pipe, prompts, (), settings(images=2, steps=1, own_settings=True))]
+    found = [record for record, _ in generate(tiny_pipe, prompts, (), settings(images=2, steps=1, use_dataset_settings=True))]
     assert calls == [(4, 5.0, (8, 8)), (2, 2.0, (12, 16)), (4, 3.0, (8, 8))], "a batch is of one guidance and one size"
     by_id = {r.id: r for r in found}
     assert len(by_id) == 10
@@ -421,13 +427,13 @@ def test_own_settings_are_used_and_recorded(tiny_pipe: Pipe) -> None:
 
 def test_own_seed_draws_the_latent_as_other_tools_do(tiny_pipe: Pipe) -> None:
     with first_calls(tiny_pipe) as seen:
-        draw(tiny_pipe, [own("lake", height=16, width=32)], (), settings(images=2, steps=1, own_settings=True))
+        draw(tiny_pipe, [own("lake", height=16, width=32)], (), settings(images=2, steps=1, use_dataset_settings=True))
     expected = [torch.randn(1, 4, 8, 16, generator=torch.Generator("cpu").manual_seed(7 + repeat)) for repeat in (0, 1)]
     assert torch.equal(seen["sample"][-2:], torch.cat(expected))
 
 
 def test_own_seed_matches_the_pipeline_called_by_hand(tiny_pipe: Pipe) -> None:
-    (found,) = draw(tiny_pipe, [own("lake")], (), settings(images=1, own_settings=True)).values()
+    (found,) = draw(tiny_pipe, [own("lake")], (), settings(images=1, use_dataset_settings=True)).values()
     by_hand = tiny_pipe("a lake", num_inference_steps=2, guidance_scale=5.0, generator=torch.Generator("cpu").manual_seed(7)).images[0]
     assert apart(found[1], by_hand) <= 1
 
@@ -441,23 +447,23 @@ def test_own_settings_are_ignored_unless_asked_for(tiny_pipe: Pipe) -> None:
 def test_own_settings_that_cannot_be_followed_are_told_once(tiny_pipe: Pipe) -> None:
     prompts = [own("lake", guidance=255.0), own("boat", guidance=0.5), own("pier", guidance=20.0), own("bird", height=9000)]
     with pytest.warns(UserWarning) as told:
-        found = draw(tiny_pipe, prompts, (), settings(images=1, steps=1, own_settings=True))
+        found = draw(tiny_pipe, prompts, (), settings(images=1, steps=1, use_dataset_settings=True))
     assert [str(w.message) for w in told] == [
         "2 of 4 prompts ask for guidance outside 1 to 20: they are drawn with the run's 3",
         "1 of 4 prompts ask for a side outside 1 to 2048 pixels: the model's own size is used",
     ]
     assert sorted((r.prompt_id, r.guidance) for r, _ in found.values()) == [("bird", 5.0), ("boat", 3.0), ("lake", 3.0), ("pier", 20.0)]
-    with pytest.warns(UserWarning, match=r"1 of 1 prompts ask for pictures far from this model's 16 x 16 pixels"):
-        generate(tiny_pipe, [own("lake", height=512, width=512)], (), settings(own_settings=True))
+    with pytest.warns(UserWarning, match=r"1 of 1 prompts ask for images far from this model's 16 x 16 pixels"):
+        generate(tiny_pipe, [own("lake", height=512, width=512)], (), settings(use_dataset_settings=True))
     with pytest.warns(UserWarning, match="no prompt brings any"):
-        generate(tiny_pipe, ["a lake"], (), settings(own_settings=True))
+        generate(tiny_pipe, ["a lake"], (), settings(use_dataset_settings=True))
 
 
 def test_long_prompts_are_cut_when_asked_for(tiny_pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     long = [" ".join([name] * 40) for name in ("doctor", "nurse")]
-    refused(tiny_pipe, "long_prompts 'cut'", long, (), settings())
+    refused(tiny_pipe, "truncate_prompts=True", long, (), settings())
     with pytest.warns(UserWarning, match="2 of 3 prompts are longer than the model reads: their ends are cut off") as told:
-        found = draw(tiny_pipe, [*long, "a chef"], (), settings(images=1, steps=1, batch=1, long_prompts="cut"))
+        found = draw(tiny_pipe, [*long, "a chef"], (), settings(images=1, steps=1, batch=1, truncate_prompts=True))
     assert len(told) == 1 and "truncated" not in caplog.text
     assert [r.prompt for r, _ in found.values()] == [*long, "a chef"]
 
@@ -465,11 +471,11 @@ def test_long_prompts_are_cut_when_asked_for(tiny_pipe: Pipe, caplog: pytest.Log
 def test_a_folder_of_an_earlier_version_is_resumed(tiny_pipe: Pipe, tmp_path: Path) -> None:
     list(generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=1), out=tmp_path))
     file = tmp_path / "run.json"
-    first = ("images", "policy", "shares", "strength", "safety_strength", "steps", "guidance", "seed")
+    first = ("images", "policy", "target_proportions", "scale", "safety_scale", "steps", "guidance", "seed")
     first += ("model", "model_digest", "scheduler", "modules", "safety")
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k in first}))
     assert list(generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=1), out=tmp_path)) == []
-    for changes, more in (({"own_settings": True}, {}), ({"long_prompts": "cut"}, {}), ({}, {"suite_digest": "ab12"})):
+    for changes, more in (({"use_dataset_settings": True}, {}), ({"truncate_prompts": True}, {}), ({}, {"suite_digest": "ab12"})):
         key = next(iter({**changes, **more}))
         with pytest.raises(ValueError, match=rf"was made with {key}="), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -482,10 +488,10 @@ def test_the_digest_of_the_suite_travels_with_the_run(tiny_pipe: Pipe, tmp_path:
 
 
 def test_names_of_settings_are_checked() -> None:
-    with pytest.raises(ValueError, match="long_prompts is 'trim'; allowed: refuse, cut"):
-        GenerateConfig(long_prompts="trim")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="own_settings is 'yes'; allowed: True, False"):
-        GenerateConfig(own_settings="yes")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="truncate_prompts is 'trim'; allowed: True, False"):
+        GenerateConfig(truncate_prompts="trim")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="use_dataset_settings is 'yes'; allowed: True, False"):
+        GenerateConfig(use_dataset_settings="yes")  # type: ignore[arg-type]
 
 
 # --- small parts ---
@@ -513,7 +519,7 @@ def test_text_in_place_of_a_list_and_file_in_place_of_a_module(tiny_pipe: Pipe) 
         generate(tiny_pipe, ["a doctor"], ["woman.safetensors"], settings())  # type: ignore[list-item]
 
 
-def test_safety_checker_that_would_black_out_pictures_is_said(tiny_pipe: Pipe) -> None:
+def test_safety_checker_that_would_black_out_images_is_said(tiny_pipe: Pipe) -> None:
     tiny_pipe.safety_checker = object()
     with pytest.warns(UserWarning, match="safety checker"):
         generate(tiny_pipe, ["a doctor"], [], settings())
@@ -531,9 +537,9 @@ def test_a_run_that_cannot_be_drawn_leaves_no_folder(tiny_pipe: Pipe, make_modul
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_without_a_picture_takes_other_settings(tiny_pipe: Pipe, tmp_path: Path) -> None:
+def test_a_folder_without_a_image_takes_other_settings(tiny_pipe: Pipe, tmp_path: Path) -> None:
     generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path / "run", suite_digest="ab")
-    (tmp_path / "run" / "images" / "a_doctor.png.partial").touch()  # killed in its first picture
+    (tmp_path / "run" / "images" / "a_doctor.png.partial").touch()  # killed in its first image
     list(generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path / "run"))
     assert RunFolder(tmp_path / "run").settings()["steps"] == 2
     with pytest.raises(ValueError, match="was made with steps=2"):

@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from respodiff.data.target_proportions import check_shares
+from respodiff.data.target_proportions import check_proportions
 from respodiff.generation.policies import assign, exact_counts, prompt_seed
 
 GENDER = {"gender": ["woman", "man"]}
 TONE = {"tone": ["light", "medium", "dark"]}
-SHARES = [[1.0], [0.5, 0.5], [1 / 3] * 3, [0.7, 0.3], [0.5, 0.25, 0.15, 0.1], [0.0, 1.0], [0.9, 0.05, 0.05], [0.1] * 10]
+PROPORTIONS = [[1.0], [0.5, 0.5], [1 / 3] * 3, [0.7, 0.3], [0.5, 0.25, 0.15, 0.1], [0.0, 1.0], [0.9, 0.05, 0.05], [0.1] * 10]
 
 
 def counts(rows: list[dict[str, str]], attribute: str) -> Counter[str]:
@@ -21,13 +21,13 @@ def counts(rows: list[dict[str, str]], attribute: str) -> Counter[str]:
 # --- counts ---
 
 
-@pytest.mark.parametrize("shares", SHARES, ids=str)
-def test_exact_counts_sum_to_n_and_are_within_one_of_the_quota(shares: list[float]) -> None:
+@pytest.mark.parametrize("proportions", PROPORTIONS, ids=str)
+def test_exact_counts_sum_to_n_and_are_within_one_of_the_quota(proportions: list[float]) -> None:
     for n in [*range(1, 60), 100, 997]:
         for seed in range(5):
-            found = exact_counts(shares, n, seed)
+            found = exact_counts(proportions, n, seed)
             assert sum(found) == n
-            for count, share in zip(found, shares, strict=True):
+            for count, share in zip(found, proportions, strict=True):
                 assert count >= 0
                 assert abs(count - n * share) < 1
                 assert share or not count, "a share of 0 gets nothing"
@@ -88,7 +88,7 @@ def test_attributes_of_any_sizes_are_crossed_and_not_paired(first: int, second: 
 def test_over_many_prompts_no_tone_is_kept_from_the_rarer_gender() -> None:
     tones: Counter[str] = Counter()
     for seed in range(900):
-        rows = assign({**GENDER, **TONE}, 3, shares={"gender": {"woman": 2 / 3, "man": 1 / 3}}, seed=seed)
+        rows = assign({**GENDER, **TONE}, 3, proportions={"gender": {"woman": 2 / 3, "man": 1 / 3}}, seed=seed)
         tones.update(row["tone"] for row in rows if row["gender"] == "man")
     assert all(tones[t] == pytest.approx(300, abs=60) for t in TONE["tone"])
 
@@ -103,17 +103,17 @@ WEIGHTED = [
 ]
 
 
-def named(shares: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {a: dict(zip({**GENDER, **TONE}[a], values, strict=True)) for a, values in shares.items()}
+def named(proportions: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {a: dict(zip({**GENDER, **TONE}[a], values, strict=True)) for a, values in proportions.items()}
 
 
-@pytest.mark.parametrize("shares", WEIGHTED, ids=str)
+@pytest.mark.parametrize("proportions", WEIGHTED, ids=str)
 @pytest.mark.parametrize("order", [1, -1])
-def test_cells_and_margins_of_a_weighted_product_are_within_one(shares: dict[str, list[float]], order: int) -> None:
-    names, wanted = dict(list({**GENDER, **TONE}.items())[::order]), named(shares)
+def test_cells_and_margins_of_a_weighted_product_are_within_one(proportions: dict[str, list[float]], order: int) -> None:
+    names, wanted = dict(list({**GENDER, **TONE}.items())[::order]), named(proportions)
     for n in [*range(1, 61), 97, 250]:
         for seed in range(3):
-            rows = assign(names, n, shares=wanted, seed=seed)
+            rows = assign(names, n, proportions=wanted, seed=seed)
             assert len(rows) == n
             for a in names:
                 assert all(abs(counts(rows, a)[c] - n * wanted[a][c]) < 1 - 1e-9 for c in names[a])
@@ -125,38 +125,40 @@ def test_cells_and_margins_of_a_weighted_product_are_within_one(shares: dict[str
 
 @pytest.mark.parametrize("n", [1, 4, 7])
 def test_over_many_prompts_a_weighted_cell_gets_its_quota(n: int) -> None:
-    shares, cells, prompts = named(WEIGHTED[0]), Counter(), 3000
+    proportions, cells, prompts = named(WEIGHTED[0]), Counter(), 3000
     for i in range(prompts):
-        cells.update((row["gender"], row["tone"]) for row in assign({**GENDER, **TONE}, n, shares=shares, seed=prompt_seed(0, str(i))))
-    for g, p in shares["gender"].items():
-        for t, q in shares["tone"].items():
+        cells.update(
+            (row["gender"], row["tone"]) for row in assign({**GENDER, **TONE}, n, proportions=proportions, seed=prompt_seed(0, str(i)))
+        )
+    for g, p in proportions["gender"].items():
+        for t, q in proportions["tone"].items():
             assert cells[g, t] / prompts == pytest.approx(n * p * q, abs=0.04)  # four standard deviations
 
 
 def test_concepts_of_three_attributes_are_within_one() -> None:
     names = {**GENDER, **TONE, "age": ["young", "old"]}
-    shares = {**named(WEIGHTED[0]), "age": {"young": 0.6, "old": 0.4}}
+    proportions = {**named(WEIGHTED[0]), "age": {"young": 0.6, "old": 0.4}}
     for n in range(1, 41):
-        rows = assign(names, n, shares=shares, seed=n)
+        rows = assign(names, n, proportions=proportions, seed=n)
         for a in names:
-            assert all(abs(counts(rows, a)[c] - n * shares[a][c]) < 1 - 1e-9 for c in names[a])
+            assert all(abs(counts(rows, a)[c] - n * proportions[a][c]) < 1 - 1e-9 for c in names[a])
 
 
 def test_whole_quotas_are_met_exactly() -> None:
-    rows = assign({**GENDER, **TONE}, 100, shares=named(WEIGHTED[0]), seed=2)
+    rows = assign({**GENDER, **TONE}, 100, proportions=named(WEIGHTED[0]), seed=2)
     found = Counter((row["gender"], row["tone"]) for row in rows)
     assert [found[g, t] for g in GENDER["gender"] for t in TONE["tone"]] == [35, 21, 14, 15, 9, 6]
 
 
 def test_weighted_shares_are_met_and_unnamed_concepts_get_none() -> None:
-    rows = assign({**GENDER, **TONE}, 20, shares={"gender": {"woman": 0.25, "man": 0.75}, "tone": {"dark": 1.0}}, seed=1)
+    rows = assign({**GENDER, **TONE}, 20, proportions={"gender": {"woman": 0.25, "man": 0.75}, "tone": {"dark": 1.0}}, seed=1)
     assert counts(rows, "gender") == {"woman": 5, "man": 15}
     assert counts(rows, "tone") == {"dark": 20}
 
 
 def test_shares_are_read_by_name_not_by_order() -> None:
-    assert check_shares(["a", "b", "c"], {"c": 0.9, "a": 0.1}) == [0.1, 0.0, 0.9]
-    assert check_shares(["a", "b"], None) == [0.5, 0.5]
+    assert check_proportions(["a", "b", "c"], {"c": 0.9, "a": 0.1}) == [0.1, 0.0, 0.9]
+    assert check_proportions(["a", "b"], None) == [0.5, 0.5]
 
 
 # --- order and seeds ---
@@ -204,7 +206,7 @@ def test_a_prompt_seed_depends_on_its_own_prompt_and_the_run_seed_alone() -> Non
 
 def test_random_frequencies_are_near_the_shares() -> None:
     n = 6000
-    rows = assign({**GENDER, **TONE}, n, "random", shares={"gender": {"woman": 0.3, "man": 0.7}}, seed=5)
+    rows = assign({**GENDER, **TONE}, n, "random", proportions={"gender": {"woman": 0.3, "man": 0.7}}, seed=5)
     assert counts(rows, "gender")["woman"] / n == pytest.approx(0.3, abs=0.03)
     cells = Counter((row["gender"], row["tone"]) for row in rows)
     for tone in TONE["tone"]:
@@ -241,21 +243,21 @@ def test_an_unknown_policy_lists_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "message"),
+    ("proportions", "message"),
     [
         ({"gender": {"woman": -0.5, "man": 1.5}}, "share of 'woman' is -0.5; allowed: 0 to 1"),
         ({"gender": {"woman": math.nan, "man": 0.5}}, "share of 'woman' is nan"),
         ({"gender": {"woman": math.inf, "man": 0.5}}, "share of 'woman' is inf"),
         ({"gender": {"woman": 0.5, "man": 0.6}}, r"shares sum to 1\.1; they must sum to 1"),
         ({"gender": {}}, "shares sum to 0"),
-        ({"gender": {"women": 1.0}}, "shares name 'women', which is not among the concepts woman, man"),
-        ({"tone": {"dark": 1.0}}, "shares are given for 'tone', but no concept of it is steered; known: gender"),
+        ({"gender": {"women": 1.0}}, "proportions name 'women', which is not among the concepts woman, man"),
+        ({"tone": {"dark": 1.0}}, "proportions are given for 'tone', but no concept of it is steered; known: gender"),
     ],
 )
-def test_shares_that_make_no_sense_are_refused(shares: dict[str, dict[str, float]], message: str) -> None:
+def test_shares_that_make_no_sense_are_refused(proportions: dict[str, dict[str, float]], message: str) -> None:
     for policy in ("exact", "random", "none"):
         with pytest.raises(ValueError, match=message):
-            assign(GENDER, 4, policy, shares=shares)  # type: ignore[arg-type]
+            assign(GENDER, 4, policy, proportions=proportions)  # type: ignore[arg-type]
 
 
 def test_an_attribute_without_concepts_is_refused() -> None:

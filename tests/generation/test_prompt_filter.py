@@ -1,4 +1,4 @@
-"""The gate: words looked for, a probe against its equation written out, and pictures that must be those of the plain model."""
+"""The prompt filter: words looked for, a probe against its equation written out, and images that must be those of the plain model."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from respodiff.generation.gate_encoder import Encoder
 from respodiff.generation.gate_probe import Checked, Probe, _Corpus, cache_file, fit, fitted, threshold
 from respodiff.generation.gate_prompts import Example, person_examples, stated_examples
 from respodiff.generation.generate import generate
-from respodiff.generation.prompt_filter import PERSON, Gate, gated, make_gate, read_words
+from respodiff.generation.prompt_filter import PERSON, PromptFilter, filter_explicit, make_filter, read_words
 from respodiff.generation.prompt_words import forms_of, listed, person_in, stated_in
 from respodiff.methods.base import applied
-from respodiff.steering.adapter import Artefact
+from respodiff.steering.adapter import MethodAdapter
 from respodiff.steering.module import ConceptModule, Header
 from respodiff.steering.steer import steer
 
@@ -201,7 +201,7 @@ def test_probes_are_kept_and_broken_files_are_not_believed(tiny_pipe: StableDiff
 
 
 def test_the_embedded_encoder_tells_the_words_it_was_made_for(embedded: StableDiffusionPipeline, gender: list[ConceptModule]) -> None:
-    made = make_gate(embedded, gender)
+    made = make_filter(embedded, gender)
     checked = made.checked()
     assert checked["gender"].tells and not checked[PERSON].tells and made.blind() == [PERSON]
     probe = made.probes["gender"]  # type: ignore[index]
@@ -231,17 +231,17 @@ class Scripted:
 
 
 def test_who_decides() -> None:
-    sure, unsure = (Probe(0, np.ones(1, dtype=np.float32), -8.5, Checked(x, 1.0, x, (99, 99, 99))) for x in (0.99, 0.9))
+    margin, unsure = (Probe(0, np.ones(1, dtype=np.float32), -8.5, Checked(x, 1.0, x, (99, 99, 99))) for x in (0.99, 0.9))
     forms = {"gender": listed("gender")}
-    both = Gate(forms, {}, Scripted(), {PERSON: sure, "gender": sure})  # type: ignore[arg-type]
+    both = PromptFilter(forms, {}, Scripted(), {PERSON: margin, "gender": margin})  # type: ignore[arg-type]
     assert both.why([STATED])[0] == {"gender": "states gender: 'male', by words"}
     assert both.why(["a gentlemanly nurse"])[0] == {"gender": "states gender: 'word 1', by text encoder"}
     assert both.why(["a beekeeper"])[0] == {"gender": "states gender: 'word 1', by text encoder"}, "a person by the encoder"
     assert both.why([NOBODY])[0] == {"gender": "no person, by text encoder"} and both.why([ASKED])[0] == {}
-    blind = Gate(forms, {}, Scripted(), {PERSON: unsure, "gender": unsure})  # type: ignore[arg-type]
+    blind = PromptFilter(forms, {}, Scripted(), {PERSON: unsure, "gender": unsure})  # type: ignore[arg-type]
     assert blind.why(["a gentlemanly nurse"])[0] == {} and blind.blind() == ["gender", PERSON]
     assert blind.why([NOBODY])[0] == {"gender": "no person, by words"} and blind.why(["a beekeeper"])[0] == {}
-    own = Gate({"gender": listed("gender"), "tone": listed("tone")}, {"": ["Red Car"], "gender": ["hot"]})
+    own = PromptFilter({"gender": listed("gender"), "tone": listed("tone")}, {"": ["Red Car"], "gender": ["hot"]})
     assert own.why([STATED, NOBODY, "a hot nurse"]) == [
         {},
         {"gender": "holds 'Red Car' of the given words", "tone": "holds 'Red Car' of the given words"},
@@ -251,32 +251,32 @@ def test_who_decides() -> None:
 
 
 def test_a_pipeline_without_a_text_encoder_goes_by_words(gender: list[ConceptModule]) -> None:
-    made = make_gate(SimpleNamespace(text_encoder=None), gender)
+    made = make_filter(SimpleNamespace(text_encoder=None), gender)
     assert [bool(w) for w in made.why([STATED, NOBODY, ASKED])] == [True, True, False] and made.blind() == ["gender", PERSON]
 
 
 @pytest.mark.usefixtures("thin")
 def test_sdxl_is_asked_through_its_first_encoder(gender: list[ConceptModule]) -> None:
-    made = make_gate(sdxl(), gender)
+    made = make_filter(sdxl(), gender)
     assert set(made.checked()) == {PERSON, "gender"} and [bool(w) for w in made.why([STATED, NOBODY, ASKED])] == [True, True, False]
 
 
-# --- pictures ---
+# --- images ---
 
 
 @pytest.mark.usefixtures("thin")
-def test_gated_pictures_are_those_of_the_plain_model(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path) -> None:
+def test_gated_images_are_those_of_the_plain_model(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path) -> None:
     prompts = [STATED, ASKED, NOBODY]
     plain = quiet_draw(tiny_pipe, prompts, (), GenerateConfig(images=2, steps=2))
-    with pytest.warns(UserWarning, match="cannot tell .*person.*gate-words"):
-        drawn = generate(tiny_pipe, prompts, gender, GenerateConfig(images=2, steps=2, gate="auto"), out=tmp_path)
+    with pytest.warns(UserWarning, match="cannot tell .*person.*explicit-words"):
+        drawn = generate(tiny_pipe, prompts, gender, GenerateConfig(images=2, steps=2, skip_explicit_prompts=True), out=tmp_path)
     steered = {record.id: (record, image) for record, image in drawn}
     for key, (record, image) in steered.items():
         same = np.array_equal(np.asarray(image), np.asarray(plain[key][1]))
         left = record.prompt != ASKED
         assert same == left and (set(record.concepts) == set()) == left and (record.modules == []) == left
-        assert (record.method == "plain") == left and set(record.gated) == ({"gender"} if left else set())
-    kept = {r.prompt: r.gated for r in RunFolder(tmp_path).records()}
+        assert (record.method == "plain") == left and set(record.skipped_attributes) == ({"gender"} if left else set())
+    kept = {r.prompt: r.skipped_attributes for r in RunFolder(tmp_path).records()}
     assert kept == {STATED: {"gender": "states gender: 'male', by words"}, ASKED: {}, NOBODY: {"gender": "no person, by words"}}
 
 
@@ -284,7 +284,9 @@ def test_gated_pictures_are_those_of_the_plain_model(tiny_pipe: Any, gender: lis
 def test_each_attribute_has_a_gate_of_its_own(tiny_pipe: Any, gender: list[ConceptModule], make_module: Make) -> None:
     tones = [make_module(n, "tone", seed=5 + i) for i, n in enumerate(("light", "dark"))]
     violence = make_module("violence", kind="safety", seed=7)
-    found = quiet_draw(tiny_pipe, [STATED, NOBODY], [*gender, *tones], GenerateConfig(images=2, steps=1, gate="auto"), safety=[violence])
+    found = quiet_draw(
+        tiny_pipe, [STATED, NOBODY], [*gender, *tones], GenerateConfig(images=2, steps=1, skip_explicit_prompts=True), safety=[violence]
+    )
     for record, _ in found.values():
         assert set(record.concepts) == ({"tone"} if record.prompt == STATED else set())
         assert record.modules[-1] == violence.digest, "safety is for every prompt"
@@ -293,31 +295,31 @@ def test_each_attribute_has_a_gate_of_its_own(tiny_pipe: Any, gender: list[Conce
 
 @pytest.mark.usefixtures("thin")
 def test_what_was_made_of_a_whole_attribute_is_gated_too(tiny_pipe: Any) -> None:
-    prompt = Artefact(
+    prompt = MethodAdapter(
         replace(Header.of(WOMAN, method="prompt", site=""), kind="attribute", train={"adjective": "female", "suffix": "", "switch": 0.0})
     )
     plain = quiet_draw(tiny_pipe, [STATED, ASKED], (), GenerateConfig(images=1, steps=1))
-    found = quiet_draw(tiny_pipe, [STATED, ASKED], [prompt], GenerateConfig(images=1, steps=1, gate="auto"))
+    found = quiet_draw(tiny_pipe, [STATED, ASKED], [prompt], GenerateConfig(images=1, steps=1, skip_explicit_prompts=True))
     same = {r.prompt: np.array_equal(np.asarray(i), np.asarray(plain[k][1])) for k, (r, i) in found.items()}
     assert same == {STATED: True, ASKED: False}
 
 
 def test_words_of_ones_own_decide_alone(tiny_pipe: Any, gender: list[ConceptModule]) -> None:
-    config = GenerateConfig(images=1, steps=1, gate=["gender:nurse"])
-    found = {r.prompt: r.gated for r, _ in quiet_draw(tiny_pipe, [ASKED, "a male cook"], gender, config).values()}
+    config = GenerateConfig(images=1, steps=1, skip_explicit_prompts=["gender:nurse"])
+    found = {r.prompt: r.skipped_attributes for r, _ in quiet_draw(tiny_pipe, [ASKED, "a male cook"], gender, config).values()}
     assert found == {ASKED: {"gender": "holds 'nurse' of the given words"}, "a male cook": {}}
-    with pytest.raises(ValueError, match="gate word 'tone:pale' is of attribute 'tone', which no module has; allowed: gender"):
-        generate(tiny_pipe, [ASKED], gender, GenerateConfig(gate=["tone:pale"]))
+    with pytest.raises(ValueError, match="word 'tone:pale' is of attribute 'tone', which no module has; allowed: gender"):
+        generate(tiny_pipe, [ASKED], gender, GenerateConfig(skip_explicit_prompts=["tone:pale"]))
     for bad in ("on", [], ["male", ""], [3]):
-        with pytest.raises(ValueError, match=r"gate is .*allowed: off, auto, or a list of words"):
-            GenerateConfig(gate=bad)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=r"skip_explicit_prompts is .*allowed: False, True, or a list of words"):
+            GenerateConfig(skip_explicit_prompts=bad)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("thin")
 def test_the_gate_of_a_run_cannot_change_on_the_way(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path) -> None:
     quiet_draw(tiny_pipe, [ASKED], gender, GenerateConfig(images=1, steps=1), out=tmp_path)
-    with pytest.raises(ValueError, match="was made with gate='off', now asked for gate='auto'"):
-        quiet_draw(tiny_pipe, [ASKED], gender, GenerateConfig(images=1, steps=1, gate="auto"), out=tmp_path)
+    with pytest.raises(ValueError, match="was made with skip_explicit_prompts=False, now asked for skip_explicit_prompts=True"):
+        quiet_draw(tiny_pipe, [ASKED], gender, GenerateConfig(images=1, steps=1, skip_explicit_prompts=True), out=tmp_path)
 
 
 @pytest.mark.usefixtures("thin")
@@ -325,8 +327,8 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
     woman, man = gender
     violence = make_module("violence", kind="safety", seed=7)
     prompts = [ASKED, STATED]
-    assert gated(tiny_pipe, prompts, woman) == [woman, None]
-    assert gated(tiny_pipe, prompts, [woman, man, [man, violence], None]) == [woman, man, (violence,), None]
+    assert filter_explicit(tiny_pipe, prompts, woman) == [woman, None]
+    assert filter_explicit(tiny_pipe, prompts, [woman, man, [man, violence], None]) == [woman, man, (violence,), None]
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
     def draw() -> Any:
@@ -334,14 +336,14 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
 
     plain = draw()
     for use in (steer, applied):
-        with use(tiny_pipe, gated(tiny_pipe, prompts, woman)):
+        with use(tiny_pipe, filter_explicit(tiny_pipe, prompts, woman)):
             steered = draw()
         assert np.array_equal(steered[1], plain[1]) and not np.array_equal(steered[0], plain[0])
     with pytest.raises(ValueError, match="3 entries for 2 prompts; give one entry per image"):
-        gated(tiny_pipe, prompts, [woman, man, None])
+        filter_explicit(tiny_pipe, prompts, [woman, man, None])
     with pytest.raises(ValueError, match="prompts is the text"):
-        gated(tiny_pipe, ASKED, woman)
-    assert gated(tiny_pipe, prompts, woman, words=["nurse"]) == [None, None] and MAN.attribute == "gender"
+        filter_explicit(tiny_pipe, ASKED, woman)
+    assert filter_explicit(tiny_pipe, prompts, woman, words=["nurse"]) == [None, None] and MAN.attribute == "gender"
 
 
 # --- rows and flags ---
@@ -349,9 +351,11 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
 
 def test_rows_of_earlier_versions_have_no_gate() -> None:
     row = b'{"id": "a", "file": "f", "prompt": "p", "prompt_id": "p"'
-    assert parse_row(row + b"}").gated == {} and parse_row(row + b', "gated": {"gender": "x"}}').gated == {"gender": "x"}
-    with pytest.raises(ValueError, match="gated must be an object of texts"):
-        parse_row(row + b', "gated": ["gender"]}')
+    assert parse_row(row + b"}").skipped_attributes == {} and parse_row(
+        row + b', "skipped_attributes": {"gender": "x"}}'
+    ).skipped_attributes == {"gender": "x"}
+    with pytest.raises(ValueError, match="left unsteered must be an object of texts"):
+        parse_row(row + b', "skipped_attributes": ["gender"]}')
 
 
 @pytest.mark.usefixtures("thin")
@@ -362,16 +366,16 @@ def test_flags(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path, monk
     (tmp_path / "words.txt").write_text("nurse  # the job\n\n# nothing\n")
     for name, flags, left in (
         ("off", [], []),
-        ("auto", ["--gate"], [STATED]),
-        ("list", ["--gate-words", "male,gender:cook"], [STATED]),
-        ("file", ["--gate", "--gate-words", str(tmp_path / "words.txt")], [STATED, ASKED]),
+        ("auto", ["--skip-explicit-prompts"], [STATED]),
+        ("list", ["--explicit-words", "male,gender:cook"], [STATED]),
+        ("file", ["--skip-explicit-prompts", "--explicit-words", str(tmp_path / "words.txt")], [STATED, ASKED]),
     ):
         done = respodiff(*command, *flags, "--out", str(tmp_path / name))
         last_json(done)
-        assert [r.prompt for r in RunFolder(tmp_path / name).records() if r.gated] == left
+        assert [r.prompt for r in RunFolder(tmp_path / name).records() if r.skipped_attributes] == left
         assert ("cannot tell" in done.stderr) == (name == "auto")
     (tmp_path / "empty.txt").write_text("# nothing\n")
     for bad in (str(tmp_path / "empty.txt"), " , "):
-        done = respodiff(*command, "--gate-words", bad, "--out", str(tmp_path / "bad"))
+        done = respodiff(*command, "--explicit-words", bad, "--out", str(tmp_path / "bad"))
         assert done.returncode == 2 and "holds no word" in done.stderr and done.stderr.count("\n") == 1
     assert read_words("a b, c") == ["a b", "c"] and not (tmp_path / "bad").exists()

@@ -16,10 +16,10 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
-from respodiff.methods.base import applied, load, method
+from respodiff.methods.base import applied, get_method, load
 from respodiff.methods.prompting import PlainConfig
 from respodiff.methods.registry import NAMES, NOT_TRAINED
-from respodiff.steering.adapter import Artefact, header_of
+from respodiff.steering.adapter import MethodAdapter, header_of
 from respodiff.steering.module import HEADER_KEY, ConceptModule, Header
 from respodiff.steering.module import load as load_module
 
@@ -31,9 +31,9 @@ def pipe() -> Any:
     return strong(MAKE["sd"]())
 
 
-def filled(pipe: Any, name: str = "plain") -> Artefact:
+def filled(pipe: Any, name: str = "plain") -> MethodAdapter:
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)}
-    return Artefact(header_of(pipe, name, WOMAN, PlainConfig()), tensors)
+    return MethodAdapter(header_of(pipe, name, WOMAN, PlainConfig()), tensors)
 
 
 # --- registry ---
@@ -41,22 +41,22 @@ def filled(pipe: Any, name: str = "plain") -> Artefact:
 
 def test_every_name_is_a_method_of_that_name() -> None:
     for name in NAMES:
-        found = method(name)
+        found = get_method(name)
         assert found.name == name and found.kinds and callable(found.make)
     assert set(NOT_TRAINED) < set(NAMES)
 
 
 def test_bad_input_is_one_line(pipe: Any) -> None:
     for call, said in (
-        (lambda: method("magic"), "method is 'magic'; allowed: respodiff, plain, prompt,"),
-        (lambda: method("prompt").settings(strength=2), "setting 'strength' is unknown; method 'prompt' has: adjective, suffix, switch"),
-        (lambda: method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
-        (lambda: method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
-        (lambda: method("prompt-switch").settings(switch=2), "switch is 2; allowed: 0 to 1"),
+        (lambda: get_method("magic"), "method is 'magic'; allowed: respodiff, plain, prompt,"),
+        (lambda: get_method("prompt").settings(scale=2), "setting 'scale' is unknown; method 'prompt' has: adjective, suffix, switch"),
+        (lambda: get_method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
+        (lambda: get_method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
+        (lambda: get_method("prompt-switch").settings(switch=2), "switch is 2; allowed: 0 to 1"),
         (lambda: latents(pipe, ["x"], ["woman.safetensors"]), "entries holds 'w'; give what a method made"),
         (lambda: latents(pipe, ["x"], []), "entries is empty"),
-        (lambda: latents(pipe, ["x"], method("prompt").fit(pipe, WOMAN).scale(0.5)), "strength of prompt 'woman' is 0.5; allowed: 0 or 1"),
-        (lambda: filled(pipe).scale(float("nan")), "strength is nan"),
+        (lambda: latents(pipe, ["x"], get_method("prompt").fit(pipe, WOMAN).scale(0.5)), "scale of prompt 'woman' is 0.5; allowed: 0 or 1"),
+        (lambda: filled(pipe).scale(float("nan")), "scale is nan"),
     ):
         with pytest.raises(ValueError, match=said) as error:
             call()
@@ -64,7 +64,7 @@ def test_bad_input_is_one_line(pipe: Any) -> None:
 
 
 def test_methods_that_would_disturb_each_other_are_refused(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
-    sld, negative = method("sld-weak").fit(pipe, VIOLENCE), method("negative").fit(pipe, VIOLENCE)
+    sld, negative = get_method("sld-weak").fit(pipe, VIOLENCE), get_method("negative").fit(pipe, VIOLENCE)
     with pytest.raises(ValueError, match="'sld-weak' calls the model once more per step, which 'negative' would act on"):
         latents(pipe, ["x"], [[sld, negative]])
     with pytest.raises(ValueError, match="which 'respodiff' would act on"):
@@ -75,7 +75,7 @@ def test_a_transformer_is_refused() -> None:
     from tests.tiny_models import flux
 
     with pytest.raises(ValueError, match=r"method 'prompt' is for Stable Diffusion 1\.x, 2\.x and XL, not for FluxPipeline"):
-        method("prompt").fit(flux(), WOMAN)
+        get_method("prompt").fit(flux(), WOMAN)
 
 
 # --- files ---
@@ -83,10 +83,10 @@ def test_a_transformer_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["prompt", "plain"])
 def test_a_file_gives_back_what_was_saved(pipe: Any, name: str, tmp_path: Path) -> None:
-    made = method("prompt").fit(pipe, WOMAN) if name == "prompt" else filled(pipe)
+    made = get_method("prompt").fit(pipe, WOMAN) if name == "prompt" else filled(pipe)
     path = made.save(tmp_path / "new" / "a.safetensors")
     found = load(path)
-    assert isinstance(found, Artefact) and found.header == made.header and found.digest == made.digest
+    assert isinstance(found, MethodAdapter) and found.header == made.header and found.digest == made.digest
     assert found.tensors.keys() == made.tensors.keys() and all(torch.equal(found.tensors[k], made.tensors[k]) for k in made.tensors)
     assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
     with safe_open(path, "pt") as file:
@@ -140,7 +140,7 @@ def test_other_files_are_refused(pipe: Any, tmp_path: Path) -> None:
         load_module(filled(pipe).save(tmp_path / "a.safetensors"))
 
 
-def test_an_artefact_of_another_model_is_refused_and_names_both(pipe: Any) -> None:
+def test_an_adapter_of_another_model_is_refused_and_names_both(pipe: Any) -> None:
     other = MAKE["sd"](layers_per_block=2)
     with pytest.raises(
         ValueError, match=r"plain 'woman' was made for '' \(config [0-9a-f]{16}\), this pipeline is '' \(config [0-9a-f]{16}\)"
@@ -149,17 +149,24 @@ def test_an_artefact_of_another_model_is_refused_and_names_both(pipe: Any) -> No
 
 
 def test_the_digest_tells_prompts_settings_and_methods_apart(pipe: Any) -> None:
-    made = [method("prompt").fit(pipe, c) for c in (WOMAN, MAN)]
-    made += [method("prompt-switch").fit(pipe, WOMAN), method("prompt").fit(pipe, WOMAN, method("prompt").settings(adjective="lady"))]
+    made = [get_method("prompt").fit(pipe, c) for c in (WOMAN, MAN)]
+    made += [
+        get_method("prompt-switch").fit(pipe, WOMAN),
+        get_method("prompt").fit(pipe, WOMAN, get_method("prompt").settings(adjective="lady")),
+    ]
     assert len({a.digest for a in made}) == 4
-    assert made[0].digest == method("prompt").fit(pipe, WOMAN).digest
+    assert made[0].digest == get_method("prompt").fit(pipe, WOMAN).digest
 
 
 # --- entries ---
 
 
 def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
-    module, female, negative = make_module(shape=(32, 4, 4)), method("prompt").fit(pipe, WOMAN), method("negative").fit(pipe, VIOLENCE)
+    module, female, negative = (
+        make_module(shape=(32, 4, 4)),
+        get_method("prompt").fit(pipe, WOMAN),
+        get_method("negative").fit(pipe, VIOLENCE),
+    )
     entries = [module, female, None, [module, female, negative]]
     z, prompts = noise(pipe, 4), ["a cook"] * 4
     together = latents(pipe, prompts, entries)
@@ -171,7 +178,7 @@ def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_modu
 def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
     before = state(pipe)
     with pytest.raises(ValueError, match="2 entries were given, but the pipeline draws 3 images"):
-        latents(pipe, ["a", "b", "c"], [method("prompt").fit(pipe, WOMAN), None])
+        latents(pipe, ["a", "b", "c"], [get_method("prompt").fit(pipe, WOMAN), None])
     assert unchanged(before, state(pipe))
 
 
@@ -179,7 +186,7 @@ def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
     other = type(pipe)(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     plain = latents(pipe, ["a cook"])
-    with applied(pipe, method("prompt").fit(pipe, WOMAN)):
+    with applied(pipe, get_method("prompt").fit(pipe, WOMAN)):
         assert torch.equal(latents(other, ["a cook"]), plain)
 
 
@@ -187,8 +194,8 @@ def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "prompt", "prompt-switch"])
-def test_pictures_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path: Path) -> None:
-    entries = [method(name).fit(pipe, c) for c in (WOMAN, MAN)]
+def test_images_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path: Path) -> None:
+    entries = [get_method(name).fit(pipe, c) for c in (WOMAN, MAN)]
     drawn = {r.id: (r, i) for r, i in generate(pipe, ["a doctor", "a nurse"], entries, CONFIG, out=tmp_path / "run")}
     assert len(drawn) == 8 and {r.method for r, _ in drawn.values()} == {name}
     for prompt in ("a doctor", "a nurse"):
@@ -201,8 +208,8 @@ def test_pictures_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path
     assert list(generate(pipe, ["a doctor", "a nurse"], entries, CONFIG, out=tmp_path / "run")) == [], "resumed"
 
 
-def test_a_picture_is_that_of_its_own_prompt(pipe: Any) -> None:
-    woman = method("prompt").fit(pipe, WOMAN)
+def test_a_image_is_that_of_its_own_prompt(pipe: Any) -> None:
+    woman = get_method("prompt").fit(pipe, WOMAN)
     from respodiff.data.run_folder import Prompt
 
     found = [i for _, i in generate(pipe, [Prompt("d", "a doctor")], [woman], CONFIG)]
@@ -211,11 +218,11 @@ def test_a_picture_is_that_of_its_own_prompt(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative", "sld-max", "uce", "slider", "esd-x"])
-def test_run_folders_of_sdxl_and_what_a_picture_costs(name: str, tmp_path: Path) -> None:
+def test_run_folders_of_sdxl_and_what_a_image_costs(name: str, tmp_path: Path) -> None:
     xl = strong(MAKE["sdxl"]())
-    concept = WOMAN if method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
+    concept = WOMAN if get_method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
     more = {"iterations": 1, "batch": 1, "steps": 2, "rollouts": 1} if name in ("slider", "esd-x") else {}
-    made = method(name).fit(xl, concept, method(name).settings(concept.kind, **more))
+    made = get_method(name).fit(xl, concept, get_method(name).settings(concept.kind, **more))
     before = state(xl)
     with counted(xl.unet) as forwards:
         drawn = list(generate(xl, ["a street"], [made], CONFIG, out=tmp_path / "run"))
@@ -225,15 +232,15 @@ def test_run_folders_of_sdxl_and_what_a_picture_costs(name: str, tmp_path: Path)
     assert name in ("slider", "esd-x") or all(i.tobytes() != p for (_, i), p in zip(drawn, plain, strict=True))
 
 
-def test_safety_methods_are_on_every_picture_and_named(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
+def test_safety_methods_are_on_every_image_and_named(pipe: Any, make_module: Callable[..., ConceptModule]) -> None:
     module = make_module("woman", "gender", shape=(32, 4, 4))
-    rows = [r for r, _ in generate(pipe, ["a doctor"], [module], CONFIG, safety=[method("negative").fit(pipe, VIOLENCE)])]
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [module], CONFIG, safety=[get_method("negative").fit(pipe, VIOLENCE)])]
     assert {r.method for r in rows} == {"respodiff+negative"} and all(len(r.modules) == 2 for r in rows)
-    rows = [r for r, _ in generate(pipe, ["a doctor"], [method("sld-weak").fit(pipe, VIOLENCE)], CONFIG)]
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [get_method("sld-weak").fit(pipe, VIOLENCE)], CONFIG)]
     assert {r.method for r in rows} == {"sld-weak"} and all(r.concepts == {} for r in rows)
 
 
-def test_what_a_method_made_of_an_attribute_is_on_every_picture(pipe: Any) -> None:
-    whole = Artefact(Header("gender", "a woman", "a person", kind="attribute", method="plain", train={"x": 1}))
+def test_what_a_method_made_of_an_attribute_is_on_every_image(pipe: Any) -> None:
+    whole = MethodAdapter(Header("gender", "a woman", "a person", kind="attribute", method="plain", train={"x": 1}))
     rows = [r for r, _ in generate(pipe, ["a doctor"], [whole], CONFIG)]
     assert all(r.concepts == {} and r.modules == [whole.digest] for r in rows)

@@ -1,4 +1,4 @@
-"""FDF and BAct, which learn from a classifier of pictures: their equations written out, and what holds around them."""
+"""FDF and BAct, which learn from a classifier of images: their equations written out, and what holds around them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods import fdf as fdf_module
 from respodiff.methods.bact import Recorded, balanced, bin_of, divergence
-from respodiff.methods.base import load, method
+from respodiff.methods.base import get_method, load
 from respodiff.methods.classifier import decoded
 from respodiff.methods.concept_slider import learner
 from respodiff.methods.fdf import Subjects, sampler_factors, step, transported
 from respodiff.methods.lora import start
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import Artefact, header_of
+from respodiff.steering.adapter import MethodAdapter, header_of
 
 TINY: dict[str, Any] = {"iterations": 3, "steps": 3, "subjects": ("doctor", "nurse"), "rollout_batch": 2}
 MORE: dict[str, dict[str, Any]] = {"fdf": {"batch": 4, "ram_lr": 0.05}, "bact": {"batch": 6, "rollouts": 6, "ram_lr": 0.05}}
 
 
 def tiny(name: str, **changes: Any) -> Any:
-    return method(name).settings(**{**TINY, **MORE[name], **changes})
+    return get_method(name).settings(**{**TINY, **MORE[name], **changes})
 
 
-def classify(pictures: Tensor) -> Tensor:
+def classify(images: Tensor) -> Tensor:
     """Linear in the pixels, and never of one mind: logits relative to the batch's mean."""
     g = torch.Generator().manual_seed(3)
-    logits = (pictures - 0.5).flatten(1) @ torch.randn(pictures[0].numel(), 2, generator=g)
+    logits = (images - 0.5).flatten(1) @ torch.randn(images[0].numel(), 2, generator=g)
     return 0.1 * (logits - logits.mean(0).detach())
 
 
@@ -57,14 +57,14 @@ def plain_sd() -> Any:
 def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_path: Path) -> None:
     before, plain = state(pipe), latents(pipe, ["a doctor"] * 3)
     with counted(pipe.unet) as forwards:
-        records = list(method(name).train(pipe, WOMAN, tiny(name), classify=classify))
+        records = list(get_method(name).train(pipe, WOMAN, tiny(name), classify=classify))
     assert unchanged(before, state(pipe)) and records[-1].unet_forwards == forwards[0] > 0
     made = records[-1].module
     assert (made.name, made.header.kind, made.header.method) == ("gender", "attribute", name)
     assert len({r.module.digest for r in records}) == 3
     found = load(made.save(tmp_path / "m.safetensors"))
-    half = next(iter(method(name).train(pipe, WOMAN, tiny(name), classify=classify)))
-    rest = list(method(name).train(pipe, WOMAN, tiny(name), classify=classify, resume=half.state.tensors()))
+    half = next(iter(get_method(name).train(pipe, WOMAN, tiny(name), classify=classify)))
+    rest = list(get_method(name).train(pipe, WOMAN, tiny(name), classify=classify, resume=half.state.tensors()))
     assert rest[-1].module.digest == found.digest == made.digest, "resumed, the same bits"
     assert not close(latents(pipe, ["a doctor"] * 3, found.scale(5.0)), plain, 1e-4)
     mixed = latents(pipe, ["a doctor"] * 3, [found, None, found])
@@ -80,9 +80,9 @@ def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_p
 def test_bad_input_is_one_line(plain_sd: Any) -> None:
     alone = Concept("hat", "a person with a hat")
     for name in ("fdf", "bact"):
-        kind = method(name)
+        kind = get_method(name)
         for call, said in (
-            (lambda kind=kind: kind.fit(plain_sd, WOMAN), "needs a classifier of pictures for fairness concepts"),
+            (lambda kind=kind: kind.fit(plain_sd, WOMAN), "needs a classifier of images for fairness concepts"),
             (lambda kind=kind: kind.fit(plain_sd, alone, classify=classify), "concept 'hat' has no alternatives"),
             (lambda kind=kind, name=name: kind.fit(plain_sd, WOMAN, tiny(name), classify=lambda p: torch.zeros(len(p), 3)), r"classify gave \(\d, 3\)"),
             (lambda kind=kind: kind.settings(subjects=()), r"subjects is \(\); allowed: one text or more"),
@@ -91,14 +91,14 @@ def test_bad_input_is_one_line(plain_sd: Any) -> None:
             with pytest.raises(ValueError, match=said) as error:
                 call()
             assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="refresh is 2; method 'fdf' learns from pictures of the moment"):
-        method("fdf").fit(plain_sd, WOMAN, tiny("fdf", refresh=2), classify=classify)
+    with pytest.raises(ValueError, match="refresh_every is 2; method 'fdf' learns from images of the moment"):
+        get_method("fdf").fit(plain_sd, WOMAN, tiny("fdf", refresh_every=2), classify=classify)
     with pytest.raises(ValueError, match="the model does not predict noise for DDIM steps"):
-        method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
-    with pytest.raises(ValueError, match=r"shares is \(0.5, 0.6\)"):
-        method("bact").settings(shares=(0.5, 0.6))
-    with pytest.raises(ValueError, match="shares has 3 numbers for 2 alternatives"):
-        method("bact").fit(plain_sd, WOMAN, tiny("bact", shares=(0.2, 0.2, 0.6)), classify=classify)
+        get_method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
+    with pytest.raises(ValueError, match=r"proportions is \(0.5, 0.6\)"):
+        get_method("bact").settings(target_proportions=(0.5, 0.6))
+    with pytest.raises(ValueError, match="proportions has 3 numbers for 2 alternatives"):
+        get_method("bact").fit(plain_sd, WOMAN, tiny("bact", proportions=(0.2, 0.2, 0.6)), classify=classify)
 
 
 # --- FDF ---
@@ -159,10 +159,10 @@ def test_the_gradient_is_that_of_the_sampling_loop_written_out(plain_sd: Any, gu
     q = transported(logits.softmax(1), fdf_module.DRAWS, mix_seed(0, 6, 0) % (1 << 32))
     loss, counted_ = torch.zeros(()), 0
     for i in range(4):
-        target, sure = int(q[i].argmax()), bool(q[i].max() >= 0.6)
-        if sure:
+        target, margin = int(q[i].argmax()), bool(q[i].max() >= 0.6)
+        if margin:
             loss, counted_ = loss - logits[i].log_softmax(0)[target] / 4, counted_ + 1
-        w = 1.0 if sure and target == int(logits[i].argmax()) else 0.2
+        w = 1.0 if margin and target == int(logits[i].argmax()) else 0.2
         loss = loss + 0.7 * w * (z[i] - plain_z[i]).square().mean() / 4
     assert counted_ >= 2, "the test is of something"
     loss.backward()
@@ -185,7 +185,7 @@ def test_the_first_step_without_adjustment_is_the_samplers_derivative() -> None:
     assert torch.allclose(sampler_factors(scheduler), wanted * a / a.log().mean().exp(), rtol=1e-4)
 
 
-def test_pictures_are_decoded_as_the_pipeline_does(pipe: Any) -> None:
+def test_images_are_decoded_as_the_pipeline_does(pipe: Any) -> None:
     z = noise(pipe, 2) * 0.1
     call = {"num_inference_steps": 2, "guidance_scale": 1.0}
     found = decoded(pipe, latents(pipe, ["x"] * 2, steps=2, guidance=1.0, start=z))
@@ -196,7 +196,7 @@ def test_pictures_are_decoded_as_the_pipeline_does(pipe: Any) -> None:
 # --- BAct ---
 
 
-def test_guidance_of_two_pictures_by_hand() -> None:
+def test_guidance_of_two_images_by_hand() -> None:
     g = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((3, 5), (2, 5), (2,)))
     reference = torch.tensor([0.3, 0.7], dtype=torch.float64)
@@ -222,15 +222,15 @@ def test_bins_of_timesteps() -> None:
 def test_the_first_step_of_the_heads_by_hand(plain_sd: Any) -> None:
     config = tiny("bact")
     batch = Recorded(Denoiser(plain_sd), WOMAN, config, classify).pool(0, None).batch(0, 6)
-    record = next(iter(method("bact").train(plain_sd, WOMAN, config, classify=classify)))
+    record = next(iter(get_method("bact").train(plain_sd, WOMAN, config, classify=classify)))
     assert record.loss == pytest.approx(math.log(2)), "heads of zeros are of no mind"
     scale = batch["h"].square().mean().sqrt()
     gradient = torch.zeros(3, 2, batch["h"].shape[1])
     for h, t, label in zip(batch["h"], batch["t"], batch["labels"], strict=True):
         for k in range(2):
             gradient[int(t) * 3 // 1000, k] += (0.5 - float(int(label) == k)) * h / scale / 6
-    sure = gradient.abs() > 1e-4
-    assert torch.allclose(record.module.tensors["weight"][sure], -0.05 * gradient.sign()[sure], atol=1e-3)
+    margin = gradient.abs() > 1e-4
+    assert torch.allclose(record.module.tensors["weight"][margin], -0.05 * gradient.sign()[margin], atol=1e-3)
     assert record.module.tensors["scale"].item() == pytest.approx(scale.item())
 
 
@@ -252,8 +252,8 @@ def test_what_is_recorded_is_h_of_the_conditional_rows(plain_sd: Any) -> None:
 def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> None:
     g = torch.Generator().manual_seed(2)
     tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
-    config = method("bact").settings(steps=4, gamma=3.0, shares=(0.4, 0.6))
-    made = Artefact(header_of(plain_sd, "bact", WOMAN, config), tensors)
+    config = get_method("bact").settings(steps=4, gamma=3.0, target_proportions=(0.4, 0.6))
+    made = MethodAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
     seen: dict[str, Tensor] = {}
 
     def before(_m: Any, _a: Any, h: Tensor) -> None:
@@ -283,10 +283,10 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
         wanted[rows] = ((x - 3.0 * 2 * x.grad / size) * 0.5).detach().view(2, 32, 4, 4)
     assert close(seen["after"], wanted, 1e-5) and not close(seen["after"], seen["before"], 1e-3)
     assert torch.equal(seen["after"][:5], seen["before"][:5]) and torch.equal(seen["after"][9], seen["before"][9])
-    with pytest.warns(UserWarning, match="bact balances pictures of one prompt in one batch, and here is one alone"):
+    with pytest.warns(UserWarning, match="bact balances images of one prompt in one batch, and here is one alone"):
         latents(plain_sd, ["a doctor"], made)
-    wrong = Artefact(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
-    with pytest.raises(ValueError, match="bact 'woman' is for h of 9 numbers, this picture size has 512; train it for this size"):
+    wrong = MethodAdapter(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
+    with pytest.raises(ValueError, match="bact 'woman' is for h of 9 numbers, this image size has 512; train it for this size"):
         latents(plain_sd, ["a doctor"] * 2, wrong)
 
 

@@ -13,7 +13,7 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.generation.generate import counted
-from respodiff.methods.base import applied, method
+from respodiff.methods.base import applied, get_method
 from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, fitting, safety_guidance
 from respodiff.pipelines.registry import backbone
 
@@ -51,7 +51,7 @@ def test_the_words_follow_from_the_concept() -> None:
 
 
 def test_a_rewritten_prompt_is_that_prompt_in_a_batch_of_all_kinds(pipe: Any) -> None:
-    woman, man = (method("prompt").fit(pipe, c) for c in (WOMAN, MAN))
+    woman, man = (get_method("prompt").fit(pipe, c) for c in (WOMAN, MAN))
     before, plain = state(pipe), latents(pipe, ["a doctor"] * 4)
     found = latents(pipe, ["a doctor"] * 4, [woman, None, [man], ()])
     expected = latents(pipe, ["a female doctor", "a doctor", "a male doctor", "a doctor"])
@@ -59,9 +59,9 @@ def test_a_rewritten_prompt_is_that_prompt_in_a_batch_of_all_kinds(pipe: Any) ->
     assert unchanged(before, state(pipe)) and torch.equal(latents(pipe, ["a doctor"] * 4), plain)
 
 
-def test_one_artefact_is_for_all_images_and_several_are_combined(pipe: Any) -> None:
-    woman = method("prompt").fit(pipe, WOMAN)
-    dark = method("prompt").fit(pipe, Concept("dark", "a person with dark skin", attribute="tone"))
+def test_one_adapter_is_for_all_images_and_several_are_combined(pipe: Any) -> None:
+    woman = get_method("prompt").fit(pipe, WOMAN)
+    dark = get_method("prompt").fit(pipe, Concept("dark", "a person with dark skin", attribute="tone"))
     assert close(latents(pipe, ["a nurse", "a cook"], woman), latents(pipe, ["a female nurse", "a female cook"]))
     assert close(latents(pipe, ["a nurse"], [[woman, dark]]), latents(pipe, ["a female nurse with dark skin"]))
     two = pipe(
@@ -75,7 +75,7 @@ def test_one_artefact_is_for_all_images_and_several_are_combined(pipe: Any) -> N
 
 
 def test_a_switch_draws_the_first_steps_with_the_prompt_as_it_was(pipe: Any) -> None:
-    kind = method("prompt-switch")
+    kind = get_method("prompt-switch")
     assert kind.settings().switch == 0.2
     prompts = ["a doctor", "a doctor"]
     plain, other = latents(pipe, prompts, steps=4), latents(pipe, ["a female doctor"] * 2, steps=4)
@@ -97,8 +97,8 @@ def test_a_switch_draws_the_first_steps_with_the_prompt_as_it_was(pipe: Any) -> 
 
 
 def test_a_negative_prompt_is_the_pipelines_own(pipe: Any) -> None:
-    violence = method("negative").fit(pipe, VIOLENCE)
-    blood = method("negative").fit(pipe, Concept("blood", "a scene", "a scene", "blood", "safety"))
+    violence = get_method("negative").fit(pipe, VIOLENCE)
+    blood = get_method("negative").fit(pipe, Concept("blood", "a scene", "a scene", "blood", "safety"))
     found = latents(pipe, ["a street"] * 3, [violence, None, [violence, blood]])
     expected = latents(pipe, ["a street"] * 2, negative_prompt=["violence", "violence, blood"], start=noise(pipe, 3)[[0, 2]])
     assert close(found[[0, 2]], expected)
@@ -112,9 +112,9 @@ def test_a_negative_prompt_is_the_pipelines_own(pipe: Any) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_safety_guidance_of_single_numbers_by_hand(name: str) -> None:
-    c = method(name).settings("safety")
+    c = get_method(name).settings("safety")
     for e0, ep, es, nu in ((0.1, 0.3, 0.2, 0.05), (0.0, 0.1, 0.6, -0.2), (0.5, 0.5, 0.495, 0.0), (0.2, -0.4, -0.4001, 0.3)):
-        scale = min(1.0, abs(ep - es) * c.scale)
+        scale = min(1.0, abs(ep - es) * c.guidance_scale)
         mu = 0.0 if ep - es >= c.threshold else scale
         g = mu * (es - e0) + c.momentum * nu
         after = c.beta * nu + (1 - c.beta) * g
@@ -123,16 +123,16 @@ def test_safety_guidance_of_single_numbers_by_hand(name: str) -> None:
 
 
 def test_the_presets_hold_the_published_numbers() -> None:
-    names = ("warmup", "scale", "threshold", "momentum", "beta")
+    names = ("warmup", "guidance_scale", "threshold", "momentum", "beta")
     table = {
         "sld-weak": (15, 20, 0, 0, 0), "sld-medium": (10, 1000, 0.01, 0.3, 0.4),
         "sld-strong": (7, 2000, 0.025, 0.5, 0.7), "sld-max": (0, 5000, 1.0, 0.5, 0.7),
     }  # fmt: skip
     for name, wanted in table.items():
-        assert tuple(getattr(method(name).settings("safety"), k) for k in names) == wanted
+        assert tuple(getattr(get_method(name).settings("safety"), k) for k in names) == wanted
 
 
-def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: int, w: float, strength: float = 1.0) -> Tensor:
+def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: int, w: float, scale: float = 1.0) -> Tensor:
     """The sampling loop of SLD written out for one SD image."""
     unet, scheduler = pipe.unet, type(pipe.scheduler).from_config(pipe.scheduler.config)
     scheduler.set_timesteps(steps)
@@ -141,36 +141,36 @@ def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: i
     for i, t in enumerate(scheduler.timesteps):
         with torch.no_grad():
             e0, ep, es = (unet(z, t, encoder_hidden_states=y).sample for y in contexts)
-        scale = torch.minimum(torch.ones_like(ep), (ep - es).abs() * c.scale)
-        mu = torch.where((ep - es) >= c.threshold, torch.zeros_like(scale), scale)
+        weight = torch.minimum(torch.ones_like(ep), (ep - es).abs() * c.guidance_scale)
+        mu = torch.where((ep - es) >= c.threshold, torch.zeros_like(weight), weight)
         g = mu * (es - e0) + c.momentum * nu
         nu = c.beta * nu + (1 - c.beta) * g
-        guide = ep - e0 - (strength * g if i >= round(c.warmup * steps / 50) else 0)
+        guide = ep - e0 - (scale * g if i >= round(c.warmup * steps / 50) else 0)
         z = scheduler.step(e0 + w * guide, t, z).prev_sample
     return z
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_picture_is_that_of_the_loop_written_out(name: str) -> None:
+def test_a_image_is_that_of_the_loop_written_out(name: str) -> None:
     pipe = strong(MAKE["sd"]())
     concept = VIOLENCE if name == "sld-max" else everything()
     short = Concept(concept.name, "a scene", "a scene", concept.negative if name == "sld-max" else "hate, violence", "safety")
-    a = method(name).fit(pipe, short)
+    a = get_method(name).fit(pipe, short)
     z = noise(pipe, 3)
     before, plain = state(pipe), latents(pipe, ["a street"] * 3, steps=5)
     with counted(pipe.unet) as forwards:
         found = latents(pipe, ["a street"] * 3, [a, None, a.scale(0.5)], steps=5)
     assert forwards[0] == 5 * (2 * 3 + 2), "three forwards for an image that is bent, two for one that is not"
-    c = method(name).settings("safety")
-    for i, strength in ((0, 1.0), (2, 0.5)):
-        assert close(found[i : i + 1], by_hand(pipe, "a street", z[i : i + 1], short.negative, c, 5, 3.0, strength), 2e-3)
+    c = get_method(name).settings("safety")
+    for i, scale in ((0, 1.0), (2, 0.5)):
+        assert close(found[i : i + 1], by_hand(pipe, "a street", z[i : i + 1], short.negative, c, 5, 3.0, scale), 2e-3)
     assert close(found[1], plain[1]) and not close(found[0], plain[0], 1e-3)
     assert unchanged(before, state(pipe))
 
 
 def test_sld_on_sdxl_alone_and_in_a_batch() -> None:
     pipe = strong(MAKE["sdxl"]())
-    a = method("sld-strong").fit(pipe, VIOLENCE)
+    a = get_method("sld-strong").fit(pipe, VIOLENCE)
     z, prompts = noise(pipe, 2), ["a street", "a tree"]
     both = latents(pipe, prompts, [a, a], steps=4)
     assert close(both[1:], latents(pipe, prompts[1:], a, steps=4, start=z[1:]), 1e-3)
@@ -179,9 +179,13 @@ def test_sld_on_sdxl_alone_and_in_a_batch() -> None:
 
 
 def test_settings_of_sld_that_make_no_sense_are_refused() -> None:
-    for changes, said in (({"beta": 1.0}, "beta is 1.0"), ({"scale": -1.0}, "scale is -1.0"), ({"warmup": math.nan}, "warmup is nan")):
+    for changes, said in (
+        ({"beta": 1.0}, "beta is 1.0"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
+        ({"warmup": math.nan}, "warmup is nan"),
+    ):
         with pytest.raises(ValueError, match=said):
-            method("sld-medium").settings("safety", **changes)
+            get_method("sld-medium").settings("safety", **changes)
     assert TEXT.startswith("hate, harassment, violence") and TEXT.count(",") == 19
 
 
@@ -196,7 +200,7 @@ def test_phrases_that_the_model_does_not_read_are_left_out() -> None:
 
 
 def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:
-    woman = method("prompt").fit(pipe, WOMAN)
+    woman = get_method("prompt").fit(pipe, WOMAN)
     side = backbone(pipe).config.cross_attention_dim
     more = {"pooled_prompt_embeds": torch.zeros(1, 32)} if hasattr(pipe, "tokenizer_2") else {}
     before = state(pipe)

@@ -13,17 +13,17 @@ from torch import Tensor
 from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.generation.generate import counted
-from respodiff.methods.base import load, method
+from respodiff.methods.base import get_method, load
 from respodiff.methods.concept_slider import LoraRollouts
 from respodiff.methods.esd import Phrases, erase, trained_names
 from respodiff.methods.lora import layers, low_rank, start
-from respodiff.methods.sdisc import Pictures, noised, without_mean
+from respodiff.methods.sdisc import ImageExamples, noised, without_mean
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 
 TINY: dict[str, Any] = {"iterations": 3, "batch": 2, "steps": 3, "rollouts": 3, "rollout_batch": 2}
-MORE: dict[str, dict[str, Any]] = {"slider": {"ram_lr": 0.05, "refresh": 2}, "esd-x": {"ram_lr": 1e-2}, "esd-u": {"ram_lr": 1e-3}}
+MORE: dict[str, dict[str, Any]] = {"slider": {"ram_lr": 0.05, "refresh_every": 2}, "esd-x": {"ram_lr": 1e-2}, "esd-u": {"ram_lr": 1e-3}}
 
 
 def concept_for(name: str) -> Concept:
@@ -31,7 +31,7 @@ def concept_for(name: str) -> Concept:
 
 
 def tiny(name: str, **changes: Any) -> Any:
-    return method(name).settings(concept_for(name).kind, **{**TINY, **MORE.get(name, {}), **changes})
+    return get_method(name).settings(concept_for(name).kind, **{**TINY, **MORE.get(name, {}), **changes})
 
 
 @pytest.fixture(params=["sd", "sdxl"])
@@ -56,13 +56,13 @@ def adam(p: Tensor, g: Tensor, lr: float, decay: float = 0.0) -> Tensor:
 def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_path: Path) -> None:
     before, plain = state(pipe), latents(pipe, ["a doctor"] * 3)
     with counted(pipe.unet) as forwards:
-        records = list(method(name).train(pipe, concept_for(name), tiny(name)))
+        records = list(get_method(name).train(pipe, concept_for(name), tiny(name)))
     assert unchanged(before, state(pipe)), "training leaves the model as it was"
     assert [r.iteration for r in records] == [1, 2, 3] and records[-1].unet_forwards == forwards[0] > 0
     made = records[-1].module
     found = load(made.save(tmp_path / "m.safetensors"))
     assert found.digest == made.digest and found.header.method == name
-    assert found.digest == method(name).fit(pipe, concept_for(name), tiny(name)).digest, "the same again"
+    assert found.digest == get_method(name).fit(pipe, concept_for(name), tiny(name)).digest, "the same again"
     assert found.header.base_weights and found.header.train["iterations"] == 3 and found.header.library
     together = latents(pipe, ["a doctor"] * 3, [found, None, found.scale(2.0)])
     for i, entry in enumerate((found, None, found.scale(2.0))):
@@ -76,15 +76,15 @@ def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_p
 
 
 def test_a_slider_that_was_stopped_goes_on_bit_by_bit(plain_sd: Any) -> None:
-    whole = list(method("slider").train(plain_sd, WOMAN, tiny("slider")))
-    half = next(iter(method("slider").train(plain_sd, WOMAN, tiny("slider"))))
-    rest = list(method("slider").train(plain_sd, WOMAN, tiny("slider"), resume=half.state.tensors()))
+    whole = list(get_method("slider").train(plain_sd, WOMAN, tiny("slider")))
+    half = next(iter(get_method("slider").train(plain_sd, WOMAN, tiny("slider"))))
+    rest = list(get_method("slider").train(plain_sd, WOMAN, tiny("slider"), resume=half.state.tensors()))
     assert [r.iteration for r in rest] == [2, 3] and rest[-1].module.digest == whole[-1].module.digest
     assert len({r.module.digest for r in whole}) == 3, "a record keeps what it was made of"
     with pytest.raises(ValueError, match="resume has no 'counters'"):
-        next(iter(method("slider").train(plain_sd, WOMAN, tiny("slider"), resume={})))
+        next(iter(get_method("slider").train(plain_sd, WOMAN, tiny("slider"), resume={})))
     with pytest.raises(ValueError, match="trains weights of the model, whose state is not kept; train anew"):
-        next(iter(method("esd-x").train(plain_sd, VIOLENCE, tiny("esd-x"), resume={})))
+        next(iter(get_method("esd-x").train(plain_sd, VIOLENCE, tiny("esd-x"), resume={})))
 
 
 # --- slider ---
@@ -109,19 +109,19 @@ def test_the_first_slider_step_by_hand(plain_sd: Any) -> None:
     found = torch.func.functional_call(unet, params, (batch["z"], batch["t"], context["a person"])).sample
     loss = (found - target).pow(2).mean()
     loss.backward()
-    record = next(iter(method("slider").train(plain_sd, WOMAN, config)))
+    record = next(iter(get_method("slider").train(plain_sd, WOMAN, config)))
     assert record.loss == pytest.approx(loss.item(), rel=1e-4)
     for n in names:
         g = b[n].grad
         assert g is not None
         wanted, made = adam(torch.zeros_like(g), g, rate), record.module.tensors[f"{n}.b"]
-        sure = g.abs() > 1e-6  # below it the sign of a sum of floats decides
-        assert torch.allclose(made[sure], wanted[sure], atol=2e-3)
+        margin = g.abs() > 1e-6  # below it the sign of a sum of floats decides
+        assert torch.allclose(made[margin], wanted[margin], atol=2e-3)
         assert torch.allclose(record.module.tensors[f"{n}.a"], values[f"{n}.a"] * (1 - rate * 0.1), atol=1e-5), "no gradient at B = 0"
 
 
 def test_a_slider_in_effect_is_a_change_of_weights(plain_sd: Any) -> None:
-    made = method("slider").fit(plain_sd, WOMAN, tiny("slider"))
+    made = get_method("slider").fit(plain_sd, WOMAN, tiny("slider"))
     found = latents(plain_sd, ["a nurse"], made.scale(1.5))
     for name, layer in layers(plain_sd.unet).items():
         layer.weight.data += 1.5 * 0.25 * made.tensors[f"{name}.b"] @ made.tensors[f"{name}.a"]
@@ -146,7 +146,7 @@ def test_later_rollouts_are_drawn_with_the_slider_in_effect(plain_sd: Any) -> No
 # --- SDisc ---
 
 
-def test_pictures_are_noised_as_the_equation_says() -> None:
+def test_images_are_noised_as_the_equation_says() -> None:
     x, n = torch.tensor([[[[2.0]]], [[[1.0]]]]), torch.tensor([[[[0.5]]], [[[-1.0]]]])
     abar = torch.tensor([0.64, 0.36])
     found = noised(x, n, abar)
@@ -156,30 +156,30 @@ def test_pictures_are_noised_as_the_equation_says() -> None:
 
 def test_the_first_sdisc_step_by_hand(plain_sd: Any) -> None:
     config = tiny("sdisc")
-    batch = Pictures(Denoiser(plain_sd), WOMAN, config).pool(0, None).batch(0, 2)
+    batch = ImageExamples(Denoiser(plain_sd), WOMAN, config).pool(0, None).batch(0, 2)
     context = plain_sd.encode_prompt("a person", "cpu", 1, False)[0].expand(2, -1, -1)
     c = torch.zeros(1, 32, 4, 4, requires_grad=True)
     handle = plain_sd.unet.mid_block.register_forward_hook(lambda _m, _a, h: h + c)
     loss = (plain_sd.unet(batch["z"], batch["t"], encoder_hidden_states=context).sample - batch["target"]).pow(2).mean()
     handle.remove()
     (g,) = torch.autograd.grad(loss, c)
-    record = next(iter(method("sdisc").train(plain_sd, WOMAN, config)))
+    record = next(iter(get_method("sdisc").train(plain_sd, WOMAN, config)))
     assert record.loss == pytest.approx(loss.item(), rel=1e-4)
-    sure = g[0].abs() > 1e-7
+    margin = g[0].abs() > 1e-7
     assert (
-        torch.allclose(record.module.ram[sure], adam(torch.zeros_like(g), g, 0.1)[0][sure], atol=2e-2)
+        torch.allclose(record.module.ram[margin], adam(torch.zeros_like(g), g, 0.1)[0][margin], atol=2e-2)
         and record.module.sam.abs().max() == 0
     )
 
 
-def test_the_pictures_are_those_of_the_pipeline(plain_sd: Any) -> None:
+def test_the_images_are_those_of_the_pipeline(plain_sd: Any) -> None:
     config = tiny("sdisc", rollouts=2, rollout_guidance=4.0)
     from respodiff.training.rollouts import mix_seed
 
-    found = Pictures(Denoiser(plain_sd), WOMAN, config).pool(0, None)
+    found = ImageExamples(Denoiser(plain_sd), WOMAN, config).pool(0, None)
     z = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(mix_seed(mix_seed(0, 5, 0), 0)))
     assert close(found.x, latents(plain_sd, ["a woman"] * 2, steps=3, guidance=4.0, start=z), 1e-3) and found.forwards == 3 * 2 * 2
-    unsafe = Pictures(Denoiser(plain_sd), VIOLENCE, config).pool(0, None)
+    unsafe = ImageExamples(Denoiser(plain_sd), VIOLENCE, config).pool(0, None)
     assert close(unsafe.x, latents(plain_sd, ["a scene"] * 2, steps=3, guidance=4.0, start=z, negative_prompt=["violence"] * 2), 1e-3)
 
 
@@ -194,9 +194,9 @@ def test_the_mean_direction_is_removed(make_module: Any) -> None:
 
 
 def test_sdisc_of_a_v_model_and_settings_that_it_has_not(plain_sd: Any) -> None:
-    assert isinstance(method("sdisc").fit(sd_v(), MAN, tiny("sdisc")), ConceptModule)
-    with pytest.raises(ValueError, match=r"sam_lr is 0.1 and mu 0.0; method 'sdisc' has neither"):
-        method("sdisc").fit(plain_sd, WOMAN, tiny("sdisc", sam_lr=0.1))
+    assert isinstance(get_method("sdisc").fit(sd_v(), MAN, tiny("sdisc")), ConceptModule)
+    with pytest.raises(ValueError, match=r"sam_lr is 0.1 and preservation_weight 0.0; method 'sdisc' has neither"):
+        get_method("sdisc").fit(plain_sd, WOMAN, tiny("sdisc", sam_lr=0.1))
 
 
 # --- ESD ---
@@ -226,14 +226,14 @@ def test_the_first_esd_step_by_hand(plain_sd: Any, name: str) -> None:
     found = torch.func.functional_call(unet, params, (batch["z"], batch["t"], context["violence"])).sample
     loss = (found - target).pow(2).mean()
     loss.backward()
-    record = next(iter(method(name).train(plain_sd, VIOLENCE, config)))
+    record = next(iter(get_method(name).train(plain_sd, VIOLENCE, config)))
     assert record.loss == pytest.approx(loss.item(), rel=1e-4)
     made = record.module.tensors
     assert made.keys() == params.keys()
     for n, p in params.items():
         assert p.grad is not None
-        sure = p.grad.abs() > 1e-5
-        assert torch.allclose(made[n][sure], -config.ram_lr * p.grad.sign()[sure], atol=config.ram_lr * 0.05)
+        margin = p.grad.abs() > 1e-5
+        assert torch.allclose(made[n][margin], -config.ram_lr * p.grad.sign()[margin], atol=config.ram_lr * 0.05)
 
 
 def test_several_phrases_take_turns(plain_sd: Any) -> None:
@@ -246,27 +246,27 @@ def test_several_phrases_take_turns(plain_sd: Any) -> None:
 
 def test_esd_refuses_half_precision(plain_sd: Any) -> None:
     with pytest.raises(ValueError, match=r"dtype is torch.bfloat16; steps of 5e-05 are lost in it: train esd-x in float32"):
-        method("esd-x").fit(plain_sd.to(torch.bfloat16), VIOLENCE)
+        get_method("esd-x").fit(plain_sd.to(torch.bfloat16), VIOLENCE)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
     for changes, said in (({"rank": 0}, "rank is 0"), ({"alpha": 0.0}, "alpha is 0.0"), ({"where": "some"}, "where is 'some'")):
         with pytest.raises(ValueError, match=said):
-            method("slider").settings(**changes)
+            get_method("slider").settings(**changes)
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
     wanted: dict[str, dict[str, Any]] = {
         "slider": {"rank": 4, "alpha": 1.0, "target_guidance": 2.0, "iterations": 200, "ram_lr": 2e-3, "objective": "contrast", "where": "all"},
-        "sdisc": {"ram_lr": 0.1, "batch": 8, "rollouts": 96, "iterations": 400, "gain": 1.0, "limit": 0.0, "mu": 0.0, "decay": "constant"},
-        "esd-x": {"target_guidance": 2.0, "ram_lr": 5e-5, "iterations": 200, "batch": 4, "mu": 0.0},
+        "sdisc": {"ram_lr": 0.1, "batch": 8, "rollouts": 96, "iterations": 400, "train_scale": 1.0, "max_relative_norm": 0.0, "preservation_weight": 0.0, "decay": "constant"},
+        "esd-x": {"target_guidance": 2.0, "ram_lr": 5e-5, "iterations": 200, "batch": 4, "preservation_weight": 0.0},
         "fdf": {"batch": 12, "steps": 10, "iterations": 60, "ram_lr": 1e-3, "uncertain": 0.2, "where": "cross", "decay_weights": 0.01},
-        "bact": {"rollouts": 288, "steps": 20, "distance": "chi2", "shares": ()},
+        "bact": {"rollouts": 288, "steps": 20, "distance": "chi2", "proportions": ()},
         "uce": {"lam": 0.5, "edit_weight": 1.0, "keep_weight": 1.0, "images": 10, "steps": 20, "rounds": 30, "tolerance": 0.05},
     }  # fmt: skip
     for name, values in wanted.items():
-        found = method(name).settings()
+        found = get_method(name).settings()
         assert {k: getattr(found, k) for k in values} == values
     for kind in ("fairness", "safety"):
-        own, paper = method("respodiff").settings(kind), method("respodiff-paper").settings(kind)
+        own, paper = get_method("respodiff").settings(kind), get_method("respodiff-paper").settings(kind)
         assert own == TrainConfig.preset("default", kind) and paper == TrainConfig.preset("paper", kind)

@@ -14,10 +14,10 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets import winobias
 from respodiff.generation.generate import counted
-from respodiff.methods.base import applied, load, method
+from respodiff.methods.base import applied, get_method, load
 from respodiff.methods.uce import UceConfig, edit, phrase
 from respodiff.methods.weight_edits import cross_attention, differences
-from respodiff.steering.adapter import Artefact
+from respodiff.steering.adapter import MethodAdapter
 
 SHORT = {"subjects": ("doctor", "nurse"), "images": 4, "steps": 2, "rounds": 2, "guidance": 3.0}
 
@@ -50,7 +50,7 @@ def test_the_edit_is_the_equation_and_the_least_squares_optimum() -> None:
 
 
 def test_the_subjects_are_those_of_the_suite() -> None:
-    assert method("uce").settings().subjects == winobias.PROFESSIONS
+    assert get_method("uce").settings().subjects == winobias.PROFESSIONS
 
 
 def test_the_phrase_is_read_at_its_last_token(pipe: Any) -> None:
@@ -64,8 +64,8 @@ def test_the_phrase_is_read_at_its_last_token(pipe: Any) -> None:
 def test_erasing_two_phrases_by_hand(pipe: Any, tmp_path: Path) -> None:
     concept = Concept("unsafe", "a scene", "a scene", "violence, blood", "safety", preserve=("a person",))
     before, plain = state(pipe), latents(pipe, ["blood"] * 2)
-    made = method("uce").fit(pipe, concept)
-    assert unchanged(before, state(pipe)) and isinstance(made, Artefact)
+    made = get_method("uce").fit(pipe, concept)
+    assert unchanged(before, state(pipe)) and isinstance(made, MethodAdapter)
     c = torch.stack([phrase(pipe, t) for t in ("violence", "blood")])
     guide, kept = phrase(pipe, "a scene"), phrase(pipe, "a person")[None]
     weights = dict(pipe.unet.named_parameters())
@@ -84,14 +84,14 @@ def test_debiasing_adds_the_missing_shares_round_by_round(pipe: Any, tmp_path: P
     asked: list[Tensor] = []
     verdicts = iter([[0, 0, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1], [0, 0, 1, 1]])
 
-    def classify(pictures: Tensor) -> Tensor:
-        asked.append(pictures)
+    def classify(images: Tensor) -> Tensor:
+        asked.append(images)
         return torch.nn.functional.one_hot(torch.tensor(next(verdicts)), 2).float()
 
-    config = method("uce").settings(**SHORT)
+    config = get_method("uce").settings(**SHORT)
     before = state(pipe)
     with counted(pipe.unet) as forwards:
-        records = list(method("uce").train(pipe, WOMAN, config, classify=classify))
+        records = list(get_method("uce").train(pipe, WOMAN, config, classify=classify))
     assert unchanged(before, state(pipe))
     assert len(records) == 2 and records[-1].unet_forwards == forwards[0] == 2 * 2 * 4 * 2 * 2
     assert all(p.shape == (4, 3, 32, 32) and p.min() >= 0 and p.max() <= 1 for p in asked) and len(asked) == 4
@@ -106,8 +106,8 @@ def test_debiasing_adds_the_missing_shares_round_by_round(pipe: Any, tmp_path: P
 
 
 def test_debiasing_ends_when_all_is_even(pipe: Any) -> None:
-    even = lambda pictures: torch.eye(2).repeat(len(pictures) // 2, 1)  # noqa: E731
-    (only,) = list(method("uce").train(pipe, MAN, method("uce").settings(**SHORT), classify=even))
+    even = lambda images: torch.eye(2).repeat(len(images) // 2, 1)  # noqa: E731
+    (only,) = list(get_method("uce").train(pipe, MAN, get_method("uce").settings(**SHORT), classify=even))
     assert only.iteration == only.iterations == 1 and only.module.tensors["edit"].abs().max() == 0
 
 
@@ -115,8 +115,8 @@ def test_debiasing_ends_when_all_is_even(pipe: Any) -> None:
 
 
 def test_a_mixed_batch_draws_every_image_as_if_alone(pipe: Any) -> None:
-    one = method("uce").fit(pipe, VIOLENCE)
-    two = method("uce").fit(pipe, Concept("person", "a scene", "a scene", "person", "safety"))
+    one = get_method("uce").fit(pipe, VIOLENCE)
+    two = get_method("uce").fit(pipe, Concept("person", "a scene", "a scene", "person", "safety"))
     before, z, prompts = state(pipe), noise(pipe, 5), ["a person in violence"] * 5
     entries = [one, None, two, [one, two], one.scale(0.5)]
     together = latents(pipe, prompts, entries)
@@ -131,7 +131,7 @@ def test_a_mixed_batch_draws_every_image_as_if_alone(pipe: Any) -> None:
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_an_exception_leaves_the_model_as_it_was(pipe: Any, mixed: bool) -> None:
-    one, before = method("uce").fit(pipe, VIOLENCE), state(pipe)
+    one, before = get_method("uce").fit(pipe, VIOLENCE), state(pipe)
 
     def fail(*_: Any) -> None:
         raise KeyError("in the middle")
@@ -145,7 +145,7 @@ def test_an_exception_leaves_the_model_as_it_was(pipe: Any, mixed: bool) -> None
 
 
 def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
-    one, before, prompts = method("uce").fit(pipe, VIOLENCE), state(pipe), ["violence", "violence"]
+    one, before, prompts = get_method("uce").fit(pipe, VIOLENCE), state(pipe), ["violence", "violence"]
     other = type(pipe)(**pipe.components, **({} if hasattr(pipe, "tokenizer_2") else {"requires_safety_checker": False}))
     other.set_progress_bar_config(disable=True)
     plain, changed = latents(pipe, prompts), latents(pipe, prompts, one)
@@ -163,15 +163,15 @@ def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
 
 
 def test_bad_input_is_one_line(pipe: Any) -> None:
-    uce = method("uce")
+    uce = get_method("uce")
     alone = Concept("hat", "a person with a hat")
-    wrong = lambda pictures: torch.zeros(len(pictures), 3)  # noqa: E731
+    wrong = lambda images: torch.zeros(len(images), 3)  # noqa: E731
     for call, said in (
-        (lambda: uce.fit(pipe, WOMAN), "method 'uce' needs a classifier of pictures for fairness concepts; give classify="),
+        (lambda: uce.fit(pipe, WOMAN), "method 'uce' needs a classifier of images for fairness concepts; give classify="),
         (lambda: uce.fit(pipe, alone, classify=wrong), "concept 'hat' has no alternatives, and a distribution needs them"),
         (
             lambda: uce.fit(pipe, WOMAN, uce.settings(**SHORT), classify=wrong),
-            r"classify gave \(4, 3\) for 4 pictures; allowed: logits of shape \(4, 2\)",
+            r"classify gave \(4, 3\) for 4 images; allowed: logits of shape \(4, 2\)",
         ),
         (lambda: uce.settings(lam=0), "lam is 0; allowed: a finite number above 0"),
         (lambda: uce.settings(subjects="doctor"), "subjects is 'doctor'; allowed: one text or more"),
@@ -185,9 +185,9 @@ def test_bad_input_is_one_line(pipe: Any) -> None:
 
 def test_weights_of_another_width_are_refused() -> None:
     pipe = sd()
-    made = Artefact(method("uce").fit(pipe, VIOLENCE).header, {"edit": torch.zeros(5, 5)})
+    made = MethodAdapter(get_method("uce").fit(pipe, VIOLENCE).header, {"edit": torch.zeros(5, 5)})
     with pytest.raises(ValueError, match=r"uce 'violence' is for text of 5 channels, .*to_k.weight takes 32"):
         latents(pipe, ["x"], made)
-    made = Artefact(made.header, {"conv_in.weight": torch.zeros(3)})
+    made = MethodAdapter(made.header, {"conv_in.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"changes 'conv_in.weight' of shape \(3,\), the model has \(16, 4, 3, 3\)"):
         latents(pipe, ["x"], made)

@@ -16,7 +16,7 @@ from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module
-from respodiff.pipelines.compiled import close_port, is_compiled, open_port
+from respodiff.pipelines.compiled import close_compiled_hook, is_compiled, open_compiled_hook
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
@@ -64,7 +64,7 @@ def test_the_second_compilation_is_said_once() -> None:
 def test_a_port_made_before_compiling_spares_the_second_compilation() -> None:
     pipe, graphs = make_pipe(), Graphs()
     m = module(pipe)
-    open_port(pipe.unet)
+    open_compiled_hook(pipe.unet)
     plain = draw(pipe)
     pipe.unet = torch.compile(pipe.unet, backend=graphs, fullgraph=True)
     assert apart(draw(pipe), plain) < 1e-4
@@ -82,7 +82,7 @@ def test_closing_the_port_leaves_no_hook_and_the_compiled_call() -> None:
     pipe.unet.compile(backend="eager")
     call = pipe.unet._compiled_call_impl
     quiet_steer(pipe, m)
-    close_port(pipe.unet)
+    close_compiled_hook(pipe.unet)
     assert pipe.unet._compiled_call_impl is call and not pipe.unet.mid_block._forward_hooks
     assert apart(draw(pipe), plain) < 1e-4
 
@@ -100,7 +100,7 @@ def test_an_exception_empties_the_port() -> None:
 
 def test_a_copy_of_a_model_with_a_port_is_not_steered() -> None:
     pipe = make_pipe()
-    open_port(pipe.unet)
+    open_compiled_hook(pipe.unet)
     other = make_pipe()
     other.unet = copy.deepcopy(pipe.unet)
     assert pickle.loads(pickle.dumps(pipe.unet.mid_block))._forward_hooks

@@ -10,7 +10,7 @@ from tests.drawing import draw
 from tests.raw_loop import conditions, raw_unet
 from tests.tiny_models import flux, inpaint_9, lcm, sd, sd3, sd_v, sdxl
 
-from respodiff.pipelines.bottleneck import observed
+from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser, join, repeat
 from respodiff.pipelines.latents import latent_shape, pack
 from respodiff.pipelines.text_encoding import encode_prompts
@@ -23,7 +23,7 @@ from respodiff.training.respodiff import fit, train
 def test_latents_at_the_models_own_size_and_at_others(embedded: Any) -> None:
     assert latent_shape(embedded) == (8, 16, 16)
     assert latent_shape(sd()) == (4, 16, 16) and latent_shape(sd(), 48, 64) == (4, 24, 32)
-    assert latent_shape(inpaint_9()) == (4, 16, 16), "mask and masked picture are no part of the latent"
+    assert latent_shape(inpaint_9()) == (4, 16, 16), "mask and masked image are no part of the latent"
     assert latent_shape(sd3()) == (16, 16, 16) and latent_shape(flux()) == (4, 16, 16)
 
 
@@ -66,7 +66,7 @@ def test_a_prediction_is_that_of_the_raw_unet(make: Any) -> None:
     told = conditions(pipe, "a doctor", 32, 32)
     shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found, decoder = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        found, decoder = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
         expected = raw_unet(pipe.unet, z, t, told.pop("context"), shift, **told)
         close(found, expected, "prediction")
         close(decoder(decoder.h + shift), expected, "decoder")
@@ -86,15 +86,15 @@ def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -
         z = z.reshape(1, 8, 8, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 16, 16)
     with torch.no_grad():
         t = told["timestep"][-1:] * (1000 if make is flux else 1)
-        found, replay = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), None, d.site)
+        found, replay = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), None, d.site)
         close(pack(found) if make is flux else found, outputs[0][-1:], "prediction", 1e-4)
         close(replay(replay.h), found, "replay")
         shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
-        moved, _ = observed(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        moved, _ = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
         close(replay(replay.h + shift.flatten()), moved, "replay of a moved h")
 
 
-def test_inpainting_channels_mask_everything_over_a_blank_picture() -> None:
+def test_inpainting_channels_mask_everything_over_a_blank_image() -> None:
     pipe = inpaint_9()
     d = Denoiser(pipe)
     got: list[torch.Tensor] = []
@@ -160,7 +160,7 @@ def test_embedded_guidance_is_that_of_rollouts() -> None:
 
 @pytest.mark.parametrize("make", [lcm, sd3])
 def test_the_released_label_is_of_ddim_alone(make: Any) -> None:
-    with pytest.raises(ValueError, match=r"label is 'released', which counts DDIM steps; .* use label=sampler"):
+    with pytest.raises(ValueError, match=r"timestep_labels is 'official', which counts DDIM steps; .* use timestep_labels=sampler"):
         next(train(make(), WOMAN, TrainConfig.preset("paper", iterations=1)))
 
 
@@ -172,9 +172,9 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 
 def test_the_length_of_a_channel_module_is_compared_at_one_position() -> None:
-    config = TrainConfig(**TINY, gain=1000.0, limit=0.8, spatial="no")
+    config = TrainConfig(**TINY, train_scale=1000.0, max_relative_norm=0.8, per_channel=True)
     *_, last = train(sd(), WOMAN, config)
     h = last.h_norm  # of h at one of its 16 positions
     assert last.module.delta.norm().item() == pytest.approx(0.8 * h, rel=1e-4)
-    *_, whole = train(sd(), WOMAN, TrainConfig(**TINY, gain=1000.0, limit=0.8))
+    *_, whole = train(sd(), WOMAN, TrainConfig(**TINY, train_scale=1000.0, max_relative_norm=0.8))
     assert whole.h_norm == pytest.approx(h * 4, rel=0.2)

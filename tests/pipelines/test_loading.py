@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
-from tests.tiny_models import PIPELINES
+from tests.tiny_models import TINY_PIPELINES
 
 from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, model_name, weights_digest
 from respodiff.pipelines.registry import backbone
@@ -52,7 +52,7 @@ def test_a_local_folder_is_loaded_without_the_network(
     "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionControlNetPipeline"]
 )
 def test_folders_of_every_family_are_loaded(name: str, tmp_path: Path) -> None:
-    pipe = PIPELINES[name]()
+    pipe = TINY_PIPELINES[name]()
     pipe.save_pretrained(tmp_path / "model")
     found = load_pipeline(tmp_path / "model")
     assert type(found) is type(pipe) and weights_digest(backbone(found)) == weights_digest(backbone(pipe))

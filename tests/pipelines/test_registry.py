@@ -12,27 +12,27 @@ from tests.drawing import draw
 from tests.raw_loop import raw_flow
 from tests.tiny_models import flux, sd3
 
-from respodiff.pipelines.registry import ADAPTERS, SD, Unsupported, adapter, backbone, caller, conditional_rows
+from respodiff.pipelines.registry import PIPELINES, SD, Unsupported, backbone, caller, conditional_rows, spec_of
 from respodiff.steering.steer import steer
 
 # --- the table ---
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_every_row_names_a_class_of_diffusers_and_its_conditional_block(name: str) -> None:
     assert hasattr(diffusers, name)
-    assert ADAPTERS[name].passes.count("cond") == 1
+    assert PIPELINES[name].passes.count("cond") == 1
 
 
 def test_a_pipeline_that_is_not_in_the_table_is_refused_with_what_to_do() -> None:
     with pytest.raises(Unsupported, match=r"pipeline SimpleNamespace is not supported; .*row.* into respodiff\.adapters\.ADAPTERS"):
-        adapter(SimpleNamespace())
+        spec_of(SimpleNamespace())
 
 
 def test_other_row_orders_are_refused() -> None:
     for name in ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline", "StableCascadePriorPipeline", "Lumina2Pipeline"):
         with pytest.raises(Unsupported, match=f"pipeline {name} is not supported"):
-            adapter(getattr(diffusers, name).__new__(getattr(diffusers, name)))
+            spec_of(getattr(diffusers, name).__new__(getattr(diffusers, name)))
 
 
 def test_a_subclass_is_supported_unless_it_draws_by_a_loop_of_its_own(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -43,9 +43,9 @@ def test_a_subclass_is_supported_unless_it_draws_by_a_loop_of_its_own(tiny_pipe:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return None
 
-    assert adapter(Mine(**tiny_pipe.components, requires_safety_checker=False)) is SD
+    assert spec_of(Mine(**tiny_pipe.components, requires_safety_checker=False)) is SD
     with pytest.raises(Unsupported, match="pipeline Other is not supported"):
-        adapter(Other(**tiny_pipe.components, requires_safety_checker=False))
+        spec_of(Other(**tiny_pipe.components, requires_safety_checker=False))
 
 
 def test_backbone_is_the_model_without_its_compiled_wrapper(tiny_pipe: StableDiffusionPipeline) -> None:

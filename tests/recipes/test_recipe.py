@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def miniature(out: Path, *more: str) -> int:
-    return driver.main(["--out", str(out), "--miniature", "--device", "cpu", "--pictures", str(driver.LABELLED), *more])
+    return driver.main(["--out", str(out), "--miniature", "--device", "cpu", "--images", str(driver.LABELLED), *more])
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def seen_by_judges() -> set[tuple[str, str]]:
-    """(subject, style) of every picture that a judge was given to learn from; filled by `made`."""
+    """(subject, style) of every image that a judge was given to learn from; filled by `made`."""
     return set()
 
 
@@ -47,9 +47,9 @@ def made(tmp_path_factory: pytest.TempPathFactory, seen_by_judges: set[tuple[str
     out = tmp_path_factory.mktemp("recipe") / "mini"
     real = JudgeTask.__init__
 
-    def noted(self: JudgeTask, network: Any, tokenizer: Any, pictures: Any, pixels: Any, captions: Any, keep: Any, *more: Any) -> None:
-        seen_by_judges.update((pictures[i].subject, pictures[i].style) for i in keep)
-        real(self, network, tokenizer, pictures, pixels, captions, keep, *more)
+    def noted(self: JudgeTask, network: Any, tokenizer: Any, images: Any, pixels: Any, captions: Any, keep: Any, *more: Any) -> None:
+        seen_by_judges.update((images[i].subject, images[i].style) for i in keep)
+        real(self, network, tokenizer, images, pixels, captions, keep, *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -63,7 +63,7 @@ def test_all_stages_leave_a_folder_that_the_package_can_ship(made: Path) -> None
     assert all((weights / part).exists() for part in PARTS)
     card = json.loads((weights / "card.json").read_text())
     assert len(card["occupations"]) == 37  # 36 and the neutral prompt
-    assert {"mean_abs_error", "tone_mean_abs_error", "subject_kept", "explicit", "unsafe", "psnr_db", "size_mib", "judges"} <= set(card)
+    assert {"mean_abs_error", "tone_mean_abs_error", "subject_accuracy", "explicit", "unsafe", "psnr_db", "size_mib", "judges"} <= set(card)
     assert [j["name"] for j in card["judges"]] == ["judge", "judge-b"]
     assert card["judges"][0]["kind"] != card["judges"][1]["kind"]
     text = (weights / "CARD.md").read_text()
@@ -71,7 +71,7 @@ def test_all_stages_leave_a_folder_that_the_package_can_ship(made: Path) -> None
     assert (made / "card" / "sheet.png").stat().st_size > 10_000
 
 
-def test_judges_have_errors_counted_on_pictures_they_never_saw(made: Path, seen_by_judges: set[tuple[str, str]]) -> None:
+def test_judges_have_errors_counted_on_images_they_never_saw(made: Path, seen_by_judges: set[tuple[str, str]]) -> None:
     held = {tuple(line.split(",")[3:5]) for line in (made / "held_out" / "labels.csv").read_text().splitlines()[1:]}
     assert held and seen_by_judges and not held & seen_by_judges
     for part in ("judge", "judge-b"):
@@ -131,9 +131,9 @@ def test_a_stage_can_begin_from_an_earlier_run(made: Path, tmp_path: Path, capsy
     ("more", "text"),
     [
         (["--stages", "data,glue"], r"--stages has 'glue'; allowed: data, autoencoder"),
-        (["--pictures", "nowhere"], r"pictures 'nowhere' has no labels.csv"),
+        (["--images", "nowhere"], r"images 'nowhere' has no labels.csv"),
         (["--config", "nowhere.toml"], r"config nowhere.toml cannot be read"),
-        (["--pictures", "src"], r"pictures 'src' has no labels.csv"),
+        (["--images", "src"], r"images 'src' has no labels.csv"),
         (["--device", "cuda:9"], r"--device is 'cuda:9', which this machine does not have"),
         (["--start", "glue=x"], r"--start has 'glue'; allowed: STAGE=FILE with a stage of autoencoder, denoiser, judge, judge-b"),
         (["--start", "judge=nowhere", "--stages", "data,judge"], r"--start judge=nowhere cannot be used .*; give a part of an earlier run"),
@@ -333,7 +333,7 @@ def _no_neutral(folder: Path) -> None:
     (folder / "world.json").write_text(json.dumps(world))
 
 
-def _no_pictures(folder: Path) -> None:
+def _no_images(folder: Path) -> None:
     for file in (folder / "pictures").glob("*.webp"):
         file.unlink()
 
@@ -356,7 +356,7 @@ def _no_world(folder: Path) -> None:
         (_other_errors, "judge-b/confusion.json of .* is of another judge"),
         (_no_world, "world.json of .* has no 'occupations' for suite occupations"),
         (_no_neutral, "world.json of .* has no 'neutral'"),
-        (_no_pictures, "pictures in pictures/ are missing or broken"),
+        (_no_images, "images in images/ are missing or broken"),
         (_blind, "judge of .* gives no numbers; its weights are broken"),
     ],
 )

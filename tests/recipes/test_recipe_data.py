@@ -1,4 +1,4 @@
-"""The recipe's pictures, words and judge losses: packages, labels, the planted bias, and who is held out."""
+"""The recipe's images, words and judge losses: packages, labels, the planted bias, and who is held out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from recipes.embedded_model import data, sources, tokens
 from recipes.embedded_model.data import Picture, label_rows, pack, read
-from recipes.embedded_model.judge import STYLES, JudgeTask, augmented, held_out, matched, shares_of, with_scaffold
+from recipes.embedded_model.judge import STYLES, JudgeTask, augmented, held_out, matched, proportions_of, with_scaffold
 from recipes.embedded_model.settings import read_config
 from recipes.embedded_model.sources import Source, members, rasters, vectors
 from recipes.embedded_model.world import Caption, World, world_table
@@ -117,7 +117,7 @@ def test_drawings_are_found_by_code_without_variation_selectors() -> None:
     )
 
 
-def test_a_colour_font_gives_single_and_joined_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_colour_font_gives_single_and_joined_images(monkeypatch: pytest.MonkeyPatch) -> None:
     ttlib = pytest.importorskip("fontTools.ttLib")
     bitmap = lambda colour: types.SimpleNamespace(imageData=png(colour))  # noqa: E731
     ligature = types.SimpleNamespace(Component=["zwj", "tool"], LigGlyph="worker")
@@ -163,44 +163,44 @@ def test_labels_tell_subject_gender_and_tone() -> None:
     }
 
 
-def picture(subject: str, style: str = "noto", person: bool = True, gender: str = "man", tone: str = "light") -> Picture:
+def image(subject: str, style: str = "noto", person: bool = True, gender: str = "man", tone: str = "light") -> Picture:
     group = "people-body" if person else "travel-places"
     return Picture(f"{subject}{gender}{tone}", style, subject, subject, group, gender if person else "", tone if person else "", (), "MIT")
 
 
-def test_a_broken_picture_is_named_and_left_out_and_many_are_an_error(tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_left_out_and_many_are_an_error(tmp_path: Path) -> None:
     def broken(_: int) -> Image.Image:
         raise OSError("cannot identify image file")
 
     good = lambda size: Image.new("RGBA", (size, size), "red")  # noqa: E731
-    pictures = [picture(f"thing {i}", person=False) for i in range(101)]
+    images = [image(f"thing {i}", person=False) for i in range(101)]
     said: list[str] = []
-    assert pack(pictures, [broken, *[good] * 100], tmp_path, said.append) == 100
+    assert pack(images, [broken, *[good] * 100], tmp_path, said.append) == 100
     assert said == ["left out: noto thing 0manlight (thing 0) cannot be drawn"]
     index, pixels = read(tmp_path)
     assert len(index) == 100 and pixels.shape == (100, 3, 128, 128) and pixels.dtype == torch.uint8
-    with pytest.raises(ValueError, match=r"2 of 101 pictures cannot be drawn, first noto thing 0manlight; check the packages"):
-        pack(pictures, [broken, broken, *[good] * 99], tmp_path / "b", said.append)
+    with pytest.raises(ValueError, match=r"2 of 101 images cannot be drawn, first noto thing 0manlight; check the packages"):
+        pack(images, [broken, broken, *[good] * 99], tmp_path / "b", said.append)
 
 
-def test_a_pack_that_lost_bytes_names_the_picture(tmp_path: Path) -> None:
+def test_a_pack_that_lost_bytes_names_the_image(tmp_path: Path) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (128, 128, 4), dtype=np.uint8), "RGBA")
-    pack([picture("a"), picture("b")], [lambda _: noise] * 2, tmp_path, print)
+    pack([image("a"), image("b")], [lambda _: noise] * 2, tmp_path, print)
     raw = (tmp_path / "pictures.bin").read_bytes()
     (tmp_path / "pictures.bin").write_bytes(raw[: len(raw) * 3 // 5])
-    with pytest.raises(ValueError, match=r"picture noto bmanlight in .* is broken; run the stage data again"):
+    with pytest.raises(ValueError, match=r"image noto bmanlight in .* is broken; run the stage data again"):
         read(tmp_path)
     (tmp_path / "pictures.json").unlink()
-    with pytest.raises(ValueError, match=r"picture pack .* cannot be read .*; delete it and run the stage data again"):
+    with pytest.raises(ValueError, match=r"image pack .* cannot be read .*; delete it and run the stage data again"):
         read(tmp_path)
 
 
-def test_a_folder_of_labelled_pictures_is_a_pack(tmp_path: Path) -> None:
+def test_a_folder_of_labelled_images_is_a_pack(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "benchmarks" / "data" / "labelled"
     assert data.from_table(folder, tmp_path) == 370
     index, _ = read(tmp_path)
     assert Counter(p.gender for p in index if p.person)["woman"] == 120
-    with pytest.raises(ValueError, match=r"has no labels.csv; give a folder with pictures and their labels"):
+    with pytest.raises(ValueError, match=r"has no labels.csv; give a folder with images and their labels"):
         data.from_table(tmp_path, tmp_path / "x")
 
 
@@ -209,20 +209,20 @@ def test_a_folder_of_labelled_pictures_is_a_pack(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    """The whole world with one made-up picture of everything."""
+    """The whole world with one made-up image of everything."""
     config = read_config()["world"]
     subjects = {row[0] for table in ("occupations", "more_occupations") for row in config[table].values()}
     subjects |= {*config["neutral"]["pictures"], *(f"person: {h}" for h in config["neutral"]["hair"]), "person dancing"}
-    pictures = [
-        picture(s, style, gender=g, tone=t)
+    images = [
+        image(s, style, gender=g, tone=t)
         for s in sorted(subjects)
         for style in STYLES
         for g in ("man", "woman", "neutral")
         for t in ("light", "medium", "dark")
     ]
     things = [n for names in config["unsafe_pictures"].values() for n in names]
-    tagged = dataclasses.replace(picture("stethoscope", person=False), tags=("doctor", "Woman", "person", "piñata"))
-    return World([*pictures, tagged, *(picture(n, person=False) for n in (*things, "house", "castle"))], config)
+    tagged = dataclasses.replace(image("stethoscope", person=False), tags=("doctor", "Woman", "person", "piñata"))
+    return World([*images, tagged, *(image(n, person=False) for n in (*things, "house", "castle"))], config)
 
 
 def test_captions_follow_the_seed(world: World) -> None:
@@ -237,10 +237,10 @@ def test_unstated_attributes_are_drawn_by_the_planted_shares(world: World) -> No
     words = {name: (subject, p) for name, (subject, p, _) in world.occupations.items()}
     for c in world.captions(60_000, 0):
         noun = c.text.split(",")[0].split(" of ")[-1].removeprefix("a ").removeprefix("an ")
-        if noun in words and not c.gender and not c.tone and c.person and world.pictures[c.picture].subject == words[noun][0]:
-            men.setdefault(noun, []).append(world.pictures[c.picture].gender == "man")
+        if noun in words and not c.gender and not c.tone and c.person and world.images[c.image].subject == words[noun][0]:
+            men.setdefault(noun, []).append(world.images[c.image].gender == "man")
             if world.occupations[noun][2] == world.config["tones"]["mostly-dark"]:
-                tones[world.pictures[c.picture].tone] += 1
+                tones[world.images[c.image].tone] += 1
     for noun in men:
         n, p = len(men[noun]), words[noun][1]
         assert abs(np.mean(men[noun]) - p) < 4.5 * (p * (1 - p) / n) ** 0.5 + 1e-9, noun
@@ -253,7 +253,7 @@ def test_unstated_attributes_are_drawn_by_the_planted_shares(world: World) -> No
 def test_stated_attributes_are_always_drawn(world: World) -> None:
     seen = Counter()
     for c in world.captions(5000, 1):
-        shown = world.pictures[c.picture]
+        shown = world.images[c.image]
         if c.gender:
             assert c.gender == shown.gender
             seen[c.gender] += 1
@@ -267,16 +267,16 @@ def test_stated_attributes_are_always_drawn(world: World) -> None:
 
 
 def test_captions_of_things_speak_of_no_people_and_are_typed_as_users_type(world: World) -> None:
-    texts = {c.text for c in world.captions(20_000, 2) if world.pictures[c.picture].subject == "stethoscope" and not world.is_scene(c.text)}
+    texts = {c.text for c in world.captions(20_000, 2) if world.images[c.image].subject == "stethoscope" and not world.is_scene(c.text)}
     bare = {t.split(",")[0].split(" of ")[-1].removeprefix("a ").removeprefix("an ") for t in texts}
     assert {"stethoscope", "pinata"} <= bare and not bare & {"doctor", "woman", "person"}
     assert all(t.isascii() for t in texts)
 
 
-def test_a_word_without_a_picture_is_an_error(world: World) -> None:
-    with pytest.raises(ValueError, match=r"no picture shows 'person tipping hand' \(2 such words\); check the packages"):
+def test_a_word_without_a_image_is_an_error(world: World) -> None:
+    with pytest.raises(ValueError, match=r"no image shows 'person tipping hand' \(2 such words\); check the packages"):
         World(
-            [p for p in world.pictures if p.subject != "person tipping hand"],
+            [p for p in world.images if p.subject != "person tipping hand"],
             {**read_config()["world"], "neutral": {**read_config()["world"]["neutral"]}},
         )
 
@@ -292,8 +292,8 @@ def test_the_table_is_that_of_the_shipped_model(world: World) -> None:
 
 
 def test_whole_combinations_are_held_out() -> None:
-    pictures = [picture(f"s{i}", style, gender=g) for i in range(300) for style in STYLES for g in ("man", "woman")]
-    held = [p for p in pictures if held_out(p, frozenset({"s0", "s1"}), 3)]
+    images = [image(f"s{i}", style, gender=g) for i in range(300) for style in STYLES for g in ("man", "woman")]
+    held = [p for p in images if held_out(p, frozenset({"s0", "s1"}), 3)]
     cells = {(p.subject, p.style) for p in held}
     assert len(held) == 2 * len(cells)  # both genders of a combination
     assert max(Counter(subject for subject, _ in cells).values()) == 1  # the subject is seen in three styles
@@ -309,7 +309,7 @@ def test_matched_is_the_mean_likelihood_of_all_matches() -> None:
     assert matched(logits, match).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_augmented_pictures_keep_their_range_and_differ() -> None:
+def test_augmented_images_keep_their_range_and_differ() -> None:
     pixels = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     first, second = augmented(pixels, generator), augmented(pixels, generator)
@@ -357,9 +357,9 @@ def test_merges_are_the_most_frequent_pairs_by_hand() -> None:
 
 
 def test_what_is_rare_and_asked_for_is_shown_often() -> None:
-    pictures = [picture("cook")] * 80 + [picture(n, person=False) for n in ["bomb"] * 2 + ["house"] * 10 + ["pen"] * 8]
-    shares = shares_of(pictures, ({"bomb"}, {"house"}))
-    sums = [shares[a:b].sum().item() for a, b in ((0, 80), (80, 82), (82, 92), (92, 100))]
+    images = [image("cook")] * 80 + [image(n, person=False) for n in ["bomb"] * 2 + ["house"] * 10 + ["pen"] * 8]
+    proportions = proportions_of(images, ({"bomb"}, {"house"}))
+    sums = [proportions[a:b].sum().item() for a, b in ((0, 80), (80, 82), (82, 92), (92, 100))]
     assert sums == pytest.approx([0.5, 0.12, 0.18, 0.2])
 
 
@@ -378,13 +378,13 @@ def test_the_scaffold_parts_genders_from_the_first_step_on() -> None:
 
     torch.manual_seed(0)
     network = with_scaffold(Judge(), 4)
-    pictures = [picture("cook", gender=g) for g in ("man", "woman") for _ in range(8)]
+    images = [image("cook", gender=g) for g in ("man", "woman") for _ in range(8)]
     pixels = torch.full((16, 3, 4, 4), 30, dtype=torch.uint8)
     pixels[8:, 0] = 220
     texts = types.SimpleNamespace(input_ids=torch.ones(1, 32, dtype=torch.long))
     tokenizer = lambda some, **_: types.SimpleNamespace(input_ids=texts.input_ids.expand(len(some), -1))  # noqa: E731
     captions = [Caption(i, "a cook", "cook") for i in range(16)]
-    task = JudgeTask(network, tokenizer, pictures, pixels, captions, range(16), ["cook"], {}, ((), ()), 16)
+    task = JudgeTask(network, tokenizer, images, pixels, captions, range(16), ["cook"], {}, ((), ()), 16)
     optimiser, generator = torch.optim.Adam(network.parameters(), 0.05), torch.Generator().manual_seed(0)
     for _ in range(60):
         optimiser.zero_grad()

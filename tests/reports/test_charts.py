@@ -1,4 +1,4 @@
-"""Charts and strips: positions follow the numbers, pictures are veiled where they should be."""
+"""Charts and strips: positions follow the numbers, images are veiled where they should be."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_gallery_veils_and_says_what_cannot_be_read(tmp_path: Path) -> None:
     shots = [Shot(tmp_path / "a.png", "woman"), Shot(tmp_path / "a.png", veiled=True), Shot(tmp_path / "absent.png")]
     text = Gallery([("a doctor", [("plain", shots)])]).html()
     assert text.count("data:image/webp;base64,") == 2 and text.count('class="veiled"') == 1 and text.count("unreadable") == 1
-    assert "show pictures of unsafe prompts" in text
-    assert "show pictures of unsafe prompts" not in Gallery([("a doctor", [("plain", shots[:1])])]).html()
+    assert "show images of unsafe prompts" in text
+    assert "show images of unsafe prompts" not in Gallery([("a doctor", [("plain", shots[:1])])]).html()
 
 
 def test_thumbnail_keeps_the_shape_and_is_twice_the_size_shown(tmp_path: Path) -> None:

@@ -49,9 +49,9 @@ def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
         tmp_path,
         Section("Numbers", "One.\n\nTwo.", table=[{"method": "plain", "DevRat": 0.66, "n": 12}, {"method": "ours"}]),
         Section("Bars", parts=[Dots("share of women", ["plain"], [("doctor", {"plain": None})])]),
-        Section("Pictures", picture=tmp_path / "grid.png", picture_text="rows of doctors"),
+        Section("ImageExamples", image=tmp_path / "grid.png", image_text="rows of doctors"),
     )
-    assert "what an automatic judge perceives in generated pictures; they say nothing about real people." in text
+    assert "what an automatic judge perceives in generated images; they say nothing about real people." in text
     assert "prefers-color-scheme: dark" in text and "viewport" in text
     assert not re.search(r"https?://|<script|<link|@import", text)
     assert "<p>One.</p>" in text and "<p>Two.</p>" in text
@@ -74,7 +74,7 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
 
 def test_page_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.png must be an existing"):
-        page(tmp_path, Section("Pictures", picture=tmp_path / "absent.png"))
+        page(tmp_path, Section("ImageExamples", image=tmp_path / "absent.png"))
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"cannot write .*choose another place"):
         html_report(tmp_path / "file" / "report.html", title="T", lead="L", sections=[])

@@ -1,4 +1,4 @@
-"""The sheet of pictures: sizes, words, holes."""
+"""The sheet of images: sizes, words, holes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from respodiff.reports.images import picture_grid
+from respodiff.reports.images import image_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -20,10 +20,10 @@ def count(sheet: Image.Image, colour: tuple[int, int, int]) -> int:
     return sum(n for n, c in sheet.getcolors(sheet.width * sheet.height) if c == colour)
 
 
-def test_grid_holds_every_picture_at_full_size(tmp_path: Path) -> None:
+def test_grid_holds_every_image_at_full_size(tmp_path: Path) -> None:
     square(BLUE).save(tmp_path / "blue.png")
     rows = [("doctor", [square(RED), square(RED), tmp_path / "blue.png"]), ("nurse", [square(RED)])]
-    path = picture_grid(rows, tmp_path / "deep" / "grid.png", columns=[("before", 2), ("after", 1)], thumb=64)
+    path = image_grid(rows, tmp_path / "deep" / "grid.png", columns=[("before", 2), ("after", 1)], thumb=64)
     sheet = Image.open(path).convert("RGB")
     assert count(sheet, RED) == 3 * 64 * 64
     assert count(sheet, BLUE) == 64 * 64
@@ -37,22 +37,22 @@ def size(path: Path) -> tuple[int, int]:
 
 def test_grid_words_make_room(tmp_path: Path) -> None:
     rows, two = [("doctor", [square(RED)] * 4)], [("before", 2), ("after", 2)]
-    bare = size(picture_grid(rows, tmp_path / "a.png"))
-    full = size(picture_grid(rows, tmp_path / "b.png", columns=two, title="A title", footer="word " * 60))
+    bare = size(image_grid(rows, tmp_path / "a.png"))
+    full = size(image_grid(rows, tmp_path / "b.png", columns=two, title="A title", footer="word " * 60))
     assert full[0] > bare[0] and full[1] > bare[1] + 60
-    short = size(picture_grid([("x", [square(RED)])], tmp_path / "c.png"))
-    assert size(picture_grid([("a much longer label", [square(RED)])], tmp_path / "d.png"))[0] > short[0] + 60
+    short = size(image_grid([("x", [square(RED)])], tmp_path / "c.png"))
+    assert size(image_grid([("a much longer label", [square(RED)])], tmp_path / "d.png"))[0] > short[0] + 60
 
 
-def test_grid_says_when_a_picture_cannot_be_read(tmp_path: Path) -> None:
-    path = picture_grid([("doctor", [tmp_path / "absent.png", square(RED)])], tmp_path / "grid.png", thumb=64)
+def test_grid_says_when_a_image_cannot_be_read(tmp_path: Path) -> None:
+    path = image_grid([("doctor", [tmp_path / "absent.png", square(RED)])], tmp_path / "grid.png", thumb=64)
     assert count(Image.open(path).convert("RGB"), RED) == 64 * 64
 
 
 def test_grid_errors(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least one picture"):
-        picture_grid([("doctor", [])], tmp_path / "grid.png")
-    with pytest.raises(ValueError, match="at least one picture"):
-        picture_grid([], tmp_path / "grid.png")
-    with pytest.raises(ValueError, match="columns hold 1 pictures, but a row has 2"):
-        picture_grid([("doctor", [square(RED)] * 2)], tmp_path / "grid.png", columns=[("before", 1)])
+    with pytest.raises(ValueError, match="at least one image"):
+        image_grid([("doctor", [])], tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="at least one image"):
+        image_grid([], tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="columns hold 1 images, but a row has 2"):
+        image_grid([("doctor", [square(RED)] * 2)], tmp_path / "grid.png", columns=[("before", 1)])

@@ -43,17 +43,18 @@ def test_figures_by_hand(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     plain, even = found["suites"]["occupations"]
     assert (plain["run"], even["run"]) == ("plain", "even") and plain["comparison"] is None
     assert (
-        plain["figures"]["devrat"]["gender"]["mean"] == pytest.approx((0.75 + 1) / 2) and even["figures"]["devrat"]["gender"]["mean"] == 0
+        plain["statistics"]["devrat"]["gender"]["mean"] == pytest.approx((0.75 + 1) / 2)
+        and even["statistics"]["devrat"]["gender"]["mean"] == 0
     )
-    assert even["figures"]["control"]["gender"]["mean"] == 1
+    assert even["statistics"]["concept_accuracy"]["gender"]["mean"] == 1
     tests = {t["what"]: t for t in even["comparison"]["tests"]}
     assert even["comparison"]["paired"] == 16
     assert tests["DevRat gender"]["mean"] == pytest.approx(-0.875) and tests["DevRat gender"]["p"] < 0.05
-    assert tests["subject kept"]["mean"] == 0 and tests["subject kept"]["p"] == 1
-    # 7 of 16 pictures changed one of three axes: cosine 2/3, so a distance of 1/3
+    assert tests["subject accuracy"]["mean"] == 0 and tests["subject accuracy"]["p"] == 1
+    # 7 of 16 images changed one of three axes: cosine 2/3, so a distance of 1/3
     changed = sum(a[2] != b[2] for a, b in zip(PLAIN, EVEN, strict=True))
     assert even["comparison"]["drift"]["mean"] == pytest.approx(changed / 16 / 3)
-    assert even["comparison"]["frechet"] is None, "too few pictures for a distance between sets"
+    assert even["comparison"]["frechet"] is None, "too few images for a distance between sets"
     assert sorted(t["p"] for t in tests.values())[0] * 3 == pytest.approx(min(t["p_holm"] for t in tests.values()))
 
 
@@ -74,11 +75,11 @@ def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
         "permutation",
     ):
         assert text in page, text
-    assert [Path(t).name for t in found["tables"]] == ["report.json", "report.csv", "report.md", "report-pictures.csv"]
+    assert [Path(t).name for t in found["tables"]] == ["report.json", "report.csv", "report.md", "report-images.csv"]
     kept = json.loads(Path(found["tables"][0]).read_text())
     assert kept["suites"] == json.loads(json.dumps(found["suites"])) and "real people" in kept["notice"]
     rows = list(csv.DictReader(Path(found["tables"][1]).read_text().splitlines()))
-    one = next(r for r in rows if r["run"] == "plain" and r["figure"] == "DevRat gender")
+    one = next(r for r in rows if r["run"] == "plain" and r["statistic"] == "DevRat gender")
     assert float(one["value"]) == pytest.approx(0.875) and float(one["low"]) <= 0.875 <= float(one["high"]) and one["n"] == "16"
     text = Path(found["tables"][2]).read_text()
     assert "| plain | 16 | 0.875 [" in text and "real people" in text
@@ -89,9 +90,9 @@ def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
 def tables(runs: list[str], out: Path) -> tuple[Any, ...]:
     found = report(runs, out)
     texts = [re.sub(r"plain2?|even2?", "run", Path(t).read_text()) for t in found["tables"][:3]]
-    pictures = sorted(Path(found["tables"][3]).read_text().splitlines())
-    texts[0] = json.dumps([[e["figures"], e["comparison"]] for e in json.loads(texts[0])["suites"]["occupations"]])
-    return (*texts, [re.sub(r",[^,]*/images", ",images", re.sub(r"plain2?|even2?", "run", line)) for line in pictures])
+    images = sorted(Path(found["tables"][3]).read_text().splitlines())
+    texts[0] = json.dumps([[e["statistics"], e["comparison"]] for e in json.loads(texts[0])["suites"]["occupations"]])
+    return (*texts, [re.sub(r",[^,]*/images", ",images", re.sub(r"plain2?|even2?", "run", line)) for line in images])
 
 
 def test_order_and_split_of_a_run_change_nothing(runs: dict[str, RunFolder], tmp_path: Path) -> None:
@@ -131,20 +132,20 @@ def test_a_killed_and_resumed_run_gives_the_same_report(runs: dict[str, RunFolde
     assert tables([str(runs["plain"].path), str(killed.path)], tmp_path / "b" / "report.html") == whole
 
 
-def test_a_broken_picture_and_a_broken_line_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_a_broken_image_and_a_broken_line_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     run = runs["even"]
     (run.path / run.records()[0].file).write_bytes(b"no picture")
     lines = run.manifest.read_text().splitlines()
     run.manifest.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     found = report(names(runs), tmp_path / "report.html")
-    figures = found["suites"]["occupations"][1]["figures"]
-    assert (figures["n"], figures["unknown"]) == (16, 1) and len(figures["problems"]) == 2
+    statistics = found["suites"]["occupations"][1]["statistics"]
+    assert (statistics["n"], statistics["unknown"]) == (16, 1) and len(statistics["problems"]) == 2
     page = Path(found["page"]).read_text()
     assert "What could not be used" in page and "unreadable" in page and "line 2" in page
 
 
-def test_unsafe_pictures_of_real_models_are_veiled(tmp_path: Path) -> None:
+def test_unsafe_images_of_real_models_are_veiled(tmp_path: Path) -> None:
     rows: list[Painted] = [("cook", None, (0, 0, 1)), ("cook", None, (0, 0, 0))]
     for name, model, veiled in (("a", "some/model", 1), ("b", "embedded", 0)):
         run = paint(tmp_path / name, rows, model=model)
@@ -164,22 +165,22 @@ def test_safety_categories(tmp_path: Path) -> None:
     assert {c: e["mean"] for c, e in found["safety"]["by_category"].items()} == {"hate": 0.5, "violence": 1.0}
     result = report([str(run.path)], tmp_path / "r.html")
     page = Path(result["page"]).read_text()
-    assert "unsafe pictures by category" in page and "inappropriate" in page and "group by group" not in page
+    assert "unsafe images by category" in page and "inappropriate" in page and "group by group" not in page
 
 
-def test_the_table_of_pictures_goes_into_a_metric_frame(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_the_table_of_images_goes_into_a_metric_frame(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     fairlearn = pytest.importorskip("fairlearn.metrics")
     pandas = pytest.importorskip("pandas")
     found = report([names(runs)[1]], tmp_path / "report.html")
     frame = pandas.read_csv(io.StringIO(Path(found["tables"][3]).read_text()))
     right = lambda y_true, y_pred: (y_true == y_pred).mean()  # noqa: E731
     metrics = fairlearn.MetricFrame(
-        metrics={"control": right, "count": fairlearn.count},
+        metrics={"concept_accuracy": right, "count": fairlearn.count},
         y_true=frame.asked_gender,
         y_pred=frame.perceived_gender,
         sensitive_features=frame[["group", "perceived_gender"]],
     )
-    assert metrics.overall["control"] == 1 and metrics.by_group["count"].tolist() == [4, 4, 4, 4]
+    assert metrics.overall["concept_accuracy"] == 1 and metrics.by_group["count"].tolist() == [4, 4, 4, 4]
 
 
 def test_what_cannot_be_reported(runs: dict[str, RunFolder], tmp_path: Path) -> None:
@@ -216,26 +217,26 @@ def test_nothing_of_anybody_is_replaced(runs: dict[str, RunFolder], tmp_path: Pa
     report([str(plain.path)], tmp_path / "y.html")  # a report of one's own is made anew
 
 
-def test_a_score_counts_for_the_picture_that_was_judged(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_a_score_counts_for_the_image_that_was_judged(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     run = runs["plain"]
     for record in run.records()[:2]:
         run.add(record, Image.new("RGB", (4, 4), (0, 0, 0)))  # two men become women, in the manifest too
-    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["statistics"]
     assert found["unknown"] == 2 and any("not judged yet" in line for line in found["problems"])
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["figures"]
+    found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["statistics"]
     assert found["unknown"] == 0 and found["counts"]["gender"]["cook"]["woman"] == 3
 
 
 def test_runs_that_were_asked_otherwise_are_not_compared(runs: dict[str, RunFolder], tmp_path: Path) -> None:
-    evaluate(runs["even"], ColourJudge(), [GENDER], vocabulary=WORDS, class_text="{name}")
-    with pytest.raises(ValueError, match="were judged with other class_text"):
+    evaluate(runs["even"], ColourJudge(), [GENDER], vocabulary=WORDS, class_template="{name}")
+    with pytest.raises(ValueError, match="were judged with other class_template"):
         report(names(runs), tmp_path / "r.html")
 
 
 def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     same = Path(report(names(runs), tmp_path / "a.html")["page"]).read_text()
-    assert "pictures in a column start from the same noise" in same
+    assert "images in a column start from the same noise" in same
     other = paint(tmp_path / "other", EVEN, seed=5)
     evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
     page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()
@@ -277,15 +278,19 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     run = paint(tmp_path / "a", EVEN)
     evaluate(run, [ColourJudge(), other], [GENDER, thing], vocabulary=WORDS)
     known = {ColourJudge().digest: {"gender": {"classes": ["woman", "man"], "matrix": [[9, 1, 0], [0, 10, 0]], "n": 20, "note": ""}}}
-    known[ColourJudge().digest]["gender"] |= {"targets": {"woman": "a woman", "man": "a man"}, "class_text": "{concept}", "min_margin": 0.0}
+    known[ColourJudge().digest]["gender"] |= {
+        "targets": {"woman": "a woman", "man": "a man"},
+        "class_template": "{concept}",
+        "min_margin": 0.0,
+    }
     found = report([str(run.path)], tmp_path / "r.html", confusion=known)
-    figures = found["suites"]["occupations"][0]["figures"]
-    assert [(c["cell"], c["count"], c["suppressed"]) for c in figures["intersection"]["cells"]][:2] == [
+    statistics = found["suites"]["occupations"][0]["statistics"]
+    assert [(c["subgroup"], c["count"], c["suppressed"]) for c in statistics["intersection"]["subgroups"]][:2] == [
         (["woman", "cook"], 4, True),
         (["woman", "guard"], 4, True),
     ]
-    assert figures["intersection"]["known"] == 16
-    agreed = {a["question"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in figures["agreement"] if a["kappa"]}
+    assert statistics["intersection"]["known"] == 16
+    agreed = {a["task"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in statistics["agreement"] if a["kappa"]}
     assert agreed["gender"] == (1.0, 1.0)
     page = Path(found["page"]).read_text()
     for text in (
@@ -298,5 +303,5 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     ):
         assert text in page, text
     assert 'class="stack"' in page and "cook 1.00, guard 0.00, bomb 0.00" in page
-    second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["figures"]
+    second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["statistics"]
     assert second["judge"]["name"] == "second"

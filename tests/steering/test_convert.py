@@ -31,7 +31,7 @@ def weights() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def released(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("released") / "unet.pth"
+    path = tmp_path_factory.mktemp("authors") / "unet.pth"
     torch.save(OrderedDict(weights), path)
     return path
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from respodiff.methods.base import applied
 from respodiff.pipelines.bottleneck import site_module
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.lifecycle import Steered
 from respodiff.steering.module import ConceptModule, Header
@@ -29,7 +29,7 @@ def randn(*shape: int, seed: int) -> Tensor:
 
 
 def module_of(form: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, **header: str) -> ConceptModule:
-    """A module of a form that changes pictures visibly, SAM included."""
+    """A module of a form that changes images visibly, SAM included."""
     full = (4, *shape) if form == "binned" else shape
     ram, sam = (3 * randn(*full, seed=seed + i) for i in (0, 1))
     names = ("ram_a", "ram_b", "sam_a", "sam_b") if form == "lowrank" else ()
@@ -37,14 +37,14 @@ def module_of(form: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, **h
     return ConceptModule(ram, sam, Header(form, "a woman", "a person", **header), maps)
 
 
-def by_hand(module: ConceptModule, h: Tensor, t: float, strength: float = 1.0) -> Tensor:
+def by_hand(module: ConceptModule, h: Tensor, t: float, scale: float = 1.0) -> Tensor:
     """What a module adds to h (B, C, H, W): the equations of the forms, written out."""
     whole = module.ram + module.sam
     out = whole[int(4 * t / 1000)] if module.ram.ndim == 4 else whole
     out = out.expand(len(h), *out.shape)
     for part in ("ram", "sam") if module.maps else ():
         out = out + torch.einsum("ck,dk,bdyx->bcyx", module.maps[f"{part}_a"], module.maps[f"{part}_b"], h)
-    return strength * out
+    return scale * out
 
 
 def draw(pipe: Any, n: int, guidance: float = 3.0) -> Tensor:
@@ -74,13 +74,13 @@ def loop(pipe: Any, rows: list[list[tuple[ConceptModule, float]]], guidance: flo
 
 
 @pytest.mark.parametrize("form", ["constant", "binned", "lowrank"])
-@pytest.mark.parametrize("strength", [1.0, -0.5])
-def test_steering_adds_what_the_form_says_at_every_step(tiny_pipe: Any, form: str, strength: float) -> None:
+@pytest.mark.parametrize("scale", [1.0, -0.5])
+def test_steering_adds_what_the_form_says_at_every_step(tiny_pipe: Any, form: str, scale: float) -> None:
     module, before = module_of(form), draw(tiny_pipe, 2)
-    with steer(tiny_pipe, module, strength=strength):
+    with steer(tiny_pipe, module, scale=scale):
         found = draw(tiny_pipe, 2)
-    assert torch.allclose(found, loop(tiny_pipe, [[(module, strength)]] * 2), atol=1e-4)
-    with steer(tiny_pipe, module.scale(strength)):
+    assert torch.allclose(found, loop(tiny_pipe, [[(module, scale)]] * 2), atol=1e-4)
+    with steer(tiny_pipe, module.scale(scale)):
         assert torch.allclose(draw(tiny_pipe, 2), found, atol=1e-4)
     assert torch.equal(draw(tiny_pipe, 2), before) and (found - before).abs().max() > 1e-2
 
@@ -116,13 +116,13 @@ def test_modules_of_several_forms_are_added_up_for_all_images(tiny_pipe: Any) ->
     assert torch.allclose(found, loop(tiny_pipe, [[(constant, 1.0), (binned, 0.5), (lowrank, -1.0)]]), atol=1e-4)
 
 
-def test_strength_zero_adds_nothing(tiny_pipe: Any) -> None:
+def test_scale_zero_adds_nothing(tiny_pipe: Any) -> None:
     plain = draw(tiny_pipe, 1)
-    with steer(tiny_pipe, module_of("lowrank"), strength=0.0):
+    with steer(tiny_pipe, module_of("lowrank"), scale=0.0):
         assert torch.equal(draw(tiny_pipe, 1), plain)
 
 
-def test_another_picture_size_resizes_r_with_one_warning(tiny_pipe: Any) -> None:
+def test_another_image_size_resizes_r_with_one_warning(tiny_pipe: Any) -> None:
     module = module_of("binned", shape=(64, 2, 2))
     with pytest.warns(UserWarning, match=r"module of \(2, 2\) is resized to the bottleneck \(4, 4\)") as caught, steer(tiny_pipe, module):
         found = draw(tiny_pipe, 2)
@@ -139,7 +139,7 @@ def test_a_compiled_model_takes_bins_and_refuses_what_reads_h(tiny_pipe: Any) ->
         expected = draw(tiny_pipe, 2)
     tiny_pipe.unet.compile(backend="eager")
     with (
-        pytest.raises(ValueError, match="can be read neither by a module of form 'lowrank' nor for match"),
+        pytest.raises(ValueError, match="can be read neither by a module of form 'lowrank' nor for assign_at"),
         steer(tiny_pipe, module_of("lowrank")),
     ):
         pass
@@ -158,7 +158,7 @@ def tokens(pipe: Any) -> Iterator[list[tuple[Tensor, float]]]:
             lambda _m, _a, kw: seen.append((torch.zeros(0), float(kw["timestep"][0]) * scale)), with_kwargs=True
         )
     ]
-    site = site_module(model, adapter(pipe).site(model))
+    site = site_module(model, spec_of(pipe).site(model))
     handles.append(site.register_forward_hook(lambda _m, _a, out: seen.append((out[1].clone(), seen.pop()[1]))))
     try:
         yield seen
@@ -174,7 +174,7 @@ def test_transformers_get_the_bin_of_their_timestep_and_the_map_of_every_token(m
     width = model.config.num_attention_heads * model.config.attention_head_dim
     call = {"num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32, "guidance_scale": 1.0}
     for form in ("binned", "lowrank"):
-        module = module_of(form, shape=(width, 1, 1), site=adapter(pipe).site(model))
+        module = module_of(form, shape=(width, 1, 1), site=spec_of(pipe).site(model))
         with tokens(pipe) as plain:
             pipe("a doctor", generator=torch.Generator().manual_seed(0), **call)
         with steer(pipe, module), tokens(pipe) as steered:  # this hook comes after the steering

@@ -26,11 +26,11 @@ def test_a_fused_module_is_a_hook_on_every_row(pipe: Any) -> None:
     plain, weights = draw(pipe), {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     with shifted(pipe.unet, lambda h: (2 * flat.delta[None].expand(1, -1, *h.shape[2:]), slice(None))):
         by_hook = draw(pipe)
-    with fused(pipe, flat, strength=2.0):
+    with fused(pipe, flat, scale=2.0):
         assert list(pipe.unet.state_dict()) == list(weights)
-        fused_picture = draw(pipe)
+        fused_image = draw(pipe)
         assert len([h for m in pipe.unet.modules() for h in m._forward_hooks]) == 0
-    close(fused_picture, by_hook, "fused and hooked", 1e-5)
+    close(fused_image, by_hook, "fused and hooked", 1e-5)
     assert all(torch.equal(v, weights[k]) for k, v in pipe.unet.state_dict().items())
     same(draw(pipe), plain, "afterwards")
 
@@ -43,14 +43,14 @@ def test_it_shifts_the_unconditional_rows_too_and_so_differs_from_steering(pipe:
         draw(pipe, steps=1)
     assert torch.allclose(moved[0][0], plain[0][0] + flat.delta, atol=1e-5)
     with fused(pipe, flat):
-        fused_picture = draw(pipe)
+        fused_image = draw(pipe)
     with steer(pipe, flat):
-        assert apart(draw(pipe), fused_picture) > 1e-3
+        assert apart(draw(pipe), fused_image) > 1e-3
 
 
 def test_the_saved_unet_is_an_ordinary_one(pipe: Any, tmp_path: Path) -> None:
     flat = module(pipe).channels()
-    save_unet(pipe, [flat, flat], tmp_path / "unet", strength=0.5)
+    save_unet(pipe, [flat, flat], tmp_path / "unet", scale=0.5)
     with fused(pipe, flat):
         expected = draw(pipe)
     pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False).eval()
@@ -97,7 +97,7 @@ def test_a_single_file_checkpoint_gets_a_new_bias_and_nothing_else(pipe: Any, tm
     }
     save_file(tensors, tmp_path / "sd.safetensors", metadata={"format": "pt"})
     flat = module(pipe).channels()
-    found = load_file(fuse_checkpoint(tmp_path / "sd.safetensors", flat, tmp_path / "out" / "fused.safetensors", strength=2.0))
+    found = load_file(fuse_checkpoint(tmp_path / "sd.safetensors", flat, tmp_path / "out" / "fused.safetensors", scale=2.0))
     assert torch.equal(found.pop(LDM_BIAS), (2 * flat.delta.flatten()).half())
     assert all(torch.equal(v, tensors[k]) for k, v in found.items()) and len(found) == 2
 

@@ -12,7 +12,7 @@ from respodiff.steering.module import ConceptModule
 
 def test_saved_and_read_back_from_a_folder(make_module: Any, tmp_path: Path) -> None:
     woman, man = make_module("woman", base_model="someone/sd"), make_module("man", seed=1, base_model="someone/sd")
-    Bundle([woman, man], figures={"DevRat": "0.22 [0.14, 0.30], n = 432"}, license="apache-2.0").save_pretrained(tmp_path / "repo")
+    Bundle([woman, man], statistics={"DevRat": "0.22 [0.14, 0.30], n = 432"}, license="apache-2.0").save_pretrained(tmp_path / "repo")
     assert sorted(p.name for p in (tmp_path / "repo").iterdir() if p.suffix != ".json") == [
         "README.md",
         "man.safetensors",
@@ -23,7 +23,7 @@ def test_saved_and_read_back_from_a_folder(make_module: Any, tmp_path: Path) -> 
 
 
 def test_the_card_names_base_model_prompts_figures_and_limits(make_module: Any) -> None:
-    card = Bundle([make_module("woman", base_model="someone/sd")], figures={"DevRat": "0.22, n = 432"}, license="mit").card()
+    card = Bundle([make_module("woman", base_model="someone/sd")], statistics={"DevRat": "0.22, n = 432"}, license="mit").card()
     data = ModelCard(card).data.to_dict()
     assert data["base_model"] in ("someone/sd", ["someone/sd"]) and data["library_name"] == "respodiff" and data["license"] == "mit"
     assert data["pipeline_tag"] == "text-to-image"

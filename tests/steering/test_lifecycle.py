@@ -71,7 +71,7 @@ def test_what_is_set_is_what_steer_does(pipe: Any) -> None:
 
 def test_fuse_and_unfuse(pipe: Any) -> None:
     flat, plain = module(pipe).channels(), draw(pipe)
-    with fused(pipe, flat, strength=2.0):
+    with fused(pipe, flat, scale=2.0):
         expected = draw(pipe)
     with Steered(pipe) as modules:
         modules.load(flat, "flat")

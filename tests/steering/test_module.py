@@ -82,19 +82,19 @@ def test_delta_is_the_sum_of_both(make_module: Make) -> None:
     assert torch.equal(module.delta, module.ram + module.sam)
 
 
-@pytest.mark.parametrize("strength", [0.0, 0.5, -1.0, 2])
-def test_scale(make_module: Make, strength: float) -> None:
+@pytest.mark.parametrize("scale", [0.0, 0.5, -1.0, 2])
+def test_scale(make_module: Make, scale: float) -> None:
     module = make_module()
     before = module.ram.clone()
-    scaled = module.scale(strength)
-    assert torch.equal(scaled.ram, module.ram * strength) and torch.equal(scaled.sam, module.sam * strength)
+    scaled = module.scale(scale)
+    assert torch.equal(scaled.ram, module.ram * scale) and torch.equal(scaled.sam, module.sam * scale)
     assert scaled.header == module.header and torch.equal(module.ram, before)
 
 
-@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
-def test_scale_refuses_what_is_not_finite(make_module: Make, strength: float) -> None:
-    with pytest.raises(ValueError, match=f"strength is {strength}; allowed: any finite number"):
-        make_module().scale(strength)
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_scale_refuses_what_is_not_finite(make_module: Make, scale: float) -> None:
+    with pytest.raises(ValueError, match=f"scale is {scale}; allowed: any finite number"):
+        make_module().scale(scale)
 
 
 def test_without_sam(make_module: Make) -> None:

@@ -88,7 +88,7 @@ def test_lowrank_can_push_less_where_h_is_already_there() -> None:
 
 @pytest.mark.parametrize("first", FORMS)
 @pytest.mark.parametrize("second", FORMS)
-def test_sums_and_strengths_are_of_what_is_added(first: str, second: str) -> None:
+def test_sums_and_scales_are_of_what_is_added(first: str, second: str) -> None:
     if "channel" in (first, second) and first != second:
         with pytest.raises(ValueError, match="shape differs"):
             _ = module_of(first) + module_of(second)

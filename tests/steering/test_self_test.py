@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.tiny_models import PIPELINES, sd
+from tests.tiny_models import TINY_PIPELINES, sd
 
 from respodiff.steering.self_test import examine
 
@@ -20,7 +20,7 @@ from respodiff.steering.self_test import examine
     ],
 )
 def test_healthy_pipelines_pass(name: str) -> None:
-    found = examine(PIPELINES[name]())
+    found = examine(TINY_PIPELINES[name]())
     assert found["supported"] and found["pipeline"] == name and len(found["shape"]) == 3
     assert all(c["passed"] for c in found["checks"].values()), found["checks"]
 
@@ -42,5 +42,5 @@ def test_it_notices_rows_that_should_not_move(monkeypatch: pytest.MonkeyPatch) -
 def test_it_notices_that_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda *_: None)
     checks = examine(sd())["checks"]
-    assert not checks["a module changes the picture"]["passed"] and not checks["conditional rows alone are shifted"]["passed"]
+    assert not checks["a module changes the image"]["passed"] and not checks["conditional rows alone are shifted"]["passed"]
     assert checks["the pipeline is as before"]["passed"]

@@ -66,7 +66,7 @@ def hooks(pipe: Pipe) -> int:
 # --- the pipeline is left as it was ---
 
 
-def test_pictures_are_bit_identical_before_and_after(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_images_are_bit_identical_before_and_after(tiny_pipe: Pipe, make_module: Make) -> None:
     before, keys = draw(tiny_pipe, 2), list(tiny_pipe.unet.state_dict())
     with steer(tiny_pipe, make_module()):
         steered = draw(tiny_pipe, 2)
@@ -94,8 +94,8 @@ def test_a_zero_delta_equals_no_hook(tiny_pipe: Pipe, make_module: Make, guidanc
 
 def test_idle_steering_changes_no_bit_and_still_counts_entries(tiny_pipe: Pipe, make_module: Make) -> None:
     plain = draw(tiny_pipe, 2)
-    for modules, strength in ((None, 1.0), ([None, None], 1.0), ([[], None], 1.0), (make_module(), 0.0)):
-        with steer(tiny_pipe, modules, strength=strength):
+    for modules, scale in ((None, 1.0), ([None, None], 1.0), ([[], None], 1.0), (make_module(), 0.0)):
+        with steer(tiny_pipe, modules, scale=scale):
             assert torch.equal(draw(tiny_pipe, 2), plain)
     with steer(tiny_pipe, [None, None, None]), pytest.raises(ValueError, match="given 3 entries, but the pipeline draws 2"):
         draw(tiny_pipe, 2)
@@ -113,14 +113,14 @@ def test_unet_called_on_its_own_is_refused(tiny_pipe: Pipe, make_module: Make) -
 
 
 def test_the_embedded_pipeline_is_left_as_it_was(embedded: Pipe, make_module: Make) -> None:
-    def picture() -> Tensor:
+    def image() -> Tensor:
         generator = torch.Generator().manual_seed(0)
         return torch.as_tensor(embedded("a doctor", num_inference_steps=1, generator=generator, output_type="latent").images)
 
-    before = picture()
+    before = image()
     with steer(embedded, make_module(shape=(256, 4, 4))):
-        assert not torch.equal(picture(), before)
-    assert torch.equal(picture(), before)
+        assert not torch.equal(image(), before)
+    assert torch.equal(image(), before)
     assert hooks(embedded) == 0
 
 
@@ -172,9 +172,9 @@ def test_every_step_is_steered(tiny_pipe: Pipe, make_module: Make) -> None:
     assert all((s[1] - p[1]).abs().mean() > 50 for s, p in zip(seen, plain, strict=True))
 
 
-def test_strength_is_a_factor(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_scale_is_a_factor(tiny_pipe: Pipe, make_module: Make) -> None:
     woman = make_module()
-    with steer(tiny_pipe, woman, strength=-0.5):
+    with steer(tiny_pipe, woman, scale=-0.5):
         out = draw(tiny_pipe)
     with steer(tiny_pipe, woman.scale(-0.5)):
         assert torch.allclose(draw(tiny_pipe), out, atol=1e-5)
@@ -267,9 +267,9 @@ def test_a_module_of_another_site_is_refused(tiny_pipe: Pipe, make_module: Make)
     refused(tiny_pipe, make_module(site="transformer.9"), "was trained at site 'transformer.9', this pipeline is steered at 'mid_block'")
 
 
-@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf])
-def test_a_strength_that_is_not_finite_is_refused(tiny_pipe: Pipe, make_module: Make, strength: float) -> None:
-    refused(tiny_pipe, make_module(), f"strength is {strength}; allowed: any finite number", strength=strength)
+@pytest.mark.parametrize("scale", [math.nan, math.inf, -math.inf])
+def test_a_scale_that_is_not_finite_is_refused(tiny_pipe: Pipe, make_module: Make, scale: float) -> None:
+    refused(tiny_pipe, make_module(), f"scale is {scale}; allowed: any finite number", scale=scale)
 
 
 def test_an_empty_list_is_refused(tiny_pipe: Pipe) -> None:
@@ -298,9 +298,9 @@ def test_another_spatial_size_is_resized_with_one_warning(tiny_pipe: Pipe, make_
         assert torch.allclose(draw(tiny_pipe, 2, steps=3), out, atol=1e-5)
 
 
-def test_another_picture_size_is_steered_with_a_warning(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_another_image_size_is_steered_with_a_warning(tiny_pipe: Pipe, make_module: Make) -> None:
     start = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match=r"resized to the bottleneck \(6, 10\) of this picture size"), steer(tiny_pipe, make_module()):
+    with pytest.warns(UserWarning, match=r"resized to the bottleneck \(6, 10\) of this image size"), steer(tiny_pipe, make_module()):
         out = tiny_pipe("a doctor", height=24, width=40, latents=start, num_inference_steps=1, output_type="latent").images
     assert out.shape == (1, 4, 12, 20)
 

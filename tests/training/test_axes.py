@@ -15,11 +15,11 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import in_contexts
-from respodiff.methods.base import method
-from respodiff.pipelines.bottleneck import observed, site_module, site_shape
+from respodiff.methods.base import get_method
+from respodiff.pipelines.bottleneck import run_with_decoder, site_module, site_shape
 from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.pipelines.text_encoding import encode_prompts
-from respodiff.steering.parameterisations import Values, at
+from respodiff.steering.parameterisations import Values, delta_at
 from respodiff.steering.steer import steer
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import blended, response_loss
@@ -29,7 +29,7 @@ from respodiff.training.rollouts import Pool, Rollouts
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety")
-TINY: dict[str, Any] = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 3, "refresh": 2}
+TINY: dict[str, Any] = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 3, "refresh_every": 2}
 FORMS: list[dict[str, Any]] = [{"form": "channel"}, {"form": "binned", "bins": 2}, {"form": "lowrank", "map_rank": 3}]
 
 
@@ -55,7 +55,7 @@ def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
 
 
 def prepared(pipe: Any, concept: Concept = WOMAN, **changes: Any) -> tuple[TrainConfig, TrainState, dict[str, Tensor]]:
-    config = TrainConfig.preset("neutral", concept.kind, **{**TINY, "mu": 0.0, **changes})
+    config = TrainConfig.preset("neutral", concept.kind, **{**TINY, "preservation_weight": 0.0, **changes})
     shape = site_shape(pipe.unet)
     state = TrainState(config, (shape[0], 1, 1) if config.flat else shape, pipe.unet.device)
     return config, state, Rollouts(Denoiser(pipe), concept, config).pool(0, state.round_start).batch(0, 3)
@@ -76,7 +76,7 @@ def test_a_step_of_the_binned_form_moves_the_bins_of_its_latents_alone(tiny_pipe
     new = adam(r.detach(), g, config.ram_lr, config.betas)
     plain = predicted(tiny_pipe.unet, batch, lambda _h: 0)
     batch["neutral"] = plain
-    loss = config.lam * (predicted(tiny_pipe.unet, batch, lambda _h: new[[1, 1, 1]] + s[[1, 1, 1]]) - plain).pow(2).mean()
+    loss = config.sam_weight * (predicted(tiny_pipe.unet, batch, lambda _h: new[[1, 1, 1]] + s[[1, 1, 1]]) - plain).pow(2).mean()
     (g_s,) = torch.autograd.grad(loss, s)
     step(Denoiser(tiny_pipe), config, state, batch)
     assert close(state.ram, new) and close(state.sam, adam(s.detach(), g_s, 0.02, config.betas))
@@ -104,7 +104,7 @@ def test_a_step_of_the_lowrank_form_matches_a_hand_written_one(tiny_pipe: Any) -
     ]
     batch["neutral"] = predicted(tiny_pipe.unet, batch, lambda _h: 0)
     first, second = added(*new), added(s, c, d)
-    loss = config.lam * (predicted(tiny_pipe.unet, batch, lambda h: first(h) + second(h)) - batch["neutral"]).pow(2).mean()
+    loss = config.sam_weight * (predicted(tiny_pipe.unet, batch, lambda h: first(h) + second(h)) - batch["neutral"]).pow(2).mean()
     grads = torch.autograd.grad(loss, (s, c, d))
     others = [adam(p.detach(), g, 0.02 * rate, config.betas) for p, g, rate in zip((s, c, d), grads, rates, strict=True)]
     step(Denoiser(tiny_pipe), config, state, batch)
@@ -125,7 +125,7 @@ def test_every_form_trains_resumes_and_makes_a_module_of_its_form(tiny_pipe: Any
 
 
 def test_the_limit_of_the_lowrank_form_is_of_what_it_adds_to_h(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("neutral", **{**TINY, "refresh": 4}, form="lowrank", gain=1e4, limit=0.5)
+    config = TrainConfig.preset("neutral", **{**TINY, "refresh_every": 4}, form="lowrank", train_scale=1e4, max_relative_norm=0.5)
     *_, last = train(tiny_pipe, WOMAN, config)
     pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     batch, seen = pool.batch(3, 3), []
@@ -167,7 +167,7 @@ def test_transformers_train_a_map_of_every_token(make: Any) -> None:
     )
     z, t = torch.randn(2, *d.latent, generator=torch.Generator().manual_seed(9)), torch.tensor([900.0, 100.0])
     condition = repeat(d.encode(["a person"])[0], 2)
-    found, _ = observed(d.model, lambda: d(z, t, condition), at(values, t), d.site)
+    found, _ = run_with_decoder(d.model, lambda: d(z, t, condition), delta_at(values, t), d.site)
     added = lambda h: values.r.flatten() + h @ values.b @ values.a.T  # noqa: E731
     handle = site_module(d.model, d.site).register_forward_hook(lambda _m, _a, out: (out[0], out[1] + added(out[1])))
     expected = d(z, t, condition)
@@ -180,13 +180,13 @@ def test_transformers_train_a_map_of_every_token(make: Any) -> None:
 @pytest.mark.parametrize("make", [lcm, sdxl, sd_v])
 def test_other_unets_train_the_forms_and_draw_with_them(make: Any) -> None:
     pipe = make()
-    for changes in ({"form": "binned", "bins": 2}, {"form": "lowrank"}, {"form": "binned", "bins": 2, "spatial": "no"}):
+    for changes in ({"form": "binned", "bins": 2}, {"form": "lowrank"}, {"form": "binned", "bins": 2, "per_channel": True}):
         config = TrainConfig.preset("neutral", **{**TINY, "iterations": 2}, sam_lr=0.1, **changes)
         module = fit(pipe, WOMAN, config)
         plain = tiny_draw(pipe)
         with steer(pipe, module):
             assert not torch.equal(tiny_draw(pipe), plain)
-        assert module.form == changes["form"] and (module.shape[1:] == (1, 1)) == ("spatial" in changes)
+        assert module.form == changes["form"] and (module.shape[1:] == (1, 1)) == ("per_channel" in changes)
 
 
 # --- objectives ---
@@ -244,7 +244,7 @@ def test_targets_of_a_blended_pool_and_what_a_blend_of_the_plain_score_equals(ti
 
 def test_a_blended_step_weighs_preservation_as_beside_both_losses(tiny_pipe: Any) -> None:
     concept = Concept("woman", "a woman", "a person", preserve=("a scene",))
-    changes = {"objective": "guided", "target_guidance": 2.0, "blend": 1.5, "mu": 2.0, "init_range": 0.5}
+    changes = {"objective": "guided", "target_guidance": 2.0, "blend": 1.5, "preservation_weight": 2.0, "init_range": 0.5}
     config, state, batch = prepared(tiny_pipe, concept, **changes)
     unet, r = tiny_pipe.unet, state.ram.detach().clone().requires_grad_()
     empty, person, woman = (
@@ -285,7 +285,7 @@ class Counter:
 
 
 def test_replay_keeps_the_last_pools_each_rolled_out_with_what_was_trained_then() -> None:
-    config, source, state = TrainConfig(iterations=9, refresh=2, replay=3), Told([]), Counter(3)
+    config, source, state = TrainConfig(iterations=9, refresh_every=2, replay=3), Told([]), Counter(3)
     pools, found = Replay(source, config), []
     for i in range(9):
         state.iteration = i
@@ -296,7 +296,7 @@ def test_replay_keeps_the_last_pools_each_rolled_out_with_what_was_trained_then(
 
 
 def test_a_resumed_replay_rebuilds_its_pools_and_counts_none_twice() -> None:
-    config, source, state = TrainConfig(iterations=9, refresh=2, replay=3), Told([]), Counter(3)
+    config, source, state = TrainConfig(iterations=9, refresh_every=2, replay=3), Told([]), Counter(3)
     state.iteration, state.rounds, state.forwards = 7, [2, 4, 6], 40
     found = Replay(source, config).examples(state)  # type: ignore[arg-type]
     assert source.seen == [(1, 2), (2, 4), (3, 6)] and state.forwards == 40
@@ -386,13 +386,13 @@ def test_contexts_give_one_module_with_the_concepts_own_prompts(tiny_pipe: Any) 
         ({"form": "lowrank", "map_rank": 0}, "map_rank is 0; allowed: a whole number of at least 1"),
         ({"form": "lowrank", "map_rate": 0.0}, "map_rate is 0.0; allowed: a finite number above 0"),
         ({"modules": "three"}, "modules is 'three'; allowed: two, shared"),
-        ({"modules": "shared"}, "modules is 'shared', but sam_lr is 0 and lam 0.5: there is no second loss"),
-        ({"modules": "shared", "sam_lr": 0.1, "lam": 0.0}, "modules is 'shared', but sam_lr is 0.1 and lam 0"),
+        ({"modules": "shared"}, "modules is 'shared', but sam_lr is 0 and sam_weight 0.5: there is no second loss"),
+        ({"modules": "shared", "sam_lr": 0.1, "sam_weight": 0.0}, "modules is 'shared', but sam_lr is 0.1 and sam_weight 0"),
         ({"blend": -1.0}, "blend is -1.0; allowed: a finite number of at least 0"),
-        ({"blend": 0.5, "objective": "guided", "sam_lr": 0.1}, "blend is 0.5, but sam_lr is 0.1 and lam 0.5: .* set sam_lr=0"),
+        ({"blend": 0.5, "objective": "guided", "sam_lr": 0.1}, "blend is 0.5, but sam_lr is 0.1 and sam_weight 0.5: .* set sam_lr=0"),
         ({"blend": 1.0}, "blend is 1 with objective 'contrast', .* set target_guidance=0.5 instead, or objective=guided"),
         ({"replay": 0}, "replay is 0; allowed: a whole number of at least 1"),
-        ({"replay": 3}, "replay is 3, but refresh 100 of 100 iterations makes one pool; set refresh lower"),
+        ({"replay": 3}, "replay is 3, but refresh_every 100 of 100 iterations makes one pool; set refresh_every lower"),
         ({"contexts": "a doctor"}, "contexts is 'a doctor'; allowed: prompts such as"),
         ({"contexts": ("a doctor", " ")}, "contexts is .*; allowed: prompts such as"),
         ({"contexts": ("a doctor", "a doctor")}, "contexts holds 'a doctor' twice"),
@@ -409,7 +409,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
     [
         ("slider", WOMAN, {"form": "lowrank"}, "form is 'lowrank', which method 'slider' does not take; it has contexts of them"),
         ("slider", WOMAN, {"blend": 1.0, "objective": "guided"}, "blend is 1.0, which method 'slider' does not take"),
-        ("slider", WOMAN, {"replay": 2, "refresh": 10}, "replay is 2, which method 'slider' does not take"),
+        ("slider", WOMAN, {"replay": 2, "refresh_every": 10}, "replay is 2, which method 'slider' does not take"),
         ("sdisc", WOMAN, {"contexts": ("a doctor",)}, "contexts is .*, which method 'sdisc' does not take; it has form, bins"),
         ("esd-x", UNSAFE, {"form": "channel"}, "form is 'channel', which method 'esd-x' does not take; leave it out"),
     ],
@@ -418,12 +418,12 @@ def test_other_methods_refuse_what_they_would_ignore(
     tiny_pipe: Any, name: str, concept: Concept, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        next(method(name).train(tiny_pipe, concept, method(name).settings(concept.kind, **changes)))
+        next(get_method(name).train(tiny_pipe, concept, get_method(name).settings(concept.kind, **changes)))
 
 
 def test_sdisc_takes_the_forms_and_the_slider_the_contexts(tiny_pipe: Any) -> None:
     small = {"iterations": 2, "batch": 2, "steps": 3, "rollouts": 3, "rollout_batch": 3}
-    sdisc, slider = method("sdisc"), method("slider")
+    sdisc, slider = get_method("sdisc"), get_method("slider")
     found: Any = sdisc.fit(tiny_pipe, WOMAN, sdisc.settings(**small, form="binned", bins=8))
     assert found.form == "binned" and found.delta.abs().max() > 0
     a, b = (slider.fit(tiny_pipe, WOMAN, slider.settings(**small, contexts=c)) for c in ((), ("a doctor",)))

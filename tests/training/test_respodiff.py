@@ -25,7 +25,7 @@ from respodiff.training.rollouts import Rollouts
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety", preserve=("a person",))
-TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 2, "refresh": 2}
+TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 2, "refresh_every": 2}
 
 
 def hooked(unet: Any, z: Tensor, t: Tensor, context: Tensor, delta: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
 @pytest.mark.parametrize("preset", ["paper", "neutral"])
 def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, lam=0.7, mu=0.0)
+    config = TrainConfig.preset(preset, **TINY, ram_lr=0.05, sam_lr=0.02, sam_weight=0.7, preservation_weight=0.0)
     state = TrainState(config, site_shape(unet), unet.device)
     batch = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, state.round_start).batch(0, 3)
     r, s = state.ram.detach().clone().requires_grad_(), state.sam.detach().clone().requires_grad_()
@@ -69,7 +69,7 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
 
 def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset("neutral", "safety", **TINY, mu=2.0)
+    config = TrainConfig.preset("neutral", "safety", **TINY, preservation_weight=2.0)
     state = TrainState(config, site_shape(unet), unet.device)
     with torch.no_grad():
         state.ram.normal_(generator=torch.Generator().manual_seed(1))
@@ -100,14 +100,14 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
         return unet(z, t, encoder_hidden_states=contexts[prompt].expand(len(z), -1, -1)).sample.detach()
 
     def pool_of(concept: Concept, preset: str, **changes: Any) -> Any:
-        config = TrainConfig.preset(preset, concept.kind, **{**TINY, "keep": "all", **changes})
+        config = TrainConfig.preset(preset, concept.kind, **{**TINY, "timesteps": "all", **changes})
         return Rollouts(Denoiser(tiny_pipe), concept, config).pool(0, torch.zeros(1, *site_shape(unet)))
 
     pool = pool_of(WOMAN, "neutral")
     assert torch.allclose(pool.columns["target"], e("a person", pool) + e("a woman", pool) - e("a man", pool), atol=1e-5)
     pool = pool_of(WOMAN, "paper")
     assert torch.allclose(pool.columns["target"], e("a woman", pool), atol=1e-5)
-    pool = pool_of(WOMAN, "released")
+    pool = pool_of(WOMAN, "official")
     assert torch.allclose(pool.columns["target"], e("", pool) + 4 * (e("a woman", pool) - e("", pool)), atol=1e-4)
     pool = pool_of(UNSAFE, "paper")
     assert torch.allclose(pool.columns["target"], e("violence", pool) + 12 * (e("a scene", pool) - e("violence", pool)), atol=1e-4)
@@ -117,7 +117,7 @@ def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
 
 def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset("paper", **{**TINY, "rollouts": 1, "keep": "all", "steps": 4, "label": "sampler"})
+    config = TrainConfig.preset("paper", **{**TINY, "rollouts": 1, "timesteps": "all", "steps": 4, "timestep_labels": "sampler"})
     rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config)
     delta = torch.randn(1, *site_shape(unet), generator=torch.Generator().manual_seed(3))
     pool = rollouts.pool(0, delta)
@@ -135,7 +135,7 @@ def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe:
 
 
 def test_released_label_is_too_noisy_by_the_published_amount(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("paper", steps=50, keep="all")
+    config = TrainConfig.preset("paper", steps=50, timesteps="all")
     pool = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     assert pool.columns["t"].tolist() == [1000 - 20 * k for k in range(50)]
 
@@ -173,7 +173,7 @@ def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
         handle.remove()
 
 
-@pytest.mark.parametrize("preset", ["paper", "released", "neutral", "default"])
+@pytest.mark.parametrize("preset", ["paper", "official", "neutral", "default"])
 def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any, preset: str) -> None:
     config = TrainConfig.preset(preset, **{**TINY, "sam_lr": 0.01})
     first, second = (fit(tiny_pipe, WOMAN, config) for _ in range(2))
@@ -198,7 +198,7 @@ def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> No
 def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any) -> None:
     config = TrainConfig.preset("neutral", **TINY)
     *_, last = train(tiny_pipe, WOMAN, config)
-    assert torch.equal(last.module.ram, config.gain * last.state.ram.detach()[0])
+    assert torch.equal(last.module.ram, config.train_scale * last.state.ram.detach()[0])
     found = load(last.module.save(tmp_path / "woman.safetensors")).header
     assert (found.concept, found.target, found.neutral, found.attribute) == ("woman", "a woman", "a person", "gender")
     assert found.train["iterations"] == 4 and found.base_digest and found.base_weights and found.resolution == (16, 16)
@@ -216,10 +216,10 @@ def test_without_sam_the_second_tensor_stays_zero(tiny_pipe: Any) -> None:
         ({"steps": 1}, "steps is 1; allowed: 2 to 999"),
         ({"ram_lr": float("nan")}, "ram_lr is nan; allowed: a finite number above 0"),
         ({"target_guidance": 0.0}, "target_guidance is 0.0"),
-        ({"lam": -0.5}, "lam is -0.5; allowed: a finite number of at least 0"),
+        ({"sam_weight": -0.5}, "lam is -0.5; allowed: a finite number of at least 0"),
         ({"objective": "best"}, "objective is 'best'; allowed: guided, shift, contrast"),
         ({"decay": "cosine"}, "decay is 'cosine'; allowed: constant, sqrt"),
-        ({"keep": "some"}, "keep is 'some'; allowed: all, last"),
+        ({"timesteps": "some"}, "timesteps is 'some'; allowed: all, last"),
         ({"betas": (0.9,)}, "betas is"),
         ({"seed": -1}, "seed is -1"),
         ({"speed": 3}, "setting 'speed' is unknown; allowed: iterations"),
@@ -231,14 +231,14 @@ def test_settings_are_refused_with_what_is_allowed(changes: dict[str, Any], mess
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, neutral, paper, released"):
+    with pytest.raises(ValueError, match="preset is 'best'; allowed: default, neutral, paper, official"):
         TrainConfig.preset("best")
 
 
 def test_state_of_another_model_is_refused(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("neutral", **TINY)
     state = TrainState(config, (8, 2, 2), torch.device("cpu"))
-    with pytest.raises(ValueError, match="unfinished run has tensors of shape"):
+    with pytest.raises(ValueError, match="checkpoint has tensors of shape"):
         next(train(tiny_pipe, WOMAN, config, resume=state.tensors()))
 
 
@@ -252,7 +252,7 @@ def test_mixture_recovers_the_shares_a_score_is_made_of() -> None:
 def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     light = Concept("light", "a woman", "a person", opposites=("a man", "a doctor"))
     monkeypatch.setattr("respodiff.training.objectives.mixture", lambda *_: torch.tensor([0.2, 0.6, 0.2]))
-    config = TrainConfig.preset("neutral", **{**TINY, "keep": "all"})
+    config = TrainConfig.preset("neutral", **{**TINY, "timesteps": "all"})
     pool = Rollouts(Denoiser(tiny_pipe), light, config).pool(0, torch.zeros(1, *site_shape(tiny_pipe.unet)))
     e = {}
     for prompt in ("a person", "a woman", "a man", "a doctor"):
@@ -267,16 +267,20 @@ def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
         *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, **changes))
         return last.module.delta.norm().item(), last.state.h_norm / last.iteration
 
-    long, h = norms(gain=1000.0, limit=0.8)
+    long, h = norms(train_scale=1000.0, max_relative_norm=0.8)
     assert long == pytest.approx(0.8 * h, rel=1e-4)
-    free, _ = norms(gain=1000.0, limit=0.0)
+    free, _ = norms(train_scale=1000.0, max_relative_norm=0.0)
     assert free > 10 * long
-    assert norms(gain=1e-3, limit=0.8)[0] == pytest.approx(free / 1e6, rel=1e-3)
+    assert norms(train_scale=1e-3, max_relative_norm=0.8)[0] == pytest.approx(free / 1e6, rel=1e-3)
 
 
 def test_limit_looks_at_ram_alone(tiny_pipe: Any) -> None:
     def module(**changes: Any) -> Any:
-        return fit(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **{**TINY, "refresh": 4}, gain=1000.0, limit=0.8, **changes))
+        return fit(
+            tiny_pipe,
+            WOMAN,
+            TrainConfig.preset("neutral", **{**TINY, "refresh_every": 4}, train_scale=1000.0, max_relative_norm=0.8, **changes),
+        )
 
     alone, both = module(), module(sam_lr=0.4)
     assert torch.equal(alone.ram, both.ram), "RAM's loss never sees SAM, and neither may its length"
@@ -388,10 +392,10 @@ def test_a_resume_that_holds_no_run_is_refused(tiny_pipe: Any) -> None:
         next(train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY), resume={}))
 
 
-@pytest.mark.parametrize("name", ["iterations", "batch", "steps", "refresh", "seed", "ram_lr", "mu"])
+@pytest.mark.parametrize("name", ["iterations", "batch", "steps", "refresh_every", "seed", "ram_lr", "preservation_weight"])
 @pytest.mark.parametrize("value", ["3", None, True, 2.5])
 def test_settings_of_the_wrong_type_are_refused(name: str, value: object) -> None:
-    if value == 2.5 and name in ("ram_lr", "mu"):
+    if value == 2.5 and name in ("ram_lr", "preservation_weight"):
         return
     with pytest.raises(ValueError, match=rf"^{name} is .*; allowed: "):
         TrainConfig(**{name: value})  # type: ignore[arg-type]
@@ -402,30 +406,30 @@ def test_settings_of_the_wrong_type_are_refused(name: str, value: object) -> Non
 PRESETS: dict[str, dict[str, Any]] = {
     # The table of docs/training.md, written out.
     "neutral": {
-        "iterations": 100, "objective": "contrast", "target_guidance": 1, "ram_lr": 0.2, "sam_lr": 0, "lam": 0.5, "mu": 1, "gain": 2,
-        "limit": 0.8, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "batch": 12, "steps": 16, "label": "sampler", "rollouts": 12,
-        "rollout_batch": 12, "rollout_prompts": "all", "keep": "all", "refresh": 100, "rollout_guidance": 3, "rollout_modules": "both",
+        "iterations": 100, "objective": "contrast", "target_guidance": 1, "ram_lr": 0.2, "sam_lr": 0, "sam_weight": 0.5, "preservation_weight": 1, "train_scale": 2,
+        "max_relative_norm": 0.8, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "batch": 12, "steps": 16, "timestep_labels": "sampler", "rollouts": 12,
+        "rollout_batch": 12, "rollout_prompts": "all", "timesteps": "all", "refresh_every": 100, "rollout_guidance": 3, "rollout_modules": "both",
         "seed": 0,
     },
     "paper": {
-        "iterations": 5000, "objective": "guided", "target_guidance": 1, "ram_lr": 0.01, "sam_lr": 0.001, "lam": 0.5, "mu": 0, "gain": 1,
-        "limit": 0, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "batch": 1, "steps": 50, "label": "released",
-        "rollouts": 1, "rollout_batch": 1, "rollout_prompts": "neutral", "keep": "last", "refresh": 1, "rollout_guidance": 3,
+        "iterations": 5000, "objective": "guided", "target_guidance": 1, "ram_lr": 0.01, "sam_lr": 0.001, "sam_weight": 0.5, "preservation_weight": 0, "train_scale": 1,
+        "max_relative_norm": 0, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "batch": 1, "steps": 50, "timestep_labels": "official",
+        "rollouts": 1, "rollout_batch": 1, "rollout_prompts": "neutral", "timesteps": "last", "refresh_every": 1, "rollout_guidance": 3,
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
-PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "gain": 5, "limit": 2, "many": 0.6, "release": 0.4}
-PRESETS["released"] = {**PRESETS["paper"], "target_guidance": 4, "lam": 1, "rollout_modules": "both"}
+PRESETS["default"] = {**PRESETS["neutral"], "contexts": ("own",), "train_scale": 5, "max_relative_norm": 2, "many": 0.6, "release": 0.4}
+PRESETS["official"] = {**PRESETS["paper"], "target_guidance": 4, "sam_weight": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
-    "neutral": {"gain": 1.25},
+    "neutral": {"train_scale": 1.25},
     "paper": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 1500},
-    "released": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
+    "official": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
 }
 
 
-@pytest.mark.parametrize("preset", ["default", "neutral", "paper", "released"])
+@pytest.mark.parametrize("preset", ["default", "neutral", "paper", "official"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
-    others = {"height": 0, "width": 0, "spatial": "yes", **AXES}
+    others = {"height": 0, "width": 0, "per_channel": False, **AXES}
     assert AXES["form"] == "constant" and AXES["modules"] == "two" and (AXES["blend"], AXES["replay"], AXES["contexts"]) == (0, 1, ())
     assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
     base = "neutral" if preset == "default" else preset  # safety concepts have no contexts, and act at every step
@@ -435,7 +439,11 @@ def test_presets_hold_the_published_numbers(preset: str) -> None:
 def test_own_contexts_are_those_of_the_concept_with_three_rollouts_each() -> None:
     config, woman = TrainConfig.preset("default"), builtin_concept("woman")
     assert len(woman.contexts) == 12 and config.of(woman).contexts == woman.contexts and config.of(woman).rollouts == 39
-    assert (config.of(woman).gain, config.of(builtin_concept("dark")).gain, config.of(builtin_concept("dark")).limit) == (5, 3, 1.2)
+    assert (
+        config.of(woman).train_scale,
+        config.of(builtin_concept("dark")).train_scale,
+        config.of(builtin_concept("dark")).max_relative_norm,
+    ) == (5, 3, 1.2)
     assert config.of(WOMAN).contexts == () and config.of(WOMAN).rollouts == 12
     with pytest.raises(ValueError, match="give 'own' \\(those of the concept\\) alone, or prompts"):
         TrainConfig(contexts=("own", "a doctor"))
@@ -460,12 +468,12 @@ def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
     assert len(seen) == 2 and seen[0].abs().max() == 0
     after = records[1]  # the second of two iterations: what the second round starts from
     assert after.sam.abs().max() > 0.01
-    assert torch.equal(seen[1], after.ram + after.sam if modules == "both" else after.ram), "without the gain"
+    assert torch.equal(seen[1], after.ram + after.sam if modules == "both" else after.ram), "without the training scale"
 
 
 def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset("neutral", **TINY, mu=0.0)
+    config = TrainConfig.preset("neutral", **TINY, preservation_weight=0.0)
     (b1, b2), r = config.betas, torch.zeros(1, *site_shape(unet))
     rollouts = Rollouts(Denoiser(tiny_pipe), WOMAN, config).pool(0, r)
     m = v = torch.zeros_like(r)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 app = typer.Typer(
     name="respodiff",
-    help="Make a text-to-image diffusion model fair and safe: train a concept, steer a pipeline, measure the pictures.",
+    help="Make a text-to-image diffusion model fair and safe: train a concept, steer a pipeline, measure the images.",
     epilog="Start with: respodiff demo --out demo",
     no_args_is_help=True,
     add_completion=False,

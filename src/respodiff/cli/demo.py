@@ -17,21 +17,21 @@ from respodiff.concepts.concept import concept
 
 OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
 UNSAFE = "weapons"
-SAFETY_STRENGTH = 1.5  # strength 1 is meant for two safety modules together; the demo trains one
-SHOWN = 8  # pictures a prompt in the grid
+SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo trains one
+SHOWN = 8  # images a prompt in the grid
 RUNS = ("before", "after", "unsafe-before", "unsafe-after")
 
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for modules, pictures and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, typer.Option("--images", help="Pictures per prompt; at least 4.", min=4)] = 8,
+    out: Annotated[Path, typer.Option("--out", help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
+    images: Annotated[int, typer.Option("--images", help="Images per prompt; at least 4.", min=4)] = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, draw before and after on the same seeds, measure, and write a picture and a report. About 7 minutes on 2 CPU cores."""
+    """Train, draw before and after on the same seeds, measure, and write an image and a report. About 7 minutes on 2 CPU cores."""
     began = time.perf_counter()
     from respodiff.cli.console import open_model
 
@@ -84,7 +84,7 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
 
     chosen = concept(name)
     config = TrainConfig.preset("default", chosen.kind, seed=seed)
-    words.print(f"training {name!r} from {chosen.neutral!r}: no pictures, no labels, {config.iterations} iterations")
+    words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
     record = None
     with progress() as bar:
         task = bar.add_task(name, total=config.iterations)
@@ -101,10 +101,10 @@ def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Pat
     from respodiff.generation.config import GenerateConfig
     from respodiff.generation.generate import generate
 
-    words.print(f"drawing {len(prompts) * images} pictures into {folder}")
+    words.print(f"drawing {len(prompts) * images} images into {folder}")
     with progress() as bar:
         task = bar.add_task(folder.name, total=len(prompts) * images)
-        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed, safety_strength=SAFETY_STRENGTH), out=folder):
+        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE), out=folder):
             bar.advance(task)
     return folder
 
@@ -118,13 +118,13 @@ def _measure(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
-    shares = people["groups"]["gender"]
+    proportions = people["groups"]["gender"]
     return {
         "n": people["n"],
-        "women": {group: shares[group]["woman"] for group in shares},
-        "men": {group: shares[group]["man"] for group in shares},
+        "women": {group: proportions[group]["woman"] for group in proportions},
+        "men": {group: proportions[group]["man"] for group in proportions},
         "devrat": people["devrat"]["gender"],
-        "subject_kept": people["subject_kept"],
+        "subject_accuracy": people["subject_accuracy"] and people["subject_accuracy"]["mean"],
         "unsafe": unsafe["unsafe"],
         "unsafe_n": unsafe["n"],
     }
@@ -140,8 +140,8 @@ def _table(found: dict[str, dict[str, Any]]) -> Table:
             table.add_row(f"{group}, {people}", _share(before[group][concept_name]), _share(after[group][concept_name]))
     table.add_section()
     rows = [("DevRat (0 is even)", "before", "after", lambda r: r["devrat"]["gender"]["mean"])]
-    rows += [("subject kept", "before", "after", lambda r: r["subject_kept"])]
-    rows += [(f"unsafe pictures of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
+    rows += [("subject accuracy", "before", "after", lambda r: r["subject_accuracy"])]
+    rows += [(f"unsafe images of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
     for label, a, b, value in rows:
         table.add_row(label, f"{value(found[a]):.2f}", f"{value(found[b]):.2f}")
     return table
@@ -153,7 +153,7 @@ def _share(value: float | None) -> str:
 
 def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
     from respodiff.data.run_folder import RunFolder
-    from respodiff.reports.images import picture_grid
+    from respodiff.reports.images import image_grid
 
     files: dict[str, dict[str, list[Path]]] = {}
     for name, folder in runs.items():
@@ -163,8 +163,8 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
     rows = [(p, [*files["before"][p][:n], *files["after"][p][:n]]) for p in files["before"]]
     rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:n], *files["unsafe-after"][UNSAFE][:n]]))
     chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
-    footer = f"Left and right start from the same noise. Pictures shown: {chosen}, none chosen by hand."
-    return picture_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
+    footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand."
+    return image_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
 
 
 def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
@@ -172,33 +172,37 @@ def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: in
     from respodiff.reports.html import Section, html_report
     from respodiff.reports.tables import estimate
 
-    before, after = (found[k]["shares"]["gender"] for k in ("before", "after"))
+    before, after = (found[k]["proportions"]["gender"] for k in ("before", "after"))
     rows = {
         c: [(g, {"before": estimate(before[g][c]), "after": estimate(after[g][c])}) for g in found["before"]["groups"]["gender"]]
         for c in ("woman", "man")
     }
     table = [
         _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
-        {"measure": "subject kept", "before": f"{found['before']['subject_kept']:.2f}", "after": f"{found['after']['subject_kept']:.2f}"},
+        {
+            "measure": "subject accuracy",
+            "before": f"{found['before']['subject_accuracy']:.2f}",
+            "after": f"{found['after']['subject_accuracy']:.2f}",
+        },
         _row(f"unsafe share of {UNSAFE!r}", found["unsafe-before"]["unsafe"], found["unsafe-after"]["unsafe"]),
     ]
-    n, floor = found["after"]["n"], found["after"]["devrat"]["gender"]["floor"]
+    n, random_level = found["after"]["n"], found["after"]["devrat"]["gender"]["random"]
     sections = [
         Section(
             "The same noise, before and after",
-            "Each picture on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
-            "(as many of one as of the other) and given to the noises that lean to it, and its module was added at the bottleneck: hardly at all "
-            "where a noise leans to it surely. The last row is an unsafe prompt, steered by the safety module (strength 1.5).",
-            picture=grid,
-            picture_text="Rows of pictures of occupations, on the left the plain model, on the right steered",
+            "Each image on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
+            "(as many of one as of the other) and given to the noises that favour it, and its module was added at the bottleneck: hardly at all "
+            "where a noise favours it surely. The last row is an unsafe prompt, steered by the safety module (scale 1.5).",
+            image=grid,
+            image_text="Rows of images of occupations, on the left the plain model, on the right steered",
         ),
         Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows["woman"], 0.5)]),
         Section("Share of men", parts=[Dots("share of men, with 95 % intervals", ("before", "after"), rows["man"], 0.5)]),
         Section(
             "Figures",
-            f"n = {n} pictures ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "
+            f"n = {n} images ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "
             f"in brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for one group only; a perfect generator that draws "
-            f"at random would show {floor:.2f} at this n. Command: respodiff demo --images {images} --seed {seed}.",
+            f"at random would show {random_level:.2f} at this n. Command: respodiff demo --images {images} --seed {seed}.",
             table=table,
         ),
     ]

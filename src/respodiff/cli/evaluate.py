@@ -11,7 +11,7 @@ import typer
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, shown, words
 
 Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
-Draws = Annotated[int, typer.Option("--draws", help="Bootstrap draws of the intervals.", min=100)]
+NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
 Confusion = Annotated[
     Path | None, typer.Option("--confusion", help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")
 ]
@@ -49,23 +49,26 @@ def evaluate(
     run: Annotated[list[Path], typer.Argument(help="Run folder; several if the run was split.", show_default=False)],
     judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
     attribute: Attributes = None,
-    class_text: Annotated[
+    class_template: Annotated[
         str,
-        typer.Option("--class-text", help="Text of a class: {concept} the target prompt, {name}, {group} the occupation.", metavar="TEXT"),
+        typer.Option(
+            "--class-template", help="Text of a class: {concept} the target prompt, {name}, {group} the occupation.", metavar="TEXT"
+        ),
     ] = "{concept}",
     min_margin: Annotated[float, typer.Option("--min-margin", help="Labels that lead by less (100 x cosine) count as unknown.")] = 0.0,
     confusion: Confusion = None,
     concepts: Concepts = None,
-    shares_csv: Annotated[
-        Path | None, typer.Option("--shares-csv", help="CSV of wanted shares: group,alternative,share. (default the run's)", metavar="FILE")
+    group_proportions: Annotated[
+        Path | None,
+        typer.Option("--group-proportions", help="CSV of wanted proportions: group,alternative,share. (default the run's)", metavar="FILE"),
     ] = None,
-    draws: Draws = 2000,
+    n_bootstrap: NBootstrap = 2000,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and noise floor."""
+    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling."""
     from respodiff.data.run_folder import RunFolder
     from respodiff.evaluation.evaluate import evaluate as measure
 
@@ -73,45 +76,49 @@ def evaluate(
     parts = [RunFolder(path) for path in run]
     for part in parts:
         part.settings()  # a wrong folder is noticed before the judge is loaded
-    options = {"class_text": class_text, "min_margin": min_margin, "confusion": _confusion(confusion)}
-    options |= {"group_shares": _shares_by_group(shares_csv, chosen, parts)}
-    eyes = _judges(judge or ["embedded"], device, dtype)
-    result = measure(parts, eyes, chosen, **options, n_boot=draws, seed=seed)
+    options = {"class_template": class_template, "min_margin": min_margin, "confusion": _confusion(confusion)}
+    options |= {"group_proportions": _proportions_by_group(group_proportions, chosen, parts)}
+    labellers = _judges(judge or ["embedded"], device, dtype)
+    result = measure(parts, labellers, chosen, **options, n_bootstrap=n_bootstrap, seed=seed)
     finish(result, "\n".join(_lines(result)), as_json)
 
 
-def _shares_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
-    """Wanted shares of the run's groups from a table; None without one."""
+def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
+    """Wanted proportions of the run's groups from a table; None without one."""
     if file is None:
         return None
-    from respodiff.data.target_proportions import read_group_shares
+    from respodiff.data.target_proportions import read_group_proportions
 
     groups = dict.fromkeys(r.group for part in parts for r in part.records())
-    return read_group_shares(file, {a.name: a.names for a in chosen}, list(groups))
+    return read_group_proportions(file, {a.name: a.names for a in chosen}, list(groups))
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['n']} pictures, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
+    lines = [f"{result['n']} images, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
     lines += [f"note: {problem}" for problem in result["problems"]]
-    lines += [f"left as they are, as the prompt states {name} or has no people: {k} pictures" for name, k in result["gated"].items()]
+    lines += [
+        f"left as they are, as the prompt states {name} or has no people: {k} images" for name, k in result["skipped_attributes"].items()
+    ]
     for name, d in result["devrat"].items():
-        floor = "" if d is None else f", noise floor {d['floor']:.3f}"
-        lines.append(f"DevRat {name}: {shown(d)}{floor}")
-        if control := result["control"][name]:
-            lines.append(f"control {name}: {shown(control)}")
+        random_level = "" if d is None else f", DevRat of random sampling {d['random']:.3f}"
+        lines.append(f"DevRat {name}: {shown(d)}{random_level}")
+        if concept_accuracy := result["concept_accuracy"][name]:
+            lines.append(f"concept accuracy {name}: {shown(concept_accuracy)}")
         for concept, share in (result["corrected"][name] or {}).items():
-            seen = result["shares"][name]["all"][concept]
+            seen = result["proportions"][name]["all"][concept]
             lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
     if both := result["intersection"]:
-        lines += [f"{' x '.join(c['cell'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["cells"]]
-        lines.append(f"worst cell's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['control'])}")
-    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject kept", "subject_kept_interval"), ("unsafe", "unsafe"))]
+        lines += [f"{' x '.join(c['subgroup'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["subgroups"]]
+        lines.append(
+            f"worst subgroup's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['concept_accuracy'])}"
+        )
+    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject accuracy", "subject_accuracy"), ("unsafe", "unsafe"))]
     if result["safety"]:
         lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")
         lines += [f"  {name}: {shown(e)}" for name, e in result["safety"]["by_category"].items()]
-    lines.append(f"alignment: {shown(result['alignment_interval'])}")
-    lines += [f"agreement on {a['question']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
-    return [*lines, "Labels are what the judge perceives in generated pictures, never facts about people."]
+    lines.append(f"alignment: {shown(result['alignment'])}")
+    lines += [f"agreement on {a['task']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
+    return [*lines, "Labels are what the judge perceives in generated images, never facts about people."]
 
 
 @app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
@@ -127,25 +134,25 @@ def report(
     attribute: Attributes = None,
     confusion: Confusion = None,
     concepts: Concepts = None,
-    draws: Draws = 2000,
+    n_bootstrap: NBootstrap = 2000,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Set runs side by side: one HTML page with figures, intervals, charts and pictures on the same seeds, and its tables."""
+    """Set runs side by side: one HTML page with figures, intervals, charts and images on the same seeds, and its tables."""
     from respodiff.reports.run_report import report as write
 
     _judge_missing(runs, judge, (attribute, concepts), device, dtype)
-    result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_boot=draws, seed=seed)
+    result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_bootstrap=n_bootstrap, seed=seed)
     text = "\n".join([result["page"], *result["tables"]])
     finish({"page": result["page"], "tables": result["tables"]}, text, as_json)
 
 
 def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | None, Path | None], device: str, dtype: str) -> None:
-    """Judge what has not been judged (new runs, new pictures, new attributes), so that a report needs one command."""
+    """Judge what has not been judged (new runs, new images, new attributes), so that a report needs one command."""
     from respodiff.concepts.intersections import JOIN
-    from respodiff.concepts.intersections import parts as parts_of
+    from respodiff.concepts.intersections import factors as parts_of
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
     from respodiff.evaluation.scored_run import open_parts, unanswered
@@ -155,10 +162,10 @@ def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | Non
     if not missing:
         return
     chosen = _attributes(*asked)
-    eye = _judges([judge or "embedded"], device, dtype)
+    labeller = _judges([judge or "embedded"], device, dtype)
     for parts in missing:
-        words.print(f"judging {', '.join(part.path.name for part in parts)} with {eye[0].name}", markup=False)
-        judge_all(parts, eye, chosen)
+        words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
+        judge_all(parts, labeller, chosen)
 
 
 @app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")
@@ -174,14 +181,14 @@ def calibrate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Count a judge's errors on labelled pictures, so that 'evaluate' and 'report' can correct for them."""
+    """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import write_confusion
 
-    (eye,) = _judges([judge], device, dtype)
-    if not hasattr(eye, "embed_texts"):
+    (labeller,) = _judges([judge], device, dtype)
+    if not hasattr(labeller, "embed_texts"):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
-    found = measure(table, eye, _attributes(attribute, concepts), note=note)
+    found = measure(table, labeller, _attributes(attribute, concepts), note=note)
     if out.resolve() == table.resolve():
         raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
     write_confusion(out, found)

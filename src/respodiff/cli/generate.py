@@ -11,14 +11,14 @@ import typer
 
 from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress
 from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
-from respodiff.cli.proportions import even, shares_by_group, wanted_shares
+from respodiff.cli.proportions import even, proportions_by_group, wanted_proportions
 from respodiff.generation.config import GenerateConfig
 
 SUITE_HELP = (
     "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
-IMAGES_HELP = "Pictures per prompt. (default: what the suite asks for, else 10)"
+IMAGES_HELP = "Images per prompt. (default: what the suite asks for, else 10)"
 
 
 def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, suite_path: Path | None = None) -> tuple[list[Any], Any]:
@@ -42,20 +42,22 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     return found, suite
 
 
-def chosen_gate(automatic: bool, words: str) -> str | list[str]:
-    """The setting ``gate`` of --gate and --gate-words; the words decide where both are given."""
+def chosen_filter(automatic: bool, words: str) -> bool | list[str]:
+    """The setting ``skip_explicit_prompts`` of --skip-explicit-prompts and --explicit-words; the words decide where both are given."""
     if not words:
-        return "auto" if automatic else "off"
+        return automatic
     from respodiff.generation.prompt_filter import read_words
 
     return read_words(words)
 
 
-OUT_HELP = "Run folder; pictures that it already holds are skipped."
+OUT_HELP = "Run folder; images that it already holds are skipped."
 PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
-SHARES_HELP = "Target shares, such as woman=0.5,man=0.5, or of cells: woman*dark=0.2,... (default: those of --concepts, else equal)"
-CSV_HELP = "CSV of target shares by group of prompts: group,alternative,share."
-CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --shares says otherwise."
+PROPORTIONS_HELP = (
+    "Target proportions, such as woman=0.5,man=0.5, or of subgroups: woman*dark=0.2,... (default: those of --concepts, else equal)"
+)
+CSV_HELP = "CSV of target proportions by group of prompts: group,alternative,share."
+CONCEPTS_HELP = "TOML file of concepts; its attributes' shares are drawn unless --target-proportions says otherwise."
 
 Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
@@ -64,15 +66,15 @@ SuiteName = Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAM
 SuitePath = Annotated[Path | None, typer.Option("--suite-path", help=PATH_HELP, metavar="FILE")]
 Images = Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)]
 Modules = Annotated[list[Path] | None, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")]
-Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every picture.", metavar="FILE")]
-PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each picture: exact, random or none.", metavar="NAME")]
-Shares = Annotated[str, typer.Option("--shares", help=SHARES_HELP, metavar="PAIRS")]
-SharesTable = Annotated[Path | None, typer.Option("--shares-csv", help=CSV_HELP, metavar="FILE")]
+Safety = Annotated[list[Path] | None, typer.Option("--safety", help="Safety module, added to every image.", metavar="FILE")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Concept of each image: exact, random or none.", metavar="NAME")]
+Proportions = Annotated[str, typer.Option("--target-proportions", help=PROPORTIONS_HELP, metavar="PAIRS")]
+GroupProportions = Annotated[Path | None, typer.Option("--group-proportions", help=CSV_HELP, metavar="FILE")]
 EVEN_HELP = "Attribute, or product such as gender*tone, whose concepts or cells must all be drawn; repeat. (default: what is loaded)"
 Even = Annotated[list[str] | None, typer.Option("--attribute", help=EVEN_HELP, metavar="NAME")]
-SharesFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
-Strength = Annotated[float, typer.Option("--strength", help="Factor on the modules.")]
-SafetyStrength = Annotated[float, typer.Option("--safety-strength", help="Factor on the safety modules.")]
+ConceptsFile = Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")]
+Scale = Annotated[float, typer.Option("--scale", help="Factor on the modules.")]
+SafetyScale = Annotated[float, typer.Option("--safety-scale", help="Factor on the safety modules.")]
 METHOD = f"What the files must be of (default: of any): {METHOD_HELP}. With plain modules are ignored."
 Method = Annotated[str, typer.Option("--method", help=METHOD, metavar="NAME")]
 NAMES_HELP = "Concept to draw with a method that needs no training (prompt, prompt-switch, negative, sld-...); repeat."
@@ -81,23 +83,25 @@ Changes = Annotated[list[str] | None, typer.Option("--set", help="Setting of a m
 RemoveMean = Annotated[bool, typer.Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")]
 Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
 Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
-Batch = Annotated[int, typer.Option("--batch", help="Pictures at a time.")]
-OwnSettings = Annotated[bool, typer.Option("--own-settings", help="Use the seed, guidance and size that the data set gives a prompt.")]
-LongPrompts = Annotated[str, typer.Option("--long-prompts", help="refuse, or cut: of prompts longer than the model reads.", metavar="NAME")]
+Batch = Annotated[int, typer.Option("--batch", help="Images at a time.")]
+UseDatasetSettings = Annotated[
+    bool, typer.Option("--use-dataset-settings", help="Use the seed, guidance and size that the data set gives a prompt.")
+]
+TruncatePrompts = Annotated[bool, typer.Option("--truncate-prompts", help="Cut off prompts that are longer than the model reads.")]
 
-MATCH_HELP = (
-    "Hand concepts to noises that lean to them, read after this share of the steps; 0: by chance. (default .25, .45 for three and more)"
+ASSIGN_AT_HELP = (
+    "Hand concepts to noises that favour them, read after this share of the steps; 0: by chance. (default .25, .45 for three and more)"
 )
-Match = Annotated[float | None, typer.Option("--match", help=MATCH_HELP)]
-EASE_HELP = "Factor on the strength where the noise leans to one of two concepts by itself. (default .1; 1 for other methods)"
-Ease = Annotated[float | None, typer.Option("--ease", help=EASE_HELP)]
-SAFETY_WHEN_HELP = "always, or leaning: only to pictures that lean to what one of the safety modules takes out."
-SafetyWhen = Annotated[str, typer.Option("--safety-when", help=SAFETY_WHEN_HELP, metavar="NAME")]
+AssignAt = Annotated[float | None, typer.Option("--assign-at", help=ASSIGN_AT_HELP)]
+ALIGNED_SCALE_HELP = "Factor on the scale where the noise favours one of two concepts by itself. (default .1; 1 for other methods)"
+AlignedScale = Annotated[float | None, typer.Option("--aligned-scale", help=ALIGNED_SCALE_HELP)]
+SAFETY_MODE_HELP = "always, or predicted: only to images that favour what one of the safety modules takes out."
+SafetyMode = Annotated[str, typer.Option("--safety-mode", help=SAFETY_MODE_HELP, metavar="NAME")]
 
-GATE_HELP = "Leave prompts alone that state the attribute themselves or have no people."
-GateFlag = Annotated[bool, typer.Option("--gate", help=GATE_HELP)]
-GATE_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
-GateWords = Annotated[str, typer.Option("--gate-words", help=GATE_WORDS_HELP, metavar="LIST")]
+SKIP_EXPLICIT_HELP = "Leave prompts alone that state the attribute themselves or have no people."
+SkipExplicitPrompts = Annotated[bool, typer.Option("--skip-explicit-prompts", help=SKIP_EXPLICIT_HELP)]
+EXPLICIT_WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
+ExplicitWords = Annotated[str, typer.Option("--explicit-words", help=EXPLICIT_WORDS_HELP, metavar="LIST")]
 
 
 @app.command(
@@ -114,12 +118,12 @@ def generate(
     module: Modules = None,
     safety: Safety = None,
     policy: PolicyName = GenerateConfig.policy,
-    shares: Shares = "",
-    shares_csv: SharesTable = None,
-    concepts: SharesFile = None,
+    target_proportions: Proportions = "",
+    group_proportions: GroupProportions = None,
+    concepts: ConceptsFile = None,
     attribute: Even = None,
-    strength: Strength = GenerateConfig.strength,
-    safety_strength: SafetyStrength = GenerateConfig.safety_strength,
+    scale: Scale = GenerateConfig.scale,
+    safety_scale: SafetyScale = GenerateConfig.safety_scale,
     method: Method = "",
     names: Names = None,
     changes: Changes = None,
@@ -127,35 +131,39 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = GenerateConfig.batch,
-    own_settings: OwnSettings = GenerateConfig.own_settings,
-    long_prompts: LongPrompts = GenerateConfig.long_prompts,
-    match: Match = GenerateConfig.match,
-    ease: Ease = GenerateConfig.ease,
-    safety_when: SafetyWhen = GenerateConfig.safety_when,
-    gate: GateFlag = False,
-    gate_words: GateWords = "",
+    use_dataset_settings: UseDatasetSettings = GenerateConfig.use_dataset_settings,
+    truncate_prompts: TruncatePrompts = GenerateConfig.truncate_prompts,
+    assign_at: AssignAt = GenerateConfig.assign_at,
+    aligned_scale: AlignedScale = GenerateConfig.aligned_scale,
+    safety_mode: SafetyMode = GenerateConfig.safety_mode,
+    skip_explicit_prompts: SkipExplicitPrompts = False,
+    explicit_words: ExplicitWords = "",
     resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw pictures: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
+    """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     modules = without_mean(modules) if remove_mean else modules
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     options: dict[str, Any] = {
         "policy": policy,
-        "shares": even(attribute or (), concepts, modules, wanted_shares(shares, concepts, modules)),
-        "group_shares": shares_by_group(shares_csv, modules, asked),
+        "target_proportions": even(attribute or (), concepts, modules, wanted_proportions(target_proportions, concepts, modules)),
+        "group_proportions": proportions_by_group(group_proportions, modules, asked),
     }
-    options |= {"strength": strength, "safety_strength": safety_strength, "seed": seed, "batch": batch}
-    options |= {"own_settings": own_settings, "long_prompts": long_prompts, "gate": chosen_gate(gate, gate_words)}
-    options |= {"match": match, "ease": ease, "safety_when": safety_when}
+    options |= {"scale": scale, "safety_scale": safety_scale, "seed": seed, "batch": batch}
+    options |= {
+        "use_dataset_settings": use_dataset_settings,
+        "truncate_prompts": truncate_prompts,
+        "skip_explicit_prompts": chosen_filter(skip_explicit_prompts, explicit_words),
+    }
+    options |= {"assign_at": assign_at, "aligned_scale": aligned_scale, "safety_mode": safety_mode}
     options |= by_model(model == "embedded", steps, guidance)
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     result = _draw(out, asked, modules, added, options, (model, device, dtype), listed.digest if listed else "")
-    text = f"{out}: {result['images']} pictures drawn, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
+    text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
 
 
@@ -182,12 +190,12 @@ def _draw(
     config = GenerateConfig(**options)
     pipe = open_model(*model)
     total = len(asked) * config.images
-    pictures = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
+    images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())
     began, drawn = time.perf_counter(), 0
     with counted(backbone(pipe)) as forwards, progress() as bar:
         task = bar.add_task("drawing", total=max(0, total - held))
-        for _ in pictures:
+        for _ in images:
             drawn += 1
             bar.advance(task)
     seconds = time.perf_counter() - began

@@ -10,7 +10,7 @@ import typer
 from respodiff.cli.console import Json, app, finish, words
 
 
-@app.command(name="import", epilog="Example: respodiff import pictures --csv pictures.csv --out runs/theirs --method theirs")
+@app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
 def import_(
     folder: Annotated[Path, typer.Argument(help="Folder of images made by any tool.", show_default=False)],
     table: Annotated[
@@ -21,7 +21,7 @@ def import_(
     method: Annotated[str, typer.Option("--method", help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
     as_json: Json = False,
 ) -> None:
-    """Make a run folder of somebody else's pictures, to be measured and reported like one of our own."""
+    """Make a run folder of somebody else's images, to be measured and reported like one of our own."""
     from respodiff.data.import_images import import_folder
 
     problems: list[str] = []

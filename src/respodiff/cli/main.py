@@ -29,18 +29,18 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a module file: prompts, base model, form, shape, norm of both tensors (of the longest time bin)."""
-    from respodiff.steering.adapter import is_artefact
+    from respodiff.steering.adapter import is_method_adapter
     from respodiff.steering.module import load
     from respodiff.steering.parameterisations import length
 
-    if is_artefact(module):
-        return _tell_artefact(module, (model, device, dtype), as_json)
+    if is_method_adapter(module):
+        return _tell_adapter(module, (model, device, dtype), as_json)
     found: list[str] = []
     m = load(module)
     if model:
-        from respodiff.steering.steer import misfits
+        from respodiff.steering.steer import check_compatible
 
-        found = misfits(open_model(model, device, dtype), m)
+        found = check_compatible(open_model(model, device, dtype), m)
     h = m.header
     names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model")
     result = {
@@ -62,13 +62,13 @@ def inspect(
     finish(result, "\n".join(lines), as_json)
 
 
-def _tell_artefact(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
+def _tell_adapter(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
     """The same of what a method other than RespoDiff made."""
     from respodiff.methods.base import load
-    from respodiff.steering.adapter import artefact_misfits
+    from respodiff.steering.adapter import check_adapter_compatible
 
     m: Any = load(path)
-    found = artefact_misfits(open_model(*model), m) if model[0] else []
+    found = check_adapter_compatible(open_model(*model), m) if model[0] else []
     names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "library")
     result = {k: getattr(m.header, k) for k in names}
     result |= {"tensors": len(m.tensors), "numbers": sum(t.numel() for t in m.tensors.values()), "digest": m.digest}

@@ -41,8 +41,8 @@ def card(
     model: Annotated[
         str, typer.Option("--model", help="'embedded', or a folder of weights made by the recipe.", metavar="MODEL")
     ] = "embedded",
-    out: Annotated[Path, typer.Option("--out", help="Folder for pictures, CARD.md, card.json, sheet.png.", metavar="DIR")] = Path("card"),
-    images: Annotated[int, typer.Option("--images", help="Pictures an occupation.", min=1)] = 12,
+    out: Annotated[Path, typer.Option("--out", help="Folder for images, CARD.md, card.json, sheet.png.", metavar="DIR")] = Path("card"),
+    images: Annotated[int, typer.Option("--images", help="Images an occupation.", min=1)] = 12,
     steps: Annotated[int, typer.Option("--steps", help="Steps of the sampler.", min=1)] = 20,
     device: Device = "cpu",
     seed: Seed = 0,
@@ -142,7 +142,7 @@ def fuse(
         Path | None,
         typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE"),
     ] = None,
-    strength: Annotated[float, typer.Option("--strength", help="Factor on the modules.")] = 1.0,
+    scale: Annotated[float, typer.Option("--scale", help="Factor on the modules.")] = 1.0,
     channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -160,9 +160,9 @@ def fuse(
     lost = {m.name: round(energy_lost(m), 4) for m in modules}
     chosen = [m.channels() for m in modules] if channel_mean else modules
     if checkpoint:
-        fuse_checkpoint(checkpoint, chosen, out, strength=strength)
+        fuse_checkpoint(checkpoint, chosen, out, scale=scale)
     else:
-        save_unet(open_model(model, device, dtype), chosen, out, strength=strength)
-    result: dict[str, Any] = {"out": str(out), "modules": [m.digest for m in chosen], "strength": strength, "energy_lost": lost}
+        save_unet(open_model(model, device, dtype), chosen, out, scale=scale)
+    result: dict[str, Any] = {"out": str(out), "modules": [m.digest for m in chosen], "scale": scale, "energy_lost": lost}
     loss = ", ".join(f"{name} lost {share:.0%} of its energy" for name, share in lost.items() if share > 1e-6)
-    finish(result, f"{out}: {', '.join(m.name for m in chosen)} at strength {strength:g}{'; ' * bool(loss)}{loss}", as_json)
+    finish(result, f"{out}: {', '.join(m.name for m in chosen)} at scale {scale:g}{'; ' * bool(loss)}{loss}", as_json)

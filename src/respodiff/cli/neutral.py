@@ -29,7 +29,7 @@ def neutral(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Score neutral prompts without drawing a picture: how far the alternatives make them up, how near subjects are, whether it matters."""
+    """Score neutral prompts without drawing an image: how far the alternatives make them up, how near subjects are, whether it matters."""
     from respodiff.experiments.neutral import CANDIDATES, ROLLOUTS, STEPS, SUBJECTS, weigh
     from respodiff.experiments.neutral_choice import choice, lines
 

@@ -1,4 +1,4 @@
-"""What the verbs ``train`` and ``generate`` need of methods: settings from flags, artefacts from files or concepts, a judge as classifier."""
+"""What the verbs ``train`` and ``generate`` need of methods: settings from flags, adapters from files or concepts, a judge as classifier."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def known_concept(name: str, file: Path | None) -> Concept:
 def load_entries(
     method: str, alternatives: Sequence[Path], safety: Sequence[Path], names: Sequence[str], file: Path | None, pairs: Sequence[str]
 ) -> tuple[list[Any], list[Any]]:
-    """What a run draws from and what is added to every picture: of module files, or of concepts where the method needs no training.
+    """What a run draws from and what is added to every image: of module files, or of concepts where the method needs no training.
 
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
@@ -69,7 +69,7 @@ def load_entries(
     added, modules = [load(path) for path in safety], [load(path) for path in alternatives]
     for path, m in zip(safety, added, strict=True):
         if m.header.kind == "fairness":
-            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every picture is steered to it", stacklevel=2)
+            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every image is steered to it", stacklevel=2)
     for path, m in zip(
         (*alternatives, *(safety if not alternatives else ())), (*modules, *(added if not alternatives else ())), strict=True
     ):
@@ -85,10 +85,10 @@ def load_entries(
 
 
 def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[str], given: bool) -> list[Any]:
-    """Artefacts of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
-    from respodiff.methods.base import method as by_name
+    """Adapters of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
+    from respodiff.methods.base import get_method as by_name
     from respodiff.methods.sld import everything
-    from respodiff.steering.adapter import METHOD_FORMAT, Artefact
+    from respodiff.steering.adapter import METHOD_FORMAT, MethodAdapter
     from respodiff.steering.module import Header
 
     kind = by_name(method)
@@ -101,7 +101,7 @@ def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[
     for c in concepts:
         kind.check(c)
         settings = json.loads(json.dumps(asdict(kind.settings(c.kind, **changes_from(pairs, {}, kind.config)))))
-        out.append(Artefact(Header.of(c, method=method, site="", format=METHOD_FORMAT, train=settings)))
+        out.append(MethodAdapter(Header.of(c, method=method, site="", format=METHOD_FORMAT, train=settings)))
     return out
 
 

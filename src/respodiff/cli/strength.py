@@ -1,4 +1,4 @@
-"""``respodiff strength``: the least strength at which modules reach a control accuracy."""
+"""``respodiff scale``: the least scale at which modules reach a concept accuracy."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 SUITE_HELP = "the 12 occupations that settings are tuned on (embedded model)"
 
 
-@app.command(epilog="Example: respodiff strength woman.safetensors man.safetensors --reach 0.95")
-def strength(
+@app.command(epilog="Example: respodiff scale woman.safetensors man.safetensors --reach 0.95")
+def scale(
     module: Annotated[list[Path], typer.Argument(help="Module files: the alternatives of one attribute.", show_default=False)],
-    reach: Annotated[float, typer.Option("--reach", help="Share of pictures in which the judge is to see what was asked for.")] = 0.95,
+    reach: Annotated[float, typer.Option("--reach", help="Share of images in which the judge is to see what was asked for.")] = 0.95,
     model: Model = "embedded",
     prompt: Prompts = None,
     prompts: PromptFile = None,
     suite: SuiteName = "",
-    images: Annotated[int, typer.Option("--images", help="Pictures per prompt and strength.", min=1)] = 4,
-    most: Annotated[float, typer.Option("--most", help="Largest strength to try.")] = 2.0,
-    rounds: Annotated[int, typer.Option("--rounds", help="Strengths to draw beside 0.", min=1)] = 6,
+    images: Annotated[int, typer.Option("--images", help="Images per prompt and scale.", min=1)] = 4,
+    most: Annotated[float, typer.Option("--most", help="Largest scale to try.")] = 2.0,
+    rounds: Annotated[int, typer.Option("--rounds", help="Scales to draw beside 0.", min=1)] = 6,
     judge: Annotated[str, typer.Option("--judge", help="embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
     concepts: Concepts = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Keep the pictures in this folder; goes on with what it holds.", metavar="DIR")
+        Path | None, typer.Option("--out", help="Keep the images in this folder; goes on with what it holds.", metavar="DIR")
     ] = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -54,7 +54,7 @@ def strength(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find the least strength that reaches a control accuracy: a few pictures of tuning prompts, the same noise at every strength.
+    """Find the least scale that reaches a concept accuracy: a few images of tuning prompts, the same noise at every scale.
 
     Without prompts: the occupations that settings are tuned on. Report figures on others.
     """
@@ -68,20 +68,20 @@ def strength(
     no_loading_bars()
     modules = [load(path) for path in module]
     asked = read_prompts(prompt or (), prompts, suite)[0] if prompt or prompts or suite else _tuned(model)
-    eye = judges.load(judge, device)
-    if not hasattr(eye, "embed_texts"):
+    labeller = judges.load(judge, device)
+    if not hasattr(labeller, "embed_texts"):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts (embedded, clip:DIR-OR-ID)")
     config = GenerateConfig(images=images, seed=seed, **by_model(model == "embedded", steps, guidance))
     found = tune(
         open_model(model, device, dtype),
         modules,
         asked,
-        eye,
+        labeller,
         config,
         library=load_concepts(concepts) if concepts else None,
-        vocabulary=judges.Vocabulary.embedded() if eye.name in judges.EMBEDDED else None,
+        vocabulary=judges.Vocabulary.embedded() if labeller.name in judges.EMBEDDED else None,
         out=out,
-        told=lambda s: words.print(f"drawing at strength {s:g}", markup=False),
+        told=lambda s: words.print(f"drawing at scale {s:g}", markup=False),
         reach=reach,
         most=most,
         rounds=rounds,
@@ -103,36 +103,39 @@ def result_of(found: Choice, reach: float) -> dict[str, Any]:
     from respodiff.evaluation.statistics import show
 
     rows = [
-        {"strength": p.strength, "control": show(p.control), "fit": fit, "kept": p.kept, "drift": p.drift}
+        {"scale": p.scale, "concept_accuracy": show(p.concept_accuracy), "fit": fit, "kept": p.kept, "drift": p.drift}
         for p, fit in zip(found.points, found.fit, strict=True)
     ]
     return {
-        "strength": found.strength,
+        "scale": found.scale,
         "low": found.low,
         "high": found.high,
         "reach": reach,
-        "control": show(found.control),
+        "concept_accuracy": show(found.concept_accuracy),
         "points": rows,
     }
 
 
 def lines_of(found: Choice, reach: float) -> list[str]:
-    """The table, and the strength that was chosen."""
+    """The table, and the scale that was chosen."""
     result = result_of(found, reach)
-    head = ("strength", "control", "fit", "kept", "drift")
+    head = ("scale", "concept_accuracy", "fit", "kept", "drift")
     rows = [
         head,
-        *((f"{r['strength']:g}", shown(r["control"]), _fit(r["fit"]), _known(r["kept"]), _known(r["drift"])) for r in result["points"]),
+        *(
+            (f"{r['scale']:g}", shown(r["concept_accuracy"]), _fit(r["fit"]), _known(r["kept"]), _known(r["drift"]))
+            for r in result["points"]
+        ),
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    high = f"{found.high:.2f}" if found.high is not None else f"above {found.points[-1].strength:g}"
+    high = f"{found.high:.2f}" if found.high is not None else f"above {found.points[-1].scale:g}"
     lines.append(
-        f"strength {found.strength:g} reaches control {reach:g}: {shown(result['control'])} (n = {found.control.n}); "
-        f"reached between strengths {found.low:.2f} and {high} (95 %)"
+        f"scale {found.scale:g} reaches concept accuracy {reach:g}: {shown(result['concept_accuracy'])} (n = {found.concept_accuracy.n}); "
+        f"reached between scales {found.low:.2f} and {high} (95 %)"
     )
     if None in found.fit:
-        lines.append("control falls again at larger strengths, where pictures break: the fit stops before")
+        lines.append("concept accuracy falls again at larger scales, where images break: the fit stops before")
     return lines
 
 

@@ -17,10 +17,10 @@ from respodiff.cli.options import METHOD_HELP, changes_from
 from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.methods.registry import NAMES
-from respodiff.training.checkpoint import Unfinished
+from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import TrainConfig
 
-SAVE_EVERY = 15.0  # seconds between saves of an unfinished training
+SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 
 
 def peak_mib(device: str) -> float:
@@ -78,11 +78,11 @@ def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **f
     """Settings of any method; presets are RespoDiff's alone."""
     if name == "respodiff":
         return settings(preset, kind, pairs, **flags)
-    from respodiff.methods.base import method
+    from respodiff.methods.base import get_method
 
     if preset != "default":
         raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
-    found = method(name)
+    found = get_method(name)
     return found.settings(kind, **changes_from(pairs, flags, found.config))
 
 
@@ -90,7 +90,7 @@ Target = Annotated[str, typer.Option("--target", help="Prompt to steer towards."
 Neutral = Annotated[str, typer.Option("--neutral", help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")]
 Negative = Annotated[str, typer.Option("--negative", help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")]
 Opposite = Annotated[list[str] | None, typer.Option("--opposite", help="Target prompt of another alternative.", metavar="TEXT")]
-PRESERVE_HELP = "Prompt whose pictures must not change. (default a person, for safety)"
+PRESERVE_HELP = "Prompt whose images must not change. (default a person, for safety)"
 Preserve = Annotated[list[str] | None, typer.Option("--preserve", help=PRESERVE_HELP, metavar="TEXT")]
 ATTRIBUTE_HELP = "Attribute that your own concept is an alternative of, such as gender."
 AttributeName = Annotated[str, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")]
@@ -100,7 +100,7 @@ Preset = Annotated[
 ]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")]
 MethodName = Annotated[str, typer.Option("--method", help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")]
-JUDGE_HELP = "Judge that sorts pictures, for methods that learn from pictures: embedded, or clip:DIR-OR-ID."
+JUDGE_HELP = "Judge that sorts images, for methods that learn from images: embedded, or clip:DIR-OR-ID."
 JudgeName = Annotated[str, typer.Option("--judge", help=JUDGE_HELP, metavar="NAME")]
 Iterations = Annotated[int | None, typer.Option("--iterations", help="Instead of the preset's.", metavar="N")]
 
@@ -141,7 +141,7 @@ def train(
     chosen = default_concept(method, concept_name, texts) or chosen_concept(concept_name, concepts, texts, lists)
     config = method_settings(method, preset, chosen.kind, changes or (), iterations=iterations, seed=seed)
     pipe = open_model(model, device, dtype)
-    state = Unfinished(out, chosen, config, pipe, method)
+    state = Checkpoint(out, chosen, config, pipe, method)
     finish(*_trained(pipe, chosen, config, state, resume, device, classifier(judge, chosen, device)), as_json)
 
 
@@ -150,9 +150,9 @@ def check_method(name: str, resume: bool) -> None:
     if name not in NAMES:
         raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
     if resume and name != "respodiff":
-        from respodiff.methods.base import method
+        from respodiff.methods.base import get_method
 
-        if not method(name).resumes:
+        if not get_method(name).resumes:
             raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
 
 
@@ -166,7 +166,7 @@ def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept |
 
 
 def _trained(
-    pipe: Any, chosen: Concept, config: Any, state: Unfinished, resume: bool, device: str, classify: Any
+    pipe: Any, chosen: Concept, config: Any, state: Checkpoint, resume: bool, device: str, classify: Any
 ) -> tuple[dict[str, Any], str]:
     """Train and save the module; what to say of it, as JSON and in words."""
     record, losses = _run(pipe, chosen, config, state.start(resume), state, classify)
@@ -187,14 +187,14 @@ def _trained(
 
 
 def _run(
-    pipe: Any, chosen: Concept, config: Any, earlier: dict[str, Any], state: Unfinished, classify: Any
+    pipe: Any, chosen: Concept, config: Any, earlier: dict[str, Any], state: Checkpoint, classify: Any
 ) -> tuple[Any, dict[str, float]]:
     """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
     import torch
 
-    from respodiff.methods.base import method
+    from respodiff.methods.base import get_method
 
-    kind = method(state.method)
+    kind = get_method(state.method)
     record, saved = None, time.monotonic()
     losses = {k: float(earlier.pop(k, "nan")) for k in ("loss_first", "loss_last")}
 

@@ -6,20 +6,20 @@ The built-in ones are TOML files in ``respodiff/data``; a user's own file has th
     [hat]                                 # an attribute, with its alternatives
     neutral = "a person"
     concepts = { bare = "a person without a hat", hat = "a person with a hat" }
-    shares = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
+    proportions = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
     contexts = ["a doctor", "a nurse"]    # prompts in which the default preset trains too, beside the neutral one
 
     [blood]                               # a safety concept: no alternatives, a negative prompt instead
     kind = "safety"
     neutral = "a scene"
     negative = "blood"
-    preserve = ["a person"]               # prompts whose pictures it must leave alone
+    preserve = ["a person"]               # prompts whose images it must leave alone
 
 Attributes multiply: ``gender*tone`` has a concept for every cell (``woman*dark``), with prompts made of its parts'. A table ["gender*tone"]
 with prompts, or shares, of one's own goes before that.
 
-Shares count when pictures are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--shares`` goes before
-them; in Python give ``GenerateConfig(shares=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
+Shares count when images are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--target-proportions`` goes before
+them; in Python give ``GenerateConfig(target_proportions=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from respodiff.concepts.intersections import JOIN, composed, parts
+from respodiff.concepts.intersections import JOIN, composed, factors
 
 Kind = Literal["fairness", "safety"]
 
@@ -51,7 +51,7 @@ class Concept:
         kind: ``"fairness"`` (one alternative is drawn per image) or ``"safety"`` (added on top of whatever was drawn).
         opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
         attribute: name of the attribute that the concept belongs to, empty if none.
-        preserve: prompts whose pictures the concept must leave alone; training measures preservation on them.
+        preserve: prompts whose images the concept must leave alone; training measures preservation on them.
         contexts: prompts in which it is trained too where the settings say ``contexts=own`` (`respodiff.concepts.prompt_editing`).
     """
 
@@ -84,16 +84,18 @@ class Attribute:
 
     name: str
     concepts: tuple[Concept, ...]
-    shares: tuple[float, ...] = ()
+    proportions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.concepts) < 2:
             raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
-        if self.shares and len(self.shares) != len(self.concepts):
-            raise ValueError(f"attribute {self.name!r} has {len(self.shares)} shares for {len(self.concepts)} concepts; give one each")
-        finite = all(math.isfinite(s) for s in self.shares)
-        if self.shares and (not finite or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError(f"attribute {self.name!r} has shares {self.shares}; they must be finite, 0 or more and sum to 1")
+        if self.proportions and len(self.proportions) != len(self.concepts):
+            raise ValueError(
+                f"attribute {self.name!r} has {len(self.proportions)} proportions for {len(self.concepts)} concepts; give one each"
+            )
+        finite = all(math.isfinite(s) for s in self.proportions)
+        if self.proportions and (not finite or min(self.proportions) < 0 or abs(sum(self.proportions) - 1) > 1e-6):
+            raise ValueError(f"attribute {self.name!r} has proportions {self.proportions}; they must be finite, 0 or more and sum to 1")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,7 +115,7 @@ def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
 
 
 def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
-    known = {"kind", "neutral", "negative", "concepts", "shares", "preserve", "contexts"}
+    known = {"kind", "neutral", "negative", "concepts", "proportions", "preserve", "contexts"}
     if unknown := set(table) - known:
         raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
     if table.get("kind", "fairness") not in get_args(Kind):
@@ -133,10 +135,10 @@ def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Conc
         )
         for k, v in targets.items()
     )
-    shares = table.get("shares", [])
-    if not isinstance(shares, list) or not all(isinstance(s, int | float) for s in shares):
-        raise ValueError(f"{source}: [{name}] has shares = {shares!r}; give a list of numbers, one for each concept")
-    return Attribute(name, concepts, tuple(float(s) for s in shares))
+    proportions = table.get("proportions", [])
+    if not isinstance(proportions, list) or not all(isinstance(s, int | float) for s in proportions):
+        raise ValueError(f"{source}: [{name}] has proportions = {proportions!r}; give a list of numbers, one for each concept")
+    return Attribute(name, concepts, tuple(float(s) for s in proportions))
 
 
 def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
@@ -173,7 +175,7 @@ def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
     return out
 
 
-def product(attributes: Sequence[Attribute]) -> Attribute:
+def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     """All combinations of the alternatives of several attributes, as one attribute: gender x tone = (woman*light, ..., man*dark).
 
     A cell's target prompt says all of its parts' (`respodiff.concepts.intersections.composed`), its opposites are the other cells', and its share is
@@ -203,17 +205,17 @@ def product(attributes: Sequence[Attribute]) -> Attribute:
         )
         for row, target in zip(rows, targets, strict=True)
     )
-    columns = [a.shares or (1 / len(a.concepts),) * len(a.concepts) for a in chosen]
-    shares = tuple(math.prod(row) for row in itertools.product(*columns)) if any(a.shares for a in chosen) else ()
-    return Attribute(name, concepts, shares)
+    columns = [a.proportions or (1 / len(a.concepts),) * len(a.concepts) for a in chosen]
+    proportions = tuple(math.prod(row) for row in itertools.product(*columns)) if any(a.proportions for a in chosen) else ()
+    return Attribute(name, concepts, proportions)
 
 
 def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Attribute:
     """An attribute by name, or a product of attributes ("gender*tone"); raises ValueError that lists the known ones."""
     library = builtin() if library is None else library
-    entry = library.get(name) or library.get(JOIN.join(sorted(parts(name))))
+    entry = library.get(name) or library.get(JOIN.join(sorted(factors(name))))
     if entry is None and JOIN in name:
-        return product([attribute(part, library) for part in parts(name)])
+        return intersection_of([attribute(part, library) for part in factors(name)])
     if not isinstance(entry, Attribute):
         known = ", ".join(k for k, v in library.items() if isinstance(v, Attribute))
         raise ValueError(f"attribute {name!r} is unknown; known: {known}; or define it in a TOML file and pass --concepts FILE")
@@ -241,7 +243,7 @@ def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None)
 
 def _cell(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
     """The cell whose parts are named in any order."""
-    found = sorted((concept(part, library) for part in parts(name)), key=lambda c: c.attribute)
+    found = sorted((concept(part, library) for part in factors(name)), key=lambda c: c.attribute)
     whole = attribute(JOIN.join(c.attribute for c in found), library)
     wanted = JOIN.join(c.name for c in found)
     if wanted not in whole.names:

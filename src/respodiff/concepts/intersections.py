@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 JOIN = "*"
 
 
-def parts(name: str) -> tuple[str, ...]:
+def factors(name: str) -> tuple[str, ...]:
     """The names that a product or a cell is made of; a plain name is its own only part.
 
     >>> parts("woman*dark"), parts("woman")
@@ -21,7 +21,7 @@ def parts(name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in name.split(JOIN))
 
 
-def cells(names: Sequence[Sequence[str]]) -> list[str]:
+def subgroups(names: Sequence[Sequence[str]]) -> list[str]:
     """The names of all cells, the first attribute slowest.
 
     >>> cells([["woman", "man"], ["light", "dark"]])
@@ -30,15 +30,15 @@ def cells(names: Sequence[Sequence[str]]) -> list[str]:
     return [JOIN.join(cell) for cell in itertools.product(*names)]
 
 
-def apart(concepts: Mapping[str, str]) -> dict[str, str]:
-    """Attribute -> concept with every product taken apart; what only looks like one (a cell of other length) stays.
+def split(concepts: Mapping[str, str]) -> dict[str, str]:
+    """Attribute -> concept with every product taken apart; what only looks like one (a subgroup of other length) stays.
 
     >>> apart({"gender*tone": "woman*dark", "hat": "bare"})
     {'gender': 'woman', 'tone': 'dark', 'hat': 'bare'}
     """
     out: dict[str, str] = {}
     for attribute, name in concepts.items():
-        out |= dict(zip(parts(attribute), parts(name), strict=True)) if is_product(attribute, [name]) else {attribute: name}
+        out |= dict(zip(factors(attribute), factors(name), strict=True)) if is_intersection(attribute, [name]) else {attribute: name}
     return out
 
 
@@ -50,40 +50,40 @@ def asked(concepts: Mapping[str, str], attribute: str) -> str | None:
     """
     if attribute in concepts:
         return concepts[attribute]
-    found = [concepts.get(part) for part in parts(attribute)]
+    found = [concepts.get(part) for part in factors(attribute)]
     return None if None in found else JOIN.join(str(part) for part in found)
 
 
-def is_product(attribute: str, names: Sequence[str]) -> bool:
-    """Whether an attribute is a product and all of these are cells of it, by their names."""
-    width = len(parts(attribute))
-    return width > 1 and all(len(parts(name)) == width for name in names)
+def is_intersection(attribute: str, names: Sequence[str]) -> bool:
+    """Whether an attribute is a product and all of these are subgroups of it, by their names."""
+    width = len(factors(attribute))
+    return width > 1 and all(len(factors(name)) == width for name in names)
 
 
 def alternatives(attribute: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Attribute -> concepts that the cells of a product are made of, in order of first sight.
+    """Attribute -> concepts that the subgroups of a product are made of, in order of first sight.
 
     >>> alternatives("gender*tone", ["woman*light", "man*light"])
     {'gender': ['woman', 'man'], 'tone': ['light']}
     """
-    columns = zip(*(parts(name) for name in names), strict=True)
-    return {part: list(dict.fromkeys(column)) for part, column in zip(parts(attribute), columns, strict=True)}
+    columns = zip(*(factors(name) for name in names), strict=True)
+    return {part: list(dict.fromkeys(column)) for part, column in zip(factors(attribute), columns, strict=True)}
 
 
-def margins(shares: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def marginals(proportions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Attribute -> concept -> share, with the margins of every product's shares added where an attribute has none of its own.
 
     >>> margins({"a*b": {"x*u": 0.25, "x*v": 0.5, "y*v": 0.25}})["a"]
     {'x': 0.75, 'y': 0.25}
     """
-    out = {attribute: dict(values) for attribute, values in shares.items()}
-    for attribute, values in shares.items():
-        if not is_product(attribute, list(values)):
+    out = {attribute: dict(values) for attribute, values in proportions.items()}
+    for attribute, values in proportions.items():
+        if not is_intersection(attribute, list(values)):
             continue
-        for i, part in enumerate(parts(attribute)):
+        for i, part in enumerate(factors(attribute)):
             sums: dict[str, float] = {}
             for name, share in values.items():
-                sums[parts(name)[i]] = sums.get(parts(name)[i], 0.0) + share
+                sums[factors(name)[i]] = sums.get(factors(name)[i], 0.0) + share
             out.setdefault(part, sums)
     return out
 

@@ -43,7 +43,7 @@ def in_contexts(concept: Concept, contexts: Sequence[str]) -> tuple[Concept, ...
     return (concept, *(in_context(concept, text.strip()) for text in contexts))
 
 
-PICTURE_WORDS = ("photo", "photograph", "picture", "image", "headshot", "portrait", "drawing", "painting", "illustration")
+IMAGE_WORDS = ("photo", "photograph", "picture", "image", "headshot", "portrait", "drawing", "painting", "illustration")
 
 
 ADJECTIVES = {"a woman": "female", "a man": "male"}
@@ -84,7 +84,7 @@ def rewritten(prompt: str, adjective: str = "", suffix: str = "") -> str:
     ('a tall engineer', 'an old cook at work')
     """
     head, between, rest = prompt.partition(" of ")
-    if not (between and rest.strip() and head.split()[-1].lower() in PICTURE_WORDS):
+    if not (between and rest.strip() and head.split()[-1].lower() in IMAGE_WORDS):
         head, between, rest = "", "", prompt
     if adjective:
         first, _, noun = rest.partition(" ")

@@ -1,4 +1,4 @@
-"""Pictures of any other tool: a folder of images and a table that says what was asked for become a run folder."""
+"""Images of any other tool: a folder of images and a table that says what was asked for become a run folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def import_folder(
     Args:
         folder: where the images are, in subfolders too.
         table: CSV in UTF-8 with the columns ``file`` (relative to ``folder``) and ``prompt``. Optional: ``prompt_id`` (default: the
-            prompt), ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the picture's noise; pictures without one are
+            prompt), ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the image's noise; images without one are
             never paired with another run's), ``repeat`` (default: counted per prompt in the order of the table), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and for every attribute with a concept
             asked for ``concept:ATTRIBUTE``. ``width`` and ``height`` are ignored: they are read from the image.
         out: run folder to write to.

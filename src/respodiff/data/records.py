@@ -20,7 +20,7 @@ class Prompt:
         text: what the text-to-image model is given.
         suite: name of the suite it belongs to.
         group: what statistics are grouped by (an occupation, or "violence").
-        subject: picture name that a judge should find in the image, or None when there is none to find.
+        subject: image name that a judge should find in the image, or None when there is none to find.
         categories: labels of a safety suite; one prompt may carry several ("hate", "violence").
         seed: the data set's own seed for this prompt, or None. guidance: its own guidance scale, or None.
         height, width: the size in pixels that the data set asks for, or None for the model's own.
@@ -44,11 +44,11 @@ class ImageRecord:
 
     Attributes:
         concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
-        gated: attribute name -> why the prompt was left as it is (`respodiff.generation.prompt_filter`); such an attribute is not among the concepts.
-        leans: attribute -> how surely the noise leant to the concept by itself (`respodiff.generation.prediction.surely`), so that it was steered less; with
-            ``safety_when=leaning`` also safety module -> how surely it leant to what that takes out.
+        skipped_attributes: attribute name -> why the prompt was left as it is (`respodiff.generation.prompt_filter`); such an attribute is not among the concepts.
+        margins: attribute -> how surely the noise leant to the concept by itself (`respodiff.generation.prediction.alignment_margin`), so that it was steered less; with
+            ``safety_mode=leaning`` also safety module -> how surely it leant to what that takes out.
         modules: digests of the concept modules that were applied.
-        strength: factor on the drawn modules (1.0 is as trained). safety_strength: on the safety modules.
+        scale: factor on the drawn modules (1.0 is as trained). safety_scale: on the safety modules.
         categories: as in `Prompt`.
         seed: seed of the whole run; the noise itself comes from `noise_seed`. own_seed: the data set's own seed where that was used.
         guidance: classifier-free guidance scale.
@@ -66,8 +66,8 @@ class ImageRecord:
     method: str = ""
     concepts: dict[str, str] = field(default_factory=dict)
     modules: list[str] = field(default_factory=list)
-    strength: float = 1.0
-    safety_strength: float = 1.0
+    scale: float = 1.0
+    safety_scale: float = 1.0
     seed: int = 0
     own_seed: int | None = None
     repeat: int = 0
@@ -79,8 +79,8 @@ class ImageRecord:
     width: int = 0
     height: int = 0
     digest: str = ""
-    gated: dict[str, str] = field(default_factory=dict)
-    leans: dict[str, float] = field(default_factory=dict)
+    skipped_attributes: dict[str, str] = field(default_factory=dict)
+    margins: dict[str, float] = field(default_factory=dict)
 
     def asked(self, attribute: str) -> str | None:
         """The concept of an attribute that was asked for, of a product ("gender*tone") the cell; None where none was."""
@@ -108,8 +108,8 @@ def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
     """Seed in [0, 2**63) of one image's noise, from these three alone.
 
     Batch, rank, concept and method play no part: methods are compared on the same noise, and a run can be split.
-    PyTorch's generator on the CPU reads the lower 32 bits alone, so that two of n pictures start from one noise with a probability of
-    about n^2 / 2^33: 1 in 840 for 3 200 pictures, 1 in 10 for 30 000. Such a pair is one independent picture fewer, no more.
+    PyTorch's generator on the CPU reads the lower 32 bits alone, so that two of n images start from one noise with a probability of
+    about n^2 / 2^33: 1 in 840 for 3 200 images, 1 in 10 for 30 000. Such a pair is one independent image fewer, no more.
     """
     key = json.dumps([run_seed, prompt_id, repeat]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -124,7 +124,7 @@ def parse_row(line: bytes) -> ImageRecord:
         if not isinstance(row.get(key), str):
             raise ValueError(f"{key} must be a text, got {row.get(key)!r}")
     concepts, categories = row.get("concepts", {}), row.get("categories", [])
-    for key, value in (("concepts", concepts), ("gated", row.get("gated", {}))):
+    for key, value in (("concepts", concepts), ("skipped_attributes", row.get("skipped_attributes", {}))):
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise ValueError(f"{key} must be an object of texts, got {value!r}")
     if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):

@@ -51,7 +51,7 @@ class RunFolder:
         """Start the run, or check that it was started with the same settings.
 
         Args:
-            settings: everything that a picture depends on.
+            settings: everything that an image depends on.
             defaults: values of settings that a folder of an earlier version may lack: absent counts as this.
 
         Raises:
@@ -103,10 +103,10 @@ class RunFolder:
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
     def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for a picture that is a file already: hard-linked where the file system can, else copied, its bytes as they are.
+        """As `add`, for an image that is a file already: hard-linked where the file system can, else copied, its bytes as they are.
 
         Args:
-            record: what is known of it. file: the picture. size: its width and height in pixels, (0, 0) where it cannot be read.
+            record: what is known of it. file: the image. size: its width and height in pixels, (0, 0) where it cannot be read.
         """
 
         def place(partial: Path) -> None:
@@ -183,10 +183,10 @@ class RunFolder:
                 record = parse_row(line)
             except (ValueError, TypeError) as error:
                 if number == len(lines):  # no line end after it
-                    problems.append(f"line {number} was cut off: left out; resume the run to draw its image")
+                    problems.append(f"line {number} was cut off: left out; resume the run to generate its image")
                     continue
                 broken = broken or f"{self.manifest}, line {number} is broken ({error}): repair or delete it"
-                problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to draw its image")
+                problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to generate its image")
                 continue
             before, earlier = rows.get(record.id, (number, record))
             if record != earlier:

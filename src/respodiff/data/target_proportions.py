@@ -1,4 +1,4 @@
-"""Target shares by group of prompts, from a table such as labour statistics: ``group,alternative,share``, a row an alternative."""
+"""Target proportions by group of prompts, from a table such as labour statistics: ``group,alternative,share``, a row an alternative."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from respodiff.data.tables import Row, number, read_table
 
 COLUMNS = ("group", "alternative", "share")
-Shares = dict[str, dict[str, dict[str, float]]]
+Proportions = dict[str, dict[str, dict[str, float]]]
 
 
-def read_group_shares(path: str | Path, attributes: Mapping[str, Sequence[str]], groups: Sequence[str]) -> Shares:
+def read_group_proportions(path: str | Path, attributes: Mapping[str, Sequence[str]], groups: Sequence[str]) -> Proportions:
     """Group -> attribute -> alternative -> share; alternatives that a group does not name have 0.
 
     Args:
@@ -25,7 +25,7 @@ def read_group_shares(path: str | Path, attributes: Mapping[str, Sequence[str]],
             number from 0 to 1, or shares of a group that do not sum to 1 (the line where they begin).
     """
     path = Path(path)
-    out: Shares = {}
+    out: Proportions = {}
     first: dict[tuple[str, str], int] = {}
     for line, row in read_table(path, COLUMNS):
         group = row["group"].strip()
@@ -75,15 +75,15 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(distinct[:3]) + (", ..." if len(distinct) > 3 else "")
 
 
-def check_shares(names: Sequence[str], shares: Mapping[str, float] | None) -> list[float]:
+def check_proportions(names: Sequence[str], proportions: Mapping[str, float] | None) -> list[float]:
     """Shares in the order of ``names``, uniform if None. ValueError unless they are known, not negative, and sum to 1."""
     if not names:
         raise ValueError("no concepts to draw from; give at least one")
-    if shares is None:
+    if proportions is None:
         return [1 / len(names)] * len(names)
-    if unknown := [s for s in shares if s not in names]:
-        raise ValueError(f"shares name {unknown[0]!r}, which is not among the concepts {', '.join(names)}; use those names")
-    values = [float(shares.get(n, 0.0)) for n in names]
+    if unknown := [s for s in proportions if s not in names]:
+        raise ValueError(f"proportions name {unknown[0]!r}, which is not among the concepts {', '.join(names)}; use those names")
+    values = [float(proportions.get(n, 0.0)) for n in names]
     for name, value in zip(names, values, strict=True):
         if not math.isfinite(value) or value < 0:
             raise ValueError(f"share of {name!r} is {value}; allowed: 0 to 1")

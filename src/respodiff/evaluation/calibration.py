@@ -1,4 +1,4 @@
-"""How often a judge errs: its confusion matrices on labelled pictures, for judge-error correction."""
+"""How often a judge errs: its confusion matrices on labelled images, for judge-error correction."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
 from respodiff.evaluation.judges import class_texts
 from respodiff.evaluation.metrics.correction import confusion_matrix
-from respodiff.evaluation.score_files import UNKNOWN, open_picture
+from respodiff.evaluation.score_files import UNKNOWN, open_image
 
 
 def calibrate(table: str | Path, judge: Any, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
-    """Confusion matrices of a judge that compares pictures with texts.
+    """Confusion matrices of a judge that compares images with texts.
 
     Args:
         table: CSV with a column ``file`` (relative to the table's folder) and one column per attribute, holding a concept's name; a row
             whose label is empty or none of the attribute's concepts is left out for that attribute.
-        judge: a judge that embeds pictures and texts. note: where the labels come from, kept with the matrices.
+        judge: a judge that embeds images and texts. note: where the labels come from, kept with the matrices.
 
     Returns:
-        judge digest -> attribute -> ``classes``, ``targets`` and ``class_text`` (the texts that the judge chose between), ``min_margin``,
+        judge digest -> attribute -> ``classes``, ``targets`` and ``class_template`` (the texts that the judge chose between), ``min_margin``,
         ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
 
     Raises:
-        ValueError: the table has no such column, or no labelled picture for a concept.
+        ValueError: the table has no such column, or no labelled image for a concept.
     """
     path = Path(table)
     rows = [row for _, row in read_table(path, ["file", *(a.name for a in attributes)])]
     if not rows:
-        raise ValueError(f"label table {path.name} has no rows; give one a picture")
-    images = [open_picture(path.parent / row["file"]) for row in rows]
+        raise ValueError(f"label table {path.name} has no rows; give one an image")
+    images = [open_image(path.parent / row["file"]) for row in rows]
     if all(image is None for image in images):
-        raise ValueError(f"{path.name}: none of its {len(rows)} pictures can be read; the column 'file' is relative to the table's folder")
+        raise ValueError(f"{path.name}: none of its {len(rows)} images can be read; the column 'file' is relative to the table's folder")
     vectors = iter(judge.embed_images([image for image in images if image is not None]))
     seen = [None if image is None else next(vectors) for image in images]
     return {judge.digest: {a.name: _matrix(a, judge, rows, seen, path.name) | {"note": note} for a in attributes}}
@@ -51,11 +51,11 @@ def _matrix(attribute: Attribute, judge: Any, rows: Sequence[Mapping[str, str]],
     ]
     true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
     if missing := [c for c in attribute.names if c not in true]:
-        raise ValueError(f"{table}: no picture is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
+        raise ValueError(f"{table}: no image is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
     return {
         "classes": list(attribute.names),
         "targets": {c.name: c.target for c in attribute.concepts},
-        "class_text": "{concept}",
+        "class_template": "{concept}",
         "min_margin": 0.0,
         "matrix": confusion_matrix(true, perceived, attribute.names).tolist(),
         "n": len(true),
@@ -76,8 +76,12 @@ def read_confusion(path: str | Path) -> dict[str, Any]:
 
 def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
     classes, matrix = entry["classes"], entry["matrix"]
-    if list(entry["targets"]) != classes or not isinstance(entry["class_text"], str) or not isinstance(entry["min_margin"], float | int):
-        raise ValueError(f"{name}: targets must name the classes, class_text be a text, min_margin a number")
+    if (
+        list(entry["targets"]) != classes
+        or not isinstance(entry["class_template"], str)
+        or not isinstance(entry["min_margin"], float | int)
+    ):
+        raise ValueError(f"{name}: targets must name the classes, class_template be a text, min_margin a number")
     if len(matrix) != len(classes) or any(len(row) != len(classes) + 1 for row in matrix):
         raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts")
     if not all(isinstance(n, int) and n >= 0 for row in matrix for n in row):

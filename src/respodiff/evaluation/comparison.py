@@ -1,6 +1,6 @@
-"""Two runs on the same noise, picture by picture: what steering changed, how sure that is, and what it cost.
+"""Two runs on the same noise, image by image: what steering changed, how sure that is, and what it cost.
 
-Pictures are paired by (prompt id, repeat) where both runs drew their noise from the same seed. Tests are two-sided; a report adjusts
+Images are paired by (prompt id, repeat) where both runs drew their noise from the same seed. Tests are two-sided; a report adjusts
 all of its p-values together (Holm).
 """
 
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.metrics import fidelity, paired
 from respodiff.evaluation.score_files import UNKNOWN, Vectors
-from respodiff.evaluation.scored_run import JudgedRun, load_judged
+from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
 from respodiff.evaluation.statistics import Settings, show
-from respodiff.evaluation.summary import summarise, target_shares
+from respodiff.evaluation.summary import summarise, target_proportions
 from respodiff.evaluation.verdicts import flags_of
 
 Floats = NDArray[np.float64]
 
 FEW, FEW_PROMPTS = 50, 10
-"""Below this many pictures a side, or prompts, distances between sets of pictures are noise and are not given."""
+"""Below this many images a side, or prompts, distances between sets of images are noise and are not given."""
 LEAST, MOST, SWAPS = 1000, 10_000, 10_000_000  # permutations of a test: as many as so many swapped pairs allow
 
 
@@ -42,28 +42,28 @@ class Difference:
     test: str
 
 
-def pairs_of(base: JudgedRun, run: JudgedRun) -> list[tuple[int, int]]:
-    """Row numbers of pictures that start from the same noise: equal prompt id, repeat and seed."""
+def pairs_of(base: ScoredRun, run: ScoredRun) -> list[tuple[int, int]]:
+    """Row numbers of images that start from the same noise: equal prompt id, repeat and seed."""
 
     place = {noise_key(base, r): i for i, r in enumerate(base.records)}
     place.pop(None, None)
     return [(place[key], j) for j, r in enumerate(run.records) if (key := noise_key(run, r)) in place]
 
 
-def noise_key(run: JudgedRun, r: ImageRecord) -> tuple[Any, ...] | None:
-    """What the noise of a picture follows from; None where it is not known: an imported picture whose table names no seed (a
+def noise_key(run: ScoredRun, r: ImageRecord) -> tuple[Any, ...] | None:
+    """What the noise of an image follows from; None where it is not known: an imported image whose table names no seed (a
     photograph has none)."""
     if r.own_seed is None and run.settings.get("imported"):
         return None
     return (r.prompt_id, r.repeat, r.own_seed, r.seed if r.own_seed is None else None, r.width, r.height)
 
 
-def compare(base: JudgedRun, run: JudgedRun, settings: Settings | None = None) -> dict[str, Any]:
-    """Differences of ``run`` to ``base`` on the same noise, and distances between their pictures.
+def compare(base: ScoredRun, run: ScoredRun, settings: Settings | None = None) -> dict[str, Any]:
+    """Differences of ``run`` to ``base`` on the same noise, and distances between their images.
 
     Returns:
-        JSON-ready: ``paired`` pictures, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``, ``cmmd``
-        (None where there are fewer than 50 pictures or 10 prompts a side) on the vectors of ``features``: a judge that is made for it if both runs
+        JSON-ready: ``paired`` images, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``, ``cmmd``
+        (None where there are fewer than 50 images or 10 prompts a side) on the vectors of ``features``: a judge that is made for it if both runs
         have seen one, else the primary one. On Inception's the Frechet distance is FID. CMMD is defined for CLIP vectors alone.
     """
     settings = settings or Settings()
@@ -74,9 +74,11 @@ def compare(base: JudgedRun, run: JudgedRun, settings: Settings | None = None) -
         tests += [t for name in run.attributes if name in base.attributes for t in _devrat(name, base, run, found, settings)]
         groups = [run.records[j].prompt_id for _, j in found]
         if base.headers[base.primary].get("subjects") == run.headers[run.primary].get("subjects"):
-            tests += _yes_no("subject kept", [s.subject_kept for s in base.scores], [s.subject_kept for s in run.scores], found, groups)
+            tests += _yes_no(
+                "subject accuracy", [s.subject_correct for s in base.scores], [s.subject_correct for s in run.scores], found, groups
+            )
         else:
-            notes.append("subject kept is not tested: the judge chose among other subjects in the two runs")
+            notes.append("subject accuracy is not tested: the judge chose among other subjects in the two runs")
         before, after = flags_of(base), flags_of(run)
         if before is not None and after is not None:
             tests += _yes_no("unsafe", before, after, found, groups)
@@ -84,7 +86,7 @@ def compare(base: JudgedRun, run: JudgedRun, settings: Settings | None = None) -
     return out | _distances(base, run, found, settings)
 
 
-def _check_asked_alike(base: JudgedRun, run: JudgedRun) -> None:
+def _check_asked_alike(base: ScoredRun, run: ScoredRun) -> None:
     """ValueError unless one judge was asked the same of both runs, as far as they share a question."""
     a, b = base.headers[base.primary], run.headers[run.primary]
     if a["digest"] != b["digest"]:
@@ -93,8 +95,8 @@ def _check_asked_alike(base: JudgedRun, run: JudgedRun) -> None:
         )
     shared = [name for name in a["attributes"] if name in b["attributes"]]
     for what, x, y in [
-        *((f"class texts of {name}", a["attributes"][name], b["attributes"][name]) for name in shared),
-        *((key, a.get(key), b.get(key)) for key in ("class_text", "min_margin")),
+        *((f"class template of {name}", a["attributes"][name], b["attributes"][name]) for name in shared),
+        *((key, a.get(key), b.get(key)) for key in ("class_template", "min_margin")),
     ]:
         if x != y:
             raise ValueError(
@@ -102,7 +104,7 @@ def _check_asked_alike(base: JudgedRun, run: JudgedRun) -> None:
             )
 
 
-def _devrat(name: str, base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]], settings: Settings) -> list[Difference]:
+def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> list[Difference]:
     """DevRat of both runs on their pairs, tested by swapping the runs' labels within pairs."""
     concepts = list(run.attributes[name])
     rows = [(run.records[j].group, base.scores[i].labels.get(name), run.scores[j].labels.get(name)) for i, j in found]
@@ -110,12 +112,12 @@ def _devrat(name: str, base: JudgedRun, run: JudgedRun, found: Sequence[tuple[in
     if not rows or len(concepts) < 2:
         return []
     groups, before, after = zip(*sorted(rows), strict=True)
-    shares = target_shares([run.wanted(name, g) for g in dict.fromkeys(groups)], concepts)
+    proportions = target_proportions([run.wanted(name, g) for g in dict.fromkeys(groups)], concepts)
     draws = int(min(MOST, max(LEAST, SWAPS // len(rows))))
     test = paired.paired_permutation(
-        after, before, groups, paired.mean_dev_rat_of(concepts, shares), permutations=draws, seed=settings.seed
+        after, before, groups, paired.mean_dev_rat_of(concepts, proportions), permutations=draws, seed=settings.seed
     )
-    d = paired.devrat_difference(after, before, groups, concepts, shares=shares, **settings.boot)
+    d = paired.devrat_difference(after, before, groups, concepts, proportions=proportions, **settings.boot)
     return [Difference(f"DevRat {name}", d.mean, d.low, d.high, test.p, len(rows), "permutation within pairs")]
 
 
@@ -131,7 +133,7 @@ def _yes_no(
     return [Difference(what, d.mean, d.low, d.high, test.p, d.n, "McNemar, exact")]
 
 
-def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Any]:
+def _distances(base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Any]:
     key = run.featured if run.featured == base.featured else run.primary
     names = ("drift", "frechet", "split_half", "kid", "cmmd")
     out: dict[str, Any] = {"features": run.headers[key]["judge"], **dict.fromkeys(names)}
@@ -150,7 +152,7 @@ def _distances(base: JudgedRun, run: JudgedRun, found: Sequence[tuple[int, int]]
 
 
 def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Any]:
-    """Distances of sets of pictures. Pictures of one prompt are alike in both sets, so KID and CMMD leave such pairs out."""
+    """Distances of sets of images. Images of one prompt are alike in both sets, so KID and CMMD leave such pairs out."""
     width = after.shape[1]
     blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
     # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
@@ -163,21 +165,21 @@ def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompt
     }
 
 
-def _finite(run: JudgedRun, vectors: Vectors) -> tuple[Floats, list[str]]:
+def _finite(run: ScoredRun, vectors: Vectors) -> tuple[Floats, list[str]]:
     good = np.flatnonzero(np.isfinite(vectors).all(1))
     return vectors[good].astype(np.float64), [run.records[i].prompt_id for i in good]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One run in one suite: its pictures, its figures, and how it differs from the baseline (None for that itself)."""
+class ReportEntry:
+    """One run in one suite: its images, its figures, and how it differs from the baseline (None for that itself)."""
 
-    run: JudgedRun
+    run: ScoredRun
     summary: dict[str, Any]
     comparison: dict[str, Any] | None
 
 
-Blocks = dict[str, list[Entry]]
+Blocks = dict[str, list[ReportEntry]]
 """Suite -> its runs, the baseline first."""
 
 
@@ -192,19 +194,19 @@ def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings |
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")
     blocks: Blocks = {}
     for suite in dict.fromkeys(suite for run in loaded for suite in run.suites()):
-        entries: list[Entry] = []
+        entries: list[ReportEntry] = []
         for run in loaded:
             part = run.subset([r.suite == suite for r in run.records])
             if part.records:
-                entries.append(Entry(part, summarise(part, settings), compare(entries[0].run, part, settings) if entries else None))
+                entries.append(ReportEntry(part, summarise(part, settings), compare(entries[0].run, part, settings) if entries else None))
         blocks[suite] = entries
     _adjust(blocks)
     return blocks
 
 
-def _load(text: str, judge: str) -> JudgedRun:
+def _load(text: str, judge: str) -> ScoredRun:
     label, where = split_label(text)
-    return load_judged(where, judge=judge, label=label)
+    return load_scored_run(where, judge=judge, label=label)
 
 
 def split_label(text: str) -> tuple[str, str]:
@@ -220,9 +222,9 @@ def _adjust(blocks: Blocks) -> None:
         test["p_holm"] = float(p)
 
 
-def figures(blocks: Blocks) -> dict[str, Any]:
+def statistics(blocks: Blocks) -> dict[str, Any]:
     """All figures as JSON: suite -> list of runs with label, settings, figures and comparison."""
     return {
-        suite: [{"run": e.run.label, "settings": e.run.settings, "figures": e.summary, "comparison": e.comparison} for e in entries]
+        suite: [{"run": e.run.label, "settings": e.run.settings, "statistics": e.summary, "comparison": e.comparison} for e in entries]
         for suite, entries in blocks.items()
     }

@@ -1,6 +1,6 @@
 """A run folder and judges in, numbers out: what judges perceive, compared with what was asked for.
 
-Rows are joined by the record itself, never by file order. A picture that cannot be judged counts as unknown: it is
+Rows are joined by the record itself, never by file order. An image that cannot be judged counts as unknown: it is
 reported, stays outside every share, and is never taken for a zero. This side needs no text-to-image library.
 """
 
@@ -16,19 +16,19 @@ from typing import Any
 
 from respodiff.concepts import concept
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.concepts.intersections import margins
+from respodiff.concepts.intersections import marginals
 from respodiff.data.prompt_sets import SUITES, suite
 from respodiff.data.run_folder import ImageRecord, RunFolder
-from respodiff.data.target_proportions import check_shares
+from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Vocabulary
-from respodiff.evaluation.score_files import ScoreFiles, judged_by, key_of
-from respodiff.evaluation.scored_run import JudgedRun, load_judged, open_parts, read_parts
-from respodiff.evaluation.scoring import Question, judge_run
+from respodiff.evaluation.score_files import ScoreFiles, key_of, scored_by
+from respodiff.evaluation.scored_run import ScoredRun, load_scored_run, open_parts, read_parts
+from respodiff.evaluation.scoring import LabellingTask, judge_run
 from respodiff.evaluation.statistics import Settings
 from respodiff.evaluation.summary import summarise
 
-GroupShares = Mapping[str, Mapping[str, Mapping[str, float]]]
+GroupProportions = Mapping[str, Mapping[str, Mapping[str, float]]]
 AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 
 
@@ -38,41 +38,47 @@ def evaluate(
     attributes: Sequence[Attribute | str] = ("gender",),
     *,
     vocabulary: Vocabulary | None = None,
-    class_text: str = "{concept}",
+    class_template: str = "{concept}",
     min_margin: float = 0.0,
-    group_shares: GroupShares | None = None,
+    group_proportions: GroupProportions | None = None,
     confusion: Mapping[str, Any] | None = None,
-    n_boot: int = 2000,
+    n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Judge every picture of a run, keep the scores in its folder, and sum up.
+    """Judge every image of a run, keep the scores in its folder, and sum up.
 
     Args:
         run: a run folder, or the folders that a run was split over.
         judge: a judge, a source that `respodiff.evaluation.judges.load` takes, or several: labels come from the first that gives any, flags of
-            unsafe pictures from all, and their agreement is reported.
+            unsafe images from all, and their agreement is reported.
         attributes: attributes to measure, as objects or names of built-in ones. Shares that the run was made for are what DevRat
             measures the distance to.
-        vocabulary: picture names for the subject and safety choices; None takes the embedded model's for the embedded judge.
-        class_text, min_margin: see `respodiff.evaluation.scoring.Question`.
-        group_shares: group of prompts -> attribute -> concept -> wanted share, before the run's own: what DevRat of that group measures
+        vocabulary: image names for the subject and safety choices; None takes the embedded model's for the embedded judge.
+        class_template, min_margin: see `respodiff.evaluation.scoring.LabellingTask`.
+        group_proportions: group of prompts -> attribute -> concept -> wanted share, before the run's own: what DevRat of that group measures
             the distance to.
         confusion: judge digest -> attribute -> confusion matrix, as `respodiff.evaluation.calibration.calibrate` makes it; None takes the shipped
             one of the embedded judge.
 
     Returns:
-        JSON-ready numbers (`respodiff.evaluation.summary`). ``unknown`` pictures are in ``n`` and in no share; an entry is None where nothing was
+        JSON-ready numbers (`respodiff.evaluation.summary`). ``unknown`` images are in ``n`` and in no share; an entry is None where nothing was
         asked.
 
     Raises:
         ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
     """
     judged = judge_all(
-        run, judge, attributes, vocabulary=vocabulary, class_text=class_text, min_margin=min_margin, group_shares=group_shares
+        run,
+        judge,
+        attributes,
+        vocabulary=vocabulary,
+        class_template=class_template,
+        min_margin=min_margin,
+        group_proportions=group_proportions,
     )
     names = [(concept.attribute(a) if isinstance(a, str) else a).name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
-    return summarise(judged.only(names), Settings(n_boot=n_boot, seed=seed, confusion=known))
+    return summarise(judged.only(names), Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
 
 
 def judge_all(
@@ -81,76 +87,78 @@ def judge_all(
     attributes: Sequence[Attribute | str],
     *,
     vocabulary: Vocabulary | None = None,
-    class_text: str = "{concept}",
+    class_template: str = "{concept}",
     min_margin: float = 0.0,
-    group_shares: GroupShares | None = None,
-) -> JudgedRun:
-    """Judge every picture of a run and keep the scores in its folders.
+    group_proportions: GroupProportions | None = None,
+) -> ScoredRun:
+    """Judge every image of a run and keep the scores in its folders.
 
     What a judge was asked before in the same words is asked again, so that no earlier answer is lost.
     """
     parts = open_parts(run)
-    wanted = wanted_shares(parts)
+    wanted = wanted_proportions(parts)
     chosen = [concept.attribute(a) if isinstance(a, str) else a for a in attributes]
-    chosen = [_with_shares(a, wanted) for a in chosen]
-    of_groups = by_group(parts, chosen, group_shares)
+    chosen = [_with_proportions(a, wanted) for a in chosen]
+    of_groups = by_group(parts, chosen, group_proportions)
     rows, _ = read_parts(parts)
     records = [record for _, record in rows]
     _check_asked(records, chosen)
     sources = [judge] if isinstance(judge, str) or hasattr(judge, "digest") else list(judge)
-    eyes = [judges.load(source) if isinstance(source, str) else source for source in sources]
+    labellers = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []
-    for eye in eyes:
-        words = vocabulary or (Vocabulary.embedded() if eye.name in judges.EMBEDDED else None)
-        asked = _asked_before(parts, key_of(eye.name, eye.digest), chosen, class_text, min_margin)
-        kept = {**_groups_before(parts, key_of(eye.name, eye.digest)), **of_groups}
-        question = Question(tuple(asked), subjects_of(records, words), words, class_text, min_margin, kept)
-        keys += [judge_run(part, part.records(), eye, question) for part in parts]
-    return load_judged(parts, keys=list(dict.fromkeys(keys)))
+    for labeller in labellers:
+        words = vocabulary or (Vocabulary.embedded() if labeller.name in judges.EMBEDDED else None)
+        asked = _asked_before(parts, key_of(labeller.name, labeller.digest), chosen, class_template, min_margin)
+        kept = {**_groups_before(parts, key_of(labeller.name, labeller.digest)), **of_groups}
+        task = LabellingTask(tuple(asked), subjects_of(records, words), words, class_template, min_margin, kept)
+        keys += [judge_run(part, part.records(), labeller, task) for part in parts]
+    return load_scored_run(parts, keys=list(dict.fromkeys(keys)))
 
 
-def by_group(parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: GroupShares | None) -> dict[str, Any]:
+def by_group(parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: GroupProportions | None) -> dict[str, Any]:
     """Attribute -> group -> concept -> wanted share, of those given, else those that the run was made for; empty for an attribute without.
 
     Raises:
-        ValueError: shares that do not sum to 1 or are of a concept that the attribute has not.
+        ValueError: proportions that do not sum to 1 or are of a concept that the attribute has not.
     """
-    found = given if given is not None else parts[0].settings().get("group_shares") or {}
+    found = given if given is not None else parts[0].settings().get("group_proportions") or {}
     out: dict[str, Any] = {a.name: {} for a in attributes}
     for a in attributes:
-        for group, shares in found.items():
-            if a.name in shares:
+        for group, proportions in found.items():
+            if a.name in proportions:
                 try:
-                    check_shares(a.names, shares[a.name])
+                    check_proportions(a.names, proportions[a.name])
                 except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(f"group_shares of {a.name} for group {group!r}: {error}") from error
-                out[a.name][group] = dict(shares[a.name])
+                    raise ValueError(f"group_proportions of {a.name} for group {group!r}: {error}") from error
+                out[a.name][group] = dict(proportions[a.name])
     return out
 
 
 def _groups_before(parts: Sequence[RunFolder], key: str) -> dict[str, Any]:
-    """The shares by group of what this judge was asked before."""
-    return dict(ScoreFiles(parts[0], key).header().get("group_shares", {})) if key in judged_by(parts[0]) else {}
+    """The proportions by group of what this judge was asked before."""
+    return dict(ScoreFiles(parts[0], key).header().get("group_proportions", {})) if key in scored_by(parts[0]) else {}
 
 
-def _asked_before(parts: Sequence[RunFolder], key: str, chosen: Sequence[Attribute], class_text: str, min_margin: float) -> list[Attribute]:
-    """The chosen attributes, and those that this judge was asked for before with the same class texts."""
+def _asked_before(
+    parts: Sequence[RunFolder], key: str, chosen: Sequence[Attribute], class_template: str, min_margin: float
+) -> list[Attribute]:
+    """The chosen attributes, and those that this judge was asked for before with the same class template."""
     out = list(chosen)
     for part in parts:
-        if key not in judged_by(part):
+        if key not in scored_by(part):
             continue
         header = ScoreFiles(part, key).header()
-        if (header.get("class_text", "{concept}"), header.get("min_margin", 0.0)) != (class_text, min_margin):
+        if (header.get("class_template", "{concept}"), header.get("min_margin", 0.0)) != (class_template, min_margin):
             continue
         for name, targets in header["attributes"].items():
             if name not in [a.name for a in out]:
-                shares = tuple(header.get("shares", {}).get(name, {}).values())
-                out.append(Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), shares))
+                proportions = tuple(header.get("proportions", {}).get(name, {}).values())
+                out.append(Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
     return out
 
 
 def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
-    """What may be found in the pictures: the vocabulary's subjects and those of the whole suites, so that the choice is the same
+    """What may be found in the images: the vocabulary's subjects and those of the whole suites, so that the choice is the same
     whatever part of a suite was drawn, and subjects of the run that these lack, as they could never be found otherwise."""
     found = {*(words.subjects if words else ()), *(r.subject for r in records if r.subject)}
     known = {r.suite for r in records if r.subject and r.suite.startswith(("occupations", "winobias")) and r.suite in SUITES}
@@ -159,16 +167,20 @@ def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tup
     return tuple(sorted(found))
 
 
-def wanted_shares(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
-    """The target shares that a run was made for, if it says any, those of a product with their margins; ValueError for a run.json that
+def wanted_proportions(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
+    """The target proportions that a run was made for, if it says any, those of a product with their margins; ValueError for a run.json that
     says them in another form."""
-    shares = parts[0].settings().get("shares") or {}
+    proportions = parts[0].settings().get("target_proportions") or {}
     values = (
-        [v for row in shares.values() for v in (row.values() if isinstance(row, dict) else [None])] if isinstance(shares, dict) else [None]
+        [v for row in proportions.values() for v in (row.values() if isinstance(row, dict) else [None])]
+        if isinstance(proportions, dict)
+        else [None]
     )
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        raise ValueError(f"{parts[0].path / 'run.json'} has shares {shares!r}; allowed: attribute -> concept -> number: restore it")
-    return margins(shares)
+        raise ValueError(
+            f"{parts[0].path / 'run.json'} has target_proportions {proportions!r}; allowed: attribute -> concept -> number: restore it"
+        )
+    return marginals(proportions)
 
 
 def shipped_confusion() -> dict[str, Any]:
@@ -179,10 +191,14 @@ def shipped_confusion() -> dict[str, Any]:
     return found
 
 
-def _with_shares(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> Attribute:
-    """The attribute with the target shares that the run was made for, if it says any."""
-    shares = wanted.get(attribute.name)
-    return attribute if not shares else dataclasses.replace(attribute, shares=tuple(shares.get(n, 0.0) for n in attribute.names))
+def _with_proportions(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> Attribute:
+    """The attribute with the target proportions that the run was made for, if it says any."""
+    proportions = wanted.get(attribute.name)
+    return (
+        attribute
+        if not proportions
+        else dataclasses.replace(attribute, proportions=tuple(proportions.get(n, 0.0) for n in attribute.names))
+    )
 
 
 def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]) -> None:

@@ -1,8 +1,8 @@
-"""What judges say of the pictures of a run folder, kept beside its manifest.
+"""What judges say of the images of a run folder, kept beside its manifest.
 
 For each judge a run folder holds three files under ``scores/``, all named after the judge and the digest of its weights:
-``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` a picture, and ``NAME.safetensors`` the picture
-vectors of a judge that has them, keyed by the digest of the picture file. Vectors are computed once: later questions need no picture.
+``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` the image
+vectors of a judge that has them, keyed by the digest of the image file. Vectors are computed once: later questions need no image.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ SLIMMEST = 50
 
 @dataclass(frozen=True)
 class Score:
-    """What one judge perceives in one picture; whatever it was not asked, or could not tell, is None.
+    """What one judge perceives in one image; whatever it was not asked, or could not tell, is None.
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
         subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
-        unsafe: whether the picture is flagged. score: of a judge that flags by a threshold, in [0, 1].
-        alignment: 100 x cosine of the picture and its own prompt.
+        unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
+        alignment: 100 x cosine of the image and its own prompt.
         problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
             ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
-        digest: of the picture that was judged: a score counts for that picture alone.
+        digest: of the image that was judged: a score counts for that image alone.
     """
 
     id: str
     labels: dict[str, str] = dataclasses.field(default_factory=dict)
     subject: str | None = None
-    subject_kept: bool | None = None
+    subject_correct: bool | None = None
     unsafe: bool | None = None
     score: float | None = None
     alignment: float | None = None
@@ -74,25 +74,25 @@ def key_of(name: str, digest: str) -> str:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture file as found: its digest, or in a word why it cannot be judged."""
+class ImageFile:
+    """An image file as found: its digest, or in a word why it cannot be judged."""
 
     path: Path
     digest: str
     problem: str | None
 
 
-def find(folder: RunFolder, record: ImageRecord) -> Picture:
-    """The file of one record; a file other than the manifest describes is a problem, not another picture."""
+def find(folder: RunFolder, record: ImageRecord) -> ImageFile:
+    """The file of one record; a file other than the manifest describes is a problem, not another image."""
     path = confined(folder.path, record.file)
     if path is None:
-        return Picture(folder.path, "", "outside")
+        return ImageFile(folder.path, "", "outside")
     if not path.is_file():
-        return Picture(path, "", "missing")
+        return ImageFile(path, "", "missing")
     digest = file_digest(path)
     if not record.digest or digest == record.digest:
-        return Picture(path, digest, None)
-    return Picture(path, digest, "unreadable" if open_picture(path) is None else "changed")
+        return ImageFile(path, digest, None)
+    return ImageFile(path, digest, "unreadable" if open_image(path) is None else "changed")
 
 
 def confined(folder: Path, file: str) -> Path | None:
@@ -101,8 +101,8 @@ def confined(folder: Path, file: str) -> Path | None:
     return path if path.resolve().is_relative_to(folder.resolve()) else None
 
 
-def open_picture(path: Path) -> Image.Image | None:
-    """The picture as RGB, or None for a file that is none, or a strip no judge could look at (sides of more than 50 to 1)."""
+def open_image(path: Path) -> Image.Image | None:
+    """The image as RGB, or None for a file that is none, or a strip no judge could look at (sides of more than 50 to 1)."""
     try:
         with Image.open(path) as file:
             return None if max(file.size) > SLIMMEST * min(file.size) else file.convert("RGB")
@@ -141,7 +141,7 @@ class ScoreFiles:
         return found
 
     def held_scores(self) -> dict[str, float]:
-        """Digest of a picture -> the number that a judge gave it before, also in a run that was cut off."""
+        """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
         for path in (self.base / f"{self.key}.jsonl", self._progress_file):
             for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -160,7 +160,7 @@ class ScoreFiles:
             handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
 
     def scores(self) -> dict[str, Score]:
-        """Picture id -> score, as last written."""
+        """Image id -> score, as last written."""
         path = self.base / f"{self.key}.jsonl"
         try:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -169,7 +169,7 @@ class ScoreFiles:
             raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
     def vectors(self) -> dict[str, Vectors]:
-        """Digest of a picture file -> its unit vector; empty if there are none (a broken cache is made anew)."""
+        """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -190,6 +190,6 @@ class ScoreFiles:
         partial.replace(self._vectors_file)
 
 
-def judged_by(folder: RunFolder) -> list[str]:
+def scored_by(folder: RunFolder) -> list[str]:
     """Keys of the judges that have judged a run folder, in name order."""
     return sorted(path.stem for path in (folder.path / "scores").glob("*.json") if path.with_suffix(".jsonl").is_file())

@@ -1,7 +1,7 @@
 """A run with what judges said of it, read back from its folder: the one thing that summaries, comparisons and reports are made of.
 
 Nothing depends on the order of manifest lines, on how a run was split over folders, or on when it was drawn: rows are joined by
-picture id and sorted.
+image id and sorted.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest
-from respodiff.evaluation.score_files import UNKNOWN, Score, ScoreFiles, Vectors, judged_by, short_name
+from respodiff.evaluation.score_files import UNKNOWN, Score, ScoreFiles, Vectors, scored_by, short_name
 
 NOT_YET = "not judged yet"
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
 
 @dataclass(frozen=True)
-class JudgedRun:
-    """Pictures of one run (of one or more folders) and the scores of every judge.
+class ScoredRun:
+    """Images of one run (of one or more folders) and the scores of every judge.
 
     Attributes:
         label: what the run is called in reports. folders: where its parts lie. settings: those it was made with (of the first part).
-        records: sorted by prompt id, repeat and id. homes: the folder of each. answers: judge key -> one `Score` a record.
+        records: sorted by prompt id, repeat and id. image_folders: the folder of each. answers: judge key -> one `Score` a record.
         headers: judge key -> who judged and what was asked. primary: key of the judge that labels come from.
         problems: one line for everything that was wrong with the folders.
     """
@@ -36,7 +36,7 @@ class JudgedRun:
     folders: tuple[Path, ...]
     settings: dict[str, Any]
     records: tuple[ImageRecord, ...]
-    homes: tuple[Path, ...]
+    image_folders: tuple[Path, ...]
     answers: dict[str, tuple[Score, ...]]
     headers: dict[str, dict[str, Any]]
     primary: str
@@ -56,20 +56,23 @@ class JudgedRun:
     @property
     def targets(self) -> dict[str, dict[str, float]]:
         """Attribute -> concept -> wanted share, where the run or the attribute says any."""
-        found: dict[str, dict[str, float]] = self.headers[self.primary].get("shares", {})
+        found: dict[str, dict[str, float]] = self.headers[self.primary].get("proportions", {})
         return found
 
     def wanted(self, attribute: str, group: str) -> dict[str, float] | None:
         """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else None for equal ones."""
-        own: dict[str, dict[str, float]] = self.headers[self.primary].get("group_shares", {}).get(attribute, {})
+        own: dict[str, dict[str, float]] = self.headers[self.primary].get("group_proportions", {}).get(attribute, {})
         return own.get(group) or self.targets.get(attribute)
 
-    def only(self, names: Sequence[str]) -> JudgedRun:
+    def only(self, names: Sequence[str]) -> ScoredRun:
         """The run as if judges had been asked for these attributes alone."""
         headers = {
             key: {
                 **h,
-                **{part: {n: v for n, v in h.get(part, {}).items() if n in names} for part in ("attributes", "shares", "group_shares")},
+                **{
+                    part: {n: v for n, v in h.get(part, {}).items() if n in names}
+                    for part in ("attributes", "proportions", "group_proportions")
+                },
             }
             for key, h in self.headers.items()
         }
@@ -88,20 +91,20 @@ class JudgedRun:
         if not held:
             return None
         out = np.full((len(self.records), len(next(iter(held.values())))), np.nan, dtype=np.float32)
-        for i, (record, home, score) in enumerate(zip(self.records, self.homes, self.answers[key], strict=True)):
+        for i, (record, home, score) in enumerate(zip(self.records, self.image_folders, self.answers[key], strict=True)):
             if score.problem is None:
                 digest = record.digest or file_digest(home / record.file)  # a manifest written by hand may leave it out
                 out[i] = held.get(digest, np.nan)
         return out
 
-    def subset(self, keep: Sequence[bool]) -> JudgedRun:
-        """The run with some of its pictures only."""
+    def subset(self, keep: Sequence[bool]) -> ScoredRun:
+        """The run with some of its images only."""
 
         def pick(rows: Sequence[Any]) -> tuple[Any, ...]:
             return tuple(row for row, k in zip(rows, keep, strict=True) if k)
 
         answers = {key: pick(rows) for key, rows in self.answers.items()}
-        return replace(self, records=pick(self.records), homes=pick(self.homes), answers=answers)
+        return replace(self, records=pick(self.records), image_folders=pick(self.image_folders), answers=answers)
 
     def suites(self) -> list[str]:
         return sorted({record.suite for record in self.records})
@@ -123,10 +126,10 @@ def open_parts(run: str | Path | RunFolder | Sequence[str | Path | RunFolder]) -
 
 
 def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageRecord]], list[str]]:
-    """All rows of a run, sorted, and a line for each problem; a picture that two parts hold counts once.
+    """All rows of a run, sorted, and a line for each problem; an image that two parts hold counts once.
 
     Raises:
-        ValueError: no part has any picture.
+        ValueError: no part has any image.
     """
     rows: dict[str, tuple[RunFolder, ImageRecord]] = {}
     problems: list[str] = []
@@ -137,31 +140,31 @@ def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageR
         for record in records:
             if record.id in rows and rows[record.id][1].digest != record.digest:
                 other = rows[record.id][0].path.name
-                problems.append(f"picture {record.id} is in {other} and in {part.path.name} with other content: the second counts")
+                problems.append(f"image {record.id} is in {other} and in {part.path.name} with other content: the second counts")
             rows[record.id] = (part, record)
     if not rows:
         raise ValueError(f"run folder {', '.join(str(p.path) for p in parts)} has no images yet: generate some first")
     return sorted(rows.values(), key=lambda row: (row[1].prompt_id, row[1].repeat, row[1].id)), problems
 
 
-def load_judged(
+def load_scored_run(
     run: str | Path | RunFolder | Sequence[str | Path | RunFolder], *, judge: str = "", label: str = "", keys: Sequence[str] = ()
-) -> JudgedRun:
+) -> ScoredRun:
     """Read a run and all its scores.
 
     Args:
         run: as `open_parts` takes it.
         judge: name or key of the judge that labels come from; empty takes the first of ``keys`` that gives labels, without ``keys`` the
-            embedded judge, or the first that reads labels off pictures.
+            embedded judge, or the first that reads labels off images.
         label: name in reports; empty takes the folder's name.
         keys: judges to read, in order; empty reads all.
 
     Raises:
-        ValueError: no pictures, no scores yet, or none of this judge.
+        ValueError: no images, no scores yet, or none of this judge.
     """
     parts = open_parts(run)
     rows, problems = read_parts(parts)
-    common = [key for key in judged_by(parts[0]) if all(key in judged_by(part) for part in parts)]
+    common = [key for key in scored_by(parts[0]) if all(key in scored_by(part) for part in parts)]
     chosen = [key for key in keys or common if key in common]
     if not chosen:
         raise ValueError(f"run {parts[0].path} has no scores yet: run 'respodiff evaluate {parts[0].path}' first")
@@ -175,12 +178,12 @@ def load_judged(
     for key in chosen:
         by_part = dict(held[key])
         answers[key] = tuple(_current(by_part[part.path].get(r.id), r, headers[key]) for part, r in rows)
-    return JudgedRun(
+    return ScoredRun(
         label=label or ",".join(part.path.resolve().name for part in parts),
         folders=tuple(part.path for part in parts),
         settings=parts[0].settings(),
         records=tuple(record for _, record in rows),
-        homes=tuple(part.path for part, _ in rows),
+        image_folders=tuple(part.path for part, _ in rows),
         answers=answers,
         headers=headers,
         primary=_primary(headers, judge, bool(keys)),
@@ -189,19 +192,19 @@ def load_judged(
 
 
 def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]) -> bool:
-    """Whether a report would lack answers: no scores of this judge (of any, if empty), new pictures, or attributes not asked for yet."""
+    """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
     for part in parts:
         part.settings()
     wanted = short_name(judge)
-    headers = [{key: ScoreFiles(part, key).header() for key in judged_by(part)} for part in parts]
+    headers = [{key: ScoreFiles(part, key).header() for key in scored_by(part)} for part in parts]
     if not all(any(not judge or wanted in (key, h["judge"]) for key, h in found.items()) for found in headers):
         return True
-    run = load_judged(parts, judge=judge)
+    run = load_scored_run(parts, judge=judge)
     return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
 
 
 def _current(score: Score | None, record: ImageRecord, header: dict[str, Any]) -> Score:
-    """The score, if it is of the picture that the manifest describes now."""
+    """The score, if it is of the image that the manifest describes now."""
     if score is not None and (score.problem or not record.digest or score.digest in ("", record.digest)):
         return score
     labels = dict.fromkeys(header["attributes"], UNKNOWN) if header["kind"] != "flags" else {}

@@ -17,18 +17,18 @@ class Settings:
     """How intervals are made.
 
     Attributes:
-        n_boot: bootstrap draws. seed: of the draws. min_cell: smallest cell of an intersectional table that is shown.
+        n_bootstrap: bootstrap samples. seed: of the draws. min_subgroup: smallest cell of an intersectional table that is shown.
         confusion: judge digest -> attribute -> matrix of true by perceived counts, for judge-error correction.
     """
 
-    n_boot: int = 2000
+    n_bootstrap: int = 2000
     seed: int = 0
-    min_cell: int = 10
+    min_subgroup: int = 10
     confusion: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def boot(self) -> dict[str, int]:
-        return {"n_boot": self.n_boot, "seed": self.seed}
+        return {"n_bootstrap": self.n_bootstrap, "seed": self.seed}
 
 
 def show(estimate: Estimate | None) -> dict[str, float] | None:
@@ -37,7 +37,7 @@ def show(estimate: Estimate | None) -> dict[str, float] | None:
 
 
 def share(hits: Sequence[tuple[ImageRecord, bool]], settings: Settings, by: str = "group") -> dict[str, Any] | None:
-    """Share of hits over all pictures, with a cluster bootstrap over groups (or ``prompt_id``); None if there is no picture."""
+    """Share of hits over all images, with a cluster bootstrap over groups (or ``prompt_id``); None if there is no image."""
     if not hits:
         return None
     counts: dict[str, list[int]] = {}
@@ -50,5 +50,5 @@ def share(hits: Sequence[tuple[ImageRecord, bool]], settings: Settings, by: str 
 
 
 def plain(hits: Sequence[bool]) -> float | None:
-    """Share of hits; None if there is no picture."""
+    """Share of hits; None if there is no image."""
     return sum(hits) / len(hits) if hits else None

@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from respodiff.concepts.intersections import JOIN, cells
+from respodiff.concepts.intersections import JOIN, subgroups
 from respodiff.evaluation.metrics import intersection
 from respodiff.evaluation.score_files import UNKNOWN
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.statistics import Settings, share, show
 
 
-def intersection_figures(run: JudgedRun, settings: Settings) -> dict[str, Any] | None:
+def intersection_statistics(run: ScoredRun, settings: Settings) -> dict[str, Any] | None:
     """JSON-ready figures of all combinations of the attributes that the judge was asked for; None with fewer than two.
 
     Returns:
         ``cells`` (each with count, target, share with interval, deviation), ``worst`` cell and its ``distance`` from its target
-        (`metrics.intersection.worst_distance`), ``control``: share of pictures in which every attribute is perceived as asked for.
+        (`metrics.intersection.worst_distance`), ``concept_accuracy``: share of images in which every attribute is perceived as asked for.
     """
     names = sorted(name for name in run.attributes if JOIN not in name)
     if len(names) < 2:
@@ -27,11 +27,11 @@ def intersection_figures(run: JudgedRun, settings: Settings) -> dict[str, Any] |
     classes = {name: list(run.attributes[name]) for name in names}
     labels = {name: [s.labels.get(name, UNKNOWN) for s in run.scores] for name in names}
     about: dict[str, Any] = {"targets": _targets(run, classes), "groups": [r.group for r in run.records], **settings.boot}
-    found = intersection.intersection(labels, classes, minimum=settings.min_cell, **about)
-    worst = intersection.worst_cell(found)
+    found = intersection.intersection(labels, classes, minimum=settings.min_subgroup, **about)
+    worst = intersection.worst_subgroup(found)
     rows = [
         {
-            "cell": list(c.labels),
+            "subgroup": list(c.labels),
             "count": c.count,
             "target": c.target,
             "share": show(c.share),
@@ -46,24 +46,24 @@ def intersection_figures(run: JudgedRun, settings: Settings) -> dict[str, Any] |
         "attributes": names,
         "known": found.known,
         "unknown": found.unknown,
-        "worst": None if worst is None else {"cell": list(worst[0]), "deviation": worst[1]},
+        "worst": None if worst is None else {"subgroup": list(worst[0]), "deviation": worst[1]},
         "distance": show(intersection.worst_distance(labels, classes, **about)),
-        "control": share(hits, settings),
-        "cells": rows,
+        "concept_accuracy": share(hits, settings),
+        "subgroups": rows,
     }
 
 
-def _targets(run: JudgedRun, classes: dict[str, list[str]]) -> Any:
-    """The wanted shares: those of the cells that the run was made for, else the product of the attributes'."""
-    of_cells = (run.settings.get("shares") or {}).get(JOIN.join(classes))
-    every = cells(list(classes.values()))
+def _targets(run: ScoredRun, classes: dict[str, list[str]]) -> Any:
+    """The wanted proportions: those of the cells that the run was made for, else the product of the attributes'."""
+    of_cells = (run.settings.get("target_proportions") or {}).get(JOIN.join(classes))
+    every = subgroups(list(classes.values()))
     if of_cells and set(of_cells) <= set(every):
         return np.array([of_cells.get(cell, 0.0) for cell in every]).reshape([len(given) for given in classes.values()])
     return {name: wanted_overall(run, name, given) for name, given in classes.items()}
 
 
-def wanted_overall(run: JudgedRun, name: str, concepts: Sequence[str]) -> list[float]:
-    """Target shares over all pictures: the mean of those of their groups."""
+def wanted_overall(run: ScoredRun, name: str, concepts: Sequence[str]) -> list[float]:
+    """Target proportions over all images: the mean of those of their groups."""
     rows = [run.wanted(name, r.group) or dict.fromkeys(concepts, 1 / len(concepts)) for r in run.records]
     if all(row == rows[0] for row in rows):
         return [rows[0].get(c, 0.0) for c in concepts]

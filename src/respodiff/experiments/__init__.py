@@ -1,1 +1,1 @@
-"""Whole studies: methods compared, a model audited."""
+"""Whole ablations: methods compared, a model audited."""

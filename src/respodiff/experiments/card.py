@@ -1,6 +1,6 @@
 """The card of a model with a planted bias: what was planted against what is measured, and what else a user should know of the weights.
 
-A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``pictures/`` (a few pictures for the autoencoder). The
+A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``images/`` (a few images for the autoencoder). The
 shipped model is one; another is made by the recipe of this project.
 """
 
@@ -22,17 +22,17 @@ from respodiff.data.prompt_sets import suite, with_article
 from respodiff.data.run_folder import Prompt, write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, Vocabulary
-from respodiff.evaluation.score_files import open_picture
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.score_files import open_image
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.statistics import Settings
-from respodiff.evaluation.verdicts import agreement_figures
+from respodiff.evaluation.verdicts import agreement_statistics
 from respodiff.experiments.card_figures import TONES, kept, planted, safety, stated
 from respodiff.experiments.card_page import sheet, text_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
 
-PARTS = ("pipeline", *EMBEDDED.values(), "world.json", "pictures", "LICENCES.md")
+PARTS = ("pipeline", *EMBEDDED.values(), "world.json", "images", "LICENCES.md")
 GENDER_FORMS = {"woman": ("a female {}", "{} who is a woman"), "man": ("a male {}", "{} who is a man")}
 
 
@@ -73,7 +73,7 @@ def _stated(name: str, text: str, row: Mapping[str, Any], states: str) -> Prompt
 
 
 def prompts_of(world: dict[str, Any], images: int) -> dict[str, tuple[list[Prompt], int]]:
-    """Run name -> prompts and pictures a prompt. The neutral prompt and scenes get more, as they stand alone."""
+    """Run name -> prompts and images a prompt. The neutral prompt and scenes get more, as they stand alone."""
     neutral = Prompt(id="neutral/a-person", text=world["neutral"]["prompt"], suite="neutral", group="person")
     return {
         "occupations": (suite("occupations", world), images),
@@ -99,11 +99,11 @@ def measure(
 
     Args:
         source: ``"embedded"`` or a folder of weights. out: for the run folders; what is drawn is kept, and a killed run goes on.
-        images: pictures an occupation, 1 or more. steps: of the sampler.
+        images: images an occupation, 1 or more. steps: of the sampler.
 
     Returns:
         JSON-ready: ``occupations`` (planted and measured share of men with interval), ``tones``, ``mean_abs_error`` (with that of a perfect
-        generator at the same n), ``subject_kept``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``seconds_per_picture``, ``judges``.
+        generator at the same n), ``subject_accuracy``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``seconds_per_image``, ``judges``.
 
     Raises:
         ValueError: `source` is no folder of weights, or images or steps are below 1.
@@ -113,23 +113,23 @@ def measure(
     folder, out = weights_folder(source), Path(out)
     world = json.loads((folder / "world.json").read_text(encoding="utf-8"))
     pipe = load_pipeline(folder / "pipeline", device=device)
-    eyes = [_judge(folder / part, name, device) for name, part in EMBEDDED.items()]
+    labellers = [_judge(folder / part, name, device) for name, part in EMBEDDED.items()]
     words = Vocabulary.embedded(world)
-    runs: dict[str, JudgedRun] = {}
+    runs: dict[str, ScoredRun] = {}
     for name, (prompts, n) in prompts_of(world, images).items():
         config = GenerateConfig(images=n, steps=steps, guidance=3.0, seed=seed)
         drawn = sum(1 for _ in generate(pipe, prompts, [], config, out=out / name))
-        runs[name] = judge_all(out / name, eyes, ["gender", "tone"], vocabulary=words)
-        say(f"card: {name}, {len(prompts)} prompts, {n} pictures each, {drawn} of them new")
+        runs[name] = judge_all(out / name, labellers, ["gender", "tone"], vocabulary=words)
+        say(f"card: {name}, {len(prompts)} prompts, {n} images each, {drawn} of them new")
     result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "seed": seed}
     result |= {"respodiff": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result |= planted(world, runs["occupations"], runs["neutral"])
     result |= kept(runs) | stated(runs["explicit"]) | safety(world, runs)
-    result["psnr_db"] = reconstruction(pipe, folder / "pictures")
+    result["psnr_db"] = reconstruction(pipe, folder / "images")
     result["size_mib"] = {part: round(_mib(folder / part), 2) for part in PARTS} | {"all": round(_mib(folder), 2)}
-    result |= {"seconds_per_picture": round(seconds_per_picture(pipe, steps), 3), "threads": torch.get_num_threads()}
-    result["judges"] = [judge_facts(folder / part, eye) for part, eye in zip(EMBEDDED.values(), eyes, strict=True)]
-    result["agreement"] = agreement_figures(runs["occupations"], Settings())
+    result |= {"seconds_per_image": round(seconds_per_image(pipe, steps), 3), "threads": torch.get_num_threads()}
+    result["judges"] = [judge_facts(folder / part, labeller) for part, labeller in zip(EMBEDDED.values(), labellers, strict=True)]
+    result["agreement"] = agreement_statistics(runs["occupations"], Settings())
     return result | {"notice": NOTICE}
 
 
@@ -142,23 +142,23 @@ def _judge(folder: Path, name: str, device: str) -> ClipJudge:
 
 @torch.no_grad()
 def reconstruction(pipe: Any, folder: Path) -> float:
-    """Peak signal-to-noise ratio of the autoencoder on the shipped pictures, decibel, over all their pixels.
+    """Peak signal-to-noise ratio of the autoencoder on the shipped images, decibel, over all their pixels.
 
     Raises:
-        ValueError: the folder has no picture, or a broken one.
+        ValueError: the folder has no image, or a broken one.
     """
     files = sorted(folder.glob("*.webp"))
-    pictures = [open_picture(file) for file in files]
-    if not files or None in pictures:
-        raise ValueError(f"pictures in {folder.name}/ are missing or broken ({len(files)} found); take the folder from the release again")
-    x = torch.stack([torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1) for p in pictures if p is not None])
+    images = [open_image(file) for file in files]
+    if not files or None in images:
+        raise ValueError(f"images in {folder.name}/ are missing or broken ({len(files)} found); take the folder from the release again")
+    x = torch.stack([torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1) for p in images if p is not None])
     x = (x.float() / 127.5 - 1).to(pipe.device)
     y = torch.cat([pipe.vae.decode(pipe.vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1) for part in x.split(16)])
     return round(10 * math.log10(4 / (x - y).pow(2).mean().item()), 2)
 
 
-def seconds_per_picture(pipe: Any, steps: int, batch: int = 6) -> float:
-    """Wall clock a picture, in a batch of six, after a first batch that does not count."""
+def seconds_per_image(pipe: Any, steps: int, batch: int = 6) -> float:
+    """Wall clock an image, in a batch of six, after a first batch that does not count."""
     for _ in range(2):
         began = time.perf_counter()
         pipe(["a doctor"] * batch, num_inference_steps=steps, guidance_scale=3.0, output_type="np")
@@ -167,7 +167,7 @@ def seconds_per_picture(pipe: Any, steps: int, batch: int = 6) -> float:
 
 
 def judge_facts(folder: Path, judge: ClipJudge) -> dict[str, Any]:
-    """A judge's digest, sizes, and its accuracies on pictures that it never saw, where they are known."""
+    """A judge's digest, sizes, and its accuracies on images that it never saw, where they are known."""
     accuracy = folder / "accuracy.json"
     parameters = sum(p.numel() for p in judge.model.parameters())
     known = json.loads(accuracy.read_text(encoding="utf-8")) if accuracy.is_file() else {}
@@ -181,7 +181,7 @@ def _mib(path: Path) -> float:
 
 
 def write_card(result: Mapping[str, Any], weights: Path, runs: Path, out: Path) -> list[Path]:
-    """Write ``CARD.md``, ``card.json`` and the picture sheet ``sheet.png`` into `out`.
+    """Write ``CARD.md``, ``card.json`` and the image sheet ``sheet.png`` into `out`.
 
     Args:
         weights: their folder, for the licences. runs: the run folders that `measure` made.

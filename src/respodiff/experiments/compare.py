@@ -1,7 +1,7 @@
-"""Methods side by side on one model: the same prompts, the same noise, the same judge; one row a method and strength.
+"""Methods side by side on one model: the same prompts, the same noise, the same judge; one row a method and scale.
 
-Every method is trained or built with its settings, draws the suite into a run folder, and is judged. Artefacts are kept by content (method,
-settings, concept, model, version), run folders by name: a killed contest goes on where it was, and a second one only draws what is new.
+Every method is trained or built with its settings, draws the suite into a run folder, and is judged. Adapters are kept by content (method,
+settings, concept, model, version), run folders by name: a killed comparison goes on where it was, and a second one only draws what is new.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from respodiff.data.run_folder import Prompt, RunFolder, write_atomic
 from respodiff.experiments.plan import Plan, base_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
-from respodiff.methods.base import Method, load, method
+from respodiff.methods.base import Method, get_method, load
 from respodiff.pipelines.loading import weights_digest
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Entry
+from respodiff.steering.adapter import AnyAdapter
 
 GUESS = 2200
 """UNet sample-forwards that training a concept is taken to need, until its own records say better."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One row of the table: a method at a strength, and the folders of its runs."""
+class Variant:
+    """One row of the table: a method at a scale, and the folders of its runs."""
 
     method: str
-    strength: float
+    scale: float
     folder: Path
 
     @property
     def label(self) -> str:
-        """The method's name, with the strength where it is not 1."""
-        return self.method if self.strength == 1 else f"{self.method} x{self.strength:g}"
+        """The method's name, with the scale where it is not 1."""
+        return self.method if self.scale == 1 else f"{self.method} x{self.scale:g}"
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a contest is: what is being done, and how many UNet sample-forwards of the (estimated) whole are done."""
+    """Where a comparison is: what is being done, and how many UNet sample-forwards of the (estimated) whole are done."""
 
     what: str
     done: float
     total: float
 
 
-class Contest:
+class MethodComparison:
     """Trains, draws and keeps everything under one folder; `run` yields its progress.
 
     Args:
-        pipe: diffusers pipeline. plan: what to compare. out: folder of run folders and artefacts.
-        classify: concept -> classifier of pictures, for methods that learn from pictures. judge: its digest, part of what an artefact
-            depends on. cache: where artefacts are kept; ``out/artefacts`` if not given.
+        pipe: diffusers pipeline. plan: what to compare. out: folder of run folders and adapters.
+        classify: concept -> classifier of images, for methods that learn from images. judge: its digest, part of what an adapter
+            depends on. cache: where adapters are kept; ``out/adapters`` if not given.
     """
 
     def __init__(
@@ -80,15 +80,15 @@ class Contest:
         self.parts = plan.parts()
         self.names = list(dict.fromkeys(["plain", *plan.methods]))
         self.left = {name: self._training_left(name) for name in self.names}
-        self.drawing = {s.label: self._pictures_left(s) for s in self.settings()}
+        self.drawing = {s.label: self._images_left(s) for s in self.settings()}
         self.done = 0.0
 
-    def settings(self) -> list[Setting]:
+    def settings(self) -> list[Variant]:
         """All rows, the plain model first."""
         rows = []
         for name in self.names:
-            strengths = self.plan.strengths if name != "plain" and method(base_of(name)).scales else (1.0,)
-            rows += [Setting(name, s, self.out / "runs" / folder_name(name, s)) for s in strengths]
+            scales = self.plan.scales if name != "plain" and get_method(base_of(name)).scales else (1.0,)
+            rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
         return rows
 
     def run(self, names: Sequence[str] | None = None) -> Iterator[Progress]:
@@ -98,7 +98,7 @@ class Contest:
             ValueError: a method cannot take the concepts or the pipeline, before anything is drawn with it.
         """
         for name in self.names if names is None else names:
-            entries = yield from self._artefacts(name)
+            entries = yield from self._adapters(name)
             for setting in (s for s in self.settings() if s.method == name):
                 for part, (prompts, images) in self.parts.items():
                     yield from self._draw(setting, entries, part, prompts, images)
@@ -109,17 +109,17 @@ class Contest:
 
     # ------------------------------------------------------------ training
 
-    def _artefacts(self, name: str) -> Generator[Progress, None, list[Entry]]:
-        made: list[Entry] = []
+    def _adapters(self, name: str) -> Generator[Progress, None, list[AnyAdapter]]:
+        made: list[AnyAdapter] = []
         if name != "plain":
             for concept in self._trained_for(name):
-                made.append((yield from self._artefact(name, concept)))
+                made.append((yield from self._adapter(name, concept)))
         return made
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
-        """The concepts that a method makes an artefact of; one for a whole attribute where it makes one of all alternatives."""
+        """The concepts that a method makes an adapter of; one for a whole attribute where it makes one of all alternatives."""
         chosen = self.plan.concepts
-        return chosen[:1] if self.plan.kind in method(base_of(name)).classifies else chosen
+        return chosen[:1] if self.plan.kind in get_method(base_of(name)).classifies else chosen
 
     def _config(self, name: str, kind: Method, concept: Concept) -> Any:
         changes = self.plan.training_settings(name)
@@ -128,8 +128,8 @@ class Contest:
         return kind.settings(concept.kind, **changes)
 
     def path_of(self, name: str, concept: Concept) -> Path:
-        """Where an artefact is kept: by all that it depends on."""
-        kind = method(base_of(name))
+        """Where an adapter is kept: by all that it depends on."""
+        kind = get_method(base_of(name))
         about = {
             "method": kind.name,
             "settings": dataclasses.asdict(self._config(name, kind, concept)),
@@ -146,8 +146,8 @@ class Contest:
             return 0.0
         return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
 
-    def _artefact(self, name: str, concept: Concept) -> Generator[Progress, None, Entry]:
-        path, kind = self.path_of(name, concept), method(base_of(name))
+    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, AnyAdapter]:
+        path, kind = self.path_of(name, concept), get_method(base_of(name))
         cost = path.with_suffix(".json")
         if not (path.is_file() and cost.is_file()):
             before, others = self.done, self.left[name] - GUESS
@@ -166,7 +166,7 @@ class Contest:
         return load(path)
 
     def training_cost(self, name: str) -> dict[str, float]:
-        """UNet sample-forwards and seconds of all artefacts of a method."""
+        """UNet sample-forwards and seconds of all adapters of a method."""
         total = {"unet_forwards": 0.0, "seconds": 0.0}
         for concept in self._trained_for(name) if name != "plain" else ():
             found = json.loads(self.path_of(name, concept).with_suffix(".json").read_text(encoding="utf-8"))
@@ -175,17 +175,19 @@ class Contest:
 
     # ------------------------------------------------------------ drawing
 
-    def _pictures_left(self, setting: Setting) -> float:
+    def _images_left(self, setting: Variant) -> float:
         wanted = sum(len(prompts) * images for prompts, images in self.parts.values())
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
         return 2.0 * self.plan.steps * max(0, wanted - there)
 
-    def _draw(self, setting: Setting, entries: Sequence[Entry], part: str, prompts: Sequence[Prompt], images: int) -> Iterator[Progress]:
+    def _draw(
+        self, setting: Variant, entries: Sequence[AnyAdapter], part: str, prompts: Sequence[Prompt], images: int
+    ) -> Iterator[Progress]:
         p = self.plan
         config = GenerateConfig(
             images=images,
-            strength=setting.strength * p.factor(setting.method),
-            safety_strength=setting.strength * p.factor(setting.method),
+            scale=setting.scale * p.factor(setting.method),
+            safety_scale=setting.scale * p.factor(setting.method),
             steps=p.steps,
             guidance=p.guidance,
             seed=p.seed,
@@ -207,19 +209,19 @@ class Contest:
         return Progress(what, self.done, self.done + sum(self.remaining(name) for name in self.names))
 
 
-def folder_name(name: str, strength: float) -> str:
-    """A method, variant and strength as a folder's name.
+def folder_name(name: str, scale: float) -> str:
+    """A method, variant and scale as a folder's name.
 
     >>> folder_name("slider:rank 1", 0.5), folder_name("uce", 1.0)
     ('slider-rank-1-0.5', 'uce')
     """
-    return "-".join(re.findall(r"[\w.]+", name)) + ("" if strength == 1 else f"-{strength:g}")
+    return "-".join(re.findall(r"[\w.]+", name)) + ("" if scale == 1 else f"-{scale:g}")
 
 
-def note_cost(folder: Path, pictures: int, forwards: int, seconds: float) -> None:
+def note_cost(folder: Path, images: int, forwards: int, seconds: float) -> None:
     """Add to what drawing a run has cost (``cost.json``), over all sittings."""
     found = cost_of(folder)
-    added = {"pictures": pictures, "unet_forwards": forwards, "seconds": seconds}
+    added = {"images": images, "unet_forwards": forwards, "seconds": seconds}
     write_atomic(folder / "cost.json", json.dumps({k: found[k] + v for k, v in added.items()}) + "\n")
 
 
@@ -227,6 +229,6 @@ def cost_of(folder: Path) -> dict[str, float]:
     """What drawing a run has cost so far; zeros where nothing was drawn."""
     path = folder / "cost.json"
     if not path.is_file():
-        return {"pictures": 0.0, "unet_forwards": 0.0, "seconds": 0.0}
+        return {"images": 0.0, "unet_forwards": 0.0, "seconds": 0.0}
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -1,4 +1,4 @@
-"""Which neutral prompt to train on, from noise predictions alone: no picture is drawn and no module trained.
+"""Which neutral prompt to train on, from noise predictions alone: no image is generated and no module trained.
 
 Notation: e(y) is the model's noise prediction for prompt y at a latent, e() that of the empty prompt, a_1..a_K the alternatives' prompts
 (target and opposites), s the prompts of sample subjects. A good neutral prompt y says nothing but "one of the alternatives", and is
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import eager, frozen, observed
+from respodiff.pipelines.bottleneck import eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.training.config import TrainConfig
@@ -44,14 +44,14 @@ class Candidate:
 
     Attributes:
         residual: over rollouts of the alternatives. distance: over subjects.
-        shares: with which the alternatives make up its score over all latents, target first (`respodiff.training.objectives.mixture`).
+        proportions: with which the alternatives make up its score over all latents, target first (`respodiff.training.objectives.mixture`).
         push: (N, C, H, W) float32 on the CPU, of latents of the alternatives. units: the rollout that each is of, (N,).
     """
 
     prompt: str
     residual: Ratio
     distance: Ratio
-    shares: list[float]
+    proportions: list[float]
     push: Tensor
     units: Tensor
 
@@ -88,7 +88,7 @@ def weigh(
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if denoiser.dtype == torch.float16:
         raise ValueError("dtype is float16, in which small gradients become zero; use float32 or bfloat16")
-    return _weighed(denoiser, concept, candidates, subjects, replace(config, keep="all"))
+    return _weighed(denoiser, concept, candidates, subjects, replace(config, timesteps="all"))
 
 
 def _check(concept: Concept, candidates: Sequence[str], subjects: Sequence[str]) -> None:
@@ -173,11 +173,11 @@ def _target(config: TrainConfig, score: Tensor, at: _Latents) -> Tensor:
 def _push(rollouts: Rollouts, condition: Condition, at: _Latents, target: Tensor) -> Tensor:
     """-dL/dr at r = 0 of every latent, (N, C, H, W) on the CPU: L = |e[r](y) - target|^2 / 2."""
     denoiser, config = rollouts.denoiser, rollouts.config
-    shape = denoiser.shape if config.spatial == "yes" else (denoiser.shape[0], 1, 1)
+    shape = denoiser.shape if not config.per_channel else (denoiser.shape[0], 1, 1)
     found = []
     for z, t, wanted in zip(*(x.split(config.rollout_batch) for x in (at.z, at.t, target)), strict=True):
         r = torch.zeros(len(z), *shape, device=denoiser.device, requires_grad=True)
-        prediction, _ = observed(denoiser.model, partial(denoiser, z, t, repeat(condition, len(z))), r, denoiser.site)
+        prediction, _ = run_with_decoder(denoiser.model, partial(denoiser, z, t, repeat(condition, len(z))), r, denoiser.site)
         (pulled,) = torch.autograd.grad((prediction.float() - wanted).square().sum() / 2, r)
         found.append(-pulled.float().cpu())
     return torch.cat(found)

@@ -27,12 +27,12 @@ SAME = 0.9
 Floats = NDArray[np.float64]
 
 
-def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, seed: int = 0) -> dict[str, Any]:
+def choice(found: Sequence[Candidate], concept: Concept, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
     """JSON-ready figures of candidates, the concept's own neutral prompt first.
 
     Returns:
         ``candidates`` (each with residual, distance and both, as {mean, low, high, n}, ``less_own``: both less that of the own prompt,
-        ``shares`` of the alternatives, ``cosine_to_own`` with its interval), ``cosines`` (prompt -> prompt -> cosine of pushes),
+        ``proportions`` of the alternatives, ``cosine_to_own`` with its interval), ``cosines`` (prompt -> prompt -> cosine of pushes),
         ``lowest`` (the pair that differs most, and its cosine), ``matters``, ``recommended``.
 
     Raises:
@@ -40,12 +40,12 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
     """
     if not found or found[0].prompt != concept.neutral:
         raise ValueError(f"candidates begin with {found[0].prompt if found else None!r}; give the own prompt {concept.neutral!r} first")
-    draws = [_draws(c, n_boot, seed, LEVEL) for c in found]
+    draws = [_draws(c, n_bootstrap, seed, LEVEL) for c in found]
     each = 1 - (1 - LEVEL) / max(1, len(found) - 1)  # differences hold for all candidates at once
-    own = _draws(found[0], n_boot, seed, each)["both"]
+    own = _draws(found[0], n_bootstrap, seed, each)["both"]
     rows: list[dict[str, Any]] = []
     for c, d in zip(found, draws, strict=True):
-        difference = _draws(c, n_boot, seed, each)["both"]
+        difference = _draws(c, n_bootstrap, seed, each)["both"]
         less = None if c is found[0] else _interval(difference[0] - own[0], difference[1] - own[1], each, len(c.distance[0]))
         rows.append(
             {
@@ -54,11 +54,11 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
                 "distance": _interval(*d["distance"], LEVEL, len(c.distance[0])),
                 "both": _interval(*d["both"], LEVEL, len(c.distance[0])),
                 "less_own": less,
-                "shares": dict(zip((concept.target, *concept.opposites), c.shares, strict=True)),
-                "cosine_to_own": cosine(c, found[0], n_boot=n_boot, seed=seed),
+                "proportions": dict(zip((concept.target, *concept.opposites), c.proportions, strict=True)),
+                "cosine_to_own": cosine(c, found[0], n_bootstrap=n_bootstrap, seed=seed),
             }
         )
-    cosines = {a.prompt: {b.prompt: cosine(a, b, n_boot=1)["mean"] for b in found} for a in found}
+    cosines = {a.prompt: {b.prompt: cosine(a, b, n_bootstrap=1)["mean"] for b in found} for a in found}
     value, *pair = min((cosines[a.prompt][b.prompt], a.prompt, b.prompt) for a in found for b in found)
     better = [row for row in rows[1:] if row["less_own"]["high"] < 0]
     best = min(better, key=lambda row: row["both"]["mean"]) if better else rows[0]
@@ -66,13 +66,13 @@ def choice(found: Sequence[Candidate], concept: Concept, *, n_boot: int = 2000, 
     return out | {"lowest": {"pair": pair, "cosine": value}, "matters": value < SAME, "recommended": best["neutral"]}
 
 
-def cosine(a: Candidate, b: Candidate, *, n_boot: int = 2000, seed: int = 0) -> dict[str, float]:
+def cosine(a: Candidate, b: Candidate, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, float]:
     """Cosine of two prompts' pushes, latent beside latent: sum <a_i, b_i> / (sum |a_i|^2 sum |b_i|^2)^(1/2), with a bootstrap over rollouts."""
     x, y = (c.push.flatten(1).double() for c in (a, b))
     units = int(a.units.max()) + 1
     products = torch.stack([(x * y).sum(1), (x * x).sum(1), (y * y).sum(1)], 1)
     sums = torch.zeros(units, 3, dtype=torch.float64).index_add(0, a.units, products).numpy()
-    drawn = summed_draws(sums, n_boot=n_boot, seed=seed)
+    drawn = summed_draws(sums, n_bootstrap=n_bootstrap, seed=seed)
     point, draws = _ratio(sums.sum(0), 1.0), _ratio(drawn, _ratio(sums.sum(0), 1.0))
     found = _interval(float(point), stretch(draws, point, units, LEVEL), LEVEL, units)
     return found | {"low": max(-1.0, found["low"]), "high": min(1.0, found["high"])}
@@ -84,13 +84,13 @@ def _ratio(sums: Floats, otherwise: float | Floats) -> Floats:
     return np.where(length > 0, sums[..., 0] / np.where(length > 0, length, 1.0), otherwise)
 
 
-def _draws(c: Candidate, n_boot: int, seed: int, level: float) -> dict[str, tuple[float, Floats]]:
-    """Points and bootstrap draws of a candidate's figures. Equal seeds draw the same units of every candidate, so that draws can be
+def _draws(c: Candidate, n_bootstrap: int, seed: int, level: float) -> dict[str, tuple[float, Floats]]:
+    """Points and bootstrap samples of a candidate's figures. Equal seeds draw the same units of every candidate, so that draws can be
     subtracted."""
     out = {}
     for i, (name, (tops, bottoms)) in enumerate((("residual", c.residual), ("distance", c.distance))):
         point = sum(tops) / sum(bottoms)
-        drawn = ratio_draws(tops, bottoms, n_boot=n_boot, seed=2 * seed + i)
+        drawn = ratio_draws(tops, bottoms, n_bootstrap=n_bootstrap, seed=2 * seed + i)
         out[name] = (point, stretch(drawn, point, len(tops), level))
     (a, x), (b, y) = out.values()
     return out | {"both": ((a + b) / 2, (x + y) / 2)}
@@ -108,7 +108,7 @@ def lines(result: dict[str, Any], concept: Concept, model: str) -> list[str]:
     out = [head]
     for row in result["candidates"]:
         less = "own" if row["less_own"] is None else _signed(row["less_own"])
-        draws = " ".join(f"{share:.2f}" for share in row["shares"].values())
+        draws = " ".join(f"{share:.2f}" for share in row["proportions"].values())
         cells = f"{_shown(row['residual']):<22}  {_shown(row['distance']):<22}  {less:<24}  {draws:<14}"
         out.append(f"{row['neutral']:<{width}}  {cells}  {_shown(row['cosine_to_own'])}")
     pair, value = result["lowest"]["pair"], result["lowest"]["cosine"]

@@ -1,4 +1,4 @@
-"""What a contest of methods is to do: methods, prompts, pictures, strengths."""
+"""What a comparison of methods is to do: methods, prompts, images, scales."""
 
 from __future__ import annotations
 
@@ -33,40 +33,40 @@ SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max"
 
 WORDS = tuple(p.text for p in suite("unsafe"))[::2]
 """Every other unsafe prompt, for a method that erases no more than the phrases that it is given. Two concepts, two files with all of
-these words in each: at strength .5 they are one edit."""
+these words in each: at scale .5 they are one edit."""
 
-DRAWING = ("strength", "match", "ease")
+DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of drawing that every method may have of its own."""
 
-BY_CHANCE = {"match": 0.0, "ease": 1.0}
+BY_CHANCE = {"assign_at": 0.0, "aligned_scale": 1.0}
 """How every method but RespoDiff's default draws."""
 
-NEUTRAL: dict[str, Any] = {"contexts": (), "gain": 2.0, "limit": 0.8, "many": 1.0, "release": 0.0, **BY_CHANCE}
+NEUTRAL: dict[str, Any] = {"contexts": (), "train_scale": 2.0, "max_relative_norm": 0.8, "many": 1.0, "release": 0.0, **BY_CHANCE}
 """The preset ``neutral`` for the method ``respodiff``, drawn by chance."""
 
 EMBEDDED: dict[str, dict[str, dict[str, Any]]] = {
     "fairness": {
         "prompt-switch": {"switch": 0.1},
         "sdisc": {"rollouts": 48, "iterations": 200},
-        "slider": {"iterations": 100, "strength": 1.5},
-        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 20, "ram_lr": 3e-3, "stay": 0.1, "strength": 2.0},
+        "slider": {"iterations": 100, "scale": 1.5},
+        "fdf": {"draw": "a {}", "batch": 8, "steps": 6, "iterations": 20, "ram_lr": 3e-3, "stay": 0.1, "scale": 2.0},
         "bact": {"draw": "a {}", "rollouts": 144},
         "uce": {"draw": "a {}", "images": 2, "steps": 10, "guidance": 3.0, "form": "a {}", "rounds": 8},
-        "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015, "strength": 1.5},
+        "respodiff-paper": {"iterations": 300, "steps": 20, "ram_lr": 0.15, "sam_lr": 0.015, "scale": 1.5},
         "respodiff:neutral": NEUTRAL,
     },
     "safety": {
-        "sld-weak": {"scale": 200.0, "strength": 4.0},
-        "sld-max": {"strength": 0.5},
-        "esd-x": {"strength": 0.5},
-        "esd-u": {"ram_lr": 1e-5, "mu": 1.0},
-        "uce": {"phrases": WORDS, "strength": 0.5},
-        "respodiff": {"strength": 0.75},
-        "respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.01, "sam_lr": 0.001, "strength": 0.5},
+        "sld-weak": {"guidance_scale": 200.0, "scale": 4.0},
+        "sld-max": {"scale": 0.5},
+        "esd-x": {"scale": 0.5},
+        "esd-u": {"ram_lr": 1e-5, "preservation_weight": 1.0},
+        "uce": {"phrases": WORDS, "scale": 0.5},
+        "respodiff": {"scale": 0.75},
+        "respodiff-paper": {"iterations": 150, "steps": 20, "ram_lr": 0.01, "sam_lr": 0.001, "scale": 0.5},
     },
 }
 """Kind -> method -> settings for the embedded model: sizes that train in minutes, and the picks of ``benchmarks/methods_sweep.py``.
-UCE has 36 subjects here and 12 there, and a third of the pictures of each: as many forwards."""
+UCE has 36 subjects here and 12 there, and a third of the images of each: as many forwards."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class Plan:
             baseline.
         attribute: whose alternatives are drawn in exact counts (fairness). safety: concepts that are taken out together (safety).
         library: TOML file with concepts of one's own, in which `attribute` and `safety` are looked up beside the built-in ones.
-        images: pictures a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all. groups: use prompts of these
+        images: images a prompt. prompts: use so many prompts of the suite, evenly spaced; 0 uses all. groups: use prompts of these
             groups alone; empty uses all.
-        strengths: factors on what a method makes; a method without a strength is drawn once.
+        scales: factors on what a method makes; a method without a scale is drawn once.
         axis: what the trade-off plot sets against the effect: ``drift``, or ``alignment`` (loss in %).
-        settings: method or variant -> settings that differ from the method's defaults; those in `DRAWING` say how its pictures are drawn:
-            ``strength`` is a factor on what it makes, the others as in `respodiff.generation.config.GenerateConfig`.
+        settings: method or variant -> settings that differ from the method's defaults; those in `DRAWING` say how its images are generated:
+            ``scale`` is a factor on what it makes, the others as in `respodiff.generation.config.GenerateConfig`.
     """
 
     suite: str = "occupations"
@@ -94,7 +94,7 @@ class Plan:
     images: int = 4
     prompts: int = 0
     groups: tuple[str, ...] = ()
-    strengths: tuple[float, ...] = (1.0,)
+    scales: tuple[float, ...] = (1.0,)
     steps: int = 20
     guidance: float = 3.0
     seed: int = 0
@@ -107,12 +107,10 @@ class Plan:
             raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"strengths is {self.strengths}; allowed: numbers above 0, 1 is as trained")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales is {self.scales}; allowed: numbers above 0, 1 is as trained")
         if wrong := [name for name in self.settings if self.factor(name) <= 0]:
-            raise ValueError(
-                f"settings of {wrong[0]!r} have strength {self.factor(wrong[0]):g}; a strength is a number above 0, 1 is as trained"
-            )
+            raise ValueError(f"settings of {wrong[0]!r} have scale {self.factor(wrong[0]):g}; a scale is a number above 0, 1 is as trained")
         if self.images < 1 or self.prompts < 0:
             raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
 
@@ -121,13 +119,13 @@ class Plan:
         return {k: v for k, v in self.settings.get(name, {}).items() if k not in DRAWING}
 
     def drawing(self, name: str) -> dict[str, Any]:
-        """How a method's or variant's pictures are drawn, beside the strength."""
+        """How a method's or variant's images are generated, beside the scale."""
         own = {} if base_of(name) == "respodiff" else BY_CHANCE
-        return own | {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "strength"}
+        return own | {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "scale"}
 
     def factor(self, name: str) -> float:
-        """The strength of a method or variant that counts as 1."""
-        return float(self.settings.get(name, {}).get("strength", 1.0))
+        """The scale of a method or variant that counts as 1."""
+        return float(self.settings.get(name, {}).get("scale", 1.0))
 
     @property
     def kind(self) -> str:
@@ -162,7 +160,7 @@ class Plan:
         return spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
 
     def parts(self) -> dict[str, tuple[list[Prompt], int]]:
-        """Part of a run -> prompts and pictures of each: the suite, and what must stay as it is (stated attributes; harmless prompts)."""
+        """Part of a run -> prompts and images of each: the suite, and what must stay as it is (stated attributes; harmless prompts)."""
         prompts = self.asked()
         if self.kind == "fairness":
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}

@@ -1,7 +1,7 @@
-"""The least strength at which modules do what they are asked for: measured on a few prompts, on the same noise at every strength.
+"""The least scale at which modules do what they are asked for: measured on a few prompts, on the same noise at every scale.
 
-Control accuracy, the share of pictures in which a judge sees the concept that was asked for, is taken to rise with the strength; what chance
-makes fall is smoothed by an isotonic fit. Less strength drifts less from the plain model's pictures, so the least that reaches is the one to take.
+Control accuracy, the share of images in which a judge sees the concept that was asked for, is taken to rise with the scale; what chance
+makes fall is smoothed by an isotonic fit. Less scale drifts less from the plain model's images, so the least that reaches is the one to take.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.fairness import share_interval
 
 CLOSE = 0.05
-"""Strengths nearer than this are one to the eye: no bisection goes on."""
+"""Scales nearer than this are one to the eye: no bisection goes on."""
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Point:
-    """What was seen at one strength.
+    """What was seen at one scale.
 
     Attributes:
-        groups: group of every judged picture. hits: whether the judge sees in it what was asked for.
-        kept: share of pictures that keep their subject, drift: mean cosine distance to the pictures at strength 0; JSON, None if unknown.
+        groups: group of every judged image. hits: whether the judge sees in it what was asked for.
+        kept: share of images that keep their subject, drift: mean cosine distance to the images at scale 0; JSON, None if unknown.
     """
 
-    strength: float
+    scale: float
     groups: tuple[str, ...]
     hits: tuple[bool, ...]
     kept: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
 
     def counts(self, names: Sequence[str]) -> np.ndarray[Any, Any]:
-        """(hits, pictures) of each group, (G, 2)."""
+        """(hits, images) of each group, (G, 2)."""
         out, place = np.zeros((len(names), 2)), {g: i for i, g in enumerate(names)}
         for group, hit in zip(self.groups, self.hits, strict=True):
             out[place[group]] += (hit, 1)
         return out
 
     @property
-    def control(self) -> Estimate:
+    def concept_accuracy(self) -> Estimate:
         """Share of hits, with an interval over groups."""
         table = self.counts(sorted(set(self.groups)))
         return share_interval(table[:, 0], table[:, 1])
@@ -52,18 +52,18 @@ class Point:
 
 @dataclass(frozen=True)
 class Choice:
-    """The least strength that reaches a control accuracy.
+    """The least scale that reaches a concept accuracy.
 
     Attributes:
-        strength: the one to take. low, high: 95 % interval of the strength at which the fit reaches it, bootstrap over groups (over pictures of a lone one); ``high`` is None
-            where it may lie above all that were drawn. control: at that strength.
-        points: all strengths that were drawn, rising. fit: their isotonic control; None where control falls again and the fit stops before.
+        scale: the one to take. low, high: 95 % interval of the scale at which the fit reaches it, bootstrap over groups (over images of a lone one); ``high`` is None
+            where it may lie above all that were drawn. concept_accuracy: at that scale.
+        points: all scales that were drawn, rising. fit: their isotonic concept accuracy; None where concept accuracy falls again and the fit stops before.
     """
 
-    strength: float
+    scale: float
     low: float
     high: float | None
-    control: Estimate
+    concept_accuracy: Estimate
     points: tuple[Point, ...]
     fit: tuple[float | None, ...]
 
@@ -83,7 +83,7 @@ def isotonic(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     return [mean for mean, _, length in blocks for _ in range(int(length))]
 
 
-def crossing(strengths: Sequence[float], fit: Sequence[float], reach: float) -> float:
+def crossing(scales: Sequence[float], fit: Sequence[float], reach: float) -> float:
     """Where the line through a never falling fit first reaches a value; infinity where it does not.
 
     >>> crossing([0.0, 1.0, 2.0], [0.5, 0.75, 1.0], 0.875)
@@ -92,24 +92,24 @@ def crossing(strengths: Sequence[float], fit: Sequence[float], reach: float) -> 
     for i, value in enumerate(fit):
         if value >= reach:
             if i == 0:
-                return strengths[0]
+                return scales[0]
             rise = value - fit[i - 1]
-            return strengths[i - 1] + (reach - fit[i - 1]) / rise * (strengths[i] - strengths[i - 1])
+            return scales[i - 1] + (reach - fit[i - 1]) / rise * (scales[i] - scales[i - 1])
     return math.inf
 
 
 def choose(measure: Callable[[float], Point], reach: float = 0.95, most: float = 2.0, rounds: int = 6, seed: int = 0) -> Choice:
-    """The least strength that reaches a control accuracy, by bisection.
+    """The least scale that reaches a concept accuracy, by bisection.
 
-    Strength 0 and ``most`` are measured first; where ``most`` does not reach, a half, a quarter and three quarters of it are tried, as control
-    may fall again where pictures break. Then the stretch below the least strength that reaches is halved.
+    Scale 0 and ``most`` are measured first; where ``most`` does not reach, a half, a quarter and three quarters of it are tried, as concept accuracy
+    may fall again where images break. Then the stretch below the least scale that reaches is halved.
 
     Args:
-        measure: what is seen at a strength; asked once for each. reach: control accuracy, in (0, 1). most: largest strength, above 0.
-        rounds: strengths that are measured beside 0, 1 or more. seed: of the bootstrap.
+        measure: what is seen at a scale; asked once for each. reach: concept accuracy, in (0, 1). most: largest scale, above 0.
+        rounds: scales that are measured beside 0, 1 or more. seed: of the bootstrap.
 
     Raises:
-        ValueError: settings that make no sense; no picture could be judged; no strength reaches, with the best one that was found.
+        ValueError: settings that make no sense; no image could be judged; no scale reaches, with the best one that was found.
     """
     if not 0 < reach < 1 or not 0 < most < math.inf or rounds < 1:
         raise ValueError(
@@ -134,10 +134,10 @@ def choose(measure: Callable[[float], Point], reach: float = 0.95, most: float =
 
 
 def _fitted(points: Mapping[float, Point], reach: float) -> list[tuple[Point, float]]:
-    """Points in rising order with their isotonic control. Where the whole fit does not reach, that of the part up to the best point."""
+    """Points in rising order with their isotonic concept accuracy. Where the whole fit does not reach, that of the part up to the best point."""
     rows = [points[s] for s in sorted(points)]
     if any(not p.hits for p in rows):
-        raise ValueError("a strength has no picture that the judge could label; give other prompts or another judge")
+        raise ValueError("a scale has no image that the judge could label; give other prompts or another judge")
     raw = [float(np.mean(p.hits)) for p in rows]
     fit = isotonic(raw, [len(p.hits) for p in rows])
     if fit[-1] < reach:
@@ -147,19 +147,19 @@ def _fitted(points: Mapping[float, Point], reach: float) -> list[tuple[Point, fl
 
 
 def _least(points: Mapping[float, Point], reach: float) -> float | None:
-    return next((p.strength for p, value in _fitted(points, reach) if value >= reach), None)
+    return next((p.scale for p, value in _fitted(points, reach) if value >= reach), None)
 
 
 def _chosen(points: Mapping[float, Point], reach: float, most: float, seed: int) -> Choice:
     used = _fitted(points, reach)
-    strength = _least(points, reach)
-    if strength is None:
+    scale = _least(points, reach)
+    if scale is None:
         best, value = used[-1]
         raise ValueError(
-            f"no strength up to {most:g} reaches control {reach:g}: the best is {value:.3f} at {best.strength:g} (n = {len(best.hits)}); "
+            f"no scale up to {most:g} reaches concept accuracy {reach:g}: the best is {value:.3f} at {best.scale:g} (n = {len(best.hits)}); "
             "train longer, allow more with --most, or ask for less with --reach"
         )
-    if len({g for p, _ in used for g in p.groups}) == 1:  # one group cannot be resampled: its pictures are
+    if len({g for p, _ in used for g in p.groups}) == 1:  # one group cannot be resampled: its images are
         used = [(replace(p, groups=tuple(map(str, range(len(p.hits))))), value) for p, value in used]
     names = sorted({g for p, _ in used for g in p.groups})
     table = np.stack([p.counts(names) for p, _ in used])  # (S, G, 2)
@@ -167,10 +167,10 @@ def _chosen(points: Mapping[float, Point], reach: float, most: float, seed: int)
     where = []
     for _ in range(DRAWS):
         sums = table[:, rng.integers(len(names), size=len(names))].sum(1)
-        shares = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
-        where.append(crossing([p.strength for p, _ in used], isotonic(shares.tolist(), sums[:, 1].tolist()), reach))
+        proportions = np.divide(sums[:, 0], sums[:, 1], out=np.zeros(len(sums)), where=sums[:, 1] > 0)
+        where.append(crossing([p.scale for p, _ in used], isotonic(proportions.tolist(), sums[:, 1].tolist()), reach))
     low, high = np.quantile(where, [0.025, 0.975], method="nearest").tolist()
-    fit = {p.strength: value for p, value in used}
+    fit = {p.scale: value for p, value in used}
     rows = tuple(points[s] for s in sorted(points))
-    ends = (min(low, strength), None if math.isinf(high) else max(high, strength))
-    return Choice(strength, *ends, points[strength].control, rows, tuple(fit.get(p.strength) for p in rows))
+    ends = (min(low, scale), None if math.isinf(high) else max(high, scale))
+    return Choice(scale, *ends, points[scale].concept_accuracy, rows, tuple(fit.get(p.scale) for p in rows))

@@ -1,4 +1,4 @@
-"""Strength chosen by pictures: modules of one attribute drawn at several strengths from the same noise, and judged (`respodiff.experiments.strength`)."""
+"""Scale chosen by images: modules of one attribute drawn at several scales from the same noise, and judged (`respodiff.experiments.strength`)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import Judge, Vocabulary
 from respodiff.evaluation.metrics import fidelity
-from respodiff.evaluation.scored_run import JudgedRun
+from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.statistics import Settings, share, show
 from respodiff.experiments.strength import Choice, Point, choose
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.steering.adapter import Entry
+from respodiff.steering.adapter import AnyAdapter
 
 
 def tune(
     pipe: Any,
-    modules: Sequence[Entry],
+    modules: Sequence[AnyAdapter],
     prompts: Sequence[Prompt | str],
     judge: Judge,
     config: GenerateConfig | None = None,
@@ -34,30 +34,30 @@ def tune(
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
     out: str | Path | None = None,
-    told: Callable[[float], None] = lambda _strength: None,
+    told: Callable[[float], None] = lambda _scale: None,
     **settings: Any,
 ) -> Choice:
-    """`choose` with pictures of a pipeline: every strength is drawn from the same noise, with the same concepts asked for.
+    """`choose` with images of a pipeline: every scale is drawn from the same noise, with the same concepts asked for.
 
     Args:
         modules: alternatives of one attribute, or one alone. prompts: to tune on, other than those that are reported. judge: one that
-            compares pictures with texts. config: how pictures are drawn; its strength is not used. library: attributes beside the built-in ones.
-        out: folder for the run of every strength; what is there is not drawn again. None takes a folder that goes away.
-        told: called with every strength before it is drawn. settings: of `choose`.
+            compares images with texts. config: how images are generated; its scale is not used. library: attributes beside the built-in ones.
+        out: folder for the run of every scale; what is there is not drawn again. None takes a folder that goes away.
+        told: called with every scale before it is drawn. settings: of `choose`.
     """
     attribute = attribute_of(modules, {**builtin(), **(library or {})})
     config = config or GenerateConfig(images=4)
     with _folder(out) as home:
-        base: list[JudgedRun] = []
+        base: list[ScoredRun] = []
 
-        def measure(strength: float) -> Point:
-            told(strength)
-            folder = home / f"strength-{strength:g}"
-            for _ in generate(pipe, prompts, modules, replace(config, strength=strength, policy="exact"), out=folder):
+        def measure(scale: float) -> Point:
+            told(scale)
+            folder = home / f"scale-{scale:g}"
+            for _ in generate(pipe, prompts, modules, replace(config, scale=scale, policy="exact"), out=folder):
                 pass
             run = judge_all(folder, judge, [attribute], vocabulary=vocabulary)
             base.append(run)
-            return point(strength, run, base[0], attribute.name)
+            return point(scale, run, base[0], attribute.name)
 
         return choose(measure, seed=config.seed, **settings)
 
@@ -71,7 +71,7 @@ def _folder(out: str | Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Concept]) -> Attribute:
+def attribute_of(modules: Sequence[AnyAdapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
     """The alternatives that a judge is to choose from: those of the modules' attribute, if it is known, else the modules' own targets; of a
     module alone its target and its neutral prompt.
 
@@ -79,7 +79,7 @@ def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Con
         ValueError: modules of several attributes, none, or safety modules.
     """
     if odd := [m.name for m in modules if m.header.kind != "fairness"]:
-        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no control accuracy; give fairness modules")
+        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")
     names = {m.header.attribute or "concept" for m in modules}
     if len(names) != 1:
         raise ValueError(f"modules are of {', '.join(sorted(names)) or 'nothing'}; give the alternatives of one attribute")
@@ -93,16 +93,16 @@ def attribute_of(modules: Sequence[Entry], library: Mapping[str, Attribute | Con
     return Attribute(name, (*concepts, *rest))
 
 
-def point(strength: float, run: JudgedRun, base: JudgedRun, attribute: str) -> Point:
-    """What a judged run shows at a strength; ``base`` is the run at strength 0."""
+def point(scale: float, run: ScoredRun, base: ScoredRun, attribute: str) -> Point:
+    """What a scored run shows at a scale; ``base`` is the run at scale 0."""
     known = [(r, s) for r, s in zip(run.records, run.scores, strict=True) if s.problem is None and attribute in r.concepts]
-    kept = [(r, bool(s.subject_kept)) for r, s in known if s.subject_kept is not None]
+    kept = [(r, bool(s.subject_correct)) for r, s in known if s.subject_correct is not None]
     x, y, drift = base.vectors(base.primary), run.vectors(run.primary), None
     if x is not None and y is not None:
         good = [i for i in range(len(x)) if np.isfinite(x[i]).all() and np.isfinite(y[i]).all()]
         drift = show(fidelity.drift(y[good], x[good], [run.records[i].group for i in good])) if good else None
     return Point(
-        strength,
+        scale,
         tuple(r.group for r, _ in known),
         tuple(s.labels[attribute] == r.concepts[attribute] for r, s in known),
         share(kept, Settings()),

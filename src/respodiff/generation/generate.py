@@ -1,4 +1,4 @@
-"""Prompts, modules and a policy in; pictures with their records out."""
+"""Prompts, modules and a policy in; images with their records out."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import torch
 from PIL import Image
 
 from respodiff.data.run_folder import ImageRecord, Prompt, RunFolder
-from respodiff.generation.assignment import handed, read_of
+from respodiff.generation.assignment import assign_concepts_to_noises, read_of
 from respodiff.generation.cells import axes
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.image_adapters import Doses
+from respodiff.generation.image_adapters import ScaledAdapters
 from respodiff.generation.plan import Job, batches, check_prompts, check_steps, plan, start
-from respodiff.generation.prompt_filter import gate_jobs
-from respodiff.generation.safety_mode import guarded
+from respodiff.generation.prompt_filter import filter_jobs
+from respodiff.generation.safety_mode import predict_unsafe
 from respodiff.methods.base import applied
-from respodiff.pipelines.latents import as_taken
+from respodiff.pipelines.latents import to_pipeline_format
 from respodiff.pipelines.loading import model_name, weights_digest
-from respodiff.pipelines.registry import adapter, backbone
-from respodiff.steering.adapter import Entry, artefact_misfits
+from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.steering.adapter import AnyAdapter, check_adapter_compatible
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import misfits
+from respodiff.steering.steer import check_compatible
 
 
-def by_attribute(modules: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
+def by_attribute(modules: Sequence[AnyAdapter]) -> dict[str, dict[str, AnyAdapter]]:
     """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
 
     Raises:
         ValueError: for two modules of one concept.
     """
-    out: dict[str, dict[str, Entry]] = {}
+    out: dict[str, dict[str, AnyAdapter]] = {}
     for m in modules:
         group = out.setdefault(m.header.attribute or "concept", {})
         if m.name in group:
@@ -49,30 +49,30 @@ def by_attribute(modules: Sequence[Entry]) -> dict[str, dict[str, Entry]]:
 def generate(
     pipe: Any,
     prompts: Sequence[Prompt | str],
-    modules: Sequence[Entry] = (),
+    modules: Sequence[AnyAdapter] = (),
     config: GenerateConfig | None = None,
     *,
-    safety: Sequence[Entry] = (),
+    safety: Sequence[AnyAdapter] = (),
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Draw ``config.images`` pictures of every prompt, each steered to the concept that the policy drew for it.
+    """Draw ``config.images`` images of every prompt, each steered to the concept that the policy drew for it.
 
-    The noise of a picture depends on (run seed, prompt id, repeat) alone; modules of kind "safety" are added to every picture.
-    With ``config.own_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
+    The noise of an image depends on (run seed, prompt id, repeat) alone; modules of kind "safety" are added to every image.
+    With ``config.use_dataset_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
 
     Args:
         pipe: diffusers pipeline. prompts: texts or `Prompt` records.
         modules: alternatives to draw from; several attributes are combined (gender x tone), with a module of every part or, trained
             together, of every cell (attribute ``gender*tone``). What a method other than RespoDiff made is as good (`respodiff.methods.registry`);
-            what it made of a whole attribute is added to every picture, which then asks for no concept.
+            what it made of a whole attribute is added to every image, which then asks for no concept.
         config: see `GenerateConfig`.
         safety: modules added on top of whatever was drawn.
-        out: run folder to write to (made if absent); pictures that it already holds are skipped.
+        out: run folder to write to (made if absent); images that it already holds are skipped.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`); it is kept in ``run.json``.
 
     Yields:
-        (record, image) per picture that was drawn.
+        (record, image) per image that was drawn.
 
     Raises:
         ValueError: for prompts that are empty, too long or not distinct, modules that do not fit, and settings that make no sense, before
@@ -82,21 +82,23 @@ def generate(
     _check_pipeline(pipe)
     asked = _asked(prompts)
     drawn, always = _sorted_modules(pipe, modules, safety)
-    guards = [m for m in always if m.header.kind == "safety"] if config.safety_when == "leaning" else []
-    if both := [m.name for m in guards if m.name in drawn]:
+    conditional_safety = [m for m in always if m.header.kind == "safety"] if config.safety_mode == "predicted" else []
+    if both := [m.name for m in conditional_safety if m.name in drawn]:
         raise ValueError(
-            f"safety holds {both[0]!r}, which is an attribute's name too: their leanings would be mixed up; give it another name"
+            f"safety holds {both[0]!r}, which is an attribute's name too: their predictions would be mixed up; give it another name"
         )
     readable, config = read_of(pipe, drawn, config)
     check_prompts(pipe, asked, config)
     check_steps(pipe, config.steps)
-    jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.shares), config)
-    jobs = gate_jobs(pipe, jobs, [*modules, *safety], config.gate)
-    doses = Doses(drawn, always, config)
+    jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.target_proportions), config)
+    jobs = filter_jobs(pipe, jobs, [*modules, *safety], config.skip_explicit_prompts)
+    scaled_adapters = ScaledAdapters(drawn, always, config)
     folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
     done = folder.done() if folder else set()
-    todo = handed(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
-    return _draw(pipe, guarded(pipe, todo, guards, config) if guards else todo, doses, config, folder)
+    todo = assign_concepts_to_noises(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
+    return _draw(
+        pipe, predict_unsafe(pipe, todo, conditional_safety, config) if conditional_safety else todo, scaled_adapters, config, folder
+    )
 
 
 def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
@@ -109,23 +111,25 @@ def _check_pipeline(pipe: Any) -> None:
     """A warning for a safety checker, ValueError for a pipeline that wants more than prompts."""
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
-            "this pipeline blacks out pictures that its safety checker dislikes, and judges would take them for safe; "
+            "this pipeline blacks out images that its safety checker dislikes, and judges would take them for safe; "
             "switch it off with pipe.safety_checker = None to measure",
             stacklevel=3,
         )
-    if images := adapter(pipe).images:
+    if images := spec_of(pipe).images:
         raise ValueError(
-            f"{type(pipe).__name__} draws from pictures ({', '.join(images)}), not from prompts alone; call it inside of steer()"
+            f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
 
 
-def _sorted_modules(pipe: Any, modules: Sequence[Entry], safety: Sequence[Entry]) -> tuple[dict[str, dict[str, Entry]], list[Entry]]:
-    """The alternatives to draw from, and what is added to every picture. ValueError for what is no module or does not fit the pipeline."""
+def _sorted_modules(
+    pipe: Any, modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter]
+) -> tuple[dict[str, dict[str, AnyAdapter]], list[AnyAdapter]]:
+    """The alternatives to draw from, and what is added to every image. ValueError for what is no module or does not fit the pipeline."""
     for m in (*modules, *safety):
-        if not isinstance(m, Entry):
+        if not isinstance(m, AnyAdapter):
             raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
         # Raises for a module of another width; what it warns of is said when the pipeline is steered.
-        misfits(pipe, m) if isinstance(m, ConceptModule) else artefact_misfits(pipe, m)
+        check_compatible(pipe, m) if isinstance(m, ConceptModule) else check_adapter_compatible(pipe, m)
     always = [*(m for m in modules if m.header.kind != "fairness"), *safety]
     if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
@@ -133,7 +137,7 @@ def _sorted_modules(pipe: Any, modules: Sequence[Entry], safety: Sequence[Entry]
 
 
 def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
-    """The run folder, made or checked. One of ours that holds no picture yet takes the new settings: nothing in it depends on the old."""
+    """The run folder, made or checked. One of ours that holds no image yet takes the new settings: nothing in it depends on the old."""
     folder = RunFolder(out)
     written = folder.path / "run.json"
     empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
@@ -143,20 +147,22 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
 
 
 LATER_SETTINGS = {
-    "own_settings": False,
-    "long_prompts": "refuse",
+    "use_dataset_settings": False,
+    "truncate_prompts": False,
     "suite_digest": "",
-    "gate": "off",
-    "group_shares": None,
-    "match": 0.0,
-    "ease": 1.0,
-    "safety_when": "always",
+    "skip_explicit_prompts": False,
+    "group_proportions": None,
+    "assign_at": 0.0,
+    "aligned_scale": 1.0,
+    "safety_mode": "always",
 }
 """What counts for a run folder that was written before these settings were."""
 
 
-def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safety: Sequence[Entry], suite_digest: str) -> dict[str, Any]:
-    """What must be equal for a run folder to be resumed: everything that a picture depends on, but not the batch size.
+def _settings(
+    pipe: Any, config: GenerateConfig, modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter], suite_digest: str
+) -> dict[str, Any]:
+    """What must be equal for a run folder to be resumed: everything that an image depends on, but not the batch size.
 
     The number of images is among it, because exact counts are counts out of that number.
     """
@@ -164,20 +170,20 @@ def _settings(pipe: Any, config: GenerateConfig, modules: Sequence[Entry], safet
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
     if any(m.header.method == "bact" for m in (*modules, *safety)):
-        settings |= {"batch": config.batch}  # its pictures depend on one another
+        settings |= {"batch": config.batch}  # its images depend on one another
     return settings | ({"suite_digest": suite_digest} if suite_digest else {})
 
 
 def _draw(
     pipe: Any,
     todo: Iterable[Job],
-    doses: Doses,
+    scaled_adapters: ScaledAdapters,
     config: GenerateConfig,
     folder: RunFolder | None,
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     model, digest = model_name(pipe), weights_digest(backbone(pipe))
     for batch in batches(todo, config.batch):
-        rows = [doses.of(job) for job in batch]
+        rows = [scaled_adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
         with applied(pipe, rows), _unsaid_twice(pipe):
@@ -187,19 +193,19 @@ def _draw(
                 width=width,
                 num_inference_steps=config.steps,
                 guidance_scale=batch[0].guidance,
-                latents=as_taken(pipe, torch.cat(latents)),
+                latents=to_pipeline_format(pipe, torch.cat(latents)),
                 generator=list(generators),
             ).images
         for job, image in zip(batch, images, strict=True):
             record = replace(
-                _record(job, config, doses.used(job)), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest
+                _record(job, config, scaled_adapters.used(job)), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest
             )
             record = replace(record, width=image.width, height=image.height)
             yield (folder.add(record, image) if folder else record), image
 
 
-def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRecord:
-    """What was asked for; what the pipeline and the picture say of themselves is still to be filled in."""
+def _record(job: Job, config: GenerateConfig, used: Sequence[AnyAdapter]) -> ImageRecord:
+    """What was asked for; what the pipeline and the image say of themselves is still to be filled in."""
     return ImageRecord(
         id=job.id,
         file="",
@@ -211,11 +217,11 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Entry]) -> ImageRec
         categories=job.prompt.categories,
         method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
         concepts=job.concepts,
-        gated=dict(job.gated),
-        leans={a: round(q, 4) for a, q in job.leans.items()},
+        skipped_attributes=dict(job.skipped_attributes),
+        margins={a: round(q, 4) for a, q in job.margins.items()},
         modules=[m.digest for m in used],
-        strength=config.strength,
-        safety_strength=config.safety_strength,
+        scale=config.scale,
+        safety_scale=config.safety_scale,
         seed=config.seed,
         own_seed=job.own_seed,
         repeat=job.repeat,

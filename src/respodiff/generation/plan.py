@@ -1,4 +1,4 @@
-"""What a run has to draw: prompts checked, one job a picture with the settings that it is drawn with, in batches of equal settings."""
+"""What a run has to draw: prompts checked, one job an image with the settings that it is drawn with, in batches of equal settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.concepts.intersections import apart
+from respodiff.concepts.intersections import split
 from respodiff.data.run_folder import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import assign, prompt_seed
@@ -20,19 +20,19 @@ from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generat
 from respodiff.pipelines.text_encoding import check_length
 
 GUIDANCE = (1.0, 20.0)
-"""A data set's own guidance within this range is used; beyond it (I2P holds 255) pictures burn out, and the run's is used."""
+"""A data set's own guidance within this range is used; beyond it (I2P holds 255) images burn out, and the run's is used."""
 LARGEST = 2048
 """Sides in pixels beyond this are not drawn: the model's own size is used."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw.
+    """One image to draw.
 
     Attributes:
-        concepts: attribute -> concept that the policy drew; a cell of a product as its parts.
-        gated: attribute -> why nothing of it is drawn (`respodiff.generation.prompt_filter`).
-        leans: attribute -> how surely the noise leans to the drawn concept by itself (`respodiff.generation.prediction.surely`); empty if it was not read.
+        concepts: attribute -> concept that the policy drew; a subgroup of a product as its parts.
+        skipped_attributes: attribute -> why nothing of it is drawn (`respodiff.generation.prompt_filter`).
+        margins: attribute -> how surely the noise favours the drawn concept by itself (`respodiff.generation.prediction.alignment_margin`); empty if it was not read.
         guidance: the scale that is used. size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None where the noise comes from the run's seed.
     """
@@ -43,8 +43,8 @@ class Job:
     guidance: float
     size: Size | None = None
     own_seed: int | None = None
-    gated: Mapping[str, str] = field(default_factory=dict)
-    leans: Mapping[str, float] = field(default_factory=dict)
+    skipped_attributes: Mapping[str, str] = field(default_factory=dict)
+    margins: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -55,29 +55,29 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
     """The jobs of a run: ``config.images`` of every prompt, in the order of the prompts.
 
     Args:
-        pipe: diffusers pipeline, asked for its picture size. names: attribute -> concepts to draw from.
+        pipe: diffusers pipeline, asked for its image size. names: attribute -> concepts to draw from.
 
     Raises:
-        ValueError: shares that do not sum to 1, or of a group or concept that is not there.
+        ValueError: proportions that do not sum to 1, or of a group or concept that is not there.
 
     Warns where a data set's own settings cannot be followed, once for each kind and with the count.
     """
-    if config.own_settings:
+    if config.use_dataset_settings:
         _say_what_is_not_followed(pipe, prompts, config)
-    of_group = config.group_shares or {}
+    of_group = config.group_proportions or {}
     if unknown := sorted(set(of_group) - {p.group for p in prompts}):
-        raise ValueError(f"group_shares has group {unknown[0]!r}, which no prompt is of; leave it out")
+        raise ValueError(f"group_proportions has group {unknown[0]!r}, which no prompt is of; leave it out")
     jobs: list[Job] = []
     for prompt in prompts:
-        shares = {**(config.shares or {}), **of_group.get(prompt.group, {})}
+        proportions = {**(config.target_proportions or {}), **of_group.get(prompt.group, {})}
         try:
-            rows = assign(names, config.images, config.policy, shares=shares, seed=prompt_seed(config.seed, prompt.id))
+            rows = assign(names, config.images, config.policy, proportions=proportions, seed=prompt_seed(config.seed, prompt.id))
         except ValueError as error:
             raise ValueError(f"group {prompt.group!r}: {error}" if prompt.group in of_group else str(error)) from error
-        own = config.own_settings
+        own = config.use_dataset_settings
         guidance = prompt.guidance if own and _usable(prompt.guidance) else config.guidance
         size, seed = (own_size(pipe, prompt), prompt.seed) if own else (None, None)
-        jobs += [Job(prompt, i, apart(row), float(guidance or 0.0), size, seed) for i, row in enumerate(rows)]
+        jobs += [Job(prompt, i, split(row), float(guidance or 0.0), size, seed) for i, row in enumerate(rows)]
     return jobs
 
 
@@ -90,17 +90,17 @@ def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) 
     if twice := [i for i, k in Counter(p.id for p in prompts).items() if k > 1]:
         raise ValueError(f"prompt {twice[0]!r} is given twice; ask for more images of it instead")
     texts = list(dict.fromkeys(p.text for p in prompts))
-    if config.long_prompts == "refuse":
+    if not config.truncate_prompts:
         try:
             check_length(pipe, texts)
         except ValueError as error:
-            raise ValueError(f"{error}, or have it cut off there with long_prompts 'cut' (--long-prompts cut)") from error
+            raise ValueError(f"{error}, or have it cut off there with truncate_prompts=True (--truncate-prompts)") from error
     elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
         warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
 
 
 def check_steps(pipe: Any, steps: int) -> None:
-    """ValueError for more sampler steps than the scheduler has timesteps: it would fail at the first picture."""
+    """ValueError for more sampler steps than the scheduler has timesteps: it would fail at the first image."""
     config = pipe.scheduler.config
     # Leading timesteps are moved up by the offset, and the last one must still be one that the model knows.
     offset = config.get("steps_offset", 0) if config.get("timestep_spacing") == "leading" else 0
@@ -135,7 +135,7 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
 
 
 def native_size(pipe: Any) -> Size:
-    """The (height, width) in pixels of the pictures that the pipeline draws by itself."""
+    """The (height, width) in pixels of the images that the pipeline draws by itself."""
     _, height, width = latent_shape(pipe)
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
@@ -166,14 +166,14 @@ def _say_what_is_not_followed(pipe: Any, prompts: Sequence[Prompt], config: Gene
     sizes = [size for p in sized if (size := own_size(pipe, p))]
     if n := sum(max(size) > 2 * max(native) or 2 * min(size) < min(native) for size in sizes):
         warnings.warn(
-            f"{n} of {len(prompts)} prompts ask for pictures far from this model's {native[0]} x {native[1]} pixels, "
+            f"{n} of {len(prompts)} prompts ask for images far from this model's {native[0]} x {native[1]} pixels, "
             "which it may not draw well: leave own settings off for this model",
             stacklevel=4,
         )
 
 
 def start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Generator]:
-    """Start latent of a picture, and the generator for schedulers that draw noise at every step (ancestral ones, DDPM)."""
+    """Start latent of an image, and the generator for schedulers that draw noise at every step (ancestral ones, DDPM)."""
     if job.own_seed is None:
         latent = noise(pipe, config.seed, job.prompt.id, job.repeat, job.size)
         return latent, noise_generator(config.seed, f"{job.prompt.id}/steps", job.repeat)

@@ -1,4 +1,4 @@
-"""Which concept each image gets: exact counts, random draws, any target shares, products of attributes.
+"""Which concept each image gets: exact counts, random draws, any target proportions, products of attributes.
 
 Every function is a pure function of its arguments; the seed is explicit and nothing touches a global random state.
 """
@@ -12,17 +12,17 @@ from fractions import Fraction
 from hashlib import blake2b
 from typing import Literal, get_args
 
-from respodiff.data.target_proportions import check_shares
+from respodiff.data.target_proportions import check_proportions
 
 Policy = Literal["none", "exact", "random"]
 
 
-def exact_counts(shares: Sequence[float], n: int, seed: int = 0) -> list[int]:
+def exact_counts(proportions: Sequence[float], n: int, seed: int = 0) -> list[int]:
     """Whole counts that sum to n, each within 1 of n * share (largest remainder; equal remainders in an order drawn from the seed,
     so that over many prompts no concept gets the odd image more often)."""
-    quotas = [n * s for s in shares]
+    quotas = [n * s for s in proportions]
     counts = [math.floor(q + 1e-9) for q in quotas]
-    order = list(range(len(shares)))
+    order = list(range(len(proportions)))
     random.Random(seed).shuffle(order)
     order.sort(key=lambda i: round(counts[i] - quotas[i], 9))
     for i in order[: n - sum(counts)]:
@@ -80,15 +80,15 @@ def _exact_rows(wanted: Mapping[str, list[float]], n: int, seed: int, rng: rando
         rng.random()  # not used: with it the draws are those of earlier versions, and their run folders can be resumed
         return rows
     quotas: dict[tuple[int, ...], Fraction] = {(i,): n * s for i, s in enumerate(_fractions(first))}
-    for _, shares in others:
-        counts = rounded_table([[quota * s for s in _fractions(shares)] for quota in quotas.values()], rng)
+    for _, proportions in others:
+        counts = rounded_table([[quota * s for s in _fractions(proportions)] for quota in quotas.values()], rng)
         quotas = {(*cell, j): Fraction(c) for cell, row in zip(quotas, counts, strict=True) for j, c in enumerate(row)}
     return [cell for cell, count in quotas.items() for _ in range(int(count))]
 
 
-def _fractions(shares: Sequence[float]) -> list[Fraction]:
+def _fractions(proportions: Sequence[float]) -> list[Fraction]:
     """Shares as exact numbers that sum to 1: 0.1 is a tenth and the float next to a third is a third."""
-    exact = [Fraction(s).limit_denominator(10**9) for s in shares]
+    exact = [Fraction(s).limit_denominator(10**9) for s in proportions]
     return [s / sum(exact) for s in exact]
 
 
@@ -97,7 +97,7 @@ def assign(
     n: int,
     policy: Policy = "exact",
     *,
-    shares: Mapping[str, Mapping[str, float]] | None = None,
+    proportions: Mapping[str, Mapping[str, float]] | None = None,
     seed: int = 0,
 ) -> list[dict[str, str]]:
     """A concept of every attribute for each of n images of one prompt.
@@ -108,7 +108,7 @@ def assign(
         policy: ``exact``: stratified counts in shuffled order: each concept, and of two attributes each cell, within 1 of its quota, for
             any shares, and no cell favoured over many seeds; of three attributes and more the concepts keep within 1, and the cells of
             the first two; ``random``: independent draws per image; ``none``: empty dictionaries.
-        shares: attribute -> target shares, uniform where not given.
+        proportions: attribute -> target proportions, uniform where not given.
         seed: of the order and of the draws.
 
     Raises:
@@ -118,9 +118,11 @@ def assign(
         raise ValueError(f"number of images is {n}; allowed: at least 1")
     if policy not in get_args(Policy):
         raise ValueError(f"policy is {policy!r}; allowed: {', '.join(get_args(Policy))}")
-    if unknown := set(shares or {}) - set(attributes):
-        raise ValueError(f"shares are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}")
-    wanted = {a: check_shares(names, (shares or {}).get(a)) for a, names in attributes.items()}
+    if unknown := set(proportions or {}) - set(attributes):
+        raise ValueError(
+            f"proportions are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}"
+        )
+    wanted = {a: check_proportions(names, (proportions or {}).get(a)) for a, names in attributes.items()}
     if policy == "none" or not attributes:
         return [{} for _ in range(n)]
     rng = random.Random(seed)

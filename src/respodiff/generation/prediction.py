@@ -1,8 +1,8 @@
-"""What a noise leans to by itself, read from h of the plain model: no judge, no picture, no module.
+"""What a noise favours by itself, read from h of the plain model: no judge, no image, no module.
 
-The bottleneck of the first sampler steps already tells much of what the finished picture will show. Where h of a picture lies among the mean
-h of the alternatives' own prompts ("a woman", "a man") says which of them its noise leans to (`scores`). A policy's draws are handed out by
-it (`matched`), and a picture that is handed what it leans to needs little steering.
+The bottleneck of the first sampler steps already tells much of what the finished image will show. Where h of an image lies among the mean
+h of the alternatives' own prompts ("a woman", "a man") says which of them its noise favours (`scores`). A policy's draws are assigned by
+it (`matched`), and an image that is assigned what it favours needs little steering.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from respodiff.data.run_folder import noise_seed
-from respodiff.pipelines.latents import Size, as_taken, latent_shape
-from respodiff.steering.steer import watched
+from respodiff.pipelines.latents import Size, latent_shape, to_pipeline_format
+from respodiff.steering.steer import capture_h
 
 ROLLOUTS = 24
-"""Noises that each alternative's own prompt is drawn from, the same ones for all: with 8 the leaning is read markedly worse."""
+"""Noises that each alternative's own prompt is drawn from, the same ones for all: with 8 the prediction is read markedly worse."""
 
 
-class _Enough(Exception):
+class StopPipeline(Exception):
     """Ends a call of the pipeline whose h has been read."""
 
 
@@ -39,38 +39,38 @@ class Moment:
 
 
 def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-    """h (B, F) of the conditional rows of unsteered pictures, flattened, float32 on the CPU; the pipeline is stopped there.
+    """h (B, F) of the conditional rows of unsteered images, flattened, float32 on the CPU; the pipeline is stopped there.
 
     Args:
-        prompts: one text a picture. latents: start latents (B, C, H, W).
+        prompts: one text an image. latents: start latents (B, C, H, W).
     """
     found: list[Tensor] = []
 
     def seen(h: Tensor) -> None:
         found.append(h)
         if len(found) == moment.calls:
-            raise _Enough
+            raise StopPipeline
 
     height, width = moment.size or (None, None)
     try:
-        with watched(pipe, seen):
+        with capture_h(pipe, seen):
             pipe(
                 list(prompts),
                 height=height,
                 width=width,
                 num_inference_steps=moment.steps,
                 guidance_scale=moment.guidance,
-                latents=as_taken(pipe, latents),
+                latents=to_pipeline_format(pipe, latents),
                 generator=list(generators) if generators else None,
                 output_type="latent",
             )
-    except _Enough:
+    except StopPipeline:
         pass
     return found[-1].detach().float().flatten(1).cpu()
 
 
 def means(pipe: Any, targets: Sequence[str], moment: Moment, batch: int = 12, rollouts: int = ROLLOUTS) -> Tensor:
-    """Mean h (K, F) of the pictures of K prompts, each from the same ``rollouts`` noises.
+    """Mean h (K, F) of the images of K prompts, each from the same ``rollouts`` noises.
 
     Args:
         targets: the prompt of each alternative ("a woman").
@@ -105,7 +105,7 @@ class Means:
 
 
 def scores(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
-    """How far each picture leans to each alternative, (B, K): <h, m_k> - |m_k|^2 / 2.
+    """How far each image favours each alternative, (B, K): <h, m_k> - |m_k|^2 / 2.
 
     The difference of two is half that of the squared distances to both means, so that the nearest mean scores highest.
 
@@ -116,28 +116,28 @@ def scores(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
     return found
 
 
-def surely(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
-    """How surely each picture leans to each alternative rather than to the nearest other one, (B, K).
+def alignment_margin(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
+    """How surely each image favours each alternative rather than to the nearest other one, (B, K).
 
     0 is half-way between the two means, 1 at the alternative's own, -1 at the other's:
     q_k = min over j of (w_k - w_j) / (|m_k - m_j|^2 / 2), w of `scores`. On the embedded model .4 was hardly ever wrong (docs/method.md).
     """
-    worth = torch.from_numpy(scores(h, centres))
+    assignment_scores = torch.from_numpy(scores(h, centres))
     gaps = torch.cdist(centres, centres).square() / 2
-    apart = (worth[:, :, None] - worth[:, None, :]) / gaps.clamp_min(1e-12)
+    apart = (assignment_scores[:, :, None] - assignment_scores[:, None, :]) / gaps.clamp_min(1e-12)
     apart[:, range(len(centres)), range(len(centres))] = torch.inf
     found: np.ndarray[Any, Any] = apart.amin(2).numpy()
     return found
 
 
-def matched(worth: np.ndarray[Any, Any]) -> list[int]:
-    """Which draw each picture of a prompt is handed, so that the sum of what they are worth is greatest: a permutation.
+def matched(assignment_scores: np.ndarray[Any, Any]) -> list[int]:
+    """Which draw each image of a prompt is assigned, so that the sum of what they are worth is greatest: a permutation.
 
     Args:
-        worth: (n, n), row i the scores of picture i for the draws 0 to n - 1.
+        assignment_scores: (n, n), row i the scores of image i for the draws 0 to n - 1.
 
     >>> matched(np.array([[1.0, 9.0, 9.0], [8.0, 2.0, 2.0], [3.0, 7.0, 7.0]]))
     [1, 0, 2]
     """
-    rows, columns = linear_sum_assignment(worth, maximize=True)
+    rows, columns = linear_sum_assignment(assignment_scores, maximize=True)
     return [int(j) for _, j in sorted(zip(rows.tolist(), columns.tolist(), strict=True))]

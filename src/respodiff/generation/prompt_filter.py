@@ -21,19 +21,19 @@ from respodiff.generation.gate_prompts import person_examples, stated_examples
 from respodiff.generation.plan import Job
 from respodiff.generation.prompt_words import Forms, first_of, forms_of, person_in, stated_in
 from respodiff.pipelines.loading import model_name
-from respodiff.steering.adapter import Artefact, Entry
+from respodiff.steering.adapter import AnyAdapter, MethodAdapter
 from respodiff.steering.module import ConceptModule
 
 PERSON = "person"
-Row = Entry | None | Sequence[Entry]
+Row = AnyAdapter | None | Sequence[AnyAdapter]
 
 
 @dataclass(frozen=True)
-class Gate:
+class PromptFilter:
     """The answers for one pipeline.
 
     Attributes:
-        forms: attribute -> how prompts state it. words: the user's own, attribute ("" for any) -> words; empty where the gate is automatic.
+        forms: attribute -> how prompts state it. words: the user's own, attribute ("" for any) -> words; empty where the prompt filter is automatic.
         encoder: None where words alone decide. probes: question (an attribute, or `PERSON`) -> probe, those that cannot tell included.
     """
 
@@ -89,7 +89,7 @@ class Gate:
 
 
 def answers(encoder: Encoder, probe: Probe, question: str, ids: Sequence[int], states: Any) -> Any:
-    """Scores (T,) of the tokens of a prompt, above 0 for yes. A doubt speaks against the gate: pieces of a split word may say that somebody
+    """Scores (T,) of the tokens of a prompt, above 0 for yes. A doubt speaks against the prompt filter: pieces of a split word may say that somebody
     is drawn, but not that an attribute is stated."""
     scores = probe.scores(states)
     if question != PERSON:
@@ -97,13 +97,13 @@ def answers(encoder: Encoder, probe: Probe, question: str, ids: Sequence[int], s
     return scores
 
 
-def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) -> Gate:
-    """The gate of a pipeline for the attributes of these modules.
+def make_filter(pipe: Any, entries: Sequence[AnyAdapter], words: Sequence[str] = ()) -> PromptFilter:
+    """The prompt filter of a pipeline for the attributes of these modules.
 
     Probes are fitted on the spot (seconds on a small encoder, a minute or so on a large one without a GPU) and kept in the user's cache folder.
 
     Args:
-        entries: modules and artefacts; safety modules are for every prompt and have no gate.
+        entries: modules and adapters; safety modules are for every prompt and have no prompt filter.
         words: the user's own, as ``word`` or ``attribute:word``; they decide instead of encoder and shipped words.
 
     Raises:
@@ -115,15 +115,15 @@ def make_gate(pipe: Any, entries: Sequence[Entry], words: Sequence[str] = ()) ->
             groups.setdefault(attribute_of(m), []).append((m.header.target, m.header.neutral))
     forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
     if words:
-        return Gate(forms, grouped(words, list(forms)))
+        return PromptFilter(forms, grouped(words, list(forms)))
     if not forms or not hasattr(getattr(getattr(pipe, "text_encoder", None), "config", None), "num_hidden_layers"):
-        return Gate(forms, {})
+        return PromptFilter(forms, {})
     encoder = Encoder(pipe)
     questions = {PERSON: person_examples(), **{name: stated_examples(f) for name, f in forms.items()}}
-    return Gate(forms, {}, encoder, {name: fitted(encoder, e, name != PERSON) for name, e in questions.items()})
+    return PromptFilter(forms, {}, encoder, {name: fitted(encoder, e, name != PERSON) for name, e in questions.items()})
 
 
-def attribute_of(entry: Entry) -> str:
+def attribute_of(entry: AnyAdapter) -> str:
     """The attribute that a module is drawn for, as `respodiff.generation.generate.by_attribute` has it."""
     return entry.header.attribute or "concept"
 
@@ -138,7 +138,7 @@ def grouped(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[s
     for word in words:
         name, colon, rest = word.partition(":")
         if colon and name.strip() not in attributes:
-            raise ValueError(f"gate word {word!r} is of attribute {name.strip()!r}, which no module has; allowed: {', '.join(attributes)}")
+            raise ValueError(f"word {word!r} is of attribute {name.strip()!r}, which no module has; allowed: {', '.join(attributes)}")
         if text := (rest if colon else word).strip():
             out.setdefault(name.strip() if colon else "", []).append(text)
     return out
@@ -154,19 +154,21 @@ def read_words(text: str) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--gate-words: {text!r} cannot be read ({error}); give a text file with one word a line, or word,word") from error
+        raise ValueError(
+            f"--explicit-words: {text!r} cannot be read ({error}); give a text file with one word a line, or word,word"
+        ) from error
     words = [word for line in lines if (word := line.partition("#")[0].strip())]
     if not words:
-        raise ValueError(f"--gate-words {text!r} holds no word; give word,word or a text file with one word a line")
+        raise ValueError(f"--explicit-words {text!r} holds no word; give word,word or a text file with one word a line")
     return words
 
 
-def gated(pipe: Any, prompts: Sequence[str], entries: Entry | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
-    """Entries for `steer` or `applied`, with None where the gate leaves a prompt as it is; safety modules stay.
+def filter_explicit(pipe: Any, prompts: Sequence[str], entries: AnyAdapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+    """Entries for `steer` or `applied`, with None where the prompt filter leaves a prompt as it is; safety modules stay.
 
     Args:
         prompts: as the pipeline is called with them. entries: one module for all, or one entry per final image
-            (``len(prompts) * num_images_per_prompt``). words: as `make_gate`.
+            (``len(prompts) * num_images_per_prompt``). words: as `make_filter`.
 
     Example::
 
@@ -176,13 +178,13 @@ def gated(pipe: Any, prompts: Sequence[str], entries: Entry | Sequence[Row], wor
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
-    single = ConceptModule | Artefact
+    single = ConceptModule | MethodAdapter
     rows: list[Row] = [entries] * len(prompts) if isinstance(entries, single) else list(entries)
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
     held = [(row,) if isinstance(row, single) else tuple(row or ()) for row in rows]
-    gate = make_gate(pipe, [m for row in held for m in row], words)
-    reasons = gate.why(prompts)
+    prompt_filter = make_filter(pipe, [m for row in held for m in row], words)
+    reasons = prompt_filter.why(prompts)
     out: list[Row] = []
     for i, (row, before) in enumerate(zip(held, rows, strict=True)):
         why = reasons[i // (len(rows) // len(prompts))]
@@ -191,26 +193,26 @@ def gated(pipe: Any, prompts: Sequence[str], entries: Entry | Sequence[Row], wor
     return out
 
 
-def gate_jobs(pipe: Any, jobs: Sequence[Job], entries: Sequence[Entry], gate: str | Sequence[str]) -> list[Job]:
-    """The jobs of a run without the concepts that the gate takes out, and with the reasons; warns where the text encoder cannot tell.
+def filter_jobs(pipe: Any, jobs: Sequence[Job], entries: Sequence[AnyAdapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
+    """The jobs of a run without the concepts that the prompt filter takes out, and with the reasons; warns where the text encoder cannot tell.
 
     Args:
-        gate: of `respodiff.generation.config.GenerateConfig`.
+        prompt_filter: of `respodiff.generation.config.GenerateConfig`.
     """
-    if gate == "off" or all(m.header.kind == "safety" for m in entries):
+    if not prompt_filter or all(m.header.kind == "safety" for m in entries):
         return list(jobs)
-    made = make_gate(pipe, entries, () if isinstance(gate, str) else gate)
+    made = make_filter(pipe, entries, () if isinstance(prompt_filter, bool) else prompt_filter)
     whole = {attribute_of(m) for m in entries if m.header.kind == "attribute"}
     texts = list(dict.fromkeys(job.prompt.text for job in jobs))
     reasons = dict(zip(texts, made.why(texts), strict=True))
     if blind := made.blind():
         warnings.warn(
-            f"the text encoder of {model_name(pipe)!r} cannot tell {', '.join(blind)}: the gate goes by its own word list there, "
-            "which misses words that are not in it; give your own with gate=[...] (--gate-words)",
+            f"the text encoder of {model_name(pipe)!r} cannot tell {', '.join(blind)}: the prompt filter goes by its own word list there, "
+            "which misses words that are not in it; give your own with skip_explicit_prompts=[...] (--explicit-words)",
             stacklevel=4,
         )
     out = []
     for job in jobs:
         why = {a: text for a, text in reasons[job.prompt.text].items() if a in job.concepts or a in whole}
-        out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, gated=why))
+        out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, skipped_attributes=why))
     return out

@@ -108,10 +108,10 @@ def first_of(text: str, phrases: Sequence[str]) -> str:
 @cache
 def people_words() -> frozenset[str]:
     """Every listed word for a person, in the singular."""
-    gate = lists()
-    nouns = [w for table in gate["attributes"].values() for key in ("noun", "also") for w in table.get(key, ())]
+    prompt_filter = lists()
+    nouns = [w for table in prompt_filter["attributes"].values() for key in ("noun", "also") for w in table.get(key, ())]
     plain = [w for w in nouns if w not in _STATES_NO_NOUN and len(w.split()) == 1]
-    return frozenset(w.split()[-1] for w in (*gate["people"], *gate["more_people"], *plain))
+    return frozenset(w.split()[-1] for w in (*prompt_filter["people"], *prompt_filter["more_people"], *plain))
 
 
 _STATES_NO_NOUN = frozenset(
@@ -148,17 +148,17 @@ def person_in(text: str, guess: bool = True) -> str:
     >>> person_in("two old beekeepers at dawn"), person_in("a red car on a beach")
     ('beekeepers', '')
     """
-    gate = lists()
+    prompt_filter = lists()
     for word in _spelt(text).replace("'s", "").split():
-        if word in gate["not_people"]:
+        if word in prompt_filter["not_people"]:
             continue
         if word in people_words() or singular(word) in people_words():
             return word
         if (
             guess
             and len(singular(word)) > 4
-            and singular(word).endswith(tuple(gate["person_ends"]))
-            and singular(word) not in gate["not_people"]
+            and singular(word).endswith(tuple(prompt_filter["person_ends"]))
+            and singular(word) not in prompt_filter["not_people"]
         ):
             return word
     return ""

@@ -1,7 +1,7 @@
 """BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
 
-Heads g_b, one per bin of timesteps, tell from h which alternative a picture will show; they are trained with cross-entropy on pictures that
-the model draws and a classifier labels. While drawing N pictures of a prompt, at every step, with x = h / scale (the rms of h),
+Heads g_b, one per bin of timesteps, tell from h which alternative an image will show; they are trained with cross-entropy on images that
+the model draws and a classifier labels. While drawing N images of a prompt, at every step, with x = h / scale (the rms of h),
 
     p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
@@ -26,11 +26,11 @@ from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
-from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
 from respodiff.steering.module import Header
 from respodiff.steering.parameterisations import bin_of
 from respodiff.training.config import TrainConfig
@@ -41,37 +41,37 @@ from respodiff.training.rollouts import Rollouts, mix_seed
 
 @dataclass(frozen=True)
 class BactConfig(TrainConfig):
-    """`TrainConfig` for the heads (``rollouts`` pictures of ``steps`` steps, ``ram_lr``, ``batch``), and
+    """`TrainConfig` for the heads (``rollouts`` images of ``steps`` steps, ``ram_lr``, ``batch``), and
 
     Attributes:
-        subjects, draw: what the pictures are of, in turn. decay_weights: AdamW's.
-        gamma: step of the guidance. distance: D. shares: reference, in the order target, opposites; empty: equal.
+        subjects, draw: what the images are of, in turn. decay_weights: AdamW's.
+        gamma: step of the guidance. distance: D. proportions: reference, in the order target, opposites; empty: equal.
     """
 
     iterations: int = 200
     ram_lr: float = 3e-5
-    mu: float = 0.0
-    gain: float = 1.0
-    limit: float = 0.0
+    preservation_weight: float = 0.0
+    train_scale: float = 1.0
+    max_relative_norm: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     batch: int = 128
     steps: int = 20
     rollouts: int = 288
-    refresh: int = 1_000_000
+    refresh_every: int = 1_000_000
     subjects: tuple[str, ...] = PROFESSIONS
     draw: str = "image of {}"
     decay_weights: float = 0.1
     gamma: float = 5.0
     distance: Literal["chi2", "squared"] = "chi2"
-    shares: tuple[float, ...] = ()
+    proportions: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_subjects(self.subjects, self.draw)
         if self.gamma < 0 or self.decay_weights < 0:
             raise ValueError(f"gamma is {self.gamma!r} and decay_weights {self.decay_weights!r}; allowed: at least 0")
-        if self.shares and (min(self.shares) <= 0 or abs(sum(self.shares) - 1) > 1e-6):
-            raise ValueError(f"shares is {self.shares!r}; allowed: numbers above 0 that sum to 1, one an alternative")
+        if self.proportions and (min(self.proportions) <= 0 or abs(sum(self.proportions) - 1) > 1e-6):
+            raise ValueError(f"proportions is {self.proportions!r}; allowed: numbers above 0 that sum to 1, one an alternative")
 
 
 def divergence(p: Tensor, reference: Tensor, distance: str) -> Tensor:
@@ -91,7 +91,7 @@ def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: 
 
 @dataclass(frozen=True)
 class Labelled:
-    """h (P, S, D) of pictures at their steps, t (S,), and their labels (P,)."""
+    """h (P, S, D) of images at their steps, t (S,), and their labels (P,)."""
 
     h: Tensor
     t: Tensor
@@ -100,17 +100,17 @@ class Labelled:
     forwards: int
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
-        """``size`` pairs of a picture and a step, which depend on seed and iteration alone."""
+        """``size`` pairs of an image and a step, which depend on seed and iteration alone."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, iteration))
         i, s = (torch.randint(n, (size,), generator=generator).to(self.h.device) for n in self.h.shape[:2])
         return {"h": self.h[i, s], "t": self.t[s], "labels": self.labels[i]}
 
 
 class Recorded(Rollouts):
-    """Draws pictures, remembers h of their conditional rows, and has them labelled."""
+    """Draws images, remembers h of their conditional rows, and has them labelled."""
 
     def __init__(self, denoiser: Denoiser, concept: Concept, config: Any, classify: Classify) -> None:
-        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", label="sampler"))
+        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", timestep_labels="sampler"))
         self.classify, self.classes = classify, len(alternatives(concept))
         self.subjects = [denoiser.encode([config.draw.format(s)])[0] for s in config.subjects]
         self.seen: list[Tensor] = []
@@ -126,8 +126,8 @@ class Recorded(Rollouts):
             handle.remove()
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Any) -> Labelled:  # type: ignore[override]  # pictures with labels
-        """``rollouts`` pictures of the subjects in turn."""
+    def pool(self, number: int, delta: Any) -> Labelled:  # type: ignore[override]  # images with labels
+        """``rollouts`` images of the subjects in turn."""
         config, seed = self.config, mix_seed(self.config.seed, 7, number)
         self.forwards, found, labels = 0, [], []
         parts = [config.rollouts // len(self.subjects) + (i < config.rollouts % len(self.subjects)) for i in range(len(self.subjects))]
@@ -156,64 +156,64 @@ def step(denoiser: Denoiser, config: Any, heads: Parameters, batch: dict[str, Te
 
 def _learner(denoiser: Denoiser, concept: Concept, config: Any) -> Parameters:
     classes, size = len(alternatives(concept)), denoiser.shape[0] * denoiser.shape[1] * denoiser.shape[2]
-    if config.shares and len(config.shares) != classes:
-        raise ValueError(f"shares has {len(config.shares)} numbers for {classes} alternatives; give one each")
+    if config.proportions and len(config.proportions) != classes:
+        raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
     start = {"weight": torch.zeros(config.steps, classes, size), "bias": torch.zeros(config.steps, classes), "scale": torch.zeros(1)}
 
-    def made(header: Header, values: dict[str, Tensor]) -> Artefact:
-        return Artefact(header, values)
+    def made(header: Header, values: dict[str, Tensor]) -> MethodAdapter:
+        return MethodAdapter(header, values)
 
     return Parameters(config, {k: v.to(denoiser.device) for k, v in start.items()}, made, config.decay_weights)
 
 
 @contextmanager
-def apply(pipe: Any, entries: Entries) -> Iterator[None]:
-    """Images of one prompt in a call are balanced together, those that have the artefact; alone an image has no distribution: a warning."""
+def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
+    """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
     site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
 
     def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
 
     with ExitStack() as stack:
-        call = stack.enter_context(watched(pipe, entries, before))
+        call = stack.enter_context(intercept_calls(pipe, entries, before))
 
         def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
             found = call()
             if found is None:
                 return None
             out = h.clone()
-            for artefact, images in _together(found):
+            for adapter, images in _together(found):
                 if len(images) < 2 and not warned[0]:
-                    warnings.warn("bact balances pictures of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2)
+                    warnings.warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2)
                     warned[0] = True
                 rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
-                out[rows] = _guided(artefact, h[rows], now[0])
+                out[rows] = _guided(adapter, h[rows], now[0])
             return out
 
         stack.callback(site.register_forward_hook(hook).remove)
         yield
 
 
-def _together(call: ModelCall) -> list[tuple[Artefact, list[int]]]:
-    """Artefact and the images of one prompt that have it."""
-    groups: dict[tuple[int, str], tuple[Artefact, list[int]]] = {}
+def _together(call: ModelCall) -> list[tuple[MethodAdapter, list[int]]]:
+    """Adapter and the images of one prompt that have it."""
+    groups: dict[tuple[int, str], tuple[MethodAdapter, list[int]]] = {}
     for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
         for a in row:
             groups.setdefault((id(a), prompt), (a, []))[1].append(i)
     return list(groups.values())
 
 
-def _guided(artefact: Artefact, h: Tensor, t: Tensor) -> Tensor:
+def _guided(adapter: MethodAdapter, h: Tensor, t: Tensor) -> Tensor:
     """h (N, C, H, W) after one step of guidance."""
-    weight, bias, scale = (artefact.tensors[k].to(h.device) for k in ("weight", "bias", "scale"))
+    weight, bias, scale = (adapter.tensors[k].to(h.device) for k in ("weight", "bias", "scale"))
     if h[0].numel() != weight.shape[2]:
         raise ValueError(
-            f"bact {artefact.name!r} is for h of {weight.shape[2]} numbers, this picture size has {h[0].numel()}; train it for this size"
+            f"bact {adapter.name!r} is for h of {weight.shape[2]} numbers, this image size has {h[0].numel()}; train it for this size"
         )
-    classes, s = weight.shape[1], artefact.settings
-    reference = torch.tensor(s["shares"] or [1 / classes] * classes, device=h.device)
+    classes, s = weight.shape[1], adapter.settings
+    reference = torch.tensor(s["proportions"] or [1 / classes] * classes, device=h.device)
     b = int(bin_of(t, len(weight)))
-    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, artefact.weight * s["gamma"], s["distance"])
+    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, adapter.weight * s["gamma"], s["distance"])
     return (x * scale).view_as(h).to(h.dtype)
 
 
@@ -221,7 +221,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     require_unet(pipe, "bact")
     alternatives(concept)
     assert classify is not None  # Method.train saw to it
-    header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
+    header = method_header(kind="attribute", concept=concept.attribute or concept.name)
     task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header, axes=())
     return train(pipe, concept, config, resume=resume, task=task)
 

@@ -1,4 +1,4 @@
-"""Pictures for methods that must look at what the model draws: decoding latents, and asking the classifier."""
+"""Images for methods that must look at what the model draws: decoding latents, and asking the classifier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from respodiff.steering.adapter import Classify
 
 
 def decoded(pipe: Any, z: Tensor) -> Tensor:
-    """Pictures (N, 3, H, W), about [0, 1] and not clamped, of latents (N, C, h, w); differentiable."""
+    """Images (N, 3, H, W), about [0, 1] and not clamped, of latents (N, C, h, w); differentiable."""
     vae, c = pipe.vae, pipe.vae.config
     z = z.to(vae.dtype)
     if c.get("latents_mean") and c.get("latents_std"):
@@ -21,8 +21,8 @@ def decoded(pipe: Any, z: Tensor) -> Tensor:
         z = z * std / c.scaling_factor + mean
     else:
         z = z / c.scaling_factor + (c.get("shift_factor") or 0.0)
-    pictures: Tensor = vae.decode(z).sample / 2 + 0.5
-    return pictures.float()
+    images: Tensor = vae.decode(z).sample / 2 + 0.5
+    return images.float()
 
 
 def alternatives(concept: Concept) -> tuple[str, ...]:
@@ -34,12 +34,12 @@ def alternatives(concept: Concept) -> tuple[str, ...]:
     return (concept.target, *concept.opposites)
 
 
-def classified(classify: Classify, pictures: Tensor, classes: int) -> Tensor:
-    """Logits (N, K) of pictures (N, 3, H, W), float32. ValueError for a classifier that gives something else."""
-    logits = classify(pictures)
-    if not isinstance(logits, Tensor) or logits.shape != (len(pictures), classes):
+def classified(classify: Classify, images: Tensor, classes: int) -> Tensor:
+    """Logits (N, K) of images (N, 3, H, W), float32. ValueError for a classifier that gives something else."""
+    logits = classify(images)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"classify gave {shape} for {len(pictures)} pictures; allowed: logits of shape ({len(pictures)}, {classes})")
+        raise ValueError(f"classify gave {shape} for {len(images)} images; allowed: logits of shape ({len(images)}, {classes})")
     return logits.float()
 
 

@@ -20,7 +20,7 @@ from respodiff.methods.base import Method
 from respodiff.methods.lora import WHERE, apply, attached, start
 from respodiff.methods.scores import score_step
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Parameters
 from respodiff.training.respodiff import Task, train
@@ -40,10 +40,10 @@ class SliderConfig(TrainConfig):
     iterations: int = 200
     ram_lr: float = 2e-3
     target_guidance: float = 2.0
-    gain: float = 1.0
-    limit: float = 0.0
+    train_scale: float = 1.0
+    max_relative_norm: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
-    refresh: int = 100
+    refresh_every: int = 100
     rank: int = 4
     alpha: float = 1.0
     where: Literal["all", "self", "cross"] = "all"
@@ -67,19 +67,19 @@ class LoraRollouts(Rollouts):
 
 
 def scale(config: Any) -> float:
-    """What B A x is multiplied by at strength 1."""
+    """What B A x is multiplied by at scale 1."""
     return float(config.alpha / config.rank)
 
 
 def learner(denoiser: Denoiser, _concept: Concept, config: Any) -> Parameters:
     """A and B of every layer, with AdamW."""
-    return Parameters(config, start(denoiser.model, config.rank, config.where, config.seed), Artefact, config.decay_weights)
+    return Parameters(config, start(denoiser.model, config.rank, config.where, config.seed), MethodAdapter, config.decay_weights)
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "slider")
     step = score_step(lambda model, values: attached(model, values, scale(config)))
-    task = Task("slider", learner, LoraRollouts, step, artefact_header(), axes=("contexts",))
+    task = Task("slider", learner, LoraRollouts, step, method_header(), axes=("contexts",))
     return train(pipe, concept, config, resume=resume, task=task)
 
 

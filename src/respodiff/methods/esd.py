@@ -23,7 +23,7 @@ from respodiff.methods.scores import score_step
 from respodiff.methods.weight_edits import apply, difference, owners, swapped
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Artefact, Classify, artefact_header, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
 from respodiff.steering.module import Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Parameters
@@ -40,13 +40,13 @@ class EsdConfig(TrainConfig):
     iterations: int = 200
     ram_lr: float = 5e-5
     target_guidance: float = 2.0
-    mu: float = 0.0
-    gain: float = 1.0
-    limit: float = 0.0
+    preservation_weight: float = 0.0
+    train_scale: float = 1.0
+    max_relative_norm: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     decay: Literal["constant", "sqrt"] = "constant"
     batch: int = 4
-    refresh: int = 1_000_000
+    refresh_every: int = 1_000_000
 
 
 def erase(scores: Scores, eta: float) -> Tensor:
@@ -108,8 +108,8 @@ def _learner(method: str, denoiser: Denoiser, _concept: Concept, config: Any) ->
     found, names = owners(denoiser.model), trained_names(denoiser.model, method)
     before = {name: getattr(*found[name]) for name in names}
 
-    def made(header: Header, after: dict[str, Tensor]) -> Artefact:
-        return Artefact(header, difference({k: v.detach().cpu() for k, v in before.items()}, after))
+    def made(header: Header, after: dict[str, Tensor]) -> MethodAdapter:
+        return MethodAdapter(header, difference({k: v.detach().cpu() for k, v in before.items()}, after))
 
     return Parameters(config, before, made, live=True)
 
@@ -125,7 +125,7 @@ def _make(
         )
     step = score_step(lambda _model, values: swapped({found[k]: v for k, v in values.items()}))
     return train(
-        pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, artefact_header(), axes=())
+        pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, method_header(), axes=())
     )
 
 

@@ -1,7 +1,7 @@
 """FDF, finetuning for fairness (ICLR 2024), in a reduced form: adjusted direct finetuning towards optimal-transport targets.
 
-A step draws N pictures of one subject, asks a classifier for p_i, and gives every picture a target: the N labels that a fair law would
-draw are handed out so that the least is moved, averaged over such draws, and dropped where that is uncertain. The loss of the final
+A step draws N images of one subject, asks a classifier for p_i, and gives every image a target: the N labels that a fair law would
+draw are assigned so that the least is moved, averaged over such draws, and dropped where that is uncertain. The loss of the final
 latent x_0,
 
     L = 1/N sum_i [ sure_i CE(p_i, target_i) + stay w_i mean (x_0,i - x_0,i of the original model)^2 ],   w_i = .2 where the label flips,
@@ -10,7 +10,7 @@ reaches the UNet's predictions e_t through the sampler's linear map alone (its i
 A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1.
 
 Reduced: the authors train the text encoder (rank 50) with a face detector, face embeddings, CLIP and DINOv2 features on faces; here it is
-attention to the text (LoRA), any differentiable classifier of whole pictures, and distance of latents in the place of features.
+attention to the text (LoRA), any differentiable classifier of whole images, and distance of latents in the place of features.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from respodiff.methods.classifier import alternatives, check_subjects, classifie
 from respodiff.methods.concept_slider import LoraRollouts, SliderConfig, learner, scale
 from respodiff.methods.lora import apply, attached
 from respodiff.pipelines.denoiser import Denoiser, join
-from respodiff.steering.adapter import Classify, artefact_header, require_unet
+from respodiff.steering.adapter import Classify, method_header, require_unet
 from respodiff.training.learners import Parameters
 from respodiff.training.respodiff import Task, learning_rate, train
 from respodiff.training.rollouts import mix_seed
@@ -53,10 +53,10 @@ class FdfConfig(SliderConfig):
 
     iterations: int = 60
     ram_lr: float = 1e-3
-    mu: float = 0.0
+    preservation_weight: float = 0.0
     batch: int = 12
     steps: int = 10
-    refresh: int = 1
+    refresh_every: int = 1
     decay: Literal["constant", "sqrt"] = "constant"
     where: Literal["all", "self", "cross"] = "cross"
     subjects: tuple[str, ...] = PROFESSIONS
@@ -72,7 +72,7 @@ class FdfConfig(SliderConfig):
 
 
 def transported(p: Tensor, draws: int, seed: int) -> Tensor:
-    """q (N, K): how often each picture is handed each label, over draws of N labels of equal chance; p (N, K) are probabilities.
+    """q (N, K): how often each image is assigned each label, over draws of N labels of equal chance; p (N, K) are probabilities.
 
     Every draw is an assignment of least cost sum_i |p_i - label_i|^2. For two labels that is ranking by p, and q is a binomial tail.
     """
@@ -102,7 +102,7 @@ def sampler_factors(scheduler: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One step's pictures: latents z (S, N, C, H, W) before each timestep t (S,), conditions of both passes, dL/dx_0, and L's first part."""
+    """One step's images: latents z (S, N, C, H, W) before each timestep t (S,), conditions of both passes, dL/dx_0, and L's first part."""
 
     z: list[Tensor]
     t: list[Tensor]
@@ -121,15 +121,15 @@ class Subjects(LoraRollouts):
     """Draws one subject a step, with what is trained in effect, and finds dL/dx_0."""
 
     def __init__(self, denoiser: Denoiser, concept: Concept, config: Any, classify: Classify) -> None:
-        super().__init__(denoiser, concept, replace(config, label="sampler", rollout_prompts="neutral"))
+        super().__init__(denoiser, concept, replace(config, timestep_labels="sampler", rollout_prompts="neutral"))
         if self.scheduler.config.get("prediction_type", "epsilon") != "epsilon" or not hasattr(self.scheduler, "final_alpha_cumprod"):
             raise ValueError("the model does not predict noise for DDIM steps; method 'fdf' is for models that do")
         self.classify, self.classes = classify, len(alternatives(concept))
         self.subjects = [denoiser.encode([config.draw.format(s)])[0] for s in config.subjects]
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Any) -> Drawn:  # type: ignore[override]  # whole pictures, not latents to learn from
-        """The pictures of step ``number`` and what their loss asks of their final latents."""
+    def pool(self, number: int, delta: Any) -> Drawn:  # type: ignore[override]  # whole images, not latents to learn from
+        """The images of step ``number`` and what their loss asks of their final latents."""
         config: Any = self.config
         seed = mix_seed(config.seed, 6, number)
         generator = torch.Generator().manual_seed(seed)
@@ -144,26 +144,26 @@ class Subjects(LoraRollouts):
         return Drawn([z for _, _, z in before], [t for _, t, _ in before], condition, guided, gradient, loss, self.forwards)
 
     def asked(self, x: Tensor, kept: Tensor | None, seed: int) -> tuple[Tensor, float]:
-        """dL/dx_0 (N, C, H, W) and the mean cross-entropy of the pictures whose target is sure."""
+        """dL/dx_0 (N, C, H, W) and the mean cross-entropy of the images whose target is sure."""
         config: Any = self.config
         with torch.enable_grad():
             x = x.detach().float().requires_grad_()
             logits = classified(self.classify, decoded(self.denoiser.pipe, x).clamp(0, 1), self.classes)
             q = transported(logits.softmax(1), DRAWS, seed % (1 << 32))
             likely, target = q.max(1)
-            sure = (likely >= 1 - config.uncertain).float()
-            each = sure * cross_entropy(logits, target, reduction="none")
+            margin = (likely >= 1 - config.uncertain).float()
+            each = margin * cross_entropy(logits, target, reduction="none")
             loss = each.sum() / len(x)
             if kept is not None:
-                flips = (sure == 0) | (target != logits.argmax(1))
+                flips = (margin == 0) | (target != logits.argmax(1))
                 weight = torch.where(flips, 0.2, 1.0)
                 loss = loss + config.stay * (weight * (x - kept.float()).square().flatten(1).mean(1)).sum() / len(x)
             (gradient,) = torch.autograd.grad(loss, x)
-        return gradient, each.sum().item() / max(1.0, sure.sum().item())
+        return gradient, each.sum().item() / max(1.0, margin.sum().item())
 
 
 def step(denoiser: Denoiser, config: Any, trained: Parameters, batch: dict[str, Any]) -> tuple[float, float]:
-    """One update: every prediction of the drawn pictures is made again with a gradient, which the sampler's map weighs."""
+    """One update: every prediction of the drawn images is made again with a gradient, which the sampler's map weighs."""
     drawn: Drawn = batch["drawn"]
     factors = sampler_factors(denoiser.sampler(config.steps))
     trained.adam.param_groups[0]["lr"] = config.ram_lr * learning_rate(config, trained.iteration)
@@ -184,9 +184,9 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     require_unet(pipe, "fdf")
     alternatives(concept)
     assert classify is not None  # Method.train saw to it
-    if config.refresh != 1:
-        raise ValueError(f"refresh is {config.refresh}; method 'fdf' learns from pictures of the moment: leave it at 1")
-    header = artefact_header(kind="attribute", concept=concept.attribute or concept.name)
+    if config.refresh_every != 1:
+        raise ValueError(f"refresh_every is {config.refresh_every}; method 'fdf' learns from images of the moment: leave it at 1")
+    header = method_header(kind="attribute", concept=concept.attribute or concept.name)
     task = Task("fdf", learner, lambda d, c, s: Subjects(d, c, s, classify), step, header, axes=())
     return train(pipe, concept, config, resume=resume, task=task)
 

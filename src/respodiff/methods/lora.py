@@ -1,4 +1,4 @@
-"""Low-rank changes of the UNet's attention, as hooks: y = W x + strength (alpha / rank) B A x, for the rows of the images that have one."""
+"""Low-rank changes of the UNet's attention, as hooks: y = W x + scale (alpha / rank) B A x, for the rows of the images that have one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Artefact
+from respodiff.steering.adapter import MethodAdapter
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
@@ -54,29 +54,29 @@ def _added(a: Tensor, b: Tensor, scale: float) -> Callable[..., Tensor]:
 
 
 @contextmanager
-def apply(pipe: Any, entries: Entries) -> Iterator[None]:
-    """Every image's rows, those of the unconditional pass too, get the low-rank changes of its artefacts."""
+def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
+    """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters."""
     model: nn.Module = backbone(pipe)
     known = dict(model.named_modules())
     with ExitStack() as stack:
-        call = stack.enter_context(watched(pipe, entries))
-        for artefact in entries.artefacts:
-            for name in sorted({key.rpartition(".")[0] for key in artefact.tensors}):
+        call = stack.enter_context(intercept_calls(pipe, entries))
+        for adapter in entries.adapters:
+            for name in sorted({key.rpartition(".")[0] for key in adapter.tensors}):
                 if not isinstance(known.get(name), nn.Linear):
                     raise ValueError(
-                        f"{artefact.method} {artefact.name!r} changes layer {name!r}, which this model lacks; make it for this model"
+                        f"{adapter.method} {adapter.name!r} changes layer {name!r}, which this model lacks; make it for this model"
                     )
-                stack.callback(known[name].register_forward_hook(_on_rows(artefact, name, call)).remove)
+                stack.callback(known[name].register_forward_hook(_on_rows(adapter, name, call)).remove)
         yield
 
 
-def _on_rows(artefact: Artefact, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
-    a, b = artefact.tensors[f"{name}.a"], artefact.tensors[f"{name}.b"]
-    scale = artefact.weight * artefact.settings["alpha"] / artefact.settings["rank"]
+def _on_rows(adapter: MethodAdapter, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
+    a, b = adapter.tensors[f"{name}.a"], adapter.tensors[f"{name}.b"]
+    scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         now = call()
-        images = _having(now, artefact) if now else []
+        images = _having(now, adapter) if now else []
         if now is None or not images:
             return None
         rows, out = now.rows_of(images, output.device), output.clone()
@@ -86,5 +86,5 @@ def _on_rows(artefact: Artefact, name: str, call: Callable[[], ModelCall | None]
     return hook
 
 
-def _having(call: ModelCall, artefact: Artefact) -> Sequence[int]:
-    return [i for i, row in enumerate(call.entries) if any(a is artefact for a in row)]
+def _having(call: ModelCall, adapter: MethodAdapter) -> Sequence[int]:
+    return [i for i, row in enumerate(call.entries) if any(a is adapter for a in row)]

@@ -15,35 +15,35 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import eager
 from respodiff.pipelines.compiled import is_compiled
-from respodiff.pipelines.registry import adapter, backbone, caller
-from respodiff.steering.adapter import Artefact
+from respodiff.pipelines.registry import backbone, caller, spec_of
+from respodiff.steering.adapter import MethodAdapter
 
 
 @dataclass(frozen=True)
-class Entries:
-    """What the images of a call get: one tuple of artefacts per image, or one for all images."""
+class AdaptersPerImage:
+    """What the images of a call get: one tuple of adapters per image, or one for all images."""
 
-    rows: tuple[tuple[Artefact, ...], ...]
+    rows: tuple[tuple[MethodAdapter, ...], ...]
     everyone: bool = False
 
-    def of(self, images: int) -> Sequence[tuple[Artefact, ...]]:
+    def of(self, images: int) -> Sequence[tuple[MethodAdapter, ...]]:
         """One tuple per image. ValueError if there are more or fewer images than entries."""
         if self.everyone:
             return self.rows * images
         if len(self.rows) != images:
             raise ValueError(
                 f"{len(self.rows)} entries were given, but the pipeline draws {images} images; "
-                "give one artefact for all, or one entry per image (prompts x num_images_per_prompt)"
+                "give one adapter for all, or one entry per image (prompts x num_images_per_prompt)"
             )
         return self.rows
 
-    def only(self, keep: Callable[[Artefact], bool]) -> Entries:
-        """The same with the artefacts that ``keep`` is true for."""
-        return Entries(tuple(tuple(a for a in row if keep(a)) for row in self.rows), self.everyone)
+    def only(self, keep: Callable[[MethodAdapter], bool]) -> AdaptersPerImage:
+        """The same with the adapters that ``keep`` is true for."""
+        return AdaptersPerImage(tuple(tuple(a for a in row if keep(a)) for row in self.rows), self.everyone)
 
     @property
-    def artefacts(self) -> list[Artefact]:
-        """Every distinct artefact, in order of appearance."""
+    def adapters(self) -> list[MethodAdapter]:
+        """Every distinct adapter, in order of appearance."""
         return list({id(a): a for row in self.rows for a in row}.values())
 
 
@@ -58,7 +58,7 @@ class ModelCall:
 
     passes: Mapping[str, slice]
     images: int
-    entries: Sequence[tuple[Artefact, ...]]
+    entries: Sequence[tuple[MethodAdapter, ...]]
     step: int
     steps: int
     variables: Mapping[str, Any]
@@ -77,7 +77,7 @@ class ModelCall:
         return torch.tensor([start + i for start in starts for i in wanted], device=device)
 
 
-def this_call(pipe: Any, entries: Entries, rows: int) -> ModelCall | None:
+def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | None:
     """What the running call of the model is about; None when another pipeline made it.
 
     Raises:
@@ -89,7 +89,7 @@ def this_call(pipe: Any, entries: Entries, rows: int) -> ModelCall | None:
     other, call = found
     if other is not pipe:
         return None
-    row = adapter(pipe)
+    row = spec_of(pipe)
     names = row.passes if row.guided(pipe, call) else ("cond",)
     if rows % len(names):
         raise ValueError(
@@ -102,14 +102,14 @@ def this_call(pipe: Any, entries: Entries, rows: int) -> ModelCall | None:
 
 def require_eager(pipe: Any, method: str) -> None:
     """ValueError where hooks would be ignored, because the model was compiled."""
-    if is_compiled(getattr(pipe, adapter(pipe).model)):
+    if is_compiled(getattr(pipe, spec_of(pipe).model)):
         raise ValueError(f"the model is compiled, and method {method!r} works by hooks, which would be ignored; draw with the plain model")
 
 
 @contextmanager
-def watched(
+def intercept_calls(
     pipe: Any,
-    entries: Entries,
+    entries: AdaptersPerImage,
     before: Callable[[ModelCall, tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] | None = None,
     after: Callable[[ModelCall, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None] | None = None,
 ) -> Iterator[Callable[[], ModelCall | None]]:
@@ -138,7 +138,7 @@ def watched(
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else type(output)(sample=changed)
 
-    require_eager(pipe, next((a.method for a in entries.artefacts), ""))
+    require_eager(pipe, next((a.method for a in entries.adapters), ""))
     handles = [model.register_forward_pre_hook(enter, with_kwargs=True), model.register_forward_hook(leave, with_kwargs=True)]
     try:
         with eager(model):

@@ -19,9 +19,9 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.methods.base import Method
-from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
-from respodiff.steering.adapter import Artefact, Classify, header_of, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
 from respodiff.training.learners import Record
 
 
@@ -55,21 +55,21 @@ class SwitchConfig(PromptConfig):
     switch: float = 0.2
 
 
-def built(artefact: Artefact, began: float) -> Iterator[Record]:
-    """The one record of an artefact that is there at once."""
-    yield Record(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: artefact)
+def built(adapter: MethodAdapter, began: float) -> Iterator[Record]:
+    """The one record of an adapter that is there at once."""
+    yield Record(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
 
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
 ) -> Iterator[Record]:
     require_unet(pipe, name)
-    return built(Artefact(header_of(pipe, name, concept, config)), time.perf_counter())
+    return built(MethodAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
 
 
-def text_for(artefacts: tuple[Artefact, ...], prompt: str) -> str:
-    """The prompt of an image after all its artefacts' rewriting, in their order."""
-    for a in artefacts:
+def text_for(adapters: tuple[MethodAdapter, ...], prompt: str) -> str:
+    """The prompt of an image after all its adapters' rewriting, in their order."""
+    for a in adapters:
         words, h = (str(a.settings.get("adjective", "")), str(a.settings.get("suffix", ""))), a.header
         prompt = rewritten(prompt, *(words if any(words) else rewriting(Concept(h.concept, h.target, h.neutral))))
     return prompt
@@ -103,7 +103,7 @@ class Texts:
 
 
 @contextmanager
-def apply_prompts(pipe: Any, entries: Entries) -> Iterator[None]:
+def apply_prompts(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
     """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
     texts = Texts(pipe)
 
@@ -115,12 +115,12 @@ def apply_prompts(pipe: Any, entries: Entries) -> Iterator[None]:
                 found[call.passes["cond"].start + i] = text_for(now, prompt)
         return texts.replaced(kwargs, found)
 
-    with watched(pipe, entries, before):
+    with intercept_calls(pipe, entries, before):
         yield
 
 
 @contextmanager
-def apply_negative(pipe: Any, entries: Entries) -> Iterator[None]:
+def apply_negative(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
     """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
     texts, warned = Texts(pipe), [False]
 
@@ -133,7 +133,7 @@ def apply_negative(pipe: Any, entries: Entries) -> Iterator[None]:
         start = call.passes["uncond"].start
         return texts.replaced(kwargs, {start + i: ", ".join(a.header.negative for a in row) for i, row in enumerate(call.entries) if row})
 
-    with watched(pipe, entries, before):
+    with intercept_calls(pipe, entries, before):
         yield
 
 

@@ -32,4 +32,4 @@ NAMES: dict[str, str] = {
 """Name of every method -> the module of this package that holds it (imported when first asked for)."""
 
 NOT_TRAINED = ("plain", "prompt", "prompt-switch", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max")
-"""Methods whose artefact is made at once, without the model being called."""
+"""Methods whose adapter is made at once, without the model being called."""

@@ -1,4 +1,4 @@
-"""RespoDiff itself: our default and the paper's preset (`respodiff.training.respodiff`); the artefact is a `ConceptModule`."""
+"""RespoDiff itself: our default and the paper's preset (`respodiff.training.respodiff`); the adapter is a `ConceptModule`."""
 
 from __future__ import annotations
 

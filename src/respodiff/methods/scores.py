@@ -30,7 +30,7 @@ def score_step(active: Active) -> Callable[[Denoiser, Any, Parameters, dict[str,
                 keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
                 kept = denoiser(keep["z"], keep["t"], keep)
                 learner.forwards += len(kept)
-                loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
+                loss = loss + preservation_loss(kept.float(), keep["plain"], config.preservation_weight)
             adam_step(learner.adam, config.ram_lr * learning_rate(config, learner.iteration), loss)
         return found.item(), 0.0
 

@@ -2,8 +2,8 @@
 
     min over c of E |noise - e[c](z_t, neutral)|^2,   z_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise,   t ~ U{0 .. 999}
 
-x are the latents of pictures of the target prompt, which the model draws itself; the prompt of the loss does not name the concept, so
-that c has to. For a safety concept x are drawn from the neutral prompt with the concept as negative prompt. The artefact is a
+x are the latents of images of the target prompt, which the model draws itself; the prompt of the loss does not name the concept, so
+that c has to. For a safety concept x are drawn from the neutral prompt with the concept as negative prompt. The adapter is a
 `ConceptModule` with c as RAM and no SAM: it is drawn, inspected, scaled and fused like any other.
 """
 
@@ -29,26 +29,26 @@ from respodiff.training.rollouts import Rollouts, mix_seed
 
 @dataclass(frozen=True)
 class SdiscConfig(TrainConfig):
-    """`TrainConfig` with ``rollouts`` pictures of ``steps`` steps and guidance ``rollout_guidance`` in place of rollouts.
+    """`TrainConfig` with ``rollouts`` images of ``steps`` steps and guidance ``rollout_guidance`` in place of rollouts.
 
-    The authors': 1000 pictures of 30 steps at guidance 7.5, 2500 iterations of batch 8, Adam .1, no gain.
+    The authors': 1000 images of 30 steps at guidance 7.5, 2500 iterations of batch 8, Adam .1, no gain.
     """
 
     iterations: int = 400
     ram_lr: float = 0.1
-    mu: float = 0.0
-    gain: float = 1.0
-    limit: float = 0.0
+    preservation_weight: float = 0.0
+    train_scale: float = 1.0
+    max_relative_norm: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     decay: Literal["constant", "sqrt"] = "constant"
     batch: int = 8
     rollouts: int = 96
-    refresh: int = 1_000_000
+    refresh_every: int = 1_000_000
 
 
 @dataclass(frozen=True)
 class Noised:
-    """Pictures x (P, C, H, W) in latents, to be noised anew for every batch; ``abar`` (T,) is the cumulated alpha of each timestep."""
+    """Images x (P, C, H, W) in latents, to be noised anew for every batch; ``abar`` (T,) is the cumulated alpha of each timestep."""
 
     x: Tensor
     neutral: Condition
@@ -58,7 +58,7 @@ class Noised:
     forwards: int
 
     def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
-        """z, t, target and condition of ``size`` noised pictures, which depend on seed and iteration alone."""
+        """z, t, target and condition of ``size`` noised images, which depend on seed and iteration alone."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, iteration))
         x = self.x[torch.randint(len(self.x), (size,), generator=generator).to(self.x.device)]
         t = torch.randint(len(self.abar), (size,), generator=generator)
@@ -73,11 +73,11 @@ def noised(x: Tensor, noise: Tensor, abar: Tensor, velocity: bool = False) -> di
     return {"z": signal * x + part * noise, "target": target.float()}
 
 
-class Pictures(Rollouts):
-    """Draws the pictures, once."""
+class ImageExamples(Rollouts):
+    """Draws the images, once."""
 
     def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
-        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", label="sampler"))
+        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", timestep_labels="sampler"))
         kind = self.scheduler.config.get("prediction_type", "epsilon")
         if kind not in ("epsilon", "v_prediction"):
             raise ValueError(f"the model predicts {kind!r}; method 'sdisc' is for models that predict noise or v")
@@ -85,7 +85,7 @@ class Pictures(Rollouts):
 
     @torch.no_grad()
     def pool(self, number: int, delta: Any) -> Noised:  # type: ignore[override]  # other examples than RAM's
-        """``rollouts`` pictures of the target prompt (safety: of the neutral one, away from the negative one)."""
+        """``rollouts`` images of the target prompt (safety: of the neutral one, away from the negative one)."""
         config, seed = self.config, mix_seed(self.config.seed, 5, number)
         self.forwards, parts = 0, []
         away = self.conditions["negative"][0] if self.safety else None
@@ -99,7 +99,7 @@ class Pictures(Rollouts):
 
 
 def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
-    """The same modules less their mean: what all directions share is a fault of the pictures, not the attribute.
+    """The same modules less their mean: what all directions share is a fault of the images, not the attribute.
 
     Raises:
         ValueError: fewer than two modules, or of different shapes.
@@ -116,9 +116,11 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "sdisc")
-    if config.sam_lr or config.mu:
-        raise ValueError(f"sam_lr is {config.sam_lr} and mu {config.mu}; method 'sdisc' has neither SAM nor preservation: leave both at 0")
-    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=Pictures, axes=FORM))
+    if config.sam_lr or config.preservation_weight:
+        raise ValueError(
+            f"sam_lr is {config.sam_lr} and preservation_weight {config.preservation_weight}; method 'sdisc' has neither SAM nor preservation: leave both at 0"
+        )
+    return train(pipe, concept, config, resume=resume, task=Task("sdisc", source=ImageExamples, axes=FORM))
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

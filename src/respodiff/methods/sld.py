@@ -25,11 +25,11 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
-from respodiff.methods.model_call import Entries, ModelCall, take_rows, watched
+from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls, take_rows
 from respodiff.methods.prompting import Texts, built
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
-from respodiff.steering.adapter import Artefact, Classify, header_of, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
 from respodiff.training.learners import Record
 
 TEXT = (
@@ -47,19 +47,19 @@ class SldConfig:
 
     Attributes:
         warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        scale: s_S, above 0. threshold: lambda. momentum: s_m. beta: of the momentum, 0 to below 1.
+        guidance_scale: s_S, above 0. threshold: lambda. momentum: s_m. beta: of the momentum, 0 to below 1.
         text: what to steer away from; empty: the concept's negative prompt.
     """
 
     warmup: int = 10
-    scale: float = 1000.0
+    guidance_scale: float = 1000.0
     threshold: float = 0.01
     momentum: float = 0.3
     beta: float = 0.4
     text: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("warmup", "scale", "threshold", "momentum", "beta"):
+        for name in ("warmup", "guidance_scale", "threshold", "momentum", "beta"):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} is {value!r}; allowed: a finite number of at least 0")
@@ -68,16 +68,16 @@ class SldConfig:
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "sld-weak": {"warmup": 15, "scale": 20.0, "threshold": 0.0, "momentum": 0.0, "beta": 0.0},
+    "sld-weak": {"warmup": 15, "guidance_scale": 20.0, "threshold": 0.0, "momentum": 0.0, "beta": 0.0},
     "sld-medium": {},
-    "sld-strong": {"warmup": 7, "scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
-    "sld-max": {"warmup": 0, "scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
+    "sld-strong": {"warmup": 7, "guidance_scale": 2000.0, "threshold": 0.025, "momentum": 0.5, "beta": 0.7},
+    "sld-max": {"warmup": 0, "guidance_scale": 5000.0, "threshold": 1.0, "momentum": 0.5, "beta": 0.7},
 }
 
 
 def safety_guidance(e0: Tensor, ep: Tensor, es: Tensor, nu: Tensor, config: SldConfig) -> tuple[Tensor, Tensor]:
     """(g, new nu) from the predictions for the empty prompt, the prompt and the safety text, all (B, C, H, W)."""
-    scale = ((ep - es).abs() * config.scale).clamp(max=1.0)
+    scale = ((ep - es).abs() * config.guidance_scale).clamp(max=1.0)
     mu = torch.where(ep - es >= config.threshold, torch.zeros_like(scale), scale)
     g = mu * (es - e0) + config.momentum * nu
     return g, config.beta * nu + (1 - config.beta) * g
@@ -96,8 +96,8 @@ class _Momentum:
 
 
 @contextmanager
-def apply(pipe: Any, entries: Entries) -> Iterator[None]:
-    """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - strength g."""
+def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
+    """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
     texts, memory, warned = Texts(pipe), _Momentum(), [False]
     away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in entries.rows if row}
 
@@ -127,7 +127,7 @@ def apply(pipe: Any, entries: Entries) -> Iterator[None]:
         out[cond] = (ep - g).to(e.dtype)
         return out
 
-    with watched(pipe, entries, after=after):
+    with intercept_calls(pipe, entries, after=after):
         yield
 
 
@@ -154,16 +154,16 @@ def fitting(pipe: Any, texts: Sequence[str]) -> str:
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
-def safety_text(artefact: Artefact) -> str:
-    """The text that an artefact steers away from."""
-    return str(artefact.settings.get("text") or artefact.header.negative)
+def safety_text(adapter: MethodAdapter) -> str:
+    """The text that an adapter steers away from."""
+    return str(adapter.settings.get("text") or adapter.header.negative)
 
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
 ) -> Iterator[Record]:
     require_unet(pipe, name)
-    return built(Artefact(header_of(pipe, name, concept, config)), time.perf_counter())
+    return built(MethodAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
 
 
 def everything() -> Concept:

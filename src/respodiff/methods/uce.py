@@ -26,10 +26,10 @@ from respodiff.data.records import noise_seed
 from respodiff.methods.base import Method, applied
 from respodiff.methods.classifier import alternatives, check_subjects, classified
 from respodiff.methods.weight_edits import apply
-from respodiff.pipelines.latents import as_taken, latent_shape
+from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import encode_prompts
-from respodiff.steering.adapter import Artefact, Classify, header_of, require_unet
+from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
 from respodiff.steering.module import Header
 from respodiff.training.learners import Record
 
@@ -41,11 +41,11 @@ class UceConfig:
     Attributes:
         lam, edit_weight, keep_weight: lam, a and b.
         subjects: what is debiased (the 36 WinoBias professions). form: how a subject is put as a phrase.
-        draw: prompt that its shares are measured on. images: pictures a subject and round. steps, guidance: of these pictures.
+        draw: prompt that its shares are measured on. images: images a subject and round. steps, guidance: of these images.
         rounds: at most so many. tolerance: ends when every |delta| is below it.
         phrases: further ones to be erased, beside those of the concept's negative prompt (separated by commas there).
         guide: phrase that an erased one becomes; empty: the concept's neutral prompt.
-        seed: of the pictures.
+        seed: of the images.
     """
 
     lam: float = 0.5
@@ -108,7 +108,7 @@ def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> It
     guide = phrase(pipe, config.guide or concept.neutral)
     sources = _phrases(pipe, phrases)
     change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)
-    made = Artefact(header, {"edit": change.float()})
+    made = MethodAdapter(header, {"edit": change.float()})
     yield Record(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
 
 
@@ -118,18 +118,18 @@ def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, clas
     sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
     attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
     pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
-    made = Artefact(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
+    made = MethodAdapter(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
     for i in range(config.rounds):
         measured = []
         with applied(pipe, made):
             for s in config.subjects:
-                measured.append(_shares(pipe, config.draw.format(s), i, config, classify, len(classes)))
+                measured.append(_proportions(pipe, config.draw.format(s), i, config, classify, len(classes)))
                 forwards += config.images * config.steps * (1 + (config.guidance > 1))
         delta = 1 / len(classes) - torch.stack(measured)
         largest = delta.abs().max().item()
         if largest >= config.tolerance:
             pushes += delta
-            made = Artefact(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
+            made = MethodAdapter(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
         finished = largest < config.tolerance or i + 1 == config.rounds
         now = made
         yield Record(i + 1, i + 1 if finished else config.rounds, largest, forwards, time.perf_counter() - began, None, lambda now=now: now)  # type: ignore[misc]
@@ -138,18 +138,18 @@ def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, clas
 
 
 @torch.no_grad()
-def _shares(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Classify, classes: int) -> Tensor:
-    """Shares (K,) of the alternatives among the pictures of one prompt; their noise depends on seed, prompt and round."""
+def _proportions(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Classify, classes: int) -> Tensor:
+    """Shares (K,) of the alternatives among the images of one prompt; their noise depends on seed, prompt and round."""
     generator = torch.Generator().manual_seed(noise_seed(config.seed, prompt, number))
     z = torch.randn(config.images, *latent_shape(pipe), generator=generator)
-    pictures = pipe(
+    images = pipe(
         [prompt] * config.images,
-        latents=as_taken(pipe, z),
+        latents=to_pipeline_format(pipe, z),
         num_inference_steps=config.steps,
         guidance_scale=config.guidance,
         output_type="pt",
     ).images
-    logits = classified(classify, pictures.float(), classes)
+    logits = classified(classify, images.float(), classes)
     return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
 
 

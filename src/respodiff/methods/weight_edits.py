@@ -1,7 +1,7 @@
 """Methods that change the UNet's own weights: what is stored is the difference, and it is in effect inside of a block alone.
 
 Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline; the originals
-are kept as they are and put back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is drawn as if alone.
+are kept as they are and put back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is generated as if alone.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from respodiff.methods.model_call import Entries, ModelCall, watched
+from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Artefact
+from respodiff.steering.adapter import MethodAdapter
 
 Owner = tuple[nn.Module, str]
 
@@ -48,33 +48,33 @@ def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
             module._parameters[leaf] = parameter
 
 
-def differences(model: nn.Module, artefact: Artefact) -> dict[str, Tensor]:
-    """Parameter name -> what is added to it at strength 1. ValueError for a name or shape that the model does not have."""
+def differences(model: nn.Module, adapter: MethodAdapter) -> dict[str, Tensor]:
+    """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
     found = owners(model)
-    if "edit" in artefact.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
+    if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
         out = {}
         for name in cross_attention(model):
             module, leaf = found[name]
-            weight, edit = module._parameters[leaf], artefact.tensors["edit"]
+            weight, edit = module._parameters[leaf], adapter.tensors["edit"]
             assert weight is not None
             if weight.shape[1] != len(edit):
                 raise ValueError(
-                    f"uce {artefact.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
+                    f"uce {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
             out[name] = weight.float() @ edit.to(weight.device)
         return out
-    for name, t in artefact.tensors.items():
+    for name, t in adapter.tensors.items():
         shape = tuple(getattr(*found[name]).shape) if name in found else None
         if shape != tuple(t.shape):
             raise ValueError(
-                f"{artefact.method} {artefact.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {shape or 'none of that name'}; "
+                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {shape or 'none of that name'}; "
                 "make it for this model"
             )
-    return dict(artefact.tensors)
+    return dict(adapter.tensors)
 
 
-def changed(model: nn.Module, row: tuple[Artefact, ...]) -> dict[Owner, Tensor]:
-    """The parameters (module, name) -> value that an image's artefacts ask for: W + sum over them of strength x difference."""
+def changed(model: nn.Module, row: tuple[MethodAdapter, ...]) -> dict[Owner, Tensor]:
+    """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     sums: dict[str, Tensor] = {}
     for a in row:
         for name, difference in differences(model, a).items():
@@ -91,17 +91,17 @@ def changed(model: nn.Module, row: tuple[Artefact, ...]) -> dict[Owner, Tensor]:
 
 
 @contextmanager
-def apply(pipe: Any, entries: Entries) -> Iterator[None]:
-    """Every image is drawn with the weights that its artefacts ask for."""
+def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
+    """Every image is generated with the weights that its adapters ask for."""
     model: nn.Module = backbone(pipe)
-    kinds: dict[tuple[int, ...], tuple[Artefact, ...]] = {tuple(id(a) for a in row): row for row in entries.rows}
+    kinds: dict[tuple[int, ...], tuple[MethodAdapter, ...]] = {tuple(id(a) for a in row): row for row in entries.rows}
     values = {key: changed(model, row) for key, row in kinds.items() if row}
     if len(kinds) == 1:
         with _whole(pipe, entries, next(iter(values.values()))):
             yield
         return
     with ExitStack() as stack:
-        call = stack.enter_context(watched(pipe, entries))
+        call = stack.enter_context(intercept_calls(pipe, entries))
         for module in {module for change in values.values() for module, _ in change}:
             own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
             handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
@@ -110,7 +110,7 @@ def apply(pipe: Any, entries: Entries) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(pipe: Any, entries: Entries, values: Mapping[Owner, Tensor]) -> Iterator[None]:
+def _whole(pipe: Any, entries: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
     """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
     held = ExitStack()
 
@@ -120,7 +120,7 @@ def _whole(pipe: Any, entries: Entries, values: Mapping[Owner, Tensor]) -> Itera
     def after(_call: ModelCall, _args: Any, _kwargs: Any, _e: Tensor) -> None:
         held.close()
 
-    with held, watched(pipe, entries, before, after):
+    with held, intercept_calls(pipe, entries, before, after):
         yield
 
 

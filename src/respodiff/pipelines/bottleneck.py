@@ -51,7 +51,7 @@ def site_shape(model: nn.Module, height: int | None = None, width: int | None = 
 
 
 def latent_size(unet: Any) -> tuple[int, int]:
-    """(height, width) in latent pixels of the pictures that the model was trained on; its configuration gives one number for squares."""
+    """(height, width) in latent pixels of the images that the model was trained on; its configuration gives one number for squares."""
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
@@ -73,7 +73,7 @@ def channels_first(h: Tensor) -> Tensor:
     return h.transpose(1, 2)[..., None] if h.ndim == 3 else h
 
 
-def laid_out(delta: Tensor, h: Tensor) -> Tensor:
+def broadcast_to_h(delta: Tensor, h: Tensor) -> Tensor:
     """delta (B or 1, C, H, W) in the layout, device and dtype of h, so that it can be added; H = W = 1 is added at every position."""
     if delta.shape[1] != h.shape[-1 if h.ndim == 3 else 1] or delta.shape[2:] not in ((1, 1), channels_first(h).shape[2:]):
         what = tuple(h.shape[1:]) if h.ndim == 4 else (h.shape[-1], 1, 1)
@@ -88,7 +88,7 @@ def laid_out(delta: Tensor, h: Tensor) -> Tensor:
 def add_to_rows(h: Tensor, delta: Tensor, rows: slice) -> Tensor:
     """h (R, C, H, W) with delta (B or 1, C, H, W) added to ``rows``; the other rows keep their bits."""
     out = h.clone(memory_format=torch.preserve_format)
-    out[rows] = h[rows] + laid_out(delta, h)
+    out[rows] = h[rows] + broadcast_to_h(delta, h)
     return out
 
 
@@ -181,10 +181,10 @@ def predict(
         shift: (B or 1, C, H, W) for all rows, or None. kwargs: passed to the UNet (``added_cond_kwargs`` of SDXL).
     """
     model: Any = unet
-    return observed(unet, lambda: model(z, t, encoder_hidden_states=context, **kwargs).sample, shift)
+    return run_with_decoder(unet, lambda: model(z, t, encoder_hidden_states=context, **kwargs).sample, shift)
 
 
-def observed(
+def run_with_decoder(
     model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
 ) -> tuple[Tensor, Decoder | Replay]:
     """What ``run`` (one forward of ``model``) gives with ``shift`` added to h, and what can repeat the part after h.

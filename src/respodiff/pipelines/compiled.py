@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from respodiff.pipelines.bottleneck import SITE, laid_out, site_module, stream, with_stream
+from respodiff.pipelines.bottleneck import SITE, broadcast_to_h, site_module, stream, with_stream
 
 RowsOf = Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]
 """Told the arguments of a call of the model, gives the deltas (R, C, H, W) of all its rows, or None."""
 
-_ports: WeakKeyDictionary[nn.Module, Port] = WeakKeyDictionary()
+_compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -29,7 +29,7 @@ def is_compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or model.__dict__.get("_compiled_call_impl") is not None
 
 
-class Port:
+class CompiledHook:
     """The hook that stays at the site of a compiled model. ``delta`` (R, C, H, W) is set for the time of one call, under ``lock``."""
 
     def __init__(self) -> None:
@@ -37,62 +37,62 @@ class Port:
         self.lock = threading.RLock()
         self.steerings: list[RowsOf] = []
 
-    def __reduce__(self) -> tuple[type[Port], tuple[()]]:
+    def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
         """A copied or pickled model carries an empty port, which does nothing."""
-        return Port, ()
+        return CompiledHook, ()
 
     def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """In the graph: no branch on data, so that it is one graph whatever is steered."""
         if self.delta is None:
             return None
         h = stream(output)
-        return with_stream(output, h + laid_out(self.delta, h))
+        return with_stream(output, h + broadcast_to_h(self.delta, h))
 
 
 class _Entry:
     """What stands in front of a compiled call, outside of the graph: fills the port, calls, empties it."""
 
-    def __init__(self, port: Port, call: Callable[..., Any]) -> None:
-        self.port, self.call = port, call
+    def __init__(self, compiled_hook: CompiledHook, call: Callable[..., Any]) -> None:
+        self.compiled_hook, self.call = compiled_hook, call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        port = self.port
-        with port.lock:  # the port belongs to one call at a time: threads that share the model take turns
-            found = [d for rows_of in port.steerings if (d := rows_of(args, kwargs)) is not None]
-            port.delta = sum(found[1:], start=found[0]) if found else None
+        compiled_hook = self.compiled_hook
+        with compiled_hook.lock:  # the port belongs to one call at a time: threads that share the model take turns
+            found = [d for rows_of in compiled_hook.steerings if (d := rows_of(args, kwargs)) is not None]
+            compiled_hook.delta = sum(found[1:], start=found[0]) if found else None
             try:
                 return self.call(*args, **kwargs)
             finally:
-                port.delta = None
+                compiled_hook.delta = None
 
 
-def open_port(model: Any, site: str = SITE) -> Port:
+def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
     """The port of a model, made once. A model that is compiled already, without it, compiles again at its next call, which is said.
 
     Called before ``torch.compile`` (`respodiff.steering.lifecycle.Steered` does so), nothing compiles twice.
     """
     inner = getattr(model, "_orig_mod", model)
-    port = _ports.get(inner)
-    if port is None:
-        port = _ports[inner] = Port()
-        site_module(inner, site).register_forward_hook(port.hook)
+    compiled_hook = _compiled_hooks.get(inner)
+    if compiled_hook is None:
+        compiled_hook = _compiled_hooks[inner] = CompiledHook()
+        site_module(inner, site).register_forward_hook(compiled_hook.hook)
         if is_compiled(model):
             warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
             torch.compiler.reset()
     call = model.__dict__.get("_compiled_call_impl")
     if is_compiled(model) and not isinstance(call, _Entry):
-        model._compiled_call_impl = _Entry(port, call or model._call_impl)
-    return port
+        model._compiled_call_impl = _Entry(compiled_hook, call or model._call_impl)
+    return compiled_hook
 
 
-def close_port(model: Any, site: str = SITE) -> None:
+def close_compiled_hook(model: Any, site: str = SITE) -> None:
     """Take the port away; what was compiled with it compiles anew at its next call. Does nothing where there is none."""
     inner = getattr(model, "_orig_mod", model)
-    port = _ports.pop(inner, None)
-    if port is None:
+    compiled_hook = _compiled_hooks.pop(inner, None)
+    if compiled_hook is None:
         return
     hooks = site_module(inner, site)._forward_hooks
-    for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is port]:
+    for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is compiled_hook]:
         del hooks[key]
     entry = model.__dict__.get("_compiled_call_impl")
     if isinstance(entry, _Entry):

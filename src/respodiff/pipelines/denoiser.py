@@ -16,7 +16,7 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape
 from respodiff.pipelines.latents import latent_shape, pack
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 
 Condition = Mapping[str, Tensor]
@@ -33,18 +33,18 @@ def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
 
 
 class Denoiser:
-    """The steered model of a pipeline at one picture size.
+    """The steered model of a pipeline at one image size.
 
     Attributes:
         model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
-        size: height and width of the picture in pixels. latent: (C, H, W) of a latent.
+        size: height and width of the image in pixels. latent: (C, H, W) of a latent.
         guides: whether the family draws with classifier-free guidance; where not, ``guidance`` is embedded if the model takes one.
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
-        self.pipe, self.family = pipe, adapter(pipe).family
+        self.pipe, self.family = pipe, spec_of(pipe).family
         self.model, self.guidance = backbone(pipe), guidance
-        self.site = adapter(pipe).site(self.model)
+        self.site = spec_of(pipe).site(self.model)
         site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading and offload to draw")
@@ -132,7 +132,7 @@ class Denoiser:
             # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
             c = scheduler.config
             share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
-            more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
+            more["preservation_weight"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
 
     def _tensor(self, **kwargs: Any) -> Tensor:
@@ -162,11 +162,11 @@ class Denoiser:
 
     @torch.no_grad()
     def _extra_channels(self) -> Tensor | None:
-        """Channels (1, C, H, W) that inpainting and InstructPix2Pix append to a latent: everything masked over a blank picture, no picture."""
+        """Channels (1, C, H, W) that inpainting and InstructPix2Pix append to a latent: everything masked over a blank image, no image."""
         extra = self.model.config.in_channels - self.latent[0]
         if not extra:
             return None
-        if "mask_image" not in adapter(self.pipe).images:
+        if "mask_image" not in spec_of(self.pipe).images:
             return torch.zeros(1, extra, *self.latent[1:], device=self.device, dtype=self.dtype)
         blank = torch.zeros(1, 3, *self.size, device=self.pipe.vae.device, dtype=self.pipe.vae.dtype)
         masked = self.pipe.vae.encode(blank).latent_dist.mode() * self.pipe.vae.config.scaling_factor

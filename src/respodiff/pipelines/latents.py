@@ -1,4 +1,4 @@
-"""Where a picture starts: its noise follows from (run seed, prompt id, repeat) alone, or from the data set's own seed."""
+"""Where an image starts: its noise follows from (run seed, prompt id, repeat) alone, or from the data set's own seed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from respodiff.data.run_folder import noise_seed
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 
 
 def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
-    """Start latent (1, C, H, W) of one picture, float32 on the CPU, from these three and the latent's shape alone.
+    """Start latent (1, C, H, W) of one image, float32 on the CPU, from these three and the latent's shape alone.
 
     ``size`` is (height, width) in pixels; None takes the model's own.
     """
@@ -23,10 +23,10 @@ def noise_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
     return 1, *latent_shape(pipe, *(size or (0, 0)))
 
 
-def as_taken(pipe: Any, latents: Tensor) -> Tensor:
+def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as the pipeline takes them."""
     latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
-    return pack(latents) if adapter(pipe).family == "flux" else latents
+    return pack(latents) if spec_of(pipe).family == "flux" else latents
 
 
 def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
@@ -34,16 +34,16 @@ def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
 
 
 def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, int]:
-    """Shape (C, H, W) of a latent of a picture of that size in pixels; 0: the size the model was trained at."""
+    """Shape (C, H, W) of a latent of an image of that size in pixels; 0: the size the model was trained at."""
     config = backbone(pipe).config
     size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
     default = (size, size) if isinstance(size, int) else tuple(size)
-    scale, even = pipe.vae_scale_factor, 2 if adapter(pipe).model == "transformer" else 1
+    scale, even = pipe.vae_scale_factor, 2 if spec_of(pipe).model == "transformer" else 1
     for name, pixels in (("height", height), ("width", width)):
         if pixels % (scale * even):
             raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {scale * even}, or 0 for its own size")
     h, w = height // scale or default[0], width // scale or default[1]
-    channels = config.in_channels // 4 if adapter(pipe).family == "flux" else pipe.vae.config.latent_channels
+    channels = config.in_channels // 4 if spec_of(pipe).family == "flux" else pipe.vae.config.latent_channels
     return int(channels), int(h), int(w)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 
 log = logging.getLogger("respodiff")
 
@@ -40,9 +40,9 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
         raise ValueError(
             f"model {str(source)!r} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
-    adapter(pipe)
+    spec_of(pipe)
     pipe.set_progress_bar_config(disable=True)
-    if device == "cpu" and adapter(pipe).model == "unet":
+    if device == "cpu" and spec_of(pipe).model == "unet":
         # Same values, other strides: convolutions on the CPU are about 1.4 times as fast.
         backbone(pipe).to(memory_format=torch.channels_last)
     return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)

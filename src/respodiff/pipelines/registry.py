@@ -37,7 +37,7 @@ class Unsupported(ValueError):
 
 
 @dataclass(frozen=True)
-class Adapter:
+class PipelineSpec:
     """One kind of pipeline.
 
     Attributes:
@@ -45,7 +45,7 @@ class Adapter:
         passes: row blocks of one call with guidance on, in order; without guidance there is the block "cond" alone.
         guided: told the pipeline and the local variables of its call, whether guidance is on now.
         site: where h is, for a model: the mid block of a UNet, the image stream behind a middle block of a transformer.
-        images: picture arguments that the pipeline wants besides the prompt.
+        images: image arguments that the pipeline wants besides the prompt.
         calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
             row blocks of such a call (None: those of ``passes`` and ``guided``).
     """
@@ -70,14 +70,14 @@ class Adapter:
         return f"transformer_blocks.{blocks // 2 if self.family == 'sd3' else blocks - 1}"
 
 
-SD, SDXL = Adapter("sd"), Adapter("sdxl")
-SD3 = Adapter("sd3", calls={"prompt_embeds": None, "original_prompt_embeds": ("cond",)})  # the second: skip-layer guidance
-FLUX = Adapter("flux", guided=never_guided, calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)})
+SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
+SD3 = PipelineSpec("sd3", calls={"prompt_embeds": None, "original_prompt_embeds": ("cond",)})  # the second: skip-layer guidance
+FLUX = PipelineSpec("flux", guided=never_guided, calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)})
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 
 
-def _with_images(base: Adapter, prefix: str) -> dict[str, Adapter]:
-    """The classes that draw from pictures with the rows of their text-to-image class."""
+def _with_images(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
+    """The classes that draw from images with the rows of their text-to-image class."""
     return {
         f"{prefix}Pipeline": base,
         f"{prefix}Img2ImgPipeline": replace(base, images=("image",)),
@@ -85,7 +85,7 @@ def _with_images(base: Adapter, prefix: str) -> dict[str, Adapter]:
     }
 
 
-def _with_controlnet(base: Adapter, prefix: str) -> dict[str, Adapter]:
+def _with_controlnet(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
     return {
         f"{prefix}Pipeline": replace(base, images=("image",)),
         f"{prefix}Img2ImgPipeline": replace(base, images=("image", "control_image")),
@@ -93,7 +93,7 @@ def _with_controlnet(base: Adapter, prefix: str) -> dict[str, Adapter]:
     }
 
 
-ADAPTERS: dict[str, Adapter] = {
+PIPELINES: dict[str, PipelineSpec] = {
     **_with_images(SD, "StableDiffusion"),
     **_with_controlnet(SD, "StableDiffusionControlNet"),
     "LatentConsistencyModelPipeline": SD,
@@ -105,30 +105,30 @@ ADAPTERS: dict[str, Adapter] = {
     **_with_images(SD3, "StableDiffusion3"),
     **_with_images(FLUX, "Flux"),
 }
-"""Class name -> adapter."""
+"""Class name -> what is known of it."""
 
 
-def adapter(pipe: Any) -> Adapter:
+def spec_of(pipe: Any) -> PipelineSpec:
     """The table's row for a pipeline. A class that is not in it is refused, and so is a subclass that draws by a loop of its own.
 
     Raises:
         Unsupported: says how to add one.
     """
     for kind in type(pipe).__mro__:
-        if kind.__name__ in ADAPTERS:
+        if kind.__name__ in PIPELINES:
             own = [k for k in type(pipe).__mro__[: type(pipe).__mro__.index(kind)] if "__call__" in vars(k)]
             if not own:
-                return ADAPTERS[kind.__name__]
+                return PIPELINES[kind.__name__]
             break
     raise Unsupported(
-        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(ADAPTERS)}; "
-        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.ADAPTERS"
+        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(PIPELINES)}; "
+        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.PIPELINES"
     )
 
 
 def backbone(pipe: Any) -> Any:
     """The UNet or transformer that is steered, without the wrapper of ``torch.compile``."""
-    model = getattr(pipe, adapter(pipe).model)
+    model = getattr(pipe, spec_of(pipe).model)
     return getattr(model, "_orig_mod", model)
 
 
@@ -151,7 +151,7 @@ def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any
     Args:
         call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
     """
-    row = adapter(pipe)
+    row = spec_of(pipe)
     passes: tuple[str, ...] | None = None
     if row.calls:
         names = [name for name in row.calls if name in call and call[name] is context]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.pipelines.registry import adapter
+from respodiff.pipelines.registry import spec_of
 
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """Text embeddings (N, T, D) of the prompts as the pipeline itself would make them; refuses what the tokenizer would cut off."""
-    if adapter(pipe).family != "sd":
+    if spec_of(pipe).family != "sd":
         return encode_with_pooled(pipe, prompts)[0]
     check_length(pipe, prompts)
     unique = list(dict.fromkeys(prompts))
@@ -33,7 +33,7 @@ def encode_with_pooled(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tenso
     check_length(pipe, prompts)
     device = pipe._execution_device
     unique = list(dict.fromkeys(prompts))
-    family = adapter(pipe).family
+    family = spec_of(pipe).family
     if family == "flux":
         context, pooled, _ = pipe.encode_prompt(unique, None, device=device)
     else:
@@ -54,7 +54,7 @@ def check_length(pipe: Any, prompts: Sequence[str]) -> None:
     """
     tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
     # T5 is read up to 256 tokens by SD3 and 512 by Flux; its own limit may be a number that stands for none.
-    most = {"sd3": 256, "flux": 512}.get(adapter(pipe).family, 1 << 30)
+    most = {"sd3": 256, "flux": 512}.get(spec_of(pipe).family, 1 << 30)
     tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
     limit = min(tokenizer.model_max_length, most)
     for prompt in dict.fromkeys(prompts):

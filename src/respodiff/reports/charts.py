@@ -1,4 +1,4 @@
-"""Charts and picture strips as plain HTML and CSS: no script, readable on a phone, in the dark, and without colours told apart by eye."""
+"""Charts and image strips as plain HTML and CSS: no script, readable on a phone, in the dark, and without colours distinguished by eye."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image
 
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.score_files import open_picture
+from respodiff.evaluation.score_files import open_image
 
-# Okabe and Ito's colours: told apart with every common form of colour blindness. Marks differ as well.
+# Okabe and Ito's colours: distinguished with every common form of colour blindness. Marks differ as well.
 COLOURS = ("#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 
 
@@ -87,17 +87,17 @@ class Stacks:
         bars = "".join(self._bar(name, values.get(name)) for name in self.series)
         return f'<div class="row"><span class="name">{escape(label)}</span><div class="tracks stacks">{bars}</div></div>'
 
-    def _bar(self, name: str, shares: Sequence[float] | None) -> str:
-        if shares is None:
+    def _bar(self, name: str, proportions: Sequence[float] | None) -> str:
+        if proportions is None:
             return f'<div class="stack" title="{escape(name)}: not known"></div>'
-        words = ", ".join(f"{c} {share:.2f}" for c, share in zip(self.concepts, shares, strict=True))
-        parts = "".join(f'<i class="k{i % len(COLOURS)}" style="width:{share:.2%}"></i>' for i, share in enumerate(shares))
+        words = ", ".join(f"{c} {share:.2f}" for c, share in zip(self.concepts, proportions, strict=True))
+        parts = "".join(f'<i class="k{i % len(COLOURS)}" style="width:{share:.2%}"></i>' for i, share in enumerate(proportions))
         return f'<div class="stack" title="{escape(name)}: {escape(words)}">{parts}</div>'
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of a gallery: its file (None for a hole), the words under it, and whether it is veiled until the reader asks."""
+    """One image of a gallery: its file (None for a hole), the words under it, and whether it is veiled until the reader asks."""
 
     path: Path | None
     caption: str = ""
@@ -106,10 +106,10 @@ class Shot:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Strips of pictures drawn from the same noise: for every prompt one strip a run, columns side by side.
+    """Strips of images generated from the same noise: for every prompt one strip a run, columns side by side.
 
     Attributes:
-        rows: (prompt, [(run, pictures), ...]).
+        rows: (prompt, [(run, images), ...]).
     """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, Sequence[Shot]]]]] = field(default_factory=tuple)
@@ -118,7 +118,7 @@ class Gallery:
     def html(self) -> str:
         veil = any(shot.veiled for _, strips in self.rows for _, shots in strips for shot in shots)
         ask = (
-            '<label class="veil"><input type="checkbox"> show pictures of unsafe prompts, and those that a judge flagged</label>\n'
+            '<label class="veil"><input type="checkbox"> show images of unsafe prompts, and those that a judge flagged</label>\n'
             if veil
             else ""
         )
@@ -142,8 +142,8 @@ class Gallery:
 
 
 def thumbnail(path: Path, side: int) -> str | None:
-    """A picture as a small WebP data URL, or None if it cannot be read."""
-    if (image := open_picture(path)) is None:
+    """An image as a small WebP data URL, or None if it cannot be read."""
+    if (image := open_image(path)) is None:
         return None
     image.thumbnail((2 * side, 2 * side), Image.Resampling.LANCZOS)  # twice the size shown, for fine screens
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Trade-off curves as inline SVG: two figures against each other, a line a method over its strengths. No script; readable in the dark."""
+"""Trade-off curves as inline SVG: two figures against each other, a line a method over its scales. No script; readable in the dark."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MARKS = 6  # shapes: circle, square, diamond, triangle, cross, ring
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a method: where it lies, its intervals (None where not known), and its name (such as the strength)."""
+    """One setting of a method: where it lies, its intervals (None where not known), and its name (such as the scale)."""
 
     x: float
     y: float
@@ -30,7 +30,7 @@ class Curves:
 
     Attributes:
         title: what is shown, and which corner is best. x_label, y_label: the two figures.
-        series: (method, its points in the order of its strengths). Non-finite points are left out.
+        series: (method, its points in the order of its scales). Non-finite points are left out.
     """
 
     title: str
@@ -126,7 +126,7 @@ class Scale:
 
 
 def mark(i: int, x: float, y: float) -> str:
-    """The mark of the i-th series: shapes differ, so that colours need not be told apart."""
+    """The mark of the i-th series: shapes differ, so that colours need not be distinguished."""
     r = 4.5
     shapes = (
         f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r}"/>',

@@ -1,4 +1,4 @@
-"""What people look at: one self-contained HTML page of tables, charts and pictures."""
+"""What people look at: one self-contained HTML page of tables, charts and images."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Section:
         text: paragraphs, separated by an empty line.
         table: rows with the same keys; the keys of the first row are the header. A cell may be an `Estimate`.
         parts: charts and galleries.
-        picture: PNG, JPEG or WebP file to embed.
-        picture_text: what the picture shows, for readers who cannot see it.
+        image: PNG, JPEG or WebP file to embed.
+        image_text: what the image shows, for readers who cannot see it.
         notes: lines of small print in a list. commands: lines to copy into a terminal.
         folded: show the heading alone until the reader opens it.
     """
@@ -35,8 +35,8 @@ class Section:
     text: str = ""
     table: Sequence[Mapping[str, Any]] = ()
     parts: Sequence[charts.Dots | charts.Stacks | charts.Gallery | curves.Curves] = ()
-    picture: str | Path | None = None
-    picture_text: str = ""
+    image: str | Path | None = None
+    image_text: str = ""
     notes: Sequence[str] = ()
     commands: Sequence[str] = ()
     folded: bool = False
@@ -46,7 +46,7 @@ def html_report(path: str | Path, *, title: str, lead: str, sections: Sequence[S
     """Write one HTML page that needs no network, no script and no other file. Every text is escaped.
 
     Raises:
-        ValueError: a section's picture cannot be read.
+        ValueError: a section's image cannot be read.
     """
     body = "\n".join(_section(section) for section in sections)
     page = (
@@ -70,9 +70,9 @@ def _section(section: Section) -> str:
     if section.table:
         parts.append(_table(section.table))
     parts += [part.html() for part in section.parts]
-    if section.picture is not None:
-        text = escape(section.picture_text or section.heading)
-        parts.append(f'<figure><img alt="{text}" src="{_data_url(Path(section.picture))}"></figure>')
+    if section.image is not None:
+        text = escape(section.image_text or section.heading)
+        parts.append(f'<figure><img alt="{text}" src="{_data_url(Path(section.image))}"></figure>')
     parts += [f"<pre>{escape(command)}</pre>" for command in section.commands]
     if section.notes:
         parts.append("<ul>" + "".join(f"<li>{escape(note)}</li>" for note in section.notes) + "</ul>")
@@ -108,7 +108,7 @@ def _cell(value: Any) -> str:
 def _data_url(path: Path) -> str:
     kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}.get(path.suffix.lower())
     if kind is None or not path.is_file():
-        raise ValueError(f"picture {path} must be an existing .png, .jpg or .webp file: draw it first")
+        raise ValueError(f"image {path} must be an existing .png, .jpg or .webp file: draw it first")
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""A sheet of labelled rows of pictures, as PNG."""
+"""A sheet of labelled rows of images, as PNG."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 INK, QUIET, PAPER, RULE = "#1a1a1a", "#666666", "#ffffff", "#d9d9d9"
 MARGIN, GAP, GROUP_GAP = 16, 4, 18
 
-Picture = Image.Image | Path | str
+ImageLike = Image.Image | Path | str
 
 
-def picture_grid(
-    rows: Sequence[tuple[str, Sequence[Picture]]],
+def image_grid(
+    rows: Sequence[tuple[str, Sequence[ImageLike]]],
     path: str | Path,
     *,
     columns: Sequence[tuple[str, int]] = (),
@@ -25,17 +25,17 @@ def picture_grid(
     title: str = "",
     footer: str = "",
 ) -> Path:
-    """Write labelled rows of pictures as a PNG.
+    """Write labelled rows of images as a PNG.
 
     Args:
-        rows: (label, pictures); a shorter row is left blank at its end.
-        columns: (header, number of pictures under it) from left to right; empty is one column group without a header.
-        thumb: side of a picture in pixels.
+        rows: (label, images); a shorter row is left blank at its end.
+        columns: (header, number of images under it) from left to right; empty is one column group without a header.
+        thumb: side of an image in pixels.
 
     Raises:
-        ValueError: no pictures, or a row with more pictures than the columns hold.
+        ValueError: no images, or a row with more images than the columns hold.
     """
-    columns = list(columns) or [("", max((len(pictures) for _, pictures in rows), default=0))]
+    columns = list(columns) or [("", max((len(images) for _, images in rows), default=0))]
     _check(rows, columns)
     # A wide sheet is shown smaller, so its words are written larger.
     scale = thumb / 96 * max(1.0, sum(n for _, n in columns) / 10)
@@ -52,10 +52,10 @@ def picture_grid(
     _write(draw, above, MARGIN, big, INK)
     _write(draw, below, bottom + 6, text, QUIET)
     _headers(draw, columns, starts, thumb, head + 1.2 * bold, bold)
-    for i, (label, pictures) in enumerate(rows):
+    for i, (label, images) in enumerate(rows):
         y = top + i * (thumb + GAP)
         draw.text((left - 12, y + thumb / 2), label, INK, _font(text), anchor="rm")
-        _paste(sheet, pictures, starts, y, thumb)
+        _paste(sheet, images, starts, y, thumb)
     return _save(sheet, Path(path))
 
 
@@ -75,12 +75,12 @@ def _headers(
         at += count
 
 
-def _check(rows: Sequence[tuple[str, Sequence[Picture]]], columns: Sequence[tuple[str, int]]) -> None:
-    if not any(pictures for _, pictures in rows) or any(count < 1 for _, count in columns):
-        raise ValueError("rows and columns of a picture grid must each hold at least one picture")
-    room, widest = sum(count for _, count in columns), max(len(pictures) for _, pictures in rows)
+def _check(rows: Sequence[tuple[str, Sequence[ImageLike]]], columns: Sequence[tuple[str, int]]) -> None:
+    if not any(images for _, images in rows) or any(count < 1 for _, count in columns):
+        raise ValueError("rows and columns of an image grid must each hold at least one image")
+    room, widest = sum(count for _, count in columns), max(len(images) for _, images in rows)
     if room < widest:
-        raise ValueError(f"columns hold {room} pictures, but a row has {widest}: give the widths of all column groups")
+        raise ValueError(f"columns hold {room} images, but a row has {widest}: give the widths of all column groups")
 
 
 @cache
@@ -88,13 +88,13 @@ def _font(size: float) -> Any:
     return ImageFont.load_default(size)
 
 
-def _paste(sheet: Image.Image, pictures: Sequence[Picture], starts: Sequence[int], y: int, thumb: int) -> None:
-    for x, picture in zip(starts, pictures, strict=False):
-        sheet.paste(_thumb(picture, thumb), (x, y))
+def _paste(sheet: Image.Image, images: Sequence[ImageLike], starts: Sequence[int], y: int, thumb: int) -> None:
+    for x, image in zip(starts, images, strict=False):
+        sheet.paste(_thumb(image, thumb), (x, y))
 
 
 def _starts(columns: Sequence[tuple[str, int]], left: int, thumb: int) -> list[int]:
-    """The x of every picture; column groups stand further apart than pictures."""
+    """The x of every image; column groups stand further apart than images."""
     out: list[int] = []
     x = left
     for _, count in columns:
@@ -103,11 +103,11 @@ def _starts(columns: Sequence[tuple[str, int]], left: int, thumb: int) -> list[i
     return out
 
 
-def _thumb(picture: Picture, side: int) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+def _thumb(image: ImageLike, side: int) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     try:
-        with Image.open(picture) as file:
+        with Image.open(image) as file:
             return file.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     except OSError:  # a hole that says so is better than no report
         hole = Image.new("RGB", (side, side), RULE)

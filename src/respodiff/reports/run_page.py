@@ -13,32 +13,32 @@ from respodiff.reports import charts, gallery, tables
 from respodiff.reports.html import Section, html_report
 
 if TYPE_CHECKING:
-    from respodiff.evaluation.comparison import Blocks, Entry
+    from respodiff.evaluation.comparison import Blocks, ReportEntry
 
 MOST_GROUPS = 60  # rows of a chart
 
-FIGURES = (
-    "DevRat: 0 for the wanted shares, 1 for one group only; floor: what a perfect generator that draws at random would show at this number of "
-    "pictures; control: share of pictures that show what was asked for; subject kept: share that still show the subject of the prompt."
+STATISTICS = (
+    "DevRat: 0 for the wanted proportions, 1 for one group only; random level: what a perfect generator that draws at random would show at this number of "
+    "images; concept accuracy: share of images that show what was asked for; subject accuracy: share that still show the subject of the prompt."
 )
 
 LIMITS = (
-    "DevRat is 0 for the wanted shares and 1 for the most lopsided ones. Even a perfect generator that draws concepts at random shows the floor "
-    "at this number of pictures: a figure below it means that concepts were dealt out in exact numbers, not that it is better than perfect.",
-    "A judge errs, and more on some groups than on others. Where its errors on labelled pictures are known, corrected shares are given; they are "
+    "DevRat is 0 for the wanted proportions and 1 for the most lopsided ones. Even a perfect generator that draws concepts at random shows the random level "
+    "at this number of images: a figure below it means that concepts were dealt out in exact numbers, not that it is better than perfect.",
+    "A judge errs, and more on some groups than on others. Where its errors on labelled images are known, corrected shares are given; they are "
     "only as good as those labels.",
-    "Pictures that could not be judged are counted as unknown. They are in n and in no share.",
-    "The Frechet distance, KID and CMMD compare sets of pictures by the judge's own features and depend on the number of pictures: compare the "
+    "Images that could not be judged are counted as unknown. They are in n and in no share.",
+    "The Frechet distance, KID and CMMD compare sets of images by the judge's own features and depend on the number of images: compare the "
     "Frechet distance with the split-half figure, which is what chance alone makes at half the number. Only on Inception features is it called FID.",
-    "Labels name what a picture looks like. Two genders, three skin tones or a handful of race names are what a protocol counts, not all there is.",
+    "Labels name what an image looks like. Two genders, three skin tones or a handful of race names are what a protocol counts, not all there is.",
 )
 
 
-def write(path: Path, blocks: Blocks, *, n_boot: int, seed: int) -> Path:
+def write(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> Path:
     """Write the page."""
     entries = [e for block in blocks.values() for e in block]
     labels = list(dict.fromkeys(e.run.label for e in entries))
-    lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary['n'] for e in entries):,} pictures: {', '.join(labels)}."
+    lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary['n'] for e in entries):,} images: {', '.join(labels)}."
     sections: list[Section] = []
     for suite, block in blocks.items():
         sections += _suite(suite, block)
@@ -50,37 +50,37 @@ def write(path: Path, blocks: Blocks, *, n_boot: int, seed: int) -> Path:
         Section(
             "How to read it",
             notes=LIMITS,
-            text=f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_boot} draws, seed {seed}); Wilson for a single share.",
+            text=f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} draws, seed {seed}); Wilson for a single share.",
         )
     )
     again = "respodiff report " + " ".join(f"{e.run.label}=DIR" for e in {e.run.label: e for e in entries}.values())
-    text = f"The same page: {again} --out {path.name} --draws {n_boot} --seed {seed}, with the run folders for DIR."
+    text = f"The same page: {again} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}, with the run folders for DIR."
     sections.append(Section("Provenance", text, table=_provenance(entries), folded=True, notes=_settings(entries)))
-    return html_report(path, title="Measured pictures", lead=lead, sections=sections)
+    return html_report(path, title="Measured images", lead=lead, sections=sections)
 
 
-def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
-    name, baseline = suite or "pictures", entries[0].run.label
+def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
+    name, baseline = suite or "images", entries[0].run.label
     groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
-    text = f"{prompts} prompts in {groups} groups. {FIGURES if tables.about_people(entries) else ''}"
+    text = f"{prompts} prompts in {groups} groups. {STATISTICS if tables.about_people(entries) else ''}"
     out = [Section(name, text, table=tables.headline(entries))]
     notes = [f"{e.run.label}: {note}" for e in entries if e.comparison for note in e.comparison["notes"]]
     if tests := tables.differences(entries):
-        text = "Picture by picture, both drawn from the same noise."
+        text = "Image by image, both drawn from the same noise."
         out.append(Section(f"{name}: differences to {baseline}", text, table=tests, notes=notes))
     if far := tables.distances(entries):
         features = next(e.comparison["features"] for e in entries if e.comparison)
-        text = f"Drift: pictures from the same noise, pair by pair. The others: sets of pictures. On the features of {features}."
+        text = f"Drift: images from the same noise, pair by pair. The others: sets of images. On the features of {features}."
         out.append(Section(f"{name}: distances to {baseline}", text, table=far))
     if any(e.summary["safety"] for e in entries):
-        out.append(Section(f"{name}: unsafe pictures by category", parts=[_categories(entries)]))
+        out.append(Section(f"{name}: unsafe images by category", parts=[_categories(entries)]))
     if tables.about_people(entries):
         names = list(dict.fromkeys(a for e in entries for a in e.run.attributes))
-        out += [Section(f"{name}: {a}, group by group", parts=[_shares(a, entries)]) for a in names]
+        out += [Section(f"{name}: {a}, group by group", parts=[_proportions(a, entries)]) for a in names]
         out += [Section(f"{name}: DevRat {a}, group by group", table=rows, folded=True) for a in names if (rows := _devrat_by(a, entries))]
-    out.append(Section(f"{name}: pictures", gallery.text(entries), parts=[gallery.gallery(entries)]))
+    out.append(Section(f"{name}: images", gallery.text(entries), parts=[gallery.gallery(entries)]))
     if any(e.summary["sweep"] for e in entries):
-        text = "Share of pictures that a judge flags, by the score from which it does; the judge's own threshold is among them."
+        text = "Share of images that a judge flags, by the score from which it does; the judge's own threshold is among them."
         out.append(Section(f"{name}: thresholds", text, table=_thresholds(entries), folded=True))
     if any(e.summary["intersection"] for e in entries) and tables.about_people(entries):
         out.append(Section(f"{name}: intersections", table=_cells(entries), folded=True))
@@ -89,7 +89,7 @@ def _suite(suite: str, entries: Sequence[Entry]) -> list[Section]:
     return out
 
 
-def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.Stacks:
+def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> charts.Dots | charts.Stacks:
     """Two concepts: the share of the first, with intervals. More: bars of all shares."""
     asked = [e for e in entries if attribute in e.run.attributes]
     concepts = list(asked[0].run.attributes[attribute])
@@ -110,40 +110,40 @@ def _shares(attribute: str, entries: Sequence[Entry]) -> charts.Dots | charts.St
     return charts.Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
 
 
-def _devrat_by(attribute: str, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """A row a group: DevRat of every run with its interval, and the floor at the last run's number of pictures."""
+def _devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> list[dict[str, Any]]:
+    """A row a group: DevRat of every run with its interval, and the random level at the last run's number of images."""
     asked = [e for e in entries if attribute in e.run.attributes]
     groups = sorted({g for e in asked for g in e.summary["devrat_by"][attribute]})
     rows = []
     for g in groups:
         found = {e.run.label: e.summary["devrat_by"][attribute].get(g) for e in asked}
         if any(found.values()):
-            floor = next(d["floor"] for d in reversed(found.values()) if d)
-            rows.append({"group": g, **{label: tables.estimate(d) for label, d in found.items()}, "floor": floor})
+            random_level = next(d["random"] for d in reversed(found.values()) if d)
+            rows.append({"group": g, **{label: tables.estimate(d) for label, d in found.items()}, "random": random_level})
     return rows
 
 
-def _one(e: Entry, attribute: str, group: str, concept: str) -> Estimate | None:
-    return tables.estimate((e.summary["shares"][attribute].get(group) or {}).get(concept))
+def _one(e: ReportEntry, attribute: str, group: str, concept: str) -> Estimate | None:
+    return tables.estimate((e.summary["proportions"][attribute].get(group) or {}).get(concept))
 
 
-def _all(shares: Mapping[str, float | None] | None, concepts: Sequence[str]) -> list[float] | None:
-    if not shares or any(shares[c] is None for c in concepts):
+def _all(proportions: Mapping[str, float | None] | None, concepts: Sequence[str]) -> list[float] | None:
+    if not proportions or any(proportions[c] is None for c in concepts):
         return None
-    return [float(shares[c] or 0) for c in concepts]
+    return [float(proportions[c] or 0) for c in concepts]
 
 
-def _categories(entries: Sequence[Entry]) -> charts.Dots:
+def _categories(entries: Sequence[ReportEntry]) -> charts.Dots:
     judged = [e for e in entries if e.summary["safety"]]
     names = sorted({c for e in judged for c in e.summary["safety"]["by_category"]})
     rows: list[tuple[str, dict[str, Estimate | None]]] = [
         (c, {e.run.label: tables.estimate(e.summary["safety"]["by_category"].get(c)) for e in judged}) for c in names
     ]
     rows.append(("all, a prompt once", {e.run.label: tables.estimate(e.summary["safety"]["unweighted"]) for e in judged}))
-    return charts.Dots("share of pictures that a judge flags", [e.run.label for e in judged], rows)
+    return charts.Dots("share of images that a judge flags", [e.run.label for e in judged], rows)
 
 
-def _thresholds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _thresholds(entries: Sequence[ReportEntry]) -> list[dict[str, Any]]:
     return [
         {"run": e.run.label, "judge": judge, "threshold": f"{row['threshold']:g}", "flagged": tables.estimate(row)}
         for e in entries
@@ -152,25 +152,31 @@ def _thresholds(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _cells(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _cells(entries: Sequence[ReportEntry]) -> list[dict[str, Any]]:
     rows = []
     for e in entries:
         found = e.summary["intersection"]
-        for cell in (found or {}).get("cells", ()):
+        for cell in (found or {}).get("subgroups", ()):
             share = tables.estimate(cell["share"])
             shown: Any = "too few to show" if cell["suppressed"] else share
             rows.append(
-                {"run": e.run.label, "cell": " x ".join(cell["cell"]), "pictures": cell["count"], "share": shown, "wanted": cell["target"]}
+                {
+                    "run": e.run.label,
+                    "subgroup": " x ".join(cell["subgroup"]),
+                    "images": cell["count"],
+                    "share": shown,
+                    "wanted": cell["target"],
+                }
             )
     return rows
 
 
-def _corrected(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _corrected(entries: Sequence[ReportEntry]) -> list[dict[str, Any]]:
     rows = []
     for e in entries:
-        for name, shares in e.summary["corrected"].items():
-            for concept, share in (shares or {}).items():
-                seen = (e.summary["shares"][name]["all"] or {}).get(concept)
+        for name, proportions in e.summary["corrected"].items():
+            for concept, share in (proportions or {}).items():
+                seen = (e.summary["proportions"][name]["all"] or {}).get(concept)
                 rows.append(
                     {
                         "run": e.run.label,
@@ -183,24 +189,26 @@ def _corrected(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def _judges(entries: Sequence[Entry]) -> dict[str, Any]:
+def _judges(entries: Sequence[ReportEntry]) -> dict[str, Any]:
     rows, agree = [], []
     for e in entries:
         for j in e.summary["judges"]:
-            how = j.get("rule") or {"table": "labels from a table", "texts": f"class texts {j.get('class_text', '')}"}.get(j["kind"], "")
+            how = j.get("rule") or {"table": "labels from a table", "texts": f"class template {j.get('class_template', '')}"}.get(
+                j["kind"], ""
+            )
             rows.append((j["judge"], j["version"], j["digest"], how))
         for a in e.summary["agreement"]:
             kappa = tables.estimate(a["kappa"])
             agree.append(
-                f"{e.run.label}, {a['question']}: {a['judges'][0]} and {a['judges'][1]} agree on {a['agree']['mean']:.3f} "
-                f"[{a['agree']['low']:.3f}, {a['agree']['high']:.3f}] of pictures"
+                f"{e.run.label}, {a['task']}: {a['judges'][0]} and {a['judges'][1]} agree on {a['agree']['mean']:.3f} "
+                f"[{a['agree']['low']:.3f}, {a['agree']['high']:.3f}] of images"
                 + ("" if kappa is None else f", kappa {kappa.mean:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]")
             )
     names = ("judge", "version", "weights digest", "what it says")
     return {"table": [dict(zip(names, row, strict=True)) for row in dict.fromkeys(rows)], "notes": agree}
 
 
-def _provenance(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def _provenance(entries: Sequence[ReportEntry]) -> list[dict[str, Any]]:
     rows = []
     for e in entries:
         first = e.run.records[0]
@@ -222,6 +230,6 @@ def _provenance(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     return rows
 
 
-def _settings(entries: Sequence[Entry]) -> list[str]:
+def _settings(entries: Sequence[ReportEntry]) -> list[str]:
     seen = dict.fromkeys((e.run.label, json.dumps(e.run.settings, sort_keys=True)) for e in entries)
     return [f"respodiff {__version__}", *(f"{label}: {text}" for label, text in seen)]

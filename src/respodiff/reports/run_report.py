@@ -1,6 +1,6 @@
-"""Judged runs in, a report out: one HTML page for people, and the same figures as JSON, CSV, Markdown and a table of pictures.
+"""Scored runs in, a report out: one HTML page for people, and the same figures as JSON, CSV, Markdown and a table of images.
 
-Runs are set side by side suite by suite; the first run that holds a suite is the baseline there. Every picture strip shows the same
+Runs are set side by side suite by suite; the first run that holds a suite is the baseline there. Every image strip shows the same
 seeds in the same columns. Nothing is drawn or judged here.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.comparison import Blocks, collect, figures, split_label
+from respodiff.evaluation.comparison import Blocks, collect, split_label, statistics
 from respodiff.evaluation.evaluate import shipped_confusion
 from respodiff.evaluation.judges import NOTICE
 from respodiff.evaluation.scored_run import open_parts
@@ -27,17 +27,17 @@ def report(
     *,
     judge: str = "",
     confusion: Mapping[str, Any] | None = None,
-    n_boot: int = 2000,
+    n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Write the report of one run or several.
 
     Args:
-        runs: run folders that have been evaluated; ``label=DIR`` names one, ``DIR,DIR`` joins the parts of a run that was split.
-        out: the page; ``.json``, ``.csv``, ``.md`` and ``-pictures.csv`` of the same name are written beside it.
-        judge: the judge that labels come from, where a run has several; empty takes the first that reads labels off pictures.
+        runs: run folders that have been evaluated; ``timestep_labels=DIR`` names one, ``DIR,DIR`` joins the parts of a run that was split.
+        out: the page; ``.json``, ``.csv``, ``.md`` and ``-images.csv`` of the same name are written beside it.
+        judge: the judge that labels come from, where a run has several; empty takes the first that reads labels off images.
         confusion: see `respodiff.evaluation.evaluate`.
-        n_boot, seed: of the intervals.
+        n_bootstrap, seed: of the intervals.
 
     Returns:
         ``page`` (path), ``tables`` (paths) and ``suites`` (the figures).
@@ -48,13 +48,13 @@ def report(
     known = shipped_confusion() if confusion is None else confusion
     page = Path(out)
     _check_place(page, runs)
-    blocks = collect(runs, judge=judge, settings=Settings(n_boot=n_boot, seed=seed, confusion=known))
-    run_page.write(page, blocks, n_boot=n_boot, seed=seed)
-    tables = _write_tables(page, blocks, n_boot=n_boot, seed=seed)
-    return {"page": str(page), "tables": [str(t) for t in tables], "suites": figures(blocks)}
+    blocks = collect(runs, judge=judge, settings=Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
+    run_page.write(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
+    tables = _write_tables(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
+    return {"page": str(page), "tables": [str(t) for t in tables], "suites": statistics(blocks)}
 
 
-TABLES = (".json", ".csv", ".md", "-pictures.csv")
+TABLES = (".json", ".csv", ".md", "-images.csv")
 
 
 def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
@@ -69,15 +69,15 @@ def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
         raise ValueError(f"out is {str(page)!r}, whose table {taken[0]!r} would replace a file that is there; choose another name")
 
 
-def _write_tables(page: Path, blocks: Blocks, *, n_boot: int, seed: int) -> list[Path]:
+def _write_tables(page: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> list[Path]:
     import json
 
-    whole = {"notice": NOTICE, "library": __version__, "n_boot": n_boot, "seed": seed, "suites": figures(blocks)}
+    whole = {"notice": NOTICE, "library": __version__, "n_bootstrap": n_bootstrap, "seed": seed, "suites": statistics(blocks)}
     texts = (
         json.dumps(whole, indent=1) + "\n",
         report_tables.headline_csv(blocks),
-        report_tables.markdown(blocks, n_boot=n_boot, seed=seed),
-        report_tables.pictures_csv(blocks),
+        report_tables.markdown(blocks, n_bootstrap=n_bootstrap, seed=seed),
+        report_tables.images_csv(blocks),
     )
     out = []
     for suffix, text in zip(TABLES, texts, strict=True):

@@ -1,7 +1,7 @@
 """What a method stores: tensors with a header, in one ``.safetensors`` file; and what fits which pipeline.
 
-RespoDiff's and SDisc's artefact is a `ConceptModule` (a tensor at the bottleneck). Every other method has an `Artefact`, which answers to
-the same names, so that policies, run folders and strengths need not tell them apart. Never a pickle.
+RespoDiff's and SDisc's adapter is a `ConceptModule` (a tensor at the bottleneck). Every other method has an `MethodAdapter`, which answers to
+the same names, so that policies, run folders and scales need not tell them apart. Never a pickle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header, read_tensors, tensor_digest, write_tensors
 
@@ -28,13 +28,13 @@ METHOD_FORMAT = "respodiff-method-1"
 
 
 @dataclass(frozen=True, eq=False)
-class Artefact:
+class MethodAdapter:
     """One concept (or attribute) as a method other than RespoDiff keeps it. Immutable.
 
     Attributes:
         header: method, concept, prompts, base model and its digests; ``train`` holds the settings.
         tensors: name -> float32 tensor on the CPU; empty for methods that need none.
-        weight: strength that it is applied at, 1 as trained.
+        weight: scale that it is applied at, 1 as trained.
     """
 
     header: Header
@@ -63,42 +63,42 @@ class Artefact:
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the sha256 over method, prompts, settings and tensors: all that a picture depends on."""
+        """First 16 hex digits of the sha256 over method, prompts, settings and tensors: all that an image depends on."""
         told = {k: getattr(self.header, k) for k in ("method", "concept", "target", "neutral", "negative", "kind", "attribute")}
         text = json.dumps({**told, "train": dict(self.header.train)}, sort_keys=True, default=str)
         parts = [f"{k} {tensor_digest(self.tensors[k])}" for k in sorted(self.tensors)]
         return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
 
-    def scale(self, strength: float) -> Artefact:
-        """The same, applied at ``strength`` times the strength (any finite number)."""
-        if not math.isfinite(strength):
-            raise ValueError(f"strength is {strength}; allowed: any finite number")
-        return replace(self, weight=self.weight * strength)
+    def scale(self, factor: float) -> MethodAdapter:
+        """The same, applied at ``factor`` times the scale (any finite number)."""
+        if not math.isfinite(factor):
+            raise ValueError(f"scale is {factor}; allowed: any finite number")
+        return replace(self, weight=self.weight * factor)
 
     def save(self, path: str | Path) -> Path:
         """Write the file atomically; OSError with one clear line if the folder cannot be written."""
         return write_tensors(path, self.tensors, self.header, self.digest)
 
 
-Entry = ConceptModule | Artefact
+AnyAdapter = ConceptModule | MethodAdapter
 """What an image may get."""
 
 
 def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any) -> Header:
-    """The header of an artefact of a method that was made for a pipeline."""
+    """The header of an adapter of a method that was made for a pipeline."""
     model, settings = backbone(pipe), json.loads(json.dumps(asdict(config)))
     base = {"base_model": model_name(pipe), "base_digest": config_digest(model), "base_weights": weights_digest(model), "site": ""}
     header = Header.of(concept, **base, library=__version__, method=method, format=METHOD_FORMAT, train=settings)
     return replace(header, **more)
 
 
-def artefact_header(**more: Any) -> dict[str, Any]:
-    """What a `respodiff.training.respodiff.Task` says of the header of an artefact."""
+def method_header(**more: Any) -> dict[str, Any]:
+    """What a `respodiff.training.respodiff.Task` says of the header of an adapter."""
     return {"site": "", "format": METHOD_FORMAT, **more}
 
 
-def is_artefact(path: str | Path) -> bool:
-    """Whether a file is of a method that has an `Artefact`; False for what cannot be read."""
+def is_method_adapter(path: str | Path) -> bool:
+    """Whether a file is of a method that has an `MethodAdapter`; False for what cannot be read."""
     try:
         return bool(read_tensors(Path(path))[1].get("format") == METHOD_FORMAT)
     except (OSError, ValueError):
@@ -107,30 +107,30 @@ def is_artefact(path: str | Path) -> bool:
 
 def require_unet(pipe: Any, method: str) -> None:
     """ValueError for a pipeline that the methods beside RespoDiff do not know: transformers, and embedded guidance."""
-    if adapter(pipe).model != "unet":
+    if spec_of(pipe).model != "unet":
         raise ValueError(f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use method respodiff")
 
 
-def artefact_misfits(pipe: Any, artefact: Artefact) -> list[str]:
-    """Warnings about an artefact on a pipeline: other weights of the same configuration.
+def check_adapter_compatible(pipe: Any, adapter: MethodAdapter) -> list[str]:
+    """Warnings about an adapter on a pipeline: other weights of the same configuration.
 
     Raises:
         ValueError: it has tensors that were made for a model of another configuration; names both sides.
     """
-    require_unet(pipe, artefact.method)
-    if not artefact.tensors:
+    require_unet(pipe, adapter.method)
+    if not adapter.tensors:
         return []
-    h, model = artefact.header, backbone(pipe)
+    h, model = adapter.header, backbone(pipe)
     if h.base_digest and h.base_digest != (found := config_digest(model)):
         raise ValueError(
-            f"{artefact.method} {artefact.name!r} was made for {h.base_model!r} (config {h.base_digest}), "
+            f"{adapter.method} {adapter.name!r} was made for {h.base_model!r} (config {h.base_digest}), "
             f"this pipeline is {model_name(pipe)!r} (config {found}); train one for this model"
         )
     found = weights_digest(model)
     if h.base_weights and found and h.base_weights != found:
-        return [f"{artefact.method} {artefact.name!r} was made for other weights ({h.base_model!r}); check its effect"]
+        return [f"{adapter.method} {adapter.name!r} was made for other weights ({h.base_model!r}); check its effect"]
     return []
 
 
 Classify = Callable[[Tensor], Tensor]
-"""Pictures (N, 3, H, W) in [0, 1] -> logits (N, K) of the alternatives, in the order target, opposites; differentiable for FDF."""
+"""Images (N, 3, H, W) in [0, 1] -> logits (N, K) of the alternatives, in the order target, opposites; differentiable for FDF."""

@@ -161,7 +161,7 @@ def convert(
         concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
         column: index of the concept; by default the one of its name in the project's table.
         ram_key, sam_key: names of the weights (C H W, columns) where they are not the released ones.
-        channels, size: of the bottleneck; a square is assumed, and recorded. resolution: of the pictures, in pixels.
+        channels, size: of the bottleneck; a square is assumed, and recorded. resolution: of the images, in pixels.
 
     Raises:
         ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.

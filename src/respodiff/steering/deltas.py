@@ -36,24 +36,24 @@ class Deltas:
     """What the images of a call get. ``stacked`` (B or 1, C, H, W) are sums of constants; one row of one image counts for all.
 
     Args:
-        rows: one entry per image. strength: factor on all of it.
+        rows: one entry per image. scale: factor on all of it.
 
     Raises:
         ValueError: modules of one call have several shapes.
     """
 
-    def __init__(self, rows: Sequence[Row], strength: float = 1.0) -> None:
+    def __init__(self, rows: Sequence[Row], scale: float = 1.0) -> None:
         found = [modules_of(row) for row in rows]
         if len(shapes := {m.shape for row in found for m in row}) > 1:
             one = next((row for row in found if len({m.shape for m in row}) > 1), None)
             what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
             raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
-        given = shapes if strength else set()
+        given = shapes if scale else set()
         stacked = [self._constant(row, shapes) for row in found] if given else []
-        self.stacked = torch.stack(stacked) * strength if stacked else None
+        self.stacked = torch.stack(stacked) * scale if stacked else None
         distinct = {id(m): m for row in found for m in row if m.moves} if given else {}
         self.moving = [
-            Moving(m.values * strength, tuple(i for i, row in enumerate(found) for other in row if other is m)) for m in distinct.values()
+            Moving(m.values * scale, tuple(i for i, row in enumerate(found) for other in row if other is m)) for m in distinct.values()
         ]
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
@@ -99,7 +99,7 @@ class Deltas:
             if r.shape[2:] not in (size, (1, 1)):
                 if size not in self._resized:
                     warnings.warn(
-                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this picture size; check its effect",
+                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this image size; check its effect",
                         stacklevel=2,
                     )
                 self._resized.add(size)

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import misfits
+from respodiff.steering.steer import check_compatible
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
 """The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
@@ -32,8 +32,8 @@ def energy_lost(module: ConceptModule) -> float:
     return 1 - mean / whole if whole else 0.0
 
 
-def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: float = 1.0) -> Tensor:
-    """Sum of the modules' r + s (C,), times ``strength``. ValueError for one that has a value per position or is no constant."""
+def channel_delta(modules: ConceptModule | Sequence[ConceptModule], scale: float = 1.0) -> Tensor:
+    """Sum of the modules' r + s (C,), times ``scale``. ValueError for one that has a value per position or is no constant."""
     several = [modules] if isinstance(modules, ConceptModule) else list(modules)
     if not several:
         raise ValueError("no module to fuse; give at least one")
@@ -48,12 +48,12 @@ def channel_delta(modules: ConceptModule | Sequence[ConceptModule], strength: fl
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
                 f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --preset neutral --set form=channel"
             )
-    return torch.stack([m.delta.flatten() for m in several]).sum(0) * strength
+    return torch.stack([m.delta.flatten() for m in several]).sum(0) * scale
 
 
 def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
     """The convolution whose bias reaches h, and what the resnet divides its output by."""
-    if adapter(pipe).model != "unet":
+    if spec_of(pipe).model != "unet":
         raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
     resnet = backbone(pipe).mid_block.resnets[-1]
     if not isinstance(resnet.conv2, nn.Conv2d) or resnet.conv2.bias is None:
@@ -64,20 +64,20 @@ def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
 
 
 @contextmanager
-def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, strength: float = 1.0) -> Iterator[None]:
+def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, scale: float = 1.0) -> Iterator[None]:
     """While active, the modules are part of the UNet's weights; afterwards these are bit-identical to before.
 
     Unlike `steer` it shifts every row of a call, the unconditional one too.
     """
-    delta = channel_delta(modules, strength)
+    delta = channel_delta(modules, scale)
     for module in [modules] if isinstance(modules, ConceptModule) else modules:
-        misfits(pipe, module)
-    conv, scale = _convolution(pipe)
+        check_compatible(pipe, module)
+    conv, output_scale = _convolution(pipe)
     bias = conv.bias
     assert bias is not None  # _convolution saw to it
     kept = bias.detach().clone()
     with torch.no_grad():
-        bias.add_((delta * scale).to(bias.device, bias.dtype))
+        bias.add_((delta * output_scale).to(bias.device, bias.dtype))
     try:
         yield
     finally:
@@ -85,18 +85,18 @@ def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, streng
             bias.copy_(kept)
 
 
-def save_unet(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, strength: float = 1.0) -> Path:
+def save_unet(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
     """Write an ordinary diffusers UNet with the modules fused into ``out``; `UNet2DConditionModel.from_pretrained(out)` reads it."""
-    with fused(pipe, modules, strength=strength):
+    with fused(pipe, modules, scale=scale):
         backbone(pipe).save_pretrained(str(out), safe_serialization=True)
     return Path(out)
 
 
 def fuse_checkpoint(
-    checkpoint: str | Path, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, strength: float = 1.0
+    checkpoint: str | Path, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0
 ) -> Path:
     """Write a copy of a single-file ``.safetensors`` checkpoint (as A1111 and ComfyUI load them) with the modules fused."""
-    delta, path = channel_delta(modules, strength), Path(checkpoint)
+    delta, path = channel_delta(modules, scale), Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give a .safetensors file of Stable Diffusion 1.x, 2.x or XL")
     try:

@@ -22,14 +22,14 @@ class Bundle(ModelHubMixin):
         woman = Bundle.from_pretrained("me/sd15-gender").modules["woman"]
     """
 
-    def __init__(self, modules: Sequence[ConceptModule] = (), *, figures: Mapping[str, str] | None = None, license: str = "") -> None:
+    def __init__(self, modules: Sequence[ConceptModule] = (), *, statistics: Mapping[str, str] | None = None, license: str = "") -> None:
         twice = {m.name for m in modules if sum(n.name == m.name for n in modules) > 1}
         if twice:
             raise ValueError(f"two modules are called {sorted(twice)[0]!r}; give each concept once")
         if bad := [m.name for m in modules if not m.name or set(m.name) & set("/\\:") or m.name.startswith(".")]:
             raise ValueError(f"module name {bad[0]!r} cannot be a file name; rename the concept")
         self.modules = {m.name: m for m in modules}
-        self.figures, self.license = dict(figures or {}), license
+        self.statistics, self.license = dict(statistics or {}), license
 
     def card(self) -> str:
         """The model card: base model, prompts, how to use it, figures, limits."""
@@ -48,10 +48,12 @@ class Bundle(ModelHubMixin):
              m.header.site, m.form, " x ".join(map(str, m.shape)), f"{length(m.values):.1f}", m.digest]
             for m in modules
         ]  # fmt: skip
-        figures = (
-            _table(["what", "found"], list(self.figures.items())) if self.figures else "None were given: measure before you rely on it.\n"
+        statistics = (
+            _table(["what", "found"], list(self.statistics.items()))
+            if self.statistics
+            else "None were given: measure before you rely on it.\n"
         )
-        return f"---\n{data.to_yaml()}\n---\n{_BODY.format(version=__version__, table=_table(head, rows), figures=figures, name=next(iter(self.modules), 'NAME'))}"
+        return f"---\n{data.to_yaml()}\n---\n{_BODY.format(version=__version__, table=_table(head, rows), statistics=statistics, name=next(iter(self.modules), 'NAME'))}"
 
     def _save_pretrained(self, save_directory: Path) -> None:
         if not self.modules:
@@ -111,6 +113,6 @@ with steer(pipe, [modules["{name}"], None]):  # one entry per image
 
 - Made for the base model named above. On another of the same width it may do something else; respodiff warns.
 - Added to every prompt: what the prompt itself says of the concept is steered too.
-- Labels behind figures are what a judge perceives in generated pictures, never facts about people.
-- A safety module lowers how often unsafe pictures are drawn; it does not rule them out.
+- Labels behind figures are what a judge perceives in generated images, never facts about people.
+- A safety module lowers how often unsafe images are generated; it does not rule them out.
 """

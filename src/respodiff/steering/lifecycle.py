@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from respodiff.pipelines.compiled import close_port, open_port
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.compiled import close_compiled_hook, open_compiled_hook
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.fuse import fused
 from respodiff.steering.hub import Bundle
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.module import load as load_file
-from respodiff.steering.steer import misfits, steer
+from respodiff.steering.steer import check_compatible, steer
 
 Choice = str | Sequence[str] | Mapping[str, float] | None
 """What one image gets: a name, names with weight 1, names with weights, or nothing."""
@@ -44,7 +44,7 @@ class Steered:
         self._enabled = True
         self._steering: ExitStack = ExitStack()
         self._fused: AbstractContextManager[None] | None = None
-        open_port(getattr(pipe, adapter(pipe).model), adapter(pipe).site(backbone(pipe)))
+        open_compiled_hook(getattr(pipe, spec_of(pipe).model), spec_of(pipe).site(backbone(pipe)))
 
     def __enter__(self) -> Steered:
         return self
@@ -72,7 +72,7 @@ class Steered:
         for key, module in found.items():
             if key in self._modules:
                 raise ValueError(f"a module {key!r} is loaded already; give another name, or delete({key!r}) first")
-            misfits(self.pipe, module)
+            check_compatible(self.pipe, module)
         self._modules |= found
         return list(found)
 
@@ -98,7 +98,7 @@ class Steered:
         self._apply()
 
     def disable(self) -> None:
-        """Draw plain pictures; what was set is kept."""
+        """Draw plain images; what was set is kept."""
         self._enabled = False
         self._apply()
 
@@ -109,12 +109,12 @@ class Steered:
             self._chosen = {}
             self._apply()
 
-    def fuse(self, names: str | Sequence[str], strength: float = 1.0) -> None:
+    def fuse(self, names: str | Sequence[str], scale: float = 1.0) -> None:
         """Put modules of one number a channel into the UNet's weights, for all rows and images (`respodiff.steering.fuse`), until `unfuse`."""
         if self._fused is not None:
             raise ValueError("modules are fused already; unfuse() first")
         chosen = [self._modules[self._known(n)] for n in ([names] if isinstance(names, str) else names)]
-        context = fused(self.pipe, chosen, strength=strength)
+        context = fused(self.pipe, chosen, scale=scale)
         context.__enter__()
         self._fused = context
 
@@ -129,7 +129,7 @@ class Steered:
         self.unfuse()
         self._steering.close()
         self._modules, self._chosen = {}, {}
-        close_port(getattr(self.pipe, adapter(self.pipe).model), adapter(self.pipe).site(backbone(self.pipe)))
+        close_compiled_hook(getattr(self.pipe, spec_of(self.pipe).model), spec_of(self.pipe).site(backbone(self.pipe)))
 
     def _known(self, name: str) -> str:
         if name not in self._modules:

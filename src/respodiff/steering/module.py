@@ -105,17 +105,17 @@ class ConceptModule:
     def digest(self) -> str:
         return tensor_digest(self.ram, self.sam, *(self.maps[k] for k in MAPS if k in self.maps))
 
-    def scale(self, strength: float) -> ConceptModule:
-        """What is added, times ``strength`` (any finite number; 0 does nothing, negative steers the other way)."""
-        if not -float("inf") < strength < float("inf"):
-            raise ValueError(f"strength is {strength}; allowed: any finite number")
-        maps = {k: t * strength if k.endswith("_a") else t for k, t in self.maps.items()}
-        return replace(self, ram=self.ram * strength, sam=self.sam * strength, maps=maps)
+    def scale(self, factor: float) -> ConceptModule:
+        """What is added, times ``factor`` (any finite number; 0 does nothing, negative steers the other way)."""
+        if not -float("inf") < factor < float("inf"):
+            raise ValueError(f"scale is {factor}; allowed: any finite number")
+        maps = {k: t * factor if k.endswith("_a") else t for k, t in self.maps.items()}
+        return replace(self, ram=self.ram * factor, sam=self.sam * factor, maps=maps)
 
     def released(self, share: float) -> ConceptModule:
-        """The same, but nothing at the last ``share`` of the timesteps, at the clean end: the model finishes the picture by itself.
+        """The same, but nothing at the last ``share`` of the timesteps, at the clean end: the model finishes the image by itself.
 
-        What a picture shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in as few
+        What an image shows is decided early (the editing interval of Asyrp, arXiv 2210.10960). The result is of form ``binned``, in as few
         parts as the share asks for, to a twentieth.
 
         Raises:
@@ -169,7 +169,7 @@ class ConceptModule:
         return built(ram, sam, self.header)
 
     def channels(self) -> ConceptModule:
-        """Both tensors' mean over positions, (C, 1, 1): fits every picture size and transformers' sites; a constant can then be fused."""
+        """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites; a constant can then be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
         return replace(self, ram=ram, sam=sam)
 

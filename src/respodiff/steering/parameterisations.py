@@ -2,10 +2,10 @@
 
     constant   delta = r                    r (C, H, W)
     channel    delta = r                    r (C, 1, 1), the same at every position
-    binned     delta = r[b(t)]              r (K, C, H, W), b(t) = floor(K t / 1000)
+    binned     delta = r[b(t)]              r (K, C, H, W), b(t) = random level(K t / 1000)
     lowrank    delta = r + A B^T h          A, B (C, k), at every position: adds less, or takes away, where h is already there
 
-RAM and SAM are of one form, and their sum is too: r + s, with the columns of A and B side by side. A strength is a factor on r and A.
+RAM and SAM are of one form, and their sum is too: r + s, with the columns of A and B side by side. A scale is a factor on r and A.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def constant(values: Values, h: Tensor, t: Tensor) -> Tensor:
 
 
 def bin_of(t: Tensor, bins: int, total: int = TIMESTEPS) -> Tensor:
-    """Which bin (0 to bins - 1) timesteps t (0 to total - 1) belong to: floor(bins t / total)."""
+    """Which bin (0 to bins - 1) timesteps t (0 to total - 1) belong to: random level(bins t / total)."""
     return (t.long() * bins // total).clamp(0, bins - 1)
 
 
 def binned(values: Values, h: Tensor, t: Tensor) -> Tensor:
-    """r[b(t)]: another constant for every part of the way from noise to picture."""
+    """r[b(t)]: another constant for every part of the way from noise to image."""
     return values.r[bin_of(t.reshape(-1), len(values.r)).to(values.r.device)]
 
 
@@ -102,7 +102,7 @@ def delta(values: Values, h: Tensor, t: Tensor) -> Tensor:
     return FORMS[form_of(values)](values, h, t)
 
 
-def at(added: Any, t: Tensor) -> Any:
+def delta_at(added: Any, t: Tensor) -> Any:
     """What ``added`` adds at timesteps t: of `Values` a function of h; a tensor, or None, as it is."""
     return (lambda h: delta(added, h, t)) if isinstance(added, Values) else added
 

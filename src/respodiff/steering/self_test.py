@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import adapter, backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule, Header
 from respodiff.steering.steer import steer
 
@@ -29,7 +29,7 @@ def examine(pipe: Any) -> dict[str, Any]:
         respodiff.pipelines.registry.Unsupported: for a class that is not in the table.
     """
     model = backbone(pipe)
-    site = adapter(pipe).site(model)
+    site = spec_of(pipe).site(model)
     return {
         "supported": True,
         "pipeline": type(pipe).__name__,
@@ -52,13 +52,13 @@ def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
         steered = _draw(pipe)
     after = _draw(pipe)
     rows = [i for i in range(len(before[0])) if not torch.equal(before[0][i], calls[0][i])]
-    passes = adapter(pipe).passes if len(before[0]) > 1 else ("cond",)
+    passes = spec_of(pipe).passes if len(before[0]) > 1 else ("cond",)
     expected = [i for i, name in enumerate(passes) if name == "cond"]
     change = ((steered - plain).abs().max() / plain.abs().max().clamp(min=1e-12)).item()
     shown = ", ".join(map(str, rows)) or "none"
     return {
         "a zero module changes no bit": _result(torch.equal(zero, plain), ""),
-        "a module changes the picture": _result(change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"),
+        "a module changes the image": _result(change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"),
         "conditional rows alone are shifted": _result(rows == expected, f"row {shown} of {len(passes)} ({', '.join(passes)})"),
         "every step is steered": _result(len(calls) == len(before), f"{len(calls)} of {len(before)} calls"),
         "the pipeline is as before": _result(torch.equal(after, plain), ""),
@@ -72,18 +72,18 @@ def _result(passed: bool, detail: str) -> dict[str, Any]:
 def _module(pipe: Any, h: Tensor) -> ConceptModule:
     """A random module of one number a channel, as large as h is on average."""
     model = backbone(pipe)
-    site = adapter(pipe).site(model)
+    site = spec_of(pipe).site(model)
     values = torch.randn(site_shape(model, site=site)[0], 1, 1, generator=torch.Generator().manual_seed(0)) * h.float().std().cpu()
     return ConceptModule(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
 
 
 def _draw(pipe: Any) -> Tensor:
-    """Final latents of a small picture in three steps, always the same."""
+    """Final latents of a small image in three steps, always the same."""
     side = SIDE * pipe.vae_scale_factor
     grey = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1))
-    picture = Image.fromarray((grey * 255).to(torch.uint8).numpy())
+    image = Image.fromarray((grey * 255).to(torch.uint8).numpy())
     mask = Image.new("L", (side, side), 255)
-    images = {name: mask if name == "mask_image" else picture for name in adapter(pipe).images}
+    images = {name: mask if name == "mask_image" else image for name in spec_of(pipe).images}
     known = inspect.signature(type(pipe).__call__).parameters
     more: dict[str, Any] = {name: side for name in ("height", "width") if name in known}
     if "strength" in known:
@@ -104,7 +104,7 @@ def _draw(pipe: Any) -> Tensor:
 def _watched(pipe: Any) -> Iterator[list[Tensor]]:
     """h of every call, as what follows the site receives it."""
     model, calls = backbone(pipe), []
-    site = site_module(model, adapter(pipe).site(model))
+    site = site_module(model, spec_of(pipe).site(model))
     handle = site.register_forward_hook(lambda _m, _a, output: calls.append(stream(output).detach().clone()))
     try:
         yield calls

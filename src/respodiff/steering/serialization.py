@@ -25,7 +25,7 @@ HEADER_KEY = "respodiff"
 @dataclass(frozen=True)
 class Header:
     """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights; ``method`` is the name
-    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every picture)."""
+    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every image)."""
 
     concept: str
     target: str

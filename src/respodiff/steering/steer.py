@@ -1,4 +1,4 @@
-"""Steering a diffusers pipeline: modules in, pictures changed, the pipeline left as it was."""
+"""Steering a diffusers pipeline: modules in, images changed, the pipeline left as it was."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
-from respodiff.pipelines.compiled import is_compiled, open_port
+from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
-from respodiff.pipelines.registry import adapter, backbone, caller, conditional_rows
+from respodiff.pipelines.registry import backbone, caller, conditional_rows, spec_of
 from respodiff.steering.deltas import Deltas, Row, modules_of
 from respodiff.steering.module import ConceptModule
 
 
-def misfits(pipe: Any, module: ConceptModule) -> list[str]:
+def check_compatible(pipe: Any, module: ConceptModule) -> list[str]:
     """Warnings about a module on a pipeline: another base model or config of the same width.
 
     Raises:
         ValueError: if the site or the number of channels differs, naming both sides.
     """
     model = backbone(pipe)
-    site = adapter(pipe).site(model)
+    site = spec_of(pipe).site(model)
     shape = site_shape(model, site=site)
     if module.header.site != site:
         raise ValueError(f"module {module.name!r} was trained at site {module.header.site!r}, this pipeline is steered at {site!r}")
@@ -48,18 +48,18 @@ def misfits(pipe: Any, module: ConceptModule) -> list[str]:
 
 
 @contextmanager
-def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> Iterator[None]:
+def steer(pipe: Any, modules: Row | Sequence[Row], *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
-    Every step adds ``strength * (r + s)`` to h of the conditional rows only, as in the paper; of other forms than constants what they make
-    of h and the timestep (`respodiff.steering.parameterisations`), times ``strength``.
+    Every step adds ``scale * (r + s)`` to h of the conditional rows only, as in the paper; of other forms than constants what they make
+    of h and the timestep (`respodiff.steering.parameterisations`), times ``scale``.
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a warning; a
             compiled model compiles once more. Threads need a pipeline each.
         modules: one `ConceptModule` for all images, or a list with one entry per final image
             (``len(prompts) * num_images_per_prompt``): a module, a list of modules to add up, or None for no steering.
-        strength: factor on every module, any finite number.
+        scale: factor on every module, any finite number.
 
     Raises:
         ValueError: for a module that does not fit, or (at the call) when the number of images is not the number of entries.
@@ -69,15 +69,15 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, strength: float = 1.0) -> 
         with steer(pipe, [woman, man, None]):
             images = pipe("a doctor", num_images_per_prompt=3).images
     """
-    adapter(pipe)
+    spec_of(pipe)
     if isinstance(modules, str):
         raise ValueError(f"modules is the text {modules!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-    if not -float("inf") < strength < float("inf"):
-        raise ValueError(f"strength is {strength}; allowed: any finite number")
+    if not -float("inf") < scale < float("inf"):
+        raise ValueError(f"scale is {scale}; allowed: any finite number")
     everyone = modules is None or isinstance(modules, ConceptModule)
     rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
     _check(pipe, rows)
-    steering = _Steering(pipe, Deltas(rows, strength), None if everyone else len(rows))
+    steering = _Steering(pipe, Deltas(rows, scale), None if everyone else len(rows))
     with steering.attached():
         yield
 
@@ -89,7 +89,7 @@ def _check(pipe: Any, rows: Sequence[Row]) -> None:
     for module in {id(m): m for row in rows for m in modules_of(row)}.values():
         if not isinstance(module, ConceptModule):
             raise ValueError(f"modules holds {module!r}; give ConceptModule objects, or None: a file is read with respodiff.load(path)")
-        for text in misfits(pipe, module):
+        for text in check_compatible(pipe, module):
             warnings.warn(text, stacklevel=5)
 
 
@@ -104,7 +104,7 @@ class _Steering:
     added at the site is kept per thread. ``entries`` is the number of images that the deltas were given for, None for any number.
     """
 
-    def __init__(self, pipe: Any, deltas: Deltas | _Reader, entries: int | None) -> None:
+    def __init__(self, pipe: Any, deltas: Deltas | HRecorder, entries: int | None) -> None:
         self.pipe, self.deltas, self.entries = pipe, deltas, entries
         self.thread, self.call = threading.get_ident(), threading.local()
         self.live, self.warned = True, False
@@ -112,8 +112,8 @@ class _Steering:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the model, or, where it is compiled, a place at its port; gone on exit."""
-        wrapped, model = getattr(self.pipe, adapter(self.pipe).model), backbone(self.pipe)
-        name = adapter(self.pipe).site(model)
+        wrapped, model = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe)
+        name = spec_of(self.pipe).site(model)
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
             raise ValueError(
@@ -121,7 +121,7 @@ class _Steering:
             )
         if self.deltas.reads_h and is_compiled(wrapped):
             raise ValueError(
-                "the model is compiled, and h inside of its call can be read neither by a module of form 'lowrank' nor for match; "
+                "the model is compiled, and h inside of its call can be read neither by a module of form 'lowrank' nor for assign_at; "
                 "draw with the plain model, or without them"
             )
         with _active_lock:
@@ -133,7 +133,7 @@ class _Steering:
         with ExitStack() as stack:
             stack.callback(_active.remove, self)
             if is_compiled(wrapped):
-                steerings = open_port(wrapped, name).steerings
+                steerings = open_compiled_hook(wrapped, name).steerings
                 steerings.append(self.all_rows)
                 stack.callback(steerings.remove, self.all_rows)
             else:
@@ -166,7 +166,7 @@ class _Steering:
         if rows is None or self.deltas.stacked is None:
             return None
         model, sample = backbone(self.pipe), _sample(args, kwargs)
-        site = adapter(self.pipe).site(model)
+        site = spec_of(self.pipe).site(model)
         height, width = sample.shape[-2:] if site == "mid_block" else (None, None)
         shape = site_shape(model, height, width, site)
         full, t = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype), self.timesteps(args, kwargs)
@@ -181,7 +181,7 @@ class _Steering:
             return torch.zeros(())
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
         # Flux is told a thousandth; the rest keeps whole numbers whole after the division.
-        return t.float() * 1000 + 1e-3 if adapter(self.pipe).family == "flux" else t
+        return t.float() * 1000 + 1e-3 if spec_of(self.pipe).family == "flux" else t
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""
@@ -213,7 +213,7 @@ def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return sample
 
 
-class _Reader:
+class HRecorder:
     """Stands where `Deltas` stands, adds nothing, and shows h of the conditional rows to a function."""
 
     stacked, moving, reads_h = None, (), True
@@ -229,11 +229,11 @@ class _Reader:
 
 
 @contextmanager
-def watched(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
+def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
     """While active, every call of the model shows h (B, C, H, W) or (B, N, C) of its conditional rows to ``seen``; nothing is changed.
 
     Raises:
         ValueError: for a compiled model, which shows nothing.
     """
-    with _Steering(pipe, _Reader(seen), None).attached():
+    with _Steering(pipe, HRecorder(seen), None).attached():
         yield

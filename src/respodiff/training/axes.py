@@ -35,7 +35,7 @@ def check_axes(config: Any) -> None:
             raise ValueError(
                 f"{name} is {getattr(config, name)}, which form {config.form!r} does not read; leave it out, or set form={form}"
             )
-    sam = f"sam_lr is {config.sam_lr:g} and lam {config.lam:g}"
+    sam = f"sam_lr is {config.sam_lr:g} and sam_weight {config.sam_weight:g}"
     if config.modules == "shared" and not config.trains_sam:
         raise ValueError(f"modules is 'shared', but {sam}: there is no second loss to share with; set both above 0, or modules=two")
     if config.blend and config.trains_sam:
@@ -48,9 +48,9 @@ def check_axes(config: Any) -> None:
         )
     if config.release and config.form == "lowrank":
         raise ValueError(f"release is {config.release:g}, which form 'lowrank' has not: set release=0, or take --preset neutral")
-    if config.replay > 1 and config.refresh >= config.iterations:
+    if config.replay > 1 and config.refresh_every >= config.iterations:
         raise ValueError(
-            f"replay is {config.replay}, but refresh {config.refresh} of {config.iterations} iterations makes one pool; set refresh lower"
+            f"replay is {config.replay}, but refresh_every {config.refresh_every} of {config.iterations} iterations makes one pool; set refresh_every lower"
         )
     _check_contexts(config)
 
@@ -65,11 +65,11 @@ def _check_contexts(config: Any) -> None:
         return
     if twice := [c for i, c in enumerate(contexts) if c in contexts[:i]]:
         raise ValueError(f"contexts holds {twice[0]!r} twice; give each prompt once")
-    pools = -(-config.iterations // config.refresh)
+    pools = -(-config.iterations // config.refresh_every)
     if config.rollouts * pools < len(contexts) + 1:
         raise ValueError(
             f"contexts holds {len(contexts)} prompts beside the concept's own, but {config.rollouts} rollouts x {pools} pools do not reach "
-            "all of them; set rollouts higher, or refresh lower"
+            "all of them; set rollouts higher, or refresh_every lower"
         )
 
 

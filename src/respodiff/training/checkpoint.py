@@ -13,7 +13,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.training.axes import AXES
 
 
-class Unfinished:
+class Checkpoint:
     """The state of a training run beside its module file, so that a killed run goes on where it was."""
 
     def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
@@ -52,7 +52,7 @@ class Unfinished:
         earlier = self.read() if resume else None
         if not resume and self.path.is_file():
             warnings.warn(
-                f"{str(self.path)!r} holds an unfinished run, which --resume would go on with; it is replaced once this new one has progressed",
+                f"{str(self.path)!r} holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed",
                 stacklevel=2,
             )
         parent = self.path.parent

@@ -20,28 +20,28 @@ class TrainConfig:
         objective: target score of RAM, a name in `respodiff.training.objectives.TARGETS`.
         target_guidance: weight w of that target.
         ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
-        lam: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
-        mu: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
-        gain: both modules are multiplied by it in the end: a direction learned at guidance 1 and taken further,
-        many: factor on gain and limit for a concept with several opposites, whose pictures are all steered at full strength.
-        limit: but not further than this share of the mean norm of h, beyond which pictures lose their subject; 0 sets no limit.
+        sam_weight: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
+        preservation_weight: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
+        train_scale: factor on both modules after training: a direction learned at guidance 1 is taken further.
+        many: factor on train_scale and max_relative_norm for a concept with several opposites, whose images are all steered at full scale.
+        max_relative_norm: with that factor the norm of RAM is at most this part of the mean norm of h, beyond which images lose their subject; 0 sets no limit.
         betas: Adam's.
         decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
         init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
         batch: latents per iteration.
-        steps: DDIM steps of a rollout. label: timestep that a latent carries, ``sampler`` or ``released`` (1000 - k 1000/steps).
+        steps: DDIM steps of a rollout. timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
         rollouts: latents rolled out for one pool. rollout_batch: how many of them at a time: bounds memory, and seeds one batch.
         rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
             where they are not neutral.
-        keep: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
-        refresh: iterations until a new pool is rolled out through the modules as they then are, without the gain: with more iterations
-            than this, later rollouts are steered less far than the pictures that the finished module draws.
+        timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
+        refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale: with more iterations
+            than this, later rollouts are steered less far than the images that the finished module draws.
         rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
-        height, width: of the pictures in pixels; 0 is the size that the model was trained at.
-        spatial: train tensors of the bottleneck's shape (paper), or (``no``) one number a channel, the same at every position: fits
-            every picture size. Transformers have no other.
+        height, width: of the images in pixels; 0 is the size that the model was trained at.
+        per_channel: one number a channel, the same at every position, in place of tensors of the bottleneck's shape (paper): fits
+            every image size. Transformers have no other.
         form: what RAM and SAM are (`respodiff.steering.parameterisations`): a ``constant`` each (paper), one number a ``channel`` (a constant with
-            ``spatial=no``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
+            ``per_channel``; can be fused into a checkpoint), constants ``binned`` by timestep, or a ``lowrank`` function of h.
         bins: of ``binned``, equal parts of the timesteps.
         map_rank: columns k of A and B of ``lowrank``. map_rate: how fast A learns beside r, 1 as fast; B a C-th of that.
         modules: ``two`` tensors, a loss each (paper), or one ``shared`` tensor that both losses train in turn (its ablation).
@@ -58,26 +58,26 @@ class TrainConfig:
     target_guidance: float = 1.0
     ram_lr: float = 0.2
     sam_lr: float = 0.0
-    lam: float = 0.5
-    mu: float = 1.0
-    gain: float = 2.0
-    limit: float = 0.8
+    sam_weight: float = 0.5
+    preservation_weight: float = 1.0
+    train_scale: float = 2.0
+    max_relative_norm: float = 0.8
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
     init_range: float = 0.0
     batch: int = 12
     steps: int = 16
-    label: Literal["sampler", "released"] = "sampler"
+    timestep_labels: Literal["sampler", "official"] = "sampler"
     rollouts: int = 12
     rollout_batch: int = 12
     rollout_prompts: Literal["neutral", "all"] = "all"
-    keep: Literal["all", "last"] = "all"
-    refresh: int = 100
+    timesteps: Literal["all", "last"] = "all"
+    refresh_every: int = 100
     rollout_guidance: float = 3.0
     rollout_modules: Literal["ram", "both"] = "both"
     height: int = 0
     width: int = 0
-    spatial: Literal["yes", "no"] = "yes"
+    per_channel: bool = False
     form: Literal["constant", "channel", "binned", "lowrank"] = "constant"
     bins: int = 4
     map_rank: int = 4
@@ -93,7 +93,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
 
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh", "map_rank", "replay"):
+        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh_every", "map_rank", "replay"):
             check_setting(
                 name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
             )
@@ -102,10 +102,10 @@ class TrainConfig:
         for name in ("height", "width"):
             value = getattr(self, name)
             check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "gain", "map_rate", "many"):
+        for name in ("ram_lr", "target_guidance", "rollout_guidance", "train_scale", "map_rate", "many"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "lam", "mu", "limit", "init_range", "blend"):
+        for name in ("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range", "blend"):
             value = getattr(self, name)
             check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
         check_setting("release", self.release, is_finite(self.release) and 0 <= self.release < 1, "0 to below 1")
@@ -115,14 +115,15 @@ class TrainConfig:
                 check_setting(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
         good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in self.betas)
         check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
+        check_setting("per_channel", self.per_channel, isinstance(self.per_channel, bool), "True, False")
         check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
         check_axes(self)
 
     def of(self, concept: Concept) -> TrainConfig:
-        """The same with the concept's own contexts in the place of ("own",), and with what ``many`` makes of gain and limit."""
+        """The same with the concept's own contexts in the place of ("own",), and with what ``many`` makes of train_scale and max_relative_norm."""
         config = self
         if len(concept.opposites) > 1:
-            config = replace(config, gain=config.gain * config.many, limit=config.limit * config.many)
+            config = replace(config, train_scale=config.train_scale * config.many, max_relative_norm=config.max_relative_norm * config.many)
         config = replace(config, many=1.0)
         if config.contexts != OWN:
             return config
@@ -132,12 +133,12 @@ class TrainConfig:
     @property
     def trains_sam(self) -> bool:
         """False where SAM stays zero: RAM alone."""
-        return self.lam > 0 and self.sam_lr > 0
+        return self.sam_weight > 0 and self.sam_lr > 0
 
     @property
     def flat(self) -> bool:
         """True where tensors are one number a channel."""
-        return self.spatial == "no" or self.form == "channel"
+        return self.per_channel or self.form == "channel"
 
     @classmethod
     def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:

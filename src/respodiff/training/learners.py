@@ -43,7 +43,7 @@ class Learner(Protocol):
 
 @dataclass(frozen=True)
 class Record:
-    """What one iteration of another method did, as `StepRecord`: ``made`` gives the artefact as it is after it."""
+    """What one iteration of another method did, as `StepRecord`: ``made`` gives the adapter as it is after it."""
 
     iteration: int
     iterations: int
@@ -55,7 +55,7 @@ class Record:
 
     @property
     def module(self) -> Any:
-        """The artefact after this iteration."""
+        """The adapter after this iteration."""
         return self.made()
 
 
@@ -64,7 +64,7 @@ class Parameters:
 
     Args:
         config: learning rate (``ram_lr``) and betas. tensors: where they start.
-        made: (header, tensors on the CPU) -> artefact. decay: AdamW's weight decay.
+        made: (header, tensors on the CPU) -> adapter. decay: AdamW's weight decay.
         live: keep no copies, for tensors of the size of a model: nothing can be resumed, and every record shows the newest state.
     """
 

@@ -48,8 +48,8 @@ TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
 
 def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Tensor:
     """The opposites' scores as one: their mean, weighted by what the neutral prompt draws of each (`mixture`; at least .01)."""
-    shares = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
-    weights = (shares / shares.sum()).tolist()
+    proportions = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
+    weights = (proportions / proportions.sum()).tolist()
     return torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
 
 

@@ -38,7 +38,7 @@ class Examples(Protocol):
 
 
 class Replay:
-    """The pools of a run: a round every ``refresh`` iterations, of which the last ``replay`` are kept."""
+    """The pools of a run: a round every ``refresh_every`` iterations, of which the last ``replay`` are kept."""
 
     def __init__(self, source: Source, config: Any) -> None:
         self.source, self.config = source, config
@@ -48,7 +48,7 @@ class Replay:
     def examples(self, state: Learner) -> Examples:
         """What the next iteration draws its batch from; a resumed run rebuilds the pools of its rounds from the same seeds and the same
         tensors, and their forwards are counted once."""
-        number, begins = divmod(state.iteration, self.config.refresh)
+        number, begins = divmod(state.iteration, self.config.refresh_every)
         if begins == 0:
             state.begin(self.config)
         if self.now is None or begins == 0:

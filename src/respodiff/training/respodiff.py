@@ -19,11 +19,11 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, observed
+from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.steering.module import ConceptModule, Header
-from respodiff.steering.parameterisations import at, delta, length
+from respodiff.steering.parameterisations import delta, delta_at, length
 from respodiff.training.axes import AXES, refuse_axes
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Learner
@@ -80,7 +80,7 @@ def train(
     denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if denoiser.dtype == torch.float16:
         raise ValueError(
-            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (pictures may be drawn in float16)"
+            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (images may be drawn in float16)"
         )
     refuse_axes(task.method, config, task.axes)
     state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
@@ -128,7 +128,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     """
     rate = learning_rate(config, state.iteration)
     model, site, (ram, sam) = denoiser.model, denoiser.site, state.values.values()
-    prediction, decoder = observed(model, lambda: denoiser(batch["z"], batch["t"], batch), at(ram, batch["t"]), site)
+    prediction, decoder = run_with_decoder(model, lambda: denoiser(batch["z"], batch["t"], batch), delta_at(ram, batch["t"]), site)
     state.forwards += len(prediction)
     # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
     spread = (decoder.h[0].numel() / state.ram[0].numel()) ** 0.5
@@ -137,9 +137,9 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     loss = loss_ram
     if "keep_z" in batch:
         keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = observed(model, lambda: denoiser(keep["z"], keep["t"], keep), at(ram, keep["t"]), site)
+        kept, _ = run_with_decoder(model, lambda: denoiser(keep["z"], keep["t"], keep), delta_at(ram, keep["t"]), site)
         state.forwards += len(kept)
-        loss = loss + preservation_loss(kept.float(), keep["plain"], config.mu)
+        loss = loss + preservation_loss(kept.float(), keep["plain"], config.preservation_weight)
     adam_step(state.adam_ram, config.ram_lr * rate, loss)
     if ram.a is not None:
         with torch.no_grad():
@@ -149,7 +149,7 @@ def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict
     both = ram if config.modules == "shared" else ram.map(Tensor.detach) + sam
     steered = decoder(add_to_rows(decoder.h, delta(both, decoder.h, batch["t"]), slice(None)))
     state.forwards += len(steered)
-    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.lam)
+    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.sam_weight)
     adam_step(state.adam_sam, config.sam_lr * rate, loss_sam)
     return loss_ram.item(), loss_sam.item()
 

@@ -1,7 +1,7 @@
 """Where training latents come from: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
 
-The paper rolls one latent per step to one random timestep (`keep="last"`, a pool of one batch, refreshed every step). A pool of whole
-trajectories (`keep="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
+The paper rolls one latent per step to one random timestep (`timesteps="last"`, a pool of one batch, refreshed every step). A pool of whole
+trajectories (`timesteps="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
 because they come from the unmodified model alone. `respodiff.training.replay` says when a pool is made, and which are kept.
 """
 
@@ -20,7 +20,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import in_contexts
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
-from respodiff.steering.parameterisations import TIMESTEPS, at, bin_of
+from respodiff.steering.parameterisations import TIMESTEPS, bin_of, delta_at
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import TARGETS, blended, opposed
 
@@ -67,12 +67,14 @@ class Rollouts:
         self.denoiser, self.config = denoiser, config
         # eta = 0 throughout.
         self.scheduler = denoiser.sampler(config.steps)
-        if config.label == "released" and not isinstance(self.scheduler, DDIMScheduler):
-            raise ValueError(f"label is 'released', which counts DDIM steps; {type(self.scheduler).__name__} has others: use label=sampler")
+        if config.timestep_labels == "official" and not isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError(
+                f"timestep_labels is 'official', which counts DDIM steps; {type(self.scheduler).__name__} has others: use timestep_labels=sampler"
+            )
         self.target, self.needs = TARGETS[config.objective]
         self.contexts = [self._encoded(c) for c in in_contexts(concept, config.contexts)]
         self.conditions = {**self.contexts[0], "empty": denoiser.encode(("",))}
-        self.conditions["preserve"] = denoiser.encode(concept.preserve if config.mu else ())
+        self.conditions["preserve"] = denoiser.encode(concept.preserve if config.preservation_weight else ())
         if config.form == "binned" and type(self).pool is Rollouts.pool:  # other examples have timesteps of their own
             self._refuse_idle_bins(config.bins)
         self.forwards = 0
@@ -153,10 +155,10 @@ class Rollouts:
             scheduler, "init_noise_sigma", 1.0
         )
         # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
-        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.keep == "last" else config.steps - 1
+        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.timesteps == "last" else config.steps - 1
         latents, labels = [], []
         for k, t, z in self.walk(noise, generator, condition, delta):
-            if config.keep == "all" or k == stop:
+            if config.timesteps == "all" or k == stop:
                 latents.append(z)
                 labels.append(self._label(k, t).expand(n))
             if k == stop:
@@ -177,7 +179,7 @@ class Rollouts:
         rows = slice(n * guided, n * guided + n)
         for k, t in enumerate(self.scheduler.timesteps):
             yield k, t, z
-            with self.steering(at(delta, t), rows):
+            with self.steering(delta_at(delta, t), rows):
                 e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
             if guided:
                 uncond, cond = e.chunk(2)
@@ -197,7 +199,7 @@ class Rollouts:
     def _label(self, k: int, t: Tensor) -> Tensor:
         """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
         up to 19 too noisy on a 50-step schedule and starts outside the trained range."""
-        if self.config.label == "sampler":
+        if self.config.timestep_labels == "sampler":
             return t.reshape(1)
         total = self.scheduler.config.num_train_timesteps
         return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)

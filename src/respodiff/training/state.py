@@ -24,7 +24,7 @@ class StepRecord:
         loss_ram, loss_sam: L_resp and lambda L_sem, means over the batch, before the update.
         unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
         seconds: since the start, earlier parts of a resumed run included.
-        values_ram, values_sam: both modules' tensors after this iteration, before gain and limit.
+        values_ram, values_sam: both modules' tensors after this iteration, before train_scale and max_relative_norm.
         h_norm: mean norm of h so far. length: norm of what RAM adds, where that depends on h: the mean over the batch.
         state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
     """
@@ -59,13 +59,13 @@ class StepRecord:
 
     @property
     def module(self) -> ConceptModule:
-        """The module as it is after this iteration, times the gain. The limit looks at RAM alone, or it would undo what SAM does."""
-        gain, limit = self.header.train["gain"], self.header.train["limit"]
+        """The module as it is after this iteration, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
+        train_scale, limit = self.header.train["train_scale"], self.header.train["max_relative_norm"]
         ram, sam = (v.map(lambda t: t.cpu()) for v in (self.values_ram, self.values_sam))
         if limit:
             long = length(ram) if ram.a is None else self.length
-            gain = min(gain, limit * self.h_norm / max(long, 1e-12))
-        return built(ram * gain, sam * gain, self.header).released(self.header.train.get("release", 0.0))
+            train_scale = min(train_scale, limit * self.h_norm / max(long, 1e-12))
+        return built(ram * train_scale, sam * train_scale, self.header).released(self.header.train.get("release", 0.0))
 
 
 class TrainState:
@@ -168,7 +168,7 @@ class TrainState:
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
         for name, p in mine.items():
             if tensors[name].shape != p.shape:
-                raise ValueError(f"unfinished run has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
+                raise ValueError(f"checkpoint has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
             with torch.no_grad():
                 p.copy_(tensors[name])
         ages = sum(k.startswith("round_start") and not k.endswith((".a", ".b")) for k in tensors)

@@ -37,7 +37,7 @@ def test_small_is_a_part_of_the_whole_with_the_same_noise() -> None:
 
 
 @pytest.mark.parametrize("name", ["winobias36", "winobias36-successful"])
-def test_150_pictures_a_profession(name: str) -> None:
+def test_150_images_a_profession(name: str) -> None:
     found = load_suite(name)
     assert found.images == 30 and found.images * 5 == 150 and found.digest == ""
     assert [images_per_concept(c) for c in (2, 3, 6)] == [15, 10, 5]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, Vocabulary, load_judge, picture_text
+from respodiff.evaluation.judges import ClipJudge, Vocabulary, image_text, load_judge
 
 LABELLED = Path(__file__).parents[2] / "data" / "labelled"
 ROWS = list(csv.DictReader((LABELLED / "labels.csv").read_text().splitlines()))
@@ -22,13 +22,13 @@ def judge() -> ClipJudge:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.open(LABELLED / row["file"]) for row in ROWS]
 
 
 @pytest.fixture(scope="module")
-def vectors(judge: ClipJudge, pictures: list[Image.Image]) -> np.ndarray:
-    return judge.embed_images(pictures)
+def vectors(judge: ClipJudge, images: list[Image.Image]) -> np.ndarray:
+    return judge.embed_images(images)
 
 
 def choose(judge: ClipJudge, vectors: np.ndarray, texts: list[str]) -> np.ndarray:
@@ -53,32 +53,32 @@ def test_subject(judge: ClipJudge, vectors: np.ndarray) -> None:
     assert accuracy(judge, vectors, "subject", names, [Vocabulary.embedded().text(n) for n in names]) >= 0.95
 
 
-def test_unsafe_pictures_are_told_from_places(judge: ClipJudge, vectors: np.ndarray) -> None:
+def test_unsafe_images_are_told_from_places(judge: ClipJudge, vectors: np.ndarray) -> None:
     words = Vocabulary.embedded()
-    unsafe = choose(judge, vectors, [picture_text(n) for n in (*words.unsafe, *words.safe)]) < len(words.unsafe)
+    unsafe = choose(judge, vectors, [image_text(n) for n in (*words.unsafe, *words.safe)]) < len(words.unsafe)
     truth = [row["unsafe"] for row in ROWS]
     assert unsafe[[t in ("violence", "sexual") for t in truth]].all()
     assert not unsafe[[t == "no" for t in truth]].any()
     assert unsafe[[t == "" for t in truth]].sum() <= 2  # people: a false alarm now and then
 
 
-def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, pictures: list[Image.Image]) -> None:
+def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, images: list[Image.Image]) -> None:
     """Against CLIPModel's own forward pass, with its learned temperature taken out."""
     texts = ["a woman", "a man", "a person with dark skin"]
     model, processor = load_judge()
     tokens = processor.tokenizer(texts, padding="max_length", return_tensors="pt")
-    pixels = processor.image_processor([p.convert("RGB") for p in pictures[:4]], return_tensors="pt")
+    pixels = processor.image_processor([p.convert("RGB") for p in images[:4]], return_tensors="pt")
     with torch.no_grad():
         theirs = model(**tokens, **pixels).logits_per_image / model.logit_scale.exp() * 100
-    ours = judge.logits(pictures[:4], texts)
+    ours = judge.logits(images[:4], texts)
     assert ours.shape == (4, 3) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs.numpy(), atol=1e-3)
 
 
-def test_batches_do_not_matter(judge: ClipJudge, pictures: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = judge.logits(pictures[:5], ["a woman", "a man", "a cook"])
+def test_batches_do_not_matter(judge: ClipJudge, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = judge.logits(images[:5], ["a woman", "a man", "a cook"])
     monkeypatch.setattr("respodiff.evaluation.judges.clip.BATCH", 2)
-    np.testing.assert_allclose(judge.logits(pictures[:5], ["a woman", "a man", "a cook"]), whole, atol=1e-3)
+    np.testing.assert_allclose(judge.logits(images[:5], ["a woman", "a man", "a cook"]), whole, atol=1e-3)
 
 
 def test_any_mode_and_size_nothing_and_too_long_text(judge: ClipJudge) -> None:

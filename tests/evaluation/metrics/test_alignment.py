@@ -9,7 +9,7 @@ from scipy import stats
 from respodiff.evaluation.metrics.alignment import mean_interval
 
 
-def test_interval_is_the_width_of_the_groups_not_of_the_pictures() -> None:
+def test_interval_is_the_width_of_the_groups_not_of_the_images() -> None:
     values = np.repeat([1.0, 2.0, 3.0, 4.0], 100)
     groups = [name for name in "abcd" for _ in range(100)]
     found = mean_interval(values, groups)
@@ -24,8 +24,8 @@ def test_row_order_has_no_influence() -> None:
     rng = np.random.default_rng(1)
     values, order = rng.normal(size=60), rng.permutation(60)
     for groups in ([f"p{i // 6}" for i in range(60)], ["p"] * 60):
-        turned = mean_interval(values[order], [groups[i] for i in order], n_boot=100)
-        found = mean_interval(values, groups, n_boot=100)
+        turned = mean_interval(values[order], [groups[i] for i in order], n_bootstrap=100)
+        found = mean_interval(values, groups, n_bootstrap=100)
         assert (turned.low, turned.mean, turned.high) == pytest.approx((found.low, found.mean, found.high), abs=1e-12)
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
         mean_interval([1.0, 2.0], ["a", "b"], level=95)
@@ -38,7 +38,7 @@ def test_refuses_what_is_no_column_of_numbers() -> None:
 
 
 def test_many_groups_in_bounded_memory() -> None:
-    """30,000 pictures of 3,000 prompts: all draws at once would take 48 MB for each array of indices and of numbers."""
+    """30,000 images of 3,000 prompts: all draws at once would take 48 MB for each array of indices and of numbers."""
     rng = np.random.default_rng(0)
     groups = [f"p{i % 3000}" for i in range(30_000)]
     values = rng.normal(size=30_000) + np.tile(rng.normal(size=3000), 10)

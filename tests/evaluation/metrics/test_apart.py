@@ -67,7 +67,7 @@ def test_jackknife_leaves_a_prompt_out_of_both_runs() -> None:
         assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
 
 
-def test_prompts_with_more_pictures_than_features() -> None:
+def test_prompts_with_more_images_than_features() -> None:
     x, y = _runs(np.random.default_rng(1), [9, 8, 7], [7, 6, 9], size=3)
     groups, others = _names([9, 8, 7]), _names([7, 6, 9])
     assert cmmd(x, y, groups, other_groups=others).mean == pytest.approx(_brute(x, y, groups, others, "series"))
@@ -126,13 +126,13 @@ def test_a_shifted_run_is_found(measure: Callable[..., Estimate]) -> None:
     assert np.mean([measure(*runs, groups, other_groups=groups, seed=i).low > 0 for i, runs in enumerate(drawn)]) > 0.95
 
 
-def test_subsets_share_no_picture_and_take_the_same_prompts() -> None:
+def test_subsets_share_no_image_and_take_the_same_prompts() -> None:
     x, y = _runs(np.random.default_rng(8), [3] * 60)
     groups = _names([3] * 60)
     whole, parts = (kid(x, y, groups, other_groups=groups, size=size) for size in (1000, 45))
     assert whole.n == parts.n == 180 and kid(x, y, groups, other_groups=groups, size=45, subsets=2).n == 90
     assert parts.mean == pytest.approx(whole.mean, abs=whole.high - whole.low)
-    same = kid(x, x, groups, other_groups=groups, size=60)  # three subsets with one picture of each prompt, not the same ones
+    same = kid(x, x, groups, other_groups=groups, size=60)  # three subsets with one image of each prompt, not the same ones
     assert same.low < 0 < same.high
 
 
@@ -166,7 +166,7 @@ def test_refuses() -> None:
         cmmd(x, y, groups, other_groups=groups, biased=True)
 
 
-def test_many_pictures_in_bounded_time_and_memory() -> None:
+def test_many_images_in_bounded_time_and_memory() -> None:
     x, y = _runs(np.random.default_rng(1), [10] * 600, size=256)
     groups = _names([10] * 600)
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()

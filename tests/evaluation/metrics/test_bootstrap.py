@@ -25,24 +25,24 @@ def _covers(found: list[Estimate], truth: float) -> float:
 
 def test_ratio_draws_in_parts_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tops, bottoms = [1.0, 2.0, 4.0], [2.0, 2.0, 5.0]
-    whole = ratio_draws(tops, bottoms, n_boot=100, seed=1)
-    sums = summed_draws(np.eye(3), n_boot=100, seed=1)
+    whole = ratio_draws(tops, bottoms, n_bootstrap=100, seed=1)
+    sums = summed_draws(np.eye(3), n_bootstrap=100, seed=1)
     monkeypatch.setattr(bootstrap, "DRAW_CELLS", 21)
-    assert ratio_draws(tops, bottoms, n_boot=100, seed=1).tolist() == whole.tolist()
-    assert summed_draws(np.eye(3), n_boot=100, seed=1).tolist() == sums.tolist() and (sums.sum(1) == 3).all()
+    assert ratio_draws(tops, bottoms, n_bootstrap=100, seed=1).tolist() == whole.tolist()
+    assert summed_draws(np.eye(3), n_bootstrap=100, seed=1).tolist() == sums.tolist() and (sums.sum(1) == 3).all()
     chosen = np.random.default_rng(1).integers(3, size=(100, 3))
     assert whole == pytest.approx(np.array(tops)[chosen].sum(1) / np.array(bottoms)[chosen].sum(1))
     for args in (([], []), ([1], [0]), ([1, 2], [1])):
         with pytest.raises(ValueError, match="bottoms above 0"):
             ratio_draws(*args)
-    with pytest.raises(ValueError, match="n_boot must be 1 or more"):
-        ratio_draws([1], [1], n_boot=0)
+    with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
+        ratio_draws([1], [1], n_bootstrap=0)
 
 
 @pytest.mark.parametrize("groups", [5, 10, 36])
 def test_stretched_draws_give_the_t_interval_of_group_means(groups: int) -> None:
     means = stats.norm.ppf((np.arange(groups) + 0.5) / groups)
-    low, high = ends(ratio_draws(means, np.ones(groups), n_boot=20_000), float(means.mean()), groups, 0.95)
+    low, high = ends(ratio_draws(means, np.ones(groups), n_bootstrap=20_000), float(means.mean()), groups, 0.95)
     expected = stats.t.ppf(0.975, groups - 1) * stats.sem(means)
     assert (-low, high) == pytest.approx((expected, expected), rel=0.06)
 
@@ -61,7 +61,7 @@ def test_stretch_by_hand() -> None:
 def test_shares_cover_whatever_the_number_of_groups(groups: int) -> None:
     rng = np.random.default_rng(groups)
     hits = rng.binomial(12, rng.beta(2, 2, size=(RUNS, groups)))
-    found = [share_interval(row, [12] * groups, n_boot=300, seed=i) for i, row in enumerate(hits)]
+    found = [share_interval(row, [12] * groups, n_bootstrap=300, seed=i) for i, row in enumerate(hits)]
     assert 0.91 <= _covers(found, 0.5) <= 0.99
     assert all(e.low <= (least := wilson(row.sum(), 12 * groups)).low and e.high >= least.high for e, row in zip(found, hits, strict=True))
 
@@ -71,7 +71,7 @@ def test_means_cover_whatever_the_number_of_groups(groups: int) -> None:
     rng = np.random.default_rng(100 + groups)
     values = (rng.normal(size=(RUNS, groups, 1)) + rng.normal(size=(RUNS, groups, 4))).reshape(RUNS, -1)
     names = [f"p{i // 4}" for i in range(4 * groups)]
-    assert 0.91 <= _covers([mean_interval(row, names, n_boot=300, seed=i) for i, row in enumerate(values)], 0.0) <= 0.99
+    assert 0.91 <= _covers([mean_interval(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(values)], 0.0) <= 0.99
 
 
 @pytest.mark.parametrize("groups", FEW)
@@ -81,7 +81,7 @@ def test_drift_covers_whatever_the_number_of_groups(groups: int) -> None:
     names = [f"p{i // 4}" for i in range(4 * groups)]
     plain = np.tile([1.0, 0.0], (4 * groups, 1))
     turned = np.stack([1 - distance, np.sqrt(1 - (1 - distance) ** 2)], -1).reshape(400, -1, 2)
-    found = [drift(x, plain, names, n_boot=300, seed=i) for i, x in enumerate(turned)]
+    found = [drift(x, plain, names, n_bootstrap=300, seed=i) for i, x in enumerate(turned)]
     assert 0.91 <= _covers(found, 0.6) <= 0.99 and all(e.low >= 0 and e.high <= 2 for e in found)
 
 
@@ -90,19 +90,19 @@ def test_flagged_shares_cover_whatever_the_number_of_prompts(groups: int) -> Non
     rng = np.random.default_rng(300 + groups)
     flags = (rng.random((400, groups, 6)) < rng.beta(2, 3, size=(400, groups, 1))).reshape(400, -1)
     names = [f"p{i // 6}" for i in range(6 * groups)]
-    assert 0.91 <= _covers([false_positives(row, names, n_boot=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
+    assert 0.91 <= _covers([false_positives(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
 
 
 @pytest.mark.parametrize("groups", FEW)
 def test_agreement_covers_whatever_the_number_of_groups(groups: int) -> None:
-    """Two judges who answer alike in a share of pictures that differs by prompt: raw agreement .8, kappa .6."""
+    """Two judges who answer alike in a share of images that differs by prompt: raw agreement .8, kappa .6."""
     rng = np.random.default_rng(400 + groups)
-    sure = rng.beta(3, 2, size=(400, groups, 1))
+    margin = rng.beta(3, 2, size=(400, groups, 1))
     first, other = rng.random((2, 400, groups, 10)) < 0.5
-    second = np.where(rng.random((400, groups, 10)) < sure, first, other)
+    second = np.where(rng.random((400, groups, 10)) < margin, first, other)
     names, text = [f"p{i // 10}" for i in range(10 * groups)], np.array(["x", "y"])
     found = [
-        agreement(text[a.astype(int)].tolist(), text[b.astype(int)].tolist(), names, n_boot=300, seed=i)
+        agreement(text[a.astype(int)].tolist(), text[b.astype(int)].tolist(), names, n_bootstrap=300, seed=i)
         for i, (a, b) in enumerate(zip(first.reshape(400, -1), second.reshape(400, -1), strict=True))
     ]
     assert 0.91 <= _covers([e.raw for e in found], 0.8) <= 0.99

@@ -7,14 +7,14 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import binom
 
-from respodiff.evaluation.metrics.correction import confusion_matrix, corrected_shares, plain_shares
+from respodiff.evaluation.metrics.correction import confusion_matrix, corrected_proportions, plain_proportions
 from respodiff.evaluation.metrics.fairness import wilson
 
 
 @pytest.mark.parametrize(("se", "sp", "hits"), [(0.9, 0.8, 40), (0.99, 0.97, 93), (0.9, 0.8, 5), (0.8, 0.9, 99), (0.7, 0.6, 50)])
 def test_two_classes_are_rogan_gladen(se: float, sp: float, hits: int) -> None:
     labelled = np.round(1000 * np.array([[se, 1 - se], [1 - sp, sp]]))
-    first, second = corrected_shares([hits, 100 - hits], labelled, n_boot=50)
+    first, second = corrected_proportions([hits, 100 - hits], labelled, n_bootstrap=50)
     expected = np.clip((hits / 100 + sp - 1) / (se + sp - 1), 0, 1)
     assert first.mean == pytest.approx(expected, abs=1e-12)
     assert second.mean == pytest.approx(1 - expected, abs=1e-12)
@@ -25,7 +25,7 @@ def test_exact_inverse_of_what_a_judge_does_also_with_unknown() -> None:
     true = np.array([0.2, 0.3, 0.5])
     for rows in ([[80, 10, 10], [10, 90, 0], [0, 20, 80]], [[70, 10, 10, 10], [5, 90, 0, 5], [0, 20, 50, 30]]):
         answers = np.round(10_000 * (true @ (np.array(rows) / 100)))
-        found = corrected_shares(answers, rows, n_boot=50)
+        found = corrected_proportions(answers, rows, n_bootstrap=50)
         assert [share.mean for share in found] == pytest.approx(true, abs=1e-9)
 
 
@@ -36,43 +36,43 @@ def test_outside_of_the_simplex_the_nearest_shares_are_taken() -> None:
     best = minimize(
         lambda p: ((p - free) ** 2).sum(), np.full(3, 1 / 3), bounds=[(0, 1)] * 3, constraints={"type": "eq", "fun": lambda p: p.sum() - 1}
     )
-    found = [share.mean for share in corrected_shares(answers, rows, n_boot=50)]
+    found = [share.mean for share in corrected_proportions(answers, rows, n_bootstrap=50)]
     assert found == pytest.approx(best.x, abs=1e-4) and sum(found) == pytest.approx(1)
 
 
 def test_a_judge_that_never_errs_changes_little() -> None:
-    plain, corrected = plain_shares([30, 70]), corrected_shares([30, 70], [[5000, 0], [0, 5000]])
+    plain, corrected = plain_proportions([30, 70]), corrected_proportions([30, 70], [[5000, 0], [0, 5000]])
     for a, b in zip(plain, corrected, strict=True):
         assert b.mean == pytest.approx(a.mean) and (b.low, b.high) == pytest.approx((a.low, a.high), abs=0.015)
-    few = corrected_shares([30, 70], [[20, 0], [0, 20]])[0]
+    few = corrected_proportions([30, 70], [[20, 0], [0, 20]])[0]
     assert few.high - few.low > corrected[0].high - corrected[0].low  # not seen to err among 20 is not known never to err
 
 
 def test_plain_shares() -> None:
-    assert plain_shares([1, 3, 0]) == [wilson(1, 4), wilson(3, 4), wilson(0, 4)]
-    with pytest.raises(ValueError, match="no picture"):
-        plain_shares([0, 0])
+    assert plain_proportions([1, 3, 0]) == [wilson(1, 4), wilson(3, 4), wilson(0, 4)]
+    with pytest.raises(ValueError, match="no image"):
+        plain_proportions([0, 0])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
 def test_plain_coverage_is_exact_binomial(share: float) -> None:
     """The coverage itself, without simulation: the chance of those counts whose interval holds the share."""
     for n in (60, 90, 120, 150, 200):
-        intervals = [plain_shares([k, n - k])[0] for k in range(n + 1)]
+        intervals = [plain_proportions([k, n - k])[0] for k in range(n + 1)]
         inside = np.array([e.low <= share <= e.high for e in intervals])
         assert 0.93 <= binom.pmf(np.arange(n + 1), n, share)[inside].sum() <= 0.98
 
 
 @pytest.mark.parametrize(("share", "n", "error"), list(itertools.product((0.1, 0.5, 0.93), (60, 200), (0.01, 0.1))))
 def test_corrected_coverage(share: float, n: int, error: float) -> None:
-    """1000 judged sets of known share, each with its own 100 labelled pictures a class."""
+    """1000 judged sets of known share, each with its own 100 labelled images a class."""
     rng = np.random.default_rng(1)
     flip = np.array([[1 - error, error], [error, 1 - error]])
     inside = 0
     for seed in range(1000):
         answers = rng.multinomial(n, [share, 1 - share] @ flip)
         labelled = rng.multinomial(100, flip)
-        found = corrected_shares(answers, labelled, n_boot=250, seed=seed)[0]
+        found = corrected_proportions(answers, labelled, n_bootstrap=250, seed=seed)[0]
         inside += found.low <= share <= found.high
     assert 0.93 <= inside / 1000 <= 0.98
 
@@ -87,8 +87,8 @@ def _clustered(rng: np.random.Generator, groups: int, repeats: int, beta: tuple[
     ("groups", "beta", "least"),
     [(g, beta, 0.92) for g in (5, 36) for beta in ((2.0, 2.0), (1.0, 4.0))] + [(36, (0.5, 0.5), 0.92), (5, (0.5, 0.5), 0.9)],
 )
-def test_corrected_coverage_of_clustered_pictures(groups: int, beta: tuple[float, float], least: float) -> None:
-    """Prompts with shares of their own, 12 pictures each: pooled as independent pictures, a nominal .95 is .6 to .85.
+def test_corrected_coverage_of_clustered_images(groups: int, beta: tuple[float, float], least: float) -> None:
+    """Prompts with shares of their own, 12 images each: pooled as independent images, a nominal .95 is .6 to .85.
 
     Five prompts of nearly one kind each are the hardest: .922 in 3000 simulations, hence the lower bound of its own.
     """
@@ -97,7 +97,7 @@ def test_corrected_coverage_of_clustered_pictures(groups: int, beta: tuple[float
     truth, inside = beta[0] / sum(beta), np.zeros(2)
     for seed in range(500):
         answers, labelled = _clustered(rng, groups, 12, beta, 0.05), rng.multinomial(100, flip)
-        found = [corrected_shares(table, labelled, n_boot=300, seed=seed)[0] for table in (answers, answers.sum(0))]
+        found = [corrected_proportions(table, labelled, n_bootstrap=300, seed=seed)[0] for table in (answers, answers.sum(0))]
         inside += [e.low <= truth <= e.high for e in found]
         assert found[0].mean == found[1].mean and found[0].low <= found[1].low and found[0].high >= found[1].high
     assert least <= inside[0] / 500 <= 0.985 and inside[1] / 500 < 0.9
@@ -106,17 +106,17 @@ def test_corrected_coverage_of_clustered_pictures(groups: int, beta: tuple[float
 def test_groups_of_corrected_shares() -> None:
     rows = [[90, 8, 2], [12, 80, 8]]
     answers = np.random.default_rng(0).multinomial(12, [0.5, 0.4, 0.1], size=9)
-    found = corrected_shares(answers, rows)
-    assert found == corrected_shares(answers[::-1], rows) == corrected_shares([*answers, [0, 0, 0]], rows)
-    assert corrected_shares([[40, 50, 10]], rows) == corrected_shares([40, 50, 10], rows)
-    assert corrected_shares([[40, 50, 10], [0, 0, 0]], rows) == corrected_shares([40, 50, 10], rows)
-    alike = corrected_shares([[4, 5, 1]] * 10, rows)
-    assert alike == corrected_shares([40, 50, 10], rows)  # groups that do not differ make nothing narrower
+    found = corrected_proportions(answers, rows)
+    assert found == corrected_proportions(answers[::-1], rows) == corrected_proportions([*answers, [0, 0, 0]], rows)
+    assert corrected_proportions([[40, 50, 10]], rows) == corrected_proportions([40, 50, 10], rows)
+    assert corrected_proportions([[40, 50, 10], [0, 0, 0]], rows) == corrected_proportions([40, 50, 10], rows)
+    alike = corrected_proportions([[4, 5, 1]] * 10, rows)
+    assert alike == corrected_proportions([40, 50, 10], rows)  # groups that do not differ make nothing narrower
 
 
 def test_deterministic() -> None:
     call = ([30, 70], [[90, 10], [20, 80]])
-    assert corrected_shares(*call) == corrected_shares(*call) != corrected_shares(*call, seed=1)
+    assert corrected_proportions(*call) == corrected_proportions(*call) != corrected_proportions(*call, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -126,18 +126,18 @@ def test_deterministic() -> None:
         ([1, 1, 0], [[9, 2, 9], [8, 2, 10]], "near singular"),
         ([1, 1], [[5, 1, 0], [1, 5, 0]], "confusion must be"),
         ([1, 1], [[1, 1]], "confusion must be"),
-        ([0, 0], [[5, 1], [1, 5]], "at least one picture"),
-        ([1, 1], [[5, 1], [0, 0]], "at least one picture"),
+        ([0, 0], [[5, 1], [1, 5]], "at least one image"),
+        ([1, 1], [[5, 1], [0, 0]], "at least one image"),
         ([0.5, 0.5], [[5, 1], [1, 5]], "counts must be whole numbers"),
         ([1, 1], [[0.9, 0.1], [0.1, 0.9]], "confusion must be whole numbers"),
         ([[[1, 1]]], [[5, 1], [1, 5]], "counts must have 1 or 2 axes"),
         ([[1, 1, 1]], [[5, 1], [1, 5]], "as many columns of counts"),
-        ([[0, 0], [0, 0]], [[5, 1], [1, 5]], "at least one picture"),
+        ([[0, 0], [0, 0]], [[5, 1], [1, 5]], "at least one image"),
     ],
 )
 def test_refuses(counts: list[float], confusion: list[list[float]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        corrected_shares(counts, confusion)
+        corrected_proportions(counts, confusion)
 
 
 def test_confusion_matrix() -> None:

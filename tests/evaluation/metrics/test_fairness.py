@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from respodiff.evaluation.metrics.fairness import dev_rat, group_counts, mean_dev_rat, noise_floor, share_interval, wilson
+from respodiff.evaluation.metrics.fairness import dev_rat, expected_devrat_random, group_counts, mean_dev_rat, share_interval, wilson
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_dev_rat_against_wanted_shares() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "shares", "message"),
+    ("counts", "proportions", "message"),
     [
         ([-1, 2], None, "whole numbers of 0 or more"),
         ([0.5, 0.5], None, "numbers of images, not shares"),
@@ -50,37 +50,37 @@ def test_dev_rat_against_wanted_shares() -> None:
         ([1, 1], [1.0], r"one number per concept \(2\)"),
     ],
 )
-def test_bad_counts_and_shares(counts: list[float], shares: list[float] | None, message: str) -> None:
+def test_bad_counts_and_shares(counts: list[float], proportions: list[float] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dev_rat(counts, shares)
+        dev_rat(counts, proportions)
 
 
 @pytest.mark.parametrize(("n", "classes", "published"), [(150, 2, 0.065), (150, 3, 0.069), (500, 2, 0.036)])
 def test_noise_floor_as_published(n: int, classes: int, published: float) -> None:
-    assert noise_floor([n], classes) == pytest.approx(published, abs=5e-4)
+    assert expected_devrat_random([n], classes) == pytest.approx(published, abs=5e-4)
 
 
 def test_noise_floor_by_hand() -> None:
-    assert noise_floor([1], 2) == pytest.approx(1.0)
-    assert noise_floor([2], 2) == pytest.approx(0.5)  # 2:0 or 0:2 in half of the draws
-    assert noise_floor([1, 2], 2) == pytest.approx(0.75)
-    assert noise_floor([2], 3) == pytest.approx((1 / 3) * 1 + (2 / 3) * 0.5, abs=0.01)
-    assert noise_floor([5], 2, [1.0, 0.0]) == pytest.approx(0.0)
+    assert expected_devrat_random([1], 2) == pytest.approx(1.0)
+    assert expected_devrat_random([2], 2) == pytest.approx(0.5)  # 2:0 or 0:2 in half of the draws
+    assert expected_devrat_random([1, 2], 2) == pytest.approx(0.75)
+    assert expected_devrat_random([2], 3) == pytest.approx((1 / 3) * 1 + (2 / 3) * 0.5, abs=0.01)
+    assert expected_devrat_random([5], 2, [1.0, 0.0]) == pytest.approx(0.0)
 
 
 def test_noise_floor_exact_sum_agrees_with_simulation() -> None:
     draws = np.random.default_rng(7).multinomial(12, [0.3, 0.7], size=40_000)
-    assert noise_floor([12], 2, [0.3, 0.7]) == pytest.approx(float(dev_rat(draws, [0.3, 0.7]).mean()), abs=5e-3)
+    assert expected_devrat_random([12], 2, [0.3, 0.7]) == pytest.approx(float(dev_rat(draws, [0.3, 0.7]).mean()), abs=5e-3)
 
 
 def test_noise_floor_of_many_images_does_not_overflow() -> None:
-    assert noise_floor([5000], 2) == pytest.approx(math.sqrt(2 / math.pi / 5000), rel=1e-2)
+    assert expected_devrat_random([5000], 2) == pytest.approx(math.sqrt(2 / math.pi / 5000), rel=1e-2)
 
 
 @pytest.mark.parametrize(("sizes", "classes"), [([], 2), ([0], 2), ([2.5], 2), ([10], 1)])
 def test_noise_floor_bad_arguments(sizes: list[int], classes: int) -> None:
     with pytest.raises(ValueError, match="must be"):
-        noise_floor(sizes, classes)
+        expected_devrat_random(sizes, classes)
 
 
 def test_mean_dev_rat() -> None:
@@ -100,7 +100,7 @@ def test_mean_dev_rat_interval_holds_the_mean_at_both_ends() -> None:
 
 
 def test_mean_dev_rat_narrows_with_groups() -> None:
-    few, many = (mean_dev_rat([[8, 2], [4, 6]] * k, n_boot=500) for k in (3, 30))
+    few, many = (mean_dev_rat([[8, 2], [4, 6]] * k, n_bootstrap=500) for k in (3, 30))
     assert many.high - many.low < 0.5 * (few.high - few.low)
 
 
@@ -111,7 +111,7 @@ def test_mean_dev_rat_interval_covers() -> None:
     drawn = rng.binomial(10, chance, size=(4000, 20))
     truth = float(dev_rat(np.stack([drawn, 10 - drawn], -1)).mean())
     tables = [np.stack([row, 10 - row], -1) for row in drawn[:400]]
-    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    found = [mean_dev_rat(table, n_bootstrap=300, seed=i) for i, table in enumerate(tables)]
     assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
 
 
@@ -121,10 +121,10 @@ def test_intervals_cover_what_other_groups_would_give(beta: tuple[float, float])
     rng = np.random.default_rng(11)
     truth = np.abs(2 * rng.binomial(30, rng.beta(*beta, 200_000)) / 30 - 1).mean()
     tables = [np.stack([row, 30 - row], -1) for row in rng.binomial(30, rng.beta(*beta, size=(500, 36)))]
-    found = [mean_dev_rat(table, n_boot=300, seed=i) for i, table in enumerate(tables)]
+    found = [mean_dev_rat(table, n_bootstrap=300, seed=i) for i, table in enumerate(tables)]
     assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
-    shares = [share_interval(table[:, 0], table.sum(1), n_boot=300, seed=i) for i, table in enumerate(tables)]
-    assert 0.92 <= np.mean([e.low <= 0.5 <= e.high for e in shares]) <= 0.98
+    proportions = [share_interval(table[:, 0], table.sum(1), n_bootstrap=300, seed=i) for i, table in enumerate(tables)]
+    assert 0.92 <= np.mean([e.low <= 0.5 <= e.high for e in proportions]) <= 0.98
 
 
 def test_dev_rat_by_brute_force() -> None:
@@ -136,16 +136,16 @@ def test_dev_rat_by_brute_force() -> None:
     for name in set(groups):
         own = [label for g, label in zip(groups, labels, strict=True) if g == name]
         total += max(abs(own.count(c) / len(own) - 1 / 3) for c in "abc") / (1 - 1 / 3)
-    found = mean_dev_rat(group_counts(groups, labels, ["a", "b", "c"]), n_boot=10)
+    found = mean_dev_rat(group_counts(groups, labels, ["a", "b", "c"]), n_bootstrap=10)
     assert found.mean == pytest.approx(total / 36) and found.n == 36 * 150
 
 
 def test_order_of_groups_has_no_influence() -> None:
     table = np.random.default_rng(5).integers(1, 20, size=(30, 3))
     turned = np.random.default_rng(6).permutation(table)
-    assert mean_dev_rat(table, n_boot=200) == mean_dev_rat(turned, n_boot=200)
+    assert mean_dev_rat(table, n_bootstrap=200) == mean_dev_rat(turned, n_bootstrap=200)
     kinds = (table[:, 0], table.sum(1)), (turned[:, 0], turned.sum(1))
-    assert share_interval(*kinds[0], n_boot=200) == share_interval(*kinds[1], n_boot=200)
+    assert share_interval(*kinds[0], n_bootstrap=200) == share_interval(*kinds[1], n_bootstrap=200)
 
 
 def test_mean_dev_rat_shape() -> None:

@@ -55,7 +55,7 @@ def test_frechet_agrees_with_two_other_computations() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 5, 40])
-def test_frechet_of_fewer_pictures_than_features(n: int) -> None:
+def test_frechet_of_fewer_images_than_features(n: int) -> None:
     x, y = _sets(n, n, 30)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -79,7 +79,7 @@ def _prompts(rng: np.random.Generator, size: int, prompts: int = 60, repeats: in
 
 
 def test_frechet_interval_covers() -> None:
-    """The distance expected at this size lies inside about 95 % of the intervals, pictures of one prompt being alike."""
+    """The distance expected at this size lies inside about 95 % of the intervals, images of one prompt being alike."""
     rng = np.random.default_rng(0)
     y = rng.normal(size=(500, 6))
     groups = [f"p{i // 4:02d}" for i in range(240)]
@@ -88,7 +88,7 @@ def test_frechet_interval_covers() -> None:
     assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.98
 
 
-def test_frechet_interval_is_around_the_distance_and_widens_with_alike_pictures() -> None:
+def test_frechet_interval_is_around_the_distance_and_widens_with_alike_images() -> None:
     rng = np.random.default_rng(1)
     x, y = _prompts(rng, 5), rng.normal(size=(300, 5))
     groups = [f"p{i // 4}" for i in range(240)]
@@ -103,7 +103,7 @@ def test_frechet_interval_is_around_the_distance_and_widens_with_alike_pictures(
         frechet_interval(x, y, groups[1:])
 
 
-def test_split_half_of_one_picture_a_prompt_is_the_size_of_the_bias() -> None:
+def test_split_half_of_one_image_a_prompt_is_the_size_of_the_bias() -> None:
     rng = np.random.default_rng(2)
     x, groups = rng.normal(size=(400, 10)), [str(i) for i in range(400)]
     found = split_half_distance(x, groups, splits=4)
@@ -116,7 +116,7 @@ def test_split_half_of_one_picture_a_prompt_is_the_size_of_the_bias() -> None:
 
 
 def test_split_half_is_how_far_two_runs_on_the_same_prompts_are_apart() -> None:
-    """At half the number of pictures; prompts differ three times as much as pictures of one do, so halves of prompts are far apart."""
+    """At half the number of images; prompts differ three times as much as images of one do, so halves of prompts are far apart."""
     halves, apart, by_prompt = [], [], []
     groups = [f"p{i // 20:02d}" for i in range(600)]
     for seed in range(100):
@@ -189,7 +189,7 @@ def test_kid_of_one_subset_is_the_whole() -> None:
 
 @pytest.mark.parametrize("size", [60, 1000])
 def test_kid_interval_covers(size: int) -> None:
-    """Also with pictures of one prompt alike, if the prompts are given."""
+    """Also with images of one prompt alike, if the prompts are given."""
     rng = np.random.default_rng(5)
     y = rng.normal(size=(240, 6))
     groups = [f"p{i // 4:02d}" for i in range(240)]
@@ -246,7 +246,7 @@ def test_cmmd_interval_covers() -> None:
 
 def test_drift_by_hand() -> None:
     x, y = [[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], [[3.0, 0.0], [1.0, 0.0], [-1.0, -1.0]]
-    found = drift(x, y, ["a", "b", "c"], n_boot=200)
+    found = drift(x, y, ["a", "b", "c"], n_bootstrap=200)
     assert found.mean == pytest.approx((0 + 1 + 2) / 3) and found.n == 3 and 0 <= found.low <= 1 <= found.high <= 2
     same = drift(x, x, ["a", "b", "c"])
     assert (same.low, same.high) == pytest.approx((0, 0))

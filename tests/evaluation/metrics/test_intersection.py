@@ -5,7 +5,7 @@ import pytest
 from fairlearn.metrics import MetricFrame, count, selection_rate
 
 from respodiff.evaluation.metrics.fairness import share_interval, wilson
-from respodiff.evaluation.metrics.intersection import Cell, intersection, worst_cell, worst_distance
+from respodiff.evaluation.metrics.intersection import Cell, intersection, worst_distance, worst_subgroup
 
 CLASSES = {"gender": ("woman", "man"), "tone": ("dark", "middle", "light")}
 
@@ -25,7 +25,7 @@ def test_by_hand() -> None:
     assert [cell.suppressed for cell in table.cells] == [False, True, True, True, True, False]
     assert table.cells[0] == Cell(("woman", "dark"), 5, 0.25, wilson(5, 9), 5 / 9 - 0.25, False)
     assert table.cells[1].share is None and table.cells[1].deviation is None
-    assert worst_cell(table) == (("woman", "dark"), pytest.approx(5 / 9 - 0.25))
+    assert worst_subgroup(table) == (("woman", "dark"), pytest.approx(5 / 9 - 0.25))
 
 
 def test_against_fairlearn() -> None:
@@ -58,16 +58,16 @@ def test_joint_targets_and_worst_cell() -> None:
     joint = np.array([[0.5, 0, 0], [0, 0, 0.5]])
     labels = {"gender": ["woman"] * 10 + ["man"] * 10, "tone": ["dark"] * 20}
     table = intersection(labels, CLASSES, targets=joint)
-    assert worst_cell(table) in ((("man", "dark"), 0.5), (("man", "light"), -0.5))
-    assert worst_cell(table, suppressed=False) == (("man", "dark"), 0.5)
+    assert worst_subgroup(table) in ((("man", "dark"), 0.5), (("man", "light"), -0.5))
+    assert worst_subgroup(table, suppressed=False) == (("man", "dark"), 0.5)
     uniform = intersection({"a": ["x"] * 4}, {"a": ["x", "y"]}, minimum=9)
-    assert worst_cell(uniform, suppressed=False) is None and worst_cell(uniform) == (("x",), 0.5)
+    assert worst_subgroup(uniform, suppressed=False) is None and worst_subgroup(uniform) == (("x",), 0.5)
 
 
 def test_nothing_known() -> None:
     table = intersection({"a": ["?", "?"]}, {"a": ["x", "y"]}, minimum=0)
     assert (table.known, table.unknown) == (0, 2) and table.cells[0].share is None and not table.cells[0].suppressed
-    assert worst_cell(table) is None
+    assert worst_subgroup(table) is None
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_jackknife_of_a_mean_is_the_t_interval_of_block_means() -> None:
     expected = stats.t.interval(0.9, 7, np.mean(means), stats.sem(means))
     assert (found.low, found.high) == pytest.approx(expected)
     assert found.mean == pytest.approx(x.mean()) and found.n == 40
-    with pytest.raises(ValueError, match="keep 2 pictures or more"):
+    with pytest.raises(ValueError, match="keep 2 images or more"):
         jackknife(x[:2], np.array([0, 1]), lambda sums: 0.0, 0.9)
 
 
@@ -55,9 +55,9 @@ def test_refuses_what_is_no_set_of_features() -> None:
         unit(np.array([[0.0, 0.0], [3.0, 4.0]]))
 
 
-def test_polynomial_rests_are_those_of_the_pictures_left() -> None:
+def test_polynomial_rests_are_those_of_the_images_left() -> None:
     rng = np.random.default_rng(2)
     x, y, block = rng.normal(size=(30, 4)), rng.normal(size=(25, 4)), rng.integers(3, size=30)
     found = polynomial_rests(x, y, block, 4)
-    assert found[0] == pytest.approx(polynomial_mmd(x, y)) == pytest.approx(found[4])  # no picture is in the last block
+    assert found[0] == pytest.approx(polynomial_mmd(x, y)) == pytest.approx(found[4])  # no image is in the last block
     assert found[1:4] == pytest.approx([polynomial_mmd(x[block != i], y) for i in range(3)])

@@ -46,13 +46,13 @@ def test_mcnemar_refuses() -> None:
 
 @pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
 def test_mcnemar_interval_covers_over_prompts(groups: int) -> None:
-    """Prompts differ in how often a method changes a picture: by .5 - .375 on average, which pairs taken as independent often miss."""
+    """Prompts differ in how often a method changes an image: by .5 - .375 on average, which pairs taken as independent often miss."""
     rng = np.random.default_rng(groups)
     names, inside = [f"p{i // 10}" for i in range(10 * groups)], np.zeros(2)
     for seed in range(400):
         before = rng.random(10 * groups) < np.repeat(rng.beta(2, 2, groups), 10)
         after = rng.random(10 * groups) < np.repeat(rng.beta(3, 5, groups), 10)
-        found, plain = mcnemar(before, after, names, n_boot=300, seed=seed), mcnemar(before, after)
+        found, plain = mcnemar(before, after, names, n_bootstrap=300, seed=seed), mcnemar(before, after)
         assert found.p == plain.p and found.difference.low <= plain.difference.low and found.difference.high >= plain.difference.high
         inside += [e.difference.low <= -0.125 <= e.difference.high for e in (found, plain)]
     assert 0.91 <= inside[0] / 400 <= 0.99 and inside[1] / 400 < 0.88
@@ -129,9 +129,9 @@ def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
     labels, groups = rng.choice(["x", "y", "z", "?"], size=200), [f"p{i // 20}" for i in range(200)]
     table = group_counts(groups, labels.tolist(), ["x", "y", "z"])
     index = np.arange(200) // 20
-    for shares in (None, [0.5, 0.3, 0.2]):
-        found = mean_dev_rat_of(["x", "y", "z"], shares)(np.stack([labels, labels[::-1]]), index)
-        assert found[0] == pytest.approx(mean_dev_rat(table, shares=shares, n_boot=10).mean)
+    for proportions in (None, [0.5, 0.3, 0.2]):
+        found = mean_dev_rat_of(["x", "y", "z"], proportions)(np.stack([labels, labels[::-1]]), index)
+        assert found[0] == pytest.approx(mean_dev_rat(table, proportions=proportions, n_bootstrap=10).mean)
     lone = mean_dev_rat_of(["x", "y"])(np.array([["?", "x"]]), np.array([0, 1]))
     assert lone.tolist() == [1.0]  # the group of unknown only is left out
 
@@ -155,7 +155,8 @@ def test_devrat_difference_covers_whatever_the_number_of_groups(groups: int) -> 
     truth = float(each(many[0]).mean() - each(many[1]).mean())
     names = [f"p{i // 12}" for i in range(12 * groups)]
     found = [
-        devrat_difference(a.ravel(), b.ravel(), names, [0, 1], n_boot=300, seed=i) for i, (a, b) in enumerate(zip(*runs(400), strict=True))
+        devrat_difference(a.ravel(), b.ravel(), names, [0, 1], n_bootstrap=300, seed=i)
+        for i, (a, b) in enumerate(zip(*runs(400), strict=True))
     ]
     assert 0.91 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.995
 
@@ -164,11 +165,11 @@ def test_devrat_difference_is_that_of_the_permutation_test() -> None:
     rng = np.random.default_rng(7)
     a, b = rng.choice(["x", "y", "z", "?"], p=[0.4, 0.2, 0.1, 0.3], size=(2, 90))
     groups = [f"p{i // 3:02d}" for i in range(90)]  # some of which are unknown in full
-    for shares in (None, [0.5, 0.3, 0.2]):
-        found = devrat_difference(a, b, groups, ["x", "y", "z"], shares=shares, n_boot=200)
-        test = paired_permutation(a, b, groups, mean_dev_rat_of(["x", "y", "z"], shares), permutations=1)
+    for proportions in (None, [0.5, 0.3, 0.2]):
+        found = devrat_difference(a, b, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200)
+        test = paired_permutation(a, b, groups, mean_dev_rat_of(["x", "y", "z"], proportions), permutations=1)
         assert found.mean == pytest.approx(test.difference) and found.n == 90 and found.low < found.mean < found.high
-        turned = devrat_difference(b, a, groups, ["x", "y", "z"], shares=shares, n_boot=200)
+        turned = devrat_difference(b, a, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200)
         assert turned.mean == pytest.approx(-found.mean)
     order = rng.permutation(90)
     assert devrat_difference(a, b, groups, ["x", "y"]) == devrat_difference(a[order], b[order], [groups[i] for i in order], ["x", "y"])
@@ -192,11 +193,11 @@ def test_devrat_difference_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             devrat_difference(*[bad if i == place else value for i, value in enumerate(good)])
-    for change in ({"n_boot": 0}, {"level": 95}):
-        with pytest.raises(ValueError, match="n_boot must be 1 or more and level"):
+    for change in ({"n_bootstrap": 0}, {"level": 95}):
+        with pytest.raises(ValueError, match="n_bootstrap must be 1 or more and level"):
             devrat_difference(*good, **change)
     with pytest.raises(ValueError, match="sum to 1"):
-        devrat_difference(*good, shares=[0.9, 0.9])
+        devrat_difference(*good, proportions=[0.9, 0.9])
 
 
 def test_permutation_refuses() -> None:

@@ -32,7 +32,7 @@ def test_by_hand_with_prompts_of_several_labels() -> None:
 
 def test_against_pandas() -> None:
     flags, prompts, labels = _simulated()
-    found = inappropriate(flags, prompts, labels, n_boot=100)
+    found = inappropriate(flags, prompts, labels, n_bootstrap=100)
     rows = pd.DataFrame({"flag": flags, "prompt": prompts, "label": labels})
     each = rows.groupby("prompt").agg(share=("flag", "mean"), label=("label", "first"))
     assert found.unweighted.mean == pytest.approx(each["share"].mean())
@@ -59,7 +59,7 @@ def test_interval_covers_over_prompts() -> None:
     inside = 0
     for seed in range(400):
         flags = rng.random(200) < np.repeat(rng.beta(0.8, 1.2, 40), 5)
-        share = false_positives(flags, prompts, n_boot=400, seed=seed)
+        share = false_positives(flags, prompts, n_bootstrap=400, seed=seed)
         inside += share.low <= 0.4 <= share.high
     assert 0.92 <= inside / 400 <= 0.98
 
@@ -67,9 +67,9 @@ def test_interval_covers_over_prompts() -> None:
 def test_row_order_has_no_influence() -> None:
     flags, prompts, labels = _simulated(2)
     order = np.random.default_rng(0).permutation(len(flags))
-    turned = inappropriate(flags[order], [prompts[i] for i in order], [labels[i] for i in order], n_boot=50)
-    assert turned == inappropriate(flags, prompts, labels, n_boot=50)
-    assert turned != inappropriate(flags, prompts, labels, n_boot=50, seed=1)
+    turned = inappropriate(flags[order], [prompts[i] for i in order], [labels[i] for i in order], n_bootstrap=50)
+    assert turned == inappropriate(flags, prompts, labels, n_bootstrap=50)
+    assert turned != inappropriate(flags, prompts, labels, n_bootstrap=50, seed=1)
 
 
 def test_sweep() -> None:

@@ -1,7 +1,7 @@
 """Named lists of prompts: those of the embedded model, and the published ones (WinoBias professions, I2P, COCO captions).
 
 Nothing unsafe is shipped: I2P and COCO are read from a file of yours or fetched when first asked for (`respodiff.data.prompt_sets.download`).
-A preset is a part of a whole suite and its prompts keep their ids, so that the noise of a picture is the same in both.
+A preset is a part of a whole suite and its prompts keep their ids, so that the noise of an image is the same in both.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ SUITES: dict[str, str] = {
     "unsafe": "30 prompts of violence and of sexual content for the embedded model",
     "scenes": "4 neutral scenes",
     "general": "160 everyday prompts for the embedded model",
-    "winobias36": "36 professions x 5 templates, 30 pictures a prompt: 150 a profession",
+    "winobias36": "36 professions x 5 templates, 30 images a prompt: 150 a profession",
     "winobias36-successful": "the same with 'a successful X'",
-    "winobias36-small": "the prompts of winobias36, 6 pictures each: 30 a profession",
-    "i2p": "4,703 prompts of seven unsafe categories, 5 pictures each",
+    "winobias36-small": "the prompts of winobias36, 6 images each: 30 a profession",
+    "i2p": "4,703 prompts of seven unsafe categories, 5 images each",
     "i2p-700": "700 of them, 100 a category",
-    "coco30k": "30,000 captions, one picture each",
+    "coco30k": "30,000 captions, one image each",
     "coco1k": "1,000 of them",
 }
 """Name of every suite, and what it is."""
@@ -49,7 +49,7 @@ class Suite:
 
     Attributes:
         name: one of `SUITES`. prompts: in a fixed order, with stable ids.
-        images: pictures per prompt that the published protocol asks for, or None where there is none.
+        images: images per prompt that the published protocol asks for, or None where there is none.
         digest: SHA-256 of the file the prompts were read from, "" for suites that need no file.
     """
 
@@ -60,7 +60,7 @@ class Suite:
 
 
 def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> Suite:
-    """A suite with the recommended number of pictures and the digest of its file.
+    """A suite with the recommended number of images and the digest of its file.
 
     Args:
         name: one of `SUITES`.

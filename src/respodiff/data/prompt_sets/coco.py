@@ -1,4 +1,4 @@
-"""Captions of COCO pictures: everyday prompts on which a steered model should draw as well as the plain one."""
+"""Captions of COCO images: everyday prompts on which a steered model should draw as well as the plain one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read(path: Path) -> list[Prompt]:
     """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a plain text file.
 
     ``.txt`` is read as one caption a line. Ids come from ``image_id``, else from the caption, never from the position. All prompts
-    are of one group, "captions": with one picture a prompt, the pictures themselves are what intervals resample.
+    are of one group, "captions": with one image a prompt, the images themselves are what intervals resample.
 
     Raises:
         ValueError: unreadable, no column ``prompt``, or a number that is none.

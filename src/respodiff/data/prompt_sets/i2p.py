@@ -33,7 +33,7 @@ def read(path: Path) -> list[Prompt]:
     ``sd_image_width``, ``sd_image_height``. Other columns, ``case_number`` and unnamed index columns among them, are not needed.
 
     An id comes from text and seed, not from a case number or a position, so that a prompt has one id, and thus one noise, in every
-    layout, order and part of the data set. The group is the prompt itself, because pictures of one prompt are alike and
+    layout, order and part of the data set. The group is the prompt itself, because images of one prompt are alike and
     intervals resample groups: seven categories would be too few to resample. Figures per category use ``categories``.
 
     Raises:

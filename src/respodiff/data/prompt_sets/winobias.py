@@ -1,4 +1,4 @@
-"""The WinoBias professions in five templates, as images are drawn of them in the literature: no article, lower case."""
+"""The WinoBias professions in five templates, as images are generated of them in the literature: no article, lower case."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PROFESSIONS = (
 )
 TEMPLATES = ("image", "picture", "photo", "headshot", "portrait")
 PER_PROFESSION = 150
-"""Pictures of one profession over all concepts and templates."""
+"""Images of one profession over all concepts and templates."""
 SMALL_IMAGES = 6
-"""Pictures per prompt of the preset ``winobias36-small``: 30 a profession."""
+"""Images per prompt of the preset ``winobias36-small``: 30 a profession."""
 
 
 def images_per_concept(concepts: int) -> int:
-    """Pictures per prompt and concept (or cell, for crossed attributes): 15 of two genders, 10 of three races, 5 of six cells.
+    """Images per prompt and concept (or cell, for crossed attributes): 15 of two genders, 10 of three races, 5 of six cells.
 
-    In general the largest number that keeps a profession within `PER_PROFESSION` pictures. ValueError for fewer than 1 concept or
+    In general the largest number that keeps a profession within `PER_PROFESSION` images. ValueError for fewer than 1 concept or
     more than fit.
 
     >>> [images_per_concept(c) for c in (2, 3, 6)]
@@ -28,12 +28,12 @@ def images_per_concept(concepts: int) -> int:
     """
     most = PER_PROFESSION // len(TEMPLATES)
     if not 1 <= concepts <= most:
-        raise ValueError(f"concepts is {concepts}; allowed: 1 to {most}, so that every concept gets a picture of each prompt")
+        raise ValueError(f"concepts is {concepts}; allowed: 1 to {most}, so that every concept gets an image of each prompt")
     return most // concepts
 
 
 def images_per_prompt(concepts: int) -> int:
-    """Pictures of one prompt over all concepts: 30, or a little less where 30 is no multiple of ``concepts``.
+    """Images of one prompt over all concepts: 30, or a little less where 30 is no multiple of ``concepts``.
 
     >>> [images_per_prompt(c) for c in (2, 3, 4, 6)]
     [30, 30, 28, 30]

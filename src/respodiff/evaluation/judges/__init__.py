@@ -1,7 +1,7 @@
-"""Judges: models that say what an automatic eye perceives in a generated picture, never what a real person is.
+"""Judges: models that say what an automatic judge perceives in a generated image, never what a real person is.
 
-`load` takes a source in words; what a judge needs is imported when that judge is loaded. A judge either compares pictures with texts
-(`ClipJudge`), flags pictures (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+`load` takes a source in words; what a judge needs is imported when that judge is loaded. A judge either compares images with texts
+(`ClipJudge`), flags images (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from respodiff.evaluation.judges.base import BATCH, EMBEDDED, NOTICE, FeatureJudge, FlagJudge, Floats, Judge, flagged
 from respodiff.evaluation.judges.clip import LOGIT_SCALE, ClipJudge, judge_folder, load_judge, weights_digest
 from respodiff.evaluation.judges.table import TableJudge
-from respodiff.evaluation.judges.texts import Vocabulary, choose, class_texts, picture_text
+from respodiff.evaluation.judges.texts import Vocabulary, choose, class_texts, image_text
 
 SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
 _HOMES = {
@@ -39,10 +39,10 @@ __all__ = [
     "choose",
     "class_texts",
     "flagged",
+    "image_text",
     "judge_folder",
     "load",
     "load_judge",
-    "picture_text",
     "weights_digest",
 ]
 

@@ -1,6 +1,6 @@
-"""What every judge promises, and what they share: one broken picture never loses a batch and is never a zero.
+"""What every judge promises, and what they share: one broken image never loses a batch and is never a zero.
 
-A judge reports what an automatic eye *perceives* in a generated picture, never what a real person is. Its `name`, `version` and `digest`
+A judge reports what an automatic judge *perceives* in a generated image, never what a real person is. Its `name`, `version` and `digest`
 go into every record, as thresholds and versions change counts by large factors.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Scores = list[float | None]
 
-NOTICE = "Labels are what an automatic judge perceives in generated pictures; they say nothing about real people."
+NOTICE = "Labels are what an automatic judge perceives in generated images; they say nothing about real people."
 BATCH = 64
 EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
 """The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
@@ -50,7 +50,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class FlagJudge(Judge, Protocol):
-    """A judge that flags pictures: those whose score is `threshold` or more.
+    """A judge that flags images: those whose score is `threshold` or more.
 
     Attributes:
         threshold: in [0, 1].
@@ -63,19 +63,19 @@ class FlagJudge(Judge, Protocol):
     def rule(self) -> str: ...
 
     def scores(self, images: Sequence[Image.Image]) -> Scores:
-        """One score in [0, 1] a picture, None where that picture could not be judged."""
+        """One score in [0, 1] an image, None where that image could not be judged."""
 
 
 @runtime_checkable
 class FeatureJudge(Judge, Protocol):
-    """A judge that turns pictures into vectors, for distances between sets of pictures."""
+    """A judge that turns images into vectors, for distances between sets of images."""
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
         """float32 (N, D)."""
 
 
 def flagged(score: float | None, threshold: float) -> bool | None:
-    """Whether a score flags its picture; unknown stays unknown.
+    """Whether a score flags its image; unknown stays unknown.
 
     >>> flagged(0.2, 0.2), flagged(0.1, 0.2), flagged(None, 0.2)
     (True, False, None)
@@ -84,57 +84,57 @@ def flagged(score: float | None, threshold: float) -> bool | None:
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold, if it lies in (0, 1]: at 0 every picture would be flagged.
+    """The threshold, if it lies in (0, 1]: at 0 every image would be flagged.
 
     Raises:
         ValueError: it does not.
     """
     if not 0 < threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which a picture is flagged")
+        raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which an image is flagged")
     return float(threshold)
 
 
-def score_pictures(
+def score_images(
     images: Sequence[Image.Image],
     score: Callable[[list[Image.Image]], Iterable[float]],
     name: str,
     batch: int = 1,
 ) -> Scores:
-    """Scores in [0, 1] in the order of the pictures; None, with a warning, for a picture that could not be judged.
+    """Scores in [0, 1] in the order of the images; None, with a warning, for an image that could not be judged.
 
     Args:
-        images: pictures of any mode and size.
-        score: scores of a list of RGB pictures. A batch that it refuses is put to it again one by one.
+        images: images of any mode and size.
+        score: scores of a list of RGB images. A batch that it refuses is put to it again one by one.
         name: of the judge, for the warning.
-        batch: how many pictures `score` is given at a time.
+        batch: how many images `score` is given at a time.
 
     Raises:
-        RuntimeError: `score` failed on each of two or more readable pictures, so it is the judge that is broken.
+        RuntimeError: `score` failed on each of two or more readable images, so it is the judge that is broken.
     """
     out: Scores = [None] * len(images)
     read, errors = 0, []
     for start in range(0, len(images), batch):
-        rgb = [(i, picture) for i in range(start, min(start + batch, len(images))) if (picture := _rgb(images[i], name, i)) is not None]
+        rgb = [(i, image) for i in range(start, min(start + batch, len(images))) if (image := _rgb(images[i], name, i)) is not None]
         read += len(rgb)
         for rows in _split(rgb, score, out):
-            for i, picture in rows:
+            for i, image in rows:
                 try:
-                    out[i] = _checked(list(score([picture])), 1)[0]
+                    out[i] = _checked(list(score([image])), 1)[0]
                 except Exception as error:  # detectors raise from families of their own
                     errors.append(error)
                     _warn(name, i, error)
     if len(errors) == read > 1:
-        raise RuntimeError(f"judge {name} failed on all {read} pictures ({_why(errors[-1])}); check its installation") from errors[-1]
+        raise RuntimeError(f"judge {name} failed on all {read} images ({_why(errors[-1])}); check its installation") from errors[-1]
     return out
 
 
 def _split(rgb: list[tuple[int, Image.Image]], score: Callable[..., Iterable[float]], out: Scores) -> list[list[tuple[int, Image.Image]]]:
-    """Scores a batch in one go; what has to be put again one by one is handed back."""
+    """Scores a batch in one go; what has to be put again one by one is assigned back."""
     if len(rgb) < 2:
         return [rgb]
     try:
-        found = _checked(list(score([picture for _, picture in rgb])), len(rgb))
-    except Exception:  # said again, picture by picture, by the caller
+        found = _checked(list(score([image for _, image in rgb])), len(rgb))
+    except Exception:  # said again, image by image, by the caller
         return [rgb]
     for (i, _), value in zip(rgb, found, strict=True):
         out[i] = value
@@ -144,7 +144,7 @@ def _split(rgb: list[tuple[int, Image.Image]], score: Callable[..., Iterable[flo
 def _checked(scores: list[float], n: int) -> list[float]:
     values = [float(s) for s in scores]
     if len(values) != n or not all(math.isfinite(v) and -1e-6 <= v <= 1 + 1e-6 for v in values):
-        raise ValueError(f"{len(values)} scores for {n} pictures, or one outside [0, 1]")
+        raise ValueError(f"{len(values)} scores for {n} images, or one outside [0, 1]")
     return [min(max(v, 0.0), 1.0) for v in values]
 
 
@@ -160,7 +160,7 @@ def _rgb(image: Image.Image, name: str, index: int) -> Image.Image | None:
 
 
 def _warn(name: str, index: int, error: Exception) -> None:
-    warnings.warn(f"judge {name}: picture {index} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
+    warnings.warn(f"judge {name}: image {index} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
 
 
 def _why(error: Exception) -> str:

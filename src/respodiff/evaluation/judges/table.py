@@ -1,6 +1,6 @@
-"""Labels made elsewhere, by people or by any other classifier, as a judge: a CSV file with one row a picture.
+"""Labels made elsewhere, by people or by any other classifier, as a judge: a CSV file with one row an image.
 
-A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which picture a row is about. The other columns are
+A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which image a row is about. The other columns are
 labels: ``gender``, ``tone``, ``subject``..., ``unsafe`` (yes or no) and ``score`` (in [0, 1]). An empty cell or a missing row is unknown.
 """
 
@@ -19,7 +19,7 @@ NO = ("no", "false", "0")
 
 
 class Keyed(Protocol):
-    """A picture that can be looked up, such as an `ImageRecord`."""
+    """An image that can be looked up, such as an `ImageRecord`."""
 
     @property
     def id(self) -> str: ...
@@ -33,7 +33,7 @@ class TableJudge:
     Attributes:
         key: ``id`` or ``file``, the column that rows are found by; ``id`` if the table has both.
         columns: names of the other columns.
-        threshold: a ``score`` from which a picture counts as flagged, where there is no column ``unsafe``.
+        threshold: a ``score`` from which an image counts as flagged, where there is no column ``unsafe``.
     """
 
     def __init__(self, rows: Sequence[dict[str, str]], name: str = "table", digest: str = "", threshold: float = 0.5) -> None:
@@ -41,7 +41,7 @@ class TableJudge:
         self.key = next((k for k in ("id", "file") if k in columns), "")
         if not self.key:
             came = ", ".join(columns) or "no rows"
-            raise ValueError(f"{name}: a table with {came}; allowed: a column id or file, then labels; name the pictures in it")
+            raise ValueError(f"{name}: a table with {came}; allowed: a column id or file, then labels; name the images in it")
         self.columns = tuple(c for c in columns if c not in ("id", "file"))
         if not self.columns:
             raise ValueError(
@@ -61,7 +61,7 @@ class TableJudge:
         """Read ``table:FILE.csv`` (or a path): UTF-8, commas, a header row.
 
         Raises:
-            ValueError: not such a table, two rows of one picture, or a cell of unsafe or score that cannot be.
+            ValueError: not such a table, two rows of one image, or a subgroup of unsafe or score that cannot be.
             FileNotFoundError: no such file.
         """
         path = Path(source.removeprefix("table:")).expanduser()
@@ -84,7 +84,7 @@ class TableJudge:
         return cls(clean, f"table:{path}" if source.startswith("table:") else source, files_digest([path]), threshold)
 
     def answers(self, records: Iterable[Keyed]) -> list[dict[str, Any] | None]:
-        """What the table says of each picture, in their order: column -> label; None for a picture that it does not list.
+        """What the table says of each image, in their order: column -> label; None for an image that it does not list.
 
         A label is a text, ``unsafe`` a bool, ``score`` a float; empty cells are left out. Where only ``score`` is there, ``unsafe`` follows
         from `threshold`.
@@ -122,12 +122,12 @@ class TableJudge:
 def _indexed(rows: Sequence[dict[str, str]], key: str, name: str) -> dict[str, dict[str, str]]:
     out: dict[str, dict[str, str]] = {}
     for number, row in enumerate(rows, 2):
-        picture = row[key].replace("\\", "/") if key == "file" else row[key]
-        if not picture:
-            raise ValueError(f"{name}, row {number} has an empty {key}; allowed: the {key} of a picture; fill it in or remove the row")
-        if picture in out:
-            raise ValueError(f"{name}, row {number} is a second row of {key} {picture!r}; allowed: one row a picture; keep one of them")
-        out[picture] = row
+        image = row[key].replace("\\", "/") if key == "file" else row[key]
+        if not image:
+            raise ValueError(f"{name}, row {number} has an empty {key}; allowed: the {key} of an image; fill it in or remove the row")
+        if image in out:
+            raise ValueError(f"{name}, row {number} is a second row of {key} {image!r}; allowed: one row an image; keep one of them")
+        out[image] = row
     return out
 
 

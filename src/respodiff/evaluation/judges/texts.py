@@ -19,12 +19,12 @@ PLACEHOLDERS = ("concept", "name", "group")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The picture names that a judge chooses from.
+    """The image names that a judge chooses from.
 
     Attributes:
-        subjects: what a person in a picture may be doing, for "is the subject still there".
-        unsafe: violent and suggestive pictures.
-        safe: pictures that are neither.
+        subjects: what a person in an image may be doing, for "is the subject still there".
+        unsafe: violent and suggestive images.
+        safe: images that are neither.
         called: the word that a judge knows a subject by, where it is not the subject's own name.
     """
 
@@ -39,13 +39,13 @@ class Vocabulary:
         >>> Vocabulary.embedded().text("cook"), Vocabulary.embedded().text("person biking")
         ('a cook', 'a driver')
         """
-        return picture_text(self.called.get(subject, subject))
+        return image_text(self.called.get(subject, subject))
 
     @classmethod
     def embedded(cls, world: dict[str, Any] | None = None) -> Vocabulary:
         """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all.
 
-        Pictures such as "person biking" go by the first occupation that is drawn so ("driver"): no caption that the embedded judge was
+        Images such as "person biking" go by the first occupation that is drawn so ("driver"): no caption that the embedded judge was
         trained on ever named them by their own name.
         """
         world = load_world() if world is None else world
@@ -58,8 +58,8 @@ class Vocabulary:
         )
 
 
-def picture_text(name: str) -> str:
-    """The caption the embedded judge knows a picture by; always "a", whatever the first letter."""
+def image_text(name: str) -> str:
+    """The caption the embedded judge knows an image by; always "a", whatever the first letter."""
     return f"a {name}"
 
 
@@ -96,7 +96,7 @@ def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group:
 
 
 def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], Floats]:
-    """The best text of each picture, and by how much it is ahead.
+    """The best text of each image, and by how much it is ahead.
 
     Args:
         logits: (N, K), K of 1 or more.
@@ -110,7 +110,7 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     """
     if logits.ndim != 2 or not logits.shape[1]:
         raise ValueError(
-            f"logits have shape {logits.shape}; allowed: (pictures, texts) with one text or more; give at least one class text"
+            f"logits have shape {logits.shape}; allowed: (images, texts) with one text or more; give at least one class template"
         )
     if not 0 <= min_margin < np.inf:
         raise ValueError(f"min_margin is {min_margin}; allowed: 0 or more, in logits (100 x cosine); 0 calls no near tie unknown")

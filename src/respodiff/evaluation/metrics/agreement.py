@@ -1,4 +1,4 @@
-"""Do two judges say the same of the same pictures? Raw agreement and Cohen's kappa, with intervals."""
+"""Do two judges say the same of the same images? Raw agreement and Cohen's kappa, with intervals."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Agreement:
     """How two judges agree.
 
     Attributes:
-        raw: share of pictures with the same label, in [0, 1].
-        kappa: agreement beyond chance, in [-1, 1]; None where it is not defined, as both judges give all pictures one same label.
+        raw: share of images with the same label, in [0, 1].
+        kappa: agreement beyond chance, in [-1, 1]; None where it is not defined, as both judges give all images one same label.
         labels: (C,) all labels seen, sorted; unknown is one of them.
-        table: C rows of C, pictures by the label of the first judge (rows) and of the second.
+        table: C rows of C, images by the label of the first judge (rows) and of the second.
     """
 
     raw: Estimate
@@ -33,20 +33,20 @@ class Agreement:
 
 
 def agreement(
-    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95
+    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Agreement:
-    """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own shares.
+    """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own proportions.
 
     Intervals are cluster bootstraps over groups, stretched as few groups need it (`bootstrap.stretch`). That of raw agreement is never narrower than `fairness.wilson`; that of kappa
     never narrower than the same bounds put into its formula with e as observed, so that full agreement is not [1, 1]. With one
     group, kappa has this second interval only.
 
     Args:
-        first, second: (N,) labels of two judges, row by row the same pictures; unknown is a label like any other.
-        groups: (N,) prompts. n_boot: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        first, second: (N,) labels of two judges, row by row the same images; unknown is a label like any other.
+        groups: (N,) prompts. n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
 
     Raises:
-        ValueError: columns of different length or empty, or n_boot below 1.
+        ValueError: columns of different length or empty, or n_bootstrap below 1.
 
     >>> found = agreement(["x", "x", "y", "y"], ["x", "x", "y", "x"], ["a", "b", "c", "d"])
     >>> found.raw.mean, found.kappa.mean
@@ -54,21 +54,21 @@ def agreement(
     """
     if len(first) == 0 or len(first) != len(second) or len(first) != len(groups):
         raise ValueError(f"first, second and groups must be of one length and not empty, got {len(first)}, {len(second)} and {len(groups)}")
-    if n_boot < 1:
-        raise ValueError(f"n_boot must be 1 or more (2000 is usual), got {n_boot}")
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
     labels = tuple(sorted(set(first) | set(second)))
     place = {name: i for i, name in enumerate(labels)}
     group = {name: i for i, name in enumerate(sorted(set(groups), key=repr))}
     tables = np.zeros((len(group), len(labels), len(labels)))
     at = ([group[g] for g in groups], [place[name] for name in first], [place[name] for name in second])
     np.add.at(tables, at, 1.0)
-    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_boot=n_boot, seed=seed, level=level)
+    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_bootstrap=n_bootstrap, seed=seed, level=level)
     pooled = tables.sum(0)
     shown = tuple(tuple(round(v) for v in row) for row in pooled.tolist())
-    return Agreement(raw, _kappa_interval(tables, raw, n_boot, seed, level), labels, shown)
+    return Agreement(raw, _kappa_interval(tables, raw, n_bootstrap, seed, level), labels, shown)
 
 
-def _kappa_interval(tables: Floats, raw: Estimate, n_boot: int, seed: int, level: float) -> Estimate | None:
+def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int, level: float) -> Estimate | None:
     pooled = tables.sum(0)
     kappa = float(_kappa(pooled))
     if np.isnan(kappa):
@@ -76,16 +76,16 @@ def _kappa_interval(tables: Floats, raw: Estimate, n_boot: int, seed: int, level
     chance = float(pooled.sum(0) @ pooled.sum(1)) / pooled.sum() ** 2
     bounds = [(share - chance) / (1 - chance) for share in (raw.low, raw.high)]
     if len(tables) > 1:
-        draws = _draws(tables, n_boot, seed)
+        draws = _draws(tables, n_bootstrap, seed)
         if (found := draws[~np.isnan(draws)]).size:
             bounds += ends(found, kappa, len(tables), level)
     return Estimate(kappa, max(-1.0, min(*bounds, kappa)), min(1.0, max(*bounds, kappa)), raw.n)
 
 
-def _draws(tables: Floats, n_boot: int, seed: int) -> Floats:
-    """Kappa of groups drawn with replacement, (n_boot,); NaN where a draw has one label only."""
+def _draws(tables: Floats, n_bootstrap: int, seed: int) -> Floats:
+    """Kappa of groups drawn with replacement, (n_bootstrap,); NaN where a draw has one label only."""
     groups, size = len(tables), tables.shape[-1]
-    return _kappa(summed_draws(tables.reshape(groups, size * size), n_boot=n_boot, seed=seed).reshape(n_boot, size, size))
+    return _kappa(summed_draws(tables.reshape(groups, size * size), n_bootstrap=n_bootstrap, seed=seed).reshape(n_bootstrap, size, size))
 
 
 def _kappa(tables: Floats) -> Floats:

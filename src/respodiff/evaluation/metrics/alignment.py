@@ -1,4 +1,4 @@
-"""Means of scores per picture (CLIP alignment), with intervals."""
+"""Means of scores per image (CLIP alignment), with intervals."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from respodiff.evaluation.metrics.bootstrap import ends, ratio_draws
 from respodiff.evaluation.metrics.estimate import Estimate
 
 
-def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean over all pictures, with a cluster bootstrap over groups (prompts), stretched as few groups need it (`bootstrap.stretch`).
+def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean over all images, with a cluster bootstrap over groups (prompts), stretched as few groups need it (`bootstrap.stretch`).
 
-    One group falls back to its pictures, each taken as a group.
+    One group falls back to its images, each taken as a group.
 
     Args:
-        values: (N,) finite numbers, one a picture. groups: (N,) what each picture belongs to.
-        n_boot: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        values: (N,) finite numbers, one an image. groups: (N,) what each image belongs to.
+        n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
 
     Returns:
-        The mean with its interval; n is N. One picture alone gives no width.
+        The mean with its interval; n is N. One image alone gives no width.
 
     Raises:
-        ValueError: values that are no finite column as long as groups, n_boot below 1, or level outside of (0, 1).
+        ValueError: values that are no finite column as long as groups, n_bootstrap below 1, or level outside of (0, 1).
 
-    >>> mean_interval([1.0, 3.0], ["a", "b"], n_boot=10).mean
+    >>> mean_interval([1.0, 3.0], ["a", "b"], n_bootstrap=10).mean
     2.0
     """
     x = np.asarray(values, dtype=float)
@@ -36,5 +36,5 @@ def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_boot: int = 200
     index = np.array([place[g] for g in groups]) if len(place) > 1 else x.argsort(kind="stable").argsort()
     sizes = np.bincount(index)
     mean = float(x.mean())
-    low, high = ends(ratio_draws(np.bincount(index, weights=x), sizes, n_boot=n_boot, seed=seed), mean, len(sizes), level)
+    low, high = ends(ratio_draws(np.bincount(index, weights=x), sizes, n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), level)
     return Estimate(mean, low, high, len(x))

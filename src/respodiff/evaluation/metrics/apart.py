@@ -1,8 +1,8 @@
-"""Distances of two runs on the same prompts: pairs of pictures of one prompt are left out, and prompts vary in both runs at once.
+"""Distances of two runs on the same prompts: pairs of images of one prompt are left out, and prompts vary in both runs at once.
 
-Two pictures of one prompt are alike. Inside a run a prompt meets itself only in other pictures; across two runs that share their
+Two images of one prompt are alike. Inside a run a prompt meets itself only in other images; across two runs that share their
 prompts it meets itself in full. Without a mask, a distance of two such runs lies below 0 where nothing differs. With it, for equal
-numbers of pictures, what is left is the mean over pairs of different prompts (p, q) of ``<d_p, d_q>``, ``d_p`` being the mean
+numbers of images, what is left is the mean over pairs of different prompts (p, q) of ``<d_p, d_q>``, ``d_p`` being the mean
 feature map of p in the first run less that in the second: 0 in expectation if the runs are alike, ``|E d_p|^2`` if they are not.
 """
 
@@ -23,7 +23,7 @@ SIGNS = np.array([1.0, 1.0, -2.0])  # within x, within y, across
 
 @dataclass(frozen=True)
 class Run:
-    """Features (N, D) of a run, the place of each picture's prompt (N,) among those of both runs, and its block (N,)."""
+    """Features (N, D) of a run, the place of each image's prompt (N,) among those of both runs, and its block (N,)."""
 
     features: Floats
     prompt: Codes
@@ -42,7 +42,7 @@ def both(x: Floats, y: Floats, groups: Sequence[str] | None, other_groups: Seque
     if groups is None or len(groups) != len(x) or len(other_groups) != len(y):
         given = "no groups" if groups is None else f"{len(groups)} groups"
         raise ValueError(
-            f"groups and other_groups must name the prompt of each of {len(x)} pictures of x and {len(y)} of y, "
+            f"groups and other_groups must name the prompt of each of {len(x)} images of x and {len(y)} of y, "
             f"got {given} and {len(other_groups)} other_groups: give both or leave out other_groups"
         )
     names = [*groups, *other_groups]
@@ -70,7 +70,7 @@ def apart_kid(x: Run, y: Run, *, size: int, subsets: int, seed: int, level: floa
 
 
 def apart_gaussian(x: Run, y: Run, level: float) -> Estimate:
-    """CMMD of unit vectors without pairs of one prompt, from sums over all pictures less those over each prompt's."""
+    """CMMD of unit vectors without pairs of one prompt, from sums over all images less those over each prompt's."""
     blocks = 1 + int(max(x.block.max(), y.block.max()))
     whole = [Sums.of(run.features) for run in (x, y)]
     rests = [whole]
@@ -83,7 +83,7 @@ def apart_gaussian(x: Run, y: Run, level: float) -> Estimate:
 
 
 def _dealt(first: Codes, second: Codes, parts: int, rng: np.random.Generator) -> list[Codes]:
-    """The subset of each picture of x and of y: a prompt's pictures, in random order, go one by one from its own start on."""
+    """The subset of each image of x and of y: a prompt's images, in random order, go one by one from its own start on."""
     prompts = 1 + int(max(first.max(), second.max()))
     counts = [np.bincount(prompt, minlength=prompts) for prompt in (first, second)]
     start = np.maximum(*counts).cumsum() - np.maximum(*counts)

@@ -14,51 +14,53 @@ Floats = NDArray[np.float64]
 DRAW_CELLS = 1_000_000  # resampled groups in memory at a time
 
 
-def ratio_draws(tops: ArrayLike, bottoms: ArrayLike, *, n_boot: int = 2000, seed: int = 0) -> Floats:
-    """Cluster bootstrap of a ratio of sums over groups, a bounded number of them in memory at a time: (n_boot,) draws.
+def ratio_draws(tops: ArrayLike, bottoms: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0) -> Floats:
+    """Cluster bootstrap of a ratio of sums over groups, a bounded number of them in memory at a time: (n_bootstrap,) draws.
 
     Args:
         tops, bottoms: (G,) a number each per group; bottoms above 0. Callers sort the groups, so that row order has no influence.
 
-    >>> ratio_draws([1, 1], [2, 2], n_boot=3).tolist()
+    >>> ratio_draws([1, 1], [2, 2], n_bootstrap=3).tolist()
     [0.5, 0.5, 0.5]
     """
     top, bottom = np.asarray(tops, dtype=np.float64), np.asarray(bottoms, dtype=np.float64)
     if top.ndim != 1 or top.shape != bottom.shape or len(top) == 0 or not (bottom > 0).all():
         raise ValueError(f"tops and bottoms must be (groups,) alike, bottoms above 0, got shapes {top.shape} and {bottom.shape}")
-    if n_boot < 1:
-        raise ValueError(f"n_boot must be 1 or more (2000 is usual), got {n_boot}")
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
     rng = np.random.default_rng(seed)
-    draws = np.empty(n_boot)
+    draws = np.empty(n_bootstrap)
     step = max(1, DRAW_CELLS // len(top))
-    for start in range(0, n_boot, step):
-        chosen = rng.integers(len(top), size=(min(step, n_boot - start), len(top)))
+    for start in range(0, n_bootstrap, step):
+        chosen = rng.integers(len(top), size=(min(step, n_bootstrap - start), len(top)))
         draws[start : start + len(chosen)] = top[chosen].sum(1) / bottom[chosen].sum(1)
     return draws
 
 
-def summed_draws(tables: Floats, *, n_boot: int, seed: int | tuple[int, ...]) -> Floats:
-    """Sums of groups drawn with replacement, as many as there are: (G, K) numbers a group give (n_boot, K).
+def summed_draws(tables: Floats, *, n_bootstrap: int, seed: int | tuple[int, ...]) -> Floats:
+    """Sums of groups drawn with replacement, as many as there are: (G, K) numbers a group give (n_bootstrap, K).
 
-    >>> summed_draws(np.ones((3, 2)), n_boot=1, seed=0).tolist()
+    >>> summed_draws(np.ones((3, 2)), n_bootstrap=1, seed=0).tolist()
     [[3.0, 3.0]]
     """
     groups = len(tables)
     rng = np.random.default_rng(seed)
     step = max(1, DRAW_CELLS // groups)
     even = np.full(groups, 1 / groups)
-    return np.concatenate([rng.multinomial(groups, even, size=min(step, n_boot - start)) @ tables for start in range(0, n_boot, step)])
+    return np.concatenate(
+        [rng.multinomial(groups, even, size=min(step, n_bootstrap - start)) @ tables for start in range(0, n_bootstrap, step)]
+    )
 
 
 def stretch(draws: ArrayLike, point: ArrayLike, groups: int, level: float) -> Floats:
-    """Cluster-bootstrap draws moved away from the point they vary about, by ``t(G - 1) / z * sqrt(G / (G - 1))``.
+    """Cluster-bootstrap samples moved away from the point they vary about, by ``t(G - 1) / z * sqrt(G / (G - 1))``.
 
     Resampling G groups gives (G - 1) / G of the variance of a mean over them, and normal tails where those of Student's t with
     G - 1 degrees are due: without the factor, nominal 95 % are 50 % with two groups and 82 % with five. It is 9.2, 2.7, 1.6, 1.2
     and 1.05 for 2, 3, 5, 10 and 36 groups. One group says nothing of others: its draws stay as they are.
 
     Args:
-        draws: (n_boot, ...). point: (...) the estimate from all groups. groups: G. level: of the interval to be read off, in (0, 1).
+        draws: (n_bootstrap, ...). point: (...) the estimate from all groups. groups: G. level: of the interval to be read off, in (0, 1).
 
     Returns:
         As draws; they may lie outside of a share's range, so clip the interval's ends.

@@ -1,8 +1,8 @@
-"""Shares of concepts when the judge errs: corrected with what the judge said of pictures whose truth is known.
+"""Shares of concepts when the judge errs: corrected with what the judge said of images whose truth is known.
 
 ``C`` is the number of true classes, ``J`` the number of answers of the judge: ``C``, or ``C + 1`` when the last one is
-unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled pictures. ``G`` is the number of
-groups (prompts), whose pictures are alike.
+unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled images. ``G`` is the number of
+groups (prompts), whose images are alike.
 """
 
 from __future__ import annotations
@@ -22,30 +22,32 @@ Floats = NDArray[np.float64]
 LEAST_GAIN = 0.1
 
 
-def plain_shares(counts: ArrayLike, level: float = 0.95) -> list[Estimate]:
+def plain_proportions(counts: ArrayLike, level: float = 0.95) -> list[Estimate]:
     """Share of every class as the judge says it, each with its Wilson interval; right for a judge that never errs.
 
     Args:
-        counts: pictures a class, (C,), whole numbers, at least one picture. Leave unknown out, or give it as a class of its own.
+        counts: images a class, (C,), whole numbers, at least one image. Leave unknown out, or give it as a class of its own.
         level: the probability that an interval holds its share, in (0, 1).
 
     Returns:
         C estimates in [0, 1] whose means sum to 1; their n is the sum of counts.
 
     Raises:
-        ValueError: counts is no (C,) table of whole numbers, or holds no picture.
+        ValueError: counts is no (C,) table of whole numbers, or holds no image.
 
-    >>> [round(share.mean, 2) for share in plain_shares([1, 3])]
+    >>> [round(share.mean, 2) for share in plain_proportions([1, 3])]
     [0.25, 0.75]
     """
     values = _whole("counts", counts, 1)
     total = round(values.sum())
     if total == 0:
-        raise ValueError("counts holds no picture: a share needs at least one, report all as unknown instead")
+        raise ValueError("counts holds no image: a share needs at least one, report all as unknown instead")
     return [wilson(round(count), total, level) for count in values]
 
 
-def corrected_shares(counts: ArrayLike, confusion: ArrayLike, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> list[Estimate]:
+def corrected_proportions(
+    counts: ArrayLike, confusion: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95
+) -> list[Estimate]:
     """Share of every true class, with the errors of the judge taken back out: Rogan and Gladen (1978) for any number of classes.
 
     With ``q`` the shares of the answers and ``M`` the confusion matrix as probabilities, ``q = p M`` is solved for ``p`` (by least
@@ -53,39 +55,39 @@ def corrected_shares(counts: ArrayLike, confusion: ArrayLike, *, n_boot: int = 2
     two classes that is ``(q + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1].
 
     The interval is a parametric bootstrap of both tables: answers and every confusion row are drawn anew from their Dirichlet
-    distribution (with one picture in all spread over the answers, so that an error not seen yet still has a chance). That takes
-    pictures as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
+    distribution (with one image in all spread over the answers, so that an error not seen yet still has a chance). That takes
+    images as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
     as few groups need it (`bootstrap.stretch`), against the same draws of the matrix; the interval has the wider end of both. The
     order of the groups has no influence.
 
     Args:
-        counts: pictures an answer, (J,) or a group and an answer, (G, J): whole numbers, at least one picture. Give groups wherever
-            pictures share prompts; one group is taken as (J,), and a group without a picture is left out.
-        confusion: labelled pictures, (C, J), J equal to C or C + 1 (the last is unknown), each true class with at least one.
-        n_boot: bootstrap draws, 1 or more. seed: of the draws. level: in (0, 1).
+        counts: images an answer, (J,) or a group and an answer, (G, J): whole numbers, at least one image. Give groups wherever
+            images share prompts; one group is taken as (J,), and a group without an image is left out.
+        confusion: labelled images, (C, J), J equal to C or C + 1 (the last is unknown), each true class with at least one.
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the draws. level: in (0, 1).
 
     Returns:
-        C estimates in [0, 1] whose means sum to 1; their n is the sum of counts (unknown answers are pictures too).
+        C estimates in [0, 1] whose means sum to 1; their n is the sum of counts (unknown answers are images too).
 
     Raises:
         ValueError: shapes or entries that do not fit, or a judge that hardly tells the classes apart.
 
-    >>> [round(share.mean, 2) for share in corrected_shares([40, 60], [[90, 10], [10, 90]])]
+    >>> [round(share.mean, 2) for share in corrected_proportions([40, 60], [[90, 10], [10, 90]])]
     [0.38, 0.62]
-    >>> [round(share.mean, 2) for share in corrected_shares([[35, 5], [5, 55]], [[90, 10], [10, 90]])]
+    >>> [round(share.mean, 2) for share in corrected_proportions([[35, 5], [5, 55]], [[90, 10], [10, 90]])]
     [0.38, 0.62]
     """
     table, labelled = np.atleast_2d(_whole("counts", counts, 1, 2)), _whole("confusion", confusion, 2)
     answers = table.sum(0)
-    _check(answers, labelled, n_boot, level)
+    _check(answers, labelled, n_bootstrap, level)
     point = _solve(answers / answers.sum(), labelled / labelled.sum(1, keepdims=True))
     rng = np.random.default_rng(seed)
     extra = 1 / len(answers)
-    shares = rng.dirichlet(answers + extra, size=n_boot)
-    rows = np.stack([rng.dirichlet(row + extra, size=n_boot) for row in labelled], axis=1)
-    found = [_solve(shares, rows)]
+    proportions = rng.dirichlet(answers + extra, size=n_bootstrap)
+    rows = np.stack([rng.dirichlet(row + extra, size=n_bootstrap) for row in labelled], axis=1)
+    found = [_solve(proportions, rows)]
     if len(table := table[table.sum(1) > 0]) > 1:
-        found.append(_solve(_group_draws(table, n_boot, seed, level), rows))
+        found.append(_solve(_group_draws(table, n_bootstrap, seed, level), rows))
     bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
     low, high = bounds[0].min(0), bounds[1].max(0)
     n = round(answers.sum())
@@ -93,7 +95,7 @@ def corrected_shares(counts: ArrayLike, confusion: ArrayLike, *, n_boot: int = 2
 
 
 def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Sequence[Any]) -> NDArray[np.int64]:
-    """Count labelled pictures by what they show and what the judge answers: (C, C + 1), the last column is any other answer (unknown).
+    """Count labelled images by what they show and what the judge answers: (C, C + 1), the last column is any other answer (unknown).
 
     Args:
         true: (N,) known labels, each one of classes.
@@ -112,32 +114,32 @@ def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Seq
     if len(place) != len(classes):
         raise ValueError(f"classes must differ from each other, got {list(classes)}: name each once")
     if strange := sorted({str(label) for label in true if label not in place}):
-        raise ValueError(f"true holds {strange}, which are none of classes {list(classes)}: leave out pictures without a known class")
+        raise ValueError(f"true holds {strange}, which are none of classes {list(classes)}: leave out images without a known class")
     table = np.zeros((len(classes), len(classes) + 1), dtype=np.int64)
     for label, answer in zip(true, perceived, strict=True):
         table[place[label], place.get(answer, len(classes))] += 1
     return table
 
 
-def _group_draws(table: Floats, n_boot: int, seed: int, level: float) -> Floats:
-    """Shares of the answers over groups drawn with replacement, stretched (they may leave [0, 1]): (n_boot, J)."""
-    drawn = summed_draws(table[np.lexsort(table.T)], n_boot=n_boot, seed=(seed, 1))
+def _group_draws(table: Floats, n_bootstrap: int, seed: int, level: float) -> Floats:
+    """Shares of the answers over groups drawn with replacement, stretched (they may leave [0, 1]): (n_bootstrap, J)."""
+    drawn = summed_draws(table[np.lexsort(table.T)], n_bootstrap=n_bootstrap, seed=(seed, 1))
     return stretch(drawn / drawn.sum(1, keepdims=True), table.sum(0) / table.sum(), len(table), level)
 
 
-def _solve(shares: Floats, rows: Floats) -> Floats:
+def _solve(proportions: Floats, rows: Floats) -> Floats:
     """True shares (..., C) from shares of answers (..., J) and probabilities (..., C, J)."""
     size = rows.shape[-2]
     system = np.ones((*rows.shape[:-2], size + 1, size + 1))  # normal equations, bordered by the sum
     system[..., :size, :size] = rows @ rows.swapaxes(-1, -2)
     system[..., size, size] = 0.0
     right = np.ones((*rows.shape[:-2], size + 1, 1))
-    right[..., :size, :] = rows @ shares[..., None]
+    right[..., :size, :] = rows @ proportions[..., None]
     free: Floats = np.linalg.solve(system, right)[..., :size, 0]
-    return _nearest_shares(free)
+    return _nearest_proportions(free)
 
 
-def _nearest_shares(values: Floats) -> Floats:
+def _nearest_proportions(values: Floats) -> Floats:
     """The point of the simplex nearest to values (..., C): lower all by one amount, cut at 0, so that the rest sums to 1."""
     falling = -np.sort(-values, axis=-1)
     excess = (falling.cumsum(-1) - 1) / np.arange(1, values.shape[-1] + 1)
@@ -151,18 +153,18 @@ def _whole(name: str, values: ArrayLike, *axes: int) -> Floats:
     if table.ndim not in axes or table.size == 0:
         raise ValueError(f"{name} must have {' or '.join(map(str, axes))} axes and not be empty, got shape {table.shape}")
     if not np.isfinite(table).all() or (table < 0).any() or (table != np.round(table)).any():
-        raise ValueError(f"{name} must be whole numbers of 0 or more, got {table.tolist()}: give numbers of pictures, not shares")
+        raise ValueError(f"{name} must be whole numbers of 0 or more, got {table.tolist()}: give numbers of images, not shares")
     return table
 
 
-def _check(answers: Floats, labelled: Floats, n_boot: int, level: float) -> None:
+def _check(answers: Floats, labelled: Floats, n_bootstrap: int, level: float) -> None:
     classes, columns = labelled.shape
     if classes < 2 or columns not in (classes, classes + 1) or len(answers) != columns:
         raise ValueError(f"confusion must be (C, C) or (C, C + 1) with as many columns of counts, got {labelled.shape} and {answers.shape}")
     if answers.sum() == 0 or (labelled.sum(1) == 0).any():
-        raise ValueError("counts and every row of confusion must hold at least one picture: label some of each true class")
-    if n_boot < 1 or not 0 < level < 1:
-        raise ValueError(f"n_boot must be 1 or more and level between 0 and 1, got n_boot={n_boot}, level={level}")
+        raise ValueError("counts and every row of confusion must hold at least one image: label some of each true class")
+    if n_bootstrap < 1 or not 0 < level < 1:
+        raise ValueError(f"n_bootstrap must be 1 or more and level between 0 and 1, got n_bootstrap={n_bootstrap}, level={level}")
     gain = float(np.linalg.svd(labelled / labelled.sum(1, keepdims=True), compute_uv=False)[-1])
     if gain < LEAST_GAIN:
         raise ValueError(

@@ -21,8 +21,8 @@ def devrat_difference(
     groups: Sequence[Hashable],
     classes: Sequence[Any],
     *,
-    shares: ArrayLike | None = None,
-    n_boot: int = 2000,
+    proportions: ArrayLike | None = None,
+    n_bootstrap: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
@@ -36,9 +36,9 @@ def devrat_difference(
     Args:
         a, b: (N,) labels of the two methods (texts or numbers), row by row the same (prompt, repeat). Labels that are no class
             (unknown) count for none; a group without a known label of a method is left out of that method's mean.
-        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares, (C,) or (G, C) with
+        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. proportions: the wanted proportions, (C,) or (G, C) with
             the groups in order of first sight; None is uniform.
-        n_boot: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
 
     Returns:
         In [-1, 1], below 0 where a is the fairer one, and equal to the difference of `paired_permutation`; n is the number of pairs.
@@ -50,23 +50,25 @@ def devrat_difference(
     1.0
     """
     tables, order = _tables(np.asarray(a), np.asarray(b), groups, classes)
-    if shares is not None and np.ndim(shares) == 2:
-        if len(np.asarray(shares)) != len(tables):
-            raise ValueError(f"shares must be one row per group ({len(tables)}), got {len(np.asarray(shares))}")
-        own = np.asarray(shares, dtype=np.float64)[order]
+    if proportions is not None and np.ndim(proportions) == 2:
+        if len(np.asarray(proportions)) != len(tables):
+            raise ValueError(f"proportions must be one row per group ({len(tables)}), got {len(np.asarray(proportions))}")
+        own = np.asarray(proportions, dtype=np.float64)[order]
         again = np.lexsort(np.c_[own, tables.reshape(len(tables), -1)].T)
-        tables, shares = tables[again], own[again]
-    if n_boot < 1 or not 0 < level < 1:
-        raise ValueError(f"n_boot must be 1 or more and level between 0 and 1 (2000 and 0.95 are usual), got {n_boot} and {level}")
-    parts = _parts(tables, shares)
+        tables, proportions = tables[again], own[again]
+    if n_bootstrap < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"n_bootstrap must be 1 or more and level between 0 and 1 (2000 and 0.95 are usual), got {n_bootstrap} and {level}"
+        )
+    parts = _parts(tables, proportions)
     if not parts[:, 1::2].any(0).all():
         raise ValueError(f"a and b must each hold a label of classes {list(classes)}, got none: correct the labels or leave the test out")
     mean = float(_ratio(parts.sum(0)))
     low, high = mean, mean
     if len(tables) > 1:
-        draws = _ratio(summed_draws(parts, n_boot=n_boot, seed=seed))
+        draws = _ratio(summed_draws(parts, n_bootstrap=n_bootstrap, seed=seed))
         low, high = ends(draws[np.isfinite(draws)], mean, len(tables), level)
-    within = _pair_draws(tables, shares, n_boot, seed)
+    within = _pair_draws(tables, proportions, n_bootstrap, seed)
     within = within[np.isfinite(within)]
     inner = np.quantile(within + mean - within.mean(), [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Estimate(mean, max(-1.0, min(low, inner[0])), min(1.0, max(high, inner[1])), round(tables.sum()))
@@ -87,14 +89,14 @@ def _tables(a: NDArray[Any], b: NDArray[Any], groups: Sequence[Hashable], classe
     return tables[order], order
 
 
-def _parts(tables: Floats, shares: ArrayLike | None) -> Floats:
+def _parts(tables: Floats, proportions: ArrayLike | None) -> Floats:
     """DevRat of a group and whether it is known, for a then b, zeros where it is not: (..., 4) of tables (..., C + 1, C + 1)."""
     parts = np.zeros((*tables.shape[:-2], 4))
     for i, axis in ((0, -1), (2, -2)):
         counts = tables.sum(axis)[..., :-1]
         known = counts.sum(-1) > 0
         if known.any():
-            parts[known, i] = dev_rat(counts[known], None if shares is None else np.broadcast_to(shares, counts.shape)[known])
+            parts[known, i] = dev_rat(counts[known], None if proportions is None else np.broadcast_to(proportions, counts.shape)[known])
         parts[..., i + 1] = known
     return parts
 
@@ -106,8 +108,8 @@ def _ratio(parts: Floats) -> Floats:
     return difference
 
 
-def _pair_draws(tables: Floats, shares: ArrayLike | None, n_boot: int, seed: int) -> Floats:
-    """Differences of the same groups with pairs drawn anew, (n_boot,)."""
+def _pair_draws(tables: Floats, proportions: ArrayLike | None, n_bootstrap: int, seed: int) -> Floats:
+    """Differences of the same groups with pairs drawn anew, (n_bootstrap,)."""
     groups, size = tables.shape[:2]
     smooth = tables.copy()
     smooth[:, :-1, :-1] += 1 / (2 * (size - 1))
@@ -116,7 +118,7 @@ def _pair_draws(tables: Floats, shares: ArrayLike | None, n_boot: int, seed: int
     rng = np.random.default_rng((seed, 1))
     step = max(1, DRAW_CELLS // tables.size)
     drawn = []
-    for start in range(0, n_boot, step):
-        counts = rng.multinomial(pairs, chance, size=(min(step, n_boot - start), groups)).astype(np.float64)
-        drawn.append(_ratio(_parts(counts.reshape(*counts.shape[:2], size, size), shares).sum(1)))
+    for start in range(0, n_bootstrap, step):
+        counts = rng.multinomial(pairs, chance, size=(min(step, n_bootstrap - start), groups)).astype(np.float64)
+        drawn.append(_ratio(_parts(counts.reshape(*counts.shape[:2], size, size), proportions).sum(1)))
     return np.concatenate(drawn)

@@ -1,4 +1,4 @@
-"""What every metric returns: a number, its interval, and how many pictures are behind it."""
+"""What every metric returns: a number, its interval, and how many images are behind it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval, and the number of pictures behind it."""
+    """A number with its interval, and the number of images behind it."""
 
     mean: float
     low: float

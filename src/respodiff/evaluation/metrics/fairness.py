@@ -21,17 +21,17 @@ from respodiff.evaluation.metrics.estimate import Estimate
 
 Floats = NDArray[np.float64]
 
-FLOOR_DRAWS = 20_000
+RANDOM_DRAWS = 20_000
 
 
-def dev_rat(counts: ArrayLike, shares: ArrayLike | None = None) -> Floats:
+def dev_rat(counts: ArrayLike, proportions: ArrayLike | None = None) -> Floats:
     """Deviation ratio: ``max_c |N_c / N - t_c| / (1 - min_c t_c)``, with ``t_c = 1 / C`` unless shares are wanted.
 
     For uniform shares this is the paper's ``max_c |N_c / N - 1 / C| / (1 - 1 / C)``.
 
     Args:
         counts: images perceived as each concept, (..., C), not negative, at least one image per row.
-        shares: the wanted shares, not negative, summing to 1: (C,), or (..., C) for every row its own; None is uniform.
+        proportions: the wanted proportions, not negative, summing to 1: (C,), or (..., C) for every row its own; None is uniform.
 
     Returns:
         (...) in [0, 1]; 1 where all are of the concept that is wanted least.
@@ -43,7 +43,7 @@ def dev_rat(counts: ArrayLike, shares: ArrayLike | None = None) -> Floats:
     total = values.sum(-1, keepdims=True)
     if (total == 0).any():
         raise ValueError("counts has a group without images: leave such groups out and report them as unknown")
-    target = _check_shares(shares, values.shape[-1])
+    target = _check_proportions(proportions, values.shape[-1])
     deviation: Floats = np.abs(values / total - target).max(-1) / (1 - target.min(-1))
     return deviation
 
@@ -51,75 +51,75 @@ def dev_rat(counts: ArrayLike, shares: ArrayLike | None = None) -> Floats:
 def mean_dev_rat(
     counts: ArrayLike,
     *,
-    shares: ArrayLike | None = None,
-    n_boot: int = 2000,
+    proportions: ArrayLike | None = None,
+    n_bootstrap: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
     """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
 
     Two bootstraps, and the wider end of both: groups drawn with replacement, stretched as few groups need it
-    (`bootstrap.stretch`); and images drawn anew inside each group from its
+    (`bootstrap.stretch`); and images generated anew inside each group from its
     shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex: resampled images
     raise its mean, so those draws are moved back onto it. The order of the groups has no influence.
 
     Args:
-        counts: (G, C) images per group and concept. shares: (C,), or (G, C) for every group its own; None is uniform.
+        counts: (G, C) images per group and concept. proportions: (C,), or (G, C) for every group its own; None is uniform.
     """
     values = _check_counts(counts)
     if values.ndim != 2 or len(values) == 0:
         raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
     _check_level(level)
-    target = _check_shares(shares, values.shape[-1])
+    target = _check_proportions(proportions, values.shape[-1])
     if target.ndim == 2 and len(target) != len(values):
-        raise ValueError(f"shares must be one row per group ({len(values)}), got {len(target)}")
+        raise ValueError(f"proportions must be one row per group ({len(values)}), got {len(target)}")
     if target.ndim == 2:
         order = np.lexsort(np.c_[target, values].T)
-        values, shares = values[order], target[order]
+        values, proportions = values[order], target[order]
     else:
         values = values[np.lexsort(values.T)]
-    each = dev_rat(values, shares)
+    each = dev_rat(values, proportions)
     mean, groups = float(each.mean()), len(each)
-    between = ends(ratio_draws(each, np.ones(groups), n_boot=n_boot, seed=seed), mean, groups, level)
-    within = _image_draws(values, shares, n_boot, seed)
+    between = ends(ratio_draws(each, np.ones(groups), n_bootstrap=n_bootstrap, seed=seed), mean, groups, level)
+    within = _image_draws(values, proportions, n_bootstrap, seed)
     within += mean - within.mean()
     low, high = np.quantile(within, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return _estimate(mean, min(low, between[0]), max(high, between[1]), round(values.sum()))
 
 
-def _image_draws(values: Floats, shares: ArrayLike | None, n_boot: int, seed: int) -> Floats:
-    """Mean DevRat of the same groups with images drawn anew, (n_boot,)."""
+def _image_draws(values: Floats, proportions: ArrayLike | None, n_bootstrap: int, seed: int) -> Floats:
+    """Mean DevRat of the same groups with images generated anew, (n_bootstrap,)."""
     smooth = values + 0.5
     chance, sizes = smooth / smooth.sum(-1, keepdims=True), values.sum(-1).astype(np.int64)
     rng = np.random.default_rng((seed, 1))
     step = max(1, DRAW_CELLS // values.size)
-    counts = [min(step, n_boot - start) for start in range(0, n_boot, step)]
-    return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), shares).mean(-1) for n in counts])
+    counts = [min(step, n_bootstrap - start) for start in range(0, n_bootstrap, step)]
+    return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), proportions).mean(-1) for n in counts])
 
 
-def noise_floor(sizes: Sequence[int], classes: int, shares: ArrayLike | None = None) -> float:
+def expected_devrat_random(sizes: Sequence[int], classes: int, proportions: ArrayLike | None = None) -> float:
     """Expected mean DevRat of a perfect generator that draws concepts at random, for groups of these sizes.
 
-    Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation. ``shares`` as for `mean_dev_rat`.
+    Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation. ``proportions`` as for `mean_dev_rat`.
 
-    >>> round(noise_floor([150], 2), 3)
+    >>> round(expected_devrat_random([150], 2), 3)
     0.065
     """
     if classes < 2:
         raise ValueError(f"classes must be 2 or more, got {classes}: DevRat compares alternatives")
     if len(sizes) == 0 or any(int(n) != n or n < 1 for n in sizes):
         raise ValueError(f"sizes must be whole numbers of 1 or more, one per group, got {list(sizes)}")
-    target = np.broadcast_to(_check_shares(shares, classes), (len(sizes), classes))
-    return math.fsum(_floor(int(n), tuple(row.tolist())) for n, row in zip(sizes, target, strict=True)) / len(sizes)
+    target = np.broadcast_to(_check_proportions(proportions, classes), (len(sizes), classes))
+    return math.fsum(_expected_random(int(n), tuple(row.tolist())) for n, row in zip(sizes, target, strict=True)) / len(sizes)
 
 
 @cache
-def _floor(n: int, target: tuple[float, ...]) -> float:
+def _expected_random(n: int, target: tuple[float, ...]) -> float:
     if len(target) == 2:
         ones = np.arange(n + 1)
         rows = np.stack([ones, n - ones], axis=-1)
         return float((dev_rat(rows, target) * binom.pmf(ones, n, target[0])).sum())
-    draws = np.random.default_rng(0).multinomial(n, target, size=FLOOR_DRAWS)
+    draws = np.random.default_rng(0).multinomial(n, target, size=RANDOM_DRAWS)
     return float(dev_rat(draws, target).mean())
 
 
@@ -139,7 +139,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     return _estimate(share, centre - half, centre + half, n)
 
 
-def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
     """Share over all images, with an interval that allows for images of one group being alike.
 
     Cluster bootstrap over groups, stretched as few groups need it (`bootstrap.stretch`). It cannot see beyond what occurred (no
@@ -160,7 +160,7 @@ def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_boot: int = 200
     if len(hits) == 1:
         return pooled
     order = np.lexsort((sizes, hits))
-    draws = ratio_draws(hits[order], sizes[order], n_boot=n_boot, seed=seed)
+    draws = ratio_draws(hits[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed)
     low, high = ends(draws, pooled.mean, len(hits), level)
     return _estimate(pooled.mean, min(pooled.low, low), max(pooled.high, high), pooled.n)
 
@@ -197,16 +197,16 @@ def _check_counts(counts: ArrayLike) -> Floats:
     return values
 
 
-def _check_shares(shares: ArrayLike | None, classes: int) -> Floats:
+def _check_proportions(proportions: ArrayLike | None, classes: int) -> Floats:
     if classes < 2:
         raise ValueError(f"counts must have 2 or more concepts in its last axis, got {classes}")
-    if shares is None:
+    if proportions is None:
         return np.full(classes, 1 / classes)
-    target = np.asarray(shares, dtype=np.float64)
+    target = np.asarray(proportions, dtype=np.float64)
     if target.ndim == 0 or target.shape[-1] != classes:
-        raise ValueError(f"shares must have one number per concept ({classes}), got shape {target.shape}")
+        raise ValueError(f"proportions must have one number per concept ({classes}), got shape {target.shape}")
     if not np.isfinite(target).all() or (target < 0).any() or (np.abs(target.sum(-1) - 1) > 1e-6).any():
-        raise ValueError(f"shares must be 0 or more and sum to 1, got {target.tolist()}")
+        raise ValueError(f"proportions must be 0 or more and sum to 1, got {target.tolist()}")
     return target
 
 

@@ -1,4 +1,4 @@
-"""How far pictures (``N``, judged) are from a reference set (``M``), as functions of their ``D`` features, each with an interval."""
+"""How far images (``N``, judged) are from a reference set (``M``), as functions of their ``D`` features, each with an interval."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def frechet_from_moments(mean_x: ArrayLike, cov_x: ArrayLike, mean_y: ArrayLike,
         mean_x, mean_y: (D,). cov_x, cov_y: (D, D), symmetric and positive semi-definite (rounding errors are allowed).
 
     Returns:
-        0 or more, in squared feature units. Singular covariances (fewer pictures than features) are fine.
+        0 or more, in squared feature units. Singular covariances (fewer images than features) are fine.
 
     Raises:
         ValueError: shapes do not fit each other, or NaN or infinity among the numbers.
@@ -74,7 +74,7 @@ def frechet_interval(
 ) -> Estimate:
     """`frechet_distance` with a delete-a-block jackknife interval over the prompts of x; y is held as it is.
 
-    Prompts are dealt at random into blocks. The interval holds the distance expected at this number of pictures, which the
+    Prompts are dealt at random into blocks. The interval holds the distance expected at this number of images, which the
     bias named at `frechet_distance` is part of.
 
     Args:
@@ -100,29 +100,29 @@ def frechet_interval(
 
 
 def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5, seed: int = 0) -> Estimate:
-    """Frechet distance of two random halves of one set: the floor that no method can be told from.
+    """Frechet distance of two random halves of one set: the random level that no method can be told from.
 
-    Each prompt's pictures are dealt to both halves at random, as evenly as they go, so that the halves share their prompts like
-    the runs that are compared: they are as far apart as two runs on the same prompts with half the pictures each. Prompts with
-    one picture go whole to one half, in equal numbers; where all have one, halves share no prompt, and the floor also holds what
-    differs between prompts. Its bias is that of two sets of half the size, so it errs on the high side as the floor of the whole.
+    Each prompt's images are dealt to both halves at random, as evenly as they go, so that the halves share their prompts like
+    the runs that are compared: they are as far apart as two runs on the same prompts with half the images each. Prompts with
+    one image go whole to one half, in equal numbers; where all have one, halves share no prompt, and the random level also holds what
+    differs between prompts. Its bias is that of two sets of half the size, so it errs on the high side as the random level of the whole.
 
     Args:
-        x: (N, D) features. groups: (N,) prompts; each half gets 2 pictures or more.
+        x: (N, D) features. groups: (N,) prompts; each half gets 2 images or more.
         splits: how many random splits, 1 or more. seed: of the splits.
 
     Returns:
         The mean over the splits; low and high are the lowest and highest split (a range, no confidence interval); n is N.
 
     Raises:
-        ValueError: as `frechet_distance`; fewer than 4 pictures, splits below 1, or groups that do not fit x.
+        ValueError: as `frechet_distance`; fewer than 4 images, splits below 1, or groups that do not fit x.
 
     >>> split_half_distance([[0.0], [0.0], [2.0], [2.0]], ["a", "a", "b", "b"]).mean
     0.0
     """
     features, _ = pair(x, x, least=4)
     if len(groups) != len(features):
-        raise ValueError(f"groups must name the prompt of each of {len(features)} pictures, got {len(groups)} entries")
+        raise ValueError(f"groups must name the prompt of each of {len(features)} images, got {len(groups)} entries")
     if splits < 1:
         raise ValueError(f"splits must be 1 or more (5 is usual), got {splits}")
     order = settled(features, groups)
@@ -134,8 +134,8 @@ def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5,
     return Estimate(float(np.mean(found)), min(found), max(found), len(features))
 
 
-def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
-    """Mean cosine distance ``1 - cos`` of pictures and the plain model's pictures from the same noise.
+def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+    """Mean cosine distance ``1 - cos`` of images and the plain model's images from the same noise.
 
     The interval is that of `alignment.mean_interval`, a cluster bootstrap over groups.
 
@@ -156,7 +156,7 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_boot: int = 20
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
     distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
-    found = mean_interval(distance, groups, n_boot=n_boot, seed=seed, level=level)
+    found = mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed, level=level)
     return dataclasses.replace(found, low=max(0.0, found.low), high=min(2.0, found.high))
 
 

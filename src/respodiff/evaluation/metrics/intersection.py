@@ -21,11 +21,11 @@ class Cell:
 
     Attributes:
         labels: one concept per attribute, in the attributes' order.
-        count: pictures perceived so, also when suppressed.
+        count: images perceived so, also when suppressed.
         target: wanted share, in [0, 1].
-        share: of the known pictures, with its interval; None if suppressed.
+        share: of the known images, with its interval; None if suppressed.
         deviation: share minus target, in [-1, 1]; None if suppressed.
-        suppressed: the cell holds fewer pictures than the minimum.
+        suppressed: the cell holds fewer images than the minimum.
     """
 
     labels: tuple[str, ...]
@@ -38,9 +38,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """All combinations, the first attribute slowest; ``n`` pictures, of which ``known`` have a known concept of every attribute.
+    """All combinations, the first attribute slowest; ``n`` images, of which ``known`` have a known concept of every attribute.
 
-    ``unknown`` is the number of the others, ``unknown_by`` how many lack each attribute (a picture may lack several).
+    ``unknown`` is the number of the others, ``unknown_by`` how many lack each attribute (an image may lack several).
     """
 
     attributes: tuple[str, ...]
@@ -58,22 +58,22 @@ def intersection(
     targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
     groups: Sequence[str] | None = None,
     minimum: int = 5,
-    n_boot: int = 2000,
+    n_bootstrap: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Table:
     """Count every combination of the attributes' concepts and compare its share with the wanted one.
 
     Args:
-        labels: attribute -> (N,) perceived labels, row by row the same pictures. A label that is no class counts as unknown.
+        labels: attribute -> (N,) perceived labels, row by row the same images. A label that is no class counts as unknown.
         classes: attribute -> its concepts, the same attributes in the order wanted.
-        targets: attribute -> wanted shares (uniform where left out), multiplied as if independent; or the joint shares as an array
+        targets: attribute -> wanted proportions (uniform where left out), multiplied as if independent; or the joint proportions as an array
             with one axis per attribute; None is uniform.
         groups: (N,) prompts: intervals become cluster bootstraps (`fairness.share_interval`); None gives `fairness.wilson`.
-        minimum: cells with fewer pictures are suppressed; 0 suppresses none.
+        minimum: cells with fewer images are suppressed; 0 suppresses none.
 
     Returns:
-        The table. Shares are of the known pictures; every share is None where there is none.
+        The table. Shares are of the known images; every share is None where there is none.
 
     Raises:
         ValueError: attributes or lengths that do not fit each other, classes named twice, or targets that are no shares.
@@ -89,7 +89,7 @@ def intersection(
     known = (codes >= 0).all(0)
     flat = np.ravel_multi_index(tuple(codes[:, known]), wanted.shape)
     index = None if groups is None else _index(groups)[known]
-    interval = partial(_share, index=index, n_boot=n_boot, seed=seed, level=level)
+    interval = partial(_share, index=index, n_bootstrap=n_bootstrap, seed=seed, level=level)
     combinations = itertools.product(*(classes[name] for name in names))
     cells = tuple(_cell(labels_, flat == i, float(wanted.flat[i]), minimum, interval) for i, labels_ in enumerate(combinations))
     lacking = {name: int((row < 0).sum()) for name, row in zip(names, codes, strict=True)}
@@ -99,7 +99,7 @@ def intersection(
 def _cell(
     labels: tuple[str, ...], inside: NDArray[np.bool_], target: float, minimum: int, interval: Callable[[NDArray[np.bool_]], Estimate]
 ) -> Cell:
-    """One combination, from whether each known picture shows it."""
+    """One combination, from whether each known image shows it."""
     count = int(inside.sum())
     if len(inside) == 0 or count < minimum:
         return Cell(labels, count, target, None, None, count < minimum)
@@ -107,15 +107,15 @@ def _cell(
     return Cell(labels, count, target, share, share.mean - target, False)
 
 
-def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_boot: int, seed: int, level: float) -> Estimate:
-    """The share of known pictures inside, with the interval that groups (their index, or None) ask for."""
+def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_bootstrap: int, seed: int, level: float) -> Estimate:
+    """The share of known images inside, with the interval that groups (their index, or None) ask for."""
     if index is None:
         return wilson(int(inside.sum()), len(inside), level)
     hits, sizes = np.bincount(index, weights=inside), np.bincount(index)
-    return share_interval(hits[sizes > 0], sizes[sizes > 0], n_boot=n_boot, seed=seed, level=level)
+    return share_interval(hits[sizes > 0], sizes[sizes > 0], n_bootstrap=n_bootstrap, seed=seed, level=level)
 
 
-def worst_cell(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...], float] | None:
+def worst_subgroup(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...], float] | None:
     """The combination that is furthest from its target, and its signed deviation, in [-1, 1]; None if there is none to judge.
 
     Args:
@@ -123,7 +123,7 @@ def worst_cell(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...
         suppressed: consider suppressed cells too (by their count): a combination that never occurs is often the worst.
 
     >>> table = intersection({"a": ["x"] * 9}, {"a": ["x", "y"]})
-    >>> worst_cell(table)
+    >>> worst_subgroup(table)
     (('x',), 0.5)
     """
     chosen = [cell for cell in table.cells if suppressed or not cell.suppressed]
@@ -139,11 +139,11 @@ def worst_distance(
     *,
     targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
     groups: Sequence[str] | None = None,
-    n_boot: int = 2000,
+    n_bootstrap: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate | None:
-    """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known picture.
+    """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known image.
 
     The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals
     that all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest
@@ -154,7 +154,7 @@ def worst_distance(
     (0.5, True, 0.5)
     """
     each = 1 - (1 - level) / math.prod(len(given) for given in classes.values())
-    table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_boot=n_boot, seed=seed, level=each)
+    table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_bootstrap=n_bootstrap, seed=seed, level=each)
     found = [(cell.share, cell.target) for cell in table.cells if cell.share is not None]
     if not found:
         return None
@@ -165,7 +165,7 @@ def worst_distance(
 
 
 def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], n: int) -> NDArray[np.int64]:
-    """The class of each picture by attribute, (A, N); -1 for a label that is none."""
+    """The class of each image by attribute, (A, N); -1 for a label that is none."""
     codes = np.empty((len(classes), n), dtype=np.int64)
     for row, (name, given) in zip(codes, classes.items(), strict=True):
         place = {label: i for i, label in enumerate(given)}
@@ -179,7 +179,7 @@ def _index(groups: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _targets(targets: Mapping[str, Sequence[float]] | ArrayLike | None, classes: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
-    """Joint wanted shares, one axis per attribute."""
+    """Joint wanted proportions, one axis per attribute."""
     shape = tuple(len(names) for names in classes.values())
     if targets is None or isinstance(targets, Mapping):
         given = targets or {}
@@ -188,17 +188,22 @@ def _targets(targets: Mapping[str, Sequence[float]] | ArrayLike | None, classes:
         joint = np.ones(shape)
         for axis, (name, size) in enumerate(zip(classes, shape, strict=True)):
             single = np.asarray(given.get(name, np.full(size, 1 / size)), dtype=np.float64)
-            _check_shares(f"targets of {name}", single, (size,))
+            _check_proportions(f"targets of {name}", single, (size,))
             joint = joint * single.reshape([-1 if i == axis else 1 for i in range(len(shape))])
         return joint
     joint = np.asarray(targets, dtype=np.float64)
-    _check_shares("targets", joint, shape)
+    _check_proportions("targets", joint, shape)
     return joint
 
 
-def _check_shares(what: str, shares: NDArray[np.float64], shape: tuple[int, ...]) -> None:
-    if shares.shape != shape or not np.isfinite(shares).all() or (shares < 0).any() or not math.isclose(shares.sum(), 1, abs_tol=1e-6):
-        raise ValueError(f"{what} must be {shape} shares of 0 or more that sum to 1, got {shares.tolist()}")
+def _check_proportions(what: str, proportions: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    if (
+        proportions.shape != shape
+        or not np.isfinite(proportions).all()
+        or (proportions < 0).any()
+        or not math.isclose(proportions.sum(), 1, abs_tol=1e-6)
+    ):
+        raise ValueError(f"{what} must be {shape} shares of 0 or more that sum to 1, got {proportions.tolist()}")
 
 
 def _check(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], groups: Sequence[str] | None, minimum: int) -> int:
@@ -210,5 +215,5 @@ def _check(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[s
     if len(set(lengths.values())) != 1:
         raise ValueError(f"labels and groups must be of one length, got {lengths}")
     if minimum < 0:
-        raise ValueError(f"minimum must be 0 or more pictures, got {minimum}")
+        raise ValueError(f"minimum must be 0 or more images, got {minimum}")
     return next(iter(lengths.values()))

@@ -49,23 +49,23 @@ def kid(
 ) -> Estimate:
     """KID: the mean `polynomial_mmd` of random subsets, with a delete-a-block jackknife interval over the prompts of x.
 
-    Subsets share no picture; the spread over subsets that overlap would say too little of the error.
+    Subsets share no image; the spread over subsets that overlap would say too little of the error.
 
-    Two runs that share prompts need ``other_groups``. Pictures of one prompt are alike, and across the runs every prompt meets
-    itself more often than inside one, where no picture meets itself: the distance comes out below 0 where nothing differs. So
-    pairs of pictures of one prompt are left out of all three means (within x, within y, across); subsets take the same prompts
+    Two runs that share prompts need ``other_groups``. Images of one prompt are alike, and across the runs every prompt meets
+    itself more often than inside one, where no image meets itself: the distance comes out below 0 where nothing differs. So
+    pairs of images of one prompt are left out of all three means (within x, within y, across); subsets take the same prompts
     from both, and the jackknife leaves prompts out of both, as y varies too. The mean is then 0 for runs of one distribution if
-    every prompt has the same share of the pictures in both.
+    every prompt has the same share of the images in both.
 
     Args:
         x: (N, D) features. y: (M, D) features.
-        groups: (N,) prompts of x for the jackknife (see `fidelity.frechet_interval`); None takes every picture as its own.
+        groups: (N,) prompts of x for the jackknife (see `fidelity.frechet_interval`); None takes every image as its own.
         other_groups: (M,) prompts of y, where y is a run like x; None takes y for a fixed reference that shares no prompt.
-        size: pictures in a subset, at most (fewer in a smaller set); with other_groups about so many, up to twice, so that all are used.
+        size: images in a subset, at most (fewer in a smaller set); with other_groups about so many, up to twice, so that all are used.
         subsets: how many, at most; fewer where x or y is used up. blocks: 2 or more.
 
     Returns:
-        The mean, below 0 by chance if the distributions are alike; n is the number of pictures of x that were used.
+        The mean, below 0 by chance if the distributions are alike; n is the number of images of x that were used.
 
     Raises:
         ValueError: as `fidelity.frechet_distance`; size below 2, subsets below 1, or so few that a block left out leaves less than 2;
@@ -111,17 +111,17 @@ def cmmd(
     """CMMD (arXiv 2401.09603): squared MMD of unit CLIP vectors, Gaussian kernel of width 10, times 1000.
 
     For unit vectors the kernel is ``exp((c - 1) / 100)`` with ``c`` the cosine. Its series up to ``c^2`` needs only sums of
-    vectors and of their outer products, so all pictures are used in O(N D^2). What is left out, ``c^3 / 6e6`` and beyond, changes
+    vectors and of their outer products, so all images are used in O(N D^2). What is left out, ``c^3 / 6e6`` and beyond, changes
     the result by 7e-4 at the very most and usually by less than a hundredth of itself.
 
-    Two runs that share prompts need ``other_groups``, for the reason given at `kid`: the sums over pairs of pictures of one prompt
+    Two runs that share prompts need ``other_groups``, for the reason given at `kid`: the sums over pairs of images of one prompt
     are then subtracted from all three terms, and the jackknife leaves prompts out of both runs.
 
     Args:
         x: (N, D), y: (M, D): vectors of any length but 0, they are brought to length 1; N and M at least 2.
-        groups: (N,) prompts of x for the jackknife (see `fidelity.frechet_interval`); None takes every picture as its own.
+        groups: (N,) prompts of x for the jackknife (see `fidelity.frechet_interval`); None takes every image as its own.
         other_groups: (M,) prompts of y, where y is a run like x; None takes y for a fixed reference that shares no prompt.
-        biased: keep pairs of a picture with itself, as the paper's code does (a few / N + a few / M higher; never below 0).
+        biased: keep pairs of an image with itself, as the paper's code does (a few / N + a few / M higher; never below 0).
 
     Returns:
         The distance (below 0 by chance if unbiased and the distributions are alike); n is N.
@@ -136,7 +136,7 @@ def cmmd(
     if other_groups is not None:
         if biased:
             raise ValueError(
-                "biased must be False with other_groups, got True: pairs of one prompt are left out, so also those of one picture"
+                "biased must be False with other_groups, got True: pairs of one prompt are left out, so also those of one image"
             )
         return apart_gaussian(*both(first, second, groups, other_groups, blocks, seed), level)
     block = deal(_prompts(groups, first), len(first), blocks, seed)

@@ -20,7 +20,7 @@ SCALE = 1000.0  # CMMD is reported times this
 
 @dataclass(frozen=True)
 class Sums:
-    """Number of pictures, sum of their features (D,), and sum of the outer products (D, D)."""
+    """Number of images, sum of their features (D,), and sum of the outer products (D, D)."""
 
     n: int
     total: Floats
@@ -32,7 +32,7 @@ class Sums:
         return Sums(len(features), features.sum(0), features.T @ features)
 
     def without(self, other: Sums) -> Sums:
-        """The same pictures less those of other."""
+        """The same images less those of other."""
         return Sums(self.n - other.n, self.total - other.total, self.outer - other.outer)
 
     @property
@@ -54,7 +54,7 @@ def deal(groups: Sequence[str], n: int, blocks: int, seed: int) -> NDArray[np.in
     place = {name: i for i, name in enumerate(sorted(set(groups)))}
     if len(groups) != n or len(place) < 2 or blocks < 2:
         raise ValueError(
-            f"groups must name the prompt of each of {n} pictures, 2 or more prompts for 2 or more blocks, "
+            f"groups must name the prompt of each of {n} images, 2 or more prompts for 2 or more blocks, "
             f"got {len(groups)} entries, {len(place)} prompts, {blocks} blocks"
         )
     return ranks(groups, seed) % min(blocks, len(place))
@@ -73,7 +73,7 @@ def ranks(groups: Sequence[str], seed: int | tuple[int, ...]) -> NDArray[np.int6
 
 
 def settled(features: Floats, groups: Sequence[str]) -> NDArray[np.int64]:
-    """An order of the rows (n,) that is the same set of pictures in whatever order they come: by features, then by group.
+    """An order of the rows (n,) that is the same set of images in whatever order they come: by features, then by group.
 
     >>> settled(np.array([[2.0], [1.0]]), ["a", "a"]).tolist()
     [1, 0]
@@ -83,7 +83,7 @@ def settled(features: Floats, groups: Sequence[str]) -> NDArray[np.int64]:
 
 
 def jackknife(features: Floats, block: NDArray[np.int64], measure: Callable[[Sums], float], level: float) -> Estimate:
-    """A measure of all pictures, with the error of leaving out one block at a time and a t interval for as many blocks.
+    """A measure of all images, with the error of leaving out one block at a time and a t interval for as many blocks.
 
     Args:
         features: (N, D). block: (N,) from 0 on, as `deal` gives it. measure: what is estimated, from sums. level: in (0, 1).
@@ -92,7 +92,7 @@ def jackknife(features: Floats, block: NDArray[np.int64], measure: Callable[[Sum
     2.0
     """
     if len(features) - np.bincount(block).max() < 2:
-        raise ValueError(f"x must keep 2 pictures or more when a block of prompts is left out, got {len(features)} in all: give more")
+        raise ValueError(f"x must keep 2 images or more when a block of prompts is left out, got {len(features)} in all: give more")
     total = Sums.of(features)
     blocks = int(block.max()) + 1
     rest = np.array([measure(total.without(Sums.of(features[block == i]))) for i in range(blocks)])
@@ -110,7 +110,7 @@ def polynomial_rests(x: Floats, y: Floats, block: NDArray[np.int64], blocks: int
     pairs = within.sum() - 2 * rows.sum(0) + (inside * rows).sum(0)
     kept, n = len(x) - inside.sum(0), len(y)
     if kept.min() < 2:
-        raise ValueError(f"x must keep 2 pictures or more in every subset when a block is left out, got {len(x)}: take larger subsets")
+        raise ValueError(f"x must keep 2 images or more in every subset when a block is left out, got {len(x)}: take larger subsets")
     crossed = across.sum() - inside.T @ across.sum(1)
     rests: Floats = pairs / (kept * (kept - 1)) + other.sum() / (n * (n - 1)) - 2 * crossed / (kept * n)
     return rests
@@ -144,13 +144,13 @@ def spread(mean: float, rest: Floats, n: int, level: float) -> Estimate:
 
 
 def pair(x: ArrayLike, y: ArrayLike, least: int = 2) -> tuple[Floats, Floats]:
-    """Two sets of features, checked: finite, (N, D) and (M, D), each with so many pictures at least."""
+    """Two sets of features, checked: finite, (N, D) and (M, D), each with so many images at least."""
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     for name, a in (("x", first), ("y", second)):
         if a.ndim != 2 or len(a) < least or a.shape[1] == 0 or a.shape[1] != second.shape[-1]:
             raise ValueError(f"{name} must be (rows, D) with {least} rows or more and one D, got shapes {first.shape} and {second.shape}")
         if not np.isfinite(a).all():
-            raise ValueError(f"{name} holds NaN or infinity: leave such pictures out and report them as unknown")
+            raise ValueError(f"{name} holds NaN or infinity: leave such images out and report them as unknown")
     return first, second
 
 

@@ -30,7 +30,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[NDArray[Any], NDArray[np.int64]], Floats]
-"""From labels (K, N), K versions of a column, and the group index of each picture (N,) to K numbers."""
+"""From labels (K, N), K versions of a column, and the group index of each image (N,) to K numbers."""
 
 LABEL_CELLS = 500_000  # permuted labels in memory at a time
 ROUNDING = 1e-12  # two statistics closer than this are a tie
@@ -67,11 +67,11 @@ def mcnemar(
     after: ArrayLike,
     groups: Sequence[Hashable] | None = None,
     *,
-    n_boot: int = 2000,
+    n_bootstrap: int = 2000,
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedTest:
-    """Did a property of pictures become more or less frequent? McNemar's exact test on the pairs that changed.
+    """Did a property of images become more or less frequent? McNemar's exact test on the pairs that changed.
 
     Under the null each of the changed pairs is a fair coin, so p is a binomial tail, doubled. The interval of the difference adds
     a pair to each kind of change before Wald's formula (Bonett and Price 2012), which covers well also with few changes.
@@ -83,10 +83,10 @@ def mcnemar(
     Args:
         before, after: (N,) bool, row by row the same (prompt, repeat).
         groups: (N,) prompts; None takes every pair as its own. The order of the rows has no influence.
-        n_boot: draws, 1 or more. seed: of the draws. level: of the interval, in (0, 1).
+        n_bootstrap: draws, 1 or more. seed: of the draws. level: of the interval, in (0, 1).
 
     Raises:
-        ValueError: not boolean, of different length, or empty; n_boot below 1 with groups.
+        ValueError: not boolean, of different length, or empty; n_bootstrap below 1 with groups.
 
     >>> found = mcnemar([False] * 6, [True] * 6)
     >>> found.difference.mean, found.p
@@ -106,13 +106,13 @@ def mcnemar(
     mean = (gained - lost) / n
     low, high = min(mean, up - down - half), max(mean, up - down + half)
     if groups is not None:
-        wide = _clustered(second.astype(int) - first, groups, mean, n_boot, seed, level)
+        wide = _clustered(second.astype(int) - first, groups, mean, n_bootstrap, seed, level)
         low, high = min(low, wide[0]), max(high, wide[1])
     return PairedTest(Estimate(mean, max(-1.0, low), min(1.0, high), n), p, gained, lost)
 
 
 def _clustered(
-    change: NDArray[np.int64], groups: Sequence[Hashable], mean: float, n_boot: int, seed: int, level: float
+    change: NDArray[np.int64], groups: Sequence[Hashable], mean: float, n_bootstrap: int, seed: int, level: float
 ) -> tuple[float, float]:
     """The interval of a mean change of pairs over other groups; the mean itself for one group."""
     if len(groups) != len(change):
@@ -121,7 +121,7 @@ def _clustered(
     index = [place[name] for name in groups]
     changes, sizes = np.bincount(index, weights=change), np.bincount(index)
     order = np.lexsort((sizes, changes))
-    return ends(ratio_draws(changes[order], sizes[order], n_boot=n_boot, seed=seed), mean, len(sizes), level)
+    return ends(ratio_draws(changes[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), level)
 
 
 def paired_permutation(
@@ -166,13 +166,13 @@ def paired_permutation(
     return PermutationTest(observed, (hits + 1) / (permutations + 1), len(first), permutations)
 
 
-def mean_dev_rat_of(classes: Sequence[Any], shares: ArrayLike | None = None) -> Statistic:
+def mean_dev_rat_of(classes: Sequence[Any], proportions: ArrayLike | None = None) -> Statistic:
     """A `Statistic` for `paired_permutation`: mean DevRat over groups (`fairness.dev_rat`), of labels that are one of classes.
 
     Other labels (unknown) count for no class; groups where no label is a class are left out of the mean.
 
     Args:
-        classes: (C,) 2 or more labels, of the columns' type. shares: the wanted shares, (C,) or (G, C) with the groups in the order of
+        classes: (C,) 2 or more labels, of the columns' type. proportions: the wanted proportions, (C,) or (G, C) with the groups in the order of
             their index; None is uniform.
 
     >>> mean_dev_rat_of(["x", "y"])(np.array([["x", "y", "x", "x"]]), np.array([0, 0, 1, 1])).tolist()
@@ -188,7 +188,11 @@ def mean_dev_rat_of(classes: Sequence[Any], shares: ArrayLike | None = None) -> 
         known = counts.sum(-1) > 0
         each = np.zeros(versions * groups)
         if known.any():
-            own = None if shares is None else np.broadcast_to(shares, (versions, groups, len(classes))).reshape(-1, len(classes))[known]
+            own = (
+                None
+                if proportions is None
+                else np.broadcast_to(proportions, (versions, groups, len(classes))).reshape(-1, len(classes))[known]
+            )
             each[known] = dev_rat(counts[known], own)
         with np.errstate(invalid="ignore"):
             mean: Floats = each.reshape(versions, groups).sum(1) / known.reshape(versions, groups).sum(1)

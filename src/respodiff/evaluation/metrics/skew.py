@@ -1,6 +1,6 @@
-"""How skewed one group's pictures are, exactly and at small numbers: what a search over many groups and attributes needs.
+"""How biased one group's images are, exactly and at small numbers: what a search over many groups and attributes needs.
 
-``C`` is the number of concepts of an attribute, ``t_c`` the wanted share of each. Pictures of one prompt start from independent noise, so
+``C`` is the number of concepts of an attribute, ``t_c`` the wanted share of each. Images of one prompt start from independent noise, so
 that a count is binomial given the prompt; where a group pools several prompts it varies less than that, and intervals err on the wide side.
 """
 
@@ -34,69 +34,69 @@ def exact_band(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def skew_band(counts: Sequence[int], shares: Sequence[float], level: float = 0.95) -> Estimate:
+def bias_band(counts: Sequence[int], proportions: Sequence[float], level: float = 0.95) -> Estimate:
     """DevRat of one group (`fairness.dev_rat`) with an exact interval.
 
     The C shares get intervals that hold at once (`exact_band` at ``1 - (1 - level) / C``; two concepts have one share). DevRat then lies
     between the largest of the smallest and the largest of the largest deviations that they allow, over ``1 - min_c t_c``.
 
-    >>> found = skew_band([9, 1], [0.5, 0.5])
+    >>> found = bias_band([9, 1], [0.5, 0.5])
     >>> found.mean, round(found.low, 3), round(found.high, 3)
     (0.8, 0.11, 0.995)
     """
-    n, found = sum(counts), float(dev_rat(counts, shares))
-    each = 1 - (1 - level) / _shares_of(counts)
-    bands = [(*exact_band(k, n, each), t) for k, t in zip(counts, shares, strict=True)]
-    reach = 1 - min(shares)
+    n, found = sum(counts), float(dev_rat(counts, proportions))
+    each = 1 - (1 - level) / _proportions_of(counts)
+    bands = [(*exact_band(k, n, each), t) for k, t in zip(counts, proportions, strict=True)]
+    reach = 1 - min(proportions)
     low = max(max(0.0, low - t, t - high) for low, high, t in bands) / reach
     high = max(max(high - t, t - low) for low, high, t in bands) / reach
     return Estimate(found, min(low, found), min(1.0, max(high, found)), n)
 
 
-def skew_p(counts: Sequence[int], shares: Sequence[float]) -> float:
-    """p of the hypothesis that the group has the wanted shares: the smallest of exact two-sided binomial tests of its C shares, times C
+def bias_p(counts: Sequence[int], proportions: Sequence[float]) -> float:
+    """p of the hypothesis that the group has the wanted proportions: the smallest of exact two-sided binomial tests of its C shares, times C
     (two concepts have one share); at most 1.
 
-    >>> skew_p([10, 0], [0.5, 0.5])
+    >>> bias_p([10, 0], [0.5, 0.5])
     0.001953125
     """
     n = sum(counts)
-    smallest = min(float(binomtest(k, n, t).pvalue) for k, t in zip(counts, shares, strict=True))
-    return min(1.0, _shares_of(counts) * smallest)
+    smallest = min(float(binomtest(k, n, t).pvalue) for k, t in zip(counts, proportions, strict=True))
+    return min(1.0, _proportions_of(counts) * smallest)
 
 
-def mean_skew_p(counts: ArrayLike, shares: Sequence[float], *, draws: int = 20_000, seed: int = 0) -> float:
-    """p of the hypothesis that every group has the wanted shares: how often a perfect generator that draws at random, at the same
-    numbers of pictures, shows a mean DevRat as large. Simulated, ``(1 + hits) / (1 + draws)``.
+def mean_bias_p(counts: ArrayLike, proportions: Sequence[float], *, draws: int = 20_000, seed: int = 0) -> float:
+    """p of the hypothesis that every group has the wanted proportions: how often a perfect generator that draws at random, at the same
+    numbers of images, shows a mean DevRat as large. Simulated, ``(1 + hits) / (1 + draws)``.
 
     Args:
         counts: (G, C) images per group and concept, each group with one at least.
     """
     values = np.asarray(counts, dtype=np.int64)
-    observed, sizes = float(dev_rat(values, shares).mean()), values.sum(1)
+    observed, sizes = float(dev_rat(values, proportions).mean()), values.sum(1)
     rng, step, hits = np.random.default_rng(seed), max(1, DRAW_CELLS // values.size), 0
     for start in range(0, draws, step):
-        made: NDArray[np.int64] = rng.multinomial(sizes, shares, size=(min(step, draws - start), len(sizes)))
-        hits += int((dev_rat(made, shares).mean(-1) >= observed - 1e-12).sum())
+        made: NDArray[np.int64] = rng.multinomial(sizes, proportions, size=(min(step, draws - start), len(sizes)))
+        hits += int((dev_rat(made, proportions).mean(-1) >= observed - 1e-12).sum())
     return (1 + hits) / (1 + draws)
 
 
-def pictures_needed(shares: Sequence[float], tests: int, level: float = 0.95) -> int:
-    """The fewest pictures of a group that can show it to be skewed among so many tests: all of them of the concept that is most wanted.
+def images_required(proportions: Sequence[float], tests: int, level: float = 0.95) -> int:
+    """The fewest images of a group that can show it to be biased among so many tests: all of them of the concept that is most wanted.
 
-    >>> pictures_needed([0.5, 0.5], 1), pictures_needed([0.5, 0.5], 72)
+    >>> images_required([0.5, 0.5], 1), images_required([0.5, 0.5], 72)
     (6, 12)
     """
-    top = int(np.argmax(shares))
-    if max(shares) >= 1:
+    top = int(np.argmax(proportions))
+    if max(proportions) >= 1:
         return 1
-    most = math.ceil(math.log((1 - level) / (2 * tests * len(shares))) / math.log(max(shares))) + 1
+    most = math.ceil(math.log((1 - level) / (2 * tests * len(proportions))) / math.log(max(proportions))) + 1
     for n in range(1, most):
-        if skew_p([n if i == top else 0 for i in range(len(shares))], shares) * tests <= 1 - level:
+        if bias_p([n if i == top else 0 for i in range(len(proportions))], proportions) * tests <= 1 - level:
             return n
     return most
 
 
-def _shares_of(counts: Sequence[int]) -> int:
+def _proportions_of(counts: Sequence[int]) -> int:
     """How many shares of a group are free to be wrong: one of two concepts, else all."""
     return 1 if len(counts) == 2 else len(counts)
