@@ -21,7 +21,7 @@ from benchmarks.main_job import DOCS, say
 from benchmarks.tables import fill, interval, table
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.experiments import comparison_page
+from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import MethodComparison
 from respodiff.experiments.plan import NEUTRAL, TUNED_ON, WORDS, Plan, base_of
 from respodiff.methods.registry import NOT_TRAINED
@@ -202,7 +202,7 @@ def main() -> None:
             if step.what != said:
                 say(step.what)
                 said = step.what
-        rows = [{k: v for k, v in row.items() if k != "tests"} for row in comparison_page.publish(comparison, judge)["rows"]]
+        rows = [{k: v for k, v in row.items() if k != "tests"} for row in comparison_report.publish(comparison, judge)["rows"]]
         print(as_table(rows, kind), picked(rows, kind), flush=True)
         if not arguments.methods:
             found |= {

@@ -40,7 +40,7 @@ SHORT = {
 def short(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """The rows at full scale, some columns."""
     heads = {key: columns_of(kind)[key] for key in SHORT[kind]}
-    lines = [[row["label"], *(text_cell(row[key]) for key in heads)] for row in rows if row["scale"] == 1]
+    lines = [[row["label"], *(text_cell(row[key], key) for key in heads)] for row in rows if row["scale"] == 1]
     return table(["method", *heads.values()], lines)
 
 
@@ -53,7 +53,7 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     return (
         f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
         f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
-        f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
+        f"The plain model's own split halves are {text_cell(half, 'split_half')} apart (Frechet). "
         + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
         + "\n\n"
     )

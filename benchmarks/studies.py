@@ -32,7 +32,7 @@ def as_table(run: Mapping[str, Any]) -> str:
     """Every row at every scale, as the plot shows them."""
     heads = {key: columns_of("fairness")[key] for key in SHOWN}
     lines = [
-        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text_cell(row[key], key) for key in heads)]
         for i, row in enumerate(run["rows"])
     ]
     return about(run, "fairness") + table(["row", "scale", *heads.values()], lines)

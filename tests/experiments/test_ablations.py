@@ -47,7 +47,7 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
     curves = trade_off(rows, "fairness", "alignment")
     (_, points) = curves.series[1]
     assert [(round(p.x, 9), p.y) for p in points] == [(0.0, 0.8), (2.5, 0.5), (5.0, 0.2)]
-    assert curves.x_label == "alignment lost, % of the plain model's"
+    assert curves.x_label == "alignment lost, % of the baseline's"
     assert [name for name, _ in curves.series] == ["plain", "r:a"]
     assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness", "alignment").series] == ["plain", "a", "b"]
     assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness", "alignment").series] == ["plain", "r:a", "s"]

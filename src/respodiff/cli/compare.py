@@ -54,7 +54,7 @@ def compare(
 ) -> None:
     """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
     from respodiff.evaluation.judges import load
-    from respodiff.experiments import comparison_page
+    from respodiff.experiments import comparison_report
     from respodiff.experiments.ablations import ablation_of
     from respodiff.experiments.plan import EMBEDDED, FAIRNESS, SAFETY, TUNED_ON, Plan, base_of
 
@@ -90,7 +90,7 @@ def compare(
     make = partial(_comparison, plan, out, model, device, dtype, judge, labeller.digest, cache)
     comparison = make()
     _run(comparison, make, workers or (_cores() if (model, device) == ("embedded", "cpu") else 1))
-    result = comparison_page.publish(comparison, labeller)
+    result = comparison_report.publish(comparison, labeller)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
 
 
