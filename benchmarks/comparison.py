@@ -22,7 +22,7 @@ from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.experiments import comparison_page
+from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import MethodComparison
 from respodiff.experiments.comparison_report import markdown, text_cell, unchanged
 from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
@@ -51,7 +51,7 @@ def compared(plan: Plan, out: Path) -> dict[str, Any]:
         if step.what != said:
             said = step.what
             say(f"{said} ({step.done / step.total:.0%})")
-    comparison_page.publish(comparison, judge)
+    comparison_report.publish(comparison, judge)
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
     for row in result["rows"]:
         row.pop("tests", None)

@@ -32,7 +32,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
         assert grid.width > 8 * 70 and grid.height > 3 * 70
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "data:image/png;base64," in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
-    assert "One small tensor per concept" in page and "share of men" in page
+    assert "One small tensor per concept" in page and "share of women" in page and "mechanic: " in page
     assert "mechanic" in page and "real people" in page
     assert {p.name for p in out.glob("*.safetensors")} == {"woman.safetensors", "man.safetensors", "violence.safetensors"}
     before, after = ([json.loads(line) for line in (out / run / "manifest.jsonl").read_text().splitlines()] for run in ("before", "after"))

@@ -127,19 +127,22 @@ def test_page_and_console_say_the_same(run: ScoredRun, stated: ScoredRun, tmp_pa
     found = {**audit(run, stated, ALL), "suggest": ["respodiff train --concept woman"], "command": "respodiff audit"}
     said = "\n".join(lines(found))
     assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be biased" in said
-    assert "mechanic: man 16 of 16 (wanted 0.50), DevRat 1.000 [" in said and "hat: mean DevRat" in said
-    assert "cannot be distinguished: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
+    assert "mechanic: man 16 of 16 (wanted 0.500), DevRat 1.000 [" in said and "hat: mean DevRat" in said
+    assert "judge not valid: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
     page = write(tmp_path / "audit.html", found, run).read_text()
     for text in (
-        "gender: man 16 of 16 (wanted 0.50)",
-        "cannot be distinguished",
+        "gender: man 16 of 16 (wanted 0.500)",
+        "judge not valid",
         "respodiff train --concept woman",
         "Bonferroni",
         "48 images",
     ):
         assert text in page
     assert page.count("<img") == 3 * 12 and "https://" not in page
-    assert "gender (on 2 of 3 prompts taken by themselves). Not shown to be distinguished by this judge: hat." in page
+    assert (
+        "gender (on 2 of 3 prompts taken by themselves). In 16 of 16 images, “mechanic” looked like a man; expected 8. Not shown to be recognised by this judge: hat."
+        in page
+    )
     assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
     assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
     json.dumps(found, allow_nan=False)

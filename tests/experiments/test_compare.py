@@ -16,8 +16,7 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments.compare import MethodComparison, Progress
-from respodiff.experiments.comparison_page import publish
-from respodiff.experiments.comparison_report import rows_of, trade_off, unchanged
+from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
 from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
 from respodiff.methods.registry import NAMES
 
@@ -116,7 +115,13 @@ def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, ju
     assert rows["plain"]["benign_drift"] is None and rows["negative"]["benign_drift"]["n"] == 50
     assert rows["plain"]["benign_frechet"] is None and rows["negative"]["benign_frechet"]["mean"] > 0
     page = (tmp_path / "compare.html").read_text()
-    assert page.count('<g class="k') >= 3 and "Harmless prompts: general" in page and "sld-weak" in page
+    assert (
+        page.count('<g class="k') >= 3
+        and "Lower left is better" in page
+        and "No significant change" in page
+        and "Harmless prompts: general" in page
+        and "sld-weak" in page
+    )
     assert "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
 
 

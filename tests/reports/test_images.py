@@ -1,13 +1,16 @@
-"""The sheet of images: sizes, words, holes."""
+"""Images of a report: galleries, embedded files, and sheets: sizes, words, holes."""
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from respodiff.reports.images import image_grid
+from respodiff.reports.images import Figure, Gallery, Tile, image_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -44,7 +47,7 @@ def test_grid_words_make_room(tmp_path: Path) -> None:
     assert size(image_grid([("a much longer label", [square(RED)])], tmp_path / "d.png"))[0] > short[0] + 60
 
 
-def test_grid_says_when_a_image_cannot_be_read(tmp_path: Path) -> None:
+def test_grid_says_when_an_image_cannot_be_read(tmp_path: Path) -> None:
     path = image_grid([("doctor", [tmp_path / "absent.png", square(RED)])], tmp_path / "grid.png", thumb=64)
     assert count(Image.open(path).convert("RGB"), RED) == 64 * 64
 
@@ -56,3 +59,32 @@ def test_grid_errors(tmp_path: Path) -> None:
         image_grid([], tmp_path / "grid.png")
     with pytest.raises(ValueError, match="columns hold 1 images, but a row has 2"):
         image_grid([("doctor", [square(RED)] * 2)], tmp_path / "grid.png", columns=[("before", 1)])
+
+
+def test_gallery_veils_and_says_what_cannot_be_read(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 200), "red").save(tmp_path / "a.png")
+    tiles = [Tile(tmp_path / "a.png", "woman"), Tile(tmp_path / "a.png", veiled=True), Tile(tmp_path / "absent.png"), Tile(None, "hole")]
+    text = Gallery([("a doctor", [("plain", tiles)])]).html()
+    assert text.count("data:image/webp;base64,") == 2 and text.count('class="veiled"') == 1 and text.count("unreadable") == 1
+    assert text.count('class="hole"') == 2
+    assert "show images of unsafe prompts" in text
+    assert "show images of unsafe prompts" not in Gallery([("a doctor", [("plain", tiles[:1])])]).html()
+
+
+def test_thumbnail_keeps_the_shape_and_is_twice_the_size_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (800, 400), "red").save(tmp_path / "a.png")
+    found = Tile(tmp_path / "a.png").thumbnail(50)
+    assert found is not None
+    image = Image.open(io.BytesIO(base64.b64decode(found.split(",")[1])))
+    assert image.size == (100, 50)
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert Tile(tmp_path / "b.png").thumbnail(50) is None and Tile(None).thumbnail(50) is None
+
+
+def test_figure_embeds_the_file_as_it_is(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    embedded = re.search(r'data:image/png;base64,([^"]+)', Figure(tmp_path / "a.png", "red").html())
+    assert embedded and base64.b64decode(embedded[1]) == (tmp_path / "a.png").read_bytes()
+    for name in ("absent.png", "a.txt"):
+        with pytest.raises(ValueError, match=f"path is .*{name}'; allowed: an existing"):
+            Figure(tmp_path / name, "").html()

@@ -73,6 +73,10 @@ def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
         "real people",
         "0.875",
         "permutation",
+        "Findings: occupations",
+        "plain: in 8 of 8 images, “guard” looked like a man; expected 4. even: 4 of 8.",
+        "even compared with plain: DevRat gender decreases by 0.875 [-0.271, 1.000] (16 pairs, p (Holm) 0.078, not significant)",
+        "no significant change of subject accuracy",
     ):
         assert text in page, text
     assert [Path(t).name for t in found["tables"]] == ["report.json", "report.csv", "report.md", "report-images.csv"]
@@ -85,6 +89,27 @@ def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     assert "| plain | 16 | 0.875 [" in text and "real people" in text
     headline = [line for line in text.splitlines() if line.startswith("|")][:4]
     assert len({line.count("|") for line in headline}) == 1
+
+
+def test_a_label_with_markup_is_text(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    label = "<script>alert(1)</script>"
+    page = Path(report([f"{label}={runs['plain'].path}", str(runs["even"].path)], tmp_path / "r.html")["page"]).read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+
+
+def test_intervals_stay_within_the_possible_range(tmp_path: Path) -> None:
+    run = paint(tmp_path / "two", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))])
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    wide = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["statistics"]["alignment"]
+    assert wide["low"] < -100 and wide["high"] > 100, "two prompts say next to nothing"
+    assert f"{wide['mean']:.3f} [-100.000, 100.000]" in (tmp_path / "r.md").read_text()
+    assert "[-100.000, 100.000]" in (tmp_path / "r.html").read_text()
+
+
+def test_a_single_run_says_what_it_reaches(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    page = Path(report(names(runs)[:1], tmp_path / "r.html")["page"]).read_text()
+    assert "Mean DevRat of gender: 0.875 [" in page and "(n = 16); random sampling: 0.273." in page
+    assert "plain: in 8 of 8 images, “guard” looked like a man; expected 4.</p>" in page
 
 
 def tables(runs: list[str], out: Path) -> tuple[Any, ...]:
@@ -240,7 +265,7 @@ def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFold
     other = paint(tmp_path / "other", EVEN, seed=5)
     evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
     page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()
-    assert "Not all of these runs share their noise" in page and "not drawn" in page
+    assert "Not all of these runs share their noise" in page and "not generated" in page
 
 
 def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
@@ -248,7 +273,7 @@ def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
     run = paint(tmp_path / "a", rows)
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     page = Path(report([str(run.path)], tmp_path / "a.html")["page"]).read_text()
-    assert "the 60 most lopsided of 100 groups" in page and page.count('<div class="row">') == 60
+    assert "the 60 most one-sided of 100 groups" in page and page.count('<div class="row">') == 60
 
 
 def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
@@ -298,10 +323,10 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
         "too few to show",
         "woman x cook",
         "corrected for the judge",
-        "colour and second agree on 1.000",
-        "kappa 1.00",
+        "colour and second agree on 1.000 [",
+        "kappa 1.000",
     ):
         assert text in page, text
-    assert 'class="stack"' in page and "cook 1.00, guard 0.00, bomb 0.00" in page
+    assert 'class="stack"' in page and "cook 1.000, guard 0.000, bomb 0.000" in page
     second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["statistics"]
     assert second["judge"]["name"] == "second"

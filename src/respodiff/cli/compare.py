@@ -48,7 +48,7 @@ def compare(
     """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
     from respodiff.evaluation.judges import load
     from respodiff.evaluation.judges.differentiable import classifier
-    from respodiff.experiments import comparison_page
+    from respodiff.experiments import comparison_report
     from respodiff.experiments.compare import MethodComparison
     from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
 
@@ -71,7 +71,7 @@ def compare(
     pipe = open_model(model, device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
     _run(comparison)
-    result = comparison_page.publish(comparison, labeller)
+    result = comparison_report.publish(comparison, labeller)
     finish(result, _shown(out, result["rows"], plan.kind), as_json)
 
 

@@ -170,47 +170,40 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
 def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
     from respodiff.reports.charts import Dots
     from respodiff.reports.html import Section, html_report
-    from respodiff.reports.tables import estimate
+    from respodiff.reports.images import Figure
+    from respodiff.reports.tables import SHARE, estimate, number
 
-    before, after = (found[k]["proportions"]["gender"] for k in ("before", "after"))
-    rows = {
-        c: [(g, {"before": estimate(before[g][c]), "after": estimate(after[g][c])}) for g in found["before"]["groups"]["gender"]]
-        for c in ("woman", "man")
+    sides = ("before", "after")
+    proportions = {side: found[side]["proportions"]["gender"] for side in sides}
+    rows = [(g, {side: estimate(proportions[side][g]["woman"], SHARE) for side in sides}) for g in found["before"]["groups"]["gender"]]
+    measures = {
+        "DevRat (gender)": [found[side]["devrat"]["gender"] for side in sides],
+        "subject accuracy": [found[side]["subject_accuracy"] for side in sides],
+        f"unsafe share of {UNSAFE!r}": [found[f"unsafe-{side}"]["unsafe"] for side in sides],
     }
-    table = [
-        _row("DevRat (gender)", found["before"]["devrat"]["gender"], found["after"]["devrat"]["gender"]),
-        {
-            "measure": "subject accuracy",
-            "before": f"{found['before']['subject_accuracy']:.2f}",
-            "after": f"{found['after']['subject_accuracy']:.2f}",
-        },
-        _row(f"unsafe share of {UNSAFE!r}", found["unsafe-before"]["unsafe"], found["unsafe-after"]["unsafe"]),
-    ]
-    n, random_level = found["after"]["n"], found["after"]["devrat"]["gender"]["random"]
+    table = [{"measure": name, **{s: estimate(e, SHARE) for s, e in zip(sides, pair, strict=True)}} for name, pair in measures.items()]
+    random_level = number(found["after"]["devrat"]["gender"]["random"])
     sections = [
+        Section("Findings", notes=[_finding(g, *(found[side]["counts"]["gender"][g] for side in sides)) for g, _ in rows]),
         Section(
             "The same noise, before and after",
             "Each image on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
             "(as many of one as of the other) and given to the noises that favour it, and its module was added at the bottleneck: hardly at all "
             "where a noise favours it surely. The last row is an unsafe prompt, steered by the safety module (scale 1.5).",
-            image=grid,
-            image_text="Rows of images of occupations, on the left the plain model, on the right steered",
+            parts=[Figure(grid, "Rows of images of occupations, on the left the plain model, on the right steered")],
         ),
-        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", ("before", "after"), rows["woman"], 0.5)]),
-        Section("Share of men", parts=[Dots("share of men, with 95 % intervals", ("before", "after"), rows["man"], 0.5)]),
+        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", sides, rows, 0.5)]),
         Section(
             "Figures",
-            f"n = {n} images ({images} a prompt) before and as many after, {found['unsafe-after']['n']} for the unsafe prompt, run seed {seed}; "
-            f"in brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for one group only; a perfect generator that draws "
-            f"at random would show {random_level:.2f} at this n. Command: respodiff demo --images {images} --seed {seed}.",
+            f"{images} images a prompt, run seed {seed}. In brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for "
+            f"one group only. A perfect generator that samples at random would show {random_level}. Command: respodiff demo --images {images} --seed {seed}.",
             table=table,
         ),
     ]
     return html_report(path, title="RespoDiff on the embedded model", lead=lead, sections=sections)
 
 
-def _row(name: str, before: dict[str, float], after: dict[str, float]) -> dict[str, str]:
-    def show(e: dict[str, float]) -> str:
-        return f"{e['mean']:.2f} [{e['low']:.2f}, {e['high']:.2f}]"
-
-    return {"measure": name, "before": show(before), "after": show(after)}
+def _finding(group: str, before: dict[str, int], after: dict[str, int]) -> str:
+    """How many images of a prompt look like women, in words."""
+    (a, n), (b, m) = ((side["woman"], side["woman"] + side["man"]) for side in (before, after))
+    return f"{group}: {a} of {n} images looked like a woman before, {b} of {m} after; expected {n / 2:g}."

@@ -1,23 +1,145 @@
-"""A sheet of labelled rows of images, as PNG."""
+"""Images of a report: galleries of images that share their noise, single images, and sheets of images as PNG."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
+from respodiff.evaluation.comparison import ReportEntry, noise_key
+from respodiff.evaluation.score_files import confined, open_image
+from respodiff.evaluation.scored_run import ScoredRun
+from respodiff.evaluation.summary import flags_of
+from respodiff.reports.html import render
+
+PROMPTS, COLUMNS = 8, 8
+"""Prompts of a prompt set that a gallery shows, and images of each."""
 INK, QUIET, PAPER, RULE = "#1a1a1a", "#666666", "#ffffff", "#d9d9d9"
 MARGIN, GAP, GROUP_GAP = 16, 4, 18
 
-ImageLike = Image.Image | Path | str
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a gallery: its file (None for a hole), the words under it, and whether it is veiled until the reader asks."""
+
+    path: Path | None
+    caption: str = ""
+    veiled: bool = False
+
+    def thumbnail(self, side: int) -> str | None:
+        """The image as a small WebP data URL, at twice the size shown for fine screens; None if it cannot be read."""
+        if self.path is None or (image := open_image(self.path)) is None:
+            return None
+        image.thumbnail((2 * side, 2 * side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, "WEBP", quality=80)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Rows of images: for every prompt one row a run.
+
+    Attributes:
+        rows: (prompt, [(run, images), ...]).
+        side: Width and height of an image in pixels.
+    """
+
+    rows: Sequence[tuple[str, Sequence[tuple[str, Sequence[Tile]]]]] = ()
+    side: int = 96
+
+    def html(self) -> Markup:
+        """The gallery, with its images embedded."""
+        veil = any(tile.veiled for _, strips in self.rows for _, tiles in strips for tile in tiles)
+        return render("gallery.html.j2", gallery=self, veil=veil)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One image file, and what it shows for readers who cannot see it."""
+
+    path: Path
+    text: str
+
+    def html(self) -> Markup:
+        """The file, embedded as it is; ValueError if it cannot be read."""
+        kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}.get(self.path.suffix.lower())
+        if kind is None or not self.path.is_file():
+            raise ValueError(f"path is {str(self.path)!r}; allowed: an existing .png, .jpg or .webp file")
+        source = f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
+        return render("image.html.j2", source=source, text=self.text)
+
+
+def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
+    """Evenly spaced prompts, the first images of each; a run that lacks the image of a column has a hole there."""
+    prompts = sorted({r.prompt_id for e in entries for r in e.run.records})
+    step = max(1, len(prompts) / PROMPTS)
+    shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
+    texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
+    places = [_places(e.run, set(shown)) for e in entries]
+    flags = [flags_of(e.run) for e in entries]
+    rows = []
+    for prompt in shown:
+        columns = list(dict.fromkeys(key for found in places for key in found.get(prompt, {})))[:COLUMNS]
+        strips = [
+            (e.run.label, [_asked(e.run, found.get(prompt, {}).get(key), flag) for key in columns])
+            for e, found, flag in zip(entries, places, flags, strict=True)
+        ]
+        rows.append((texts[prompt], strips))
+    return Gallery(rows)
+
+
+def gallery_text(entries: Sequence[ReportEntry]) -> str:
+    """What the columns of the gallery share."""
+    first = "First images of some prompts, none chosen by hand."
+    if len(entries) == 1:
+        return first
+    if all(e.comparison is None or e.comparison["paired"] for e in entries):
+        return f"One row a run; images in a column start from the same noise. {first}"
+    return f"One row a run. Not all of these runs share their noise, so a column is no before and after. {first}"
+
+
+def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | None) -> Tile:
+    """The i-th image of a run; veiled where its prompt is unsafe or a judge flagged it (images of the embedded model are emoji, never veiled)."""
+    record = run.records[i]
+    veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
+    return Tile(confined(run.image_folders[i], record.file), run.scores[i].problem or caption, veiled)
+
+
+def _places(run: ScoredRun, prompts: set[str]) -> dict[str, dict[Hashable, int]]:
+    """Prompt -> noise -> row; images of unknown noise stand for themselves."""
+    found: dict[str, dict[Hashable, int]] = {}
+    for i, record in enumerate(run.records):
+        if record.prompt_id in prompts:
+            row = found.setdefault(record.prompt_id, {})
+            row[noise_key(run, record) or ("place", len(row))] = i
+    return found
+
+
+def _asked(run: ScoredRun, i: int | None, flags: Sequence[bool | None] | None) -> Tile:
+    """An image with the concept that was asked for, and what the judge sees where it differs."""
+    if i is None:
+        return Tile(None, "not generated")
+    record, score = run.records[i], run.scores[i]
+    asked = ", ".join(record.concepts.values())
+    seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
+    return tile(run, i, f"asked {asked}, seen {seen}" if asked and seen != asked else asked, flags)
+
+
+Source = Image.Image | Path | str
 
 
 def image_grid(
-    rows: Sequence[tuple[str, Sequence[ImageLike]]],
+    rows: Sequence[tuple[str, Sequence[Source]]],
     path: str | Path,
     *,
     columns: Sequence[tuple[str, int]] = (),
@@ -51,31 +173,26 @@ def image_grid(
     draw = ImageDraw.Draw(sheet)
     _write(draw, above, MARGIN, big, INK)
     _write(draw, below, bottom + 6, text, QUIET)
-    _headers(draw, columns, starts, thumb, head + 1.2 * bold, bold)
+    for header, first, last in _groups(columns):
+        draw.text(((starts[first] + starts[last] + thumb) / 2, head + 1.2 * bold), header, INK, _font(bold), anchor="ms")
     for i, (label, images) in enumerate(rows):
         y = top + i * (thumb + GAP)
         draw.text((left - 12, y + thumb / 2), label, INK, _font(text), anchor="rm")
-        _paste(sheet, images, starts, y, thumb)
-    return _save(sheet, Path(path))
-
-
-def _save(sheet: Image.Image, path: Path) -> Path:
+        for x, image in zip(starts, images, strict=False):
+            sheet.paste(_thumb(image, thumb), (x, y))
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, format="PNG", optimize=True)
     return path
 
 
-def _headers(
-    draw: ImageDraw.ImageDraw, columns: Sequence[tuple[str, int]], starts: Sequence[int], thumb: int, y: float, size: float
-) -> None:
-    at = 0
-    for header, count in columns:
-        middle = (starts[at] + starts[at + count - 1] + thumb) / 2
-        draw.text((middle, y), header, INK, _font(size), anchor="ms")
-        at += count
+def _groups(columns: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
+    """(header, first column, last column) of every group."""
+    ends = list(accumulate(count for _, count in columns))
+    return [(header, end - count, end - 1) for (header, count), end in zip(columns, ends, strict=True)]
 
 
-def _check(rows: Sequence[tuple[str, Sequence[ImageLike]]], columns: Sequence[tuple[str, int]]) -> None:
+def _check(rows: Sequence[tuple[str, Sequence[Source]]], columns: Sequence[tuple[str, int]]) -> None:
     if not any(images for _, images in rows) or any(count < 1 for _, count in columns):
         raise ValueError("rows and columns of an image grid must each hold at least one image")
     room, widest = sum(count for _, count in columns), max(len(images) for _, images in rows)
@@ -88,11 +205,6 @@ def _font(size: float) -> Any:
     return ImageFont.load_default(size)
 
 
-def _paste(sheet: Image.Image, images: Sequence[ImageLike], starts: Sequence[int], y: int, thumb: int) -> None:
-    for x, image in zip(starts, images, strict=False):
-        sheet.paste(_thumb(image, thumb), (x, y))
-
-
 def _starts(columns: Sequence[tuple[str, int]], left: int, thumb: int) -> list[int]:
     """The x of every image; column groups stand further apart than images."""
     out: list[int] = []
@@ -103,7 +215,7 @@ def _starts(columns: Sequence[tuple[str, int]], left: int, thumb: int) -> list[i
     return out
 
 
-def _thumb(image: ImageLike, side: int) -> Image.Image:
+def _thumb(image: Source, side: int) -> Image.Image:
     if isinstance(image, Image.Image):
         return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
     try:
