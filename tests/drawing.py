@@ -15,7 +15,7 @@ GUIDANCE = 4.0
 STRENGTH = 0.8
 
 
-def images(pipe: Any, height: int = SIZE, width: int = SIZE) -> dict[str, Any]:
+def input_images(pipe: Any, height: int = SIZE, width: int = SIZE) -> dict[str, Any]:
     """The image arguments that this class wants, and nothing for text-to-image ones."""
     generator = torch.Generator().manual_seed(8)
     noise = (torch.rand(3, height, width, 3, generator=generator) * 255).to(torch.uint8).numpy()
@@ -28,7 +28,7 @@ def images(pipe: Any, height: int = SIZE, width: int = SIZE) -> dict[str, Any]:
 def draw(pipe: Any, prompt: Any = "a doctor", *, seed: int = 0, steps: int = 2, images: int = 1, **changes: Any) -> torch.Tensor:
     """Final latents of a call of a tiny pipeline."""
     size = {"height": changes.pop("height", SIZE), "width": changes.pop("width", SIZE)}
-    name, images_ = type(pipe).__name__, images(pipe, **size)
+    name, images_ = type(pipe).__name__, input_images(pipe, **size)
     edits = bool(images_) and "Pix2Pix" not in name and "ControlNetPipeline" not in name  # starts from an image that is partly noised
     arguments: dict[str, Any] = {"guidance_scale": GUIDANCE, **images_}
     if "height" in inspect.signature(type(pipe).__call__).parameters:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import LCMScheduler
-from tests.drawing import GUIDANCE, STRENGTH, images
+from tests.drawing import GUIDANCE, STRENGTH, input_images
 from tests.tiny_models import SIZE
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -81,7 +81,7 @@ class Loop:
         self.delta, self.guidance, self.name = delta, guidance, type(pipe).__name__
         self.generator = torch.Generator().manual_seed(0)
         self.shape = (1, pipe.vae.config.latent_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
-        self.images = images(pipe, height, width)
+        self.images = input_images(pipe, height, width)
         self.embedded = self.unet.config.time_cond_proj_dim is not None
         cond = conditions(pipe, prompt, height, width)
         uncond = nothing(pipe, cond, height, width)
