@@ -29,7 +29,7 @@ test: install lint  ## the whole suite on two cores, no network
 
 lint: install
 	$(BIN)/ruff check
-	$(BIN)/ruff format --validation-images
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
