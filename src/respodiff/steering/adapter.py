@@ -92,11 +92,6 @@ def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any
     return replace(header, **more)
 
 
-def method_header(**more: Any) -> dict[str, Any]:
-    """What a `respodiff.training.respodiff.Task` says of the header of an adapter."""
-    return {"site": "", "format": METHOD_FORMAT, **more}
-
-
 def is_method_adapter(path: str | Path) -> bool:
     """Whether a file is of a method that has an `MethodAdapter`; False for what cannot be read."""
     try:
