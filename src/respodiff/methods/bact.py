@@ -107,21 +107,27 @@ class Labelled:
 def labelled_images(model: Denoiser, concept: Concept, config: BactConfig, classify: Classify) -> Labelled:
     """``rollouts`` images of the subjects in turn, with h of their conditional rows and the classifier's labels."""
     seed, found, labels = mix_seed(config.seed, 7, 0), [], []
-    (empty,), site = model.encode([""]), site_module(model.model, model.site)
+    (empty,) = model.encode([""])
     for i, n in enumerate(equal_parts(config.rollouts, len(config.subjects))):
-        if not n:
-            continue
-        (y,), seen = model.encode([config.draw.format(config.subjects[i])]), []  # type: ignore[var-annotated]
-        generator = torch.Generator().manual_seed(mix_seed(seed, i))
-        z = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
-        handle = site.register_forward_hook(lambda _m, _a, h, n=n, seen=seen: seen.append(h[-n:].flatten(1).float()))
-        try:
-            *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, away=empty, generator=generator)
-        finally:
-            handle.remove()
-        found.append(torch.stack(seen, 1))
-        labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
+        (y,), generator = model.encode([config.draw.format(config.subjects[i])]), torch.Generator().manual_seed(mix_seed(seed, i))
+        noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
+        for z in noise.split(config.rollout_batch) if n else ():
+            with recorded_h(model, len(z)) as seen:
+                *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, away=empty, generator=generator)
+            found.append(torch.stack(seen, 1))
+            labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
     return Labelled(torch.cat(found), model.sampler(config.steps).timesteps, torch.cat(labels).to(model.device), seed)
+
+
+@contextmanager
+def recorded_h(model: Denoiser, rows: int) -> Iterator[list[Tensor]]:
+    """A list that h (rows, D) of the last rows of every call of the model is appended to."""
+    seen: list[Tensor] = []
+    handle = site_module(model.model, model.site).register_forward_hook(lambda _m, _a, h: seen.append(h[-rows:].flatten(1).float()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
