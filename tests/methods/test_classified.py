@@ -19,14 +19,14 @@ from respodiff.concepts.concept import Concept
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods import fdf as fdf_module
-from respodiff.methods.bact import Recorded, balanced, bin_of, divergence
-from respodiff.methods.base import get_method, load
+from respodiff.methods.bact import BalancingAdapter, Recorded, balanced, bin_of, divergence
 from respodiff.methods.classifier import decoded
 from respodiff.methods.concept_slider import learner
 from respodiff.methods.fdf import Subjects, sampler_factors, step, transported
 from respodiff.methods.lora import start
+from respodiff.methods.registry import get_method, load
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import MethodAdapter, header_of
+from respodiff.steering.adapter import header_of
 
 TINY: dict[str, Any] = {"iterations": 3, "steps": 3, "subjects": ("doctor", "nurse"), "rollout_batch": 2}
 MORE: dict[str, dict[str, Any]] = {"fdf": {"batch": 4, "ram_lr": 0.05}, "bact": {"batch": 6, "rollouts": 6, "ram_lr": 0.05}}
@@ -86,7 +86,7 @@ def test_bad_input_is_one_line(plain_sd: Any) -> None:
     with pytest.raises(ValueError, match="the model does not predict noise for DDIM steps"):
         get_method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
     with pytest.raises(ValueError, match=r"proportions is \(0.5, 0.6\)"):
-        get_method("bact").settings(target_proportions=(0.5, 0.6))
+        get_method("bact").settings(proportions=(0.5, 0.6))
     with pytest.raises(ValueError, match="proportions has 3 numbers for 2 alternatives"):
         get_method("bact").fit(plain_sd, WOMAN, tiny("bact", proportions=(0.2, 0.2, 0.6)), classify=classify)
 
@@ -242,8 +242,8 @@ def test_what_is_recorded_is_h_of_the_conditional_rows(plain_sd: Any) -> None:
 def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> None:
     g = torch.Generator().manual_seed(2)
     tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
-    config = get_method("bact").settings(steps=4, gamma=3.0, target_proportions=(0.4, 0.6))
-    made = MethodAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
+    config = get_method("bact").settings(steps=4, gamma=3.0, proportions=(0.4, 0.6))
+    made = BalancingAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
     seen: dict[str, Tensor] = {}
 
     def before(_m: Any, _a: Any, h: Tensor) -> None:
@@ -275,7 +275,7 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
     assert torch.equal(seen["after"][:5], seen["before"][:5]) and torch.equal(seen["after"][9], seen["before"][9])
     with pytest.warns(UserWarning, match="bact balances images of one prompt in one batch, and here is one alone"):
         latents(plain_sd, ["a doctor"], made)
-    wrong = MethodAdapter(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
+    wrong = BalancingAdapter(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
     with pytest.raises(ValueError, match="bact 'woman' is for h of 9 numbers, this image size has 512; train it for this size"):
         latents(plain_sd, ["a doctor"] * 2, wrong)
 

@@ -11,10 +11,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
+from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.text_encoding import encode_prompts
-from respodiff.steering.module import load
 from respodiff.training import respodiff as training
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture

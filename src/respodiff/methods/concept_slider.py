@@ -16,11 +16,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.lora import WHERE, apply, attached, start
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.lora import WHERE, LowRankAdapter, attached, start
 from respodiff.methods.scores import score_step
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
+from respodiff.steering.adapter import require_unet
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Parameters
 from respodiff.training.respodiff import Task, train
@@ -73,14 +73,14 @@ def scale(config: Any) -> float:
 
 def learner(denoiser: Denoiser, _concept: Concept, config: Any) -> Parameters:
     """A and B of every layer, with AdamW."""
-    return Parameters(config, start(denoiser.model, config.rank, config.where, config.seed), MethodAdapter, config.decay_weights)
+    return Parameters(config, start(denoiser.model, config.rank, config.where, config.seed), LowRankAdapter, config.decay_weights)
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "slider")
     step = score_step(lambda model, values: attached(model, values, scale(config)))
-    task = Task("slider", learner, LoraRollouts, step, method_header())
+    task = Task("slider", learner, LoraRollouts, step, {"site": ""})
     return train(pipe, concept, config, resume=resume, task=task)
 
 
-METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, apply, resumes=True)}
+METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}

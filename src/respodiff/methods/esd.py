@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.scores import score_step
-from respodiff.methods.weight_edits import apply, difference, owners, swapped
+from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
-from respodiff.steering.module import Header
+from respodiff.steering.adapter import require_unet
+from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Parameters
 from respodiff.training.objectives import Scores
@@ -108,8 +108,8 @@ def _learner(method: str, denoiser: Denoiser, _concept: Concept, config: Any) ->
     found, names = owners(denoiser.model), trained_names(denoiser.model, method)
     before = {name: getattr(*found[name]) for name in names}
 
-    def made(header: Header, after: dict[str, Tensor]) -> MethodAdapter:
-        return MethodAdapter(header, difference({k: v.detach().cpu() for k, v in before.items()}, after))
+    def made(header: Header, after: dict[str, Tensor]) -> WeightEditAdapter:
+        return WeightEditAdapter(header, difference({k: v.detach().cpu() for k, v in before.items()}, after))
 
     return Parameters(config, before, made, live=True)
 
@@ -124,7 +124,7 @@ def _make(
             f"dtype is {backbone(pipe).dtype}; steps of {config.ram_lr:g} are lost in it: train {method} in float32 (--dtype float32)"
         )
     step = score_step(lambda _model, values: swapped({found[k]: v for k, v in values.items()}))
-    return train(pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, method_header()))
+    return train(pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, {"site": ""}))
 
 
-METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), apply) for name in ("esd-x", "esd-u")}
+METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}

@@ -27,12 +27,12 @@ from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
 from respodiff.methods.concept_slider import LoraRollouts, SliderConfig, learner, scale
-from respodiff.methods.lora import apply, attached
+from respodiff.methods.lora import LowRankAdapter, attached
 from respodiff.pipelines.denoiser import Denoiser, join
-from respodiff.steering.adapter import Classify, method_header, require_unet
+from respodiff.steering.adapter import require_unet
 from respodiff.training.learners import Parameters
 from respodiff.training.respodiff import Task, learning_rate, train
 from respodiff.training.rollouts import mix_seed
@@ -186,9 +186,9 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     assert classify is not None  # Method.train saw to it
     if config.refresh_every != 1:
         raise ValueError(f"refresh_every is {config.refresh_every}; method 'fdf' learns from images of the moment: leave it at 1")
-    header = method_header(kind="attribute", concept=concept.attribute or concept.name)
+    header = {"site": "", "kind": "attribute", "concept": concept.attribute or concept.name}
     task = Task("fdf", learner, lambda d, c, s: Subjects(d, c, s, classify), step, header)
     return train(pipe, concept, config, resume=resume, task=task)
 
 
-METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, apply, classifies=("fairness",), resumes=True)}
+METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, LowRankAdapter, needs_classifier=("fairness",), resumes=True)}

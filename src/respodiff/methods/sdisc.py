@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
-from respodiff.steering.adapter import Classify, require_unet
+from respodiff.steering.adapter import require_unet
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import Task, train
@@ -108,7 +108,7 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     if len({m.shape for m in modules}) > 1:
         raise ValueError(f"modules have shapes {sorted({m.shape for m in modules})}; the mean direction needs one shape")
     mean = torch.stack([m.delta for m in modules]).mean(0)
-    return [replace(m, ram=m.delta - mean, sam=torch.zeros_like(m.sam)) for m in modules]
+    return [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in modules]
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:

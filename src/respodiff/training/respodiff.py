@@ -22,7 +22,8 @@ from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.learners import Examples, Learner, Source
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss

@@ -49,7 +49,7 @@ class StepRecord:
         ram, sam = self.ram[0].cpu(), self.sam[0].cpu()
         if limit:
             train_scale = min(train_scale, limit * self.h_norm / max(ram.norm().item(), 1e-12))
-        return ConceptModule(ram * train_scale, sam * train_scale, self.header)
+        return ConceptModule.of(ram * train_scale, sam * train_scale, self.header)
 
 
 class TrainState:
