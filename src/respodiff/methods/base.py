@@ -18,7 +18,7 @@ Classify = Callable[[Tensor], Tensor]
 
 
 class Train(Protocol):
-    """How a method makes its adapter: yields records (`respodiff.training.learners.Record`), the last of which holds the finished one."""
+    """How a method makes its adapter: yields records (`respodiff.training.state.StepRecord`), the last of which holds the finished one."""
 
     def __call__(
         self, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None

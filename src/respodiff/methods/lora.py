@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,30 @@ from torch import Tensor, nn
 from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
+from respodiff.training.config import Settings
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
+
+
+@dataclass(frozen=True)
+class LoraConfig(Settings):
+    """Settings of low-rank changes.
+
+    Attributes:
+        rank, alpha: the changes act times alpha / rank. where: layers that are changed: ``all`` attention, ``self`` or ``cross``.
+        weight_decay: AdamW's.
+    """
+
+    rank: int = 4
+    alpha: float = 1.0
+    where: Literal["all", "self", "cross"] = "all"
+    weight_decay: float = 0.01
+
+    @property
+    def lora_scale(self) -> float:
+        """What B A x is multiplied by at scale 1."""
+        return float(self.alpha / self.rank)
 
 
 def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:

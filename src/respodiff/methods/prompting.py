@@ -22,7 +22,7 @@ from respodiff.methods.base import Classify, Method
 from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
-from respodiff.training.learners import Record
+from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class SwitchConfig(PromptConfig):
     switch: float = 0.2
 
 
-def built(adapter: Adapter, began: float) -> Iterator[Record]:
+def built(adapter: Adapter, began: float) -> Iterator[StepRecord]:
     """The one record of an adapter that is there at once."""
-    yield Record(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
+    yield StepRecord(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
 
 
 def _make(
@@ -69,7 +69,7 @@ def _make(
     *,
     classify: Classify | None,
     resume: dict[str, Tensor] | None,
-) -> Iterator[Record]:
+) -> Iterator[StepRecord]:
     require_unet(pipe, name)
     return built(adapter(header_of(pipe, name, concept, config)), time.perf_counter())
 

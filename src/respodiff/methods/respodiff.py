@@ -10,15 +10,14 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Classify, Method
-from respodiff.training.config import TrainConfig
-from respodiff.training.presets import PRESETS
-from respodiff.training.respodiff import Task, train
+from respodiff.training.config import PRESETS, TrainConfig
+from respodiff.training.respodiff import train
 
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
 ) -> Iterator[Any]:
-    return train(pipe, concept, config, resume=resume, task=Task(method=name))
+    return train(pipe, concept, config, resume=resume, method=name)
 
 
 def _method(name: str, preset: str, assign_by_default: bool = False) -> Method:

@@ -30,7 +30,7 @@ from respodiff.methods.prompting import Texts, built
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
-from respodiff.training.learners import Record
+from respodiff.training.state import StepRecord
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
@@ -167,7 +167,7 @@ def safety_text(adapter: Adapter) -> str:
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[Record]:
+) -> Iterator[StepRecord]:
     require_unet(pipe, name)
     return built(SafetyGuidanceAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
 

@@ -60,8 +60,9 @@ class ConceptModule(Adapter):
         kinds: list[str] = []
         tensors: dict[str, Tensor] = {}
         for part, given in zip(PARTS, (ram, sam), strict=True):
-            kinds.append(name_of(given) if isinstance(given, Form) else "channel" if given.shape[1:] == (1, 1) else "constant")
             state = given.state_dict() if isinstance(given, Form) else {"r": given}
+            one = "r" in state and state["r"].shape[1:] == (1, 1)
+            kinds.append("channel" if one else name_of(given) if isinstance(given, Form) else "constant")
             tensors |= {f"{part}.{k}": v.detach().to("cpu", torch.float32, copy=isinstance(given, Form)) for k, v in state.items()}
         if isinstance(ram, Form) and kinds[0] != kinds[1]:
             raise ValueError(f"ram is of form {kinds[0]!r}, but sam of form {kinds[1]!r}; they must be equal")
