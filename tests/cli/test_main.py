@@ -219,7 +219,7 @@ def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(tmp_path: Pa
     def broken(_path: Path) -> None:
         raise KeyError("ram")
 
-    monkeypatch.setattr("respodiff.steering.module.load", broken)
+    monkeypatch.setattr("respodiff.methods.registry.load", broken)
     monkeypatch.delenv("RESPODIFF_TRACEBACK", raising=False)
     refused(respodiff("inspect", "x"), 1, "unexpected KeyError: 'ram'; set RESPODIFF_TRACEBACK=1 to see where, and please report it")
     monkeypatch.setenv("RESPODIFF_TRACEBACK", "1")

@@ -9,7 +9,8 @@ import pytest
 
 from command import Done, last_json, respodiff
 from respodiff.cli.train import chosen_concept, settings
-from respodiff.steering.module import ConceptModule, load
+from respodiff.methods.registry import load
+from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
 
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}

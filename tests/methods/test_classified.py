@@ -19,13 +19,13 @@ from respodiff.concepts.concept import Concept
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods import fdf as fdf_module
-from respodiff.methods.bact import balanced, bin_of, divergence, labelled_images
-from respodiff.methods.base import get_method, load
+from respodiff.methods.bact import BalancingAdapter, balanced, bin_of, divergence, labelled_images
 from respodiff.methods.classifier import decoded
 from respodiff.methods.fdf import Subjects, images_loss, sampler_factors, transported
 from respodiff.methods.lora import start
+from respodiff.methods.registry import get_method, load
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import MethodAdapter, header_of
+from respodiff.steering.adapter import header_of
 from respodiff.training.rollouts import mix_seed
 from respodiff.training.state import open_model
 
@@ -240,7 +240,7 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
     g = torch.Generator().manual_seed(2)
     tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
     config = get_method("bact").settings(steps=4, gamma=3.0, proportions=(0.4, 0.6))
-    made = MethodAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
+    made = BalancingAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
     seen: dict[str, Tensor] = {}
 
     def before(_m: Any, _a: Any, h: Tensor) -> None:
@@ -272,7 +272,7 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
     assert torch.equal(seen["after"][:5], seen["before"][:5]) and torch.equal(seen["after"][9], seen["before"][9])
     with pytest.warns(UserWarning, match="bact balances images of one prompt in one batch, and here is one alone"):
         latents(plain_sd, ["a doctor"], made)
-    wrong = MethodAdapter(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
+    wrong = BalancingAdapter(made.header, {**tensors, "weight": torch.zeros(4, 2, 9)})
     with pytest.raises(ValueError, match="bact 'woman' is for h of 9 numbers, this image size has 512; train it for this size"):
         latents(plain_sd, ["a doctor"] * 2, wrong)
 

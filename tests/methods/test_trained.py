@@ -13,10 +13,10 @@ from torch import Tensor
 from method_tools import MAN, VIOLENCE, WOMAN, close, latents, noise, state, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.generation.generate import counted
-from respodiff.methods.base import get_method, load
 from respodiff.methods.concept_slider import rollouts
 from respodiff.methods.esd import erase, phrase_pools, trained_names
 from respodiff.methods.lora import layers, low_rank, start
+from respodiff.methods.registry import get_method, load
 from respodiff.methods.sdisc import noised, own_images, without_mean
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,47 +29,13 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norm of both tensors."""
-    from respodiff.steering.adapter import is_method_adapter
-    from respodiff.steering.module import load
+    from respodiff.methods.registry import load
 
-    if is_method_adapter(module):
-        return _tell_adapter(module, (model, device, dtype), as_json)
-    found: list[str] = []
-    m = load(module)
+    m, found = load(module), []
     if model:
-        from respodiff.steering.steer import check_compatible
-
-        found = check_compatible(open_model(model, device, dtype), m)
-    h = m.header
+        found = m.check(open_model(model, device, dtype))
     names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model")
-    result = {
-        **{k: getattr(h, k) for k in names},
-        "site": h.site,
-        "form": m.form,
-        "shape": list(m.shape),
-        "timesteps": list(h.timesteps),
-        "norm_ram": m.ram.norm().item(),
-        "norm_sam": m.sam.norm().item(),
-        "digest": m.digest,
-        "train": dict(h.train),
-        "library": h.library,
-        "warnings": found,
-    }
-    lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
-    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
-    finish(result, "\n".join(lines), as_json)
-
-
-def _tell_adapter(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
-    """The same of what a method other than RespoDiff made."""
-    from respodiff.methods.base import load
-    from respodiff.steering.adapter import check_adapter_compatible
-
-    m: Any = load(path)
-    found = check_adapter_compatible(open_model(*model), m) if model[0] else []
-    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "library")
-    result = {k: getattr(m.header, k) for k in names}
-    result |= {"tensors": len(m.tensors), "numbers": sum(t.numel() for t in m.tensors.values()), "digest": m.digest}
+    result = {**{k: getattr(m.header, k) for k in names}, **m.describe(), "digest": m.digest, "library": m.header.library}
     lines = [f"{k:<12}{v}" for k, v in result.items()]
     lines += ["train       " + ", ".join(f"{k} {v}" for k, v in m.settings.items()), *(f"warning     {w}" for w in found)]
     finish({**result, "train": dict(m.settings), "warnings": found}, "\n".join(lines), as_json)

@@ -79,14 +79,14 @@ def convert(
         return
     from respodiff.steering.convert import convert as run
     from respodiff.steering.convert import to_released
-    from respodiff.steering.module import load
+    from respodiff.steering.module import ConceptModule
 
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
     if not source.is_file():
         raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
-        module = load(source)
+        module = ConceptModule.load(source)
         to_released(module, out, column)
     else:
         if not concept_name:
@@ -146,9 +146,9 @@ def fuse(
     It shifts the unconditional rows too, which steering does not: the effect differs.
     """
     from respodiff.steering.fuse import energy_lost, fuse_checkpoint, save_unet
-    from respodiff.steering.module import load
+    from respodiff.steering.module import ConceptModule
 
-    modules = [load(path) for path in module]
+    modules = [ConceptModule.load(path) for path in module]
     lost = {m.name: round(energy_lost(m), 4) for m in modules}
     chosen = [m.channels() for m in modules] if channel_mean else modules
     if checkpoint:

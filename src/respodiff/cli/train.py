@@ -78,7 +78,7 @@ def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **f
     """Settings of any method; presets are RespoDiff's alone."""
     if name == "respodiff":
         return settings(preset, kind, pairs, **flags)
-    from respodiff.methods.base import get_method
+    from respodiff.methods.registry import get_method
 
     if preset != "default":
         raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
@@ -165,19 +165,19 @@ def check_method(name: str, resume: bool) -> None:
     if name not in NAMES:
         raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
     if resume and name != "respodiff":
-        from respodiff.methods.base import get_method
+        from respodiff.methods.registry import get_method
 
         if not get_method(name).resumes:
             raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
 
 
 def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
-    """SLD has a text of its own where no concept is given."""
-    if not method.startswith("sld-") or known or any(v.strip() for v in texts.values()):
+    """The method's own concept where none is given."""
+    if known or any(v.strip() for v in texts.values()):
         return None
-    from respodiff.methods.sld import everything
+    from respodiff.methods.registry import get_method
 
-    return everything()
+    return get_method(method).default_concept
 
 
 def _trained(
@@ -208,7 +208,7 @@ def _run(
     """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
     import torch
 
-    from respodiff.methods.base import get_method
+    from respodiff.methods.registry import get_method
 
     kind = get_method(state.method)
     record, saved = None, time.monotonic()

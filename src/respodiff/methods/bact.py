@@ -26,13 +26,13 @@ from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
 from respodiff.steering.serialization import TIMESTEPS
 from respodiff.training.config import OptimizerConfig, RolloutConfig
 from respodiff.training.rollouts import equal_parts, mix_seed, reverse_diffusion
@@ -141,44 +141,52 @@ def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
     return loss.item()
 
 
-@contextmanager
-def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
-    site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
+class BalancingAdapter(Adapter):
+    """The heads: ``weight`` (bins, K, D), ``bias`` (bins, K) and ``scale`` (1,)."""
 
-    def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
+    batch_dependent = True
 
-    with ExitStack() as stack:
-        call = stack.enter_context(intercept_calls(pipe, entries, before))
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
+        site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
 
-        def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
-            found = call()
-            if found is None:
-                return None
-            out = h.clone()
-            for adapter, images in _together(found):
-                if len(images) < 2 and not warned[0]:
-                    warnings.warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2)
-                    warned[0] = True
-                rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
-                out[rows] = _guided(adapter, h[rows], now[0])
-            return out
+        def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
 
-        stack.callback(site.register_forward_hook(hook).remove)
-        yield
+        with ExitStack() as stack:
+            call = stack.enter_context(intercept_calls(pipe, adapters, before))
+
+            def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
+                found = call()
+                if found is None:
+                    return None
+                out = h.clone()
+                for adapter, images in _together(found):
+                    if len(images) < 2 and not warned[0]:
+                        warnings.warn(
+                            "bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2
+                        )
+                        warned[0] = True
+                    rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
+                    out[rows] = _guided(adapter, h[rows], now[0])
+                return out
+
+            stack.callback(site.register_forward_hook(hook).remove)
+            yield
 
 
-def _together(call: ModelCall) -> list[tuple[MethodAdapter, list[int]]]:
+def _together(call: ModelCall) -> list[tuple[Adapter, list[int]]]:
     """Adapter and the images of one prompt that have it."""
-    groups: dict[tuple[int, str], tuple[MethodAdapter, list[int]]] = {}
+    groups: dict[tuple[int, str], tuple[Adapter, list[int]]] = {}
     for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
         for a in row:
             groups.setdefault((id(a), prompt), (a, []))[1].append(i)
     return list(groups.values())
 
 
-def _guided(adapter: MethodAdapter, h: Tensor, t: Tensor) -> Tensor:
+def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
     """h (N, C, H, W) after one step of guidance."""
     weight, bias, scale = (adapter.tensors[k].to(h.device) for k in ("weight", "bias", "scale"))
     if h[0].numel() != weight.shape[2]:
@@ -201,7 +209,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     shapes = {"weight": (config.steps, classes, math.prod(model.shape)), "bias": (config.steps, classes), "scale": (1,)}
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
     whole = replace(concept, name=concept.attribute or concept.name)
-    make = partial(MethodAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
+    make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
 
     def examples(_number: int, _values: Tensors) -> Labelled:
         return labelled_images(model, concept, config, classify)
@@ -209,4 +217,4 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     return fit_tensors(model, start, examples, head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 
-METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, apply, classifies=("fairness",), resumes=True)}
+METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, BalancingAdapter, needs_classifier=("fairness",), resumes=True)}

@@ -16,10 +16,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.lora import LoraConfig, apply, attached, start
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
+from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss
 from respodiff.training.rollouts import Latents, Pool, Rollouts
@@ -79,11 +79,11 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
         rollouts(model, concept, config),
         score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight),
         config,
-        partial(MethodAdapter, header),
+        partial(LowRankAdapter, header),
         resume=resume,
         refresh_every=config.refresh_every,
         weight_decay=config.weight_decay,
     )
 
 
-METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, apply, resumes=True)}
+METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.concept_slider import score_loss
-from respodiff.methods.weight_edits import apply, difference, owners, swapped
+from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
+from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import OptimizerConfig, RolloutConfig
 from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
 from respodiff.training.state import Tensors, fit_tensors, open_model
@@ -95,8 +95,8 @@ def _make(
     before = {name: getattr(*found[name]).detach() for name in trained_names(model.model, method)}
     header = header_of(pipe, method, concept, config, resolution=model.size)
 
-    def make(after: Tensors) -> MethodAdapter:
-        return MethodAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
+    def make(after: Tensors) -> WeightEditAdapter:
+        return WeightEditAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
 
     loss = score_loss(model, lambda values: swapped({found[k]: v for k, v in values.items()}), config.preservation_weight)
     return fit_tensors(
@@ -104,4 +104,4 @@ def _make(
     )
 
 
-METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), apply) for name in ("esd-x", "esd-u")}
+METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}

@@ -29,11 +29,11 @@ from torch.nn.functional import cross_entropy
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import check_setting, is_finite
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
-from respodiff.methods.lora import LoraConfig, apply, attached, start
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Condition, Denoiser
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
+from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import OptimizerConfig
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
@@ -185,11 +185,11 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
         Subjects(model, concept, config, classify).pool,
         partial(images_loss, model, config),
         config,
-        partial(MethodAdapter, header_of(pipe, "fdf", whole, config, kind="attribute", resolution=model.size)),
+        partial(LowRankAdapter, header_of(pipe, "fdf", whole, config, kind="attribute", resolution=model.size)),
         resume=resume,
         refresh_every=1,
         weight_decay=config.weight_decay,
     )
 
 
-METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, apply, classifies=("fairness",), resumes=True)}
+METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, LowRankAdapter, needs_classifier=("fairness",), resumes=True)}

@@ -10,17 +10,17 @@ that c has to. For a safety concept x are drawn from the neutral prompt with the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
-from respodiff.steering.adapter import Classify, require_unet
+from respodiff.steering.adapter import require_unet
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import OptimizerConfig, RolloutConfig
 from respodiff.training.objectives import response_loss
@@ -100,7 +100,7 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     if len({m.shape for m in modules}) > 1:
         raise ValueError(f"modules have shapes {sorted({m.shape for m in modules})}; the mean direction needs one shape")
     mean = torch.stack([m.delta for m in modules]).mean(0)
-    return [replace(m, ram=m.delta - mean, sam=torch.zeros_like(m.sam)) for m in modules]
+    return [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in modules]
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
@@ -115,7 +115,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
         return found.item()
 
     def make(values: Tensors) -> ConceptModule:
-        return ConceptModule(values["c"][0], torch.zeros_like(values["c"][0]), header)
+        return ConceptModule.of(values["c"][0], torch.zeros_like(values["c"][0]), header)
 
     start = {"c": torch.zeros(1, *model.shape, device=model.device)}
     return fit_tensors(model, start, lambda _number, _values: own_images(model, concept, config), loss, config, make, resume=resume)

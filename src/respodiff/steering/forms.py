@@ -67,7 +67,7 @@ class Constant(Form):
     def like(cls, tensors: Mapping[str, Tensor]) -> Self:
         """A tensor of the shape of ``tensors["r"]``."""
         c, h, w = tensors["r"].shape
-        return cls((c, h, w))
+        return cls((c, h, w), generator=torch.Generator())
 
 
 class Channel(Constant):
@@ -82,7 +82,8 @@ class Mlp(Form):
 
     def __init__(self, shape: tuple[int, int, int], generator: torch.Generator | None = None, width: int = WIDTH) -> None:
         super().__init__()
-        self.down, self.up = nn.Linear(shape[0] + TIME_FEATURES, width), nn.Linear(width, shape[0])
+        self.down: nn.Linear = nn.utils.skip_init(nn.Linear, shape[0] + TIME_FEATURES, width)
+        self.up: nn.Linear = nn.utils.skip_init(nn.Linear, width, shape[0])
         _start(self.down, self.up, generator)
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Mlp(Form):
     def like(cls, tensors: Mapping[str, Tensor]) -> Self:
         """A network of the sizes of ``tensors["up.weight"]`` (C, width)."""
         channels, width = tensors["up.weight"].shape[:2]
-        return cls((channels, 1, 1), width=width)
+        return cls((channels, 1, 1), torch.Generator(), width)
 
 
 class Conv(Mlp):

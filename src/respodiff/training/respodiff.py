@@ -30,8 +30,9 @@ from respodiff.concepts.concept import concept as find_concept
 from respodiff.pipelines.bottleneck import add_to_rows, channels_first, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
-from respodiff.steering.forms import Form, make_form
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.forms import Form, load_form, make_form
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
 from respodiff.training.rollouts import Delta, Latents, Rollouts
@@ -157,4 +158,6 @@ def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModu
     scale, (h, n, norm) = config.train_scale, values["norms"].tolist()
     if config.max_relative_norm:
         scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
-    return ConceptModule(values["ram.r"].cpu() * scale, values["sam.r"].cpu() * scale, header)
+    states = ({k.removeprefix(part): v for k, v in values.items() if k.startswith(part)} for part in ("ram.", "sam."))
+    ram, sam = (load_form(config.form, state).scaled(scale) for state in states)
+    return ConceptModule.of(ram, sam, header)
