@@ -44,7 +44,7 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set per_channel=true"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set form=channel"
             )
     return torch.stack([m.delta.flatten() for m in modules]).sum(0) * scale
 
