@@ -127,8 +127,12 @@ def module_header(model: Denoiser, concept: Concept, config: Any, method: str = 
     )
 
 
-def _named(name: str, form: Form) -> Tensors:
-    return {f"{name}.{k}": p for k, p in form.named_parameters()}
+def _named(part: str, form: Form) -> Tensors:
+    return {f"{part}.{k}": p for k, p in form.named_parameters()}
+
+
+def _of(part: str, values: Tensors) -> Tensors:
+    return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
 def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
@@ -144,9 +148,12 @@ def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Call
 
 def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
     """What steers the rollouts of a round: r, or r + s, as they were when it began."""
-    ram, sam = ({k.removeprefix(part): v for k, v in start.items() if k.startswith(part)} for part in ("ram.", "sam."))
-    first: Callable[[Tensor, Tensor], Tensor] = lambda h, t: functional_call(r, ram, (h, t))  # noqa: E731
-    return first if config.rollout_modules == "ram" else lambda h, t: first(h, t) + functional_call(s, sam, (h, t))
+
+    def delta(h: Tensor, t: Tensor) -> Tensor:
+        d: Tensor = functional_call(r, _of("ram", start), (h, t))
+        return d + functional_call(s, _of("sam", start), (h, t)) if config.rollout_modules == "both" else d
+
+    return delta
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
@@ -165,6 +172,5 @@ def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModu
     scale, (h, n, norm) = config.train_scale, values["norms"].tolist()
     if config.max_relative_norm:
         scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
-    states = ({k.removeprefix(part): v for k, v in values.items() if k.startswith(part)} for part in ("ram.", "sam."))
-    ram, sam = (load_form(config.form, state).scaled(scale) for state in states)
+    ram, sam = (load_form(config.form, _of(part, values)).scaled(scale) for part in ("ram", "sam"))
     return ConceptModule.of(ram, sam, header)
