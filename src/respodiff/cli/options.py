@@ -30,16 +30,43 @@ def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) ->
             raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
         hint = hints[key]
         try:
-            if hint in (int, float):
+            if hint is bool:
+                changes[key] = {"true": True, "false": False}[text.lower()]
+            elif hint in (int, float):
                 changes[key] = hint(text)
             elif hint is str or "Literal" in str(hint):
                 changes[key] = text
             else:
                 values = json.loads(text) if text.startswith("[") else text.split(",")
                 changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error
     return changes
+
+
+def check_method(name: str, resume: bool) -> None:
+    """ValueError for an unknown method, and for resuming one that cannot be."""
+    if name not in NAMES:
+        raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
+    if resume and name != "respodiff":
+        from respodiff.methods.base import get_method
+
+        if not get_method(name).resumes:
+            raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
+
+
+def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> Any:
+    """Settings of a method from a preset (of RespoDiff), ``--set KEY=VALUE`` pairs and flags (None: not given)."""
+    if name == "respodiff":
+        from respodiff.training.config import TrainConfig
+
+        return TrainConfig.preset(preset, kind, **changes_from(pairs, flags, TrainConfig))
+    from respodiff.methods.base import get_method
+
+    if preset != "default":
+        raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
+    found = get_method(name)
+    return found.settings(kind, **changes_from(pairs, flags, found.config))
 
 
 def known_concept(name: str, file: Path | None) -> Concept:
@@ -88,8 +115,8 @@ def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[
     """Adapters of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
     from respodiff.methods.base import get_method as by_name
     from respodiff.methods.sld import everything
-    from respodiff.steering.adapter import METHOD_FORMAT, MethodAdapter
-    from respodiff.steering.module import Header
+    from respodiff.steering.adapter import MethodAdapter
+    from respodiff.steering.serialization import METHOD_FORMAT, Header
 
     kind = by_name(method)
     concepts = [known_concept(name, file) for name in names]

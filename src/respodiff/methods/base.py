@@ -17,10 +17,10 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.methods.model_call import AdaptersPerImage
 from respodiff.methods.registry import NAMES
-from respodiff.steering.adapter import METHOD_FORMAT, AnyAdapter, Classify, MethodAdapter, check_adapter_compatible
+from respodiff.steering.adapter import AnyAdapter, Classify, MethodAdapter, check_adapter_compatible
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.module import load as load_module
-from respodiff.steering.serialization import FORMAT, read_header, read_tensors, refuse_damage
+from respodiff.steering.serialization import FORMAT, METHOD_FORMAT, read_header, read_tensors, refuse_damage
 from respodiff.steering.steer import steer
 
 Apply = Callable[[Any, AdaptersPerImage], AbstractContextManager[Any]]

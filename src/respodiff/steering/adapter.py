@@ -6,7 +6,6 @@ the same names, so that policies, run folders and scales need not tell them apar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -22,9 +21,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import Header, read_tensors, tensor_digest, write_tensors
-
-METHOD_FORMAT = "respodiff-method-1"
+from respodiff.steering.serialization import METHOD_FORMAT, Header, adapter_digest, read_tensors, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +61,7 @@ class MethodAdapter:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the sha256 over method, prompts, settings and tensors: all that an image depends on."""
-        told = {k: getattr(self.header, k) for k in ("method", "concept", "target", "neutral", "negative", "kind", "attribute")}
-        text = json.dumps({**told, "train": dict(self.header.train)}, sort_keys=True, default=str)
-        parts = [f"{k} {tensor_digest(self.tensors[k])}" for k in sorted(self.tensors)]
-        return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
+        return adapter_digest(self.header, self.tensors)
 
     def scale(self, factor: float) -> MethodAdapter:
         """The same, applied at ``factor`` times the scale (any finite number)."""

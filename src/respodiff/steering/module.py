@@ -18,6 +18,7 @@ from respodiff.steering.serialization import (
     HEADER_KEY,
     TIMESTEPS,
     Header,
+    module_digest,
     read_header,
     read_tensors,
     refuse_damage,
@@ -76,8 +77,12 @@ class ConceptModule:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the sha256 of the tensors, and of the window of timesteps where there is one."""
-        window = [torch.tensor(self.header.timesteps)] if self.header.timesteps != TIMESTEPS else []
-        return tensor_digest(self.ram, self.sam, *window)
+        return module_digest(self.header, self.ram, self.sam)
+
+    @property
+    def relative_norm(self) -> float | None:
+        """|r + s| over the mean norm of h during training; None if that is unknown."""
+        return self.delta.norm().item() / self.header.h_norm if self.header.h_norm else None
 
     def scale(self, factor: float) -> ConceptModule:
         """What is added, times ``factor`` (any finite number; 0 does nothing, negative steers the other way)."""
@@ -118,12 +123,17 @@ class ConceptModule:
         if (height, width) == self.shape[1:]:
             return self
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return replace(self, ram=ram, sam=sam)
+        return self._with(ram, sam)
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return replace(self, ram=ram, sam=sam)
+        return self._with(ram, sam)
+
+    def _with(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+        """Tensors of other positions; the norm of h grows with the square root of their number."""
+        spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
+        return replace(self, ram=ram, sam=sam, header=replace(self.header, h_norm=self.header.h_norm * spread))
 
     def save(self, path: str | Path) -> Path:
         """Write the file atomically; raises OSError with one clear line if the folder cannot be written."""

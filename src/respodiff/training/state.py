@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class StepRecord:
         ram, sam = self.ram[0].cpu(), self.sam[0].cpu()
         if limit:
             train_scale = min(train_scale, limit * self.h_norm / max(ram.norm().item(), 1e-12))
-        return ConceptModule(ram * train_scale, sam * train_scale, self.header)
+        return ConceptModule(ram * train_scale, sam * train_scale, replace(self.header, h_norm=self.h_norm))
 
 
 class TrainState:
