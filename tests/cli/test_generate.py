@@ -129,7 +129,10 @@ def test_shares_of_a_file_of_concepts_are_drawn_and_kept(
 
 def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict[str, str]) -> None:
     assert asked("--prompt", "a doctor", *gender_modules(files))[1]["target_proportions"] is None
-    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["target_proportions"] is None
+    assert (
+        asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["target_proportions"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(

@@ -267,33 +267,29 @@ def loaded(modules: Sequence[Any]) -> dict[str, list[str]]:
 
 def wanted_proportions(text: str, file: Path | None, modules: Sequence[Any]) -> Shares | None:
     """Target proportions of a run: those of --target-proportions, then those of --concepts; None for equal ones."""
-    given, found = parse_proportions(text, modules), _from_file(file, modules)
-    if file and modules and not found:
-        text = f"--concepts {str(file)!r} has no shares for the attributes of the modules; concepts are sampled equally often"
-        warnings.warn(text, stacklevel=2)
-    return {a: s for a, s in found.items() if not any(a in factors(g) or g in factors(a) for g in given)} | given or None
+    given, there = parse_proportions(text, modules), loaded(modules)
+    for name, names in loaded(modules).items():
+        there |= alternatives(name, names) if is_intersection(name, names) else {}
+    entries = {a: e for a, e in (load_concepts(file) if file else {}).items() if a in there and isinstance(e, Attribute) and e.proportions}
+    if file and modules and not entries:
+        told = f"--concepts {str(file)!r} has no shares for the attributes of the modules; concepts are sampled equally often"
+        warnings.warn(told, stacklevel=2)
+    for name, entry in entries.items():
+        whole = any(name in factors(other) and other != name for other in entries)  # an intersection of the file has its shares
+        if not whole and not any(name in factors(g) or g in factors(name) for g in given):
+            given = {name: _checked(name, dict(zip(entry.names, entry.proportions, strict=True)), there[name])} | given
+    return given or None
 
 
-def _from_file(file: Path | None, modules: Sequence[Any]) -> Shares:
-    """Shares above 0 of the file's attributes that modules are loaded of; ValueError where modules and shares are of other concepts."""
-    groups = loaded(modules)
-    for name, subgroups in loaded(modules).items():
-        groups |= alternatives(name, subgroups) if is_intersection(name, subgroups) else {}
-    found = {
-        name: dict(zip(entry.names, entry.proportions, strict=True))
-        for name, entry in (load_concepts(file) if file else {}).items()
-        if name in groups and isinstance(entry, Attribute) and entry.proportions
-    }
-    found = {a: s for a, s in found.items() if not any(a in factors(other) and other != a for other in found)}
-    for name, wanted in found.items():
-        for c in {**wanted, **dict.fromkeys(groups[name])}:
-            if c not in groups[name] and wanted[c]:
-                raise ValueError(
-                    f"--concepts: [{name}] has a share for {c!r}, which no --module has; load it, or give --target-proportions"
-                )
-            if c not in wanted:
-                raise ValueError(f"--concepts: [{name}] has no share for {c!r}, which a --module has; add it, or give --target-proportions")
-    return {a: {c: s for c, s in wanted.items() if s} for a, wanted in found.items()}
+def _checked(name: str, wanted: dict[str, float], there: Sequence[str]) -> dict[str, float]:
+    """The shares above 0; ValueError where shares and modules are of other concepts."""
+    if lacking := [c for c, share in wanted.items() if share and c not in there]:
+        raise ValueError(
+            f"--concepts: [{name}] has a share for {lacking[0]!r}, which no --module has; load it, or give --target-proportions"
+        )
+    if extra := [c for c in there if c not in wanted]:
+        raise ValueError(f"--concepts: [{name}] has no share for {extra[0]!r}, which a --module has; add it, or give --target-proportions")
+    return {c: share for c, share in wanted.items() if share}
 
 
 def parse_proportions(text: str, modules: Sequence[Any]) -> Shares:
