@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, library, open_model, progress, shown, words
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, library, open_model, progress, words
 from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
@@ -204,10 +204,11 @@ def _tuned(
     """The scale that `choose_scale` takes, as a setting; says what it shows."""
     from respodiff.evaluation import judges
     from respodiff.experiments.choose_scale import choose_scale
+    from respodiff.reports.tables import shown
 
     own, config = load_concepts(concepts) if concepts else None, GenerateConfig(**options)
     found = choose_scale(pipe, modules, prompts, reach, config, judges.load(judge, device), safety=added, library=own)
-    text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(dict(found.accuracy))} (n = {found.accuracy['n']:g})"
+    text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n})"
     words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
     return {"scale": found.scale}
 
