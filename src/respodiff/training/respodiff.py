@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -173,4 +173,4 @@ def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModu
     if config.max_relative_norm:
         scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
     ram, sam = (load_form(config.form, _of(part, values)).scaled(scale) for part in ("ram", "sam"))
-    return ConceptModule.of(ram, sam, header)
+    return ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
