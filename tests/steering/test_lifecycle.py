@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.cell import apart, module, same
-from tests.drawing import draw
+from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd
 
 from respodiff.steering.fuse import fused
