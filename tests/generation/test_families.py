@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.contracts.cell import module
+from tests.drawing import module
 from tests.tiny_models import TINY_PIPELINES
 
 from respodiff.generation.config import GenerateConfig

@@ -7,8 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.contracts.cell import apart, module, same, seen
-from tests.drawing import draw
+from tests.drawing import apart, draw, module, same, seen
 from tests.raw_loop import raw_flow
 from tests.tiny_models import flux, sd3
 
