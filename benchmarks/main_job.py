@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge
-from respodiff.evaluation.statistics import Settings
-from respodiff.evaluation.summary import devrat_figure
+from respodiff.evaluation.registry import Settings, devrat_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline
@@ -86,7 +86,7 @@ class Bench:
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
             drawn += 1
         seconds = time.perf_counter() - began
-        result = evaluate(folder, self.judge, attributes)
+        result = evaluate(folder, self.judge, attributes).to_json()
         result |= {
             "run": name,
             "images": settings.images,
@@ -164,7 +164,8 @@ def intervals_anew(found: Any) -> None:
     if isinstance(found, dict) and "counts" in found and "devrat" in found:
         for name, groups in found["counts"].items():
             concepts = tuple(c for c in next(iter(groups.values())) if c != UNKNOWN)
-            found["devrat"][name] = devrat_figure([[row[c] for c in concepts] for row in groups.values()], concepts, None, Settings())
+            devrat = devrat_of([[row[c] for c in concepts] for row in groups.values()], None, Settings())
+            found["devrat"][name] = devrat and asdict(devrat)
     elif isinstance(found, dict):
         for entry in found.values():
             intervals_anew(entry)

@@ -92,8 +92,3 @@ def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
         print(json.dumps(result), flush=True)
     else:
         Console(highlight=False).print(text, soft_wrap=True, markup=False)
-
-
-def shown(e: dict[str, float] | None) -> str:
-    """An estimate with its interval, or that there is none."""
-    return "nothing to judge" if e is None else f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, shown, words
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, words
 
 Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
@@ -71,6 +71,7 @@ def evaluate(
     """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling."""
     from respodiff.data.run_folder import RunFolder
     from respodiff.evaluation.evaluate import evaluate as measure
+    from respodiff.reports.tables import summary_lines
 
     chosen = _attributes(attribute, concepts)
     parts = [RunFolder(path) for path in run]
@@ -80,7 +81,7 @@ def evaluate(
     options |= {"group_proportions": _proportions_by_group(group_proportions, chosen, parts)}
     labellers = _judges(judge or ["embedded"], device, dtype)
     result = measure(parts, labellers, chosen, **options, n_bootstrap=n_bootstrap, seed=seed)
-    finish(result, "\n".join(_lines(result)), as_json)
+    finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
 def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
@@ -91,34 +92,6 @@ def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Seque
 
     groups = dict.fromkeys(r.group for part in parts for r in part.records())
     return read_group_proportions(file, {a.name: a.names for a in chosen}, list(groups))
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['n']} images, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
-    lines += [f"note: {problem}" for problem in result["problems"]]
-    lines += [
-        f"left as they are, as the prompt states {name} or has no people: {k} images" for name, k in result["skipped_attributes"].items()
-    ]
-    for name, d in result["devrat"].items():
-        random_level = "" if d is None else f", DevRat of random sampling {d['random']:.3f}"
-        lines.append(f"DevRat {name}: {shown(d)}{random_level}")
-        if concept_accuracy := result["concept_accuracy"][name]:
-            lines.append(f"concept accuracy {name}: {shown(concept_accuracy)}")
-        for concept, share in (result["corrected"][name] or {}).items():
-            seen = result["proportions"][name]["all"][concept]
-            lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
-    if both := result["intersection"]:
-        lines += [f"{' x '.join(c['subgroup'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["subgroups"]]
-        lines.append(
-            f"worst subgroup's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['concept_accuracy'])}"
-        )
-    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject accuracy", "subject_accuracy"), ("unsafe", "unsafe"))]
-    if result["safety"]:
-        lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")
-        lines += [f"  {name}: {shown(e)}" for name, e in result["safety"]["by_category"].items()]
-    lines.append(f"alignment: {shown(result['alignment'])}")
-    lines += [f"agreement on {a['task']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
-    return [*lines, "Labels are what the judge perceives in generated images, never facts about people."]
 
 
 @app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")

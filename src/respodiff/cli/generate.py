@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, shown, words
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, words
 from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
 from respodiff.cli.proportions import even, proportions_by_group, wanted_proportions
 from respodiff.generation.config import GenerateConfig
@@ -219,12 +219,13 @@ def _tuned(
     from respodiff.concepts.concept import load_concepts
     from respodiff.evaluation import judges
     from respodiff.experiments.choose_scale import choose_scale
+    from respodiff.reports.tables import shown
 
     library = load_concepts(concepts) if concepts else None
     found = choose_scale(
         pipe, modules, prompts, reach, GenerateConfig(**options), judges.load(judge, device), safety=added, library=library
     )
-    text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(dict(found.accuracy))} (n = {found.accuracy['n']:g})"
+    text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n})"
     words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
     return {"scale": found.scale}
 
