@@ -149,7 +149,7 @@ def identities(bench: Bench, modules: dict[str, ConceptModule], trained: dict[st
         images[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
     differences = [int((images[1][i] - images[4][i]).abs().max()) for i in images[1]]
     return {
-        "trained_twice_bit_identical": trained["woman"]["digest"] == trained["woman-again"]["digest"],
+        "trained_twice_bit_identical": trained["woman"]["modules"][0]["digest"] == trained["woman-again"]["modules"][0]["digest"],
         "detached_bit_identical": bool(torch.equal(before, after)),
         "steered_mean_abs_change": (steered - before).abs().mean().item(),
         "batch_1_against_4_largest_difference_of_255": max(differences),

@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 @pytest.fixture(autouse=True)
 def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for home in ("train", "generate", "main"):
+    for home in ("train", "generate", "models"):
         monkeypatch.setattr(f"respodiff.cli.{home}.open_model", lambda *_: tiny_pipe)
 
 
@@ -66,14 +66,15 @@ def drawn(out: Path, *arguments: str) -> list[Any]:
 def test_train_then_generate(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     found = trained(name, out)
-    assert found["method"] == name and found["digest"] == load(out).digest and found["unet_forwards"] > 0
-    assert {"module", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
+    digest = found["modules"][0]["digest"]
+    assert found["method"] == name and digest == load(out).digest and found["unet_forwards"] > 0
+    assert {"modules", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"], "nothing else is left"
     rows = drawn(tmp_path / "run", "--method", name, "--module", str(out))
-    assert {r.method for r in rows} == {name} and all(r.modules == [found["digest"]] for r in rows)
+    assert {r.method for r in rows} == {name} and all(r.modules == [digest] for r in rows)
     assert all(bool(r.concepts) == (load(out).header.kind == "fairness") for r in rows)
     told = last_json(respodiff("inspect", str(out), "--model", "x", "--json"))
-    assert told["digest"] == found["digest"] and told["method"] == name and told["warnings"] == []
+    assert told["digest"] == digest and told["method"] == name and told["warnings"] == []
 
 
 @pytest.mark.parametrize("name", NOT_TRAINED)
@@ -130,10 +131,10 @@ def test_the_mean_direction_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from respodiff.methods import scores
+    from respodiff.training import state
 
     whole = trained("slider", tmp_path / "whole.safetensors")
-    real, calls = scores.adam_step, [0]
+    real, calls = state.optimizer_step, [0]
 
     def stopped(*args: Any) -> None:
         calls[0] += 1
@@ -145,10 +146,10 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]
     command = ["train", "--method", "slider", "--concept", "woman", "--out", str(out), *flags, "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(scores, "adam_step", stopped)
+        patched.setattr(state, "optimizer_step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
-    assert found["digest"] == whole["digest"] and found["unet_forwards"] == whole["unet_forwards"]
+    assert found["modules"] == [{**whole["modules"][0], "file": str(out)}] and found["unet_forwards"] == whole["unet_forwards"]
 
 
 # --- refusals ---
@@ -157,9 +158,9 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: respodiff, plain, prompt"]),
+        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
-        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["--preset 'paper' is given beside --method 'slider'"]),
+        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["preset 'paper' is given beside method 'slider'"]),
         (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
         (["--method", "uce", "--concept", "woman", "--judge", "inception:x"], ["inception"]),
         (["--method", "prompt", "--concept", "woman", "--iterations", "3"], ["--iterations is given, which this method has not"]),
@@ -182,7 +183,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
     woman = tmp_path / "w.safetensors"
     last_json(respodiff("train", "--method", "prompt", "--concept", "woman", "--out", str(woman), "--json"))
     for arguments, said in (
-        (["--method", "magic"], "--method is 'magic'; allowed: respodiff, plain, prompt"),
+        (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
         (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),

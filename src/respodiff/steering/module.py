@@ -93,6 +93,11 @@ class ConceptModule(Adapter):
         """r + s: what is added to h (paper, inference). ValueError for a form that reads h."""
         return self.ram + self.sam
 
+    @property
+    def relative_norm(self) -> float | None:
+        """|r + s| over the mean norm of h during training; None if that is unknown, or for a form that reads h."""
+        return self.delta.norm().item() / self.header.h_norm if self.header.h_norm and not self.reads_h else None
+
     def _constant(self, part: str) -> Tensor:
         if self.reads_h:
             raise ValueError(
@@ -148,18 +153,17 @@ class ConceptModule(Adapter):
         if (height, width) == self.shape[1:]:
             return self
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return ConceptModule.of(ram, sam, self.header)
+        return self._at_positions(ram, sam)
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return ConceptModule.of(ram, sam, self.header)
+        return self._at_positions(ram, sam)
 
-    def describe(self) -> dict[str, Any]:
-        """Site, form, shape, window, and the norms of RAM and SAM where they are constants."""
-        h = self.header
-        norms = {} if self.reads_h else {"norm_ram": self.ram.norm().item(), "norm_sam": self.sam.norm().item()}
-        return {"site": h.site, "form": self.form, "shape": list(self.shape), "timesteps": list(h.timesteps), **norms, **super().describe()}
+    def _at_positions(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+        """Constants at other positions; the norm of h grows with the square root of their number."""
+        spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
+        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
 
     def check(self, pipe: Any) -> list[str]:
         """Warnings about the module on a pipeline: another base model or configuration of the same width.
