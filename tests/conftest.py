@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from respodiff.pipelines.loading import embedded_dir, load_pipeline
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -132,7 +133,7 @@ def make_module() -> Callable[..., ConceptModule]:
     ) -> ConceptModule:
         generator = torch.Generator().manual_seed(seed)
         ram, sam = (torch.randn(shape, generator=generator) * scale for _ in range(2))
-        return ConceptModule(ram, sam, Header(name, f"a {name}", "a person", kind=kind, attribute=attribute, **header))
+        return ConceptModule.of(ram, sam, Header(name, f"a {name}", "a person", kind=kind, attribute=attribute, **header))
 
     return make
 

@@ -11,8 +11,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
 from command import last_json, respodiff
+from respodiff.methods.registry import load
 from respodiff.steering.convert import RAM_KEY, SAM_KEY
-from respodiff.steering.module import load
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from method_tools import WOMAN, latents
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.methods.base import get_method, load
-from respodiff.methods.registry import NAMES, NOT_TRAINED
+from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.pipelines.registry import backbone
+
+NOT_TRAINED = [name for name in NAMES if not get_method(name).trains]
 
 SCORES = {"batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2}
 IMAGES = {"steps": 3, "subjects": "doctor,nurse"}
@@ -219,6 +220,6 @@ def test_every_method_is_in_one_of_the_tests() -> None:
 def test_top_level_names(tiny_pipe: Any) -> None:
     import respodiff as library
 
-    assert library.get_method is get_method and library.applied
+    assert library.get_method is get_method and library.steer
     made = library.get_method("prompt").fit(tiny_pipe, WOMAN)
     assert latents(tiny_pipe, ["a doctor"], made).shape[2] == backbone(tiny_pipe).config.sample_size

@@ -10,7 +10,9 @@ import pytest
 from command import Done, last_json, respodiff
 from respodiff.cli.options import method_settings
 from respodiff.cli.train import chosen_concepts
-from respodiff.steering.module import ConceptModule, load
+from respodiff.concepts.concept import concept
+from respodiff.methods.registry import load
+from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
 
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
@@ -153,9 +155,8 @@ def test_own_prompts_are_stripped() -> None:
 
 
 def test_a_setting_from_either_place_counts() -> None:
-    assert method_settings("respodiff", "default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
-    assert method_settings("respodiff", "default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
-    assert method_settings("respodiff", "default", "fairness", ["per_channel=true"]).per_channel is True
+    assert method_settings("respodiff", "default", concept("woman"), ["seed=5"], seed=None, iterations=3).seed == 5
+    assert method_settings("respodiff", "default", concept("woman"), ["iterations=7"], seed=2, iterations=None).iterations == 7
 
 
 # --- what is written ---

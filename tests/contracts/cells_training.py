@@ -33,7 +33,7 @@ def training(make: Maker) -> str:
         for name, value in mine[1].items():
             close(value, given[name][spec_of(pipe).passes.index("uncond")][None], f"{name} of the empty prompt")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    for changes in ({}, {"height": 48, "width": 64}, {"per_channel": True}, {"sam_lr": 0.1}):
+    for changes in ({}, {"height": 48, "width": 64}, {"form": "channel"}, {"sam_lr": 0.1}):
         *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
         m = last.module
         assert m.ram.abs().max() > 0 and m.header.site == spec_of(pipe).site(model)

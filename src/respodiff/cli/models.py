@@ -13,7 +13,7 @@ from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish,
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
-HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site")
+HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site", "form")
 
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
@@ -28,45 +28,30 @@ def inspect(
     """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norms. It needs no model and no PyTorch."""
     result = contents(module)
     if model:
-        from respodiff.methods.base import load
-        from respodiff.steering.adapter import MethodAdapter, check_adapter_compatible
-        from respodiff.steering.steer import check_compatible
+        from respodiff.methods.registry import load
 
-        pipe, loaded = open_model(model, device, dtype), load(module)
-        result["warnings"] = check_adapter_compatible(pipe, loaded) if isinstance(loaded, MethodAdapter) else check_compatible(pipe, loaded)
+        result["warnings"] = load(module).check(open_model(model, device, dtype))
     lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("train", "warnings")]
     lines += [f"{'train':<14}" + ", ".join(f"{k} {v}" for k, v in result["train"].items())]
     finish(result, "\n".join([*lines, *(f"{'warning':<14}{text}" for text in result["warnings"])]), as_json)
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """What a module file holds, read with numpy alone. Norms and form are None for adapters of other methods than RespoDiff and SDisc."""
+    """What a module file holds, read with numpy alone. Shape and norms are None where there are no constants r and s."""
     import numpy as np
 
-    from respodiff.steering.serialization import (
-        FORMAT,
-        METHOD_FORMAT,
-        adapter_digest,
-        module_digest,
-        read_header,
-        read_tensors,
-        refuse_damage,
-    )
+    from respodiff.steering.serialization import digest_of, read_file, refuse_damage
 
-    tensors, said = read_tensors(path, "np")
-    own = set(tensors) == {"ram", "sam"}
-    h = read_header(path, said, FORMAT if own else METHOD_FORMAT)
-    result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"form": None, "shape": None, "timesteps": list(h.timesteps)}
-    result |= {"norm_ram": None, "norm_sam": None, "relative_norm": None, "tensors": len(tensors)}
-    if own:
-        ram, sam = (np.asarray(tensors[k], np.float32) for k in ("ram", "sam"))
-        norms = {"norm_ram": ram, "norm_sam": sam, "relative_norm": ram + sam}
-        result |= {k: float(np.linalg.norm(v)) for k, v in norms.items()}
-        result |= {"form": "channel" if ram.shape[1:] == (1, 1) else "constant", "shape": list(ram.shape)}
-        result["relative_norm"] = result["relative_norm"] / h.h_norm if h.h_norm else None
-    result |= {"numbers": sum(int(t.size) for t in tensors.values())}
-    result["digest"] = module_digest(h, ram, sam) if own else adapter_digest(h, tensors)
-    refuse_damage(path, said.get("digest"), result["digest"])
+    h, tensors, scale, written = read_file(path, "np")
+    digest = digest_of(h, tensors, scale)
+    refuse_damage(path, written, digest)
+    result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"timesteps": list(h.timesteps), "scale": scale}
+    result |= dict.fromkeys(("shape", "norm_ram", "norm_sam", "relative_norm"))
+    if {"ram.r", "sam.r"} <= set(tensors):
+        ram, sam = (scale * tensors[k] for k in ("ram.r", "sam.r"))
+        norms = {k: float(np.linalg.norm(v)) for k, v in (("norm_ram", ram), ("norm_sam", sam), ("relative_norm", ram + sam))}
+        result |= {"shape": list(ram.shape), **norms, "relative_norm": norms["relative_norm"] / h.h_norm if h.h_norm else None}
+    result |= {"tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
     return result | {"library": h.library, "train": dict(h.train), "warnings": []}
 
 
@@ -133,14 +118,14 @@ def convert(
         return
     from respodiff.steering.convert import convert as run
     from respodiff.steering.convert import to_released
-    from respodiff.steering.module import load
+    from respodiff.steering.module import ConceptModule
 
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
     if not source.is_file():
         raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
-        module = load(source)
+        module = ConceptModule.load(source)
         to_released(module, out, column)
     else:
         if not concept_name:
@@ -198,9 +183,9 @@ def fuse(
     steering: norm of (fused - steered) over norm of (steered - unsteered), measured on a small image; null with --checkpoint.
     """
     from respodiff.steering.fuse import channel_delta, difference, energy_lost, fuse_checkpoint, save_unet
-    from respodiff.steering.module import load
+    from respodiff.steering.module import ConceptModule
 
-    modules = [load(path) for path in module]
+    modules = [ConceptModule.load(path) for path in module]
     lost = {m.name: round(energy_lost(m), 4) for m in modules}
     chosen = [m.channels() for m in modules] if channel_mean else modules
     channel_delta(chosen)  # a module that cannot be fused is refused before the model is loaded

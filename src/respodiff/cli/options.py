@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
-from respodiff.methods.registry import NAMES, NOT_TRAINED
+from respodiff.methods.registry import BASELINE, NAMES
 
 METHOD_HELP = ", ".join(NAMES)
 
@@ -49,24 +49,24 @@ def check_method(name: str, resume: bool) -> None:
     if name not in NAMES:
         raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
     if resume and name != "respodiff":
-        from respodiff.methods.base import get_method
+        from respodiff.methods.registry import get_method
 
         if not get_method(name).resumes:
             raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
 
 
-def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> Any:
+def method_settings(name: str, preset: str, chosen: Concept, pairs: Sequence[str], **flags: Any) -> Any:
     """Settings of a method from a preset (of RespoDiff), ``--set KEY=VALUE`` pairs and flags (None: not given)."""
     if name == "respodiff":
         from respodiff.training.config import TrainConfig
 
-        return TrainConfig.preset(preset, kind, **changes_from(pairs, flags, TrainConfig))
-    from respodiff.methods.base import get_method
+        return TrainConfig.preset(preset, chosen, **changes_from(pairs, flags, TrainConfig))
+    from respodiff.methods.registry import get_method
 
     if preset != "default":
         raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
     found = get_method(name)
-    return found.settings(kind, **changes_from(pairs, flags, found.config))
+    return found.settings(chosen.kind, **changes_from(pairs, flags, found.config))
 
 
 def known_concept(name: str, file: Path | None) -> Concept:
@@ -82,16 +82,16 @@ def load_entries(
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """
-    from respodiff.methods.base import load
+    from respodiff.methods.registry import get_method, load
 
     if method and method not in NAMES:
         raise ValueError(f"--method is {method!r}; allowed: {METHOD_HELP}")
-    if (names or pairs) and method not in NOT_TRAINED:
+    trains = not method or get_method(method).trains
+    if (names or pairs) and trains:
         which = "--set" if pairs and not names else "--concept"
-        raise ValueError(
-            f"{which} is for methods that need no training ({', '.join(NOT_TRAINED)}), --method is {method!r}; give --module FILE"
-        )
-    if method == "plain" and not names:
+        quick = ", ".join(name for name in NAMES if not get_method(name).trains)
+        raise ValueError(f"{which} is for methods that need no training ({quick}), --method is {method!r}; give --module FILE")
+    if method == BASELINE and not names:
         return [], []
     added, modules = [load(path) for path in safety], [load(path) for path in alternatives]
     for path, m in zip(safety, added, strict=True):
@@ -100,11 +100,11 @@ def load_entries(
     for path, m in zip(
         (*alternatives, *(safety if not alternatives else ())), (*modules, *(added if not alternatives else ())), strict=True
     ):
-        if method and m.header.method != method and (method, m.header.method) != ("respodiff", "respodiff-paper"):
+        if method and m.method != method:
             raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
-    if method in NOT_TRAINED:
+    if not trains:
         modules += built(method, names, file, pairs, bool(modules or added))
-    elif method not in ("", "respodiff") and not modules and not added:
+    elif method and not modules and not added:
         raise ValueError(
             f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
         )
@@ -112,23 +112,21 @@ def load_entries(
 
 
 def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[str], given: bool) -> list[Any]:
-    """Adapters of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
-    from respodiff.methods.base import get_method as by_name
-    from respodiff.methods.sld import everything
-    from respodiff.steering.adapter import MethodAdapter
-    from respodiff.steering.serialization import METHOD_FORMAT, Header
+    """Adapters of a method that needs no training, for concepts by name, or for the method's default concept where none is named."""
+    from respodiff.methods.registry import get_method
+    from respodiff.steering.serialization import Header
 
-    kind = by_name(method)
+    found = get_method(method)
     concepts = [known_concept(name, file) for name in names]
-    if not concepts and not given and method.startswith("sld-"):
-        concepts = [everything()]
     if not concepts and not given:
-        raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+        if found.default_concept is None:
+            raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+        concepts = [found.default_concept]
     out = []
     for c in concepts:
-        kind.check(c)
-        settings = json.loads(json.dumps(asdict(kind.settings(c.kind, **changes_from(pairs, {}, kind.config)))))
-        out.append(MethodAdapter(Header.of(c, method=method, site="", format=METHOD_FORMAT, train=settings)))
+        found.check(c)
+        settings = json.loads(json.dumps(asdict(found.settings(c.kind, **changes_from(pairs, {}, found.config)))))
+        out.append(found.adapter(Header.of(c, method=method, site="", train=settings)))
     return out
 
 

@@ -130,7 +130,7 @@ def train(
     usual = default_concept(method, concept_name or attribute, texts)
     chosen = [usual] if usual else chosen_concepts(concept_name, attribute, concepts, texts, lists)
     files = outputs(out, chosen, bool(attribute and not (target or negative)))
-    configs = [method_settings(method, preset, c.kind, changes or (), iterations=iterations, seed=seed) for c in chosen]
+    configs = [method_settings(method, preset, c, changes or (), iterations=iterations, seed=seed) for c in chosen]
     pipe = open_model(model, device, dtype)
     if neutral_candidates:
         chosen = [with_best_neutral(pipe, c, neutral_candidates, config.seed) for c, config in zip(chosen, configs, strict=True)]
@@ -179,12 +179,12 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
 
 
 def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
-    """The concept of SLD, which has a text of its own, where none is given."""
-    if not method.startswith("sld-") or known or any(v.strip() for v in texts.values()):
+    """The method's own concept where none is given."""
+    if known or any(v.strip() for v in texts.values()):
         return None
-    from respodiff.methods.sld import everything
+    from respodiff.methods.registry import get_method
 
-    return everything()
+    return get_method(method).default_concept
 
 
 def _trained(
@@ -210,7 +210,7 @@ def _run(
     """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
     import torch
 
-    from respodiff.methods.base import get_method
+    from respodiff.methods.registry import get_method
 
     kind = get_method(state.method)
     record, saved = None, time.monotonic()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.steering.adapter import Classify
+from respodiff.methods.base import Classify
 
 
 def decoded(pipe: Any, z: Tensor) -> Tensor:

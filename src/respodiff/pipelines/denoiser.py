@@ -38,12 +38,13 @@ class Denoiser:
     Attributes:
         model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
         size: height and width of the image in pixels. latent: (C, H, W) of a latent.
+        guidance: scale of classifier-free guidance. forwards: evaluations of one sample so far.
         guides: whether the family draws with classifier-free guidance; where not, ``guidance`` is embedded if the model takes one.
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
         self.pipe, self.family = pipe, spec_of(pipe).family
-        self.model, self.guidance = backbone(pipe), guidance
+        self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
         self.site = spec_of(pipe).site(self.model)
         site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
@@ -90,6 +91,7 @@ class Denoiser:
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
+        self.forwards += len(z)
         if self.family == "sd3":
             return self._tensor(
                 hidden_states=z,
@@ -132,7 +134,7 @@ class Denoiser:
             # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
             c = scheduler.config
             share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
-            more["preservation_weight"] = c.base_shift + share * (c.max_shift - c.base_shift)
+            more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
 
     def _tensor(self, **kwargs: Any) -> Tensor:

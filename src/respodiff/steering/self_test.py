@@ -13,7 +13,8 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
 
 SIDE = 16  # latent pixels: enough for every model, and quick
@@ -74,7 +75,7 @@ def _module(pipe: Any, h: Tensor) -> ConceptModule:
     model = backbone(pipe)
     site = spec_of(pipe).site(model)
     values = torch.randn(site_shape(model, site=site)[0], 1, 1, generator=torch.Generator().manual_seed(0)) * h.float().std().cpu()
-    return ConceptModule(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
+    return ConceptModule.of(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
 
 
 def sample_latents(pipe: Any) -> Tensor:

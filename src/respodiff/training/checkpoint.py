@@ -46,7 +46,7 @@ class Checkpoint:
 
     def check_out(self, resume: bool) -> None:
         """ValueError if the module file holds something that this run would not make again."""
-        from respodiff.steering.serialization import read_tensors
+        from respodiff.steering.serialization import read_header
 
         if not self.out.is_file() or (resume and self.path.is_file()):
             return
@@ -54,12 +54,12 @@ class Checkpoint:
         wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
         wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
         try:
-            held = read_tensors(self.out, "np")[1]
+            held = read_header(self.out)
         except ValueError as error:
             raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
-        if other := [k for k, v in wanted.items() if held.get(k) != v]:
+        if other := [k for k, v in wanted.items() if (dict(held.train) if k == "train" else getattr(held, k)) != v]:
             raise ValueError(
-                f"--out: {str(self.out)!r} holds the module {held.get('concept')!r} with other {', '.join(other).replace('train', 'settings')}; "
+                f"--out: {str(self.out)!r} holds the module {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
                 "choose another file, or delete it"
             )
 
