@@ -77,7 +77,7 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
     with monkeypatch.context() as patched:
         patched.setattr(ConceptModule, "save", full)
         assert "disk full" in respodiff(*WOMAN, "--out", str(out)).stderr
-    monkeypatch.setattr(training, "step", full)  # nothing is left to compute
+    monkeypatch.setattr(training, "response_loss", full)  # nothing is left to compute
     found = last_json(respodiff(*WOMAN, "--out", str(out), "--resume"))
     for result in (found, expected):
         result |= {"peak_mib": 0, "seconds": 0}
@@ -88,15 +88,18 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
 
 def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, state = tmp_path / "m.safetensors", tmp_path / ".m.safetensors.unfinished"
-    real = training.step
+    real = training.response_loss
 
     def stop_at(iteration: int) -> None:
-        def step(unet: Any, config: Any, state: Any, batch: Any) -> Any:
-            if state.iteration == iteration:
-                raise KeyboardInterrupt
-            return real(unet, config, state, batch)
+        calls: list[int] = []
 
-        monkeypatch.setattr(training, "step", step)
+        def loss(*args: Any) -> Any:
+            calls.append(1)
+            if len(calls) > iteration:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        monkeypatch.setattr(training, "response_loss", loss)
 
     stop_at(2)
     assert "warning" not in respodiff(*WOMAN, "--out", str(out)).stderr
@@ -143,7 +146,7 @@ def test_flags_that_would_be_ignored_are_refused(arguments: list[str], said: lis
 
 @pytest.mark.parametrize(("out", "said"), [("", "--out"), ("  ", "--out"), (".", "which is a folder; give a file in it")])
 def test_an_out_that_is_no_file_is_refused_before_the_work(out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "step", None)
+    monkeypatch.setattr(training, "response_loss", None)
     refused(respodiff("train", "--concept", "woman", "--out", out, cwd=tmp_path), said)
     assert names(tmp_path) == []
 
@@ -192,7 +195,7 @@ def test_another_module_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.M
     last_json(respodiff(*WOMAN, "--out", str(out)))
     before = out.read_bytes()
     assert last_json(respodiff(*WOMAN, "--out", str(out)))["modules"], "the same module may be made again"
-    monkeypatch.setattr(training, "step", None)
+    monkeypatch.setattr(training, "response_loss", None)
     refused(
         respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the module 'woman' with other concept, target"
     )
