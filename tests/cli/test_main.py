@@ -133,18 +133,18 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     settings = [*FAST, "--iterations", "5", "--set", "sam_lr=0.1", "--json"]
     expected = last_json(respodiff("train", "--concept", "woman", "--out", str(whole), *settings))
     monkeypatch.setattr(f"{CHECKPOINT}.SAVE_EVERY", 0.0)
-    real, calls = training.response_loss, []
+    real, calls = training.adam_step, []
 
-    def dies(*args: Any) -> Any:
+    def dies(*args: Any) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("power cut")
-        return real(*args)
+        real(*args)
 
-    monkeypatch.setattr(training, "response_loss", dies)
+    monkeypatch.setattr(training, "adam_step", dies)
     refused(respodiff("train", "--concept", "woman", "--out", str(cut), *settings), 1, "power cut")
     assert not cut.exists()
-    monkeypatch.setattr(training, "response_loss", real)
+    monkeypatch.setattr(training, "adam_step", real)
     refused(respodiff("train", "--concept", "man", "--out", str(cut), "--resume", *settings), 2, "--resume", "another concept")
     found = last_json(respodiff("train", "--concept", "woman", "--out", str(cut), "--resume", *settings))
     digests = [result["modules"][0]["digest"] for result in (found, expected)]

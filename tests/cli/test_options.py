@@ -160,7 +160,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     [
         (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
-        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["--preset 'paper' is given beside --method 'slider'"]),
+        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["preset 'paper' is given beside method 'slider'"]),
         (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
         (["--method", "uce", "--concept", "woman", "--judge", "inception:x"], ["inception"]),
         (["--method", "prompt", "--concept", "woman", "--iterations", "3"], ["--iterations is given, which this method has not"]),

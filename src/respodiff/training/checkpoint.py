@@ -57,9 +57,9 @@ class Checkpoint:
             held = read_header(self.out)
         except ValueError as error:
             raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
-        if other := [k for k, v in wanted.items() if (dict(held.train) if k == "train" else getattr(held, k)) != v]:
+        if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
             raise ValueError(
-                f"--out: {str(self.out)!r} holds the module {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
+                f"--out: {str(self.out)!r} holds the adapter {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
                 "choose another file, or delete it"
             )
 
