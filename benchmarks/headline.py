@@ -61,7 +61,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
         drawn = sum(1 for _ in generate(pipe, prompts, used, config, out=folder))
         say(f"{label}: {drawn} new")
         for judge in judges:
-            found = evaluate(folder, judge, ["gender"])
+            found = evaluate(folder, judge, "gender").to_json()
             row = {
                 "row": label,
                 "scale": scale if used else None,
@@ -69,7 +69,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
                 "n": found["n"],
                 "devrat": found["devrat"]["gender"],
             }
-            row |= {"concept_accuracy": (found["concept_accuracy"] or {}).get("gender"), "subject_correct": found["subject_accuracy"]}
+            row |= {"concept_accuracy": found["concept_accuracy"]["gender"], "subject_accuracy": found["subject_accuracy"]}
             rows.append(row | {"alignment": found["alignment"]})
     about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}}
     about |= {"modules": {m.name: m.digest for m in modules}, "images": images, "prompts": len(prompts), "seed": GenerateConfig.seed}
@@ -86,7 +86,7 @@ def as_table(result: Mapping[str, Any]) -> str:
             str(row["n"]),
             interval(row["devrat"]),
             f"{row['devrat']['random']:.3f}",
-            *(interval(row[key]) for key in ("concept_accuracy", "subject_correct", "alignment")),
+            *(interval(row[key]) for key in ("concept_accuracy", "subject_accuracy", "alignment")),
         ]
         for row in result["rows"]
     ]

@@ -5,6 +5,7 @@ Names are imported when first used, so that ``respodiff --help`` and the measuri
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from respodiff.steering.steer import check_compatible, steer
     from respodiff.training.config import TrainConfig
     from respodiff.training.respodiff import fit, train
+
+# transformers warns twice at every start that torchvision is missing; nothing here uses it.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
 
 _HOME = {
     "Adapter": "steering.adapter",

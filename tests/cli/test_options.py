@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 @pytest.fixture(autouse=True)
 def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for home in ("train", "generate", "main"):
+    for home in ("train", "generate", "models"):
         monkeypatch.setattr(f"respodiff.cli.{home}.open_model", lambda *_: tiny_pipe)
 
 
@@ -66,14 +66,15 @@ def drawn(out: Path, *arguments: str) -> list[Any]:
 def test_train_then_generate(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     found = trained(name, out)
-    assert found["method"] == name and found["digest"] == load(out).digest and found["unet_forwards"] > 0
-    assert {"module", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
+    digest = found["modules"][0]["digest"]
+    assert found["method"] == name and digest == load(out).digest and found["unet_forwards"] > 0
+    assert {"modules", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"], "nothing else is left"
     rows = drawn(tmp_path / "run", "--method", name, "--module", str(out))
-    assert {r.method for r in rows} == {name} and all(r.modules == [found["digest"]] for r in rows)
+    assert {r.method for r in rows} == {name} and all(r.modules == [digest] for r in rows)
     assert all(bool(r.concepts) == (load(out).header.kind == "fairness") for r in rows)
     told = last_json(respodiff("inspect", str(out), "--model", "x", "--json"))
-    assert told["digest"] == found["digest"] and told["method"] == name and told["warnings"] == []
+    assert told["digest"] == digest and told["method"] == name and told["warnings"] == []
 
 
 @pytest.mark.parametrize("name", NOT_TRAINED)
@@ -148,7 +149,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
         patched.setattr(scores, "adam_step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
-    assert found["digest"] == whole["digest"] and found["unet_forwards"] == whole["unet_forwards"]
+    assert found["modules"] == [{**whole["modules"][0], "file": str(out)}] and found["unet_forwards"] == whole["unet_forwards"]
 
 
 # --- refusals ---

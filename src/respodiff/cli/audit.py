@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, words
-from respodiff.cli.evaluate import JUDGES, NBootstrap, _judges
+from respodiff.cli.evaluate import JUDGES, NBootstrap, load_judges
 from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, by_model, read_prompts
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.generation.config import GenerateConfig
 
 if TYPE_CHECKING:
+    from respodiff.evaluation.audit import Audit
     from respodiff.evaluation.judges import Judge
 
 IMAGES = 16
@@ -59,7 +60,7 @@ def audit(
     suite = suite or ("" if prompt or prompts else "occupations")
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", seed=seed, batch=batch, **by_model(model == "embedded", steps, guidance))
-    labellers = _judges(judge or ["embedded"], device, "float32")
+    labellers = load_judges(judge or ["embedded"], device, "float32")
     by_texts = _reads_texts(labellers)
     pipe = open_model(model, device, dtype)
     where = shlex.join(_where(suite, suite_path, prompt or (), prompts))
@@ -72,7 +73,7 @@ def audit(
     )
     from respodiff.reports.audit_report import lines
 
-    finish({**found, "page": str(out / "audit.html")}, "\n".join([*lines(found), str(out / "audit.html")]), as_json)
+    finish({**found.to_json(), "page": str(out / "audit.html")}, "\n".join([*lines(found), str(out / "audit.html")]), as_json)
 
 
 def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
@@ -116,12 +117,12 @@ def _measured(
     config: GenerateConfig,
     how: Mapping[str, Any],
     told: Mapping[str, Any],
-) -> dict[str, Any]:
+) -> Audit:
     """Judge everything, and write audit.json and audit.html."""
     from respodiff.data.run_folder import write_atomic
     from respodiff.evaluation.audit import audit as ranked
     from respodiff.evaluation.evaluate import judge_all, shipped_confusion
-    from respodiff.evaluation.statistics import Settings
+    from respodiff.evaluation.registry import Settings
     from respodiff.reports import audit_report
 
     words.print("judging", markup=False)
@@ -129,21 +130,19 @@ def _measured(
     run = judge_all(out / "run", labellers, chosen, min_margin=how["min_margin"])
     settings = Settings(n_bootstrap=how["n_bootstrap"], seed=config.seed, confusion=shipped_confusion())
     found = ranked(run, stated, chosen, settings)
-    if few := [a["attribute"] for a in found["attributes"] if a["judge_validity"] and not a["judge_validity"]["enough"]]:
-        found["problems"] = [
-            *found["problems"],
-            f"{how['validation_images']} images of every concept's own prompt are too few to show that the judge tells {', '.join(few)} apart, however "
-            "they come out: give more with --validation-images",
-        ]
-    if short := [a for a in found["attributes"] if config.images < a["images_required"]]:
-        of = "" if len(short) == len(found["attributes"]) else f" for {', '.join(a['attribute'] for a in short)}"
-        needed = max(a["images_required"] for a in short)
-        found["problems"] = [
-            *found["problems"],
-            f"{config.images} images a prompt are too few to show any single prompt to be biased{of} ({found['tests']} questions are "
-            f"asked), however they come out: that takes {needed} (--images {needed})",
-        ]
-    found["suggest"] = suggested(found, out, config, told)
+    problems = list(found.problems)
+    if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
+        problems.append(
+            f"{how['validation_images']} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
+            "however they come out: give more with --validation-images"
+        )
+    if short := [a for a in found.attributes if config.images < a.images_required]:
+        of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
+        needed = max(a.images_required for a in short)
+        problems.append(
+            f"{config.images} images a prompt are too few to show any single prompt to be biased{of} ({len(found.ranking)} questions are "
+            f"asked), however they come out: that takes {needed} (--images {needed})"
+        )
     more = [
         "--attributes",
         ",".join(a.name for a in chosen),
@@ -153,8 +152,10 @@ def _measured(
         str(how["validation_images"]),
     ]
     more += ["--seed", str(config.seed), "--out", str(out)] + (["--concepts", str(told["concepts"])] if told["concepts"] else [])
-    found["command"] = f"{shlex.join(['respodiff', 'audit', '--model', told['model']])} {told['where']} {shlex.join(more)}"
-    write_atomic(out / "audit.json", json.dumps(found, indent=1) + "\n")
+    command = f"{shlex.join(['respodiff', 'audit', '--model', told['model']])} {told['where']} {shlex.join(more)}"
+    suggest = tuple(suggested(found, out, config, told))
+    found = replace(found, problems=tuple(problems), suggest=suggest, command=command)
+    write_atomic(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
     audit_report.write(out / "audit.html", found, run)
     return found
 
@@ -167,17 +168,17 @@ def _where(suite: str, path: Path | None, prompts: Sequence[str], file: Path | N
     return flags + (["--prompts", str(file)] if file else [])
 
 
-def suggested(found: Mapping[str, Any], out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
+def suggested(found: Audit, out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
     """Commands that train a module for every concept of the biased attributes, draw the same with them, and set both side by side."""
     from respodiff.evaluation.audit import to_train
 
-    names = to_train(found["attributes"])
+    names = to_train(found.attributes)
     if not names:
         return []
     own = ["--concepts", str(told["concepts"])] if told["concepts"] else []
     base, modules = ["--model", told["model"]], {name: str(out / "modules" / f"{name.replace('*', '-')}.safetensors") for name in names}
     lines = [shlex.join(["respodiff", "train", *base, "--concept", name, *own, "--out", path]) for name, path in modules.items()]
-    biased = [a["attribute"] for a in found["attributes"] if a["biased"] and set(a["concepts"]) <= set(names)]
+    biased = [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)]
     wanted = [part for name in biased for part in ("--attribute", name)]
     draw = ["--images", str(config.images), "--steps", str(config.steps), "--guidance", f"{config.guidance:g}", "--seed", str(config.seed)]
     draw += [part for path in modules.values() for part in ("--module", path)]

@@ -30,16 +30,43 @@ def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) ->
             raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
         hint = hints[key]
         try:
-            if hint in (int, float):
+            if hint is bool:
+                changes[key] = {"true": True, "false": False}[text.lower()]
+            elif hint in (int, float):
                 changes[key] = hint(text)
             elif hint is str or "Literal" in str(hint):
                 changes[key] = text
             else:
                 values = json.loads(text) if text.startswith("[") else text.split(",")
                 changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error
     return changes
+
+
+def check_method(name: str, resume: bool) -> None:
+    """ValueError for an unknown method, and for resuming one that cannot be."""
+    if name not in NAMES:
+        raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
+    if resume and name != "respodiff":
+        from respodiff.methods.registry import get_method
+
+        if not get_method(name).resumes:
+            raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
+
+
+def method_settings(name: str, preset: str, chosen: Concept, pairs: Sequence[str], **flags: Any) -> Any:
+    """Settings of a method from a preset (of RespoDiff), ``--set KEY=VALUE`` pairs and flags (None: not given)."""
+    if name == "respodiff":
+        from respodiff.training.config import TrainConfig
+
+        return TrainConfig.preset(preset, chosen, **changes_from(pairs, flags, TrainConfig))
+    from respodiff.methods.registry import get_method
+
+    if preset != "default":
+        raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
+    found = get_method(name)
+    return found.settings(chosen.kind, **changes_from(pairs, flags, found.config))
 
 
 def known_concept(name: str, file: Path | None) -> Concept:

@@ -15,6 +15,7 @@ from respodiff.concepts.concept import Attribute, Concept, builtin
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import Vocabulary
+from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.steering.adapter import Adapter
@@ -26,10 +27,10 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The least scale of `SCALES` that reaches the accuracy, and the accuracy there as {mean, low, high, n} (95 %, over prompts)."""
+    """The least scale of `SCALES` that reaches the accuracy, and the accuracy there (95 % interval over prompts)."""
 
     scale: float
-    accuracy: Mapping[str, float]
+    accuracy: Estimate
 
 
 def choose_scale(
@@ -74,14 +75,12 @@ def choose_scale(
         with tempfile.TemporaryDirectory() as folder:
             for _ in generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=Path(folder) / "run"):
                 pass
-            found = (evaluate(Path(folder) / "run", judge, [attribute], vocabulary=vocabulary)["concept_accuracy"] or {}).get(
-                attribute.name
-            )
+            found = evaluate(Path(folder) / "run", judge, attribute, vocabulary=vocabulary).concept_accuracy[attribute.name]
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
-        if found["mean"] >= reach:
+        if found.mean >= reach:
             return ScaleChoice(scale, found)
-        best = max(best, (found["mean"], scale))
+        best = max(best, (found.mean, scale))
     raise ValueError(
         f"no scale up to {SCALES[-1]:g} reaches {reach:g}: the best is {best[0]:.3f} at {best[1]:g}; train longer, or ask for less"
     )

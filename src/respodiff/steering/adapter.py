@@ -16,7 +16,7 @@ from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, write_file
+from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, refuse_damage, write_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +92,8 @@ class Adapter:
             found = cls(header, tensors, scale)
         except ValueError as error:
             raise ValueError(f"adapter file {str(path)!r} cannot be used: {error}") from error
-        if digest != found.digest:
-            raise ValueError(
-                f"adapter file {str(path)!r} is damaged: its header says digest {digest}, its content has {found.digest}; copy it again"
-            )
+        refuse_damage(path, digest, found.digest)
         return found
-
-    def describe(self) -> dict[str, Any]:
-        """What is to be said of the tensors."""
-        return {"tensors": len(self.tensors), "numbers": sum(t.numel() for t in self.tensors.values()), "scale": self.weight}
 
     def check(self, pipe: Any) -> list[str]:
         """Warnings about the adapter on a pipeline. ValueError if it was made for a model of another configuration."""

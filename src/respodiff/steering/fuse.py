@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
+from respodiff.steering.self_test import sample_latents
 from respodiff.steering.serialization import TIMESTEPS
+from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
 """The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
@@ -44,7 +46,7 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set per_channel=true"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set form=channel"
             )
     return torch.stack([m.delta.flatten() for m in modules]).sum(0) * scale
 
@@ -88,6 +90,20 @@ def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, s
     with fused(pipe, modules, scale=scale):
         backbone(pipe).save_pretrained(str(out), safe_serialization=True)
     return Path(out)
+
+
+def difference(pipe: Any, modules: Sequence[ConceptModule], chosen: Sequence[ConceptModule], *, scale: float = 1.0) -> float:
+    """How far fusing ``chosen`` departs from steering with ``modules``, on the latents of a small image.
+
+    Returns:
+        Norm of (fused - steered) over norm of (steered - unsteered); 0 where both are the same image.
+    """
+    unsteered = sample_latents(pipe)
+    with steer(pipe, [[m.scale(scale) for m in modules]]):
+        steered = sample_latents(pipe)
+    with fused(pipe, chosen, scale=scale):
+        other = sample_latents(pipe)
+    return float((other - steered).norm() / (steered - unsteered).norm().clamp(min=1e-12))
 
 
 def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:

@@ -114,6 +114,11 @@ class ConceptModule(Adapter):
         c, h, w = (len(self.tensors["ram.up.weight"]), 1, 1) if self.reads_h else self.tensors["ram.r"].shape
         return c, h, w
 
+    @property
+    def relative_norm(self) -> float | None:
+        """|r + s| over the mean norm of h during training; None if that is not known, and for forms that read h."""
+        return None if self.reads_h or not self.header.h_norm else self.delta.norm().item() / self.header.h_norm
+
     def within(self, low: int, high: int) -> ConceptModule:
         """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
@@ -148,18 +153,17 @@ class ConceptModule(Adapter):
         if (height, width) == self.shape[1:]:
             return self
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return ConceptModule.of(ram, sam, self.header)
+        return self._with(ram, sam)
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return ConceptModule.of(ram, sam, self.header)
+        return self._with(ram, sam)
 
-    def describe(self) -> dict[str, Any]:
-        """Site, form, shape, window, and the norms of RAM and SAM where they are constants."""
-        h = self.header
-        norms = {} if self.reads_h else {"norm_ram": self.ram.norm().item(), "norm_sam": self.sam.norm().item()}
-        return {"site": h.site, "form": self.form, "shape": list(self.shape), "timesteps": list(h.timesteps), **norms, **super().describe()}
+    def _with(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+        """Tensors of other positions; the norm of h grows with the square root of their number."""
+        spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
+        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
 
     def check(self, pipe: Any) -> list[str]:
         """Warnings about the module on a pipeline: another base model or configuration of the same width.

@@ -10,14 +10,15 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
-from torch import Tensor
 
 from respodiff.concepts.concept import Concept
+
+if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
+    from torch import Tensor
 
 FORMAT = "respodiff-1"
 HEADER_KEY = "respodiff"
@@ -36,6 +37,7 @@ class Header:
         site: where a module acts; empty for adapters that are no modules. form: name in `respodiff.steering.forms.FORMS`, or empty.
         resolution: (height, width) in pixels that it was trained at.
         timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.
+        h_norm: mean norm of h during training, at one position where RAM is the same at all; 0 if it is not known.
         train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.NAMES`.
     """
 
@@ -52,6 +54,7 @@ class Header:
     form: str = ""
     resolution: tuple[int, int] = (0, 0)
     timesteps: tuple[int, int] = TIMESTEPS
+    h_norm: float = 0.0
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     method: str = "respodiff"
@@ -65,24 +68,25 @@ class Header:
 
 
 class Stored(NamedTuple):
-    """What a file holds: header, tensors by name, scale, and the digest that was written."""
+    """What a file holds: header, tensors by name (of torch or of numpy), scale, and the digest that was written."""
 
     header: Header
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Any]
     scale: float
     digest: object
 
 
-def tensor_digest(*tensors: Tensor) -> str:
+def tensor_digest(*tensors: Tensor | np.ndarray[Any, Any]) -> str:
     """First 16 hex digits of the SHA-256 of shapes and float32 bytes."""
     digest = hashlib.sha256()
     for t in tensors:
+        array = t if isinstance(t, np.ndarray) else t.detach().cpu().float().numpy()
         digest.update(str(tuple(t.shape)).encode())
-        digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
-def digest_of(header: Header, tensors: Mapping[str, Tensor], scale: float) -> str:
+def digest_of(header: Header, tensors: Mapping[str, Any], scale: float) -> str:
     """First 16 hex digits of the SHA-256 of all that an image depends on: method, prompts, form, window, settings, scale and tensors."""
     names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "form", "timesteps")
     about = {**{name: getattr(header, name) for name in names}, "train": dict(header.train), "scale": float(scale)}
@@ -93,19 +97,19 @@ def digest_of(header: Header, tensors: Mapping[str, Tensor], scale: float) -> st
 
 def read_header(path: str | Path) -> Header:
     """The header of an adapter file, without its tensors. Raises as `read_file`."""
-    return _read(Path(path), False).header
+    return _read(Path(path), "").header
 
 
-def read_file(path: str | Path) -> Stored:
-    """What an adapter file holds.
+def read_file(path: str | Path, framework: str = "pt") -> Stored:
+    """What an adapter file holds, with tensors of torch ("pt") or of numpy ("np").
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
     """
-    return _read(Path(path), True)
+    return _read(Path(path), framework)
 
 
-def _read(path: Path, whole: bool) -> Stored:
+def _read(path: Path, framework: str) -> Stored:
     if path.is_dir():
         raise ValueError(f"adapter file {str(path)!r} is a folder; give the .safetensors file itself")
     if not path.is_file():
@@ -113,10 +117,10 @@ def _read(path: Path, whole: bool) -> Stored:
             f"adapter file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
         )
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, framework or "np") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {k: file.get_tensor(k).float() for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if framework and text else {}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, TypeError) as error:  # numpy knows no bfloat16
         raise ValueError(f"adapter file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
     if text is None:
         raise ValueError(f"adapter file {str(path)!r} is a safetensors file of something else: it has no respodiff header")
@@ -124,6 +128,7 @@ def _read(path: Path, whole: bool) -> Stored:
         found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"adapter file {str(path)!r} has a broken header ({error}); copy or train it again") from error
+    tensors = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
     return Stored(_header(path, found), tensors, float(found.get("scale", 1.0)), found.get("digest"))
 
 
@@ -136,7 +141,8 @@ def _header(path: Path, found: dict[str, Any]) -> Header:
         warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
         raise ValueError(f"adapter file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    kinds = {"train": (dict, "an object"), "resolution": (list, "a list"), "timesteps": (list, "a list"), "scale": (float, "a number")}
+    kinds: dict[str, tuple[Any, str]] = {"train": (dict, "an object"), "resolution": (list, "a list"), "timesteps": (list, "a list")}
+    kinds |= dict.fromkeys(("scale", "h_norm"), (float, "a number"))
     for key, value in found.items():
         kind, what = kinds.get(key, (str, "a text"))
         if key in {*names, "scale"} and not isinstance(value, kind):
@@ -145,8 +151,16 @@ def _header(path: Path, found: dict[str, Any]) -> Header:
     return Header(**known)
 
 
+def refuse_damage(path: str | Path, written: object, found: str) -> None:
+    """ValueError if the digest in a file's header is not that of its content."""
+    if written != found:
+        raise ValueError(f"adapter file {str(path)!r} is damaged: its header says digest {written}, its content has {found}; copy it again")
+
+
 def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
     """Writes an adapter file atomically. OSError with one clear line if the folder cannot be written."""
+    from safetensors.torch import save as serialized
+
     path = Path(path)
     values = {f.name: getattr(header, f.name) for f in fields(header)}
     digest = digest_of(header, tensors, scale)

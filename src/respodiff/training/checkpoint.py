@@ -44,6 +44,25 @@ class Checkpoint:
             )
         return tensors
 
+    def check_out(self, resume: bool) -> None:
+        """ValueError if the module file holds something that this run would not make again."""
+        from respodiff.steering.serialization import read_header
+
+        if not self.out.is_file() or (resume and self.path.is_file()):
+            return
+        about = json.loads(self.about)
+        wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
+        wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
+        try:
+            held = read_header(self.out)
+        except ValueError as error:
+            raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
+        if other := [k for k, v in wanted.items() if (dict(held.train) if k == "train" else getattr(held, k)) != v]:
+            raise ValueError(
+                f"--out: {str(self.out)!r} holds the module {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
+                "choose another file, or delete it"
+            )
+
     def start(self, resume: bool) -> dict[str, Any]:
         """Tensors to go on from, none for a new run. A folder that cannot be written is noticed here, before the work and not after it."""
         earlier = self.read() if resume else None

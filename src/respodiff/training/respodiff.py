@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -160,4 +160,4 @@ def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModu
         scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
     states = ({k.removeprefix(part): v for k, v in values.items() if k.startswith(part)} for part in ("ram.", "sam."))
     ram, sam = (load_form(config.form, state).scaled(scale) for state in states)
-    return ConceptModule.of(ram, sam, header)
+    return ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
