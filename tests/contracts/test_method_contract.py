@@ -22,6 +22,8 @@ from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "iterations": 2,
     "batch": 2,

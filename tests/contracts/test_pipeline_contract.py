@@ -11,6 +11,8 @@ from tests.tiny_models import TINY_PIPELINES, sd
 
 from respodiff.pipelines.registry import PIPELINES
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs"
 DIFFERENT = (
     "StableDiffusionPipeline",

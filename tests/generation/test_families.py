@@ -11,6 +11,8 @@ from respodiff.generation.generate import counted, generate
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
 
+pytestmark = pytest.mark.slow
+
 CONFIG = GenerateConfig(images=2, steps=2, guidance=3.0, batch=2)
 
 

@@ -26,6 +26,8 @@ from respodiff.steering.adapter import header_of
 from respodiff.training.rollouts import mix_seed
 from respodiff.training.state import open_model
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"iterations": 3, "steps": 3, "subjects": ("doctor", "nurse")}
 MORE: dict[str, dict[str, Any]] = {"fdf": {"batch": 4, "lr": 0.05}, "bact": {"batch": 6, "rollouts": 6, "lr": 0.05}}
 

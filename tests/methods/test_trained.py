@@ -21,6 +21,8 @@ from respodiff.training.config import TrainConfig
 from respodiff.training.rollouts import mix_seed
 from respodiff.training.state import open_model
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {"iterations": 3, "batch": 2, "steps": 3, "rollouts": 3, "rollout_batch": 2}
 MORE: dict[str, dict[str, Any]] = {"slider": {"lr": 0.05, "refresh_every": 2}, "esd-x": {"lr": 1e-2}, "esd-u": {"lr": 1e-3}}
 

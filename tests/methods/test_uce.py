@@ -18,6 +18,8 @@ from respodiff.methods.registry import get_method, load
 from respodiff.methods.uce import UceConfig, edit, phrase
 from respodiff.methods.weight_edits import WeightEditAdapter, cross_attention, differences
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"subjects": ("doctor", "nurse"), "images": 4, "steps": 2, "rounds": 2, "guidance": 3.0}
 
 

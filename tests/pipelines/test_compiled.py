@@ -19,6 +19,8 @@ from respodiff.pipelines.compiled import close_compiled_hook, is_compiled, open_
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def clean() -> Iterator[None]:
