@@ -14,6 +14,8 @@ from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
 
+pytestmark = pytest.mark.slow
+
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
 FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
 WOMAN = ["train", "--concept", "woman", "--json", *FAST]
@@ -196,7 +198,7 @@ def test_another_module_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.M
     assert last_json(respodiff(*WOMAN, "--out", str(out)))["modules"], "the same module may be made again"
     monkeypatch.setattr(training, "adam_step", None)
     refused(
-        respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the module 'woman' with other concept, target"
+        respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the adapter 'woman' with other concept, target"
     )
     refused(respodiff(*WOMAN, "--seed", "1", "--resume", "--out", str(out)), "--out", "other settings")
     (tmp_path / "notes.txt").write_text("mine")

@@ -13,6 +13,8 @@ from respodiff.training import neutral_prompt
 from respodiff.training.neutral_prompt import choose_neutral
 from respodiff.training.rollouts import mix_seed, roll_batch
 
+pytestmark = pytest.mark.slow
+
 WOMAN = concept("woman")
 SUBJECTS = ("a doctor", "a nurse")
 
