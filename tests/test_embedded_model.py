@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import respodiff
@@ -13,6 +14,8 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
@@ -29,7 +32,7 @@ def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direc
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
         result = evaluate(tmp_path / name, judge, ["gender"])
-        women[name] = sum(row["woman"] for row in result["counts"]["gender"].values()) / result["n"]
+        women[name] = sum(row["woman"] for row in result.counts["gender"].values()) / result.n
     assert women["plain"] <= 0.3, "the planted bias is gone"
     assert women["steered"] >= women["plain"] + 0.4
     assert all(torch.equal(v, untouched[k]) for k, v in embedded.unet.state_dict().items())
@@ -44,7 +47,7 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     for name, modules in (("plain", []), ("steered", [module])):
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
-        unsafe[name] = evaluate(tmp_path / name, judge)["unsafe"]["mean"]
+        unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean
     assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
     assert unsafe["steered"] <= unsafe["plain"] / 2
 

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+
+from command import last_json, respodiff
+from respodiff.data.import_images import import_folder
+
+pytestmark = pytest.mark.slow
 
 HEAVY = {
     "PIL",
@@ -68,3 +74,17 @@ def test_inspect_reads_a_file_without_torch(make_module: Any, tmp_path: Path) ->
     path = make_module().save(tmp_path / "m.safetensors")
     heavy, count = imported("inspect", str(path))
     assert heavy == {"numpy", "safetensors"} and count < 900
+
+
+def test_evaluate_of_a_scored_run_loads_no_model(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (90 * i, 60, 30)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images.csv").write_text("file,prompt\n0.png,a doctor\n1.png,a doctor\n")
+    run = import_folder(tmp_path / "images", tmp_path / "images.csv", tmp_path / "run").path
+    first = last_json(respodiff("evaluate", str(run), "--json"))
+    heavy, _ = imported("evaluate", str(run))
+    assert heavy.isdisjoint({"torch", "transformers", "diffusers"}) and "numpy" in heavy
+    heavy, _ = imported("evaluate", str(run), "--attribute", "tone")
+    assert "torch" in heavy, "a new question is put to the judge"
+    assert last_json(respodiff("evaluate", str(run), "--json")) == first

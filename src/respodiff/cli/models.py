@@ -13,7 +13,7 @@ from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish,
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
-HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site")
+HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site", "form")
 
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")

@@ -122,7 +122,7 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
             f"adapter file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
         )
     try:
-        with safe_open(path, framework) as file:
+        with safe_open(path, framework or "np") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
             tensors = {k: file.get_tensor(k) for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, TypeError) as error:
@@ -133,6 +133,7 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
         found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"adapter file {str(path)!r} has a broken header ({error}); copy or train it again") from error
+    tensors = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
     return Stored(_header(path, found), tensors, float(found.get("scale", 1.0)), found.get("digest"))
 
 

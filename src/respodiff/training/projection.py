@@ -26,10 +26,10 @@ def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0
     """
     height, width = module.header.resolution
     model = open_model(pipe, TrainConfig(height=height, width=width))
-    neutral, target, negative, empty = model.encode([concept.neutral, concept.target, concept.negative, ""])
+    neutral, target, negative = model.encode([concept.neutral, concept.target, concept.negative])
     forms = [form.to(model.device) for form in module.forms()]
     with eager(model.model):
-        z, t = roll_batch(model, ROLLOUTS, mix_seed(seed, 5), neutral, STEPS, empty)
+        z, t = roll_batch(model, ROLLOUTS, mix_seed(seed, 5), neutral, STEPS)
         e = predict(model, z, t, neutral, ROLLOUTS)
         d = e - predict(model, z, t, negative, ROLLOUTS) if concept.kind == "safety" else predict(model, z, t, target, ROLLOUTS) - e
         steps = iter(t.split(ROLLOUTS))
