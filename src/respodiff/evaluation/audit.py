@@ -18,7 +18,7 @@ from respodiff.concepts.concept import Attribute
 from respodiff.concepts.intersections import JOIN, factors
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
-from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, DevRat, Estimate
 from respodiff.evaluation.metrics.fairness import expected_devrat_random, mean_dev_rat
 from respodiff.evaluation.metrics.paired import holm
 from respodiff.evaluation.metrics.skew import bias_band, bias_p, exact_band, images_required, mean_bias_p
@@ -26,7 +26,6 @@ from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import Shares, Summary, summarise
 
-LEVEL = 0.95
 STATED = "stated"
 
 

@@ -24,8 +24,7 @@ def test_agrees_with_sklearn() -> None:
         found = agreement(first, second, groups, n_bootstrap=100)
         assert found.kappa is not None and found.kappa.mean == pytest.approx(cohen_kappa_score(first, second))
         assert found.raw.mean == pytest.approx(np.mean(np.array(first) == np.array(second)))
-        assert found.labels == ("man", "unknown", "woman") and found.raw.n == found.kappa.n == 200
-        assert found.table[0][0] == sum(a == b == "man" for a, b in zip(first, second, strict=True))
+        assert found.raw.n == found.kappa.n == 200
 
 
 def test_by_hand() -> None:
@@ -39,7 +38,7 @@ def test_by_hand() -> None:
 
 def test_one_label_only_has_no_kappa() -> None:
     found = agreement(["x"] * 10, ["x"] * 10, ["a"] * 5 + ["b"] * 5)
-    assert found.kappa is None and found.raw == wilson(10, 10) and found.table == ((10,),)
+    assert found.kappa is None and found.raw == wilson(10, 10)
 
 
 def test_full_agreement_is_not_a_point() -> None:

@@ -8,11 +8,10 @@ from scipy import stats
 
 from respodiff.evaluation.metrics import bootstrap
 from respodiff.evaluation.metrics.agreement import agreement
-from respodiff.evaluation.metrics.bootstrap import ends, ratio_draws, stretch, summed_draws
+from respodiff.evaluation.metrics.bootstrap import ends, mean_interval, ratio_draws, stretch, summed_draws
 from respodiff.evaluation.metrics.distances import drift
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.fairness import share_interval, wilson
-from respodiff.evaluation.metrics.means import mean_interval
 from respodiff.evaluation.metrics.safety import flagged_share
 
 FEW = (2, 3, 5, 10, 36)

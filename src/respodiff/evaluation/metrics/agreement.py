@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.evaluation.metrics.bootstrap import ends, summed_draws
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import share_interval
 
 Floats = NDArray[np.float64]
@@ -22,18 +22,14 @@ class Agreement:
     Attributes:
         raw: share of images with the same label, in [0, 1].
         kappa: agreement beyond chance, in [-1, 1]; None where it is not defined, as both judges give all images one same label.
-        labels: (C,) all labels seen, sorted; unknown is one of them.
-        table: C rows of C, images by the label of the first judge (rows) and of the second.
     """
 
     raw: Estimate
     kappa: Estimate | None
-    labels: tuple[str, ...]
-    table: tuple[tuple[int, ...], ...]
 
 
 def agreement(
-    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95
+    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_bootstrap: int = 2000, seed: int = 0
 ) -> Agreement:
     """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own proportions.
 
@@ -43,7 +39,7 @@ def agreement(
 
     Args:
         first, second: (N,) labels of two judges, row by row the same images; unknown is a label like any other.
-        groups: (N,) prompts. n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        groups: (N,) prompts. n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Raises:
         ValueError: columns of different length or empty, or n_bootstrap below 1.
@@ -62,13 +58,11 @@ def agreement(
     tables = np.zeros((len(group), len(labels), len(labels)))
     at = ([group[g] for g in groups], [place[name] for name in first], [place[name] for name in second])
     np.add.at(tables, at, 1.0)
-    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_bootstrap=n_bootstrap, seed=seed, level=level)
-    pooled = tables.sum(0)
-    shown = tuple(tuple(round(v) for v in row) for row in pooled.tolist())
-    return Agreement(raw, _kappa_interval(tables, raw, n_bootstrap, seed, level), labels, shown)
+    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_bootstrap=n_bootstrap, seed=seed)
+    return Agreement(raw, _kappa_interval(tables, raw, n_bootstrap, seed))
 
 
-def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int, level: float) -> Estimate | None:
+def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int) -> Estimate | None:
     pooled = tables.sum(0)
     kappa = float(_kappa(pooled))
     if np.isnan(kappa):
@@ -78,7 +72,7 @@ def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int, 
     if len(tables) > 1:
         draws = _draws(tables, n_bootstrap, seed)
         if (found := draws[~np.isnan(draws)]).size:
-            bounds += ends(found, kappa, len(tables), level)
+            bounds += ends(found, kappa, len(tables), LEVEL)
     return Estimate(kappa, max(-1.0, min(*bounds, kappa)), min(1.0, max(*bounds, kappa)), raw.n)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
+LEVEL = 0.95
+"""Probability with which an interval holds its quantity."""
+
 
 @dataclass(frozen=True)
 class Estimate:
