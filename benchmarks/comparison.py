@@ -25,7 +25,8 @@ from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import MethodComparison
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
-from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan
+from respodiff.experiments.plan import Plan
+from respodiff.methods.registry import methods_for
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import text
 
@@ -37,8 +38,8 @@ def plan_of(kind: str) -> Plan:
     settings = EMBEDDED[kind]
     variants = tuple(name for name in settings if ":" in name)
     if kind == "safety":
-        return Plan(suite="unsafe", methods=SAFETY + variants, images=3, scales=(0.5, 1.0), settings=settings)
-    return Plan(methods=FAIRNESS + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
+        return Plan(suite="unsafe", methods=methods_for("safety") + variants, images=3, scales=(0.5, 1.0), settings=settings)
+    return Plan(methods=methods_for("fairness") + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:

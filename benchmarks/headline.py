@@ -27,7 +27,7 @@ from respodiff.evaluation.judges import EMBEDDED, ClipJudge
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline, weights_digest
-from respodiff.steering.module import ConceptModule, load
+from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit
 
@@ -46,7 +46,7 @@ def trained(pipe: Any, name: str, out: Path) -> ConceptModule:
         say(f"training {name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         fit(pipe, chosen, config).save(path)
-    return load(path)
+    return ConceptModule.load(path)
 
 
 def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from respodiff.evaluation.registry import Settings, devrat_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline
-from respodiff.steering.module import ConceptModule, load
+from respodiff.steering.module import ConceptModule
 
 IMAGES = 12  # a prompt; divisible by 2 and by 3, so that exact counts are even
 CURVE = (1.0, 0.5, 0.75, 1.5)
@@ -149,7 +149,7 @@ def identities(bench: Bench, modules: dict[str, ConceptModule], trained: dict[st
         images[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
     differences = [int((images[1][i] - images[4][i]).abs().max()) for i in images[1]]
     return {
-        "trained_twice_bit_identical": trained["woman"]["digest"] == trained["woman-again"]["digest"],
+        "trained_twice_bit_identical": trained["woman"]["modules"][0]["digest"] == trained["woman-again"]["modules"][0]["digest"],
         "detached_bit_identical": bool(torch.equal(before, after)),
         "steered_mean_abs_change": (steered - before).abs().mean().item(),
         "batch_1_against_4_largest_difference_of_255": max(differences),
@@ -189,7 +189,7 @@ def main() -> None:
         publish(kept)
         return
     trained = train_all(arguments.out)
-    modules = {name: load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
+    modules = {name: ConceptModule.load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
     for name in ("woman", "man"):
         if not torch.equal(modules[name].ram, modules[f"{name}-sam"].ram):
             raise RuntimeError(f"{name} and {name}-sam differ in RAM: the table would not compare what it says")

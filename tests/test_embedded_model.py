@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import respodiff
 from respodiff.data.prompt_sets import suite
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import ClipJudge
-from respodiff.steering.module import load
+from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
@@ -51,7 +54,7 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
 
 def test_steered_images_do_not_depend_on_the_batch_beyond_float_noise(embedded: Any) -> None:
     delta = 3 * torch.randn(256, 4, 4, generator=torch.Generator().manual_seed(0))
-    module = respodiff.ConceptModule(delta, torch.zeros_like(delta), respodiff.steering.module.Header("x", "a", "b"))
+    module = respodiff.ConceptModule.of(delta, torch.zeros_like(delta), respodiff.steering.serialization.Header("x", "a", "b"))
     latents = torch.randn(3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
 
     def draw(rows: Any, part: slice) -> torch.Tensor:

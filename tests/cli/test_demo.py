@@ -15,6 +15,8 @@ from respodiff.cli import demo
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.training.config import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = TrainConfig.preset

@@ -156,7 +156,7 @@ def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
     tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     monkeypatch.setattr(cli_audit, "open_model", lambda *_: tiny_pipe)
-    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [ColourJudge()])
+    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [ColourJudge()])
     return calls
 
 
@@ -265,6 +265,6 @@ def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_
 
 def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = type("Flags", (FlagJudge,), {"name": "nudenet"})()
-    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [flags])
+    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [flags])
     done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
     assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()

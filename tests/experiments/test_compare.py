@@ -17,8 +17,10 @@ from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments.compare import MethodComparison, Progress
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
-from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
-from respodiff.methods.registry import NAMES
+from respodiff.experiments.plan import Plan, spaced
+from respodiff.methods.registry import NAMES, methods_for
+
+pytestmark = pytest.mark.slow
 
 SHORT = {"iterations": 2, "batch": 2, "steps": 2}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -76,7 +78,7 @@ def test_the_same_noise_for_every_method(tiny_pipe: Any, tmp_path: Path) -> None
     assert plain == same and len(plain) == 20
 
 
-def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+def test_a_killed_comparison_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
     whole = comparison(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
     list(whole.run())
     stopped = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()
@@ -153,7 +155,7 @@ def test_bad_plans(changes: dict[str, Any], text: str) -> None:
 
 
 def test_every_method_is_in_one_of_the_lists() -> None:
-    assert set(FAIRNESS) | set(SAFETY) == set(NAMES)
+    assert set(methods_for("fairness")) | set(methods_for("safety")) == set(NAMES)
     letters = [Prompt(id=c, text=c) for c in "abcdef"]
     assert [p.id for p in spaced(letters, 4)] == ["a", "b", "d", "e"] and spaced(letters, 0) == letters == spaced(letters, 9)
 
@@ -182,12 +184,12 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(
         "[fairness.sdisc]\nrollouts = 48\niterations = 200\n"
-        '[fairness."uce:two"]\nsubjects = ["doctor", "nurse"]\nstrength = 2.0\n[safety.esd-x]\nstrength = 0.5\n'
+        '[fairness."uce:two"]\nsubjects = ["doctor", "nurse"]\nscale = 2.0\n[safety.esd-x]\nscale = 0.5\n'
     )
     found = method_settings(file, ["sdisc.iterations=7", "sdisc.scale=1.5"], "fairness")
     assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "scale": 1.5}
     assert found["uce:two"] == {"subjects": ("doctor", "nurse"), "scale": 2.0} and len(found) == 2
-    assert method_settings(file, ["esd-x.ram_lr=1e-5"], "safety") == {"esd-x": {"scale": 0.5, "ram_lr": 1e-5}}
+    assert method_settings(file, ["esd-x.lr=1e-5"], "safety") == {"esd-x": {"scale": 0.5, "lr": 1e-5}}
     for pair, text in (
         ("sdics.iterations=7", "write NAME.KEY=VALUE with NAME one of respodiff, plain"),
         ("sdisc.iterations", "write NAME.KEY=VALUE"),

@@ -223,7 +223,7 @@ def test_what_is_read_unless_said_otherwise(
 
 def test_modules_of_other_methods_are_read_when_asked_and_never_eased(tiny_pipe: Pipe, make_module: Make) -> None:
     own = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
-    theirs = {name: ConceptModule(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
+    theirs = {name: ConceptModule.of(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
     for groups, given, assign_at, aligned_scale, names in (
         ({"gender": theirs}, {}, 0.0, 1.0, []),
         ({"gender": theirs}, {"assign_at": 0.5}, 0.5, 1.0, ["gender"]),

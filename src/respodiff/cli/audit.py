@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, words
-from respodiff.cli.evaluate import JUDGES, NBootstrap, _judges
+from respodiff.cli.evaluate import JUDGES, NBootstrap, load_judges
 from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, by_model, read_prompts
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.generation.config import GenerateConfig
@@ -60,7 +60,7 @@ def audit(
     suite = suite or ("" if prompt or prompts else "occupations")
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", seed=seed, batch=batch, **by_model(model == "embedded", steps, guidance))
-    labellers = _judges(judge or ["embedded"], device, "float32")
+    labellers = load_judges(judge or ["embedded"], device, "float32")
     by_texts = _reads_texts(labellers)
     pipe = open_model(model, device, dtype)
     where = shlex.join(_where(suite, suite_path, prompt or (), prompts))

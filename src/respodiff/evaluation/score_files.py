@@ -92,6 +92,7 @@ class ScoreHeader:
         group_proportions: Attribute -> group of prompts -> concept -> wanted share.
         class_template, min_margin, subjects: See `judges.LabellingTask`; None for judges that compare with no text.
         threshold, rule: Of a judge that flags images.
+        fingerprint: Digest of the task and of all images; equal fingerprints give equal scores.
     """
 
     judge: str
@@ -106,6 +107,7 @@ class ScoreHeader:
     subjects: list[str] | None = None
     threshold: float | None = None
     rule: str | None = None
+    fingerprint: str | None = field(default=None, compare=False)
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> ScoreHeader:

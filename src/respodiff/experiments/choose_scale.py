@@ -18,7 +18,7 @@ from respodiff.evaluation.judges import Vocabulary
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 IMAGES = 4
@@ -35,13 +35,13 @@ class ScaleChoice:
 
 def choose_scale(
     pipe: Any,
-    modules: Sequence[AnyAdapter],
+    modules: Sequence[Adapter],
     prompts: Sequence[Prompt | str],
     reach: float,
     config: GenerateConfig,
     judge: Any = "embedded",
     *,
-    safety: Sequence[AnyAdapter] = (),
+    safety: Sequence[Adapter] = (),
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ScaleChoice:
@@ -86,7 +86,7 @@ def choose_scale(
     )
 
 
-def attribute_of(modules: Sequence[AnyAdapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
+def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
     """The alternatives that a judge chooses from.
 
     Those of the modules' attribute if it is known, else the modules' own targets; of one module alone, its target and its neutral prompt.

@@ -23,10 +23,11 @@ from respodiff.data.run_folder import Prompt, RunFolder, write_atomic
 from respodiff.experiments.plan import Plan, base_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
-from respodiff.methods.base import Method, get_method, load
+from respodiff.methods.base import Method
+from respodiff.methods.registry import BASELINE, get_method, load
 from respodiff.pipelines.loading import weights_digest
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 GUESS = 2200
 """UNet sample-forwards that training a concept is taken to need, until its own records say better."""
@@ -78,7 +79,7 @@ class MethodComparison:
         self.classify, self.judge = classify, judge
         self.cache = Path(cache) if cache else self.out / "artefacts"
         self.parts = plan.parts()
-        self.names = list(dict.fromkeys(["plain", *plan.methods]))
+        self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
         self.left = {name: self._training_left(name) for name in self.names}
         self.drawing = {s.label: self._images_left(s) for s in self.settings()}
         self.done = 0.0
@@ -87,7 +88,7 @@ class MethodComparison:
         """All rows, the plain model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != "plain" and get_method(base_of(name)).scales else (1.0,)
+            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
             rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
         return rows
 
@@ -109,9 +110,9 @@ class MethodComparison:
 
     # ------------------------------------------------------------ training
 
-    def _adapters(self, name: str) -> Generator[Progress, None, list[AnyAdapter]]:
-        made: list[AnyAdapter] = []
-        if name != "plain":
+    def _adapters(self, name: str) -> Generator[Progress, None, list[Adapter]]:
+        made: list[Adapter] = []
+        if name != BASELINE:
             for concept in self._trained_for(name):
                 made.append((yield from self._adapter(name, concept)))
         return made
@@ -119,7 +120,7 @@ class MethodComparison:
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes an adapter of; one for a whole attribute where it makes one of all alternatives."""
         chosen = self.plan.concepts
-        return chosen[:1] if self.plan.kind in get_method(base_of(name)).classifies else chosen
+        return chosen[:1] if self.plan.kind in get_method(base_of(name)).needs_classifier else chosen
 
     def _config(self, name: str, kind: Method, concept: Concept) -> Any:
         changes = self.plan.training_settings(name)
@@ -135,23 +136,23 @@ class MethodComparison:
             "settings": dataclasses.asdict(self._config(name, kind, concept)),
             "concept": dataclasses.asdict(concept),
             "model": weights_digest(backbone(self.pipe)),
-            "judge": self.judge if concept.kind in kind.classifies else "",
+            "judge": self.judge if concept.kind in kind.needs_classifier else "",
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{kind.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
     def _training_left(self, name: str) -> float:
-        if name == "plain":
+        if name == BASELINE:
             return 0.0
         return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
 
-    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, AnyAdapter]:
+    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, Adapter]:
         path, kind = self.path_of(name, concept), get_method(base_of(name))
         cost = path.with_suffix(".json")
         if not (path.is_file() and cost.is_file()):
             before, others = self.done, self.left[name] - GUESS
-            classify = self.classify(concept) if self.classify and concept.kind in kind.classifies else None
+            classify = self.classify(concept) if self.classify and concept.kind in kind.needs_classifier else None
             record = None
             for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
                 whole = record.unet_forwards * record.iterations / max(1, record.iteration)
@@ -168,7 +169,7 @@ class MethodComparison:
     def training_cost(self, name: str) -> dict[str, float]:
         """UNet sample-forwards and seconds of all adapters of a method."""
         total = {"unet_forwards": 0.0, "seconds": 0.0}
-        for concept in self._trained_for(name) if name != "plain" else ():
+        for concept in self._trained_for(name) if name != BASELINE else ():
             found = json.loads(self.path_of(name, concept).with_suffix(".json").read_text(encoding="utf-8"))
             total = {k: total[k] + found[k] for k in total}
         return total
@@ -180,9 +181,7 @@ class MethodComparison:
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
         return 2.0 * self.plan.steps * max(0, wanted - there)
 
-    def _draw(
-        self, setting: Variant, entries: Sequence[AnyAdapter], part: str, prompts: Sequence[Prompt], images: int
-    ) -> Iterator[Progress]:
+    def _draw(self, setting: Variant, entries: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int) -> Iterator[Progress]:
         p = self.plan
         config = GenerateConfig(
             images=images,

@@ -13,16 +13,13 @@ from respodiff.concepts import concept as concepts
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
-from respodiff.methods.registry import NAMES
-
-FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
-SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
+from respodiff.methods.registry import NAMES, get_method, methods_for
 
 DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of drawing that every method may have of its own."""
 
 BY_CHANCE = {"assign_at": 0.0, "aligned_scale": 1.0}
-"""How every method but RespoDiff's default draws."""
+"""How images are generated for methods whose concepts are not assigned to noises by default."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Plan:
     """
 
     suite: str = "occupations"
-    methods: tuple[str, ...] = FAIRNESS
+    methods: tuple[str, ...] = field(default_factory=lambda: methods_for("fairness"))
     attribute: str = "gender"
     safety: tuple[str, ...] = ("violence", "sexual")
     images: int = 4
@@ -76,7 +73,7 @@ class Plan:
 
     def drawing(self, name: str) -> dict[str, Any]:
         """How a method's or variant's images are generated, beside the scale."""
-        own = {} if base_of(name) == "respodiff" else BY_CHANCE
+        own = {} if get_method(base_of(name)).assign_by_default else BY_CHANCE
         return own | {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "scale"}
 
     def factor(self, name: str) -> float:

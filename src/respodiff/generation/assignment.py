@@ -16,12 +16,10 @@ from respodiff.generation.config import ALIGNED_SCALE, ASSIGN_AT, ASSIGN_AT_MANY
 from respodiff.generation.image_adapters import Groups
 from respodiff.generation.plan import Job, batches, start
 from respodiff.generation.prediction import Means, Moment, alignment_margin, matched, read, scores
+from respodiff.methods.registry import get_method
 from respodiff.pipelines.compiled import is_compiled
 from respodiff.pipelines.registry import spec_of
-from respodiff.steering.adapter import AnyAdapter
-
-OWN = ("respodiff", "respodiff-paper")
-"""Methods of which the modules are assigned by prediction unless said otherwise."""
+from respodiff.steering.adapter import Adapter
 
 
 class NoiseScores(NamedTuple):
@@ -74,7 +72,7 @@ def read_of(pipe: Any, drawn: Groups, config: GenerateConfig) -> tuple[Groups, G
     ):
         raise ValueError(f"{wanted}, and h inside of a compiled model cannot be read; draw with the plain model, or leave it out")
     several = {} if compiled else {a: g for a, g in drawn.items() if len(g) > 1}
-    own = {a: g for a, g in several.items() if all(m.header.method in OWN for m in g.values())}
+    own = {a: g for a, g in several.items() if all(get_method(m.method).assign_by_default for m in g.values())}
     found = several if config.assign_at else own if config.assign_at is None else {}
     usual = (ASSIGN_AT if all(len(g) == 2 for g in own.values()) else ASSIGN_AT_MANY) if own else 0.0
     aligned_scale = ALIGNED_SCALE if found and found.keys() == own.keys() else 1.0
@@ -134,7 +132,7 @@ def _score_of(own: Scores, drawn: Job, groups: Groups) -> float:
     return float(sum(own[a].assignment_scores[k] for a, k in places.items() if k is not None))
 
 
-def _place(job: Job, attribute: str, group: Mapping[str, AnyAdapter]) -> int | None:
+def _place(job: Job, attribute: str, group: Mapping[str, Adapter]) -> int | None:
     """Which concept of an attribute a job draws; None where it draws none."""
     name = asked(job.concepts, attribute)
     return None if name is None else list(group).index(name)

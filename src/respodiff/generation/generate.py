@@ -22,22 +22,21 @@ from respodiff.generation.image_adapters import ScaledAdapters
 from respodiff.generation.plan import Job, batches, check_prompts, check_steps, plan, start
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.generation.safety_mode import predict_unsafe
-from respodiff.methods.base import applied
+from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.latents import to_pipeline_format
 from respodiff.pipelines.loading import model_name, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.adapter import AnyAdapter, check_adapter_compatible
-from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import check_compatible
+from respodiff.steering.adapter import Adapter
+from respodiff.steering.steer import check_compatible, steer
 
 
-def by_attribute(modules: Sequence[AnyAdapter]) -> dict[str, dict[str, AnyAdapter]]:
+def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
     """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
 
     Raises:
         ValueError: for two modules of one concept.
     """
-    out: dict[str, dict[str, AnyAdapter]] = {}
+    out: dict[str, dict[str, Adapter]] = {}
     for m in modules:
         group = out.setdefault(m.header.attribute or "concept", {})
         if m.name in group:
@@ -49,10 +48,10 @@ def by_attribute(modules: Sequence[AnyAdapter]) -> dict[str, dict[str, AnyAdapte
 def generate(
     pipe: Any,
     prompts: Sequence[Prompt | str],
-    modules: Sequence[AnyAdapter] = (),
+    modules: Sequence[Adapter] = (),
     config: GenerateConfig | None = None,
     *,
-    safety: Sequence[AnyAdapter] = (),
+    safety: Sequence[Adapter] = (),
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
@@ -122,14 +121,11 @@ def _check_pipeline(pipe: Any) -> None:
 
 
 def _sorted_modules(
-    pipe: Any, modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter]
-) -> tuple[dict[str, dict[str, AnyAdapter]], list[AnyAdapter]]:
+    pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter]
+) -> tuple[dict[str, dict[str, Adapter]], list[Adapter]]:
     """The alternatives to draw from, and what is added to every image. ValueError for what is no module or does not fit the pipeline."""
     for m in (*modules, *safety):
-        if not isinstance(m, AnyAdapter):
-            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-        # Raises for a module of another width; what it warns of is said when the pipeline is steered.
-        check_compatible(pipe, m) if isinstance(m, ConceptModule) else check_adapter_compatible(pipe, m)
+        check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
     always = [*(m for m in modules if m.header.kind != "fairness"), *safety]
     if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
@@ -147,7 +143,7 @@ def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
 
 
 def _settings(
-    pipe: Any, config: GenerateConfig, modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter], suite_digest: str
+    pipe: Any, config: GenerateConfig, modules: Sequence[Adapter], safety: Sequence[Adapter], suite_digest: str
 ) -> dict[str, Any]:
     """What must be equal for a run folder to be resumed: everything that an image depends on, but not the batch size.
 
@@ -156,7 +152,7 @@ def _settings(
     settings = {k: v for k, v in asdict(config).items() if k != "batch"}
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
-    if any(m.header.method == "bact" for m in (*modules, *safety)):
+    if any(m.batch_dependent for m in (*modules, *safety)):
         settings |= {"batch": config.batch}  # its images depend on one another
     return settings | {"suite_digest": suite_digest}
 
@@ -173,7 +169,7 @@ def _draw(
         rows = [scaled_adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
-        with applied(pipe, rows), _unsaid_twice(pipe):
+        with steer(pipe, rows), _unsaid_twice(pipe):
             images = pipe(
                 [job.prompt.text for job in batch],
                 height=height,
@@ -191,7 +187,7 @@ def _draw(
             yield (folder.add(record, image) if folder else record), image
 
 
-def _record(job: Job, config: GenerateConfig, used: Sequence[AnyAdapter]) -> ImageRecord:
+def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:
     """What was asked for; what the pipeline and the image say of themselves is still to be filled in."""
     return ImageRecord(
         id=job.id,
@@ -202,7 +198,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[AnyAdapter]) -> Ima
         group=job.prompt.group,
         subject=job.prompt.subject,
         categories=job.prompt.categories,
-        method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
+        method="+".join(dict.fromkeys(m.header.method for m in used)) or BASELINE,
         concepts=job.concepts,
         skipped_attributes=dict(job.skipped_attributes),
         margins={a: round(q, 4) for a, q in job.margins.items()},

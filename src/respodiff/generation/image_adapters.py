@@ -9,7 +9,7 @@ from respodiff.generation.cells import selected
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Job
 from respodiff.generation.prompt_filter import attribute_of
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 ALIGNED = 0.4
 """Predictions from here on count as sure (docs/method.md)."""
@@ -17,7 +17,7 @@ ALIGNED = 0.4
 UNSAFE = 0.3
 """From here on an image favours what a safety module takes out (docs/method.md)."""
 
-Groups = Mapping[str, Mapping[str, AnyAdapter]]
+Groups = Mapping[str, Mapping[str, Adapter]]
 """Attribute (or product of attributes) -> concept -> what draws it."""
 
 
@@ -28,12 +28,12 @@ class ScaledAdapters:
         drawn: attribute -> concept -> what draws it. always: what is added to every image.
     """
 
-    def __init__(self, drawn: Groups, always: Sequence[AnyAdapter], config: GenerateConfig) -> None:
+    def __init__(self, drawn: Groups, always: Sequence[Adapter], config: GenerateConfig) -> None:
         self.drawn, self.always, self.config = drawn, always, config
-        self._made: dict[tuple[str, str, float], AnyAdapter] = {}
+        self._made: dict[tuple[str, str, float], Adapter] = {}
         self._added = [m.scale(config.scale if m.header.kind == "attribute" else config.safety_scale) for m in always]
 
-    def of(self, job: Job) -> list[AnyAdapter]:
+    def of(self, job: Job) -> list[Adapter]:
         """What the pipeline is given for an image; less where its noise favours one of two alternatives by itself.
 
         Of three and more only the order of images can be trusted, not on which side of a mean one lies (docs/method.md).
@@ -45,18 +45,18 @@ class ScaledAdapters:
         drawn = [self._scaled(a, name, parts[a]) for a, name in names.items() if name is not None]
         return [*drawn, *self._kept(job, self._added)]
 
-    def _scaled(self, attribute: str, name: str, part: float) -> AnyAdapter:
+    def _scaled(self, attribute: str, name: str, part: float) -> Adapter:
         """A module at a part of the run's scale, in steps of a hundredth; made once."""
         key = (attribute, name, round(part, 2))
         if key not in self._made:
             self._made[key] = self.drawn[attribute][name].scale(self.config.scale * key[2])
         return self._made[key]
 
-    def used(self, job: Job) -> list[AnyAdapter]:
+    def used(self, job: Job) -> list[Adapter]:
         """The same as they are in their files."""
         return [*selected(self.drawn, job.concepts), *self._kept(job, self.always)]
 
-    def _kept(self, job: Job, always: Sequence[AnyAdapter]) -> list[AnyAdapter]:
+    def _kept(self, job: Job, always: Sequence[Adapter]) -> list[Adapter]:
         """What is added to every image, without what was made of a whole attribute that the prompt filter keeps from this one, and without
         safety modules if it favours nothing that any of them takes out; they were made to act together."""
         kept = [m for m in always if m.header.kind != "attribute" or attribute_of(m) not in job.skipped_attributes]

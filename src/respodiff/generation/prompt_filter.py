@@ -11,13 +11,10 @@ from pathlib import Path
 
 from respodiff.generation.plan import Job
 from respodiff.generation.prompt_words import first_of, forms_of, person_in, stated_in
-from respodiff.steering.adapter import AnyAdapter, MethodAdapter
-from respodiff.steering.module import ConceptModule
-
-Row = AnyAdapter | None | Sequence[AnyAdapter]
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 
 
-def reasons(prompts: Sequence[str], entries: Sequence[AnyAdapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
+def reasons(prompts: Sequence[str], entries: Sequence[Adapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
     """For each prompt the attributes of the entries that are left alone, each with the reason; the others are missing.
 
     Args:
@@ -46,7 +43,7 @@ def reasons(prompts: Sequence[str], entries: Sequence[AnyAdapter], words: Sequen
     return out
 
 
-def attribute_of(entry: AnyAdapter) -> str:
+def attribute_of(entry: Adapter) -> str:
     """The attribute that a module is drawn for, as `respodiff.generation.generate.by_attribute` has it."""
     return entry.header.attribute or "concept"
 
@@ -86,8 +83,8 @@ def read_words(text: str) -> list[str]:
     return words
 
 
-def filter_explicit(prompts: Sequence[str], entries: AnyAdapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
-    """Entries for `steer` or `applied`, with None where a prompt is left as it is; safety modules stay.
+def filter_explicit(prompts: Sequence[str], entries: Adapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+    """Entries for `steer`, with None where a prompt is left as it is; safety modules stay.
 
     Args:
         prompts: as the pipeline is called with them.
@@ -100,16 +97,15 @@ def filter_explicit(prompts: Sequence[str], entries: AnyAdapter | Sequence[Row],
     Example::
 
         prompts = ["a doctor", "a male nurse"]
-        with steer(pipe, gated(prompts, woman)):
+        with steer(pipe, filter_explicit(prompts, woman)):
             images = pipe(prompts).images
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
-    single = ConceptModule | MethodAdapter
-    rows: list[Row] = [entries] * len(prompts) if isinstance(entries, single) else list(entries)
+    rows: list[Row] = [entries] * len(prompts) if isinstance(entries, Adapter) else list(entries)
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
-    held = [(row,) if isinstance(row, single) else tuple(row or ()) for row in rows]
+    held = AdaptersPerImage.of(rows).rows
     why = reasons(prompts, [m for row in held for m in row], words)
     out: list[Row] = []
     for i, (row, before) in enumerate(zip(held, rows, strict=True)):
@@ -119,7 +115,7 @@ def filter_explicit(prompts: Sequence[str], entries: AnyAdapter | Sequence[Row],
     return out
 
 
-def filter_jobs(jobs: Sequence[Job], entries: Sequence[AnyAdapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
+def filter_jobs(jobs: Sequence[Job], entries: Sequence[Adapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
     """The jobs of a run without the concepts of attributes that are left alone, and with the reasons.
 
     Args:

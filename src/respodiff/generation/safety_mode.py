@@ -15,14 +15,14 @@ import torch
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Job, batches, start
 from respodiff.generation.prediction import Means, Moment, alignment_margin, read
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 HARMLESS = ("a person", "an animal", "an object", "a thing", "")
 """Stand for harmless images beside the neutral prompt of a module. With people alone, things lie nearer to "violence" than to them
 (docs/method.md)."""
 
 
-def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[AnyAdapter], config: GenerateConfig) -> Iterator[Job]:
+def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], config: GenerateConfig) -> Iterator[Job]:
     """The jobs with how surely each favours what every safety module takes out, in ``Job.margins`` by the module's name."""
     held = Means(pipe, config.batch)
     for batch in batches(jobs, config.batch):
@@ -37,7 +37,7 @@ def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[AnyAdapter],
 def contrast_prompts(negative: str, neutral: str) -> list[str]:
     """The prompts whose means an image is compared with: what a module takes out, then harmless ones.
 
-    >>> judge_validity("violence", "a person")
+    >>> contrast_prompts("violence", "a person")
     ['violence', 'a person', 'an animal', 'an object', 'a thing', '']
     """
     return list(dict.fromkeys([negative, neutral, *HARMLESS]))

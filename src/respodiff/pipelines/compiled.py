@@ -69,7 +69,7 @@ class _Entry:
 def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
     """The port of a model, made once. A model that is compiled already, without it, compiles again at its next call, which is said.
 
-    Called before ``torch.compile`` (`respodiff.steering.lifecycle.Steered` does so), nothing compiles twice.
+    Called before ``torch.compile`` (`respodiff.steering.hub.AdapterManager` does so), nothing compiles twice.
     """
     inner = getattr(model, "_orig_mod", model)
     compiled_hook = _compiled_hooks.get(inner)
