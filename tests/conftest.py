@@ -35,6 +35,16 @@ def _is_local(address: Any) -> bool:
         return host == "localhost"
 
 
+SLOW_FIXTURES = {"embedded"}
+"""Fixtures that load a trained model: tests that use them are marked ``slow``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test fails loudly if it tries to reach another machine."""

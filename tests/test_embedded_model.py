@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import respodiff
@@ -13,6 +14,8 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men

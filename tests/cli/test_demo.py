@@ -16,6 +16,8 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.training.config import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     preset = TrainConfig.preset

@@ -13,6 +13,8 @@ import pytest
 from command import Done, last_json, respodiff
 from respodiff.training import respodiff as training
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = "respodiff.cli.train"
 
 FAST = [

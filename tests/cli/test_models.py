@@ -14,6 +14,8 @@ from command import last_json, respodiff
 from respodiff.methods.registry import load
 from respodiff.steering.convert import RAM_KEY, SAM_KEY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:

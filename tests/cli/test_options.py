@@ -18,6 +18,8 @@ from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.pipelines.registry import backbone
 
+pytestmark = pytest.mark.slow
+
 NOT_TRAINED = [name for name in NAMES if not get_method(name).trains]
 
 SCORES = {"batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2}

@@ -14,6 +14,8 @@ from PIL import Image
 from command import last_json, respodiff
 from respodiff.data.import_images import import_folder
 
+pytestmark = pytest.mark.slow
+
 HEAVY = {
     "PIL",
     "diffusers",

@@ -14,6 +14,8 @@ from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
 
+pytestmark = pytest.mark.slow
+
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
 FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
 WOMAN = ["train", "--concept", "woman", "--json", *FAST]

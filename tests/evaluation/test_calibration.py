@@ -17,6 +17,8 @@ from respodiff.evaluation.calibration import calibrate, read_confusion, write_co
 from respodiff.evaluation.evaluate import shipped_confusion
 from respodiff.evaluation.judges import ClipJudge
 
+pytestmark = pytest.mark.slow
+
 LABELLED = Path(__file__).parents[2] / "benchmarks" / "data" / "labelled"
 
 

@@ -20,6 +20,8 @@ from respodiff.experiments.comparison_report import publish, rows_of, trade_off,
 from respodiff.experiments.plan import Plan, spaced
 from respodiff.methods.registry import NAMES, methods_for
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"iterations": 2, "batch": 2, "steps": 2}
 SETTINGS: dict[str, dict[str, Any]] = {
     "respodiff": {"iterations": 2},
@@ -76,7 +78,7 @@ def test_the_same_noise_for_every_method(tiny_pipe: Any, tmp_path: Path) -> None
     assert plain == same and len(plain) == 20
 
 
-def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+def test_a_killed_comparison_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
     whole = comparison(tiny_pipe, tmp_path / "whole", methods=("respodiff",))
     list(whole.run())
     stopped = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",)).run()

@@ -21,7 +21,6 @@ from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.steering.adapter import Adapter, header_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import HEADER_KEY, Header
-from respodiff.steering.steer import steer
 
 CONFIG = GenerateConfig(images=4, steps=2, guidance=3.0, batch=4)
 
@@ -70,27 +69,14 @@ def test_methods_that_would_disturb_each_other_are_refused(pipe: Any, make_modul
         latents(pipe, ["x"], [[sld, make_module(shape=(32, 4, 4))]])
 
 
-def test_a_transformer_is_refused() -> None:
-    from tests.tiny_models import flux
-
-    with pytest.raises(ValueError, match=r"method 'prompt' is for Stable Diffusion 1\.x, 2\.x and XL, not for FluxPipeline"):
-        get_method("prompt").fit(flux(), WOMAN)
-
-
 # --- files ---
 
 
-@pytest.mark.parametrize("name", ["prompt", "plain"])
-def test_a_file_gives_back_what_was_saved(pipe: Any, name: str, tmp_path: Path) -> None:
-    made = get_method("prompt").fit(pipe, WOMAN) if name == "prompt" else filled(pipe)
-    path = made.save(tmp_path / "new" / "a.safetensors")
-    found = load(path)
-    assert type(found) is get_method(name).adapter and found.header == made.header and found.digest == made.digest
-    assert found.tensors.keys() == made.tensors.keys() and all(torch.equal(found.tensors[k], made.tensors[k]) for k in made.tensors)
-    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
-    with safe_open(path, "pt") as file:
+def test_a_file_says_what_it_holds(pipe: Any, tmp_path: Path) -> None:
+    made = filled(pipe)
+    with safe_open(made.save(tmp_path / "a.safetensors"), "pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
-    assert header["method"] == name and header["digest"] == made.digest
+    assert header["method"] == "plain" and header["digest"] == made.digest
     assert {"concept", "target", "base_model", "base_digest", "base_weights", "library", "train"} <= set(header)
 
 
@@ -179,14 +165,6 @@ def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
     with pytest.raises(ValueError, match="given 2 entries, but the pipeline draws 3 images"):
         latents(pipe, ["a", "b", "c"], [get_method("prompt").fit(pipe, WOMAN), None])
     assert unchanged(before, state(pipe))
-
-
-def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
-    other = type(pipe)(**pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    plain = latents(pipe, ["a cook"])
-    with steer(pipe, get_method("prompt").fit(pipe, WOMAN)):
-        assert torch.equal(latents(other, ["a cook"]), plain)
 
 
 # --- run folders ---

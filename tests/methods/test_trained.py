@@ -1,8 +1,7 @@
-"""Slider, SDisc and ESD: one step of each against its equation written out, and what holds for all that are trained."""
+"""Slider, SDisc and ESD: one step of each against its equation written out."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +9,19 @@ import torch
 from tests.tiny_models import sd_v
 from torch import Tensor
 
-from method_tools import MAN, VIOLENCE, WOMAN, close, latents, noise, state, unchanged
+from method_tools import MAN, VIOLENCE, WOMAN, close, latents
 from respodiff.concepts.concept import Concept
-from respodiff.generation.generate import counted
 from respodiff.methods.concept_slider import rollouts
 from respodiff.methods.esd import erase, phrase_pools, trained_names
 from respodiff.methods.lora import layers, low_rank, start
-from respodiff.methods.registry import get_method, load
+from respodiff.methods.registry import get_method
 from respodiff.methods.sdisc import noised, own_images, without_mean
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 from respodiff.training.rollouts import mix_seed
 from respodiff.training.state import open_model
+
+pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {"iterations": 3, "batch": 2, "steps": 3, "rollouts": 3, "rollout_batch": 2}
 MORE: dict[str, dict[str, Any]] = {"slider": {"lr": 0.05, "refresh_every": 2}, "esd-x": {"lr": 1e-2}, "esd-u": {"lr": 1e-3}}
@@ -40,38 +40,7 @@ def adam(p: Tensor, g: Tensor, lr: float, decay: float = 0.0) -> Tensor:
     return p * (1 - lr * decay) - lr * g / (g.abs() + 1e-8)
 
 
-# --- all that are trained ---
-
-
-@pytest.mark.parametrize("name", ["slider", "sdisc", "esd-x", "esd-u"])
-def test_trained_saved_loaded_applied_and_gone_again(pipe: Any, name: str, tmp_path: Path) -> None:
-    before, plain = state(pipe), latents(pipe, ["a doctor"] * 3)
-    with counted(pipe.unet) as forwards:
-        records = list(get_method(name).train(pipe, concept_for(name), tiny(name)))
-    assert unchanged(before, state(pipe)), "training leaves the model as it was"
-    assert [r.iteration for r in records] == [1, 2, 3] and records[-1].unet_forwards == forwards[0] > 0
-    made = records[-1].module
-    found = load(made.save(tmp_path / "m.safetensors"))
-    assert found.digest == made.digest and found.header.method == name
-    assert found.digest == get_method(name).fit(pipe, concept_for(name), tiny(name)).digest, "the same again"
-    assert found.header.base_weights and found.header.train["iterations"] == 3 and found.header.library
-    together = latents(pipe, ["a doctor"] * 3, [found, None, found.scale(2.0)])
-    for i, entry in enumerate((found, None, found.scale(2.0))):
-        assert close(together[i], latents(pipe, ["a doctor"], [entry], start=noise(pipe, 3)[i : i + 1])[0], 1e-3)
-    same = latents(pipe, ["a doctor"] * 3, [found, None, found.scale(2.0)], start=noise(pipe, 1).expand(3, -1, -1, -1).clone())
-    assert all(not torch.allclose(same[i], same[j], atol=1e-5) for i, j in ((0, 1), (0, 2), (1, 2)))
-    assert torch.equal(latents(pipe, ["a doctor"] * 3, found.scale(0.0)), plain) and unchanged(before, state(pipe))
-    with pytest.raises(KeyError):
-        latents(pipe, ["a"], found, callback_on_step_end=lambda *_: {}["x"])
-    assert unchanged(before, state(pipe))
-
-
-def test_a_slider_that_was_stopped_goes_on_bit_by_bit(plain_sd: Any) -> None:
-    whole = list(get_method("slider").train(plain_sd, WOMAN, tiny("slider")))
-    half = next(iter(get_method("slider").train(plain_sd, WOMAN, tiny("slider"))))
-    rest = list(get_method("slider").train(plain_sd, WOMAN, tiny("slider"), resume=half.state.tensors()))
-    assert [r.iteration for r in rest] == [2, 3] and rest[-1].module.digest == whole[-1].module.digest
-    assert len({r.module.digest for r in whole}) == 3, "a record keeps what it was made of"
+def test_a_state_that_cannot_be_resumed_is_refused(plain_sd: Any) -> None:
     with pytest.raises(ValueError, match="resume has no 'counters'"):
         next(iter(get_method("slider").train(plain_sd, WOMAN, tiny("slider"), resume={})))
     with pytest.raises(ValueError, match="trains weights of the model, whose state is not kept; train anew"):

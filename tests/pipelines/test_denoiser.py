@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, LCMScheduler
-from tests.contracts.cell import TINY, WOMAN, close, seen
-from tests.drawing import draw
+from tests.contracts.pipeline_checks import TINY, WOMAN
+from tests.drawing import close, draw, seen
 from tests.raw_loop import conditions, raw_unet
 from tests.tiny_models import flux, inpaint_9, lcm, sd, sd3, sd_v, sdxl
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tests.contracts.cell import apart, close, module, same, seen
-from tests.drawing import draw
+from tests.drawing import apart, close, draw, module, same, seen
 from tests.tiny_models import sd, sd3
 
 from respodiff.pipelines.bottleneck import shifted

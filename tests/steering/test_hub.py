@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
-from tests.contracts.cell import apart, module, same
-from tests.drawing import draw
+from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd
 
 from respodiff.steering.fuse import fused

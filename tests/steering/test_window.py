@@ -23,6 +23,8 @@ from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., ConceptModule]
 STEPS = 5
 

@@ -23,6 +23,8 @@ from respodiff.training.respodiff import fit, forms, train
 from respodiff.training.rollouts import Pool, Rollouts
 from respodiff.training.state import open_model
 
+pytestmark = pytest.mark.slow
+
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 UNSAFE = Concept("violence", "a scene", "a scene", "violence", "safety", preserve=("a person",))
 TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 3, "rollout_batch": 2, "refresh_every": 2}

@@ -15,7 +15,7 @@ JOIN = "*"
 def factors(name: str) -> tuple[str, ...]:
     """The names that a product or a cell is made of; a plain name is its own only part.
 
-    >>> parts("woman*dark"), parts("woman")
+    >>> factors("woman*dark"), factors("woman")
     (('woman', 'dark'), ('woman',))
     """
     return tuple(part.strip() for part in name.split(JOIN))
@@ -24,7 +24,7 @@ def factors(name: str) -> tuple[str, ...]:
 def subgroups(names: Sequence[Sequence[str]]) -> list[str]:
     """The names of all cells, the first attribute slowest.
 
-    >>> cells([["woman", "man"], ["light", "dark"]])
+    >>> subgroups([["woman", "man"], ["light", "dark"]])
     ['woman*light', 'woman*dark', 'man*light', 'man*dark']
     """
     return [JOIN.join(cell) for cell in itertools.product(*names)]
@@ -33,7 +33,7 @@ def subgroups(names: Sequence[Sequence[str]]) -> list[str]:
 def split(concepts: Mapping[str, str]) -> dict[str, str]:
     """Attribute -> concept with every product taken apart; what only looks like one (a subgroup of other length) stays.
 
-    >>> apart({"gender*tone": "woman*dark", "hat": "bare"})
+    >>> split({"gender*tone": "woman*dark", "hat": "bare"})
     {'gender': 'woman', 'tone': 'dark', 'hat': 'bare'}
     """
     out: dict[str, str] = {}
@@ -73,7 +73,7 @@ def alternatives(attribute: str, names: Sequence[str]) -> dict[str, list[str]]:
 def marginals(proportions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Attribute -> concept -> share, with the margins of every product's shares added where an attribute has none of its own.
 
-    >>> margins({"a*b": {"x*u": 0.25, "x*v": 0.5, "y*v": 0.25}})["a"]
+    >>> marginals({"a*b": {"x*u": 0.25, "x*v": 0.5, "y*v": 0.25}})["a"]
     {'x': 0.75, 'y': 0.25}
     """
     out = {attribute: dict(values) for attribute, values in proportions.items()}

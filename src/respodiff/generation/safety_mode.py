@@ -37,7 +37,7 @@ def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], co
 def contrast_prompts(negative: str, neutral: str) -> list[str]:
     """The prompts whose means an image is compared with: what a module takes out, then harmless ones.
 
-    >>> judge_validity("violence", "a person")
+    >>> contrast_prompts("violence", "a person")
     ['violence', 'a person', 'an animal', 'an object', 'a thing', '']
     """
     return list(dict.fromkeys([negative, neutral, *HARMLESS]))
