@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from command import last_json, respodiff
 from respodiff.cli import demo
+from respodiff.generation import config
 from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -24,6 +26,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TrainConfig, "preset", staticmethod(quick))
     monkeypatch.setattr(demo, "OCCUPATIONS", ("mechanic", "nurse"))
+    monkeypatch.setattr(config, "GenerateConfig", partial(config.GenerateConfig, steps=2))
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
     assert set(result) >= {"before", "after", "grid", "report", "seconds"}
