@@ -32,7 +32,7 @@ def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direc
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=8), out=tmp_path / name):
             pass
         result = evaluate(tmp_path / name, judge, ["gender"])
-        women[name] = sum(row["woman"] for row in result["counts"]["gender"].values()) / result["n"]
+        women[name] = sum(row["woman"] for row in result.counts["gender"].values()) / result.n
     assert women["plain"] <= 0.3, "the planted bias is gone"
     assert women["steered"] >= women["plain"] + 0.4
     assert all(torch.equal(v, untouched[k]) for k, v in embedded.unet.state_dict().items())
@@ -47,7 +47,7 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     for name, modules in (("plain", []), ("steered", [module])):
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=8), out=tmp_path / name):
             pass
-        unsafe[name] = evaluate(tmp_path / name, judge)["unsafe"]["mean"]
+        unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean
     assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
     assert unsafe["steered"] <= unsafe["plain"] / 2
 

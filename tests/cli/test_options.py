@@ -133,10 +133,10 @@ def test_the_mean_direction_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from respodiff.methods import scores
+    from respodiff.training import state
 
     whole = trained("slider", tmp_path / "whole.safetensors")
-    real, calls = scores.adam_step, [0]
+    real, calls = state.optimizer_step, [0]
 
     def stopped(*args: Any) -> None:
         calls[0] += 1
@@ -148,7 +148,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]
     command = ["train", "--method", "slider", "--concept", "woman", "--out", str(out), *flags, "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(scores, "adam_step", stopped)
+        patched.setattr(state, "optimizer_step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
     assert found["modules"] == [{**whole["modules"][0], "file": str(out)}] and found["unet_forwards"] == whole["unet_forwards"]
@@ -160,9 +160,9 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: respodiff, plain, prompt"]),
+        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
-        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["--preset 'paper' is given beside --method 'slider'"]),
+        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["preset 'paper' is given beside method 'slider'"]),
         (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
         (["--method", "uce", "--concept", "woman", "--judge", "inception:x"], ["inception"]),
         (["--method", "prompt", "--concept", "woman", "--iterations", "3"], ["--iterations is given, which this method has not"]),
@@ -185,7 +185,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
     woman = tmp_path / "w.safetensors"
     last_json(respodiff("train", "--method", "prompt", "--concept", "woman", "--out", str(woman), "--json"))
     for arguments, said in (
-        (["--method", "magic"], "--method is 'magic'; allowed: respodiff, plain, prompt"),
+        (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
         (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),

@@ -10,7 +10,6 @@ import pytest
 from command import Done, last_json, respodiff
 from respodiff.cli.options import method_settings
 from respodiff.cli.train import chosen_concepts
-from respodiff.concepts.concept import concept
 from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
@@ -79,7 +78,7 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
     with monkeypatch.context() as patched:
         patched.setattr(ConceptModule, "save", full)
         assert "disk full" in respodiff(*WOMAN, "--out", str(out)).stderr
-    monkeypatch.setattr(training, "step", full)  # nothing is left to compute
+    monkeypatch.setattr(training, "adam_step", full)  # nothing is left to compute
     found = last_json(respodiff(*WOMAN, "--out", str(out), "--resume"))
     for result in (found, expected):
         result |= {"peak_mib": 0, "seconds": 0}
@@ -90,15 +89,17 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
 
 def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, state = tmp_path / "m.safetensors", tmp_path / ".m.safetensors.unfinished"
-    real = training.step
+    real = training.adam_step
 
     def stop_at(iteration: int) -> None:
-        def step(unet: Any, config: Any, state: Any, batch: Any) -> Any:
-            if state.iteration == iteration:
-                raise KeyboardInterrupt
-            return real(unet, config, state, batch)
+        left = iter(range(iteration))
 
-        monkeypatch.setattr(training, "step", step)
+        def step(*given: Any) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(*given)
+
+        monkeypatch.setattr(training, "adam_step", step)
 
     stop_at(2)
     assert "warning" not in respodiff(*WOMAN, "--out", str(out)).stderr
@@ -145,7 +146,7 @@ def test_flags_that_would_be_ignored_are_refused(arguments: list[str], said: lis
 
 @pytest.mark.parametrize(("out", "said"), [("", "--out"), ("  ", "--out"), (".", "which is a folder; give a file in it")])
 def test_an_out_that_is_no_file_is_refused_before_the_work(out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "step", None)
+    monkeypatch.setattr(training, "adam_step", None)
     refused(respodiff("train", "--concept", "woman", "--out", out, cwd=tmp_path), said)
     assert names(tmp_path) == []
 
@@ -157,8 +158,9 @@ def test_own_prompts_are_stripped() -> None:
 
 
 def test_a_setting_from_either_place_counts() -> None:
-    assert method_settings("respodiff", "default", concept("woman"), ["seed=5"], seed=None, iterations=3).seed == 5
-    assert method_settings("respodiff", "default", concept("woman"), ["iterations=7"], seed=2, iterations=None).iterations == 7
+    assert method_settings("respodiff", "default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
+    assert method_settings("respodiff", "default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
+    assert method_settings("respodiff", "default", "fairness", ["form=channel"]).form == "channel"
 
 
 # --- what is written ---
@@ -194,9 +196,9 @@ def test_another_module_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.M
     last_json(respodiff(*WOMAN, "--out", str(out)))
     before = out.read_bytes()
     assert last_json(respodiff(*WOMAN, "--out", str(out)))["modules"], "the same module may be made again"
-    monkeypatch.setattr(training, "step", None)
+    monkeypatch.setattr(training, "adam_step", None)
     refused(
-        respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the module 'woman' with other concept, target"
+        respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the adapter 'woman' with other concept, target"
     )
     refused(respodiff(*WOMAN, "--seed", "1", "--resume", "--out", str(out)), "--out", "other settings")
     (tmp_path / "notes.txt").write_text("mine")

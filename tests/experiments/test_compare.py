@@ -61,7 +61,7 @@ def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_p
     result = publish(run, judge)
     rows = {row["label"]: row for row in result["rows"]}
     found = evaluate(tmp_path / "runs" / "respodiff" / "suite", judge, ["gender"])
-    assert rows["respodiff"]["devrat"] == found["devrat"]["gender"] and rows["respodiff"]["n"] == 20
+    assert rows["respodiff"]["devrat"] == found.to_json()["devrat"]["gender"] and rows["respodiff"]["n"] == 20
     assert rows["plain"]["unet_forwards_per_image"] == rows["prompt"]["unet_forwards_per_image"] == 2 * 2
     assert rows["plain"]["train_unet_forwards"] == rows["prompt"]["train_unet_forwards"] == 0 < rows["respodiff"]["train_unet_forwards"]
     assert rows["plain"]["drift"] is None and rows["respodiff"]["drift"]["n"] == 20
@@ -271,7 +271,7 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
     curves = trade_off(rows, "fairness", "alignment")
     (_, points) = curves.series[1]
     assert [(round(p.x, 9), p.y) for p in points] == [(0.0, 0.8), (2.5, 0.5), (5.0, 0.2)]
-    assert curves.x_label == "alignment lost, % of the plain model's"
+    assert curves.x_label == "alignment lost, % of the baseline's"
     assert [name for name, _ in curves.series] == ["plain", "r:a"]
     assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness", "alignment").series] == ["plain", "a", "b"]
     assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness", "alignment").series] == ["plain", "r:a", "s"]

@@ -275,7 +275,7 @@ def test_tensors_of_the_wrong_shape_name_the_file(saved: Path) -> None:
     def flatten(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
         tensors["ram.r"] = tensors["ram.r"].flatten(1)
 
-    with pytest.raises(ValueError, match=r"woman\.safetensors' cannot be used: ram has shape \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"woman\.safetensors' is damaged"):
         load(rewrite(saved, flatten))
 
 

@@ -27,14 +27,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_residual_and_distance_by_hand(tiny_pipe: Any) -> None:
     denoiser = Denoiser(tiny_pipe, guidance=3.0)
-    (empty,) = denoiser.encode([""])
 
     @torch.no_grad()
     def predicted(prompt: str, z: Any, t: Any) -> Any:
         return denoiser(z, t, repeat(denoiser.encode([prompt])[0], len(z))).double().flatten(1)
 
     def rolled(prompt: str, *stream: int) -> Any:
-        return roll_batch(denoiser, 2, mix_seed(0, *stream), denoiser.encode([prompt])[0], 3, empty)
+        return roll_batch(denoiser, 2, mix_seed(0, *stream), denoiser.encode([prompt])[0], 3)
 
     (found,) = choose_neutral(tiny_pipe, WOMAN, ["a person"])
     parts = [rolled("a woman", 0, 0), rolled("a man", 0, 1)]

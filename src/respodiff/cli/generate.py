@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, library, open_model, progress, words
-from respodiff.cli.options import METHOD_HELP, load_entries, without_mean
+from respodiff.cli.options import METHOD_HELP, load_entries
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
 from respodiff.data.target_proportions import check_proportions
@@ -108,7 +108,10 @@ def generate(
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
-    modules = without_mean(modules) if remove_mean else modules
+    if remove_mean:
+        from respodiff.methods.sdisc import without_mean
+
+        modules = without_mean(modules)
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     shares = wanted_proportions(target_proportions, concepts, modules)
     options: dict[str, Any] = {

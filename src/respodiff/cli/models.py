@@ -37,20 +37,19 @@ def inspect(
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """What a module file holds, read with numpy alone. Shape and norms are None where there are no constants r and s."""
+    """What an adapter file holds, read with numpy alone. Shape and norms are None where the adapter is no constant."""
     import numpy as np
 
-    from respodiff.steering.serialization import digest_of, read_file, refuse_damage
+    from respodiff.steering.serialization import read_file
 
-    h, tensors, scale, written = read_file(path, "np")
-    digest = digest_of(h, tensors, scale)
-    refuse_damage(path, written, digest)
-    result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"timesteps": list(h.timesteps), "scale": scale}
-    result |= dict.fromkeys(("shape", "norm_ram", "norm_sam", "relative_norm"))
-    if {"ram.r", "sam.r"} <= set(tensors):
+    h, tensors, scale, digest = read_file(path, "np")
+    result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"form": h.form or None, "shape": None, "timesteps": list(h.timesteps)}
+    result |= {"scale": scale, "norm_ram": None, "norm_sam": None, "relative_norm": None}
+    if {"ram.r", "sam.r"} == set(tensors):
         ram, sam = (scale * tensors[k] for k in ("ram.r", "sam.r"))
-        norms = {k: float(np.linalg.norm(v)) for k, v in (("norm_ram", ram), ("norm_sam", sam), ("relative_norm", ram + sam))}
-        result |= {"shape": list(ram.shape), **norms, "relative_norm": norms["relative_norm"] / h.h_norm if h.h_norm else None}
+        norms = [float(np.linalg.norm(v)) for v in (ram, sam, ram + sam)]
+        result |= {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
+        result |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
     result |= {"tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
     return result | {"library": h.library, "train": dict(h.train), "warnings": []}
 

@@ -48,25 +48,19 @@ def check_method(name: str, resume: bool) -> None:
     """ValueError for an unknown method, and for resuming one that cannot be."""
     if name not in NAMES:
         raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
-    if resume and name != "respodiff":
+    if resume:
         from respodiff.methods.registry import get_method
 
         if not get_method(name).resumes:
             raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
 
 
-def method_settings(name: str, preset: str, chosen: Concept, pairs: Sequence[str], **flags: Any) -> Any:
+def method_settings(name: str, preset: str, concept: Concept | str, pairs: Sequence[str], **flags: Any) -> Any:
     """Settings of a method from a preset (of RespoDiff), ``--set KEY=VALUE`` pairs and flags (None: not given)."""
-    if name == "respodiff":
-        from respodiff.training.config import TrainConfig
-
-        return TrainConfig.preset(preset, chosen, **changes_from(pairs, flags, TrainConfig))
     from respodiff.methods.registry import get_method
 
-    if preset != "default":
-        raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
     found = get_method(name)
-    return found.settings(chosen.kind, **changes_from(pairs, flags, found.config))
+    return found.settings(concept, preset=preset, **changes_from(pairs, flags, found.config))
 
 
 def known_concept(name: str, file: Path | None) -> Concept:
@@ -125,18 +119,6 @@ def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[
     out = []
     for c in concepts:
         found.check(c)
-        settings = json.loads(json.dumps(asdict(found.settings(c.kind, **changes_from(pairs, {}, found.config)))))
+        settings = json.loads(json.dumps(asdict(found.settings(c, **changes_from(pairs, {}, found.config)))))
         out.append(found.adapter(Header.of(c, method=method, site="", train=settings)))
     return out
-
-
-def without_mean(modules: Sequence[Any]) -> list[Any]:
-    """SDisc's modules less what all alternatives of an attribute share (``--remove-mean``)."""
-    from respodiff.methods import sdisc
-
-    if wrong := [m for m in modules if m.header.method != "sdisc"]:
-        raise ValueError(f"--remove-mean is for modules of method sdisc, {wrong[0].name!r} is of method {wrong[0].header.method!r}")
-    groups: dict[str, list[Any]] = {}
-    for m in modules:
-        groups.setdefault(m.header.attribute, []).append(m)
-    return [m for group in groups.values() for m in sdisc.without_mean(group)]

@@ -180,11 +180,9 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
 
 def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
     """The method's own concept where none is given."""
-    if known or any(v.strip() for v in texts.values()):
-        return None
     from respodiff.methods.registry import get_method
 
-    return get_method(method).default_concept
+    return None if known or any(v.strip() for v in texts.values()) else get_method(method).default_concept
 
 
 def _trained(

@@ -73,7 +73,7 @@ class Intersection:
 
     Attributes:
         attributes: Their names. known, unknown: Images with a known concept of every attribute, and the others.
-        worst: The subgroup furthest from its wanted share, and its signed deviation; None without a known image.
+        worst: The subgroup furthest from its wanted share; None without a known image.
         concept_accuracy: Share of images in which every attribute is perceived as asked for.
         subgroups: All combinations, the first attribute slowest.
     """
@@ -81,7 +81,7 @@ class Intersection:
     attributes: tuple[str, ...]
     known: int
     unknown: int
-    worst: tuple[tuple[str, ...], float] | None
+    worst: intersection.Subgroup | None
     concept_accuracy: Estimate | None
     subgroups: tuple[intersection.Subgroup, ...]
 

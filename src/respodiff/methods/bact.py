@@ -1,12 +1,12 @@
 """BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
 
-Heads g_b, one per bin of timesteps, tell from h which alternative an image will show; they are trained with cross-entropy on images that
-the model draws and a classifier labels. While drawing N images of a prompt, at every step, with x = h / scale (the rms of h),
+Heads g_b, one per bin of timesteps, predict from h which alternative an image will show. They are trained with cross-entropy on images that
+the model generates and a classifier labels. N images of a prompt are generated together; at every step, with x = h / scale (the rms of h),
 
     p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
-on the conditional rows, straight behind the mid block; the up blocks go on from the new h. The authors' code was not to be had: D and the
-unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
+on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D and
+the unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
 the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
 """
 
@@ -107,13 +107,12 @@ class Labelled:
 def labelled_images(model: Denoiser, concept: Concept, config: BactConfig, classify: Classify) -> Labelled:
     """``rollouts`` images of the subjects in turn, with h of their conditional rows and the classifier's labels."""
     seed, found, labels = mix_seed(config.seed, 7, 0), [], []
-    (empty,) = model.encode([""])
     for i, n in enumerate(equal_parts(config.rollouts, len(config.subjects))):
         (y,), generator = model.encode([config.draw.format(config.subjects[i])]), torch.Generator().manual_seed(mix_seed(seed, i))
         noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
         for z in noise.split(config.rollout_batch) if n else ():
             with recorded_h(model, len(z)) as seen:
-                *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, away=empty, generator=generator)
+                *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, generator=generator)
             found.append(torch.stack(seen, 1))
             labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
     return Labelled(torch.cat(found), model.sampler(config.steps).timesteps, torch.cat(labels).to(model.device), seed)

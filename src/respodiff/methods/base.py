@@ -33,6 +33,7 @@ class Method:
         name: key in `respodiff.methods.registry.NAMES`.
         kinds: kinds of concepts that it takes ("fairness", "safety").
         config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
+        presets: (name of a preset, concept or kind, changes) -> settings, for a method that has several.
         make: trains or builds its adapter, as a generator of records.
         adapter: class of its adapters, which says how they act.
         needs_classifier: kinds of concepts for which it needs a classifier of images; it then makes one adapter of all alternatives.
@@ -48,6 +49,7 @@ class Method:
     make: Train
     adapter: type[Adapter] = ConceptModule
     defaults: Callable[[str], dict[str, Any]] = lambda _kind: {}
+    presets: Callable[..., Any] | None = None
     needs_classifier: tuple[str, ...] = ()
     trains: bool = True
     resumes: bool = False
@@ -59,12 +61,20 @@ class Method:
         """Whether a scale other than 0 and 1 means something."""
         return self.adapter.scales
 
-    def settings(self, kind: str = "fairness", **changes: Any) -> Any:
-        """Its settings for a kind of concept, with ``changes`` on top; ValueError lists the known ones."""
+    def settings(self, concept: Concept | str = "fairness", *, preset: str = "default", **changes: Any) -> Any:
+        """Its settings for a concept or a kind of concepts, with ``changes`` on top.
+
+        Raises:
+            ValueError: for an unknown setting or preset; lists the known ones.
+        """
+        if self.presets:
+            return self.presets(preset, concept, **changes)
+        if preset != "default":
+            raise ValueError(f"preset {preset!r} is given beside method {self.name!r}, which has no presets; leave it out")
         known = [f.name for f in fields(self.config)]
         if unknown := sorted(set(changes) - set(known)):
             raise ValueError(f"setting {unknown[0]!r} is unknown; method {self.name!r} has: {', '.join(known) or 'none'}")
-        return self.config(**{**self.defaults(kind), **changes})
+        return self.config(**{**self.defaults(concept if isinstance(concept, str) else concept.kind), **changes})
 
     def check(self, concept: Concept) -> None:
         """ValueError for a concept of a kind that the method does not take."""

@@ -1,4 +1,4 @@
-"""Images for methods that must look at what the model draws: decoding latents, and asking the classifier."""
+"""Provides what methods share that learn from images: decoding latents, and checked calls of the classifier."""
 
 from __future__ import annotations
 

@@ -69,16 +69,16 @@ class Turns:
 def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> Turns:
     """A pool for every phrase of the concept's negative prompt: rollouts of the frozen model, with targets that lead away from it."""
     texts = [part.strip() for part in concept.negative.split(",") if part.strip()]
-    (empty,), kept = model.encode([""]), model.encode(concept.preserve if config.preservation_weight else ())
+    kept = model.encode(concept.preserve if config.preservation_weight else ())
 
     def roll(n: int, seed: int, y: Condition) -> tuple[Tensor, Tensor]:
-        return rollout(model, n, seed, y, config, empty)
+        return rollout(model, n, seed, y, config)
 
     pools = []
     for i, text in enumerate(texts):
         (c,), seed = model.encode([text]), mix_seed(mix_seed(config.seed, i), 0, 0)
         z, t = roll(config.rollouts, mix_seed(seed, 2, 0), c)
-        e_c, e_0 = (predict(model, z, t, y, config.rollout_batch) for y in (c, empty))
+        e_c, e_0 = (predict(model, z, t, y, config.rollout_batch) for y in (c, model.empty))
         keep = preserved(model, kept, config, seed, roll)
         pools.append(Pool(Latents(z, t, repeat(c, len(z)), erase(e_c, e_0, config.target_guidance), keep=keep), seed))
     return Turns(tuple(pools))

@@ -1,16 +1,16 @@
 """FDF, finetuning for fairness (ICLR 2024), in a reduced form: adjusted direct finetuning towards optimal-transport targets.
 
-A step draws N images of one subject, asks a classifier for p_i, and gives every image a target: the N labels that a fair law would
-draw are assigned so that the least is moved, averaged over such draws, and dropped where that is uncertain. The loss of the final
-latent x_0,
+A step generates N images of one subject, and a classifier gives their probabilities p_i. Targets: N labels of equal chance are sampled and
+assigned to the images at least cost; the label that an image gets most often is its target, and counts if it is sure. The loss of the
+final latent x_0,
 
     L = 1/N sum_i [ sure_i CE(p_i, target_i) + stay w_i mean (x_0,i - x_0,i of the original model)^2 ],   w_i = .2 where the label flips,
 
 reaches the UNet's predictions e_t through the sampler's linear map alone (its input latents are detached), each times
 A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1.
 
-Reduced: the authors train the text encoder (rank 50) with a face detector, face embeddings, CLIP and DINOv2 features on faces; here it is
-attention to the text (LoRA), any differentiable classifier of whole images, and distance of latents in the place of features.
+Reduced: the authors train the text encoder (rank 50) with a face detector, face embeddings, CLIP and DINOv2 features. Here it is LoRA on
+cross-attention, any differentiable classifier of whole images, and a distance of latents in place of features.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
 DRAWS = 200
-"""Draws of N labels that a target is averaged over."""
+"""Samples of N labels that a target is averaged over."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     Attributes:
         steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`.
         subjects, draw: what is generated, one subject a step: ``draw`` with the subject in it.
-        uncertain: share of draws up to which a target may differ and still count.
+        uncertain: share of samples in which a target may differ and still count.
         stay: weight of the distance to the original model's latents; 0 leaves it, and its pass, out.
 
     The authors': N 24, 19 to 23 steps, guidance 7.5, AdamW 5e-5, decay 1e-2, 2k to 10k steps.
@@ -74,9 +74,9 @@ class FdfConfig(OptimizerConfig, LoraConfig):
 
 
 def transported(p: Tensor, draws: int, seed: int) -> Tensor:
-    """q (N, K): how often each image is assigned each label, over draws of N labels of equal chance; p (N, K) are probabilities.
+    """q (N, K): how often each image is assigned each label, over samples of N labels of equal chance; p (N, K) are probabilities.
 
-    Every draw is an assignment of least cost sum_i |p_i - label_i|^2. For two labels that is ranking by p, and q is a binomial tail.
+    Every sample is an assignment of least cost sum_i |p_i - label_i|^2. For two labels that is ranking by p, and q is a binomial tail.
     """
     n, classes = p.shape
     rng, q = np.random.default_rng(seed), np.zeros((n, classes))
@@ -104,12 +104,11 @@ def sampler_factors(scheduler: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class Images:
-    """One step's images: latents z (N, C, H, W) before each timestep t, conditions of both halves, dL/dx_0, and L's first part."""
+    """One step's images: latents z (N, C, H, W) before each timestep t, condition y, dL/dx_0, and L's first part."""
 
     z: list[Tensor]
     t: list[Tensor]
     y: Condition
-    empty: Condition
     gradient: Tensor
     loss: float
 
@@ -127,7 +126,6 @@ class Subjects:
             raise ValueError("the model does not predict noise for DDIM steps; method 'fdf' is for models that do")
         self.model, self.config, self.classify, self.classes = model, config, classify, len(alternatives(concept))
         self.subjects = [model.encode([config.draw.format(s)])[0] for s in config.subjects]
-        (self.empty,) = model.encode([""])
 
     @torch.no_grad()
     def pool(self, number: int, values: Tensors) -> Images:
@@ -138,12 +136,12 @@ class Subjects:
         start = torch.randn(config.batch, *model.latent, generator=generator).to(model.device, model.dtype)
 
         def walk() -> list[tuple[int, Tensor, Tensor]]:
-            return list(reverse_diffusion(model, start, y, steps=config.steps, away=self.empty, generator=generator))
+            return list(reverse_diffusion(model, start, y, steps=config.steps, generator=generator))
 
         with attached(model.model, values, config.lora_scale):
             *before, (_, _, x) = walk()
         gradient, loss = self.asked(x, walk()[-1][2] if config.stay else None, seed)
-        return Images([z for _, _, z in before], [t for _, t, _ in before], y, self.empty, gradient, loss)
+        return Images([z for _, _, z in before], [t for _, t, _ in before], y, gradient, loss)
 
     def asked(self, x: Tensor, kept: Tensor | None, seed: int) -> tuple[Tensor, float]:
         """dL/dx_0 (N, C, H, W) and the mean cross-entropy of the images whose target is sure."""
@@ -169,7 +167,7 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
     factors = sampler_factors(model.sampler(config.steps))
     with attached(model.model, values, config.lora_scale):
         for z, t, factor in zip(images.z, images.t, factors.tolist(), strict=True):
-            e = guided(model, z, t, images.y, images.empty).float()
+            e = guided(model, z, t, images.y).float()
             (factor * images.gradient * e).sum().backward()
     return images.loss
 

@@ -20,16 +20,11 @@ def _make(
     return train(pipe, concept, config, resume=resume, method=name)
 
 
-def _method(name: str, preset: str, assign_by_default: bool = False) -> Method:
-    return Method(
-        name,
-        ("fairness", "safety"),
-        TrainConfig,
-        partial(_make, name),
-        defaults=lambda kind: PRESETS[preset, kind],
-        resumes=True,
-        assign_by_default=assign_by_default,
-    )
+def _method(name: str, **more: Any) -> Method:
+    return Method(name, ("fairness", "safety"), TrainConfig, partial(_make, name), resumes=True, **more)
 
 
-METHODS = {"respodiff": _method("respodiff", "default", assign_by_default=True), "respodiff-paper": _method("respodiff-paper", "paper")}
+METHODS = {
+    "respodiff": _method("respodiff", presets=TrainConfig.preset, assign_by_default=True),
+    "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind]),
+}

@@ -2,9 +2,9 @@
 
     min over c of E |noise - e[c](z_t, neutral)|^2,   z_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise,   t ~ U{0 .. 999}
 
-x are the latents of images of the target prompt, which the model draws itself; the prompt of the loss does not name the concept, so
-that c has to. For a safety concept x are drawn from the neutral prompt with the concept as negative prompt. The adapter is a
-`ConceptModule` with c as RAM and no SAM: it is drawn, inspected, scaled and fused like any other.
+x are latents of images of the target prompt, which the model generates itself. The prompt of the loss does not name the concept, so c must.
+For a safety concept the images are of the neutral prompt, with the concept as negative prompt. The adapter is a `ConceptModule` with c as
+RAM and a SAM of zeros, and is used like any other.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.adapter import require_unet
 from respodiff.steering.module import ConceptModule
-from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
 from respodiff.training.objectives import response_loss
-from respodiff.training.respodiff import module_header
+from respodiff.training.respodiff import forms, module_header
 from respodiff.training.rollouts import Latents, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
@@ -79,46 +79,55 @@ def own_images(model: Denoiser, concept: Concept, config: SdiscConfig) -> Noised
     if kind not in ("epsilon", "v_prediction"):
         raise ValueError(f"the model predicts {kind!r}; method 'sdisc' is for models that predict noise or v")
     (target,), (neutral,) = model.encode([concept.target]), model.encode([concept.neutral])
-    (away,) = model.encode([concept.negative if concept.kind == "safety" else ""])
+    away = model.encode([concept.negative])[0] if concept.kind == "safety" else None
     for i in range(0, config.rollouts, config.rollout_batch):
         generator = torch.Generator().manual_seed(mix_seed(seed, i))
         n = min(config.rollout_batch, config.rollouts - i)
         z = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
-        *_, (_, _, x) = reverse_diffusion(model, z, target, steps=config.steps, away=away, generator=generator)
+        *_, (_, _, x) = reverse_diffusion(model, z, target, steps=config.steps, generator=generator, away=away)
         parts.append(x)
     return Noised(torch.cat(parts), neutral, sampler.alphas_cumprod, kind == "v_prediction", seed)
 
 
 def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
-    """The same modules less their mean: what all directions share is a fault of the images, not the attribute.
+    """The modules of each attribute less their mean: what all directions share is a fault of the images, not the attribute.
 
     Raises:
-        ValueError: fewer than two modules, or of different shapes.
+        ValueError: a module of another method; fewer than two modules of an attribute, or of different shapes.
     """
-    if len(modules) < 2:
-        raise ValueError(f"{len(modules)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
-    if len({m.shape for m in modules}) > 1:
-        raise ValueError(f"modules have shapes {sorted({m.shape for m in modules})}; the mean direction needs one shape")
-    mean = torch.stack([m.delta for m in modules]).mean(0)
-    return [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in modules]
+    out = []
+    for attribute in dict.fromkeys(m.header.attribute for m in modules):
+        group = [m for m in modules if m.header.attribute == attribute]
+        if wrong := [m for m in group if m.method not in METHODS]:
+            raise ValueError(f"the mean is removed from modules of method sdisc alone, {wrong[0].name!r} is of method {wrong[0].method!r}")
+        if len(group) < 2:
+            raise ValueError(f"{len(group)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
+        if len({m.shape for m in group}) > 1:
+            raise ValueError(f"modules have shapes {sorted({m.shape for m in group})}; the mean direction needs one shape")
+        mean = torch.stack([m.delta for m in group]).mean(0)
+        out += [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in group]
+    return out
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "sdisc")
     model = open_model(pipe, config)
     header = module_header(model, concept, config, "sdisc")
+    c, zero = (form.get_parameter("r").detach() for form in forms(model, TrainConfig(seed=config.seed)))
 
     def loss(values: Tensors, b: Latents) -> float:
-        with shifted(model.model, lambda _h: (values["c"], slice(None)), model.site):
+        with shifted(model.model, lambda _h: (values["c"][None], slice(None)), model.site):
             found = response_loss(model(b.z, b.t, b.y).float(), b.e_tar)
             found.backward()
         return found.item()
 
     def make(values: Tensors) -> ConceptModule:
-        return ConceptModule.of(values["c"][0], torch.zeros_like(values["c"][0]), header)
+        return ConceptModule.of(values["c"], zero, header)
 
-    start = {"c": torch.zeros(1, *model.shape, device=model.device)}
-    return fit_tensors(model, start, lambda _number, _values: own_images(model, concept, config), loss, config, make, resume=resume)
+    def images(_number: int, _values: Tensors) -> Noised:
+        return own_images(model, concept, config)
+
+    return fit_tensors(model, {"c": c}, images, loss, config, make, resume=resume)
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

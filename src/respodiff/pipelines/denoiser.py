@@ -8,6 +8,7 @@ happens inside. What is predicted (noise, v, velocity) is linear in the prompt's
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,6 +73,11 @@ class Denoiser:
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = self.model.dtype
         return dtype
+
+    @cached_property
+    def empty(self) -> Condition:
+        """Condition of the empty prompt."""
+        return self.encode([""])[0]
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -16,7 +16,7 @@ from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, refuse_damage, write_file
+from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, write_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +87,11 @@ class Adapter:
         Raises:
             FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
         """
-        header, tensors, scale, digest = read_file(path)
+        header, tensors, scale, _ = read_file(path)
         try:
-            found = cls(header, tensors, scale)
+            return cls(header, tensors, scale)
         except ValueError as error:
             raise ValueError(f"adapter file {str(path)!r} cannot be used: {error}") from error
-        refuse_damage(path, digest, found.digest)
-        return found
 
     def check(self, pipe: Any) -> list[str]:
         """Warnings about the adapter on a pipeline. ValueError if it was made for a model of another configuration."""

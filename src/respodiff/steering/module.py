@@ -93,6 +93,11 @@ class ConceptModule(Adapter):
         """r + s: what is added to h (paper, inference). ValueError for a form that reads h."""
         return self.ram + self.sam
 
+    @property
+    def relative_norm(self) -> float | None:
+        """|r + s| over the mean norm of h during training; None if that is unknown, or for a form that reads h."""
+        return self.delta.norm().item() / self.header.h_norm if self.header.h_norm and not self.reads_h else None
+
     def _constant(self, part: str) -> Tensor:
         if self.reads_h:
             raise ValueError(
@@ -113,11 +118,6 @@ class ConceptModule(Adapter):
         """(C, H, W) of the offset; (C, 1, 1) for forms that fit every image size."""
         c, h, w = (len(self.tensors["ram.up.weight"]), 1, 1) if self.reads_h else self.tensors["ram.r"].shape
         return c, h, w
-
-    @property
-    def relative_norm(self) -> float | None:
-        """|r + s| over the mean norm of h during training; None if that is not known, and for forms that read h."""
-        return None if self.reads_h or not self.header.h_norm else self.delta.norm().item() / self.header.h_norm
 
     def within(self, low: int, high: int) -> ConceptModule:
         """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
@@ -153,15 +153,15 @@ class ConceptModule(Adapter):
         if (height, width) == self.shape[1:]:
             return self
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return self._with(ram, sam)
+        return self._at_positions(ram, sam)
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return self._with(ram, sam)
+        return self._at_positions(ram, sam)
 
-    def _with(self, ram: Tensor, sam: Tensor) -> ConceptModule:
-        """Tensors of other positions; the norm of h grows with the square root of their number."""
+    def _at_positions(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+        """Constants at other positions; the norm of h grows with the square root of their number."""
         spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
         return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
 

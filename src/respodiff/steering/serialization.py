@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -37,7 +37,7 @@ class Header:
         site: where a module acts; empty for adapters that are no modules. form: name in `respodiff.steering.forms.FORMS`, or empty.
         resolution: (height, width) in pixels that it was trained at.
         timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.
-        h_norm: mean norm of h during training, at one position where RAM is the same at all; 0 if it is not known.
+        h_norm: mean norm of h during training, of one position for one number a channel; 0 if it is unknown.
         train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.NAMES`.
     """
 
@@ -68,7 +68,7 @@ class Header:
 
 
 class Stored(NamedTuple):
-    """What a file holds: header, tensors by name (of torch or of numpy), scale, and the digest that was written."""
+    """What a file holds: header, float32 tensors by name (torch or numpy), scale, and the digest that was written."""
 
     header: Header
     tensors: dict[str, Any]
@@ -97,19 +97,24 @@ def digest_of(header: Header, tensors: Mapping[str, Any], scale: float) -> str:
 
 def read_header(path: str | Path) -> Header:
     """The header of an adapter file, without its tensors. Raises as `read_file`."""
-    return _read(Path(path), "").header
+    return _read(Path(path), "np", whole=False).header
 
 
-def read_file(path: str | Path, framework: str = "pt") -> Stored:
-    """What an adapter file holds, with tensors of torch ("pt") or of numpy ("np").
+def read_file(path: str | Path, framework: Literal["pt", "np"] = "pt") -> Stored:
+    """What an adapter file holds, its tensors of torch or, without importing torch, of numpy.
 
     Raises:
         FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
     """
-    return _read(Path(path), framework)
+    found = _read(Path(path), framework)
+    if (digest := digest_of(found.header, found.tensors, found.scale)) != found.digest:
+        raise ValueError(
+            f"adapter file {str(path)!r} is damaged: its header says digest {found.digest}, its content has {digest}; copy it again"
+        )
+    return found
 
 
-def _read(path: Path, framework: str) -> Stored:
+def _read(path: Path, framework: str, whole: bool = True) -> Stored:
     if path.is_dir():
         raise ValueError(f"adapter file {str(path)!r} is a folder; give the .safetensors file itself")
     if not path.is_file():
@@ -119,8 +124,8 @@ def _read(path: Path, framework: str) -> Stored:
     try:
         with safe_open(path, framework or "np") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if framework and text else {}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError, TypeError) as error:  # numpy knows no bfloat16
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(f"adapter file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
     if text is None:
         raise ValueError(f"adapter file {str(path)!r} is a safetensors file of something else: it has no respodiff header")
@@ -132,6 +137,16 @@ def _read(path: Path, framework: str) -> Stored:
     return Stored(_header(path, found), tensors, float(found.get("scale", 1.0)), found.get("digest"))
 
 
+KINDS: dict[str, tuple[Any, str]] = {
+    "train": (dict, "an object"),
+    "resolution": (list, "a list"),
+    "timesteps": (list, "a list"),
+    "h_norm": (int | float, "a number"),
+    "scale": (int | float, "a number"),
+}
+"""Type of every value of a header that is no text."""
+
+
 def _header(path: Path, found: dict[str, Any]) -> Header:
     """The header, checked; keys of newer versions are a warning."""
     if found.get("format") != FORMAT:
@@ -141,20 +156,12 @@ def _header(path: Path, found: dict[str, Any]) -> Header:
         warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
         raise ValueError(f"adapter file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    kinds: dict[str, tuple[Any, str]] = {"train": (dict, "an object"), "resolution": (list, "a list"), "timesteps": (list, "a list")}
-    kinds |= dict.fromkeys(("scale", "h_norm"), (float, "a number"))
     for key, value in found.items():
-        kind, what = kinds.get(key, (str, "a text"))
+        kind, what = KINDS.get(key, (str, "a text"))
         if key in {*names, "scale"} and not isinstance(value, kind):
             raise ValueError(f"adapter file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
     known: dict[str, Any] = {k: tuple(v) if k in ("resolution", "timesteps") else v for k, v in found.items() if k in names}
     return Header(**known)
-
-
-def refuse_damage(path: str | Path, written: object, found: str) -> None:
-    """ValueError if the digest in a file's header is not that of its content."""
-    if written != found:
-        raise ValueError(f"adapter file {str(path)!r} is damaged: its header says digest {written}, its content has {found}; copy it again")
 
 
 def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
@@ -168,7 +175,7 @@ def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        copies = {k: v.clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
+        copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
         temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
         temporary.replace(path)
     except (OSError, SafetensorError) as error:

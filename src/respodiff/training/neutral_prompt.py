@@ -62,11 +62,10 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
         raise ValueError(f"candidates is {list(candidates)}; give distinct prompts, none of them empty")
     check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
     model = Denoiser(pipe, guidance=GUIDANCE)
-    (empty,) = model.encode([""])
 
     def rolled(condition: Condition, n: int, *stream: int) -> tuple[Tensor, Tensor]:
         """Latents (N, C, H, W) and timesteps (N,) of every step of ``n`` unsteered rollouts."""
-        return roll_batch(model, n, mix_seed(seed, *stream), condition, STEPS, empty)
+        return roll_batch(model, n, mix_seed(seed, *stream), condition, STEPS)
 
     def e(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return predict(model, z, t, condition, BATCH)
@@ -75,9 +74,9 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
         alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
         z, t = (torch.cat(rows) for rows in zip(*(rolled(c, per, 0, i) for i, c in enumerate(alternatives)), strict=True))
-        parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, empty)
+        parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, model.empty)
         subjects = [(*at, e(*at, c)) for i, c in enumerate(model.encode(SUBJECTS)) for at in [rolled(c, 2, 1 + i, 0)]]
-        whole = sum(_squares(score - e(a, b, empty)) for a, b, score in subjects)
+        whole = sum(_squares(score - e(a, b, model.empty)) for a, b, score in subjects)
         found = []
         for prompt, condition in zip(candidates, model.encode(candidates), strict=True):
             y = e(z, t, condition)

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import channels_first, eager, shifted
-from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.module import ConceptModule
+from respodiff.training.config import TrainConfig
 from respodiff.training.rollouts import mix_seed, predict, roll_batch
+from respodiff.training.state import open_model
 
-ROLLOUTS, STEPS, GUIDANCE = 2, 4, 3.0
+ROLLOUTS, STEPS = 2, 4
 
 
 @torch.no_grad()
@@ -23,18 +24,20 @@ def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0
     e is the noise prediction for the neutral prompt, e[r + s] the same with the module, and d the direction of the concept: e(target) - e,
     or e - e(negative) for a safety concept. 0: no effect along d; 1: as far as the target. It takes 40 UNet forwards.
     """
-    model = Denoiser(pipe, *module.header.resolution, GUIDANCE)
-    r, s = (form.to(model.device) for form in module.forms())
-    neutral, other, empty = model.encode([concept.neutral, concept.negative if concept.kind == "safety" else concept.target, ""])
+    height, width = module.header.resolution
+    model = open_model(pipe, TrainConfig(height=height, width=width))
+    neutral, target, negative = model.encode([concept.neutral, concept.target, concept.negative])
+    forms = [form.to(model.device) for form in module.forms()]
     with eager(model.model):
-        z, t = roll_batch(model, ROLLOUTS, mix_seed(seed, 5), neutral, STEPS, empty)
-        e, e_other = (predict(model, z, t, y, len(z)) for y in (neutral, other))
-        d = e - e_other if concept.kind == "safety" else e_other - e
+        z, t = roll_batch(model, ROLLOUTS, mix_seed(seed, 5), neutral, STEPS)
+        e = predict(model, z, t, neutral, ROLLOUTS)
+        d = e - predict(model, z, t, negative, ROLLOUTS) if concept.kind == "safety" else predict(model, z, t, target, ROLLOUTS) - e
+        steps = iter(t.split(ROLLOUTS))
 
-        def added(h: Tensor) -> tuple[Tensor, slice]:
-            x = channels_first(h).float()
-            return module.weight * (r(x, t) + s(x, t)), slice(None)
+        def delta(h: Tensor) -> tuple[Tensor, slice]:
+            x, when = channels_first(h).float(), next(steps)
+            return module.weight * (forms[0](x, when) + forms[1](x, when)).to(h.dtype), slice(None)
 
-        with shifted(model.model, added, model.site):
-            change = predict(model, z, t, neutral, len(z)) - e
+        with shifted(model.model, delta, model.site):
+            change = predict(model, z, t, neutral, ROLLOUTS) - e
     return ((change * d).sum() / d.square().sum().clamp(min=1e-12)).item()

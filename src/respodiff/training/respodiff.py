@@ -67,8 +67,8 @@ def train(
     model = open_model(pipe, config)
     r, s = forms(model, config)
     adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-    norms = torch.zeros(3, dtype=torch.float64)
-    state = TrainState(model, config, {**_named("ram", r), **_named("sam", s), "norms": norms}, [adam_r, adam_s])
+    values = {**_named("ram", r), **_named("sam", s), "norms": torch.zeros(3, dtype=torch.float64)}
+    state = TrainState(model, config, values, [adam_r, adam_s])
     if resume is not None:
         state.restore(resume)
     with frozen(model.model), eager(model.model):
@@ -81,23 +81,20 @@ def train(
             rate = learning_rate(config, state.iteration)
 
             # RAM: an Adam step on r for L_resp, and for what is to be preserved
-            e_r, decoder = _predict(model, b, r)
-            loss_r = response_loss(e_r, b.e_tar)
-            loss_keep = preservation_loss(_predict(model, b.keep, r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
-            adam_step(adam_r, config.ram_lr * rate, loss_r + loss_keep)
+            e_r, h, decode = _predict(model, b, r)
+            l_resp = response_loss(e_r, b.e_tar)
+            l_keep = preservation_loss(_predict(model, b.keep, r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
+            adam_step(adam_r, config.ram_lr * rate, l_resp + l_keep)
 
-            # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after the bottleneck runs again
-            h, loss_s = channels_first(decoder.h).float(), 0.0
-            d_r = r(h, b.t).detach()
+            # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after h runs again
+            d, l_sem = r(h, b.t).detach(), 0.0
             if config.trains_sam and b.e_neu is not None:
-                e_rs = decoder(add_to_rows(decoder.h, d_r + s(h, b.t), slice(None)))
-                loss = semantic_loss(e_rs.float(), b.e_neu, config.sam_weight)
+                loss = semantic_loss(decode(d + s(h, b.t)), b.e_neu, config.sam_weight)
                 adam_step(adam_s, config.sam_lr * rate, loss)
-                model.forwards, loss_s = model.forwards + len(e_rs), loss.item()
+                l_sem = loss.item()
 
-            norms += torch.tensor([_norm(h, d_r), 1, 0])
-            norms[2] = sum(row.norm().item() for row in d_r) / len(d_r)
-            yield state.finish(make, loss_r.item(), loss_s)
+            _measure(state.values["norms"], h, d)
+            yield state.finish(make, l_resp.item(), l_sem)
 
 
 def fit(pipe: Any, concept: Concept | str, config: TrainConfig | None = None) -> ConceptModule:
@@ -130,27 +127,44 @@ def module_header(model: Denoiser, concept: Concept, config: Any, method: str = 
     )
 
 
-def _named(name: str, form: Form) -> Tensors:
-    return {f"{name}.{k}": p for k, p in form.named_parameters()}
+def _named(part: str, form: Form) -> Tensors:
+    return {f"{part}.{k}": p for k, p in form.named_parameters()}
 
 
-def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Any]:
-    """e[d](z, y) in float32, and what runs the part after the bottleneck again."""
+def _of(part: str, values: Tensors) -> Tensors:
+    return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
+
+
+def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
     e, decoder = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
-    return e.float(), decoder
+
+    def decode(other: Tensor) -> Tensor:
+        model.forwards += len(e)
+        return decoder(add_to_rows(decoder.h, other, slice(None))).float()
+
+    return e.float(), channels_first(decoder.h).float(), decode
 
 
 def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
     """What steers the rollouts of a round: r, or r + s, as they were when it began."""
-    ram, sam = ({k.removeprefix(part): v for k, v in start.items() if k.startswith(part)} for part in ("ram.", "sam."))
-    first: Callable[[Tensor, Tensor], Tensor] = lambda h, t: functional_call(r, ram, (h, t))  # noqa: E731
-    return first if config.rollout_modules == "ram" else lambda h, t: first(h, t) + functional_call(s, sam, (h, t))
+
+    def delta(h: Tensor, t: Tensor) -> Tensor:
+        d: Tensor = functional_call(r, _of("ram", start), (h, t))
+        return d + functional_call(s, _of("sam", start), (h, t)) if config.rollout_modules == "both" else d
+
+    return delta
 
 
-def _norm(h: Tensor, d: Tensor) -> float:
-    """Mean norm of h (B, C, H, W); at one position where d is the same at all, so that it can be compared with the norm of d."""
-    spread = h[0].numel() / d[0].numel()
-    return float(h.flatten(1).norm(dim=1).mean().item() / spread**0.5)
+def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
+    """Keeps the sum of mean norms of h (B, C, H, W), their number, and the norm of r, here d (1 or B, C, H, W).
+
+    Where d is the same at every position, the norm of h is that at one of them, so that both can be compared.
+    """
+    positions = h[0].numel() / d[0].numel()
+    norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
+    norms[1] += 1
+    norms[2] = sum(row.norm().item() for row in d) / len(d)
 
 
 def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModule:
@@ -158,6 +172,5 @@ def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModu
     scale, (h, n, norm) = config.train_scale, values["norms"].tolist()
     if config.max_relative_norm:
         scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
-    states = ({k.removeprefix(part): v for k, v in values.items() if k.startswith(part)} for part in ("ram.", "sam."))
-    ram, sam = (load_form(config.form, state).scaled(scale) for state in states)
+    ram, sam = (load_form(config.form, _of(part, values)).scaled(scale) for part in ("ram", "sam"))
     return ConceptModule.of(ram, sam, replace(header, h_norm=h / n))

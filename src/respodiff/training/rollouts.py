@@ -80,11 +80,10 @@ class Rollouts:
             "target": [concept.target],
             "negative": [concept.negative],
             "opposite": concept.opposites or (concept.negative or concept.neutral,),
-            "empty": ("",),
             "preserve": concept.preserve if config.preservation_weight else (),
         }
         self.conditions = {role: model.encode(group) for role, group in prompts.items()}
-        self.neutral, self.empty = self.conditions["neutral"][0], self.conditions["empty"][0]
+        (self.neutral,) = self.conditions["neutral"]
 
     @torch.no_grad()
     def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Pool:
@@ -94,8 +93,8 @@ class Rollouts:
         sources = [self.neutral, *(c for role in others for c in self.conditions[role] if not _equal(c, self.neutral))]
         for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
             if n:
-                with active() if i == 0 else nullcontext():
-                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, delta if i == 0 else None))
+                with active() if y is self.neutral else nullcontext():
+                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, delta if y is self.neutral else None))
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         e_tar, e_neu = self._scores(z, t)
         keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
@@ -106,7 +105,7 @@ class Rollouts:
 
         The scripts' are 1000 - k (1000 / steps): up to 19 too noisy at 50 steps, and 1000 is outside of the trained range.
         """
-        z, t = rollout(self.model, n, seed, y, self.config, self.empty, delta, self.config.timesteps == "last")
+        z, t = rollout(self.model, n, seed, y, self.config, delta, self.config.timesteps == "last")
         if self.config.timestep_labels == "official":
             total = self.sampler.config.num_train_timesteps
             k = (self.sampler.timesteps[None] == t[:, None]).int().argmax(1)
@@ -132,52 +131,41 @@ Roll = Callable[[int, int, Condition], tuple[Tensor, Tensor]]
 
 def preserved(model: Denoiser, prompts: Sequence[Condition], config: RolloutConfig, seed: int, roll: Roll) -> Latents | None:
     """Latents of the prompts to preserve, from ``config.rollouts`` rollouts of all together; None without prompts."""
-    parts = []
-    for i, y in enumerate(prompts):
-        z, t = roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y)
-        parts.append((z, t, repeat(y, len(z)), predict(model, z, t, y, config.rollout_batch)))
-    if not parts:
+    if not prompts:
         return None
-    z, t, e = (torch.cat(column) for column in zip(*((z, t, e) for z, t, _, e in parts), strict=True))
-    return Latents(z, t, join([y for _, _, y, _ in parts]), e)
+    rolled = [roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y) for i, y in enumerate(prompts)]
+    e = [predict(model, z, t, y, config.rollout_batch) for (z, t), y in zip(rolled, prompts, strict=True)]
+    ys = [repeat(y, len(z)) for (z, _), y in zip(rolled, prompts, strict=True)]
+    z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
+    return Latents(z, t, join(ys), torch.cat(e))
 
 
 def rollout(
-    model: Denoiser,
-    n: int,
-    seed: int,
-    y: Condition,
-    config: RolloutConfig,
-    empty: Condition,
-    delta: Delta | None = None,
-    last: bool = False,
+    model: Denoiser, n: int, seed: int, y: Condition, config: RolloutConfig, delta: Delta | None = None, last: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Latents (P, C, H, W) and timesteps (P,) of ``n`` rollouts of prompt y: of every step, or only the ``last`` of a random number."""
-    sizes = [min(config.rollout_batch, n - i) for i in range(0, n, config.rollout_batch)]
-    parts = [
-        roll_batch(model, size, mix_seed(seed, i * config.rollout_batch), y, config.steps, empty, delta, last)
-        for i, size in enumerate(sizes)
-    ]
+    size = config.rollout_batch
+    parts = [roll_batch(model, min(size, n - i), mix_seed(seed, i), y, config.steps, delta, last) for i in range(0, n, size)]
     z, t = (torch.cat(column) for column in zip(*parts, strict=True))
     return z, t
 
 
 @torch.no_grad()
 def roll_batch(
-    model: Denoiser, n: int, seed: int, y: Condition, steps: int, empty: Condition, delta: Delta | None = None, last: bool = False
+    model: Denoiser, n: int, seed: int, y: Condition, steps: int, delta: Delta | None = None, last: bool = False
 ) -> tuple[Tensor, Tensor]:
     """`rollout` of few enough: the latents of the first step of every rollout, then of the second, ..."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
     # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
     stop = int(torch.randint(steps - 1, (1,), generator=generator)) if last else steps - 1
-    latents, times = [], []
-    for k, t, z in reverse_diffusion(model, noise, y, delta, steps=steps, away=empty, generator=generator):
-        if not last or k == stop:
-            latents.append(z)
-            times.append(t.expand(n))
+    kept = []
+    for k, t, z in reverse_diffusion(model, noise, y, delta, steps=steps, generator=generator):
+        if k == stop or not last:
+            kept.append((z, t.expand(n)))
         if k == stop:
             break
+    latents, times = zip(*kept, strict=True)
     return torch.cat(latents), torch.cat(times)
 
 
@@ -189,32 +177,34 @@ def reverse_diffusion(
     delta: Delta | None = None,
     *,
     steps: int,
-    away: Condition,
     generator: torch.Generator | None = None,
+    away: Condition | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Reverse diffusion (eta 0) of prompt y from noise z (B, C, H, W), steered by ``delta``, at the guidance of the model.
 
-    Gives step k, its timestep and the latent before every step; then (steps, 0, z_0). ``away`` is the condition of the unconditional half.
+    Gives step k, its timestep and the latent before every step; then (steps, 0, z_0). ``away`` takes the place of the empty prompt.
     """
     sampler = model.sampler(steps)
     more = {"generator": generator} if isinstance(sampler, LCMScheduler) else {}
     for k, t in enumerate(sampler.timesteps):
         yield k, t, z
-        z = sampler.step(guided(model, z, t, y, away, delta), t, z, **more).prev_sample
+        z = sampler.step(guided(model, z, t, y, delta, away), t, z, **more).prev_sample
     yield steps, torch.zeros_like(sampler.timesteps[0]), z
 
 
-def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, away: Condition, delta: Delta | None = None) -> Tensor:
-    """e(z, away) + w (e[delta](z, y) - e(z, away)), w the model's guidance; e[delta](z, y) where the model takes no guidance, or at w = 1."""
+def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | None = None, away: Condition | None = None) -> Tensor:
+    """e0 + w (e[delta](z, y) - e0), w the model's guidance and e0 the prediction for the empty prompt, or for ``away``.
+
+    It is e[delta](z, y) at w = 1, and for models without classifier-free guidance.
+    """
     n, twice = len(z), model.guides and model.guidance != 1
-    rows = slice(n * twice, None)
-    conditions = join([away] * n * twice + [y] * n)
+    rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
     with shifted(model.model, lambda h: None if delta is None else (delta(channels_first(h[rows]).float(), t), rows), model.site):
         e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
     if not twice:
         return e
-    e_away, e_y = e.chunk(2)
-    return e_away + model.guidance * (e_y - e_away)
+    e_0, e_y = e.chunk(2)
+    return e_0 + model.guidance * (e_y - e_0)
 
 
 @torch.no_grad()

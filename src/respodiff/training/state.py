@@ -72,7 +72,8 @@ class TrainState:
         self, model: Denoiser, config: OptimizerConfig | TrainConfig, values: Tensors, optimizers: Sequence[Optimizer], keep: bool = True
     ) -> None:
         self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
-        self.iteration, self.seconds = 0, 0.0
+        self.iteration, self.seconds, self._values = 0, 0.0, values
+        self._committed: Tensors = {}
         self._start_round()
         self._commit()
 
@@ -141,9 +142,7 @@ class TrainState:
             yield from ((name, p, o) for o in self.optimizers if any(p is q for group in o.param_groups for q in group["params"]))
 
     def _commit(self) -> None:
-        """An iteration changes its parts one by one; a stop between them must not be saved. What is saved is copied here."""
-        self._committed: Tensors = {}
-        self._values = self.values
+        """Copies what is saved: an iteration changes its parts one by one, and a stop between them must not be saved."""
         if not self.keep:
             return
         self._values = {k: v.detach().clone() for k, v in self.values.items()}

@@ -18,7 +18,7 @@ class Estimate:
     def clipped(self, least: float, most: float) -> Self:
         """The same with its interval inside the possible range of the quantity.
 
-        >>> Estimate(25.0, -236.0, 286.0, 2).clipped(-100, 100)
+        >>> Estimate(25.0, -236.0, 286.0, 2).clipped(-100.0, 100.0)
         Estimate(mean=25.0, low=-100.0, high=100.0, n=2)
         """
         return replace(self, low=max(least, self.low), high=min(most, self.high))

@@ -108,16 +108,13 @@ def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_boot
     return share_interval(hits[sizes > 0], sizes[sizes > 0], n_bootstrap=n_bootstrap, seed=seed, level=level)
 
 
-def worst_subgroup(table: Table) -> tuple[tuple[str, ...], float] | None:
-    """The combination that is furthest from its target, suppressed ones too, and its signed deviation; None without a known image.
+def worst_subgroup(table: Table) -> Subgroup | None:
+    """The combination that is furthest from its target, suppressed ones too; None without a known image.
 
-    >>> worst_subgroup(intersection({"a": ["x"] * 9}, {"a": ["x", "y"]}))
-    (('x',), 0.5)
+    >>> worst_subgroup(intersection({"a": ["x"] * 9}, {"a": ["x", "y"]})).labels
+    ('x',)
     """
-    if not table.known:
-        return None
-    worst = max(table.subgroups, key=lambda s: abs(s.count / table.known - s.target))
-    return worst.labels, worst.count / table.known - worst.target
+    return max(table.subgroups, key=lambda s: abs(s.count / table.known - s.target)) if table.known else None
 
 
 def worst_distance(
