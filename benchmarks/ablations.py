@@ -19,8 +19,8 @@ from benchmarks.provenance import DOCS
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill, table
 from respodiff.data.run_folder import write_atomic
+from respodiff.experiments.compare import Plan
 from respodiff.experiments.comparison_report import columns_of, text_cell
-from respodiff.experiments.plan import Plan
 
 RESULTS = DOCS / "results" / "ablation.json"
 BASE = {**EMBEDDED["fairness"]["respodiff:neutral"], "sam_lr": 0.02}

@@ -195,7 +195,7 @@ def test_another_attribute_needs_no_other_images(tiny: list[int], tmp_path: Path
     more = ["--attributes", "gender,job", "--concepts", str(own), "--steps", "1", "--batch", "1", "--out", str(tmp_path / "a"), "--json"]
     found = last_json(respodiff(*COMMAND[:5], *COMMAND[7:], *more))
     assert tiny == [8 + 2] and {r["attribute"] for r in found["ranking"]} == {"gender", "job"} and len(found["ranking"]) == 4
-    assert any("1 images of every concept's own prompt are too few to show that the judge tells" in line for line in found["problems"])
+    assert any("1 images of every concept's own prompt are too few to show that the judge recognises" in line for line in found["problems"])
     assert any(
         "3 images a prompt are too few to show any single prompt to be biased (4 questions" in line and "--images 8" in line
         for line in found["problems"]
@@ -228,10 +228,11 @@ def test_suggested_commands_can_be_run(
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none")
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
-    monkeypatch.setattr(train, "open_model", lambda *given: given)
+    for command in (train, generate):
+        monkeypatch.setattr(command, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
     monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})

@@ -15,9 +15,8 @@ from respodiff.data.run_folder import Prompt, RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.experiments.compare import MethodComparison, Progress
+from respodiff.experiments.compare import FAIRNESS, SAFETY, MethodComparison, Plan, Progress, spaced
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
-from respodiff.experiments.plan import FAIRNESS, SAFETY, Plan, spaced
 from respodiff.methods.registry import NAMES
 
 SHORT = {"iterations": 2, "batch": 2, "steps": 2}
@@ -28,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def plan(**changes: Any) -> Plan:
-    return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "settings": SETTINGS} | changes))
+    return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "guidance": 3.0, "settings": SETTINGS} | changes))
 
 
 def comparison(pipe: Any, out: Path, **changes: Any) -> MethodComparison:
@@ -89,7 +88,7 @@ def test_a_killed_contest_goes_on_and_a_second_one_draws_nothing(tiny_pipe: Any,
     third = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
     assert sum(third.left.values()) == sum(third.drawing.values()) == 0
     assert list(third.run()) == []
-    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] > 4  # what the noises favour is read once more
+    assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] == 4
 
 
 def test_adapters_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text(
         "[fairness.sdisc]\nrollouts = 48\niterations = 200\n"
-        '[fairness."uce:two"]\nsubjects = ["doctor", "nurse"]\nstrength = 2.0\n[safety.esd-x]\nstrength = 0.5\n'
+        '[fairness."uce:two"]\nsubjects = ["doctor", "nurse"]\nscale = 2.0\n[safety.esd-x]\nscale = 0.5\n'
     )
     found = method_settings(file, ["sdisc.iterations=7", "sdisc.scale=1.5"], "fairness")
     assert found["sdisc"] == {"rollouts": 48, "iterations": 7, "scale": 1.5}
@@ -269,7 +268,7 @@ def test_alignment_lost_is_in_percent_of_the_plain_model() -> None:
     curves = trade_off(rows, "fairness", "alignment")
     (_, points) = curves.series[1]
     assert [(round(p.x, 9), p.y) for p in points] == [(0.0, 0.8), (2.5, 0.5), (5.0, 0.2)]
-    assert curves.x_label == "alignment lost, % of the plain model's"
+    assert curves.x_label == "alignment lost, % of the baseline's"
     assert [name for name, _ in curves.series] == ["plain", "r:a"]
     assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness", "alignment").series] == ["plain", "a", "b"]
     assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness", "alignment").series] == ["plain", "r:a", "s"]

@@ -20,8 +20,7 @@ from respodiff.data.records import parse_row
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.generation.prompt_filter import filter_explicit, read_words, reasons
-from respodiff.generation.prompt_words import forms_of, listed, person_in, stated_in
+from respodiff.generation.prompt_filter import filter_explicit, forms_of, listed, person_in, read_words, reasons, stated_in
 from respodiff.methods.base import applied
 from respodiff.steering.adapter import MethodAdapter
 from respodiff.steering.module import ConceptModule, Header
@@ -173,7 +172,7 @@ def test_a_row_without_a_gate_has_none() -> None:
     assert parse_row(row + b"}").skipped_attributes == {} and parse_row(
         row + b', "skipped_attributes": {"gender": "x"}}'
     ).skipped_attributes == {"gender": "x"}
-    with pytest.raises(ValueError, match="left unsteered must be an object of texts"):
+    with pytest.raises(ValueError, match="skipped_attributes must be an object of texts"):
         parse_row(row + b', "skipped_attributes": ["gender"]}')
 
 

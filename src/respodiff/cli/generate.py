@@ -87,8 +87,10 @@ NAMES_HELP = "Concept to draw with a method that needs no training (prompt, prom
 Names = Annotated[list[str] | None, typer.Option("--concept", help=NAMES_HELP, metavar="NAME")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")]
 RemoveMean = Annotated[bool, typer.Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
+]
 Batch = Annotated[int, typer.Option("--batch", help="Images at a time.")]
 UseDatasetSettings = Annotated[
     bool, typer.Option("--use-dataset-settings", help="Use the seed, guidance and size that the data set gives a prompt.")
@@ -96,11 +98,11 @@ UseDatasetSettings = Annotated[
 TruncatePrompts = Annotated[bool, typer.Option("--truncate-prompts", help="Cut off prompts that are longer than the model reads.")]
 
 ASSIGN_AT_HELP = (
-    "Hand concepts to noises that favour them, read after this share of the steps; 0: by chance. (default .25, .45 for three and more)"
+    "Assign concepts to noises that favour them, predicted after this share of the steps; 0 is off. (.25 suits two alternatives, .45 more)"
 )
-AssignAt = Annotated[float | None, typer.Option("--assign-at", help=ASSIGN_AT_HELP)]
-ALIGNED_SCALE_HELP = "Factor on the scale where the noise favours one of two concepts by itself. (default .1; 1 for other methods)"
-AlignedScale = Annotated[float | None, typer.Option("--aligned-scale", help=ALIGNED_SCALE_HELP)]
+AssignAt = Annotated[float, typer.Option("--assign-at", help=ASSIGN_AT_HELP)]
+ALIGNED_SCALE_HELP = "With --assign-at: factor on the scale where the noise favours its concept already. (.1 was measured)"
+AlignedScale = Annotated[float, typer.Option("--aligned-scale", help=ALIGNED_SCALE_HELP)]
 SAFETY_MODE_HELP = "always, or predicted: only to images that favour what one of the safety modules takes out."
 SafetyMode = Annotated[str, typer.Option("--safety-mode", help=SAFETY_MODE_HELP, metavar="NAME")]
 
@@ -170,7 +172,7 @@ def generate(
         "skip_explicit_prompts": chosen_filter(skip_explicit_prompts, explicit_words),
     }
     options |= {"assign_at": assign_at, "aligned_scale": aligned_scale, "safety_mode": safety_mode}
-    options |= by_model(model == "embedded", steps, guidance)
+    options |= {"steps": steps, "guidance": guidance}
     options["images"] = images if images is not None else ((listed and listed.images) or GenerateConfig.images)
     GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
     pipe = open_model(model, device, dtype)
@@ -195,7 +197,7 @@ def wanted_scale(text: str) -> tuple[float, float]:
 def tuning_set(file: Path | None, model: str) -> list[Any]:
     """Prompts of --tuning-prompts, or twelve of the embedded model's occupations that no suite of results holds."""
     from respodiff.data.prompt_sets import suite
-    from respodiff.experiments.plan import spaced
+    from respodiff.experiments.compare import spaced
 
     if file:
         return read_prompts((), file, "")[0]
@@ -227,12 +229,6 @@ def _tuned(
     text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(dict(found.accuracy))} (n = {found.accuracy['n']:g})"
     words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
     return {"scale": found.scale}
-
-
-def by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
-    """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
-    usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
-    return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}
 
 
 def _draw(

@@ -9,7 +9,8 @@ from typing import Any
 
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
-from respodiff.generation.cells import absent, complete_proportions, named
+from respodiff.data.target_proportions import check_proportions
+from respodiff.generation.policies import attribute_of_concept, missing_concepts
 
 Proportions = dict[str, dict[str, float]]
 
@@ -76,7 +77,7 @@ def parse_proportions(text: str, modules: Sequence[Any]) -> Proportions | None:
     names = loaded(modules)
     for pair in text.split(","):
         name, _, value = (part.strip() for part in pair.partition("="))
-        group = named(names, name)
+        group = attribute_of_concept(names, name)
         if group is None:
             known = ", ".join(c for concepts in names.values() for c in concepts)
             raise ValueError(f"--target-proportions names {name!r}, which no --module has; loaded: {known or 'none'}")
@@ -99,14 +100,15 @@ def even(wanted: Sequence[str], file: Path | None, modules: Sequence[Any], propo
     library = {**builtin(), **(load_concepts(file) if file else {})}
     out, names = dict(proportions or {}), loaded(modules)
     for chosen in (attribute(name, library) for name in wanted):
-        if lacking := absent(names, chosen.name, chosen.names):
+        if lacking := missing_concepts(names, chosen.name, chosen.names):
             raise ValueError(
                 f"--attribute is {chosen.name!r}, but no --module has {lacking[0]!r}; "
                 f"train it with: respodiff train --concept '{lacking[0]}' --out {lacking[0].replace('*', '-')}.safetensors"
             )
         own = bool(chosen.proportions) and chosen.name in library
         if len(factors(chosen.name)) > 1 and (own or len(factors(chosen.name)) > 2) and not any(a in factors(chosen.name) for a in out):
-            out.setdefault(chosen.name, complete_proportions(chosen.names, chosen.proportions))
+            wanted_shares = dict(zip(chosen.names, chosen.proportions, strict=True)) if chosen.proportions else None
+            out.setdefault(chosen.name, dict(zip(chosen.names, check_proportions(chosen.names, wanted_shares), strict=True)))
     return out or None
 
 

@@ -1,11 +1,12 @@
-"""Chooses the least scale of modules that reaches a concept accuracy, on prompts kept for tuning.
+"""Chooses the smallest scale of modules that reaches a concept accuracy on tuning prompts.
 
-A larger scale shows the concept that was asked for in more images, and moves them further from the plain model's.
+A larger scale shows the concept that was asked for in more images, and moves them further from the unsteered ones.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The least scale of `SCALES` that reaches the accuracy, and the accuracy there as {mean, low, high, n} (95 %, over prompts)."""
+    """The smallest of `SCALES` that reaches the accuracy, and the accuracy there as {mean, low, high, n} (95 %, over prompts)."""
 
     scale: float
     accuracy: Mapping[str, float]
@@ -44,13 +45,13 @@ def choose_scale(
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ScaleChoice:
-    """Draws the prompts at rising scales, from the same noise, until the judge sees often enough what was asked for.
+    """Generate the prompts at rising scales, from the same noise, until the concept accuracy is reached.
 
     Args:
         modules: alternatives of one attribute, or one alone.
-        prompts: to tune on, other than those that figures are reported for.
+        prompts: to tune on, other than those that results are reported for.
         reach: concept accuracy, in (0, 1).
-        config: settings of the run. Its scale, policy and shares are not used; the noise is that of its seed + 1.
+        config: settings of the run. Its scale, policy and proportions are not used; the noise is that of its seed + 1.
         library: attributes beside the built-in ones.
 
     Raises:
@@ -72,11 +73,9 @@ def choose_scale(
     best: tuple[float, float] = (0.0, 0.0)
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as folder:
-            for _ in generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=Path(folder) / "run"):
-                pass
-            found = (evaluate(Path(folder) / "run", judge, [attribute], vocabulary=vocabulary)["concept_accuracy"] or {}).get(
-                attribute.name
-            )
+            run = Path(folder) / "run"
+            deque(generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=run), maxlen=0)
+            found = (evaluate(run, judge, [attribute], vocabulary=vocabulary)["concept_accuracy"] or {}).get(attribute.name)
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
         if found["mean"] >= reach:
@@ -88,12 +87,12 @@ def choose_scale(
 
 
 def attribute_of(modules: Sequence[AnyAdapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
-    """The alternatives that a judge chooses from.
+    """The alternatives that a judge chooses from: those of the modules' attribute if it is known, else the modules' own targets.
 
-    Those of the modules' attribute if it is known, else the modules' own targets; of one module alone, its target and its neutral prompt.
+    Beside the target of a module alone stands its neutral prompt.
 
     Raises:
-        ValueError: modules of several attributes, of a product of attributes, or of none; modules that no image is asked to show.
+        ValueError: modules of several attributes, of an intersection, or of none; modules that are no alternatives.
     """
     if odd := [m.name for m in modules if m.header.kind != "fairness"]:
         raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")

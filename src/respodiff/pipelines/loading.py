@@ -75,6 +75,12 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | None = None) -> tuple[int, float]:
+    """(steps, guidance) as given, else the model's own: 20 and 3 for the embedded model, else those of the pipeline's class."""
+    own = (20, 3.0) if model_name(pipe) == "embedded" else (spec_of(pipe).steps, spec_of(pipe).guidance)
+    return own[0] if steps is None else steps, own[1] if guidance is None else guidance
+
+
 def model_name(pipe: Any) -> str:
     """What the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's name (no machine paths in files)."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))

@@ -48,6 +48,7 @@ class PipelineSpec:
         images: image arguments that the pipeline wants besides the prompt.
         calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
             row blocks of such a call (None: those of ``passes`` and ``guided``).
+        steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
     family: Family
@@ -55,6 +56,8 @@ class PipelineSpec:
     guided: Guided = guided_by_property
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    steps: int = 50
+    guidance: float = 7.5
 
     @property
     def model(self) -> str:
@@ -71,8 +74,11 @@ class PipelineSpec:
 
 
 SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
-SD3 = PipelineSpec("sd3", calls={"prompt_embeds": None, "original_prompt_embeds": ("cond",)})  # the second: skip-layer guidance
-FLUX = PipelineSpec("flux", guided=never_guided, calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)})
+LCM = replace(SD, steps=4, guidance=8.5)
+SD3_CALLS = {"prompt_embeds": None, "original_prompt_embeds": ("cond",)}  # the second: skip-layer guidance
+SD3 = PipelineSpec("sd3", calls=SD3_CALLS, steps=28, guidance=7.0)
+FLUX_CALLS = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
+FLUX = PipelineSpec("flux", guided=never_guided, calls=FLUX_CALLS, steps=28, guidance=3.5)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 
 
@@ -96,8 +102,8 @@ def _with_controlnet(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]
 PIPELINES: dict[str, PipelineSpec] = {
     **_with_images(SD, "StableDiffusion"),
     **_with_controlnet(SD, "StableDiffusionControlNet"),
-    "LatentConsistencyModelPipeline": SD,
-    "LatentConsistencyModelImg2ImgPipeline": replace(SD, images=("image",)),
+    "LatentConsistencyModelPipeline": LCM,
+    "LatentConsistencyModelImg2ImgPipeline": replace(LCM, images=("image",)),
     "StableDiffusionInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",)),
     **_with_images(SDXL, "StableDiffusionXL"),
     **_with_controlnet(SDXL, "StableDiffusionXLControlNet"),
