@@ -27,7 +27,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def plan(**changes: Any) -> Plan:
-    return Plan(**({"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "guidance": 3.0, "settings": SETTINGS} | changes))
+    return Plan(
+        **(
+            {"methods": ("prompt", "uce", "respodiff"), "images": 2, "prompts": 10, "steps": 2, "guidance": 3.0, "settings": SETTINGS}
+            | changes
+        )
+    )
 
 
 def comparison(pipe: Any, out: Path, **changes: Any) -> MethodComparison:

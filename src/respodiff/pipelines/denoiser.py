@@ -132,7 +132,7 @@ class Denoiser:
             # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
             c = scheduler.config
             share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
-            more["preservation_weight"] = c.base_shift + share * (c.max_shift - c.base_shift)
+            more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
 
     def _tensor(self, **kwargs: Any) -> Tensor:
