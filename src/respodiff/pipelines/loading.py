@@ -1,4 +1,4 @@
-"""Diffusers pipelines: load one, encode prompts as it does, tell models apart. What is known of each class is in `respodiff.pipelines.registry`."""
+"""Loads diffusers pipelines, and identifies models by digests. What is known of each class is in `respodiff.pipelines.registry`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def embedded_dir(part: str) -> Path:
 
 
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
+    """A diffusers pipeline from ``"embedded"``, a local folder (no network) or a hub id.
 
-    Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
+    Raises:
+        ValueError: it cannot be loaded, or its class is not supported.
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local = folder.is_dir()
@@ -59,10 +60,11 @@ def config_digest(unet: Any) -> str:
 
 
 def weights_digest(model: Any) -> str:
-    """Digest of a model's weights, from about 64 values spread over every parameter: cheap, and enough to tell two checkpoints of one
-    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device.
-    Of the checkpoint alone: a LoRA that is loaded beside it does not count. Empty where it cannot be told (bfloat16, or offloaded to the
-    meta device)."""
+    """Digest of a model's weights, from about 64 values of every parameter: cheap, and enough to distinguish two checkpoints.
+
+    Values are taken in float16, so that a float16 copy has the same digest. A LoRA beside the model does not count. Empty for bfloat16 and for
+    models that are offloaded to the meta device.
+    """
     if model.device.type == "meta" or model.dtype == torch.bfloat16:
         return ""  # offloaded, or rounded beyond recognition
     digest = hashlib.sha256()
@@ -82,7 +84,7 @@ def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | Non
 
 
 def model_name(pipe: Any) -> str:
-    """What the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's name (no machine paths in files)."""
+    """Where the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's path."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))
     if not source:
         return ""

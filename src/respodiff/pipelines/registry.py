@@ -1,6 +1,6 @@
-"""The table of diffusers pipelines: what steering and training must know of each. The one place where a pipeline class is described.
+"""Provides the table of diffusers pipelines: the one place where a pipeline class is described.
 
-A pipeline that is not in the table is refused, never guessed: which rows of a call are conditional cannot be seen from its size.
+A pipeline that is not in the table is refused: which rows of a call are conditional cannot be seen from its size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Guided = Callable[[Any, Mapping[str, Any]], bool]
 
 
 def guided_by_property(pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """The pipeline's own word: false at guidance 1 and below, and for models with an embedded guidance (LCM)."""
+    """As the pipeline says: false at guidance 1 and below, and for models with an embedded guidance (LCM)."""
     return bool(pipe.do_classifier_free_guidance)
 
 
@@ -28,7 +28,7 @@ def guided_by_local(_pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def never_guided(_pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """Guidance is distilled into the model, or drawn by calls of their own."""
+    """Guidance is distilled into the model, or the unconditional prediction is a call of its own."""
     return False
 
 
@@ -42,10 +42,9 @@ class PipelineSpec:
 
     Attributes:
         family: how prompts are encoded and the model is called (`respodiff.pipelines.denoiser`).
-        passes: row blocks of one call with guidance on, in order; without guidance there is the block "cond" alone.
-        guided: told the pipeline and the local variables of its call, whether guidance is on now.
-        site: where h is, for a model: the mid block of a UNet, the image stream behind a middle block of a transformer.
-        images: image arguments that the pipeline wants besides the prompt.
+        passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
+        guided: (pipeline, local variables of its call) -> whether guidance is on.
+        images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
             row blocks of such a call (None: those of ``passes`` and ``guided``).
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
@@ -83,7 +82,7 @@ THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image al
 
 
 def _with_images(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
-    """The classes that draw from images with the rows of their text-to-image class."""
+    """A text-to-image class and its classes that take images, with the same rows."""
     return {
         f"{prefix}Pipeline": base,
         f"{prefix}Img2ImgPipeline": replace(base, images=("image",)),
@@ -115,10 +114,10 @@ PIPELINES: dict[str, PipelineSpec] = {
 
 
 def spec_of(pipe: Any) -> PipelineSpec:
-    """The table's row for a pipeline. A class that is not in it is refused, and so is a subclass that draws by a loop of its own.
+    """The table's row for a pipeline.
 
     Raises:
-        Unsupported: says how to add one.
+        Unsupported: its class is not in the table, or is a subclass with a ``__call__`` of its own.
     """
     for kind in type(pipe).__mro__:
         if kind.__name__ in PIPELINES:
@@ -139,9 +138,9 @@ def backbone(pipe: Any) -> Any:
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
-    """The diffusers pipeline that is being called right now in this thread, and the local variables of its call; None outside of one.
+    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
 
-    A model may be shared by pipelines, called by hand, or be busy in several threads; who calls it is to be found on the stack alone.
+    Several pipelines and threads may share a model, so that the stack alone tells who calls it.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -152,7 +151,7 @@ def caller() -> tuple[Any, Mapping[str, Any]] | None:
 
 
 def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> slice | None:
-    """Which of the ``rows`` rows of a call are conditional, as the pipeline says during the call; None where none is.
+    """The conditional rows among the ``rows`` rows of a call; None if there are none.
 
     Args:
         call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
