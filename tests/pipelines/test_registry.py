@@ -25,7 +25,9 @@ def test_every_row_names_a_class_of_diffusers_and_its_conditional_block(name: st
 
 
 def test_a_pipeline_that_is_not_in_the_table_is_refused_with_what_to_do() -> None:
-    with pytest.raises(Unsupported, match=r"pipeline SimpleNamespace is not supported; .*row.* into respodiff\.pipelines\.registry\.PIPELINES"):
+    with pytest.raises(
+        Unsupported, match=r"pipeline SimpleNamespace is not supported; .*row.* into respodiff\.pipelines\.registry\.PIPELINES"
+    ):
         spec_of(SimpleNamespace())
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local = folder.is_dir()
+    if folder.is_file():
+        raise ValueError(f"model {str(source)!r} is a file; give a folder in diffusers' layout, as pipe.save_pretrained(FOLDER) writes it")
     if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
         raise ValueError(f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id")
     name = str(folder) if local else str(source)
@@ -37,10 +40,15 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
         # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn.
         pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
+        if "no file named" in reason:
+            reason += " (weights must be safetensors and no variant such as fp16)"
+        where = "" if local else f"there is no folder {str(source)!r}, and the hub says: "
         raise ValueError(
-            f"model {str(source)!r} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
+            f"model {str(source)!r} cannot be loaded: {where}{reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
+    if local and (absent := [name for name, part in pipe.components.items() if part is not None and not (folder / name).is_dir()]):
+        raise ValueError(f"model {str(source)!r} has no folder {absent[0]!r}, which its model_index.json names; copy the whole model")
     spec_of(pipe)
     pipe.set_progress_bar_config(disable=True)
     if device == "cpu" and spec_of(pipe).model == "unet":
