@@ -12,7 +12,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
 from respodiff.generation import assignment, prediction
 from respodiff.generation.assignment import AdaptersOfImages, best_assignment
 from respodiff.generation.config import GenerateConfig

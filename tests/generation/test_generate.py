@@ -15,7 +15,8 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from respodiff.data.run_folder import ImageRecord, Prompt, RunFolder
+from respodiff.data.records import ImageRecord, Prompt
+from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import by_attribute, counted, generate
 from respodiff.pipelines.latents import noise

@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, image_id
+from respodiff.data.records import ImageRecord, image_id
+from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.data.tables import Row, number, read_table, whole_number
 
 CONCEPT = "concept:"

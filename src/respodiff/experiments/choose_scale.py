@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from respodiff.concepts.concept import Attribute, Concept, builtin
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import Vocabulary
 from respodiff.generation.config import GenerateConfig

@@ -47,9 +47,9 @@ class Denoiser:
         self.site = spec_of(pipe).site(self.model)
         site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
-            raise ValueError("the model is offloaded, which moves it during each call; train without offloading and offload to draw")
+            raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
-            raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training and enable it to draw")
+            raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
         config = self.model.config
         if self.family == "sd3" and config.in_channels != pipe.vae.config.latent_channels:
             raise ValueError(

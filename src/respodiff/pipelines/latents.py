@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.data.run_folder import noise_seed
+from respodiff.data.records import noise_seed
 from respodiff.pipelines.registry import backbone, spec_of
 
 Size = tuple[int, int]

@@ -9,7 +9,7 @@ import pytest
 from respodiff.cli.generate import SUITE_HELP
 from respodiff.concepts.prompt_editing import with_article
 from respodiff.data.prompt_sets import SUITES, load_suite, load_world, suite
-from respodiff.data.run_folder import image_id
+from respodiff.data.records import image_id
 
 IDS = {
     "occupations": "146b8f048e8b",
