@@ -11,7 +11,7 @@ RUNS ?= runs
 
 FIGURES := figure-main-job figure-headline figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: install demo test lint figures $(FIGURES) backbones fullsize embedded figures-of-these-weights clean
+.PHONY: install demo check test lint figures $(FIGURES) backbones fullsize embedded figures-of-these-weights clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,9 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install  ## train, steer, measure; writes demo/before_after.png and demo/report.html
 	$(BIN)/respodiff demo --out demo
+
+check: install lint  ## what can be had in about a minute: lint, types, import contracts, tests that load no trained model
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test: install lint  ## the whole suite on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -20,7 +20,8 @@ from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill, table
 from respodiff.data.run_folder import write_atomic
 from respodiff.experiments.compare import Plan
-from respodiff.experiments.comparison_report import columns_of, text_cell
+from respodiff.experiments.comparison_report import cell, columns_of
+from respodiff.reports.tables import text
 
 RESULTS = DOCS / "results" / "ablation.json"
 BASE = {**EMBEDDED["fairness"]["respodiff:neutral"], "sam_lr": 0.02}
@@ -45,7 +46,7 @@ def plan() -> Plan:
 def as_table(run: Mapping[str, Any]) -> str:
     heads = {key: columns_of("fairness")[key] for key in SHOWN}
     lines = [
-        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text_cell(row[key]) for key in heads)]
+        [row["method"].removeprefix("respodiff:"), f"{row['scale']:g}" if i else "-", *(text(cell(row, key)) for key in heads)]
         for i, row in enumerate(run["rows"])
     ]
     return about(run, "fairness") + table(["row", "scale", *heads.values()], lines)

@@ -1,4 +1,4 @@
-"""Every pipeline of the table with every feature: runs the cells of `tests.contracts.cells` on tiny models and fills docs/backbones.md.
+"""Every pipeline of the table with every feature: runs the checks of `tests.contracts.pipeline_checks` on tiny models and fills docs/backbones.md.
 
 python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
 """
@@ -15,7 +15,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from tests.contracts.cells import CELLS, outcome
+from tests.contracts.pipeline_checks import CHECKS, outcome
 from tests.tiny_models import TINY_PIPELINES
 
 from benchmarks.provenance import DOCS
@@ -27,7 +27,7 @@ Rows = Mapping[str, Mapping[str, Sequence[str]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--validation-images", action="store_true", help="run all cells, write nothing")
+    parser.add_argument("--check", action="store_true", help="run all checks, write nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/backbones.json"), help="rows that are done; goes on where it was")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -36,7 +36,7 @@ def main() -> None:
         if name in rows:
             continue
         row: dict[str, Sequence[str]] = {}
-        for column, cell in CELLS.items():
+        for column, cell in CHECKS.items():
             row[column] = outcome(cell, make)
             print(f"{name}: {column}: {' '.join(row[column])}", flush=True)
         rows[name] = row
@@ -58,7 +58,7 @@ def _done(path: Path) -> dict[str, dict[str, Sequence[str]]]:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if found.get("versions") != versions():
         return {}
-    return {name: row for name, row in found["rows"].items() if list(row) == list(CELLS)}
+    return {name: row for name, row in found["rows"].items() if list(row) == list(CHECKS)}
 
 
 def versions() -> dict[str, str]:
@@ -84,7 +84,7 @@ def as_table(rows: Rows) -> str:
     for name, row in rows.items():
         cells = [signs[word] + (f" [{numbers[note]}]" if note in numbers else "") for word, note in row.values()]
         lines.append([name, *cells])
-    return table(["pipeline", *CELLS], lines)
+    return table(["pipeline", *CHECKS], lines)
 
 
 def notes(rows: Rows) -> str:

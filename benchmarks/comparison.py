@@ -23,9 +23,11 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments import comparison_report
-from respodiff.experiments.compare import FAIRNESS, SAFETY, MethodComparison, Plan
-from respodiff.experiments.comparison_report import markdown, text_cell, unchanged
+from respodiff.experiments.compare import MethodComparison, Plan
+from respodiff.experiments.comparison_report import cell, markdown, unchanged
+from respodiff.methods.registry import methods_for
 from respodiff.pipelines.loading import load_pipeline
+from respodiff.reports.tables import text
 
 RESULTS = DOCS / "results" / "compare.json"
 
@@ -35,8 +37,8 @@ def plan_of(kind: str) -> Plan:
     settings = EMBEDDED[kind]
     variants = tuple(name for name in settings if ":" in name)
     if kind == "safety":
-        return Plan(suite="unsafe", methods=SAFETY + variants, images=3, scales=(0.5, 1.0), settings=settings)
-    return Plan(methods=FAIRNESS + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
+        return Plan(suite="unsafe", methods=methods_for("safety") + variants, images=3, scales=(0.5, 1.0), settings=settings)
+    return Plan(methods=methods_for("fairness") + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:
@@ -60,13 +62,13 @@ def compared(plan: Plan, out: Path) -> dict[str, Any]:
 def about(run: Mapping[str, Any], kind: str) -> str:
     """Says what was generated, how far the unsteered model's halves differ, and which methods changed nothing."""
     rows, plan = run["rows"], run["plan"]
-    half = next(r["split_half" if kind == "fairness" else "benign_split_half"] for r in rows[1:])
+    half = cell(rows[1], "split_half" if kind == "fairness" else "benign_split_half")
     still = unchanged(rows)
     names = ", ".join(f"`{name}`" for name in still)
     return (
         f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
         f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
-        f"The plain model's own split halves are {text_cell(half)} apart (Frechet). "
+        f"The plain model's own split halves are {text(half)} apart (Frechet). "
         + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
         + "\n\n"
     )

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from respodiff import TrainConfig, steer, train
-from respodiff.cli.train import peak_mib
+from respodiff.cli.console import peak_mib
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.loading import embedded_dir

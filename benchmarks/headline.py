@@ -27,7 +27,7 @@ from respodiff.evaluation.judges import EMBEDDED, ClipJudge
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline, weights_digest
-from respodiff.steering.module import ConceptModule, load
+from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit
 
@@ -46,7 +46,7 @@ def trained(pipe: Any, name: str, out: Path) -> ConceptModule:
         say(f"training {name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         fit(pipe, chosen, config).save(path)
-    return load(path)
+    return ConceptModule.load(path)
 
 
 def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
         drawn = sum(1 for _ in generate(pipe, prompts, used, config, out=folder))
         say(f"{label}: {drawn} new")
         for judge in judges:
-            found = evaluate(folder, judge, ["gender"])
+            found = evaluate(folder, judge, "gender").to_json()
             row = {
                 "row": label,
                 "scale": scale if used else None,
@@ -69,7 +69,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
                 "n": found["n"],
                 "devrat": found["devrat"]["gender"],
             }
-            row |= {"concept_accuracy": (found["concept_accuracy"] or {}).get("gender"), "subject_correct": found["subject_accuracy"]}
+            row |= {"concept_accuracy": found["concept_accuracy"]["gender"], "subject_accuracy": found["subject_accuracy"]}
             rows.append(row | {"alignment": found["alignment"]})
     about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}}
     about |= {"modules": {m.name: m.digest for m in modules}, "images": images, "prompts": len(prompts), "seed": GenerateConfig.seed}
@@ -86,7 +86,7 @@ def as_table(result: Mapping[str, Any]) -> str:
             str(row["n"]),
             interval(row["devrat"]),
             f"{row['devrat']['random']:.3f}",
-            *(interval(row[key]) for key in ("concept_accuracy", "subject_correct", "alignment")),
+            *(interval(row[key]) for key in ("concept_accuracy", "subject_accuracy", "alignment")),
         ]
         for row in result["rows"]
     ]

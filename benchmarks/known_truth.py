@@ -109,7 +109,8 @@ def through_files(
         found = evaluate(run, judge, [chosen], confusion={judge.digest: {chosen.name: entry}})
         certain = evaluate(run, judge, [chosen], min_margin=MARGIN)
     drawn = {c: sum(label == c for _, label in rows) / n for c in proportions}
-    shown = (found["proportions"][chosen.name]["all"], certain["proportions"][chosen.name]["all"], found["corrected"][chosen.name])
+    as_judged, confident = found.to_json(), certain.to_json()
+    shown = (as_judged["proportions"][chosen.name], confident["proportions"][chosen.name], as_judged["corrected"][chosen.name])
     statistics = dict(zip(KINDS, shown, strict=True))
     inside = {k: {c: v[c]["low"] <= proportions[c] <= v[c]["high"] for c in proportions} for k, v in statistics.items()}
     return {"drawn": drawn, **statistics, "inside": inside}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge
-from respodiff.evaluation.statistics import Settings
-from respodiff.evaluation.summary import devrat_figure
+from respodiff.evaluation.registry import Settings, devrat_of
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline
-from respodiff.steering.module import ConceptModule, load
+from respodiff.steering.module import ConceptModule
 
 IMAGES = 12  # a prompt; divisible by 2 and by 3, so that exact counts are even
 CURVE = (1.0, 0.5, 0.75, 1.5)
@@ -86,7 +86,7 @@ class Bench:
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
             drawn += 1
         seconds = time.perf_counter() - began
-        result = evaluate(folder, self.judge, attributes)
+        result = evaluate(folder, self.judge, attributes).to_json()
         result |= {
             "run": name,
             "images": settings.images,
@@ -149,7 +149,7 @@ def identities(bench: Bench, modules: dict[str, ConceptModule], trained: dict[st
         images[batch] = {record.id: torch.tensor(list(image.tobytes()), dtype=torch.int16) for record, image in drawn}
     differences = [int((images[1][i] - images[4][i]).abs().max()) for i in images[1]]
     return {
-        "trained_twice_bit_identical": trained["woman"]["digest"] == trained["woman-again"]["digest"],
+        "trained_twice_bit_identical": trained["woman"]["modules"][0]["digest"] == trained["woman-again"]["modules"][0]["digest"],
         "detached_bit_identical": bool(torch.equal(before, after)),
         "steered_mean_abs_change": (steered - before).abs().mean().item(),
         "batch_1_against_4_largest_difference_of_255": max(differences),
@@ -164,7 +164,8 @@ def intervals_anew(found: Any) -> None:
     if isinstance(found, dict) and "counts" in found and "devrat" in found:
         for name, groups in found["counts"].items():
             concepts = tuple(c for c in next(iter(groups.values())) if c != UNKNOWN)
-            found["devrat"][name] = devrat_figure([[row[c] for c in concepts] for row in groups.values()], concepts, None, Settings())
+            devrat = devrat_of([[row[c] for c in concepts] for row in groups.values()], None, Settings())
+            found["devrat"][name] = devrat and asdict(devrat)
     elif isinstance(found, dict):
         for entry in found.values():
             intervals_anew(entry)
@@ -188,7 +189,7 @@ def main() -> None:
         publish(kept)
         return
     trained = train_all(arguments.out)
-    modules = {name: load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
+    modules = {name: ConceptModule.load(arguments.out / "modules" / f"{name}.safetensors") for name in TRAINED}
     for name in ("woman", "man"):
         if not torch.equal(modules[name].ram, modules[f"{name}-sam"].ram):
             raise RuntimeError(f"{name} and {name}-sam differ in RAM: the table would not compare what it says")

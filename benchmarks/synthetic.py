@@ -11,7 +11,7 @@ import numpy as np
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, image_id
 from respodiff.evaluation.judges import Score
-from respodiff.evaluation.score_files import ScoreFiles, key_of
+from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, key_of
 
 JUDGE, DIGEST = "made-up", "0123456789abcdef"
 
@@ -52,15 +52,8 @@ def make_run(folder: Path, rows: int, *, width: int = 512, groups: int = 36, pro
         vectors[digest] = table[i]
     run.manifest.write_text("".join(json.dumps(dataclasses.asdict(r)) + "\n" for r in records))
     files = ScoreFiles(run, key_of(JUDGE, DIGEST))
-    header = {
-        "judge": JUDGE,
-        "digest": DIGEST,
-        "version": "",
-        "kind": "texts",
-        "class_template": "{concept}",
-        "min_margin": 0.0,
-        "subjects": ["subject"],
-    }
-    files.write({**header, "attributes": {"gender": {"woman": "a woman", "man": "a man"}}}, scores)
+    asked = {"gender": {"woman": "a woman", "man": "a man"}}
+    header = ScoreHeader(JUDGE, DIGEST, "", "texts", asked, class_template="{concept}", min_margin=0.0, subjects=["subject"])
+    files.write(header, scores)
     files.write_vectors(vectors)
     return run

@@ -73,7 +73,7 @@ def safety_table(s: Mapping[str, Any]) -> str:
     plain = s["plain"]["people"]["subject_accuracy"]["mean"]
     rows = []
     for label, r in sorted(s.items(), key=lambda entry: "" if entry[0] == "plain" else entry[0]):
-        proportions = r["unsafe"]["unsafe_groups"]
+        proportions = r["unsafe"]["unsafe_by"]
         kept = r["people"]["subject_accuracy"]["mean"]
         rows.append(
             [

@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from respodiff.pipelines.loading import embedded_dir, load_pipeline
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
@@ -32,6 +33,16 @@ def _is_local(address: Any) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+SLOW_FIXTURES = {"embedded"}
+"""Fixtures that load a trained model: tests that use them are marked ``slow``."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +143,7 @@ def make_module() -> Callable[..., ConceptModule]:
     ) -> ConceptModule:
         generator = torch.Generator().manual_seed(seed)
         ram, sam = (torch.randn(shape, generator=generator) * scale for _ in range(2))
-        return ConceptModule(ram, sam, Header(name, f"a {name}", "a person", kind=kind, attribute=attribute, **header))
+        return ConceptModule.of(ram, sam, Header(name, f"a {name}", "a person", kind=kind, attribute=attribute, **header))
 
     return make
 

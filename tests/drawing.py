@@ -1,15 +1,20 @@
-"""A call of any tiny pipeline: the image arguments that its class wants, and a seed."""
+"""Provides calls of tiny pipelines, random modules for them, and comparisons of what they draw."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from PIL import Image
 from tests.tiny_models import SIZE
+from torch import Tensor
 
-from respodiff.pipelines.registry import spec_of
+from respodiff.pipelines.bottleneck import site_module, site_shape, stream
+from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.steering.module import ConceptModule, Header
 
 GUIDANCE = 4.0
 STRENGTH = 0.8
@@ -39,3 +44,43 @@ def draw(pipe: Any, prompt: Any = "a doctor", *, seed: int = 0, steps: int = 2, 
     arguments |= {"num_inference_steps": steps + edits, "num_images_per_prompt": images, "generator": generator, "output_type": "latent"}
     found: torch.Tensor = pipe(prompt, **{**arguments, **changes}).images
     return found
+
+
+def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, scale: float = 1.0) -> ConceptModule:
+    """A random module for a pipeline."""
+    model = backbone(pipe)
+    site = spec_of(pipe).site(model)
+    shape = shape or site_shape(model, site=site)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(shape, generator=generator) * scale
+    return ConceptModule(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return ((a.float() - b.float()).abs().max() / a.float().abs().max().clamp(min=1)).item()
+
+
+def same(a: Tensor, b: Tensor, what: str) -> None:
+    assert torch.equal(a, b), f"{what}: {apart(a, b):.1e} apart"
+
+
+def close(a: Tensor, b: Tensor, what: str, within: float = 1e-5) -> float:
+    assert torch.isfinite(a).all() and torch.isfinite(b).all(), f"{what}: not finite"
+    assert apart(a, b) <= within, f"{what}: {apart(a, b):.1e} apart"
+    return apart(a, b)
+
+
+@contextmanager
+def seen(pipe: Any) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
+    """h of every call behind whatever steers it, with the arguments of the call."""
+    model, found, calls = backbone(pipe), [], []
+    names = ("sample", "timestep", "encoder_hidden_states")
+    first = model.register_forward_pre_hook(lambda _m, a, k: calls.append({**dict(zip(names, a, strict=False)), **k}), with_kwargs=True)
+    site = site_module(model, spec_of(pipe).site(model))
+    last = site.register_forward_hook(lambda _m, _a, out: found.append((stream(out).clone(), calls[-1])))
+    try:
+        yield found
+    finally:
+        first.remove()
+        last.remove()

@@ -11,8 +11,8 @@ from tests.tiny_models import sd, sdxl
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import applied
 from respodiff.pipelines.registry import backbone
+from respodiff.steering.steer import steer
 
 WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
 MAN = Concept("man", "a man", "a person", opposites=("a woman",), attribute="gender")
@@ -51,7 +51,7 @@ def latents(
 ) -> Tensor:
     """Latents (B, C, H, W) of a call; ``entries`` None calls the pipeline as it is."""
     z = noise(pipe, len(prompts)) if start is None else start
-    with nullcontext() if entries is None else applied(pipe, entries):
+    with nullcontext() if entries is None else steer(pipe, entries):
         found: Tensor = pipe(
             list(prompts), latents=z, num_inference_steps=steps, guidance_scale=guidance, output_type="latent", return_dict=True, **more
         ).images

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import respodiff
 from respodiff.data.prompt_sets import suite
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import ClipJudge
-from respodiff.steering.module import load
+from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
+
+pytestmark = pytest.mark.slow
 
 SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
@@ -29,7 +32,7 @@ def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direc
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
         result = evaluate(tmp_path / name, judge, ["gender"])
-        women[name] = sum(row["woman"] for row in result["counts"]["gender"].values()) / result["n"]
+        women[name] = sum(row["woman"] for row in result.counts["gender"].values()) / result.n
     assert women["plain"] <= 0.3, "the planted bias is gone"
     assert women["steered"] >= women["plain"] + 0.4
     assert all(torch.equal(v, untouched[k]) for k, v in embedded.unet.state_dict().items())
@@ -44,14 +47,14 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     for name, modules in (("plain", []), ("steered", [module])):
         for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
-        unsafe[name] = evaluate(tmp_path / name, judge)["unsafe"]["mean"]
+        unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean
     assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
     assert unsafe["steered"] <= unsafe["plain"] / 2
 
 
 def test_steered_images_do_not_depend_on_the_batch_beyond_float_noise(embedded: Any) -> None:
     delta = 3 * torch.randn(256, 4, 4, generator=torch.Generator().manual_seed(0))
-    module = respodiff.ConceptModule(delta, torch.zeros_like(delta), respodiff.steering.module.Header("x", "a", "b"))
+    module = respodiff.ConceptModule.of(delta, torch.zeros_like(delta), respodiff.steering.serialization.Header("x", "a", "b"))
     latents = torch.randn(3, 8, 16, 16, generator=torch.Generator().manual_seed(1))
 
     def draw(rows: Any, part: slice) -> torch.Tensor:

@@ -14,6 +14,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, Vocabulary
+from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.evaluation.registry import Settings, share
 from respodiff.evaluation.score_files import open_image
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.evaluation.statistics import Settings, share
-from respodiff.evaluation.summary import agreement_statistics
+from respodiff.evaluation.summary import agreements
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
@@ -152,7 +154,7 @@ def measure(
     result["size_mib"] = {part: round(_mib(folder / part), 2) for part in PARTS} | {"all": round(_mib(folder), 2)}
     result["threads"] = torch.get_num_threads()
     result["judges"] = [judge_facts(folder / part, eye) for part, eye in zip(EMBEDDED.values(), eyes, strict=True)]
-    result["agreement"] = agreement_statistics(runs["occupations"], Settings())
+    result["agreement"] = [asdict(a) for a in agreements(runs["occupations"], Settings())]
     return result | {"notice": NOTICE}
 
 
@@ -248,12 +250,16 @@ def kept(runs: Mapping[str, ScoredRun]) -> dict[str, Any]:
     by = {}
     for key, header in run.headers.items():
         hits = [bool(s.subject_correct) for s in run.answers[key] if s.subject_correct is not None]
-        by[header["judge"]] = sum(hits) / len(hits) if hits else None
+        by[header.judge] = sum(hits) / len(hits) if hits else None
     return {
-        "subject_accuracy": share(kept_pairs(run), Settings()),
+        "subject_accuracy": _json(share(kept_pairs(run), Settings())),
         "subject_accuracy_by_judge": by,
         "subject_accuracy_by": _subject_accuracy_by_group(run),
     }
+
+
+def _json(e: Estimate | None) -> dict[str, Any] | None:
+    return None if e is None else asdict(e)
 
 
 def kept_pairs(run: ScoredRun) -> list[tuple[ImageRecord, bool]]:
@@ -277,7 +283,7 @@ def stated(run: ScoredRun) -> dict[str, Any]:
             hit = score.labels[name] == value
             for key in (name, value):
                 found.setdefault(key, []).append((record, hit))
-    return {"explicit": {key: share(hits, Settings()) for key, hits in found.items()}}
+    return {"explicit": {key: _json(share(hits, Settings())) for key, hits in found.items()}}
 
 
 def safety(world: Mapping[str, Any], runs: Mapping[str, ScoredRun]) -> dict[str, Any]:
@@ -291,7 +297,7 @@ def safety(world: Mapping[str, Any], runs: Mapping[str, ScoredRun]) -> dict[str,
         run = runs["scenes" if kind == "scenes" else "unsafe"]
         pairs = zip(run.records, run.scores, strict=True)
         hits = [(r, bool(s.unsafe)) for r, s in pairs if s.unsafe is not None and (kind == "scenes" or kind in r.categories)]
-        out[kind] = {"planted": plan} | (share(hits, Settings(), "prompt_id") or {})
+        out[kind] = {"planted": plan} | (_json(share(hits, Settings(), "prompt_id")) or {})
     return {"unsafe": out}
 
 

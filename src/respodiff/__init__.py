@@ -5,6 +5,7 @@ Names are imported when first used, so that ``respodiff --help`` and the measuri
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,44 +20,53 @@ if TYPE_CHECKING:
     from respodiff.generation.generate import generate
     from respodiff.generation.policies import assign
     from respodiff.generation.prompt_filter import filter_explicit
-    from respodiff.methods.base import applied, get_method
+    from respodiff.methods.registry import get_method, load
     from respodiff.pipelines.loading import load_pipeline
     from respodiff.reports.run_report import report
-    from respodiff.steering.module import ConceptModule, load
-    from respodiff.steering.steer import steer
+    from respodiff.steering.adapter import Adapter
+    from respodiff.steering.hub import AdapterManager
+    from respodiff.steering.module import ConceptModule
+    from respodiff.steering.steer import check_compatible, steer
     from respodiff.training.config import TrainConfig
     from respodiff.training.respodiff import fit, train
 
+# transformers warns twice at every start that torchvision is missing; nothing here uses it.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
+
 _HOME = {
+    "Adapter": "steering.adapter",
+    "AdapterManager": "steering.hub",
     "Concept": "concepts.concept",
     "ConceptModule": "steering.module",
     "GenerateConfig": "generation.config",
     "TrainConfig": "training.config",
-    "applied": "methods.base",
     "assign": "generation.policies",
+    "check_compatible": "steering.steer",
     "concept": "concepts.concept",
     "evaluate": "evaluation.evaluate",
     "fit": "training.respodiff",
     "filter_explicit": "generation.prompt_filter",
     "generate": "generation.generate",
     "import_folder": "data.import_images",
-    "load": "steering.module",
+    "load": "methods.registry",
     "load_judge": "evaluation.judges",
     "load_pipeline": "pipelines.loading",
-    "get_method": "methods.base",
+    "get_method": "methods.registry",
     "report": "reports.run_report",
     "steer": "steering.steer",
     "train": "training.respodiff",
 }
 
 __all__ = [
+    "Adapter",
+    "AdapterManager",
     "Concept",
     "ConceptModule",
     "GenerateConfig",
     "TrainConfig",
     "__version__",
-    "applied",
     "assign",
+    "check_compatible",
     "concept",
     "evaluate",
     "filter_explicit",

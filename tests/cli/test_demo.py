@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from command import last_json, respodiff
+from painted import WORDS, ColourJudge, paint
 from respodiff.cli import demo
+from respodiff.evaluation.evaluate import evaluate
 from respodiff.training.config import TrainConfig
+
+pytestmark = pytest.mark.slow
 
 
 def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,15 +63,16 @@ def test_check_of_the_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("as_json", [True, False])
 def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    people = {"groups": {"gender": {"nurse": {"woman": 0.75, "man": 0.125}}}, "devrat": {"gender": {"mean": 0.5}}, "n": 8}
-    found = {name: {**people, "subject_accuracy": 0.5, "unsafe": {"mean": 0.25}} for name in demo.RUNS}
+    rows = [("nurse", None, (int(i > 5), 0, 0)) for i in range(8)]
+    judged = evaluate(paint(tmp_path / "run", rows), ColourJudge(), "gender", vocabulary=WORDS)
+    found = dict.fromkeys(demo.RUNS, judged)
     monkeypatch.setattr("respodiff.cli.console.open_model", lambda *_: None)
     for name, result in (("_train", None), ("_draw", None), ("_measure", found), ("_grid", "grid"), ("_report", "report")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)
     done = respodiff("demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else []))
     assert done.returncode == 0, done.stderr
     shown, other = (done.stderr, done.stdout) if as_json else (done.stdout, done.stderr)
-    assert "nurse, women" in shown and "nurse, men" in shown and "0.75" in shown and "0.12" in shown
+    assert "nurse, women" in shown and "nurse, men" in shown and "0.75" in shown and "0.25" in shown and "subject accuracy" in shown
     assert "nurse, men" not in other
     if as_json:
-        assert last_json(done)["before"]["women"] == {"nurse": 0.75} and last_json(done)["before"]["men"] == {"nurse": 0.125}
+        assert last_json(done)["before"]["women"] == {"nurse": 0.75} and last_json(done)["before"]["men"] == {"nurse": 0.25}

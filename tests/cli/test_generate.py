@@ -51,7 +51,7 @@ def test_images_per_prompt_come_from_the_suite_unless_given(
 ) -> None:
     found, options, digest = asked(*arguments)
     assert (len(found), options["images"], digest) == (prompts, images, "")
-    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (False, "refuse")
+    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (False, False)
 
 
 @pytest.mark.filterwarnings("ignore:.*is not the published")
@@ -60,7 +60,7 @@ def test_suite_from_a_file(asked: Callable[..., Any], tmp_path: Path) -> None:
     path.write_text(HEADER + "a quiet lake,hate,7,255,128,128\n")
     found, options, digest = asked("--suite", "i2p", "--suite-path", str(path), "--use-dataset-settings", "--truncate-prompts")
     assert (len(found), options["images"], digest) == (1, 5, file_digest(path))
-    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (True, "cut")
+    assert (options["use_dataset_settings"], options["truncate_prompts"]) == (True, True)
 
 
 def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
@@ -89,7 +89,6 @@ def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
         (["--suite", "i2p", "--suite-path", "none.csv"], 2, "none.csv"),
         (["--suite", "scenes", "--suite-path", "x.csv"], 2, "needs no file"),
         (["--suite-path", "x.csv"], 2, "no --suite says what it is"),
-        (["--prompt", "a doctor", "--truncate-prompts", "trim"], 2, "refuse, cut"),
     ],
 )
 def test_refusals_are_one_line(arguments: list[str], code: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,12 +124,15 @@ def test_shares_of_a_file_of_concepts_are_drawn_and_kept(
         run = RunFolder(tmp_path / name)
         last_json(respodiff(*command, "--concepts", files["own"], "--out", str(run.path), *more))
         assert [r.concepts["gender"] for r in run.records()].count("woman") == women
-        assert run.settings()["proportions"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
+        assert run.settings()["target_proportions"] == {"gender": {"woman": women / 10, "man": (10 - women) / 10}}
 
 
 def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict[str, str]) -> None:
-    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["proportions"] is None
-    assert asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["proportions"] is None
+    assert asked("--prompt", "a doctor", *gender_modules(files))[1]["target_proportions"] is None
+    assert (
+        asked("--prompt", "a doctor", *gender_modules(files), "--concepts", files["own"], "--method", "plain")[1]["target_proportions"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(

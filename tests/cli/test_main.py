@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from command import Done, last_json, respodiff
 from respodiff.training import respodiff as training
+
+pytestmark = pytest.mark.slow
 
 CHECKPOINT = "respodiff.cli.train"
 
@@ -31,7 +34,7 @@ FAST = [
 
 
 def refused(done: Done, code: int, *words: str) -> None:
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("model ")]
     assert done.returncode == code, done.stderr
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     for word in words:
@@ -44,7 +47,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("modules")
     for name in ("woman", "man"):
         result = last_json(respodiff("train", "--concept", name, "--out", str(folder / f"{name}.safetensors"), "--json", *FAST))
-        assert set(result) >= {"module", "digest", "iterations", "seconds", "unet_forwards", "peak_mib", "loss_first", "loss_last"}
+        assert set(result) >= {"modules", "iterations", "seconds", "unet_forwards", "peak_mib", "loss_first", "loss_last"}
+        assert set(result["modules"][0]) >= {"file", "concept", "digest", "relative_norm", "projection"}
         assert result["iterations"] == 2 and result["unet_forwards"] > 0 and result["peak_mib"] > 100
     assert not list(folder.glob(".*")), "a finished training leaves nothing beside its module"
     return folder
@@ -84,7 +88,21 @@ def test_installed_command_and_module_are_the_same_program(trained: Path) -> Non
 
 def test_inspect_names_everything(trained: Path) -> None:
     result = last_json(respodiff("inspect", str(trained / "woman.safetensors"), "--model", "embedded", "--json"))
-    assert set(result) >= {"concept", "target", "neutral", "base_model", "site", "shape", "norm_ram", "norm_sam", "digest", "warnings"}
+    keys = {
+        "concept",
+        "target",
+        "neutral",
+        "base_model",
+        "site",
+        "form",
+        "shape",
+        "norm_ram",
+        "norm_sam",
+        "relative_norm",
+        "digest",
+        "warnings",
+    }
+    assert set(result) >= keys
     assert (result["concept"], result["target"], result["neutral"]) == ("woman", "a woman", "a person")
     assert (result["base_model"], result["shape"], result["warnings"]) == ("embedded", [256, 4, 4], [])
 
@@ -99,6 +117,7 @@ def test_own_concept_from_flags_and_from_a_file(tmp_path: Path) -> None:
     assert last_json(respodiff("inspect", str(out), "--json"))["concept"] == "mine"
     file = tmp_path / "own.toml"
     file.write_text('[style]\nconcepts = { flat = "a person, flat style", glossy = "a person, glossy style" }\n')
+    out = tmp_path / "flat.safetensors"
     last_json(respodiff("train", "--concepts", str(file), "--concept", "flat", "--out", str(out), "--json", *FAST))
     found = last_json(respodiff("inspect", str(out), "--json"))
     assert (found["attribute"], found["target"]) == ("style", "a person, flat style")
@@ -116,21 +135,22 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     settings = [*FAST, "--iterations", "5", "--set", "sam_lr=0.1", "--json"]
     expected = last_json(respodiff("train", "--concept", "woman", "--out", str(whole), *settings))
     monkeypatch.setattr(f"{CHECKPOINT}.SAVE_EVERY", 0.0)
-    real, calls = training.step, []
+    real, calls = training.adam_step, []
 
-    def dies(*args: object) -> tuple[float, float]:
+    def dies(*args: Any) -> None:
         calls.append(1)
         if len(calls) == 4:
             raise RuntimeError("power cut")
-        return real(*args)
+        real(*args)
 
-    monkeypatch.setattr(training, "step", dies)
+    monkeypatch.setattr(training, "adam_step", dies)
     refused(respodiff("train", "--concept", "woman", "--out", str(cut), *settings), 1, "power cut")
     assert not cut.exists()
-    monkeypatch.setattr(training, "step", real)
+    monkeypatch.setattr(training, "adam_step", real)
     refused(respodiff("train", "--concept", "man", "--out", str(cut), "--resume", *settings), 2, "--resume", "another concept")
     found = last_json(respodiff("train", "--concept", "woman", "--out", str(cut), "--resume", *settings))
-    assert (found["digest"], found["unet_forwards"]) == (expected["digest"], expected["unet_forwards"])
+    digests = [result["modules"][0]["digest"] for result in (found, expected)]
+    assert digests[0] == digests[1] and found["unet_forwards"] == expected["unet_forwards"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
 
 
@@ -160,7 +180,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["generate", "--prompt", "a doctor", "--model", "nobody/nothing", "--out", "r"], 2, ["nobody/nothing", "cannot be loaded"]),
         (["generate", "--prompt", "a doctor", "--device", "cuda:7", "--out", "r"], 2, ["--device", "cuda:7"]),
         (["generate", "--prompt", "a doctor", "--dtype", "int8", "--out", "r"], 2, ["--dtype", "float32, bfloat16, float16"]),
-        (["generate", "--prompt", "a doctor", "--method", "magic", "--out", "r"], 2, ["--method", "respodiff, plain"]),
+        (["generate", "--prompt", "a doctor", "--method", "magic", "--out", "r"], 2, ["--method", "plain, prompt"]),
         (["generate", "--prompt", "a doctor", "--device", "meta", "--out", "r"], 2, ["--device", "'meta'"]),
         (["inspect", "file"], 2, ["'file'", "not a safetensors file"]),
         (["inspect", "."], 2, ["'.'", "is a folder"]),
@@ -204,22 +224,43 @@ def test_shares_that_make_no_sense(proportions: str, trained: Path, tmp_path: Pa
     refused(
         respodiff("generate", "--prompt", "a doctor", *modules, "--target-proportions", proportions, "--out", str(tmp_path / "r")),
         2,
-        "share",
     )
 
 
-@pytest.mark.parametrize("verb", ["", "train", "generate", "inspect", "evaluate", "demo"])
-def test_help_teaches_with_an_example(verb: str) -> None:
-    done = respodiff(*([verb] if verb else []), "--help")
-    assert done.returncode == 0
-    assert ("Example: respodiff" if verb else "Start with: respodiff demo") in done.stdout
+VERBS = [
+    "train",
+    "inspect",
+    "generate",
+    "evaluate",
+    "report",
+    "compare",
+    "audit",
+    "convert",
+    "fuse",
+    "doctor",
+    "calibrate",
+    "import",
+    "demo",
+]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_teaches_with_an_example_and_has_the_common_flags(verb: str) -> None:
+    done = respodiff(verb, "--help")
+    assert done.returncode == 0 and f"Example: respodiff {verb}" in done.stdout
+    assert all(flag in done.stdout for flag in ("--json", "--device", "--dtype", "--seed"))
+
+
+def test_help_lists_every_verb() -> None:
+    done = respodiff("--help")
+    assert done.returncode == 0 and "Start with: respodiff demo" in done.stdout and all(verb in done.stdout for verb in VERBS)
 
 
 def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_path: Path) -> None:
         raise KeyError("ram")
 
-    monkeypatch.setattr("respodiff.steering.module.load", broken)
+    monkeypatch.setattr("respodiff.cli.models.contents", broken)
     monkeypatch.delenv("RESPODIFF_TRACEBACK", raising=False)
     refused(respodiff("inspect", "x"), 1, "unexpected KeyError: 'ram'; set RESPODIFF_TRACEBACK=1 to see where, and please report it")
     monkeypatch.setenv("RESPODIFF_TRACEBACK", "1")

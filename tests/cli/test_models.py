@@ -11,8 +11,10 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 
 from command import last_json, respodiff
+from respodiff.methods.registry import load
 from respodiff.steering.convert import RAM_KEY, SAM_KEY
-from respodiff.steering.module import load
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,7 @@ def test_fuse_writes_a_unet_or_a_checkpoint(make_module: Any, tmp_path: Path) ->
     done = respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"))
     assert done.returncode == 2 and "--channel-mean" in done.stderr
     found = last_json(respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet"), "--channel-mean", "--scale", "2", "--json"))
-    assert 0.5 < found["energy_lost"]["woman"] < 1 and found["scale"] == 2
+    assert 0.5 < found["energy_lost"]["woman"] < 1 and found["scale"] == 2 and found["model"] == str(tmp_path / "unet")
+    assert 0.1 < found["difference"] < 10
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False)
     assert unet.config.block_out_channels[-1] == 256

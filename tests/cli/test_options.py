@@ -15,9 +15,12 @@ from method_tools import WOMAN, latents
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.methods.base import get_method, load
-from respodiff.methods.registry import NAMES, NOT_TRAINED
+from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.pipelines.registry import backbone
+
+pytestmark = pytest.mark.slow
+
+NOT_TRAINED = [name for name in NAMES if not get_method(name).trains]
 
 SCORES = {"batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2}
 IMAGES = {"steps": 3, "subjects": "doctor,nurse"}
@@ -36,7 +39,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 @pytest.fixture(autouse=True)
 def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for home in ("train", "generate", "main"):
+    for home in ("train", "generate", "models"):
         monkeypatch.setattr(f"respodiff.cli.{home}.open_model", lambda *_: tiny_pipe)
 
 
@@ -65,14 +68,15 @@ def drawn(out: Path, *arguments: str) -> list[Any]:
 def test_train_then_generate(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     found = trained(name, out)
-    assert found["method"] == name and found["digest"] == load(out).digest and found["unet_forwards"] > 0
-    assert {"module", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
+    digest = found["modules"][0]["digest"]
+    assert found["method"] == name and digest == load(out).digest and found["unet_forwards"] > 0
+    assert {"modules", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"], "nothing else is left"
     rows = drawn(tmp_path / "run", "--method", name, "--module", str(out))
-    assert {r.method for r in rows} == {name} and all(r.modules == [found["digest"]] for r in rows)
+    assert {r.method for r in rows} == {name} and all(r.modules == [digest] for r in rows)
     assert all(bool(r.concepts) == (load(out).header.kind == "fairness") for r in rows)
     told = last_json(respodiff("inspect", str(out), "--model", "x", "--json"))
-    assert told["digest"] == found["digest"] and told["method"] == name and told["warnings"] == []
+    assert told["digest"] == digest and told["method"] == name and told["warnings"] == []
 
 
 @pytest.mark.parametrize("name", NOT_TRAINED)
@@ -129,10 +133,10 @@ def test_the_mean_direction_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from respodiff.methods import scores
+    from respodiff.training import state
 
     whole = trained("slider", tmp_path / "whole.safetensors")
-    real, calls = scores.adam_step, [0]
+    real, calls = state.optimizer_step, [0]
 
     def stopped(*args: Any) -> None:
         calls[0] += 1
@@ -144,10 +148,10 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]
     command = ["train", "--method", "slider", "--concept", "woman", "--out", str(out), *flags, "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(scores, "adam_step", stopped)
+        patched.setattr(state, "optimizer_step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
-    assert found["digest"] == whole["digest"] and found["unet_forwards"] == whole["unet_forwards"]
+    assert found["modules"] == [{**whole["modules"][0], "file": str(out)}] and found["unet_forwards"] == whole["unet_forwards"]
 
 
 # --- refusals ---
@@ -156,9 +160,9 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: respodiff, plain, prompt"]),
+        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
-        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["--preset 'paper' is given beside --method 'slider'"]),
+        (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["preset 'paper' is given beside method 'slider'"]),
         (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
         (["--method", "uce", "--concept", "woman", "--judge", "inception:x"], ["inception"]),
         (["--method", "prompt", "--concept", "woman", "--iterations", "3"], ["--iterations is given, which this method has not"]),
@@ -181,7 +185,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
     woman = tmp_path / "w.safetensors"
     last_json(respodiff("train", "--method", "prompt", "--concept", "woman", "--out", str(woman), "--json"))
     for arguments, said in (
-        (["--method", "magic"], "--method is 'magic'; allowed: respodiff, plain, prompt"),
+        (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
         (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),
@@ -218,6 +222,6 @@ def test_every_method_is_in_one_of_the_tests() -> None:
 def test_top_level_names(tiny_pipe: Any) -> None:
     import respodiff as library
 
-    assert library.get_method is get_method and library.applied
+    assert library.get_method is get_method and library.steer
     made = library.get_method("prompt").fit(tiny_pipe, WOMAN)
     assert latents(tiny_pipe, ["a doctor"], made).shape[2] == backbone(tiny_pipe).config.sample_size

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 
 from command import Done, last_json, respodiff
-from respodiff.cli.train import chosen_concept, settings
-from respodiff.steering.module import ConceptModule, load
+from respodiff.cli.options import method_settings
+from respodiff.cli.train import chosen_concepts
+from respodiff.methods.registry import load
+from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
+
+pytestmark = pytest.mark.slow
 
 TINY = {"batch": 2, "steps": 4, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
 FAST = ["--iterations", "4", *(part for k, v in TINY.items() for part in ("--set", f"{k}={v}"))]
@@ -58,8 +62,9 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
     assert done.returncode == 1 and "stopped" in done.stderr and "--resume" in done.stderr
     monkeypatch.setattr(training, "adam_step", real)
     found = last_json(respodiff(*command, "--out", str(out), "--resume"))
-    for key in ("digest", "unet_forwards", "iterations", "loss_first", "loss_last"):
+    for key in ("unet_forwards", "iterations", "loss_first", "loss_last"):
         assert found[key] == expected[key]
+    assert found["modules"][0]["digest"] == expected["modules"][0]["digest"]
     assert names(tmp_path) == ["cut.safetensors", "whole.safetensors"]
 
 
@@ -73,23 +78,28 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
     with monkeypatch.context() as patched:
         patched.setattr(ConceptModule, "save", full)
         assert "disk full" in respodiff(*WOMAN, "--out", str(out)).stderr
-    monkeypatch.setattr(training, "step", full)  # nothing is left to compute
+    monkeypatch.setattr(training, "adam_step", full)  # nothing is left to compute
     found = last_json(respodiff(*WOMAN, "--out", str(out), "--resume"))
-    assert {**found, "module": "", "peak_mib": 0, "seconds": 0} == {**expected, "module": "", "peak_mib": 0, "seconds": 0}
-    assert load(out).digest == expected["digest"]
+    for result in (found, expected):
+        result |= {"peak_mib": 0, "seconds": 0}
+        result["modules"][0]["file"] = ""
+    assert found == expected
+    assert load(out).digest == expected["modules"][0]["digest"]
 
 
 def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, state = tmp_path / "m.safetensors", tmp_path / ".m.safetensors.unfinished"
-    real = training.step
+    real = training.adam_step
 
     def stop_at(iteration: int) -> None:
-        def step(unet: Any, config: Any, state: Any, batch: Any) -> Any:
-            if state.iteration == iteration:
-                raise KeyboardInterrupt
-            return real(unet, config, state, batch)
+        left = iter(range(iteration))
 
-        monkeypatch.setattr(training, "step", step)
+        def step(*given: Any) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            real(*given)
+
+        monkeypatch.setattr(training, "adam_step", step)
 
     stop_at(2)
     assert "warning" not in respodiff(*WOMAN, "--out", str(out)).stderr
@@ -136,20 +146,64 @@ def test_flags_that_would_be_ignored_are_refused(arguments: list[str], said: lis
 
 @pytest.mark.parametrize(("out", "said"), [("", "--out"), ("  ", "--out"), (".", "which is a folder; give a file in it")])
 def test_an_out_that_is_no_file_is_refused_before_the_work(out: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "step", None)
+    monkeypatch.setattr(training, "adam_step", None)
     refused(respodiff("train", "--concept", "woman", "--out", out, cwd=tmp_path), said)
     assert names(tmp_path) == []
 
 
 def test_own_prompts_are_stripped() -> None:
-    texts = {"target": " a dog ", "negative": "", "name": " ", "attribute": " animal ", "neutral": "  "}
-    found = chosen_concept("", None, texts, {"opposite": [" a cat "], "preserve": ()})
+    texts = {"target": " a dog ", "negative": "", "name": " ", "neutral": "  "}
+    (found,) = chosen_concepts("", "animal", None, texts, {"opposite": [" a cat "], "preserve": ()})
     assert (found.name, found.target, found.neutral, found.attribute, found.opposites) == ("dog", "a dog", "a person", "animal", ("a cat",))
 
 
 def test_a_setting_from_either_place_counts() -> None:
-    assert settings("default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
-    assert settings("default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
+    assert method_settings("respodiff", "default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
+    assert method_settings("respodiff", "default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
+    assert method_settings("respodiff", "default", "fairness", ["form=channel"]).form == "channel"
+
+
+# --- what is written ---
+
+
+def test_train_tells_how_large_a_module_is_and_how_far_it_goes(tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    found = last_json(respodiff(*WOMAN, "--out", str(out)))
+    (module,) = found["modules"]
+    assert module["file"] == str(out) and module["concept"] == "woman" and module["digest"] == load(out).digest
+    assert 0 < module["relative_norm"] == pytest.approx(load(out).relative_norm)
+    assert last_json(respodiff("inspect", str(out), "--json"))["relative_norm"] == pytest.approx(module["relative_norm"], rel=1e-5)
+    small = last_json(respodiff(*WOMAN, "--set", "ram_lr=1e-9", "--out", str(tmp_path / "small.safetensors")))["modules"][0]
+    assert abs(small["projection"]) < 1e-3 < abs(module["projection"])
+
+
+def test_all_alternatives_of_an_attribute_in_one_run(tmp_path: Path) -> None:
+    one = last_json(respodiff(*WOMAN, "--out", str(tmp_path / "w.safetensors")))
+    found = last_json(respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "all"), "--json", *FAST))
+    assert [m["concept"] for m in found["modules"]] == ["woman", "man"] and names(tmp_path / "all") == [
+        "man.safetensors",
+        "woman.safetensors",
+    ]
+    assert found["modules"][0]["digest"] == one["modules"][0]["digest"] and found["iterations"] == 8
+    assert found["unet_forwards"] == 2 * one["unet_forwards"]
+    refused(
+        respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "w.safetensors"), *FAST), "--out", "2 modules; give a folder"
+    )
+
+
+def test_another_module_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "m.safetensors"
+    last_json(respodiff(*WOMAN, "--out", str(out)))
+    before = out.read_bytes()
+    assert last_json(respodiff(*WOMAN, "--out", str(out)))["modules"], "the same module may be made again"
+    monkeypatch.setattr(training, "adam_step", None)
+    refused(
+        respodiff("train", "--concept", "man", *FAST, "--out", str(out)), "--out", "holds the adapter 'woman' with other concept, target"
+    )
+    refused(respodiff(*WOMAN, "--seed", "1", "--resume", "--out", str(out)), "--out", "other settings")
+    (tmp_path / "notes.txt").write_text("mine")
+    refused(respodiff(*WOMAN, "--out", str(tmp_path / "notes.txt")), "--out", "is no module")
+    assert out.read_bytes() == before and names(tmp_path) == ["m.safetensors", "notes.txt"]
 
 
 # --- the neutral prompt ---
@@ -158,7 +212,7 @@ def test_a_setting_from_either_place_counts() -> None:
 def test_the_best_candidate_is_trained_on(tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     done = respodiff(*WOMAN, "--neutral-candidates", "a car, a human", "--out", str(out))
-    best = last_json(done)["neutral"]
+    best = last_json(done)["modules"][0]["neutral"]
     assert load(out).header.neutral == best and f"neutral prompt {best!r}: lowest of {best!r} " in done.stderr
     other = ({"a car", "a human"} - {best}).pop()
     assert f", {other!r} " in done.stderr

@@ -1,4 +1,4 @@
-"""Every row of the table through the cells that are quick; the others through the classes that differ. `benchmarks.backbones` runs all."""
+"""Every pipeline through the quick checks, and those that differ through the slow ones. `benchmarks.backbones` runs every check on every one."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.contracts.cell import Refused, Skipped
-from tests.contracts.cells import CELLS, outcome
+from tests.contracts.pipeline_checks import CHECKS, Refused, Skipped, outcome
 from tests.tiny_models import TINY_PIPELINES, sd
 
 from respodiff.pipelines.registry import PIPELINES
+
+pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 DIFFERENT = (
@@ -34,23 +35,23 @@ ONE = ("guidance off", "half precision", "attention slicing", "gradient checkpoi
 
 @pytest.mark.parametrize("name", TINY_PIPELINES)
 def test_conditional_rows_alone_and_the_latents_of_a_loop_by_hand(name: str) -> None:
-    outcome(CELLS["rows"], TINY_PIPELINES[name])
-    outcome(CELLS["loop by hand"], TINY_PIPELINES[name])
+    outcome(CHECKS["rows"], TINY_PIPELINES[name])
+    outcome(CHECKS["loop by hand"], TINY_PIPELINES[name])
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("cell", "name"), [(c, n) for c, names in SOME.items() for n in names])
-def test_cells(cell: str, name: str) -> None:
-    word, note = outcome(CELLS[cell], TINY_PIPELINES[name])
+@pytest.mark.parametrize(("check", "name"), [(check, name) for check, names in SOME.items() for name in names])
+def test_pipelines_that_differ(check: str, name: str) -> None:
+    word, note = outcome(CHECKS[check], TINY_PIPELINES[name])
     if word == "skipped":
         pytest.skip(note)
     assert word == "works", note
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("cell", ONE)
-def test_cells_that_do_not_depend_on_the_class(cell: str) -> None:
-    word, note = outcome(CELLS[cell], TINY_PIPELINES["StableDiffusionPipeline"])
+@pytest.mark.parametrize("check", ONE)
+def test_what_does_not_depend_on_the_class(check: str) -> None:
+    word, note = outcome(CHECKS[check], TINY_PIPELINES["StableDiffusionPipeline"])
     if word == "skipped":
         pytest.skip(note)
     assert word == "works", note
@@ -60,7 +61,7 @@ def test_every_class_of_the_table_has_a_row() -> None:
     assert set(PIPELINES) <= set(TINY_PIPELINES)
 
 
-def test_a_wrong_cell_is_an_error_and_no_outcome() -> None:
+def test_a_wrong_result_is_an_error_and_no_outcome() -> None:
     def wrong(_make: object) -> str:
         raise AssertionError("two latents differ")
 
@@ -78,7 +79,7 @@ def test_a_wrong_cell_is_an_error_and_no_outcome() -> None:
 def test_the_page_has_a_cell_for_every_pipeline_and_feature() -> None:
     found = json.loads((DOCS / "results" / "backbones.json").read_text())
     assert list(found["rows"]) == list(TINY_PIPELINES)
-    assert all(list(row) == list(CELLS) for row in found["rows"].values())
+    assert all(list(row) == list(CHECKS) for row in found["rows"].values())
     assert {cell[0] for row in found["rows"].values() for cell in row.values()} <= {"works", "refused", "skipped"}
     page = (DOCS / "backbones.md").read_text()
-    assert all(f"| {name} |" in page for name in TINY_PIPELINES) and all(f"| {cell} |" in page for cell in CELLS)
+    assert all(f"| {name} |" in page for name in TINY_PIPELINES) and all(f"| {check} |" in page for check in CHECKS)

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from command import last_json, respodiff
-from respodiff.cli import import_images  # noqa: F401  (it registers its verb)
 from respodiff.data.import_images import import_folder
 from respodiff.data.run_folder import RunFolder, file_digest
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from respodiff.cli import audit as cli_audit
 from respodiff.cli import generate, train
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.audit import audit, stated_prompts, to_train
+from respodiff.evaluation.audit import AttributeBias, MostDeviant, audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import expected_devrat_random
@@ -54,77 +55,72 @@ def stated(tmp_path: Path) -> ScoredRun:
 
 def test_prompts_are_ranked_by_the_least_bias_that_all_intervals_allow(run: ScoredRun) -> None:
     found = audit(run, None, [JOB, GENDER])
-    assert found["tests"] == 6 and found["n"] == 48
-    first, second, third, *rest = found["ranking"]
-    assert [(r["attribute"], r["prompt"]) for r in (first, second, third)] == [
+    assert len(found.ranking) == 6 and found.summary.n == 48
+    first, second, third, *rest = found.ranking
+    assert [(r.attribute, r.prompt) for r in (first, second, third)] == [
         ("gender", "mechanic"),
         ("gender", "nurse"),
         ("gender", "writer"),
     ]
     each = bias_band([0, 16], [0.5, 0.5], 1 - 0.05 / 6)
-    assert (first["bias"], first["low"], first["high"]) == (each.mean, each.low, each.high) and each.mean == 1
-    assert first["random"] == pytest.approx(expected_devrat_random([16], 2)) and first["counts"] == {"woman": 0, "man": 16}
-    assert first["most_deviant"] == {"concept": "man", "share": 1.0, "wanted": 0.5} and second["most_deviant"]["concept"] == "woman"
-    assert first["p"] == pytest.approx(2 * 0.5**16) and first["p_holm"] == pytest.approx(6 * 2 * 0.5**16)
-    assert second["p_holm"] == pytest.approx(5 * 2 * 17 * 0.5**16), "the second of six tests counts five times"
-    assert [r["biased"] for r in found["ranking"]] == [True, True, False, False, False, False]
-    assert {r["attribute"] for r in rest} == {"job"} and all(r["bias"] == 0 for r in rest)
+    assert (first.devrat.mean, first.devrat.low, first.devrat.high) == (each.mean, each.low, each.high) and each.mean == 1
+    assert first.devrat.random == pytest.approx(expected_devrat_random([16], 2)) and first.counts == {"woman": 0, "man": 16}
+    assert first.most_deviant == MostDeviant("man", 1.0, 0.5) and second.most_deviant.concept == "woman"
+    assert first.p == pytest.approx(2 * 0.5**16) and first.p_holm == pytest.approx(6 * 2 * 0.5**16)
+    assert second.p_holm == pytest.approx(5 * 2 * 17 * 0.5**16), "the second of six tests counts five times"
+    assert [r.biased for r in found.ranking] == [True, True, False, False, False, False]
+    assert {r.attribute for r in rest} == {"job"} and all(r.devrat.mean == 0 for r in rest)
 
 
 def test_attributes_are_ranked_by_how_far_they_are_above_their_floor(run: ScoredRun) -> None:
-    gender, job = audit(run, None, [JOB, GENDER])["attributes"]
-    assert (gender["attribute"], gender["biased"], job["attribute"], job["biased"]) == ("gender", True, "job", False)
-    assert gender["bias"]["mean"] == pytest.approx((1 + 14 / 16 + 2 / 16) / 3)
-    assert gender["above_random"] == pytest.approx(gender["bias"]["mean"] - expected_devrat_random([16] * 3, 2)) and job["above_random"] < 0
-    assert gender["proportions"]["man"]["mean"] == pytest.approx(26 / 48) and gender["judge_validity"] is None
-    assert gender["p_holm"] < 0.001 and job["p_holm"] == 1
+    gender, job = audit(run, None, [JOB, GENDER]).attributes
+    assert (gender.attribute, gender.biased, job.attribute, job.biased) == ("gender", True, "job", False)
+    assert gender.devrat.mean == pytest.approx((1 + 14 / 16 + 2 / 16) / 3)
+    assert gender.above_random == pytest.approx(gender.devrat.mean - expected_devrat_random([16] * 3, 2)) and job.above_random < 0
+    assert gender.proportions["man"].mean == pytest.approx(26 / 48) and gender.judge_validity is None
+    assert gender.p_holm < 0.001 and job.p_holm == 1
 
 
 def test_what_the_judge_cannot_tell_is_no_finding(run: ScoredRun, stated: ScoredRun) -> None:
     found = audit(run, stated, ALL)
-    gender, _, hat = found["attributes"]
-    assert hat["attribute"] == "hat" and hat["bias"]["mean"] == 1, "it answers the same every time"
-    assert not hat["biased"] and hat["judge_validity"]["mean"] == 0.5 and not hat["judge_validity"]["beyond_chance"]
-    assert gender["judge_validity"] == {
-        **gender["judge_validity"],
-        "mean": 1.0,
-        "n": 8,
-        "by": {"woman": 1.0, "man": 1.0},
-        "beyond_chance": True,
-        "enough": True,
-    }
-    assert [r["attribute"] for r in found["ranking"][-3:]] == ["hat"] * 3 and not any(r["biased"] for r in found["ranking"][-3:])
-    assert to_train(found["attributes"]) == ["woman", "man"]
-    assert audit(run, None, ALL)["attributes"][0]["attribute"] == "hat", "unchecked it would come first"
+    gender, _, hat = found.attributes
+    assert hat.attribute == "hat" and hat.devrat.mean == 1, "it answers the same every time"
+    assert not hat.biased and hat.judge_validity.mean == 0.5 and not hat.judge_validity.beyond_chance
+    told = gender.judge_validity
+    assert (told.mean, told.n, told.by, told.beyond_chance, told.enough) == (1.0, 8, {"woman": 1.0, "man": 1.0}, True, True)
+    assert [r.attribute for r in found.ranking[-3:]] == ["hat"] * 3 and not any(r.biased for r in found.ranking[-3:])
+    assert to_train(found.attributes) == ["woman", "man"]
+    assert audit(run, None, ALL).attributes[0].attribute == "hat", "unchecked it would come first"
 
 
 def test_shares_of_ones_own_are_what_bias_is_from(tmp_path: Path) -> None:
     wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
     found = audit(judged(tmp_path / "r", rows("guard", 12), (wanted,)), None, [wanted])
-    assert found["ranking"][0]["bias"] == 0 and found["ranking"][0]["p"] == 1
-    assert found["attributes"][0]["wanted"] == {"woman": 0.25, "man": 0.75}
+    assert found.ranking[0].devrat.mean == 0 and found.ranking[0].p == 1
+    assert found.attributes[0].wanted == {"woman": 0.25, "man": 0.75}
 
 
-def test_a_product_is_trained_by_its_parts_where_these_are_biased() -> None:
-    ranked = [
-        {"attribute": "a*b", "biased": True, "concepts": {"x*u": "", "y*u": ""}},
-        {"attribute": "a", "biased": True, "concepts": {"x": "", "y": ""}},
-        {"attribute": "c", "biased": False, "concepts": {"z": ""}},
-    ]
+def test_a_product_is_trained_by_its_parts_where_these_are_biased(run: ScoredRun) -> None:
+    one = audit(run, None, [GENDER]).attributes[0]
+
+    def row(name: str, biased: bool, *concepts: str) -> AttributeBias:
+        return replace(one, attribute=name, biased=biased, concepts=dict.fromkeys(concepts, ""))
+
+    ranked = [row("a*b", True, "x*u", "y*u"), row("a", True, "x", "y"), row("c", False, "z")]
     assert to_train(ranked) == ["x*u", "y*u"], "b is not among the findings, and a's modules would be in the way"
-    assert to_train([*ranked, {"attribute": "b", "biased": True, "concepts": {"u": "", "v": ""}}]) == ["x", "y", "u", "v"]
+    assert to_train([*ranked, row("b", True, "u", "v")]) == ["x", "y", "u", "v"]
 
 
 def test_unknown_is_counted_and_in_no_share(tmp_path: Path) -> None:
     folder = paint(tmp_path / "r", rows("guard", 16))
     (folder.path / folder.records()[0].file).unlink()
     found = audit(judge_all(folder, ColourJudge(), [GENDER], vocabulary=WORDS), None, [GENDER])
-    assert (found["unknown"], found["ranking"][0]["n"], found["ranking"][0]["unknown"]) == (1, 15, 1)
-    assert "1 image missing" in found["problems"][0]
+    assert (found.summary.unknown, found.ranking[0].devrat.n, found.ranking[0].unknown) == (1, 15, 1)
+    assert "1 image missing" in found.problems[0]
 
 
 def test_page_and_console_say_the_same(run: ScoredRun, stated: ScoredRun, tmp_path: Path) -> None:
-    found = {**audit(run, stated, ALL), "suggest": ["respodiff train --concept woman"], "command": "respodiff audit"}
+    found = replace(audit(run, stated, ALL), suggest=("respodiff train --concept woman",), command="respodiff audit")
     said = "\n".join(lines(found))
     assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be biased" in said
     assert "mechanic: man 16 of 16 (wanted 0.500), DevRat 1.000 [" in said and "hat: mean DevRat" in said
@@ -145,7 +141,8 @@ def test_page_and_console_say_the_same(run: ScoredRun, stated: ScoredRun, tmp_pa
     )
     assert "<pre>respodiff train --concept woman</pre>" in page and "<h3>mechanic</h3>" in page and "gender: woman</span>" in page
     assert "gender, all 3 prompts" in page and "hat, all" not in page and "hat: bare" not in page, "its figures mean nothing"
-    json.dumps(found, allow_nan=False)
+    kept = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert {"attribute", "prompt", "devrat", "low", "high"} <= set(kept["ranking"][0]) and kept["ranking"][0]["devrat"] == 1.0
 
 
 # --- the command ---
@@ -159,7 +156,7 @@ def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
     tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     monkeypatch.setattr(cli_audit, "open_model", lambda *_: tiny_pipe)
-    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [ColourJudge()])
+    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [ColourJudge()])
     return calls
 
 
@@ -269,6 +266,6 @@ def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_
 
 def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = type("Flags", (FlagJudge,), {"name": "nudenet"})()
-    monkeypatch.setattr(cli_audit, "_judges", lambda *_: [flags])
+    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [flags])
     done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
     assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()

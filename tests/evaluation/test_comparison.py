@@ -39,17 +39,17 @@ def test_photographs_have_no_noise(tmp_path: Path) -> None:
     photographs = judged(paint(tmp_path / "a", ROWS, settings={"imported": True}))
     drawn = judged(paint(tmp_path / "b", ROWS))
     found = compare(photographs, drawn)
-    assert found["paired"] == 0 and found["tests"] == [] and found["drift"] is None
+    assert found.paired == 0 and found.tests == () and found.drift is None
     seeded = judged(paint(tmp_path / "c", ROWS, settings={"imported": True}, own_seed=5))
-    assert compare(seeded, seeded)["paired"] == 4
+    assert compare(seeded, seeded).paired == 4
 
 
 def test_unknown_images_are_in_no_pair_of_a_test(tmp_path: Path) -> None:
     run, other = paint(tmp_path / "a", ROWS), paint(tmp_path / "b", ROWS)
     (run.path / run.records()[0].file).unlink()
     found = compare(judged(run), judged(other))
-    assert found["paired"] == 4 and {t["what"]: t["n"] for t in found["tests"]} == {"DevRat gender": 3, "subject accuracy": 3, "unsafe": 3}
-    assert found["drift"]["n"] == 3 and found["drift"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert found.paired == 4 and {t.title: t.n for t in found.tests} == {"DevRat gender": 3, "subject accuracy": 3, "unsafe": 3}
+    assert found.drift.n == 3 and found.drift.mean == pytest.approx(0, abs=1e-6)
 
 
 def test_runs_of_different_judges_are_not_compared(tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
         run.manifest.write_text("".join(json.dumps({**line, "digest": ""}) + "\n" for line in lines))
         runs.append(judged(run, [ColourJudge(), Features(1, shift)]))
     found = compare(*runs)
-    assert found["features"] == "inception:weights.pth"
-    assert found["frechet"]["mean"] == pytest.approx(27, rel=0.2) and found["split_half"]["mean"] < 1
+    assert found.features == "inception:weights.pth"
+    assert found.frechet.mean == pytest.approx(27, rel=0.2) and found.split_half.mean < 1
     x, y = (run.vectors(run.featured) for run in runs)
     assert x is not None and y is not None
-    assert found["frechet"]["mean"] == pytest.approx(distances.frechet_distance(y.astype(float), x.astype(float)))
-    assert found["kid"]["mean"] > 1
+    assert found.frechet.mean == pytest.approx(distances.frechet_distance(y.astype(float), x.astype(float)))
+    assert found.kid.mean > 1
     plain = [dataclasses.replace(run, answers={k: v for k, v in run.answers.items() if k == run.primary}) for run in runs]
     plain = [dataclasses.replace(run, headers={k: v for k, v in run.headers.items() if k == run.primary}) for run in plain]
     on_clip = compare(*plain)
-    assert on_clip["features"] == "colour" and on_clip["kid"]["mean"] == pytest.approx(0, abs=0.1)
+    assert on_clip.features == "colour" and on_clip.kid.mean == pytest.approx(0, abs=0.1)

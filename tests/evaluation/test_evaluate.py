@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import expected_devrat_random, wilson
+from respodiff.evaluation.registry import METRICS
 
 COOKS = [
     ("cook", "woman", (0, 0, 0)),
@@ -27,40 +29,43 @@ GUARDS = [("guard", None, (1, 1, 0)), ("guard", None, (1, 1, 1))]
 
 def test_numbers_by_hand(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert (found["n"], found["unknown"]) == (6, 0)
+    assert (found.n, found.unknown) == (6, 0)
     # cooks: 1 woman, 3 men -> DevRat .5; guards: 2 men -> 1
-    assert found["devrat"]["gender"]["mean"] == pytest.approx(0.75)
-    assert found["devrat"]["gender"]["random"] == pytest.approx(expected_devrat_random([4, 2], 2))
-    by = found["devrat_by"]["gender"]
-    assert {g: d["mean"] for g, d in by.items()} == {"cook": 0.5, "guard": 1.0}
+    assert found.devrat["gender"].mean == pytest.approx(0.75)
+    assert found.devrat["gender"].random == pytest.approx(expected_devrat_random([4, 2], 2))
+    by = found.devrat_by["gender"]
+    assert {g: d.mean for g, d in by.items()} == {"cook": 0.5, "guard": 1.0}
     assert (
-        by["cook"]["random"] == pytest.approx(expected_devrat_random([4], 2))
-        and by["cook"]["low"] < 0.5 < by["cook"]["high"]
-        and by["guard"]["low"] < 1
+        by["cook"].random == pytest.approx(expected_devrat_random([4], 2))
+        and by["cook"].low < 0.5 < by["cook"].high
+        and by["guard"].low < 1
     )
-    assert found["devrat"]["gender"]["low"] <= 0.75 <= found["devrat"]["gender"]["high"]
-    assert found["groups"]["gender"] == {"cook": {"woman": 0.25, "man": 0.75}, "guard": {"woman": 0.0, "man": 1.0}}
-    assert found["counts"]["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}
+    assert found.devrat["gender"].low <= 0.75 <= found.devrat["gender"].high
+    shares = {g: {c: e.mean for c, e in row.items()} for g, row in found.proportions_by["gender"].items()}
+    assert shares == {"cook": {"woman": 0.25, "man": 0.75}, "guard": {"woman": 0.0, "man": 1.0}}
+    assert found.counts["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}
     # only the four cooks were asked for a concept, one woman came out a man
-    assert found["concept_accuracy"]["gender"] == {"mean": 0.75, "low": wilson(3, 4).low, "high": wilson(3, 4).high, "n": 4}
-    assert found["concept_accuracy_by"]["gender"] == {"woman": 0.5, "man": 1.0}
-    assert found["subject_accuracy"]["mean"] == pytest.approx(5 / 6)
-    assert found["subject_accuracy_by"] == {"woman": 1.0, "man": 0.5}
-    assert found["alignment"]["mean"] == pytest.approx(100 * 3**-0.5 * 5 / 6)
-    assert found["unsafe"]["mean"] == pytest.approx(1 / 6)
-    assert found["judge"] == {"name": "colour", "digest": "0123456789abcdef"}
-    assert "say nothing about real people" in found["notice"]
-    json.dumps(found, allow_nan=False)
+    assert found.concept_accuracy["gender"] == wilson(3, 4)
+    assert found.concept_accuracy_by["gender"] == {"woman": 0.5, "man": 1.0}
+    assert found.subject_accuracy.mean == pytest.approx(5 / 6)
+    assert found.subject_accuracy_by == {"woman": 1.0, "man": 0.5}
+    assert found.alignment.mean == pytest.approx(100 * 3**-0.5 * 5 / 6)
+    assert found.unsafe.mean == pytest.approx(1 / 6)
+    assert (found.judge.name, found.judge.digest) == ("colour", "0123456789abcdef")
+    assert "say nothing about real people" in found.notice
+    kept = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert kept["devrat"]["gender"] == dataclasses.asdict(found.devrat["gender"]) and "more" not in kept
+    assert kept["judges"][0]["name"] == "colour" and set(METRICS) - {m.name for m in METRICS.values() if not m.value} <= set(kept)
 
 
 def test_shares_that_the_run_was_made_for_are_what_it_is_held_against(tmp_path: Path) -> None:
     paint(tmp_path / "r", COOKS)
     (tmp_path / "r" / "run.json").write_text(json.dumps({"target_proportions": {"gender": {"woman": 0.25, "man": 0.75}}}))
     found = evaluate(tmp_path / "r", ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["devrat"]["gender"]["mean"] == 0
-    assert found["unsafe_groups"] == {"cook": 0.0}
-    assert found["subject_accuracy"]["low"] <= found["subject_accuracy"]["mean"] <= found["subject_accuracy"]["high"]
-    assert found["alignment"]["low"] <= found["alignment"]["mean"] <= found["alignment"]["high"]
+    assert found.devrat["gender"].mean == 0
+    assert found.unsafe_by == {"cook": 0.0}
+    assert found.subject_accuracy.low <= found.subject_accuracy.mean <= found.subject_accuracy.high
+    assert found.alignment.low <= found.alignment.mean <= found.alignment.high
 
 
 def test_scores_file(tmp_path: Path) -> None:
@@ -101,11 +106,11 @@ def test_images_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     (run.path / second.file).unlink()
     Image.new("RGB", (4, 4), (255, 255, 255)).save(run.path / third.file)
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert (found["n"], found["unknown"]) == (6, 3)
-    assert found["counts"]["gender"]["cook"] == {"woman": 0, "man": 1, "unknown": 3}
-    assert found["devrat"]["gender"]["mean"] == 1.0
-    assert found["concept_accuracy"]["gender"]["n"] == 1
-    assert found["concept_accuracy_by"]["gender"] == {"woman": None, "man": 1.0}
+    assert (found.n, found.unknown) == (6, 3)
+    assert found.counts["gender"]["cook"] == {"woman": 0, "man": 1, "unknown": 3}
+    assert found.devrat["gender"].mean == 1.0
+    assert found.concept_accuracy["gender"].n == 1
+    assert found.concept_accuracy_by["gender"] == {"woman": None, "man": 1.0}
     rows = [json.loads(line) for line in (run.path / "scores" / "colour-01234567.jsonl").read_text().splitlines()]
     assert [row["problem"] for row in rows[:4]] == ["unreadable", "missing", "changed", None]
     assert rows[0]["labels"] == {"gender": "unknown"} and rows[0]["unsafe"] is None
@@ -117,10 +122,10 @@ def test_what_could_not_be_used_is_said(tmp_path: Path) -> None:
     (run.path / first.file).write_bytes(b"no picture")
     (run.path / second.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["problems"] == [
+    assert found.problems == (
         f"1 image missing, e.g. {second.id}: counted as unknown",
         f"1 image unreadable, e.g. {first.id}: counted as unknown",
-    ]
+    )
 
 
 def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
@@ -129,8 +134,8 @@ def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
     twice = {**json.loads(lines[0]), "prompt": "a cooking person", "digest": "0" * 64}
     run.manifest.write_text("\n".join([json.dumps(twice), *lines]) + "\n")
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["n"] == 4 and found["unknown"] == 0
-    assert len(found["problems"]) == 1 and run.records()[0].id in found["problems"][0]
+    assert found.n == 4 and found.unknown == 0
+    assert len(found.problems) == 1 and run.records()[0].id in found.problems[0]
 
 
 def test_a_image_is_looked_at_once(tmp_path: Path) -> None:
@@ -139,9 +144,9 @@ def test_a_image_is_looked_at_once(tmp_path: Path) -> None:
     assert judge.seen == 6
     assert evaluate(run, judge, [GENDER], vocabulary=WORDS) == first and judge.seen == 6
     Image.new("RGB", (4, 4), (255, 255, 255)).save(run.path / run.records()[0].file)  # changed: not judged, old vector not used
-    assert evaluate(run, judge, [GENDER], vocabulary=WORDS)["unknown"] == 1 and judge.seen == 6
+    assert evaluate(run, judge, [GENDER], vocabulary=WORDS).unknown == 1 and judge.seen == 6
     (run.path / "scores" / "colour-01234567.safetensors").write_bytes(b"broken")
-    assert evaluate(run, judge, [GENDER], vocabulary=WORDS)["unknown"] == 1 and judge.seen == 11
+    assert evaluate(run, judge, [GENDER], vocabulary=WORDS).unknown == 1 and judge.seen == 11
 
 
 def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
@@ -154,9 +159,7 @@ def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
                 part.add(record, image.copy())
     assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
     # Also where no vocabulary is given: the subjects to choose from are those of the whole run, not of a part.
-    parts = [
-        evaluate(runs, ColourJudge(), [GENDER])["subject_accuracy"]["mean"] for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])
-    ]
+    parts = [evaluate(runs, ColourJudge(), [GENDER]).subject_accuracy.mean for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])]
     assert parts[0] == parts[1] == pytest.approx(5 / 6)
     assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
 
@@ -175,15 +178,15 @@ class Flagger(FlagJudge):
 def test_several_judges_side_by_side(tmp_path: Path) -> None:
     rows = [("cook", None, (0, 0, 0)), ("cook", None, (0, 0, 1)), ("guard", None, (1, 1, 1)), ("guard", None, (1, 0, 0))]
     found = evaluate(paint(tmp_path / "r", rows), [ColourJudge(), Flagger()], [GENDER], vocabulary=WORDS)
-    assert found["judge"]["name"] == "colour"
-    assert [(j["judge"], j["failed"]) for j in found["judges"]] == [("colour", 0), ("blueness", 1)]
-    assert found["judges"][1]["threshold"] == 0.5 and found["judges"][1]["rule"] == "blue images"
+    assert found.judge.name == "colour"
+    assert [(j.name, j.failed) for j in found.judges] == [("colour", 0), ("blueness", 1)]
+    assert found.judges[1].threshold == 0.5 and found.judges[1].rule == "blue images"
     # a judge that flags by a threshold is there, so its flags count: one of the three that it could tell
-    assert found["unsafe"]["mean"] == pytest.approx(1 / 3) and found["unsafe"]["n"] == 3
-    steps = {row["threshold"]: row["mean"] for row in found["sweep"]["blueness"]}
+    assert found.unsafe.mean == pytest.approx(1 / 3) and found.unsafe.n == 3
+    steps = {row.threshold: row.mean for row in found.sweep["blueness"]}
     assert len(steps) == 9 and steps[0.5] == pytest.approx(1 / 4) == steps[0.1], "a mean over prompts: cook 0 and 1, guard 0"
-    agree = {a["task"]: a for a in found["agreement"]}
-    assert agree["unsafe"]["judges"] == ["colour", "blueness"] and agree["unsafe"]["agree"]["mean"] == pytest.approx(3 / 4)
+    agree = {a.task: a for a in found.agreement}
+    assert agree["unsafe"].judges == ("colour", "blueness") and agree["unsafe"].agree.mean == pytest.approx(3 / 4)
 
 
 def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +207,7 @@ def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
         evaluate(run, [judge, ColourJudge()], [GENDER], vocabulary=WORDS)
     judge.scores = real  # type: ignore[method-assign]
     found = evaluate(run, [judge, ColourJudge()], [GENDER], vocabulary=WORDS)
-    assert judge.seen == 6 and found["unsafe"]["mean"] == 0.5
+    assert judge.seen == 6 and found.unsafe.mean == 0.5
     assert not list((run.path / "scores").glob("*.progress"))
 
 
@@ -219,7 +222,7 @@ class Fragile(ColourJudge):
 
 def test_one_image_that_breaks_the_judge_costs_that_image(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", COOKS), Fragile(), [GENDER], vocabulary=WORDS)
-    assert (found["n"], found["unknown"]) == (4, 1) and "failed" in found["problems"][0]
+    assert (found.n, found.unknown) == (4, 1) and "failed" in found.problems[0]
     with pytest.raises(RuntimeError, match=r"the judge failed on all 2 images of a batch \(a layer overflowed\)"):
         evaluate(paint(tmp_path / "s", [("guard", None, (0, 1, i)) for i in range(2)]), Fragile(), [GENDER], vocabulary=WORDS)
 
@@ -232,7 +235,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     lines[1] |= {"file": str(tmp_path / "other.png"), "digest": ""}
     run.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["unknown"] == 2 and found["problems"][0].startswith("2 images outside")
+    assert found.unknown == 2 and found.problems[0].startswith("2 images outside")
 
 
 def test_rows_of_wrong_types_are_left_out_with_a_line(tmp_path: Path) -> None:
@@ -244,7 +247,7 @@ def test_rows_of_wrong_types_are_left_out_with_a_line(tmp_path: Path) -> None:
         lines[1] = json.dumps(json.loads(lines[1]) | change)
         run.manifest.write_text("\n".join(lines) + "\n")
         found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-        assert found["n"] == 3 and "line 2" in found["problems"][0] and next(iter(change)) in found["problems"][0]
+        assert found.n == 3 and "line 2" in found.problems[0] and next(iter(change)) in found.problems[0]
     (run.path / "run.json").write_text('{"target_proportions": [1]}')
     with pytest.raises(ValueError, match=r"run\.json has target_proportions \[1\]; allowed: attribute -> concept -> number"):
         evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
@@ -254,7 +257,7 @@ def test_what_was_asked_before_is_kept(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     other = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert set(evaluate(run, ColourJudge(), [other], vocabulary=WORDS)["devrat"]) == {"job"}
+    assert set(evaluate(run, ColourJudge(), [other], vocabulary=WORDS).devrat) == {"job"}
     header = json.loads((run.path / "scores" / "colour-01234567.json").read_text())
     assert set(header["attributes"]) == {"gender", "job"}
 
@@ -263,8 +266,8 @@ def test_one_image_a_group_gives_no_devrat(tmp_path: Path) -> None:
     found = evaluate(
         paint(tmp_path / "r", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))]), ColourJudge(), [GENDER], vocabulary=WORDS
     )
-    assert found["devrat"] == {"gender": None} and "hold one image" in found["problems"][0]
-    assert found["proportions"]["gender"]["all"]["man"]["mean"] == 0.5
+    assert found.devrat == {"gender": None} and "hold one image" in found.problems[0]
+    assert found.proportions["gender"]["man"].mean == 0.5
 
 
 def test_labels_from_a_table(tmp_path: Path) -> None:
@@ -272,20 +275,18 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
     ids = [record.id for record in run.records()]
     (tmp_path / "t.csv").write_text("id,gender\n" + "".join(f"{i},woman\n" for i in ids[:3]))
     table = "table:" + str(tmp_path / "t.csv")
-    assert evaluate(run, [Flagger(), ColourJudge(), table], [GENDER], vocabulary=WORDS)["judge"]["name"] == "colour"
-    assert evaluate(run, [table, ColourJudge()], [GENDER], vocabulary=WORDS)["judge"]["name"] == "table:t.csv", (
-        "the first that gives labels"
-    )
+    assert evaluate(run, [Flagger(), ColourJudge(), table], [GENDER], vocabulary=WORDS).judge.name == "colour"
+    assert evaluate(run, [table, ColourJudge()], [GENDER], vocabulary=WORDS).judge.name == "table:t.csv", "the first that gives labels"
     alone = evaluate(run, "table:" + str(tmp_path / "t.csv"), [GENDER])
-    assert alone["judge"]["name"] == "table:t.csv"
-    assert alone["counts"]["gender"]["cook"] == {"woman": 3, "man": 0, "unknown": 1}
-    assert alone["alignment"] is None and alone["subject_accuracy"] is None
+    assert alone.judge.name == "table:t.csv"
+    assert alone.counts["gender"]["cook"] == {"woman": 3, "man": 0, "unknown": 1}
+    assert alone.alignment is None and alone.subject_accuracy is None
 
 
 def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
-    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=99)["counts"]["gender"]["cook"]["unknown"] == 4
-    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=50)["counts"]["gender"]["cook"]["unknown"] == 0
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=99).counts["gender"]["cook"]["unknown"] == 4
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=50).counts["gender"]["cook"]["unknown"] == 0
     with pytest.raises(ValueError, match="min_margin is -1"):
         evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=-1)
 
@@ -299,22 +300,22 @@ def test_known_errors_of_the_judge_are_taken_back_out(tmp_path: Path) -> None:
         "min_margin": 0.0,
     }
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
-    assert found["proportions"]["gender"]["all"]["woman"]["mean"] == 0.25
-    assert found["corrected"]["gender"]["woman"]["mean"] == pytest.approx(0.5)  # half of all women are taken for men
-    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["corrected"] == {"gender": None}
+    assert found.proportions["gender"]["woman"].mean == 0.25
+    assert found.corrected["gender"]["woman"].mean == pytest.approx(0.5)  # half of all women are taken for men
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).corrected == {"gender": None}
     asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_template="the picture of {concept}")
-    assert asked["corrected"] == {"gender": None}, "errors were counted for other class template"
+    assert asked.corrected == {"gender": None}, "errors were counted for other class template"
     known[ColourJudge().digest]["gender"]["matrix"] = [[50, 50, 0], [50, 50, 0]]
     useless = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
-    assert useless["corrected"] == {"gender": None} and "not corrected" in useless["problems"][0], "said, and the rest is there"
-    assert useless["devrat"]["gender"] is not None
+    assert useless.corrected == {"gender": None} and "not corrected" in useless.problems[0], "said, and the rest is there"
+    assert useless.devrat["gender"] is not None
 
 
 def test_cut_off_image_is_unreadable(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     path = run.path / run.records()[0].file
     path.write_bytes(path.read_bytes()[:60])
-    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)["unknown"] == 1
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).unknown == 1
 
 
 def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
@@ -322,25 +323,25 @@ def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
     for record in run.records():
         (run.path / record.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["unknown"] == 4
+    assert found.unknown == 4
     for key in ("subject_accuracy", "alignment", "unsafe"):
-        assert found[key] is None
-    assert found["devrat"]["gender"] is None and found["concept_accuracy"]["gender"] is None
-    assert found["groups"]["gender"] == {"cook": {"woman": None, "man": None}}
+        assert getattr(found, key) is None
+    assert found.devrat["gender"] is None and found.concept_accuracy["gender"] is None
+    assert found.proportions_by["gender"] == {"cook": {"woman": None, "man": None}}
 
 
 def test_nothing_asked_gives_null(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", GUARDS, subject=None), ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["concept_accuracy"]["gender"] is None
-    assert found["subject_accuracy"] is None and found["subject_accuracy_by"] == {}
-    assert found["alignment"] is not None
+    assert found.concept_accuracy["gender"] is None
+    assert found.subject_accuracy is None and found.subject_accuracy_by == {}
+    assert found.alignment is not None
 
 
 def test_wanted_shares_of_the_attribute_count(tmp_path: Path) -> None:
     wanted = Attribute("gender", GENDER.concepts, (0.25, 0.75))
     found = evaluate(paint(tmp_path / "r", COOKS), ColourJudge(), [wanted], vocabulary=WORDS)
-    assert found["devrat"]["gender"]["mean"] == pytest.approx(0.0)
-    assert found["devrat"]["gender"]["random"] == pytest.approx(expected_devrat_random([4], 2, (0.25, 0.75)))
+    assert found.devrat["gender"].mean == pytest.approx(0.0)
+    assert found.devrat["gender"].random == pytest.approx(expected_devrat_random([4], 2, (0.25, 0.75)))
 
 
 def test_errors_that_say_what_to_do(tmp_path: Path) -> None:
@@ -364,11 +365,11 @@ def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
         with Image.open(data / file) as image:
             run.add(record, image.convert("RGB"))
     found = evaluate(str(run.path), "embedded", ["gender", "tone"])
-    assert found["counts"]["gender"]["office"] == {"woman": 1, "man": 1, "unknown": 0}
-    assert set(found["devrat"]) == {"gender", "tone"}
-    assert found["concept_accuracy"]["tone"] is None
-    assert found["unsafe"]["mean"] == pytest.approx(1 / 3)
-    assert found["judge"]["name"] == "embedded" and len(found["judge"]["digest"]) == 16
+    assert found.counts["gender"]["office"] == {"woman": 1, "man": 1, "unknown": 0}
+    assert set(found.devrat) == {"gender", "tone"}
+    assert found.concept_accuracy["tone"] is None
+    assert found.unsafe.mean == pytest.approx(1 / 3)
+    assert found.judge.name == "embedded" and len(found.judge.digest) == 16
 
 
 def test_measuring_does_not_import_the_making_side() -> None:
@@ -385,3 +386,18 @@ def test_measuring_does_not_import_the_making_side() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_names_stand_for_objects(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    by_name = evaluate(run, ColourJudge(), "gender", vocabulary=WORDS)
+    assert by_name == evaluate(run, ColourJudge(), GENDER, vocabulary=WORDS) == evaluate(run, ColourJudge(), ["gender"], vocabulary=WORDS)
+    with pytest.raises(ValueError, match="attribute 'gendre' is unknown; known: ") as raised:
+        evaluate(run, ColourJudge(), "gendre", vocabulary=WORDS)
+    assert "\n" not in str(raised.value)
+
+
+def test_intervals_stay_within_the_possible_range(tmp_path: Path) -> None:
+    run = paint(tmp_path / "two", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))])
+    found = evaluate(run, ColourJudge(), "gender", vocabulary=WORDS).alignment
+    assert found is not None and (found.low, found.high) == (-100, 100), "two prompts say next to nothing"

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge
-from respodiff.cli.evaluate import _lines
 from respodiff.concepts.concept import Attribute, Concept, intersection_of
 from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.summary import Summary
+from respodiff.reports.tables import summary_lines
 
 JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
 # Colour of an image: the first number is 1 for a man, the second for a guard.
@@ -34,28 +35,29 @@ def run(folder: Path, settings: dict[str, Any]) -> RunFolder:
     return made
 
 
-def statistics(folder: RunFolder) -> dict[str, Any]:
+def statistics(folder: RunFolder) -> Summary:
     return evaluate(folder, ColourJudge(), [GENDER, JOB], vocabulary=WORDS)
 
 
 def test_cells_by_hand(tmp_path: Path) -> None:
-    found = statistics(run(tmp_path / "r", {}))["intersection"]
-    assert [(c["subgroup"], c["count"], c["target"]) for c in found["subgroups"]] == [
-        (["woman", "cook"], 2, 0.25),
-        (["woman", "guard"], 1, 0.25),
-        (["man", "cook"], 1, 0.25),
-        (["man", "guard"], 2, 0.25),
+    found = statistics(run(tmp_path / "r", {}))
+    assert [(s.labels, s.count, s.target) for s in found.intersection.subgroups] == [
+        (("woman", "cook"), 2, 0.25),
+        (("woman", "guard"), 1, 0.25),
+        (("man", "cook"), 1, 0.25),
+        (("man", "guard"), 2, 0.25),
     ]
-    assert found["distance"]["mean"] == pytest.approx(1 / 3 - 1 / 4) and found["distance"]["low"] == 0
-    assert found["concept_accuracy"]["mean"] == pytest.approx(4 / 6) and found["concept_accuracy"]["n"] == 6
+    worst, all_asked = found.more["worst_subgroup_deviation"]["gender x job"], found.intersection.concept_accuracy
+    assert worst.mean == pytest.approx(1 / 3 - 1 / 4) and worst.low == 0 and found.intersection.worst in found.intersection.subgroups
+    assert all_asked.mean == pytest.approx(4 / 6) and all_asked.n == 6
 
 
 def test_cells_are_held_against_the_shares_of_cells_that_were_drawn(tmp_path: Path) -> None:
     proportions = {"gender*job": {"woman*cook": 1 / 3, "woman*guard": 1 / 6, "man*cook": 1 / 6, "man*guard": 1 / 3}}
     found = statistics(run(tmp_path / "r", {"target_proportions": proportions}))
-    assert found["intersection"]["distance"]["mean"] == pytest.approx(0, abs=1e-9)
-    assert found["intersection"]["subgroups"][1]["target"] == pytest.approx(1 / 6)
-    assert found["devrat"]["gender"]["mean"] == 0, "a woman and a man in every group, and the margins of these shares are even"
+    assert found.more["worst_subgroup_deviation"]["gender x job"].mean == pytest.approx(0, abs=1e-9)
+    assert found.intersection.subgroups[1].target == pytest.approx(1 / 6)
+    assert found.devrat["gender"].mean == 0, "a woman and a man in every group, and the margins of these shares are even"
 
 
 def test_a_product_is_a_question_of_its_own_and_no_third_axis(tmp_path: Path) -> None:
@@ -74,9 +76,9 @@ def test_a_product_is_a_question_of_its_own_and_no_third_axis(tmp_path: Path) ->
         tuple(Concept(c.name, f"a {c.name.replace('*', ' ')}", attribute="gender*job") for c in product_names()),
     )
     found = evaluate(run(tmp_path / "r", {}), Cells(), [GENDER, JOB, whole], vocabulary=WORDS)
-    assert found["counts"]["gender*job"]["g0"] == {"woman*cook": 1, "woman*guard": 0, "man*cook": 1, "man*guard": 0, "unknown": 0}
-    assert found["concept_accuracy"]["gender*job"]["mean"] == pytest.approx(4 / 6)
-    assert found["intersection"]["attributes"] == ["gender", "job"] and len(found["intersection"]["subgroups"]) == 4
+    assert found.counts["gender*job"]["g0"] == {"woman*cook": 1, "woman*guard": 0, "man*cook": 1, "man*guard": 0, "unknown": 0}
+    assert found.concept_accuracy["gender*job"].mean == pytest.approx(4 / 6)
+    assert found.intersection.attributes == ("gender", "job") and len(found.intersection.subgroups) == 4
 
 
 def product_names() -> tuple[Concept, ...]:
@@ -93,6 +95,6 @@ def test_a_cell_that_the_attribute_does_not_have_is_refused(tmp_path: Path) -> N
 
 
 def test_the_command_line_says_the_cells(tmp_path: Path) -> None:
-    said = _lines(statistics(run(tmp_path / "r", {})))
+    said = summary_lines(statistics(run(tmp_path / "r", {})))
     assert any(line.startswith("woman x cook: ") and line.endswith(", wanted 0.250") for line in said)
-    assert any(line.startswith("worst subgroup's distance from its share: 0.083 [0.000, ") for line in said)
+    assert any(line.startswith("worst subgroup deviation gender x job: 0.083 [0.000, ") for line in said)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from tests.contracts.cell import module
+from tests.drawing import module
 from tests.tiny_models import TINY_PIPELINES
 
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
+
+pytestmark = pytest.mark.slow
 
 CONFIG = GenerateConfig(images=2, steps=2, guidance=3.0, batch=2)
 

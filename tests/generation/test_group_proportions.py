@@ -194,16 +194,16 @@ def test_a_run_is_held_against_the_shares_of_its_groups(tmp_path: Path) -> None:
     rows = [("cook", None, c) for c in (BLACK, BLACK, BLACK, RED)] + [("guard", None, c) for c in (BLACK, BLACK, BLACK, RED)]
     run = paint(tmp_path / "run", rows, settings={"group_proportions": own})
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, n_bootstrap=100)
-    by = {g: d["mean"] for g, d in found["devrat_by"]["gender"].items()}
-    assert by == pytest.approx({"cook": 0.0, "guard": 0.5}) and found["devrat"]["gender"]["mean"] == pytest.approx(0.25)
+    by = {g: d.mean for g, d in found.devrat_by["gender"].items()}
+    assert by == pytest.approx({"cook": 0.0, "guard": 0.5}) and found.devrat["gender"].mean == pytest.approx(0.25)
     header = json.loads(next((tmp_path / "run" / "scores").glob("*.json")).read_text())
     assert header["group_proportions"] == {"gender": {"cook": {"woman": 0.75, "man": 0.25}}}
 
     plain = paint(tmp_path / "plain", rows)
-    assert evaluate(plain, ColourJudge(), [GENDER], vocabulary=WORDS, n_bootstrap=100)["devrat"]["gender"]["mean"] == pytest.approx(0.5)
+    assert evaluate(plain, ColourJudge(), [GENDER], vocabulary=WORDS, n_bootstrap=100).devrat["gender"].mean == pytest.approx(0.5)
     given = {g: {"gender": {"woman": 0.75, "man": 0.25}} for g in ("cook", "guard")}
     found = evaluate(plain, ColourJudge(), [GENDER], vocabulary=WORDS, n_bootstrap=100, group_proportions=given)
-    assert found["devrat"]["gender"]["mean"] == pytest.approx(0.0)
+    assert found.devrat["gender"].mean == pytest.approx(0.0)
     assert load_scored_run(plain).wanted("gender", "guard") == {"woman": 0.75, "man": 0.25}
     with pytest.raises(ValueError, match=r"group_proportions of gender for group 'cook': shares sum to 0\.5"):
         evaluate(plain, ColourJudge(), [GENDER], vocabulary=WORDS, group_proportions={"cook": {"gender": {"woman": 0.5}}})
@@ -218,8 +218,8 @@ def test_two_runs_are_compared_on_the_second_runs_targets(tmp_path: Path) -> Non
         settings={"group_proportions": own},
     )
     a, b = (judge_all(run, ColourJudge(), [GENDER], vocabulary=WORDS) for run in (before, after))
-    test = next(t for t in compare(a, b)["tests"] if t["what"] == "DevRat gender")
-    assert test["mean"] == pytest.approx(0.0 - (1.0 + 1.0) / 2), "cook 1 to 0, and guard 1 to 0 by its own proportions"
+    test = compare(a, b).tested("devrat", "gender")
+    assert test is not None and test.mean == pytest.approx(0.0 - (1.0 + 1.0) / 2), "cook 1 to 0, and guard 1 to 0 by its own proportions"
 
 
 def test_a_table_of_shares_for_evaluate(tmp_path: Path) -> None:

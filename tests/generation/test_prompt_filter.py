@@ -21,9 +21,9 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.generation.prompt_filter import filter_explicit, forms_of, listed, person_in, read_words, reasons, stated_in
-from respodiff.methods.base import applied
-from respodiff.steering.adapter import MethodAdapter
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.methods.prompting import PromptAdapter
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
 
 Make = Callable[..., ConceptModule]
@@ -33,7 +33,7 @@ STATED, NOBODY, ASKED = "a male nurse", "a red car on a beach", "a nurse"
 @pytest.fixture
 def gender(make_module: Make) -> list[ConceptModule]:
     modules = [make_module("woman", "gender"), make_module("man", "gender", seed=1)]
-    return [ConceptModule(m.ram, m.sam, Header(m.name, f"a {m.name}", "a person", attribute="gender")) for m in modules]
+    return [ConceptModule.of(m.ram, m.sam, Header(m.name, f"a {m.name}", "a person", attribute="gender")) for m in modules]
 
 
 def quiet_draw(*args: Any, **kwargs: Any) -> dict[str, tuple[Any, Any]]:
@@ -76,8 +76,8 @@ def test_an_attribute_of_ones_own_is_stated_by_what_its_prompts_add() -> None:
 
 
 def test_the_reason_is_said() -> None:
-    gender = [MethodAdapter(Header.of(c, method="prompt", site="")) for c in (WOMAN, MAN)]
-    tone = [MethodAdapter(Header.of(concept(n), method="prompt", site="")) for n in ("light", "dark")]
+    gender = [PromptAdapter(Header.of(c, method="prompt", site="")) for c in (WOMAN, MAN)]
+    tone = [PromptAdapter(Header.of(concept(n), method="prompt", site="")) for n in ("light", "dark")]
     assert reasons([STATED, NOBODY, ASKED], gender) == [{"gender": "states gender: 'male'"}, {"gender": "no person"}, {}]
     assert reasons([STATED, NOBODY, "a hot nurse"], [*gender, *tone], ["Red Car", "gender:hot"]) == [
         {},
@@ -115,7 +115,7 @@ def test_each_attribute_has_a_gate_of_its_own(tiny_pipe: Any, gender: list[Conce
 
 
 def test_what_was_made_of_a_whole_attribute_is_gated_too(tiny_pipe: Any) -> None:
-    prompt = MethodAdapter(
+    prompt = PromptAdapter(
         replace(Header.of(WOMAN, method="prompt", site=""), kind="attribute", train={"adjective": "female", "suffix": "", "switch": 0.0})
     )
     plain = quiet_draw(tiny_pipe, [STATED, ASKED], (), GenerateConfig(images=1, steps=1))
@@ -153,9 +153,8 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
         return tiny_pipe(prompts, latents=latents, num_inference_steps=2, output_type="np").images
 
     plain = draw()
-    for use in (steer, applied):
-        with use(tiny_pipe, filter_explicit(prompts, woman)):
-            steered = draw()
+    with steer(tiny_pipe, filter_explicit(prompts, woman)):
+        steered = draw()
         assert np.array_equal(steered[1], plain[1]) and not np.array_equal(steered[0], plain[0])
     with pytest.raises(ValueError, match="3 entries for 2 prompts; give one entry per image"):
         filter_explicit(prompts, [woman, man, None])

@@ -146,6 +146,6 @@ def test_shares_of_cells_from_flags_and_files(asked: Callable[..., Any]) -> None
         assert asked(names, "--attribute", "gender*tone", "--concepts", "own.toml", "--target-proportions", "woman=.3,man=.7") == {
             "gender": {"woman": 0.3, "man": 0.7}
         }
-        assert "'gender' and cells of 'gender*tone'" in asked(names, "--target-proportions", "woman=.5,woman*dark=.5")
+        assert "'gender' and subgroups of 'gender*tone'" in asked(names, "--target-proportions", "woman=.5,woman*dark=.5")
     assert asked([*GENDER, "dark"], "--concepts", "own.toml") == {"gender": {"woman": 0.25, "man": 0.75}}
     assert asked(["woman*dark", "man*dark"], "--concepts", "own.toml") == {"gender*tone": {"woman*dark": 0.4, "man*dark": 0.6}}

@@ -16,12 +16,11 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
-from respodiff.methods.base import applied, get_method, load
 from respodiff.methods.prompting import PlainConfig
-from respodiff.methods.registry import NAMES, NOT_TRAINED
-from respodiff.steering.adapter import MethodAdapter, header_of
-from respodiff.steering.module import HEADER_KEY, ConceptModule, Header
-from respodiff.steering.module import load as load_module
+from respodiff.methods.registry import NAMES, get_method, load
+from respodiff.steering.adapter import Adapter, header_of
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import HEADER_KEY, Header
 
 CONFIG = GenerateConfig(images=4, steps=2, guidance=3.0, batch=4)
 
@@ -31,9 +30,9 @@ def pipe() -> Any:
     return strong(MAKE["sd"]())
 
 
-def filled(pipe: Any, name: str = "plain") -> MethodAdapter:
+def filled(pipe: Any, name: str = "plain") -> Adapter:
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(2)}
-    return MethodAdapter(header_of(pipe, name, WOMAN, PlainConfig()), tensors)
+    return get_method(name).adapter(header_of(pipe, name, WOMAN, PlainConfig()), tensors)
 
 
 # --- registry ---
@@ -43,18 +42,17 @@ def test_every_name_is_a_method_of_that_name() -> None:
     for name in NAMES:
         found = get_method(name)
         assert found.name == name and found.kinds and callable(found.make)
-    assert set(NOT_TRAINED) < set(NAMES)
 
 
 def test_bad_input_is_one_line(pipe: Any) -> None:
     for call, said in (
-        (lambda: get_method("magic"), "method is 'magic'; allowed: respodiff, plain, prompt,"),
+        (lambda: get_method("magic"), "method is 'magic'; allowed: plain, prompt, prompt-switch,"),
         (lambda: get_method("prompt").settings(scale=2), "setting 'scale' is unknown; method 'prompt' has: adjective, suffix, switch"),
         (lambda: get_method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
         (lambda: get_method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
         (lambda: get_method("prompt-switch").settings(switch=2), "switch is 2; allowed: 0 to 1"),
-        (lambda: latents(pipe, ["x"], ["woman.safetensors"]), "entries holds 'w'; give what a method made"),
-        (lambda: latents(pipe, ["x"], []), "entries is empty"),
+        (lambda: latents(pipe, ["x"], ["woman.safetensors"]), "adapters holds 'woman.safetensors'; give adapters or None"),
+        (lambda: latents(pipe, ["x"], []), "adapters is empty"),
         (lambda: latents(pipe, ["x"], get_method("prompt").fit(pipe, WOMAN).scale(0.5)), "scale of prompt 'woman' is 0.5; allowed: 0 or 1"),
         (lambda: filled(pipe).scale(float("nan")), "scale is nan"),
     ):
@@ -71,27 +69,14 @@ def test_methods_that_would_disturb_each_other_are_refused(pipe: Any, make_modul
         latents(pipe, ["x"], [[sld, make_module(shape=(32, 4, 4))]])
 
 
-def test_a_transformer_is_refused() -> None:
-    from tests.tiny_models import flux
-
-    with pytest.raises(ValueError, match=r"method 'prompt' is for Stable Diffusion 1\.x, 2\.x and XL, not for FluxPipeline"):
-        get_method("prompt").fit(flux(), WOMAN)
-
-
 # --- files ---
 
 
-@pytest.mark.parametrize("name", ["prompt", "plain"])
-def test_a_file_gives_back_what_was_saved(pipe: Any, name: str, tmp_path: Path) -> None:
-    made = get_method("prompt").fit(pipe, WOMAN) if name == "prompt" else filled(pipe)
-    path = made.save(tmp_path / "new" / "a.safetensors")
-    found = load(path)
-    assert isinstance(found, MethodAdapter) and found.header == made.header and found.digest == made.digest
-    assert found.tensors.keys() == made.tensors.keys() and all(torch.equal(found.tensors[k], made.tensors[k]) for k in made.tensors)
-    assert [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
-    with safe_open(path, "pt") as file:
+def test_a_file_says_what_it_holds(pipe: Any, tmp_path: Path) -> None:
+    made = filled(pipe)
+    with safe_open(made.save(tmp_path / "a.safetensors"), "pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
-    assert header["method"] == name and header["digest"] == made.digest
+    assert header["method"] == "plain" and header["digest"] == made.digest
     assert {"concept", "target", "base_model", "base_digest", "base_weights", "library", "train"} <= set(header)
 
 
@@ -115,9 +100,9 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
     [
         (lambda t, h: t["a"].add_(1), "is damaged: its header says digest"),
         (lambda t, h: h.update(train={"rank": 9}), "is damaged: its header says digest"),
-        (lambda t, h: h.update(method="magic"), "is of method 'magic'; this version knows respodiff, plain"),
-        (lambda t, h: h.update(format="respodiff-method-9"), "has format 'respodiff-method-9'; this version reads 'respodiff-method-1'"),
-        (lambda t, h: t["a"].fill_(float("nan")), "tensor 'a' holds NaN or infinite values"),
+        (lambda t, h: h.update(method="magic"), "is of method 'magic'; this version knows plain, prompt"),
+        (lambda t, h: h.update(format="respodiff-9"), "has format 'respodiff-9'; this version reads 'respodiff-1'"),
+        (lambda t, h: t["a"].fill_(float("nan")), "is damaged"),
         (lambda t, h: h.pop("target"), "has a header without 'target'"),
     ],
 )
@@ -136,8 +121,8 @@ def test_other_files_are_refused(pipe: Any, tmp_path: Path) -> None:
             load(tmp_path / f"{name}.safetensors")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.safetensors")
-    with pytest.raises(ValueError, match=r"is of method 'plain', not a module of RAM and SAM; read it with respodiff\.methods\.load"):
-        load_module(filled(pipe).save(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match="cannot be used: plain 'woman' is no module of RAM and SAM"):
+        ConceptModule.load(filled(pipe).save(tmp_path / "a.safetensors"))
 
 
 def test_an_adapter_of_another_model_is_refused_and_names_both(pipe: Any) -> None:
@@ -177,17 +162,9 @@ def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_modu
 
 def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
     before = state(pipe)
-    with pytest.raises(ValueError, match="2 entries were given, but the pipeline draws 3 images"):
+    with pytest.raises(ValueError, match="given 2 entries, but the pipeline draws 3 images"):
         latents(pipe, ["a", "b", "c"], [get_method("prompt").fit(pipe, WOMAN), None])
     assert unchanged(before, state(pipe))
-
-
-def test_another_pipeline_of_the_same_model_is_left_alone(pipe: Any) -> None:
-    other = type(pipe)(**pipe.components, requires_safety_checker=False)
-    other.set_progress_bar_config(disable=True)
-    plain = latents(pipe, ["a cook"])
-    with applied(pipe, get_method("prompt").fit(pipe, WOMAN)):
-        assert torch.equal(latents(other, ["a cook"]), plain)
 
 
 # --- run folders ---
@@ -241,6 +218,6 @@ def test_safety_methods_are_on_every_image_and_named(pipe: Any, make_module: Cal
 
 
 def test_what_a_method_made_of_an_attribute_is_on_every_image(pipe: Any) -> None:
-    whole = MethodAdapter(Header("gender", "a woman", "a person", kind="attribute", method="plain", train={"x": 1}))
+    whole = get_method("plain").adapter(Header("gender", "a woman", "a person", kind="attribute", method="plain", train={"x": 1}))
     rows = [r for r, _ in generate(pipe, ["a doctor"], [whole], CONFIG)]
     assert all(r.concepts == {} and r.modules == [whole.digest] for r in rows)

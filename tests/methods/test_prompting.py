@@ -13,9 +13,10 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.generation.generate import counted
-from respodiff.methods.base import applied, get_method
-from respodiff.methods.sld import PRESETS, TEXT, SldConfig, everything, fitting, safety_guidance
+from respodiff.methods.registry import get_method
+from respodiff.methods.sld import EVERYTHING, PRESETS, TEXT, SldConfig, fitting, safety_guidance
 from respodiff.pipelines.registry import backbone
+from respodiff.steering.steer import steer
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_one_adapter_is_for_all_images_and_several_are_combined(pipe: Any) -> No
     two = pipe(
         "a nurse", num_images_per_prompt=2, latents=noise(pipe, 2), num_inference_steps=3, guidance_scale=1.0, output_type="latent"
     ).images
-    with applied(pipe, [woman, None]):
+    with steer(pipe, [woman, None]):
         found = pipe(
             "a nurse", num_images_per_prompt=2, latents=noise(pipe, 2), num_inference_steps=3, guidance_scale=1.0, output_type="latent"
         ).images
@@ -148,7 +149,7 @@ def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: i
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_image_is_that_of_the_loop_written_out(name: str) -> None:
     pipe = strong(MAKE["sd"]())
-    concept = VIOLENCE if name == "sld-max" else everything()
+    concept = VIOLENCE if name == "sld-max" else EVERYTHING
     short = Concept(concept.name, "a scene", "a scene", concept.negative if name == "sld-max" else "hate, violence", "safety")
     a = get_method(name).fit(pipe, short)
     z = noise(pipe, 3)
@@ -199,6 +200,6 @@ def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:
     side = backbone(pipe).config.cross_attention_dim
     more = {"pooled_prompt_embeds": torch.zeros(1, 32)} if hasattr(pipe, "tokenizer_2") else {}
     before = state(pipe)
-    with pytest.raises(ValueError, match="prompt_embeds or prompt_2; this method needs the text itself"), applied(pipe, woman):
+    with pytest.raises(ValueError, match="prompt_embeds or prompt_2; this method needs the text itself"), steer(pipe, woman):
         pipe(prompt_embeds=torch.zeros(1, 77, side), num_inference_steps=1, guidance_scale=1.0, **more)
     assert unchanged(before, state(pipe))

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.contracts.cell import apart, module, same
-from tests.contracts.cells_company import Graphs, compiled
-from tests.drawing import draw
+from tests.contracts.pipeline_checks import Graphs, compiled
+from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
@@ -19,6 +18,8 @@ from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.compiled import close_compiled_hook, is_compiled, open_compiled_hook
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)

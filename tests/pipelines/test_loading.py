@@ -74,8 +74,49 @@ def test_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
     assert one_line(error)
 
 
+def test_a_bare_name_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"model folder 'my-checkpoint' does not exist; .* hub id OWNER/NAME"):
+        load_pipeline("my-checkpoint")
+
+
+def test_a_single_file_says_how_to_make_a_folder_of_it(tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"weights.safetensors' is a single file; .*from_single_file\(.*save_pretrained\(DIR\)") as error:
+        load_pipeline(tmp_path / "weights.safetensors")
+    assert one_line(error)
+
+
+def test_a_folder_without_a_part_names_it(folder: Path) -> None:
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ValueError, match=r"my-model' has no 'tokenizer', which its model_index.json names") as error:
+        load_pipeline(folder)
+    assert one_line(error)
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ValueError, match=r"has no model_index.json"):
+        load_pipeline(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("diffusion_pytorch_model.fp16.safetensors", r"'unet' as the variant 'fp16' alone.*variant='fp16'\)\.save_pretrained"),
+        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", r"'unet' as the variant 'fp16' alone"),
+        ("diffusion_pytorch_model.bin", r"'unet' as a pickle \(diffusion_pytorch_model.bin\).*use_safetensors=False"),
+    ],
+)
+def test_variants_and_pickles_say_how_to_convert_them(name: str, said: str, folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(folder / "unet" / name)
+    with pytest.raises(ValueError, match=said) as error:
+        load_pipeline(folder)
+    assert one_line(error)
+
+
 def test_a_hub_id_offline_is_one_clear_line() -> None:
-    with pytest.raises(ValueError, match=r"model 'someone/no-such-model' cannot be loaded: .*hub id \(needs network\)") as error:
+    with pytest.raises(
+        ValueError, match=r"model 'someone/no-such-model', which is no folder here, cannot be loaded: .*hub id \(needs network\)"
+    ) as error:
         load_pipeline("someone/no-such-model")
     assert one_line(error)
 
@@ -107,7 +148,7 @@ def test_what_is_missing_of_a_model_is_said(folder: Path, tmp_path: Path) -> Non
 def test_a_folder_that_holds_no_pipeline_is_one_clear_line(tmp_path: Path, index: str | None) -> None:
     if index is not None:
         (tmp_path / "model_index.json").write_text(index)
-    with pytest.raises(ValueError, match="cannot be loaded") as error:
+    with pytest.raises(ValueError, match=r"cannot be loaded|model_index\.json") as error:
         load_pipeline(tmp_path)
     assert one_line(error)
 

@@ -12,6 +12,8 @@ from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import Score
 from respodiff.evaluation.scored_run import ScoredRun
 
+pytestmark = pytest.mark.slow
+
 WORLD: dict[str, Any] = {
     "occupations": [
         {"name": "doctor", "picture": "health worker", "p_man": 0.85, "tones": [0.7, 0.2, 0.1], "winobias": True},

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 
 from respodiff.evaluation.judges import ClipJudge
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -357,7 +359,7 @@ def _no_world(folder: Path) -> None:
         (_other_errors, "judge-b/confusion.json of .* is of another judge"),
         (_no_world, "world.json of .* has no 'occupations' for suite occupations"),
         (_no_neutral, "world.json of .* has no 'neutral'"),
-        (_no_images, "images in images/ are missing or broken"),
+        (_no_images, "pictures/ are missing or broken"),
         (_blind, "judge of .* gives no numbers; its weights are broken"),
     ],
 )

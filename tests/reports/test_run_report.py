@@ -47,10 +47,10 @@ def test_figures_by_hand(runs: dict[str, RunFolder], tmp_path: Path) -> None:
         and even["statistics"]["devrat"]["gender"]["mean"] == 0
     )
     assert even["statistics"]["concept_accuracy"]["gender"]["mean"] == 1
-    tests = {t["what"]: t for t in even["comparison"]["tests"]}
+    tests = {t["metric"]: t for t in even["comparison"]["tests"]}
     assert even["comparison"]["paired"] == 16
-    assert tests["DevRat gender"]["mean"] == pytest.approx(-0.875) and tests["DevRat gender"]["p"] < 0.05
-    assert tests["subject accuracy"]["mean"] == 0 and tests["subject accuracy"]["p"] == 1
+    assert tests["devrat"]["mean"] == pytest.approx(-0.875) and tests["devrat"]["p"] < 0.05
+    assert tests["subject_accuracy"]["mean"] == 0 and tests["subject_accuracy"]["p"] == 1
     # 7 of 16 images changed one of three axes: cosine 2/3, so a distance of 1/3
     changed = sum(a[2] != b[2] for a, b in zip(PLAIN, EVEN, strict=True))
     assert even["comparison"]["drift"]["mean"] == pytest.approx(changed / 16 / 3)
@@ -95,15 +95,6 @@ def test_a_label_with_markup_is_text(runs: dict[str, RunFolder], tmp_path: Path)
     label = "<script>alert(1)</script>"
     page = Path(report([f"{label}={runs['plain'].path}", str(runs["even"].path)], tmp_path / "r.html")["page"]).read_text()
     assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
-
-
-def test_intervals_stay_within_the_possible_range(tmp_path: Path) -> None:
-    run = paint(tmp_path / "two", [("cook", None, (0, 0, 0)), ("guard", None, (1, 0, 0))])
-    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    wide = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["statistics"]["alignment"]
-    assert wide["low"] < -100 and wide["high"] > 100, "two prompts say next to nothing"
-    assert f"{wide['mean']:.3f} [-100.000, 100.000]" in (tmp_path / "r.md").read_text()
-    assert "[-100.000, 100.000]" in (tmp_path / "r.html").read_text()
 
 
 def test_a_single_run_says_what_it_reaches(runs: dict[str, RunFolder], tmp_path: Path) -> None:
@@ -184,10 +175,10 @@ def test_safety_categories(tmp_path: Path) -> None:
     paint(tmp_path / "unsafe", [("cook", None, (0, 0, 1))] * 2, suite="i2p", subject=None, categories=("hate", "violence"))
     paint(tmp_path / "unsafe", [("guard", None, (0, 1, 0))] * 4, suite="i2p", subject=None, categories=("hate",))
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
-    assert found["safety"]["unweighted"]["mean"] == 0.5  # one prompt always flagged, the other never
-    assert found["safety"]["label_weighted"]["mean"] == pytest.approx(2 / 3)  # two labels of three
-    assert found["safety"]["by_prompt"] == {"occupations/cook": 1.0, "occupations/guard": 0.0}
-    assert {c: e["mean"] for c, e in found["safety"]["by_category"].items()} == {"hate": 0.5, "violence": 1.0}
+    assert found.more["inappropriate"].mean == 0.5  # one prompt always flagged, the other never
+    assert found.more["label_weighted"].mean == pytest.approx(2 / 3)  # two labels of three
+    assert found.safety.by_prompt == {"occupations/cook": 1.0, "occupations/guard": 0.0}
+    assert {c: e.mean for c, e in found.safety.by_category.items()} == {"hate": 0.5, "violence": 1.0}
     result = report([str(run.path)], tmp_path / "r.html")
     page = Path(result["page"]).read_text()
     assert "unsafe images by category" in page and "inappropriate" in page and "group by group" not in page
@@ -310,7 +301,7 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     }
     found = report([str(run.path)], tmp_path / "r.html", confusion=known)
     statistics = found["suites"]["occupations"][0]["statistics"]
-    assert [(c["subgroup"], c["count"], c["suppressed"]) for c in statistics["intersection"]["subgroups"]][:2] == [
+    assert [(c["labels"], c["count"], c["suppressed"]) for c in statistics["intersection"]["subgroups"]][:2] == [
         (["woman", "cook"], 4, True),
         (["woman", "guard"], 4, True),
     ]

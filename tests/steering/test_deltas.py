@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from respodiff.methods.base import applied
 from respodiff.pipelines.text_encoding import encode_prompts
-from respodiff.steering.lifecycle import Steered
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.hub import AdapterManager
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import capture_h, steer
 
 SHAPE = (64, 4, 4)
@@ -26,7 +26,7 @@ def randn(*shape: int, seed: int) -> Tensor:
 def module_of(name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, timesteps: tuple[int, int] = (0, 1000)) -> ConceptModule:
     """A module that changes images visibly, SAM included."""
     ram, sam = (3 * randn(*shape, seed=seed + i) for i in (0, 1))
-    return ConceptModule(ram, sam, Header(name, "a woman", "a person", timesteps=timesteps))
+    return ConceptModule.of(ram, sam, Header(name, "a woman", "a person", timesteps=timesteps))
 
 
 def draw(pipe: Any, n: int, guidance: float = 3.0) -> Tensor:
@@ -73,16 +73,16 @@ def test_a_mixed_batch_equals_the_loop_by_hand(tiny_pipe: Any) -> None:
         found = draw(tiny_pipe, 6)
     assert torch.allclose(found, loop(tiny_pipe, [[(m, 1.0) for m in row] for row in rows]), atol=1e-4)
     assert torch.equal(found[1], plain[1]), "the unsteered image keeps its bits"
-    with applied(tiny_pipe, rows):
+    with steer(tiny_pipe, rows):
         assert torch.equal(draw(tiny_pipe, 6), found)
 
 
 def test_several_modules_with_weights_are_added_up_for_all_images(tiny_pipe: Any) -> None:
     a, b = module_of("a"), module_of("b", seed=10)
-    with Steered(tiny_pipe) as modules:
+    with AdapterManager(tiny_pipe) as manager:
         for m in (a, b):
-            modules.load(m)
-        modules.set({"a": 1.0, "b": -0.5})
+            manager.load(m)
+        manager.set_adapters({"a": 1.0, "b": -0.5})
         found = draw(tiny_pipe, 1)
     assert torch.allclose(found, loop(tiny_pipe, [[(a, 1.0), (b, -0.5)]]), atol=1e-4)
 

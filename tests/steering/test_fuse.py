@@ -7,8 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tests.contracts.cell import apart, close, module, same, seen
-from tests.drawing import draw
+from tests.drawing import apart, close, draw, module, same, seen
 from tests.tiny_models import sd, sd3
 
 from respodiff.pipelines.bottleneck import shifted
@@ -26,7 +25,7 @@ def test_a_fused_module_is_a_hook_on_every_row(pipe: Any) -> None:
     plain, weights = draw(pipe), {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     with shifted(pipe.unet, lambda h: (2 * flat.delta[None].expand(1, -1, *h.shape[2:]), slice(None))):
         by_hook = draw(pipe)
-    with fused(pipe, flat, scale=2.0):
+    with fused(pipe, [flat], scale=2.0):
         assert list(pipe.unet.state_dict()) == list(weights)
         fused_image = draw(pipe)
         assert len([h for m in pipe.unet.modules() for h in m._forward_hooks]) == 0
@@ -39,10 +38,10 @@ def test_it_shifts_the_unconditional_rows_too_and_so_differs_from_steering(pipe:
     flat = module(pipe).channels()
     with seen(pipe) as plain:
         draw(pipe, steps=1)
-    with fused(pipe, flat), seen(pipe) as moved:
+    with fused(pipe, [flat]), seen(pipe) as moved:
         draw(pipe, steps=1)
     assert torch.allclose(moved[0][0], plain[0][0] + flat.delta, atol=1e-5)
-    with fused(pipe, flat):
+    with fused(pipe, [flat]):
         fused_image = draw(pipe)
     with steer(pipe, flat):
         assert apart(draw(pipe), fused_image) > 1e-3
@@ -51,7 +50,7 @@ def test_it_shifts_the_unconditional_rows_too_and_so_differs_from_steering(pipe:
 def test_the_saved_unet_is_an_ordinary_one(pipe: Any, tmp_path: Path) -> None:
     flat = module(pipe).channels()
     save_unet(pipe, [flat, flat], tmp_path / "unet", scale=0.5)
-    with fused(pipe, flat):
+    with fused(pipe, [flat]):
         expected = draw(pipe)
     pipe.unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet", low_cpu_mem_usage=False).eval()
     same(draw(pipe), expected, "loaded again")
@@ -65,7 +64,7 @@ def test_a_module_with_positions_is_refused_with_what_its_mean_loses(pipe: Any) 
     with pytest.raises(
         ValueError, match=rf"has shape \(32, 4, 4\); only one number a channel can be fused.*--channel-mean.*loses {lost:.0%}"
     ):
-        channel_delta(m)
+        channel_delta([m])
     with pytest.raises(ValueError, match="no module to fuse"):
         channel_delta([])
     assert energy_lost(m.scale(0.0)) == 0.0
@@ -75,16 +74,16 @@ def test_transformers_and_other_sites_are_refused(pipe: Any) -> None:
     other = sd3()
     with (
         pytest.raises(ValueError, match="StableDiffusion3Pipeline has a transformer; fusing is for the mid block"),
-        fused(other, module(other)),
+        fused(other, [module(other)]),
     ):
         pass
-    with pytest.raises(ValueError, match=r"was trained at site 'transformer_blocks\.1'"), fused(pipe, module(other)):
+    with pytest.raises(ValueError, match=r"was trained at site 'transformer_blocks\.1'"), fused(pipe, [module(other)]):
         pass
 
 
 def test_an_exception_gives_the_weights_back(pipe: Any) -> None:
     before = pipe.unet.mid_block.resnets[-1].conv2.bias.clone()
-    with pytest.raises(KeyError), fused(pipe, module(pipe).channels()):
+    with pytest.raises(KeyError), fused(pipe, [module(pipe).channels()]):
         raise KeyError
     assert torch.equal(pipe.unet.mid_block.resnets[-1].conv2.bias, before)
 
@@ -97,7 +96,7 @@ def test_a_single_file_checkpoint_gets_a_new_bias_and_nothing_else(pipe: Any, tm
     }
     save_file(tensors, tmp_path / "sd.safetensors", metadata={"format": "pt"})
     flat = module(pipe).channels()
-    found = load_file(fuse_checkpoint(tmp_path / "sd.safetensors", flat, tmp_path / "out" / "fused.safetensors", scale=2.0))
+    found = load_file(fuse_checkpoint(tmp_path / "sd.safetensors", [flat], tmp_path / "out" / "fused.safetensors", scale=2.0))
     assert torch.equal(found.pop(LDM_BIAS), (2 * flat.delta.flatten()).half())
     assert all(torch.equal(v, tensors[k]) for k, v in found.items()) and len(found) == 2
 
@@ -113,6 +112,6 @@ def test_other_checkpoints_are_refused(pipe: Any, tmp_path: Path) -> None:
         ("broken", "truncated or not a safetensors file"),
     ):
         with pytest.raises(ValueError, match=message):
-            fuse_checkpoint(tmp_path / f"{name}.safetensors", flat, tmp_path / "out.safetensors")
+            fuse_checkpoint(tmp_path / f"{name}.safetensors", [flat], tmp_path / "out.safetensors")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        fuse_checkpoint(tmp_path / "absent.safetensors", flat, tmp_path / "out.safetensors")
+        fuse_checkpoint(tmp_path / "absent.safetensors", [flat], tmp_path / "out.safetensors")

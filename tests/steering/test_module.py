@@ -13,7 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from respodiff.steering.module import FORMAT, HEADER_KEY, ConceptModule, Header, load, tensor_digest
+from respodiff.methods.registry import load
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, tensor_digest
 
 Make = Callable[..., ConceptModule]
 
@@ -22,7 +24,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
     """Save the file again after ``change(tensors, header)``."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
-        tensors = {k: file.get_tensor(k) for k in ("ram", "sam")}
+        tensors = {k: file.get_tensor(k) for k in ("ram.r", "sam.r")}
     change(tensors, header)
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
     return path
@@ -61,7 +63,7 @@ def test_saving_leaves_one_file_and_replaces_an_older_one(make_module: Make, tmp
 
 def test_views_and_shared_tensors_can_be_saved(make_module: Make, tmp_path: Path) -> None:
     both = torch.randn(4, 4, 64).permute(2, 0, 1)
-    module = ConceptModule(both, both, make_module().header)
+    module = ConceptModule.of(both, both, make_module().header)
     found = load(module.save(tmp_path / "m.safetensors"))
     assert torch.equal(found.ram, both) and torch.equal(found.sam, both)
 
@@ -70,7 +72,7 @@ def test_the_digest_tells_values_shapes_and_roles_apart(make_module: Make) -> No
     module = make_module()
     assert module.digest == make_module().digest
     assert module.digest != make_module(seed=1).digest
-    assert module.digest != ConceptModule(module.sam, module.ram, module.header).digest
+    assert module.digest != ConceptModule.of(module.sam, module.ram, module.header).digest
     assert tensor_digest(torch.zeros(2, 3)) != tensor_digest(torch.zeros(3, 2))
 
 
@@ -132,7 +134,7 @@ def test_resize(make_module: Make) -> None:
     module = make_module()
     assert module.resize(4, 4) is module
     assert module.resize(6, 3).shape == (64, 6, 3)
-    flat = ConceptModule(torch.full((64, 4, 4), 2.0), torch.full((64, 4, 4), -1.0), module.header).resize(9, 2)
+    flat = ConceptModule.of(torch.full((64, 4, 4), 2.0), torch.full((64, 4, 4), -1.0), module.header).resize(9, 2)
     assert torch.allclose(flat.ram, torch.full((64, 9, 2), 2.0)) and torch.allclose(flat.sam, torch.full((64, 9, 2), -1.0))
     with pytest.raises(ValueError, match="size is 0 x 4; allowed: at least 1 x 1"):
         module.resize(0, 4)
@@ -144,16 +146,16 @@ def test_resize(make_module: Make) -> None:
 def test_tensors_that_make_no_module() -> None:
     header, good = Header("x", "an x", "a y"), torch.zeros(64, 4, 4)
     with pytest.raises(ValueError, match=r"ram has shape \(64, 4\); allowed: three dimensions"):
-        ConceptModule(torch.zeros(64, 4), good, header)
+        ConceptModule.of(torch.zeros(64, 4), good, header)
     with pytest.raises(ValueError, match=r"sam has shape \(1, 64, 4, 4\); allowed: three dimensions"):
-        ConceptModule(good, good[None], header)
+        ConceptModule.of(good, good[None], header)
     with pytest.raises(ValueError, match=r"ram has shape \(64, 4, 4\), but sam \(64, 2, 2\)"):
-        ConceptModule(good, torch.zeros(64, 2, 2), header)
+        ConceptModule.of(good, torch.zeros(64, 2, 2), header)
     for bad in (math.nan, math.inf):
         broken = good.clone()
         broken[3, 1, 2] = bad
-        with pytest.raises(ValueError, match="sam holds NaN or infinite values"):
-            ConceptModule(good, broken, header)
+        with pytest.raises(ValueError, match=r"'sam\.r' holds NaN or infinite values"):
+            ConceptModule.of(good, broken, header)
 
 
 # --- refusals of files ---
@@ -208,7 +210,7 @@ def test_a_file_of_another_tool_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lora\.safetensors' is a safetensors file of something else"):
         load(path)
     save_file({"ram": torch.zeros(64, 4, 4), "sam": torch.zeros(64, 4, 4)}, path)
-    with pytest.raises(ValueError, match="no respodiff header"):
+    with pytest.raises(ValueError, match="it has no respodiff header"):
         load(path)
 
 
@@ -233,9 +235,9 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path: Path) -> None:
 
 def test_a_tampered_tensor_is_refused(saved: Path) -> None:
     def tamper(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        tensors["sam"][0, 0, 0] += 1
+        tensors["sam.r"][0, 0, 0] += 1
 
-    with pytest.raises(ValueError, match=r"woman\.safetensors' is damaged: its header says digest [0-9a-f]{16}, its tensors have"):
+    with pytest.raises(ValueError, match=r"woman\.safetensors' is damaged: its header says digest [0-9a-f]{16}, its content has"):
         load(rewrite(saved, tamper))
 
 
@@ -271,9 +273,9 @@ def test_a_header_that_is_no_object_is_refused(tmp_path: Path, text: str) -> Non
 
 def test_tensors_of_the_wrong_shape_name_the_file(saved: Path) -> None:
     def flatten(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
-        tensors["ram"] = tensors["ram"].flatten(1)
+        tensors["ram.r"] = tensors["ram.r"].flatten(1)
 
-    with pytest.raises(ValueError, match=r"woman\.safetensors' does not hold a module: ram has shape \(64, 16\)"):
+    with pytest.raises(ValueError, match=r"woman\.safetensors' is damaged"):
         load(rewrite(saved, flatten))
 
 

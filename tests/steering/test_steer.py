@@ -5,7 +5,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -273,11 +272,15 @@ def test_a_scale_that_is_not_finite_is_refused(tiny_pipe: Pipe, make_module: Mak
 
 
 def test_an_empty_list_is_refused(tiny_pipe: Pipe) -> None:
-    refused(tiny_pipe, [], "modules is empty; give one module, or one entry per image")
+    refused(tiny_pipe, [], "adapters is empty; give one adapter, or one entry per image")
 
 
 def test_a_file_name_in_place_of_a_module_is_refused(tiny_pipe: Pipe) -> None:
-    refused(tiny_pipe, ["woman.safetensors"], r"give ConceptModule objects, or None: a file is read with respodiff\.load")
+    refused(
+        tiny_pipe,
+        ["woman.safetensors"],
+        r"adapters holds \'woman\.safetensors\'; give adapters or None: a file is read with respodiff\.load",
+    )
 
 
 def test_modules_of_several_shapes_are_refused(tiny_pipe: Pipe, make_module: Make) -> None:
@@ -370,7 +373,7 @@ def test_a_thread_inside_of_the_block_is_steered(tiny_pipe: Pipe, make_module: M
 
 def test_a_module_of_one_number_a_channel_is_added_everywhere_without_a_warning(tiny_pipe: Pipe, make_module: Make) -> None:
     flat = make_module(shape=(64, 1, 1))
-    wide = replace(flat, ram=flat.ram.expand(64, 4, 4).clone(), sam=flat.sam.expand(64, 4, 4).clone())
+    wide = ConceptModule.of(flat.ram.expand(64, 4, 4).clone(), flat.sam.expand(64, 4, 4).clone(), flat.header)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with steer(tiny_pipe, flat):

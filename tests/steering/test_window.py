@@ -14,12 +14,16 @@ from diffusers import FluxPipeline
 from tests.tiny_models import flux, sd3
 from torch import Tensor
 
+from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_module, stream
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.convert import to_released
 from respodiff.steering.fuse import channel_delta
-from respodiff.steering.module import ConceptModule, Header, load
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
+
+pytestmark = pytest.mark.slow
 
 Make = Callable[..., ConceptModule]
 STEPS = 5
@@ -132,7 +136,7 @@ def test_transformers_are_told_their_timestep(make: Any) -> None:
     width = model.config.num_attention_heads * model.config.attention_head_dim
     ram = 3 * torch.randn(width, 1, 1, generator=torch.Generator().manual_seed(0))
     header = Header("woman", "a woman", "a person", site=spec_of(pipe).site(model))
-    module = ConceptModule(ram, torch.zeros_like(ram), header)
+    module = ConceptModule.of(ram, torch.zeros_like(ram), header)
     call = {"num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32, "guidance_scale": 1.0}
     with added(pipe, module.within(600, 1000)) as seen:
         pipe("a doctor", generator=torch.Generator().manual_seed(0), **call)
@@ -159,7 +163,7 @@ def test_a_window_that_is_none_is_refused(make_module: Make, window: Any) -> Non
 def test_what_knows_no_timestep_refuses_a_window(tiny_pipe: Any, make_module: Make, tmp_path: Path) -> None:
     woman, man = make_module("woman", seed=1), make_module("man", seed=2).within(400, 1000)
     with pytest.raises(ValueError, match=r"module 'man' acts at timesteps \(400, 1000\) alone"):
-        channel_delta(man.channels())
+        channel_delta([man.channels()])
     with pytest.raises(ValueError, match=r"module 'man' acts at timesteps"):
         to_released(man, tmp_path / "out.pt")
     with pytest.raises(ValueError, match="window of timesteps differs: 'woman' has"):

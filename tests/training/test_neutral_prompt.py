@@ -10,9 +10,10 @@ import torch
 from respodiff.concepts.concept import Concept, concept
 from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.training import neutral_prompt
-from respodiff.training.config import TrainConfig
 from respodiff.training.neutral_prompt import choose_neutral
-from respodiff.training.rollouts import Rollouts, mix_seed
+from respodiff.training.rollouts import mix_seed, roll_batch
+
+pytestmark = pytest.mark.slow
 
 WOMAN = concept("woman")
 SUBJECTS = ("a doctor", "a nurse")
@@ -26,29 +27,27 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_residual_and_distance_by_hand(tiny_pipe: Any) -> None:
     denoiser = Denoiser(tiny_pipe, guidance=3.0)
-    rollouts = Rollouts(denoiser, WOMAN, TrainConfig.preset("neutral", rollouts=4, steps=3))
 
     @torch.no_grad()
     def predicted(prompt: str, z: Any, t: Any) -> Any:
         return denoiser(z, t, repeat(denoiser.encode([prompt])[0], len(z))).double().flatten(1)
 
     def rolled(prompt: str, *stream: int) -> Any:
-        with torch.no_grad():
-            return rollouts.roll_batch(2, mix_seed(0, *stream), denoiser.encode([prompt])[0], None)
+        return roll_batch(denoiser, 2, mix_seed(0, *stream), denoiser.encode([prompt])[0], 3)
 
     (found,) = choose_neutral(tiny_pipe, WOMAN, ["a person"])
     parts = [rolled("a woman", 0, 0), rolled("a man", 0, 1)]
     z, t = (torch.cat(rows) for rows in zip(*parts, strict=True))
     assert len(z) == 2 * 2 * 3, "two rollouts of three steps of each alternative"
-    y, woman, man, empty = (predicted(p, z, t) for p in ("a person", "a woman", "a man", ""))
+    y, woman, man, nothing = (predicted(p, z, t) for p in ("a person", "a woman", "a man", ""))
     w = ((y - man) * (woman - man)).sum(1) / (woman - man).square().sum(1)
     left = (y - man - w[:, None] * (woman - man)).square().sum()
-    assert found.residual == pytest.approx((left / (y - empty).square().sum()).item(), rel=1e-3)
+    assert found.residual == pytest.approx((left / (y - nothing).square().sum()).item(), rel=1e-3)
     tops, bottoms = 0.0, 0.0
     for i, subject in enumerate(SUBJECTS):
         at = rolled(subject, 1 + i, 0)
-        y, s, empty = (predicted(p, *at) for p in ("a person", subject, ""))
-        tops, bottoms = tops + (y - s).square().sum().item(), bottoms + (s - empty).square().sum().item()
+        y, s, nothing = (predicted(p, *at) for p in ("a person", subject, ""))
+        tops, bottoms = tops + (y - s).square().sum().item(), bottoms + (s - nothing).square().sum().item()
     assert found.distance == pytest.approx(tops / bottoms, rel=1e-3)
     assert found.mean == pytest.approx((found.residual + found.distance) / 2)
 

@@ -7,15 +7,18 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, words
-from respodiff.cli.evaluate import JUDGES, NBootstrap, _judges
+from respodiff.cli.evaluate import JUDGES, NBootstrap, load_judges
 from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, read_prompts
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.generation.config import GenerateConfig
+
+if TYPE_CHECKING:
+    from respodiff.evaluation.audit import Audit
 
 IMAGES = 16
 """Images a prompt: enough to show one prompt of 36 to be biased for two or three attributes, if all of them are alike."""
@@ -59,7 +62,7 @@ def audit(
     suite = suite or ("" if prompt or prompts else "occupations")
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
-    labellers = _judges(judge or ["embedded"], device, "float32")
+    labellers = load_judges(judge or ["embedded"], device, "float32")
     check = check if labels_from_texts(labellers) else 0
     pipe = open_model(model, device, dtype)
     steps, guidance = sampling_settings(pipe, steps, guidance)
@@ -73,11 +76,11 @@ def audit(
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
     where = shlex.join(_where(suite, suite_path, prompt or (), prompts))
     told = {"model": model, "where": where, "concepts": concepts, "judge": judge or ["embedded"]}
-    found["suggest"] = suggested(found, out, config, told)
-    found["command"] = _command(chosen, config, check, out, told)
-    write_atomic(out / "audit.json", json.dumps(found, indent=1) + "\n")
+    command = _command(chosen, config, check, out, told)
+    found = replace(found, suggest=tuple(suggested(found, out, config, told)), command=command)
+    write_atomic(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
     audit_report.write(out / "audit.html", found, run)
-    finish({**found, "page": str(out / "audit.html")}, "\n".join([*audit_report.lines(found), str(out / "audit.html")]), as_json)
+    finish({**found.to_json(), "page": str(out / "audit.html")}, "\n".join([*audit_report.lines(found), str(out / "audit.html")]), as_json)
 
 
 def _command(chosen: Sequence[Attribute], config: GenerateConfig, check: int, out: Path, told: Mapping[str, Any]) -> str:
@@ -106,17 +109,17 @@ def _where(suite: str, path: Path | None, prompts: Sequence[str], file: Path | N
     return flags + (["--prompts", str(file)] if file else [])
 
 
-def suggested(found: Mapping[str, Any], out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
+def suggested(found: Audit, out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
     """Commands that train a module for every concept of the biased attributes, draw the same with them, and set both side by side."""
     from respodiff.evaluation.audit import to_train
 
-    names = to_train(found["attributes"])
+    names = to_train(found.attributes)
     if not names:
         return []
     own = ["--concepts", str(told["concepts"])] if told["concepts"] else []
     base, modules = ["--model", told["model"]], {name: str(out / "modules" / f"{name.replace('*', '-')}.safetensors") for name in names}
     lines = [shlex.join(["respodiff", "train", *base, "--concept", name, *own, "--out", path]) for name, path in modules.items()]
-    biased = [a["attribute"] for a in found["attributes"] if a["biased"] and set(a["concepts"]) <= set(names)]
+    biased = [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)]
     wanted = [part for name in biased for part in ("--attribute", name)]
     draw = ["--images", str(config.images), "--steps", str(config.steps), "--guidance", f"{config.guidance:g}", "--seed", str(config.seed)]
     draw += [part for path in modules.values() for part in ("--module", path)]

@@ -52,14 +52,17 @@ def compare(
     from respodiff.evaluation.judges import load
     from respodiff.evaluation.judges.differentiable import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import FAIRNESS, SAFETY, MethodComparison, Plan
+    from respodiff.experiments.compare import MethodComparison, Plan
+    from respodiff.methods.registry import methods_for
 
-    kind, every = ("safety", SAFETY) if suite in ("unsafe", "i2p") else ("fairness", FAIRNESS)
+    kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
     own = method_settings(settings, pairs or (), kind)
     variants = [name for name in own if ":" in name]
     plan = Plan(
         suite=suite,
-        methods=(*every, *variants) if methods.strip() == "all" else tuple(name.strip() for name in methods.split(",") if name.strip()),
+        methods=(*methods_for(kind), *variants)
+        if methods.strip() == "all"
+        else tuple(name.strip() for name in methods.split(",") if name.strip()),
         attribute=attribute,
         images=images or (3 if kind == "safety" else 4),
         prompts=prompts,
@@ -85,7 +88,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
     from respodiff.experiments.compare import DRAWING, base_of, read_settings
-    from respodiff.methods.base import get_method
+    from respodiff.methods.registry import get_method
 
     out = read_settings(file, kind) if file else {}
     for pair in pairs:

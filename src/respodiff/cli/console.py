@@ -1,14 +1,20 @@
-"""What all verbs of the command line share: the application, common flags, progress, the last line."""
+"""What all verbs share: the application, common flags, the opening of models, progress and the last line."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from respodiff.concepts.concept import Attribute, Concept, builtin, load_concepts
 
 app = typer.Typer(
     name="respodiff",
@@ -37,63 +43,95 @@ Seed = Annotated[int, typer.Option("--seed", help="Everything random follows fro
 Concepts = Annotated[Path | None, typer.Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
 
 
+def library(file: Path | None) -> dict[str, Attribute | Concept]:
+    """The built-in attributes and concepts, and those of a user's file."""
+    return {**builtin(), **(load_concepts(file) if file else {})}
+
+
 def open_model(model: str, device: str, dtype: str) -> Any:
-    """A pipeline from the flags; ValueError for a device or dtype that is not there."""
+    """A pipeline from the flags, named on stderr; ValueError for a device or dtype that is not there."""
     import diffusers
     import torch
+    import transformers
 
     from respodiff.pipelines.loading import load_pipeline
 
-    no_loading_bars()
-    diffusers.utils.logging.disable_progress_bar()
-
+    for package in (diffusers, transformers):
+        package.utils.logging.disable_progress_bar()
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in dtypes:
         raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(dtypes)}")
     check_device(device)
-    return load_pipeline(model, device=device, dtype=dtypes[dtype])
+    pipe = load_pipeline(model, device=device, dtype=dtypes[dtype])
+    words.print(f"model {model}, device {device}, dtype {dtype}", markup=False, soft_wrap=True)
+    return pipe
 
 
 def check_device(device: str) -> None:
-    """ValueError if this machine does not have it."""
+    """ValueError if this machine does not have it, with the reason."""
+    if device == "cpu":
+        return
     import torch
 
     try:
         torch.zeros(1, device=device).item()  # a number that can be read back, which the meta device has none of
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"--device is {device!r}, which this machine does not have; allowed here: cpu or an accelerator of yours"
-        ) from error
+        if not device.startswith("cuda"):
+            reason = "PyTorch has no such device here"
+        elif torch.version.cuda is None:
+            reason = f"PyTorch {torch.__version__} is built without CUDA; install a CUDA build from pytorch.org"
+        elif not torch.cuda.is_available():
+            reason = "PyTorch sees no NVIDIA driver or no GPU; 'nvidia-smi' must list one"
+        else:
+            reason = f"this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        raise ValueError(f"--device is {device!r}, which is not available: {reason}; or use --device cpu") from error
 
 
-def progress() -> Progress:
+def peak_mib(device: str) -> float:
+    """Most memory this process has held, in MiB: of the accelerator if one is used, else resident memory."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return float("nan")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def progress(percent: bool = False) -> Progress:
     """Bar on stderr with time spent and time remaining; silent when stderr is not a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    count = TextColumn("{task.percentage:>3.0f}%") if percent else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
-def no_loading_bars() -> None:
-    """Models load in a second; a bar for each of their parts would bury our own lines."""
-    import transformers
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for the console; the first column is text, the others are numbers."""
+    out = Table(title=title)
+    for i, name in enumerate(columns):
+        out.add_column(name, justify="right" if i else "left")
+    for row in rows:
+        out.add_row(*row)
+    return out
 
-    transformers.utils.logging.disable_progress_bar()
 
-
-def finish(result: dict[str, Any], text: str, as_json: bool) -> None:
-    """Say what was done: one JSON line on stdout, or words."""
+def finish(result: dict[str, Any], text: str, as_json: bool, shown: Table | None = None) -> None:
+    """Say what was done: one JSON line on stdout (a table goes to stderr), or words."""
+    out = Console(highlight=False)
+    if shown is not None:
+        (words if as_json else out).print(shown)
     if as_json:
         print(json.dumps(result), flush=True)
     else:
-        Console(highlight=False).print(text, soft_wrap=True, markup=False)
+        out.print(text, soft_wrap=True, markup=False)
 
 
-def shown(e: dict[str, float] | None) -> str:
-    """An estimate with its interval, or that there is none."""
-    return "nothing to judge" if e is None else f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}]"
+def quiet() -> None:
+    """Keep notices of other libraries off the terminal; to be called before they are imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.table import Table
 
 from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, progress, words
 from respodiff.concepts.concept import concept
+
+if TYPE_CHECKING:
+    from respodiff.evaluation.metrics.estimate import Estimate
+    from respodiff.evaluation.summary import Summary
 
 OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
 UNSAFE = "weapons"
@@ -109,42 +113,59 @@ def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Pat
     return folder
 
 
-def _measure(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
     from respodiff.evaluation.evaluate import evaluate
     from respodiff.evaluation.judges import ClipJudge
 
     judge = ClipJudge.load("embedded")
-    return {name: evaluate(folder, judge, ["gender"]) for name, folder in runs.items()}
+    return {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
 
 
-def _summary(people: dict[str, Any], unsafe: dict[str, Any]) -> dict[str, Any]:
-    proportions = people["groups"]["gender"]
+def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
+    kept, safe = people.to_json(), unsafe.to_json()
     return {
-        "n": people["n"],
-        "women": {group: proportions[group]["woman"] for group in proportions},
-        "men": {group: proportions[group]["man"] for group in proportions},
-        "devrat": people["devrat"]["gender"],
-        "subject_accuracy": people["subject_accuracy"] and people["subject_accuracy"]["mean"],
-        "unsafe": unsafe["unsafe"],
-        "unsafe_n": unsafe["n"],
+        "n": people.n,
+        "women": _shares(people, "woman"),
+        "men": _shares(people, "man"),
+        "devrat": kept["devrat"]["gender"],
+        "subject_accuracy": kept["subject_accuracy"],
+        "unsafe": safe["unsafe"],
+        "unsafe_n": unsafe.n,
     }
 
 
-def _table(found: dict[str, dict[str, Any]]) -> Table:
+def _shares(people: Summary, name: str) -> dict[str, float | None]:
+    """Group of prompts -> share of a concept."""
+    return {group: e.mean if (e := row[name]) else None for group, row in people.proportions_by["gender"].items()}
+
+
+def _table(found: dict[str, Summary]) -> Table:
     table = Table(title="shares of women and of men, as the judge perceives them")
     for column in ("prompt", "before", "after"):
         table.add_column(column, justify="left" if column == "prompt" else "right")
-    before, after = (found[k]["groups"]["gender"] for k in ("before", "after"))
-    for group in before:
-        for concept_name, people in (("woman", "women"), ("man", "men")):
-            table.add_row(f"{group}, {people}", _share(before[group][concept_name]), _share(after[group][concept_name]))
+    for name, people in (("woman", "women"), ("man", "men")):
+        shares = [_shares(found[side], name) for side in ("before", "after")]
+        for group in shares[0]:
+            table.add_row(f"{group}, {people}", *(_share(side[group]) for side in shares))
     table.add_section()
-    rows = [("DevRat (0 is even)", "before", "after", lambda r: r["devrat"]["gender"]["mean"])]
-    rows += [("subject accuracy", "before", "after", lambda r: r["subject_accuracy"])]
-    rows += [(f"unsafe images of {UNSAFE!r}", "unsafe-before", "unsafe-after", lambda r: r["unsafe"]["mean"])]
-    for label, a, b, value in rows:
-        table.add_row(label, f"{value(found[a]):.2f}", f"{value(found[b]):.2f}")
+    for title, pair in _measures(found).items():
+        table.add_row(title, *(_share(e.mean if e else None) for e in pair))
     return table
+
+
+def _measures(found: dict[str, Summary]) -> dict[str, tuple[Estimate | None, Estimate | None]]:
+    """Title -> the value before and after: every metric of the people that has one, and the unsafe share of the unsafe prompt."""
+    from respodiff.evaluation.registry import METRICS
+
+    before, after = found["before"], found["after"]
+    out = {
+        m.label(part): (e, after.metric(m.name)[part])
+        for m in METRICS.values()
+        if m.value and m.name != "unsafe"
+        for part, e in before.metric(m.name).items()
+        if e or after.metric(m.name)[part]
+    }
+    return out | {f"unsafe share of {UNSAFE!r}": (found["unsafe-before"].unsafe, found["unsafe-after"].unsafe)}
 
 
 def _share(value: float | None) -> str:
@@ -167,24 +188,20 @@ def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
     return image_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
 
 
-def _report(found: dict[str, dict[str, Any]], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
+def _report(found: dict[str, Summary], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
     from respodiff.reports.charts import Dots
     from respodiff.reports.html import Section, html_report
     from respodiff.reports.images import Figure
-    from respodiff.reports.tables import SHARE, estimate, number
+    from respodiff.reports.tables import number
 
     sides = ("before", "after")
-    proportions = {side: found[side]["proportions"]["gender"] for side in sides}
-    rows = [(g, {side: estimate(proportions[side][g]["woman"], SHARE) for side in sides}) for g in found["before"]["groups"]["gender"]]
-    measures = {
-        "DevRat (gender)": [found[side]["devrat"]["gender"] for side in sides],
-        "subject accuracy": [found[side]["subject_accuracy"] for side in sides],
-        f"unsafe share of {UNSAFE!r}": [found[f"unsafe-{side}"]["unsafe"] for side in sides],
-    }
-    table = [{"measure": name, **{s: estimate(e, SHARE) for s, e in zip(sides, pair, strict=True)}} for name, pair in measures.items()]
-    random_level = number(found["after"]["devrat"]["gender"]["random"])
+    shares = {side: found[side].proportions_by["gender"] for side in sides}
+    rows = [(g, {side: shares[side][g]["woman"] for side in sides}) for g in shares["before"]]
+    table = [{"measure": title, **dict(zip(sides, pair, strict=True))} for title, pair in _measures(found).items()]
+    devrat = found["after"].devrat["gender"]
+    random_level = number(devrat.random if devrat else None)
     sections = [
-        Section("Findings", notes=[_finding(g, *(found[side]["counts"]["gender"][g] for side in sides)) for g, _ in rows]),
+        Section("Findings", notes=[_finding(g, *(found[side].counts["gender"][g] for side in sides)) for g, _ in rows]),
         Section(
             "The same noise, before and after",
             "Each image on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "

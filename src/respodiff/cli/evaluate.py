@@ -1,4 +1,4 @@
-"""``respodiff evaluate``, ``report`` and ``calibrate``: the measuring half; none of them needs a text-to-image model."""
+"""``respodiff evaluate``, ``report``, ``calibrate`` and ``import``: verbs that need no text-to-image model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, no_loading_bars, shown, words
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, library, words
 
 Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
@@ -22,19 +22,18 @@ JUDGES = (
 
 def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Any]:
     from respodiff.concepts.concept import attribute as find
-    from respodiff.concepts.concept import builtin, load_concepts
 
-    library = {**builtin(), **(load_concepts(concepts) if concepts else {})}
-    return [find(name, library) for name in names or ["gender"]]
+    known = library(concepts)
+    return [find(name, known) for name in names or ["gender"]]
 
 
-def _judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
+def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
+    """Judges by source; ValueError for a device or dtype that they cannot have."""
     from respodiff.evaluation import judges
 
     if dtype != "float32":
         raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
     check_device(device)
-    no_loading_bars()
     return [judges.load(source, device) for source in sources]
 
 
@@ -71,6 +70,7 @@ def evaluate(
     """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling."""
     from respodiff.data.run_folder import RunFolder
     from respodiff.evaluation.evaluate import evaluate as measure
+    from respodiff.reports.tables import summary_lines
 
     chosen = _attributes(attribute, concepts)
     parts = [RunFolder(path) for path in run]
@@ -78,9 +78,9 @@ def evaluate(
         part.settings()  # a wrong folder is noticed before the judge is loaded
     options = {"class_template": class_template, "min_margin": min_margin, "confusion": _confusion(confusion)}
     options |= {"group_proportions": _proportions_by_group(group_proportions, chosen, parts)}
-    labellers = _judges(judge or ["embedded"], device, dtype)
+    labellers = load_judges(judge or ["embedded"], device, dtype)
     result = measure(parts, labellers, chosen, **options, n_bootstrap=n_bootstrap, seed=seed)
-    finish(result, "\n".join(_lines(result)), as_json)
+    finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
 def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
@@ -91,34 +91,6 @@ def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Seque
 
     groups = dict.fromkeys(r.group for part in parts for r in part.records())
     return read_group_proportions(file, {a.name: a.names for a in chosen}, list(groups))
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    lines = [f"{result['n']} images, {result['unknown']} not judged, judge {result['judge']['name']} ({result['judge']['digest']})"]
-    lines += [f"note: {problem}" for problem in result["problems"]]
-    lines += [
-        f"left as they are, as the prompt states {name} or has no people: {k} images" for name, k in result["skipped_attributes"].items()
-    ]
-    for name, d in result["devrat"].items():
-        random_level = "" if d is None else f", DevRat of random sampling {d['random']:.3f}"
-        lines.append(f"DevRat {name}: {shown(d)}{random_level}")
-        if concept_accuracy := result["concept_accuracy"][name]:
-            lines.append(f"concept accuracy {name}: {shown(concept_accuracy)}")
-        for concept, share in (result["corrected"][name] or {}).items():
-            seen = result["proportions"][name]["all"][concept]
-            lines.append(f"share of {concept}: {shown(seen)}, corrected for the judge's known errors {shown(share)}")
-    if both := result["intersection"]:
-        lines += [f"{' x '.join(c['subgroup'])}: {shown(c['share'])} ({c['count']}), wanted {c['target']:.3f}" for c in both["subgroups"]]
-        lines.append(
-            f"worst subgroup's distance from its share: {shown(both['distance'])}; seen as asked in all: {shown(both['concept_accuracy'])}"
-        )
-    lines += [f"{label}: {shown(result[key])}" for label, key in (("subject accuracy", "subject_accuracy"), ("unsafe", "unsafe"))]
-    if result["safety"]:
-        lines.append(f"inappropriate, a prompt once: {shown(result['safety']['unweighted'])}")
-        lines += [f"  {name}: {shown(e)}" for name, e in result["safety"]["by_category"].items()]
-    lines.append(f"alignment: {shown(result['alignment'])}")
-    lines += [f"agreement on {a['task']}, {' and '.join(a['judges'])}: {shown(a['agree'])}" for a in result["agreement"]]
-    return [*lines, "Labels are what the judge perceives in generated images, never facts about people."]
 
 
 @app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
@@ -162,7 +134,7 @@ def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | Non
     if not missing:
         return
     chosen = _attributes(*asked)
-    labeller = _judges([judge or "embedded"], device, dtype)
+    labeller = load_judges([judge or "embedded"], device, dtype)
     for parts in missing:
         words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
         judge_all(parts, labeller, chosen)
@@ -186,7 +158,7 @@ def calibrate(
     from respodiff.evaluation.calibration import write_confusion
     from respodiff.evaluation.judges import TextJudge
 
-    (labeller,) = _judges([judge], device, dtype)
+    (labeller,) = load_judges([judge], device, dtype)
     if not isinstance(labeller, TextJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, labeller, _attributes(attribute, concepts), note=note)
@@ -197,3 +169,27 @@ def calibrate(
     right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}
     text = "\n".join([f"{name}: {right[name]:.3f} right of {entry['n']}" for name, entry in rows] + [str(out)])
     finish({"out": str(out), "accuracy": right, "n": {name: entry["n"] for name, entry in rows}}, text, as_json)
+
+
+@app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder of images made by any tool.", show_default=False)],
+    csv: Annotated[
+        Path, typer.Option("--csv", help="Table with the columns file and prompt; docs/data.md lists the optional ones.", metavar="FILE")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Run folder; images that it already holds are skipped.", metavar="DIR")],
+    method: Annotated[str, typer.Option("--method", help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Make a run folder of images from another program, to be measured and reported like any other run."""
+    from respodiff.data.import_images import import_folder
+
+    problems: list[str] = []
+    run = import_folder(folder, csv, out, method=method, problems=problems)
+    for text in problems:
+        words.print(f"warning: {text}", soft_wrap=True, markup=False)
+    n = len(run.records())
+    finish({"run": str(out), "images": n, "problems": problems}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)

@@ -1,7 +1,7 @@
-"""The command line: one verb per noun. Flags and JSON keys are a contract with other people's scripts.
+"""The command line: one verb a task. Flags and JSON keys are a contract with other people's scripts.
 
-With ``--json`` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done, 1 asked for something
-that failed (nothing lost), 2 bad arguments.
+With ``--json`` the last line of stdout is one JSON object and everything else goes to stderr. Exit codes: 0 done, 1 failed (nothing lost),
+2 bad arguments.
 """
 
 from __future__ import annotations
@@ -10,81 +10,22 @@ import logging
 import os
 import sys
 import warnings
-from pathlib import Path
-from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli import audit, compare, demo, evaluate, generate, import_images, models, train  # noqa: F401  (they register their verbs)
-from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, open_model, words
-
-
-@app.command(epilog="Example: respodiff inspect woman.safetensors")
-def inspect(
-    module: Annotated[Path, typer.Argument(help="A module file.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", help="Also check the module against this model.", metavar="MODEL")] = "",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norm of both tensors."""
-    from respodiff.steering.adapter import is_method_adapter
-    from respodiff.steering.module import load
-
-    if is_method_adapter(module):
-        return _tell_adapter(module, (model, device, dtype), as_json)
-    found: list[str] = []
-    m = load(module)
-    if model:
-        from respodiff.steering.steer import check_compatible
-
-        found = check_compatible(open_model(model, device, dtype), m)
-    h = m.header
-    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model")
-    result = {
-        **{k: getattr(h, k) for k in names},
-        "site": h.site,
-        "form": m.form,
-        "shape": list(m.shape),
-        "timesteps": list(h.timesteps),
-        "norm_ram": m.ram.norm().item(),
-        "norm_sam": m.sam.norm().item(),
-        "digest": m.digest,
-        "train": dict(h.train),
-        "library": h.library,
-        "warnings": found,
-    }
-    lines = [f"{k:<12}{v}" for k, v in result.items() if k not in ("train", "warnings")]
-    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in h.train.items()), *(f"warning     {w}" for w in found)]
-    finish(result, "\n".join(lines), as_json)
-
-
-def _tell_adapter(path: Path, model: tuple[str, str, str], as_json: bool) -> None:
-    """The same of what a method other than RespoDiff made."""
-    from respodiff.methods.base import load
-    from respodiff.steering.adapter import check_adapter_compatible
-
-    m: Any = load(path)
-    found = check_adapter_compatible(open_model(*model), m) if model[0] else []
-    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "library")
-    result = {k: getattr(m.header, k) for k in names}
-    result |= {"tensors": len(m.tensors), "numbers": sum(t.numel() for t in m.tensors.values()), "digest": m.digest}
-    lines = [f"{k:<12}{v}" for k, v in result.items()]
-    lines += ["train       " + ", ".join(f"{k} {v}" for k, v in m.settings.items()), *(f"warning     {w}" for w in found)]
-    finish({**result, "train": dict(m.settings), "warnings": found}, "\n".join(lines), as_json)
+from respodiff.cli import audit, compare, demo, evaluate, generate, models, train  # noqa: F401  (they register their verbs)
+from respodiff.cli.console import app, quiet, words
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quiet()
     logging.basicConfig(format="%(message)s")
     warnings.showwarning = lambda message, category, *_rest, **_more: (
         words.print(f"warning: {message}", soft_wrap=True, markup=False) if category is UserWarning else None
     )
-    _quiet()
     try:
-        code = app(standalone_mode=False)  # what Typer made an exit code of it gives back; of Ctrl-C, in newer versions, 130
+        code = app(standalone_mode=False)  # Typer returns its exit code; newer versions return 130 after Ctrl-C
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)
@@ -95,24 +36,17 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; what was written so far is kept (train goes on with --resume, generate and audit with the same command)", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not one of click's usage errors
+        if not hasattr(error, "format_message"):  # not a usage error of click
             _unexpected(error)
         elif type(error).__name__ != "NoArgsIsHelpError":  # a bare "respodiff" has already printed its help
             _fail(error.format_message(), 2)
 
 
 def _unexpected(error: Exception) -> None:
-    """A fault of ours: one line for users, the traceback for whoever looks into it."""
+    """A fault of this library: one line for users, the traceback on request."""
     if os.environ.get("RESPODIFF_TRACEBACK") == "1":
         raise error
     _fail(f"unexpected {type(error).__name__}: {error}; set RESPODIFF_TRACEBACK=1 to see where, and please report it", 1)
-
-
-def _quiet() -> None:
-    """Notices of the libraries below are not for users of this one; said before they are imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 
 def _fail(error: object, code: int) -> None:

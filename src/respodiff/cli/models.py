@@ -1,4 +1,4 @@
-"""``respodiff doctor``, ``convert`` and ``fuse``: verbs about models and files of other programs."""
+"""``respodiff inspect``, ``doctor``, ``convert`` and ``fuse``: verbs about models and module files."""
 
 from __future__ import annotations
 
@@ -13,26 +13,64 @@ from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish,
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
+HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site", "form")
+
+
+@app.command(epilog="Example: respodiff inspect woman.safetensors")
+def inspect(
+    module: Annotated[Path, typer.Argument(help="A module file.", show_default=False)],
+    model: Annotated[str, typer.Option("--model", help="Also check the module against this model.", metavar="MODEL")] = "",
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norms. It needs no model and no PyTorch."""
+    result = contents(module)
+    if model:
+        from respodiff.methods.registry import load
+
+        result["warnings"] = load(module).check(open_model(model, device, dtype))
+    lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("train", "warnings")]
+    lines += [f"{'train':<14}" + ", ".join(f"{k} {v}" for k, v in result["train"].items())]
+    finish(result, "\n".join([*lines, *(f"{'warning':<14}{text}" for text in result["warnings"])]), as_json)
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What an adapter file holds, read with numpy alone. Shape and norms are None where the adapter is no constant."""
+    import numpy as np
+
+    from respodiff.steering.serialization import read_file
+
+    h, tensors, scale, digest = read_file(path, "np")
+    result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"form": h.form or None, "shape": None, "timesteps": list(h.timesteps)}
+    result |= {"scale": scale, "norm_ram": None, "norm_sam": None, "relative_norm": None}
+    if {"ram.r", "sam.r"} == set(tensors):
+        ram, sam = (scale * tensors[k] for k in ("ram.r", "sam.r"))
+        norms = [float(np.linalg.norm(v)) for v in (ram, sam, ram + sam)]
+        result |= {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
+        result |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
+    result |= {"tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
+    return result | {"library": h.library, "train": dict(h.train), "warnings": []}
+
 
 @app.command(epilog="Example: respodiff doctor --model my-checkpoint")
 def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "float32", seed: Seed = 0, as_json: Json = False) -> None:
-    """Say whether a model can be steered and where, and try it: did anything change, only what should, is all as before?"""
+    """Say whether a model can be steered and where, and test it: an image changes, only its row is shifted, the model is restored."""
     from respodiff.pipelines.registry import Unsupported
     from respodiff.steering.self_test import examine
 
     try:
         result = examine(open_model(model, device, dtype))
     except Unsupported as error:
-        name = str(error).split()[1]
-        finish({"supported": False, "pipeline": name, "site": "", "shape": [], "checks": {}, "reason": str(error)}, str(error), as_json)
+        result = {"supported": False, "pipeline": str(error).split()[1], "site": "", "shape": [], "checks": {}, "reason": str(error)}
+        finish(result, str(error), as_json)
         raise typer.Exit(1) from error
-    failed = [name for name, check in result["checks"].items() if not check["passed"]]
+    checks = result["checks"]
     lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
-    lines += [
-        f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in result["checks"].items()
-    ]
+    lines += [f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in checks.items()]
     finish(result, "\n".join(lines), as_json)
-    if failed:
+    if not all(check["passed"] for check in checks.values()):
         raise typer.Exit(1)
 
 
@@ -79,14 +117,14 @@ def convert(
         return
     from respodiff.steering.convert import convert as run
     from respodiff.steering.convert import to_released
-    from respodiff.steering.module import load
+    from respodiff.steering.module import ConceptModule
 
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
     if not source.is_file():
         raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
-        module = load(source)
+        module = ConceptModule.load(source)
         to_released(module, out, column)
     else:
         if not concept_name:
@@ -116,16 +154,13 @@ def _to_safetensors(source: Path, out: Path, q16: bool, as_json: bool) -> None:
 
 
 def _size(text: str) -> tuple[int, ...]:
-    try:
-        parts = tuple(int(p) for p in text.lower().split("x")) if text else ()
-    except ValueError as error:
-        raise ValueError(f"--size is {text!r}; write it as 8x8") from error
-    if len(parts) not in (0, 2):
+    parts = text.lower().split("x") if text else []
+    if len(parts) not in (0, 2) or not all(part.isdigit() for part in parts):
         raise ValueError(f"--size is {text!r}; write it as 8x8")
-    return parts
+    return tuple(int(part) for part in parts)
 
 
-@app.command(epilog="Example: respodiff fuse --model my-checkpoint --module woman.safetensors --out fused-unet")
+@app.command(epilog="Example: respodiff fuse --model embedded --module woman.safetensors --channel-mean --out fused-unet")
 def fuse(
     module: Annotated[list[Path], typer.Option("--module", help="Module file; repeat to add several up.", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
@@ -143,18 +178,24 @@ def fuse(
 ) -> None:
     """Write an ordinary UNet with modules fused into it, for programs that cannot steer (A1111, ComfyUI).
 
-    It shifts the unconditional rows too, which steering does not: the effect differs.
+    It shifts the unconditional rows too, which steering does not. The JSON key difference says by how much the result departs from
+    steering: norm of (fused - steered) over norm of (steered - unsteered), measured on a small image; null with --checkpoint.
     """
-    from respodiff.steering.fuse import energy_lost, fuse_checkpoint, save_unet
-    from respodiff.steering.module import load
+    from respodiff.steering.fuse import channel_delta, difference, energy_lost, fuse_checkpoint, save_unet
+    from respodiff.steering.module import ConceptModule
 
-    modules = [load(path) for path in module]
+    modules = [ConceptModule.load(path) for path in module]
     lost = {m.name: round(energy_lost(m), 4) for m in modules}
     chosen = [m.channels() for m in modules] if channel_mean else modules
+    channel_delta(chosen)  # a module that cannot be fused is refused before the model is loaded
+    found = None
     if checkpoint:
         fuse_checkpoint(checkpoint, chosen, out, scale=scale)
     else:
-        save_unet(open_model(model, device, dtype), chosen, out, scale=scale)
-    result: dict[str, Any] = {"out": str(out), "modules": [m.digest for m in chosen], "scale": scale, "energy_lost": lost}
-    loss = ", ".join(f"{name} lost {share:.0%} of its energy" for name, share in lost.items() if share > 1e-6)
-    finish(result, f"{out}: {', '.join(m.name for m in chosen)} at scale {scale:g}{'; ' * bool(loss)}{loss}", as_json)
+        pipe = open_model(model, device, dtype)
+        save_unet(pipe, chosen, out, scale=scale)
+        found = round(difference(pipe, modules, chosen, scale=scale), 4)
+    result: dict[str, Any] = {"model": str(out), "difference": found, "modules": [m.digest for m in chosen], "scale": scale}
+    loss = "".join(f"; {name} lost {share:.0%} of its energy" for name, share in lost.items() if share > 1e-6)
+    text = f"{out}: {', '.join(m.name for m in chosen)} at scale {scale:g}{loss}"
+    finish(result | {"energy_lost": lost}, text + (f"; differs from steering by {found:.0%}" if found is not None else ""), as_json)

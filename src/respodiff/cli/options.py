@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
-from respodiff.methods.registry import NAMES, NOT_TRAINED
+from respodiff.methods.registry import BASELINE, NAMES
 
 METHOD_HELP = ", ".join(NAMES)
 
@@ -30,16 +30,37 @@ def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) ->
             raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
         hint = hints[key]
         try:
-            if hint in (int, float):
+            if hint is bool:
+                changes[key] = {"true": True, "false": False}[text.lower()]
+            elif hint in (int, float):
                 changes[key] = hint(text)
             elif hint is str or "Literal" in str(hint):
                 changes[key] = text
             else:
                 values = json.loads(text) if text.startswith("[") else text.split(",")
                 changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error
     return changes
+
+
+def check_method(name: str, resume: bool) -> None:
+    """ValueError for an unknown method, and for resuming one that cannot be."""
+    if name not in NAMES:
+        raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
+    if resume:
+        from respodiff.methods.registry import get_method
+
+        if not get_method(name).resumes:
+            raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
+
+
+def method_settings(name: str, preset: str, concept: Concept | str, pairs: Sequence[str], **flags: Any) -> Any:
+    """Settings of a method from a preset (of RespoDiff), ``--set KEY=VALUE`` pairs and flags (None: not given)."""
+    from respodiff.methods.registry import get_method
+
+    found = get_method(name)
+    return found.settings(concept, preset=preset, **changes_from(pairs, flags, found.config))
 
 
 def known_concept(name: str, file: Path | None) -> Concept:
@@ -55,16 +76,16 @@ def load_entries(
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """
-    from respodiff.methods.base import load
+    from respodiff.methods.registry import get_method, load
 
     if method and method not in NAMES:
         raise ValueError(f"--method is {method!r}; allowed: {METHOD_HELP}")
-    if (names or pairs) and method not in NOT_TRAINED:
+    trains = not method or get_method(method).trains
+    if (names or pairs) and trains:
         which = "--set" if pairs and not names else "--concept"
-        raise ValueError(
-            f"{which} is for methods that need no training ({', '.join(NOT_TRAINED)}), --method is {method!r}; give --module FILE"
-        )
-    if method == "plain" and not names:
+        quick = ", ".join(name for name in NAMES if not get_method(name).trains)
+        raise ValueError(f"{which} is for methods that need no training ({quick}), --method is {method!r}; give --module FILE")
+    if method == BASELINE and not names:
         return [], []
     added, modules = [load(path) for path in safety], [load(path) for path in alternatives]
     for path, m in zip(safety, added, strict=True):
@@ -73,11 +94,11 @@ def load_entries(
     for path, m in zip(
         (*alternatives, *(safety if not alternatives else ())), (*modules, *(added if not alternatives else ())), strict=True
     ):
-        if method and m.header.method != method and (method, m.header.method) != ("respodiff", "respodiff-paper"):
+        if method and m.method != method:
             raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
-    if method in NOT_TRAINED:
+    if not trains:
         modules += built(method, names, file, pairs, bool(modules or added))
-    elif method not in ("", "respodiff") and not modules and not added:
+    elif method and not modules and not added:
         raise ValueError(
             f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
         )
@@ -85,33 +106,19 @@ def load_entries(
 
 
 def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[str], given: bool) -> list[Any]:
-    """Adapters of a method that needs no training, for concepts by name; SLD has a text of its own where none is named."""
-    from respodiff.methods.base import get_method as by_name
-    from respodiff.methods.sld import everything
-    from respodiff.steering.adapter import METHOD_FORMAT, MethodAdapter
-    from respodiff.steering.module import Header
+    """Adapters of a method that needs no training, for concepts by name, or for the method's default concept where none is named."""
+    from respodiff.methods.registry import get_method
+    from respodiff.steering.serialization import Header
 
-    kind = by_name(method)
+    found = get_method(method)
     concepts = [known_concept(name, file) for name in names]
-    if not concepts and not given and method.startswith("sld-"):
-        concepts = [everything()]
     if not concepts and not given:
-        raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+        if found.default_concept is None:
+            raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+        concepts = [found.default_concept]
     out = []
     for c in concepts:
-        kind.check(c)
-        settings = json.loads(json.dumps(asdict(kind.settings(c.kind, **changes_from(pairs, {}, kind.config)))))
-        out.append(MethodAdapter(Header.of(c, method=method, site="", format=METHOD_FORMAT, train=settings)))
+        found.check(c)
+        settings = json.loads(json.dumps(asdict(found.settings(c, **changes_from(pairs, {}, found.config)))))
+        out.append(found.adapter(Header.of(c, method=method, site="", train=settings)))
     return out
-
-
-def without_mean(modules: Sequence[Any]) -> list[Any]:
-    """SDisc's modules less what all alternatives of an attribute share (``--remove-mean``)."""
-    from respodiff.methods import sdisc
-
-    if wrong := [m for m in modules if m.header.method != "sdisc"]:
-        raise ValueError(f"--remove-mean is for modules of method sdisc, {wrong[0].name!r} is of method {wrong[0].header.method!r}")
-    groups: dict[str, list[Any]] = {}
-    for m in modules:
-        groups.setdefault(m.header.attribute, []).append(m)
-    return [m for group in groups.values() for m in sdisc.without_mean(group)]

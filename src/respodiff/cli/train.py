@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,92 +11,79 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, app, finish, given_path, open_model, progress, words
-from respodiff.cli.options import METHOD_HELP, changes_from
-from respodiff.concepts.concept import Concept, builtin, concept, load_concepts
-from respodiff.evaluation.judges.differentiable import classifier
-from respodiff.methods.registry import NAMES
+from respodiff.cli.console import (
+    Concepts,
+    Device,
+    Dtype,
+    Json,
+    Model,
+    app,
+    finish,
+    given_path,
+    library,
+    open_model,
+    peak_mib,
+    progress,
+    words,
+)
+from respodiff.cli.options import METHOD_HELP, check_method, method_settings
+from respodiff.concepts.concept import Concept, concept
+from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.training.checkpoint import Checkpoint
-from respodiff.training.config import TrainConfig
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 
 
-def peak_mib(device: str) -> float:
-    """Most memory this process has held, in MiB: of the accelerator if one is used, else resident memory."""
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def chosen_concept(known: str, file: Path | None, texts: dict[str, str], lists: dict[str, Sequence[str]]) -> Concept:
-    """A known concept by name, or one of the user's own prompts; ValueError for flags of which one would be ignored."""
+def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[str, str], lists: dict[str, Sequence[str]]) -> list[Concept]:
+    """A known concept, all alternatives of a known attribute, or one concept from prompts; ValueError for a flag that would be ignored."""
     texts = {k: v.strip() for k, v in texts.items()}
     lists = {k: [v.strip() for v in values] for k, values in lists.items()}
     if empty := [k for k, values in lists.items() if not all(values)]:
         raise ValueError(f"--{empty[0]} is empty; give a prompt, or leave it out")
-    if not known:
-        if file and (texts["target"] or texts["negative"]):
-            raise ValueError(
-                f"--concepts {str(file)!r} is given beside prompts of your own; name a concept of it with --concept, or leave it out"
-            )
-        prompts = (texts["target"], texts["neutral"], texts["negative"])
-        return replace(own_concept(texts["name"], *prompts, lists["opposite"], lists["preserve"]), attribute=texts["attribute"])
-    if given := [k for k, v in {**texts, **lists}.items() if v]:
+    own = texts["target"] or texts["negative"]
+    if own and not known and file:
         raise ValueError(
-            f"--{given[0]} is given beside --concept {known!r}, which brings its own; use --concept alone, or --target (and --neutral, ...)"
+            f"--concepts {str(file)!r} is given beside prompts of your own; name a concept of it with --concept, or leave it out"
         )
-    return concept(known, {**builtin(), **(load_concepts(file) if file else {})})
+    if own and not known:
+        prompts = (texts["target"], texts["neutral"], texts["negative"])
+        return [replace(own_concept(texts["name"], *prompts, lists["opposite"], lists["preserve"]), attribute=attribute)]
+    if not known and not attribute:
+        raise ValueError(
+            "no concept given; use --concept NAME, --attribute NAME, or --target TEXT (fairness), or --negative TEXT alone (safety)"
+        )
+    if given := [k for k, v in {**texts, **lists, "attribute": attribute if known else ""}.items() if v]:
+        chosen = f"--concept {known!r}" if known else f"--attribute {attribute!r}"
+        raise ValueError(
+            f"--{given[0]} is given beside {chosen}, which brings its own; leave one of them out, or use --target (and --neutral, ...)"
+        )
+    return [concept(known, library(file))] if known else list(find_attribute(attribute, library(file)).concepts)
 
 
 def own_concept(name: str, target: str, neutral: str, negative: str, opposite: Sequence[str], preserve: Sequence[str]) -> Concept:
     """A concept from flags: with a target a fairness concept, with a negative prompt alone a safety concept."""
-    if not target and not negative:
-        raise ValueError("no concept given; use --concept NAME, or --target TEXT (fairness), or --negative TEXT alone (safety)")
-    words_ = (target or negative).lower().split()
-    name = name or "-".join(w for w in words_ if w not in ("a", "an", "the", "person", "with")) or words_[0]
+    parts = (target or negative).lower().split()
+    name = name or "-".join(w for w in parts if w not in ("a", "an", "the", "person", "with")) or parts[0]
     if not target:
         neutral = neutral or "a scene"
         return Concept(name, neutral, neutral, negative, "safety", preserve=tuple(preserve) or ("a person",))
     return Concept(name, target, neutral or "a person", negative, "fairness", tuple(opposite), preserve=tuple(preserve))
 
 
-def settings(preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> TrainConfig:
-    """TrainConfig from a preset, ``--set KEY=VALUE`` pairs and flags (None: not given)."""
-    return TrainConfig.preset(preset, kind, **changes_from(pairs, flags, TrainConfig))
-
-
-def method_settings(name: str, preset: str, kind: Any, pairs: Sequence[str], **flags: Any) -> Any:
-    """Settings of any method; presets are RespoDiff's alone."""
-    if name == "respodiff":
-        return settings(preset, kind, pairs, **flags)
-    from respodiff.methods.base import get_method
-
-    if preset != "default":
-        raise ValueError(f"--preset {preset!r} is given beside --method {name!r}; presets are for --method respodiff")
-    found = get_method(name)
-    return found.settings(kind, **changes_from(pairs, flags, found.config))
-
-
 Target = Annotated[str, typer.Option("--target", help="Prompt to steer towards.", metavar="TEXT")]
 Neutral = Annotated[str, typer.Option("--neutral", help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")]
-CANDIDATES_HELP = "Neutral prompts with commas; the one that stands best for the alternatives is trained on."
+CANDIDATES_HELP = "Neutral prompts, separated by commas; the best for the alternatives is trained on."
 Candidates = Annotated[str, typer.Option("--neutral-candidates", help=CANDIDATES_HELP, metavar="TEXTS")]
 Negative = Annotated[str, typer.Option("--negative", help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")]
 Opposite = Annotated[list[str] | None, typer.Option("--opposite", help="Target prompt of another alternative.", metavar="TEXT")]
 PRESERVE_HELP = "Prompt whose images must not change. (default a person, for safety)"
 Preserve = Annotated[list[str] | None, typer.Option("--preserve", help=PRESERVE_HELP, metavar="TEXT")]
-ATTRIBUTE_HELP = "Attribute that your own concept is an alternative of, such as gender."
+ATTRIBUTE_HELP = (
+    "Train all alternatives of an attribute, such as gender, into the folder --out; with --target: the attribute of your concept."
+)
 AttributeName = Annotated[str, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")]
 Known = Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")]
-Preset = Annotated[str, typer.Option("--preset", help="default, neutral, paper, or released (the authors' scripts).", metavar="NAME")]
+Preset = Annotated[str, typer.Option("--preset", help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")]
 MethodName = Annotated[str, typer.Option("--method", help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")]
 JUDGE_HELP = "Judge that sorts images, for methods that learn from images: embedded, or clip:DIR-OR-ID."
@@ -107,7 +93,7 @@ Iterations = Annotated[int | None, typer.Option("--iterations", help="Instead of
 
 @app.command(epilog="Example: respodiff train --model embedded --concept woman --out woman.safetensors")
 def train(
-    out: Annotated[Path, typer.Option("--out", help="Module file to write.", metavar="FILE", parser=given_path)],
+    out: Annotated[Path, typer.Option("--out", help="Module file to write; with --attribute a folder.", metavar="PATH", parser=given_path)],
     model: Model = "embedded",
     method: MethodName = "respodiff",
     concept_name: Known = "",
@@ -130,28 +116,60 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it. (default 0)", min=0)] = None,
     as_json: Json = False,
 ) -> None:
-    """Train one concept from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.
+    """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.
 
-    Give a known concept, or prompts of your own: --target "a woman" --neutral "a person".
+    Give a known concept, an attribute, or prompts of your own: --target "a woman" --neutral "a person".
     """
+    from respodiff.evaluation.judges.differentiable import classifier
+
     check_method(method, resume)
     if neutral and neutral_candidates:
         raise ValueError(f"--neutral {neutral!r} is given beside --neutral-candidates {neutral_candidates!r}; give one of them")
-    if out.is_dir():
-        raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
-    texts = {"target": target, "negative": negative, "name": name, "attribute": attribute, "neutral": neutral}
+    texts = {"target": target, "negative": negative, "name": name, "neutral": neutral}
     lists: dict[str, Sequence[str]] = {"opposite": opposite or (), "preserve": preserve or ()}
-    chosen = default_concept(method, concept_name, texts) or chosen_concept(concept_name, concepts, texts, lists)
-    config = method_settings(method, preset, chosen.kind, changes or (), iterations=iterations, seed=seed)
+    usual = default_concept(method, concept_name or attribute, texts)
+    chosen = [usual] if usual else chosen_concepts(concept_name, attribute, concepts, texts, lists)
+    files = outputs(out, chosen, bool(attribute and not (target or negative)))
+    configs = [method_settings(method, preset, c, changes or (), iterations=iterations, seed=seed) for c in chosen]
     pipe = open_model(model, device, dtype)
     if neutral_candidates:
-        chosen = with_best_neutral(pipe, chosen, neutral_candidates, config.seed)
-    state = Checkpoint(out, chosen, config, pipe, method)
-    finish(*_trained(pipe, chosen, config, state, resume, device, classifier(judge, chosen, device)), as_json)
+        chosen = [with_best_neutral(pipe, c, neutral_candidates, config.seed) for c, config in zip(chosen, configs, strict=True)]
+    states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
+    for state in states:
+        state.check_out(resume)
+    runs = [
+        _trained(pipe, c, config, state, resume, classifier(judge, c, device))
+        for c, config, state in zip(chosen, configs, states, strict=True)
+    ]
+    result: dict[str, Any] = {"modules": [module for module, _ in runs], "method": method}
+    result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
+    result |= {"peak_mib": round(peak_mib(device), 1)}
+    for key in ("loss_first", "loss_last"):
+        mean = sum(numbers[key] for _, numbers in runs) / len(runs)
+        result[key] = mean if math.isfinite(mean) else None
+    done = f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"
+    finish(result, "\n".join(_line(module, done) for module, _ in runs), as_json)
+
+
+def _line(module: dict[str, Any], done: str) -> str:
+    norm = "" if module["relative_norm"] is None else f", |r + s| is {module['relative_norm']:.2f} of |h|"
+    way = "" if module["projection"] is None else f", {module['projection']:.2f} of the way to the target"
+    return f"{module['file']}: {module['concept']!r}, {done}{norm}{way}"
+
+
+def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
+    """A module file for each concept: ``out`` itself, or files in the folder ``out``; ValueError where it is the other."""
+    if not folder and out.is_dir():
+        raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
+    if folder and (out.is_file() or out.suffix == ".safetensors"):
+        raise ValueError(
+            f"--out is {str(out)!r}, but --attribute trains {len(chosen)} modules; give a folder, such as {str(out.with_suffix(''))!r}"
+        )
+    return [out / f"{c.name.replace('*', '-')}.safetensors" for c in chosen] if folder else [out]
 
 
 def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) -> Concept:
-    """The concept with the best of the neutral prompts between commas; says the score of each."""
+    """The concept with the best of the neutral prompts; prints the score of each."""
     from respodiff.training.neutral_prompt import choose_neutral
 
     found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
@@ -160,46 +178,28 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
     return replace(chosen, neutral=found[0].prompt)
 
 
-def check_method(name: str, resume: bool) -> None:
-    """ValueError for an unknown method, and for resuming one that cannot be."""
-    if name not in NAMES:
-        raise ValueError(f"--method is {name!r}; allowed: {METHOD_HELP}")
-    if resume and name != "respodiff":
-        from respodiff.methods.base import get_method
-
-        if not get_method(name).resumes:
-            raise ValueError(f"--resume is given, but method {name!r} keeps no state to go on from; leave it out")
-
-
 def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
-    """SLD has a text of its own where no concept is given."""
-    if not method.startswith("sld-") or known or any(v.strip() for v in texts.values()):
-        return None
-    from respodiff.methods.sld import everything
+    """The method's own concept where none is given."""
+    from respodiff.methods.registry import get_method
 
-    return everything()
+    return None if known or any(v.strip() for v in texts.values()) else get_method(method).default_concept
 
 
 def _trained(
-    pipe: Any, chosen: Concept, config: Any, state: Checkpoint, resume: bool, device: str, classify: Any
-) -> tuple[dict[str, Any], str]:
-    """Train and save the module; what to say of it, as JSON and in words."""
+    pipe: Any, chosen: Concept, config: Any, state: Checkpoint, resume: bool, classify: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train and save one module: what the JSON line says of it, and the numbers of the run."""
+    from respodiff.steering.module import ConceptModule
+    from respodiff.training.projection import projection
+
     record, losses = _run(pipe, chosen, config, state.start(resume), state, classify)
-    record.module.save(state.out)
+    module = record.module
+    module.save(state.out)
     state.delete()
-    result = {
-        "module": str(state.out),
-        "method": state.method,
-        "neutral": chosen.neutral,
-        "digest": record.module.digest,
-        "iterations": record.iteration,
-        "seconds": round(record.seconds, 2),
-        "unet_forwards": record.unet_forwards,
-        "peak_mib": round(peak_mib(device), 1),
-        **losses,
-    }
-    done = f"{record.iteration} iterations, {record.seconds:.0f} s, {record.unet_forwards} UNet forwards"
-    return result, f"{state.out}: {chosen.name!r}, {done}"
+    own = isinstance(module, ConceptModule)
+    about = {"file": str(state.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
+    about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}
+    return about, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}
 
 
 def _run(
@@ -208,7 +208,7 @@ def _run(
     """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
     import torch
 
-    from respodiff.methods.base import get_method
+    from respodiff.methods.registry import get_method
 
     kind = get_method(state.method)
     record, saved = None, time.monotonic()

@@ -1,4 +1,4 @@
-"""How often a judge errs: its confusion matrices on labelled images, for judge-error correction."""
+"""Measures the errors of a judge on labelled images: confusion matrices for judge-error correction."""
 
 from __future__ import annotations
 

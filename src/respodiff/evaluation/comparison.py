@@ -1,11 +1,12 @@
-"""Two runs on the same noise, image by image: what steering changed, how sure that is, and what it cost.
+"""Compares two runs image by image on the same noise: tested differences, and distances between their images.
 
-Images are paired by (prompt id, repeat) where both runs drew their noise from the same seed. Tests are two-sided; a report adjusts
-all of its p-values together (Holm).
+Images are paired by (prompt id, repeat) where both runs started from the same seed. Tests are two-sided; `collect` adjusts all p-values of
+a report together (Holm).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,149 +18,191 @@ from numpy.typing import NDArray
 from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
+from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.registry import METRICS, Settings, same_or_each
 from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
-from respodiff.evaluation.statistics import Settings, show
-from respodiff.evaluation.summary import flags_of, summarise, target_proportions
+from respodiff.evaluation.summary import Summary, summarise
 
 Floats = NDArray[np.float64]
 
-FEW, FEW_PROMPTS = 50, 10
-"""Below this many images a side, or prompts, distances between sets of images are noise and are not given."""
-LEAST, MOST, SWAPS = 1000, 10_000, 10_000_000  # permutations of a test: as many as so many swapped pairs allow
+MIN_IMAGES, MIN_PROMPTS = 50, 10
+"""With fewer images a side, or fewer prompts, distances between sets of images are noise and are not given."""
+MIN_PERMUTATIONS, MAX_PERMUTATIONS, SWAPPED_PAIRS = 1000, 10_000, 10_000_000
+"""Permutations of a test: as many as so many swapped pairs allow, within these limits."""
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One tested difference, run minus baseline; `p` is not adjusted."""
+class Difference(Estimate):
+    """A tested difference of a metric, run minus baseline.
 
-    what: str
-    mean: float
-    low: float
-    high: float
+    Attributes:
+        metric, attribute: What is compared; the attribute is empty for metrics of the whole run.
+        p: Two-sided, not adjusted. p_holm: Adjusted for all tests of a report; None outside of one.
+        test: Name of the test.
+    """
+
+    metric: str
+    attribute: str
     p: float
-    n: int
     test: str
+    p_holm: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The heading of the metric, such as ``DevRat gender``."""
+        return METRICS[self.metric].label(self.attribute)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a run differs from the baseline.
+
+    Attributes:
+        baseline: Label of the other run. paired: Pairs of images on the same noise. notes: What was left out, and why.
+        tests: Tested differences.
+        features: Name of the judge whose vectors distances are taken on.
+        drift: Mean cosine distance of paired images. frechet, kid: Distances of the two sets of images. split_half: Frechet distance of two
+            halves of the baseline's images. None where vectors are missing, or images or prompts are too few.
+    """
+
+    baseline: str
+    paired: int
+    notes: tuple[str, ...]
+    tests: tuple[Difference, ...]
+    features: str
+    drift: Estimate | None = None
+    frechet: Estimate | None = None
+    split_half: Estimate | None = None
+    kid: Estimate | None = None
+
+    def tested(self, metric: str, attribute: str = "") -> Difference | None:
+        """The tested difference of a metric; None where it was not tested."""
+        return next((t for t in self.tests if (t.metric, t.attribute) == (metric, attribute)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The comparison as nested dictionaries and lists."""
+        return dataclasses.asdict(self)
 
 
 def pairs_of(base: ScoredRun, run: ScoredRun) -> list[tuple[int, int]]:
     """Row numbers of images that start from the same noise: equal prompt id, repeat and seed."""
-
     place = {noise_key(base, r): i for i, r in enumerate(base.records)}
     place.pop(None, None)
     return [(place[key], j) for j, r in enumerate(run.records) if (key := noise_key(run, r)) in place]
 
 
-def noise_key(run: ScoredRun, r: ImageRecord) -> tuple[Any, ...] | None:
-    """What the noise of an image follows from; None where it is not known: an imported image whose table names no seed (a
-    photograph has none)."""
+def noise_key(run: ScoredRun, r: ImageRecord) -> tuple[str | int | None, ...] | None:
+    """What determines the noise of an image; None for an imported image whose table names no seed."""
     if r.own_seed is None and run.settings.get("imported"):
         return None
     return (r.prompt_id, r.repeat, r.own_seed, r.seed if r.own_seed is None else None, r.width, r.height)
 
 
-def compare(base: ScoredRun, run: ScoredRun, settings: Settings | None = None) -> dict[str, Any]:
+def compare(base: ScoredRun, run: ScoredRun, settings: Settings | None = None) -> Comparison:
     """Differences of ``run`` to ``base`` on the same noise, and distances between their images.
 
-    Returns:
-        JSON-ready: ``paired`` images, ``notes`` (what was left out), ``tests`` (a `Difference` each), ``drift``, and ``frechet``, ``split_half``, ``kid``
-        (None where there are fewer than 50 images or 10 prompts a side) on the vectors of ``features``: a judge that is made for it if both runs
-        have seen one, else the primary one. On Inception's the Frechet distance is FID.
+    Distances are taken on the vectors of a judge that is made for it if both runs were scored by one, else of the primary judge. On
+    Inception's vectors the Frechet distance is the FID.
+
+    Raises:
+        ValueError: The runs were judged by different judges, or asked different things.
     """
     settings = settings or Settings()
     _check_asked_alike(base, run)
     found, notes = pairs_of(base, run), []
-    tests: list[Difference] = []
+    tests: list[Difference | None] = []
     if found:
-        tests += [t for name in run.attributes if name in base.attributes for t in _devrat(name, base, run, found, settings)]
+        tests += [_devrat(name, base, run, found, settings) for name in run.attributes if name in base.attributes]
         groups = [run.records[j].prompt_id for _, j in found]
-        if base.headers[base.primary].get("subjects") == run.headers[run.primary].get("subjects"):
-            tests += _yes_no(
-                "subject accuracy", [s.subject_correct for s in base.scores], [s.subject_correct for s in run.scores], found, groups
-            )
+        if base.header.subjects == run.header.subjects:
+            before = [s.subject_correct for s in base.scores], [s.subject_correct for s in run.scores]
+            tests.append(_yes_no("subject_accuracy", *before, found, groups))
         else:
             notes.append("subject accuracy is not tested: the judge chose among other subjects in the two runs")
-        before, after = flags_of(base), flags_of(run)
-        if before is not None and after is not None:
-            tests += _yes_no("unsafe", before, after, found, groups)
-    out = {"baseline": base.label, "paired": len(found), "notes": notes, "tests": [t.__dict__ for t in tests]}
-    return out | _distances(base, run, found, settings)
+        flags = base.flags(), run.flags()
+        if flags[0] is not None and flags[1] is not None:
+            tests.append(_yes_no("unsafe", flags[0], flags[1], found, groups))
+    key = run.featured if run.featured == base.featured else run.primary
+    far = _distances(base, run, key, found, settings)
+    return Comparison(
+        baseline=base.label,
+        paired=len(found),
+        notes=tuple(notes),
+        tests=tuple(t for t in tests if t),
+        features=run.headers[key].judge,
+        drift=far.get("drift"),
+        frechet=far.get("frechet"),
+        split_half=far.get("split_half"),
+        kid=far.get("kid"),
+    )
 
 
 def _check_asked_alike(base: ScoredRun, run: ScoredRun) -> None:
     """ValueError unless one judge was asked the same of both runs, as far as they share a question."""
-    a, b = base.headers[base.primary], run.headers[run.primary]
-    if a["digest"] != b["digest"]:
-        raise ValueError(
-            f"{base.label} was judged by {a['judge']} and {run.label} by {b['judge']}: evaluate both with one judge to compare them"
-        )
-    shared = [name for name in a["attributes"] if name in b["attributes"]]
-    for what, x, y in [
-        *((f"class template of {name}", a["attributes"][name], b["attributes"][name]) for name in shared),
-        *((key, a.get(key), b.get(key)) for key in ("class_template", "min_margin")),
-    ]:
+    a, b = base.header, run.header
+    if a.digest != b.digest:
+        raise ValueError(f"{base.label} was judged by {a.judge} and {run.label} by {b.judge}: evaluate both with one judge to compare them")
+    questions = [(f"class template of {name}", a.attributes[name], b.attributes[name]) for name in a.attributes if name in b.attributes]
+    for what, x, y in [*questions, ("class_template", a.class_template, b.class_template), ("min_margin", a.min_margin, b.min_margin)]:
         if x != y:
             raise ValueError(
                 f"{base.label} and {run.label} were judged with other {what} ({x} and {y}): evaluate both alike to compare them"
             )
 
 
-def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> list[Difference]:
+def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> Difference | None:
     """DevRat of both runs on their pairs, tested by swapping the runs' labels within pairs."""
     concepts = list(run.attributes[name])
-    rows = [(run.records[j].group, base.scores[i].labels.get(name), run.scores[j].labels.get(name)) for i, j in found]
-    rows = [row for row in rows if UNKNOWN not in row[1:] and None not in row[1:]]
+    rows = [(run.records[j].group, base.scores[i].labels.get(name, UNKNOWN), run.scores[j].labels.get(name, UNKNOWN)) for i, j in found]
+    rows = sorted(row for row in rows if UNKNOWN not in row[1:])
     if not rows or len(concepts) < 2:
-        return []
-    groups, before, after = zip(*sorted(rows), strict=True)
-    proportions = target_proportions([run.wanted(name, g) for g in dict.fromkeys(groups)], concepts)
-    draws = int(min(MOST, max(LEAST, SWAPS // len(rows))))
-    test = paired.paired_permutation(
-        after, before, groups, paired.mean_dev_rat_of(concepts, proportions), permutations=draws, seed=settings.seed
-    )
+        return None
+    groups, before, after = zip(*rows, strict=True)
+    proportions = same_or_each([list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)])
+    permutations = min(MAX_PERMUTATIONS, max(MIN_PERMUTATIONS, SWAPPED_PAIRS // len(rows)))
+    statistic = paired.mean_dev_rat_of(concepts, proportions)
+    p = paired.paired_permutation(after, before, groups, statistic, permutations=permutations, seed=settings.seed).p
     d = paired.devrat_difference(after, before, groups, concepts, proportions=proportions, **settings.boot)
-    return [Difference(f"DevRat {name}", d.mean, d.low, d.high, test.p, len(rows), "permutation within pairs")]
+    return Difference(d.mean, d.low, d.high, len(rows), "devrat", name, p, "permutation within pairs")
 
 
 def _yes_no(
-    what: str, before: Sequence[bool | None], after: Sequence[bool | None], found: Sequence[tuple[int, int]], groups: Sequence[str]
-) -> list[Difference]:
-    three = ((before[i], after[j], group) for (i, j), group in zip(found, groups, strict=True))
-    rows = [(bool(a), bool(b), group) for a, b, group in three if a is not None and b is not None]
+    metric: str, before: Sequence[bool | None], after: Sequence[bool | None], found: Sequence[tuple[int, int]], groups: Sequence[str]
+) -> Difference | None:
+    pairs = ((before[i], after[j], group) for (i, j), group in zip(found, groups, strict=True))
+    rows = [(bool(a), bool(b), group) for a, b, group in pairs if a is not None and b is not None]
     if not rows:
-        return []
+        return None
     test = paired.mcnemar([a for a, *_ in rows], [b for _, b, _ in rows], groups=[g for *_, g in rows])
     d = test.difference
-    return [Difference(what, d.mean, d.low, d.high, test.p, d.n, "McNemar, exact")]
+    return Difference(d.mean, d.low, d.high, d.n, metric, "", test.p, "McNemar, exact")
 
 
-def _distances(base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Any]:
-    key = run.featured if run.featured == base.featured else run.primary
-    names = ("drift", "frechet", "split_half", "kid")
-    out: dict[str, Any] = {"features": run.headers[key]["judge"], **dict.fromkeys(names)}
+def _distances(base: ScoredRun, run: ScoredRun, key: str, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Estimate]:
     x, y = base.vectors(key), run.vectors(key)
     if x is None or y is None:
-        return out
+        return {}
+    out: dict[str, Estimate] = {}
     both = [(i, j) for i, j in found if np.isfinite(x[i]).all() and np.isfinite(y[j]).all()]
     if both:
         groups = [run.records[j].group for _, j in both]
-        out["drift"] = show(distances.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot))
+        out["drift"] = distances.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot)
     before, base_prompts = _finite(base, x)
     after, prompts = _finite(run, y)
-    if min(len(before), len(after)) >= FEW and min(len(set(prompts)), len(set(base_prompts))) >= FEW_PROMPTS:
-        out |= _between_sets(after, prompts, before, base_prompts, run.headers[key]["kind"] == "texts", settings.seed)
+    if min(len(before), len(after)) >= MIN_IMAGES and min(len(set(prompts)), len(set(base_prompts))) >= MIN_PROMPTS:
+        out |= _between_sets(after, prompts, before, base_prompts, run.headers[key].kind == "texts", settings.seed)
     return out
 
 
-def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Any]:
+def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Estimate]:
     """Distances of sets of images. Images of one prompt are alike in both sets, so KID leaves such pairs out."""
     width = after.shape[1]
     blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
-    # Unit vectors are stretched so that KID's kernel is (cos + 1)^3, whatever their length D.
-    scale = width**0.5 if clip else 1.0
+    scale = width**0.5 if clip else 1.0  # of unit vectors, so that KID's kernel is (cos + 1)^3 for every width
     return {
-        "frechet": show(distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)),
-        "split_half": show(distances.split_half_distance(before, base_prompts, splits=splits, seed=seed)),
-        "kid": show(distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed)),
+        "frechet": distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed),
+        "split_half": distances.split_half_distance(before, base_prompts, splits=splits, seed=seed),
+        "kid": distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed),
     }
 
 
@@ -170,20 +213,30 @@ def _finite(run: ScoredRun, vectors: NDArray[np.float32]) -> tuple[Floats, list[
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One run in one suite: its images, its figures, and how it differs from the baseline (None for that itself)."""
+    """One run on one prompt set: its images, its summary, and how it differs from the baseline (None for the baseline)."""
 
     run: ScoredRun
-    summary: dict[str, Any]
-    comparison: dict[str, Any] | None
+    summary: Summary
+    comparison: Comparison | None
+
+    def metric(self, name: str) -> dict[str, Estimate | None]:
+        """The values of a registered metric by attribute; a single value stands under an empty name."""
+        if METRICS[name].value is None:
+            return {"": getattr(self.comparison, name, None)}
+        return self.summary.metric(name)
 
 
 Blocks = dict[str, list[ReportEntry]]
-"""Suite -> its runs, the baseline first."""
+"""Prompt set -> its runs, the baseline first."""
+
+
+def entries_of(runs: Sequence[ScoredRun], settings: Settings) -> list[ReportEntry]:
+    """Summaries of runs, and their differences to the first."""
+    return [ReportEntry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
 
 
 def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings | None = None) -> Blocks:
-    """Read, sum up and compare runs, suite by suite; p-values of all comparisons are adjusted together (Holm)."""
-    settings = settings or Settings()
+    """Read, sum up and compare runs, one prompt set after the other; p-values of all comparisons are adjusted together (Holm)."""
     if not runs:
         raise ValueError("runs is empty; give at least one run folder")
     loaded = [_load(str(run), judge) for run in runs]
@@ -192,14 +245,9 @@ def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings |
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")
     blocks: Blocks = {}
     for suite in dict.fromkeys(suite for run in loaded for suite in run.suites()):
-        entries: list[ReportEntry] = []
-        for run in loaded:
-            part = run.subset([r.suite == suite for r in run.records])
-            if part.records:
-                entries.append(ReportEntry(part, summarise(part, settings), compare(entries[0].run, part, settings) if entries else None))
-        blocks[suite] = entries
-    _adjust(blocks)
-    return blocks
+        parts = [run.subset([r.suite == suite for r in run.records]) for run in loaded]
+        blocks[suite] = entries_of([part for part in parts if part.records], settings or Settings())
+    return _adjusted(blocks)
 
 
 def _load(text: str, judge: str) -> ScoredRun:
@@ -213,16 +261,31 @@ def split_label(text: str) -> tuple[str, str]:
     return label, where
 
 
-def _adjust(blocks: Blocks) -> None:
-    """Add ``p_holm`` to every test of the report."""
-    tests = [t for entries in blocks.values() for e in entries if e.comparison for t in e.comparison["tests"]]
-    for test, p in zip(tests, paired.holm([t["p"] for t in tests]) if tests else [], strict=True):
-        test["p_holm"] = float(p)
+def _adjusted(blocks: Blocks) -> Blocks:
+    """The same with `Difference.p_holm` of every test."""
+    tests = [t for entries in blocks.values() for e in entries if e.comparison for t in e.comparison.tests]
+    adjusted = iter(paired.holm([t.p for t in tests]).tolist() if tests else [])
+
+    def entry(e: ReportEntry) -> ReportEntry:
+        if e.comparison is None:
+            return e
+        own = tuple(dataclasses.replace(t, p_holm=next(adjusted)) for t in e.comparison.tests)
+        return dataclasses.replace(e, comparison=dataclasses.replace(e.comparison, tests=own))
+
+    return {suite: [entry(e) for e in entries] for suite, entries in blocks.items()}
 
 
-def statistics(blocks: Blocks) -> dict[str, Any]:
-    """All figures as JSON: suite -> list of runs with label, settings, figures and comparison."""
+def to_json(blocks: Blocks) -> dict[str, Any]:
+    """Prompt set -> list of runs with label, settings, statistics and comparison."""
     return {
-        suite: [{"run": e.run.label, "settings": e.run.settings, "statistics": e.summary, "comparison": e.comparison} for e in entries]
+        suite: [
+            {
+                "run": e.run.label,
+                "settings": e.run.settings,
+                "statistics": e.summary.to_json(),
+                "comparison": e.comparison and e.comparison.to_json(),
+            }
+            for e in entries
+        ]
         for suite, entries in blocks.items()
     }

@@ -1,7 +1,7 @@
-"""A run folder and judges in, numbers out: what judges perceive, compared with what was asked for.
+"""Measures a run folder: judges score its images, and the scores are summed up.
 
-Rows are joined by the record itself, never by file order. An image that cannot be judged counts as unknown: it is
-reported, stays outside every share, and is never taken for a zero. This side needs no text-to-image library.
+Scores belong to image records, never to the order of files. An image that cannot be judged counts as unknown: it is reported, and it is in
+no share. This package needs no text-to-image library.
 """
 
 from __future__ import annotations
@@ -22,84 +22,86 @@ from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary
-from respodiff.evaluation.score_files import ScoreFiles, key_of, scored_by
+from respodiff.evaluation.registry import Settings
+from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, key_of, scored_by
 from respodiff.evaluation.scored_run import ScoredRun, load_scored_run, open_parts, read_parts
 from respodiff.evaluation.scoring import judge_run
-from respodiff.evaluation.statistics import Settings
-from respodiff.evaluation.summary import summarise
+from respodiff.evaluation.summary import Summary, summarise
 
-GroupProportions = Mapping[str, Mapping[str, Mapping[str, float]]]
+Proportions = Mapping[str, Mapping[str, Mapping[str, float]]]
 AnyJudge = str | Judge | Sequence[str | Judge]
 AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
+AnyAttributes = str | Attribute | Sequence[Attribute | str]
 
 
 def evaluate(
     run: AnyRun,
     judge: AnyJudge = "embedded",
-    attributes: Sequence[Attribute | str] = ("gender",),
+    attributes: AnyAttributes = "gender",
     *,
     vocabulary: Vocabulary | None = None,
     class_template: str = "{concept}",
     min_margin: float = 0.0,
-    group_proportions: GroupProportions | None = None,
+    group_proportions: Proportions | None = None,
     confusion: Mapping[str, Any] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Summary:
     """Judge every image of a run, keep the scores in its folder, and sum up.
 
     Args:
-        run: a run folder, or the folders that a run was split over.
-        judge: a judge, a source that `respodiff.evaluation.judges.load` takes, or several: labels come from the first that gives any, flags of
-            unsafe images from all, and their agreement is reported.
-        attributes: attributes to measure, as objects or names of built-in ones. Shares that the run was made for are what DevRat
-            measures the distance to.
-        vocabulary: image names for the subject and safety choices; None takes the embedded model's for the embedded judge.
-        class_template, min_margin: see `respodiff.evaluation.judges.LabellingTask`.
-        group_proportions: group of prompts -> attribute -> concept -> wanted share, before the run's own: what DevRat of that group measures
-            the distance to.
-        confusion: judge digest -> attribute -> confusion matrix, as `respodiff.evaluation.calibration.calibrate` makes it; None takes the shipped
+        run: A run folder, or the folders that a run was split over.
+        judge: A judge, a source that `respodiff.evaluation.judges.load` takes, or several. Labels come from the first that gives any, flags of
+            unsafe images from all; their agreement is reported.
+        attributes: What to measure: an attribute, the name of a built-in one, or several. DevRat measures the distance to the target
+            proportions that the run was made for.
+        vocabulary: Names for the choice of subject and of safety; None takes the embedded model's for the embedded judge.
+        class_template, min_margin: See `respodiff.evaluation.judges.LabellingTask`.
+        group_proportions: Group of prompts -> attribute -> concept -> wanted share; for these groups it stands above the run's own.
+        confusion: Judge digest -> attribute -> confusion matrix, from `respodiff.evaluation.calibration.calibrate`; None takes the shipped
             one of the embedded judge.
-
-    Returns:
-        JSON-ready numbers (`respodiff.evaluation.summary`). ``unknown`` images are in ``n`` and in no share; an entry is None where nothing was
-        asked.
+        n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
 
     Raises:
-        ValueError: no run, an empty run, an unknown attribute, or a record that asks for a concept it does not have.
+        ValueError: No run, an empty run, an unknown attribute, or a record that asks for a concept that its attribute does not have.
     """
+    chosen = attributes_of(attributes)
     judged = judge_all(
         run,
         judge,
-        attributes,
+        chosen,
         vocabulary=vocabulary,
         class_template=class_template,
         min_margin=min_margin,
         group_proportions=group_proportions,
     )
-    names = [(concept.attribute(a) if isinstance(a, str) else a).name for a in attributes]
     known = shipped_confusion() if confusion is None else confusion
-    return summarise(judged.only(names), Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
+    return summarise(judged.only([a.name for a in chosen]), Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
+
+
+def attributes_of(attributes: AnyAttributes) -> list[Attribute]:
+    """Attributes from objects or names of built-in ones; ValueError for an unknown name."""
+    given = [attributes] if isinstance(attributes, str | Attribute) else attributes
+    return [concept.attribute(a) if isinstance(a, str) else a for a in given]
 
 
 def judge_all(
     run: AnyRun,
     judge: AnyJudge,
-    attributes: Sequence[Attribute | str],
+    attributes: AnyAttributes,
     *,
     vocabulary: Vocabulary | None = None,
     class_template: str = "{concept}",
     min_margin: float = 0.0,
-    group_proportions: GroupProportions | None = None,
+    group_proportions: Proportions | None = None,
 ) -> ScoredRun:
     """Judge every image of a run and keep the scores in its folders.
 
-    What a judge was asked before in the same words is asked again, so that no earlier answer is lost.
+    Earlier questions of the same wording are asked again, so that no earlier label is lost.
     """
     parts = open_parts(run)
     wanted = wanted_proportions(parts)
-    chosen = [concept.attribute(a) if isinstance(a, str) else a for a in attributes]
-    chosen = [_with_proportions(a, wanted) for a in chosen]
+    chosen = [_with_proportions(a, wanted) for a in attributes_of(attributes)]
     of_groups = by_group(parts, chosen, group_proportions)
     rows, _ = read_parts(parts)
     records = [record for _, record in rows]
@@ -109,21 +111,25 @@ def judge_all(
     keys = []
     for labeller in labellers:
         words = vocabulary or (Vocabulary.embedded() if labeller.name in judges.EMBEDDED else None)
-        asked = _asked_before(parts, key_of(labeller.name, labeller.digest), chosen, class_template, min_margin)
-        kept = {**_groups_before(parts, key_of(labeller.name, labeller.digest)), **of_groups}
+        key = key_of(labeller.name, labeller.digest)
+        before = [ScoreFiles(part, key).header() for part in parts if key in scored_by(part)]
+        kept = {**(before[0].group_proportions if before and key in scored_by(parts[0]) else {}), **of_groups}
+        asked = _with_earlier(chosen, [header for header in before if header.asked == (class_template, min_margin)])
         task = LabellingTask(tuple(asked), subjects_of(records, words), words, class_template, min_margin, kept)
         keys += [judge_run(part, part.records(), labeller, task) for part in parts]
     return load_scored_run(parts, keys=list(dict.fromkeys(keys)))
 
 
-def by_group(parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: GroupProportions | None) -> dict[str, Any]:
-    """Attribute -> group -> concept -> wanted share, of those given, else those that the run was made for; empty for an attribute without.
+def by_group(
+    parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: Proportions | None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Attribute -> group -> concept -> wanted share: those given, else those that the run was made for.
 
     Raises:
-        ValueError: proportions that do not sum to 1 or are of a concept that the attribute has not.
+        ValueError: Proportions that do not sum to 1, or of a concept that the attribute does not have.
     """
     found = given if given is not None else parts[0].settings().get("group_proportions") or {}
-    out: dict[str, Any] = {a.name: {} for a in attributes}
+    out: dict[str, dict[str, dict[str, float]]] = {a.name: {} for a in attributes}
     for a in attributes:
         for group, proportions in found.items():
             if a.name in proportions:
@@ -135,32 +141,21 @@ def by_group(parts: Sequence[RunFolder], attributes: Sequence[Attribute], given:
     return out
 
 
-def _groups_before(parts: Sequence[RunFolder], key: str) -> dict[str, Any]:
-    """The proportions by group of what this judge was asked before."""
-    return dict(ScoreFiles(parts[0], key).header().get("group_proportions", {})) if key in scored_by(parts[0]) else {}
-
-
-def _asked_before(
-    parts: Sequence[RunFolder], key: str, chosen: Sequence[Attribute], class_template: str, min_margin: float
-) -> list[Attribute]:
-    """The chosen attributes, and those that this judge was asked for before with the same class template."""
-    out = list(chosen)
-    for part in parts:
-        if key not in scored_by(part):
-            continue
-        header = ScoreFiles(part, key).header()
-        if (header.get("class_template", "{concept}"), header.get("min_margin", 0.0)) != (class_template, min_margin):
-            continue
-        for name, targets in header["attributes"].items():
-            if name not in [a.name for a in out]:
-                proportions = tuple(header.get("proportions", {}).get(name, {}).values())
-                out.append(Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
-    return out
+def _with_earlier(chosen: Sequence[Attribute], headers: Sequence[ScoreHeader]) -> list[Attribute]:
+    """The chosen attributes, and those of earlier questions."""
+    out = {a.name: a for a in chosen}
+    for header in headers:
+        for name, targets in header.attributes.items():
+            proportions = tuple(header.proportions.get(name, {}).values())
+            out.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
+    return list(out.values())
 
 
 def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
-    """What may be found in the images: the vocabulary's subjects and those of the whole suites, so that the choice is the same
-    whatever part of a suite was drawn, and subjects of the run that these lack, as they could never be found otherwise."""
+    """Subjects that the judge chooses from: the vocabulary's, or those of the whole prompt sets, and those of the run.
+
+    Whole prompt sets make the choice independent of the part that was generated.
+    """
     found = {*(words.subjects if words else ()), *(r.subject for r in records if r.subject)}
     known = {r.suite for r in records if r.subject and r.suite.startswith(("occupations", "winobias")) and r.suite in SUITES}
     if words is None:
@@ -169,8 +164,11 @@ def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tup
 
 
 def wanted_proportions(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]]:
-    """The target proportions that a run was made for, if it says any, those of a product with their margins; ValueError for a run.json that
-    says them in another form."""
+    """Target proportions that a run was made for, by attribute, with the margins of intersections; empty if it names none.
+
+    Raises:
+        ValueError: run.json has them in another form.
+    """
     proportions = parts[0].settings().get("target_proportions") or {}
     values = (
         [v for row in proportions.values() for v in (row.values() if isinstance(row, dict) else [None])]
@@ -186,7 +184,7 @@ def wanted_proportions(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]
 
 def shipped_confusion() -> dict[str, Any]:
     """The confusion matrices of the embedded judges, by their digests."""
-    found: dict[str, Any] = {}
+    found = dict[str, Any]()
     for part in judges.EMBEDDED.values():
         found |= json.loads((files("respodiff.embedded") / part / "confusion.json").read_text(encoding="utf-8"))
     return found

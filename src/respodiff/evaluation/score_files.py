@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, write
 from respodiff.evaluation.judges.base import Score
 from respodiff.evaluation.judges.texts import Floats
 
+V = TypeVar("V")
 SLIMMEST = 50
 
 
@@ -80,6 +81,57 @@ def open_image(path: Path) -> Image.Image | None:
         return None
 
 
+@dataclass(frozen=True)
+class ScoreHeader:
+    """Who judged a run, and what was asked.
+
+    Attributes:
+        judge: Name of the judge. digest: Of its weights. version: Of its library. kind: See `judges.Judge`.
+        attributes: Attribute -> concept -> target prompt.
+        proportions: Attribute -> concept -> wanted share, where the run or the attribute says any.
+        group_proportions: Attribute -> group of prompts -> concept -> wanted share.
+        class_template, min_margin, subjects: See `judges.LabellingTask`; None for judges that compare with no text.
+        threshold, rule: Of a judge that flags images.
+        fingerprint: Digest of the task and of all images; equal fingerprints give equal scores.
+    """
+
+    judge: str
+    digest: str
+    version: str
+    kind: str
+    attributes: dict[str, dict[str, str]] = field(default_factory=dict)
+    proportions: dict[str, dict[str, float]] = field(default_factory=dict)
+    group_proportions: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    class_template: str | None = None
+    min_margin: float | None = None
+    subjects: list[str] | None = None
+    threshold: float | None = None
+    rule: str | None = None
+    fingerprint: str | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> ScoreHeader:
+        """Read a header; ValueError, TypeError or KeyError for one that does not say who judged what."""
+        if {type(found[key]) for key in ("judge", "digest", "version", "kind")} != {str} or not isinstance(found["attributes"], dict):
+            raise ValueError("judge, digest, version and kind must be texts, attributes an object")
+        names = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in found.items() if key in names})
+
+    @property
+    def asked(self) -> tuple[str, float]:
+        """Class prompt template and least margin of the labels."""
+        return self.class_template or "{concept}", self.min_margin or 0.0
+
+    def only(self, names: Sequence[str]) -> ScoreHeader:
+        """The header as if these attributes alone had been asked for."""
+
+        def kept(rows: dict[str, V]) -> dict[str, V]:
+            return {name: value for name, value in rows.items() if name in names}
+
+        attributes, proportions, of_groups = kept(self.attributes), kept(self.proportions), kept(self.group_proportions)
+        return replace(self, attributes=attributes, proportions=proportions, group_proportions=of_groups)
+
+
 class ScoreFiles:
     """The files of one judge in one run folder."""
 
@@ -89,26 +141,32 @@ class ScoreFiles:
         self._vectors_file = self.base / f"{key}.safetensors"
         self._progress_file = self.base / f"{key}.progress"
 
-    def write(self, header: dict[str, Any], scores: Sequence[Score]) -> None:
+    def write(self, header: ScoreHeader, scores: Sequence[Score]) -> None:
         """Replace what the judge said of this run before."""
         try:
             self.base.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write scores to {self.folder.path}: {error.strerror}; judge a copy that you may write to") from error
-        write_atomic(self.base / f"{self.key}.jsonl", "".join(json.dumps(_row(s)) + "\n" for s in scores))
-        write_atomic(self.base / f"{self.key}.json", json.dumps(header, indent=1) + "\n")
+        write_atomic(
+            self.base / f"{self.key}.jsonl",
+            "".join(json.dumps({k: v for k, v in vars(s).items() if k != "features"}) + "\n" for s in scores),
+        )
+        write_atomic(
+            self.base / f"{self.key}.json",
+            json.dumps({key: value for key, value in vars(header).items() if value is not None}, indent=1) + "\n",
+        )
         self._progress_file.unlink(missing_ok=True)
 
-    def header(self) -> dict[str, Any]:
+    def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""
         path = self.base / f"{self.key}.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if {type(found[key]) for key in ("judge", "digest", "version", "kind")} != {str} or not isinstance(found["attributes"], dict):
-                raise ValueError("judge, digest, version and kind must be texts, attributes an object")
+            return ScoreHeader.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
-        return found
+            raise self._unreadable(path, error) from error
+
+    def _unreadable(self, path: Path, error: Exception) -> ValueError:
+        return ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again")
 
     def held_scores(self) -> dict[str, float]:
         """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
@@ -136,7 +194,7 @@ class ScoreFiles:
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             return {row["id"]: Score(**row) for row in rows}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
+            raise self._unreadable(path, error) from error
 
     def vectors(self) -> dict[str, Floats]:
         """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
@@ -158,10 +216,6 @@ class ScoreFiles:
         partial = self._vectors_file.with_name(self._vectors_file.name + ".partial")
         save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
         partial.replace(self._vectors_file)
-
-
-def _row(score: Score) -> dict[str, Any]:
-    return {name: value for name, value in vars(score).items() if name != "features"}
 
 
 def scored_by(folder: RunFolder) -> list[str]:

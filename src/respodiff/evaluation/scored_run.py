@@ -16,7 +16,7 @@ import numpy as np
 
 from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest
 from respodiff.evaluation.judges import UNKNOWN, Floats, Score
-from respodiff.evaluation.score_files import ScoreFiles, scored_by, short_name
+from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
 NOT_YET = "not judged yet"
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
@@ -39,50 +39,66 @@ class ScoredRun:
     records: tuple[ImageRecord, ...]
     image_folders: tuple[Path, ...]
     answers: dict[str, tuple[Score, ...]]
-    headers: dict[str, dict[str, Any]]
+    headers: dict[str, ScoreHeader]
     primary: str
     problems: tuple[str, ...]
 
-    @cached_property
+    @property
     def scores(self) -> tuple[Score, ...]:
-        """What the primary judge said."""
+        """Scores of the primary judge."""
         return self.answers[self.primary]
+
+    @property
+    def header(self) -> ScoreHeader:
+        """What the primary judge was asked."""
+        return self.headers[self.primary]
 
     @property
     def attributes(self) -> dict[str, dict[str, str]]:
         """Attribute -> concept -> target prompt, as the primary judge was asked."""
-        found: dict[str, dict[str, str]] = self.headers[self.primary]["attributes"]
-        return found
+        return self.header.attributes
 
     @property
-    def targets(self) -> dict[str, dict[str, float]]:
-        """Attribute -> concept -> wanted share, where the run or the attribute says any."""
-        found: dict[str, dict[str, float]] = self.headers[self.primary].get("proportions", {})
-        return found
+    def known(self) -> list[tuple[ImageRecord, Score]]:
+        """Images that the primary judge could judge, with their scores."""
+        return [(r, s) for r, s in zip(self.records, self.scores, strict=True) if s.problem is None]
 
-    def wanted(self, attribute: str, group: str) -> dict[str, float] | None:
-        """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else None for equal ones."""
-        own: dict[str, dict[str, float]] = self.headers[self.primary].get("group_proportions", {}).get(attribute, {})
-        return own.get(group) or self.targets.get(attribute)
+    def counts(self, attribute: str) -> dict[str, dict[str, int]]:
+        """Group of prompts -> concept -> number of images, the last entry of each row ``unknown``; groups by name."""
+        out: dict[str, dict[str, int]] = {}
+        for record, score in zip(self.records, self.scores, strict=True):
+            if attribute in score.labels:
+                row = out.setdefault(record.group, dict.fromkeys((*self.attributes[attribute], UNKNOWN), 0))
+                if score.labels[attribute] in row:
+                    row[score.labels[attribute]] += 1
+        return dict(sorted(out.items()))
+
+    def wanted(self, attribute: str, group: str) -> dict[str, float]:
+        """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else equal ones."""
+        found = self.header.group_proportions.get(attribute, {}).get(group) or self.header.proportions.get(attribute)
+        concepts = self.attributes[attribute]
+        return {c: found.get(c, 0.0) for c in concepts} if found else dict.fromkeys(concepts, 1 / len(concepts))
+
+    def flags(self) -> list[bool | None] | None:
+        """Whether any judge of unsafe images flags each image; None without such a judge.
+
+        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged.
+        An image that none flags and some could not judge is None.
+        """
+        keys = [key for key, header in self.headers.items() if header.kind == "flags"]
+        if not keys and any(s.unsafe is not None for s in self.scores):
+            keys = [self.primary]
+        rows = [[s.unsafe for s in row] for row in zip(*(self.answers[key] for key in keys), strict=True)]
+        return [True if any(row) else None if None in row else False for row in rows] if keys else None
 
     def only(self, names: Sequence[str]) -> ScoredRun:
         """The run as if judges had been asked for these attributes alone."""
-        headers = {
-            key: {
-                **h,
-                **{
-                    part: {n: v for n, v in h.get(part, {}).items() if n in names}
-                    for part in ("attributes", "proportions", "group_proportions")
-                },
-            }
-            for key, h in self.headers.items()
-        }
-        return replace(self, headers=headers)
+        return replace(self, headers={key: header.only(names) for key, header in self.headers.items()})
 
     @cached_property
     def featured(self) -> str:
         """Key of the judge whose vectors distances are taken on: one that is made for it (Inception) if there is any."""
-        return next((key for key, header in self.headers.items() if header["kind"] == "features"), self.primary)
+        return next((key for key, header in self.headers.items() if header.kind == "features"), self.primary)
 
     def vectors(self, key: str) -> Floats | None:
         """Vectors (N, D) of one judge, a row of NaN where it has none; None for a judge without vectors."""
@@ -198,28 +214,28 @@ def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]
         part.settings()
     wanted = short_name(judge)
     headers = [{key: ScoreFiles(part, key).header() for key in scored_by(part)} for part in parts]
-    if not all(any(not judge or wanted in (key, h["judge"]) for key, h in found.items()) for found in headers):
+    if not all(any(not judge or wanted in (key, h.judge) for key, h in found.items()) for found in headers):
         return True
     run = load_scored_run(parts, judge=judge)
     return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
 
 
-def _current(score: Score | None, record: ImageRecord, header: dict[str, Any]) -> Score:
+def _current(score: Score | None, record: ImageRecord, header: ScoreHeader) -> Score:
     """The score, if it is of the image that the manifest describes now."""
     if score is not None and (score.problem or not record.digest or score.digest in ("", record.digest)):
         return score
-    labels = dict.fromkeys(header["attributes"], UNKNOWN) if header["kind"] != "flags" else {}
-    return Score(record.id, labels, problem=NOT_YET, judge=header["judge"], judge_digest=header["digest"])
+    labels = dict.fromkeys(header.attributes, UNKNOWN) if header.kind != "flags" else {}
+    return Score(record.id, labels, problem=NOT_YET, judge=header.judge, judge_digest=header.digest)
 
 
-def _primary(headers: dict[str, dict[str, Any]], judge: str, ordered: bool) -> str:
+def _primary(headers: dict[str, ScoreHeader], judge: str, ordered: bool) -> str:
     if judge:
         for key, header in headers.items():
-            if short_name(judge) in (key, header["judge"]):
+            if short_name(judge) in (key, header.judge):
                 return key
         raise ValueError(
-            f"judge is {judge!r}, but this run was judged by {', '.join(h['judge'] for h in headers.values())}: evaluate it first"
+            f"judge is {judge!r}, but this run was judged by {', '.join(h.judge for h in headers.values())}: evaluate it first"
         )
     if ordered:
-        return next((key for key, header in headers.items() if header["kind"] in ("texts", "table")), next(iter(headers)))
-    return min(headers, key=lambda key: (KINDS.index(headers[key]["kind"]), headers[key]["judge"] != "embedded"))
+        return next((key for key, header in headers.items() if header.kind in ("texts", "table")), next(iter(headers)))
+    return min(headers, key=lambda key: (KINDS.index(headers[key].kind), headers[key].judge != "embedded"))

@@ -14,10 +14,10 @@ from typing import Any
 from respodiff.concepts.concept import Attribute
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.audit import audit, stated_prompts
+from respodiff.evaluation.audit import Audit, audit, stated_prompts
 from respodiff.evaluation.evaluate import judge_all, shipped_confusion
+from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.evaluation.statistics import Settings
 from respodiff.experiments.compare import Progress
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
@@ -72,7 +72,7 @@ def judge_audit(
     validation_images: int = 8,
     min_margin: float = 0.0,
     n_bootstrap: int = 2000,
-) -> tuple[dict[str, Any], ScoredRun]:
+) -> tuple[Audit, ScoredRun]:
     """Judge the images of `generate_audit`; gives the findings of `respodiff.evaluation.audit.audit` and the scored run.
 
     Args:
@@ -83,22 +83,21 @@ def judge_audit(
     run = judge_all(Path(out) / "run", judges, attributes, min_margin=min_margin)
     settings = Settings(n_bootstrap=n_bootstrap, seed=config.seed, confusion=shipped_confusion())
     found = audit(run, stated, attributes, settings)
-    found["problems"] = [*found["problems"], *_too_few(found, config.images, validation_images)]
-    return found, run
+    return replace(found, problems=(*found.problems, *_too_few(found, config.images, validation_images))), run
 
 
-def _too_few(found: dict[str, Any], images: int, validation_images: int) -> Iterator[str]:
+def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]:
     """Sentences about numbers of images that cannot show anything, however they come out."""
-    if few := [a["attribute"] for a in found["attributes"] if a["judge_validity"] and not a["judge_validity"]["enough"]]:
+    if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
         yield (
             f"{validation_images} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
             "however they come out: give more with --validation-images"
         )
-    if short := [a for a in found["attributes"] if images < a["images_required"]]:
-        of = "" if len(short) == len(found["attributes"]) else f" for {', '.join(a['attribute'] for a in short)}"
-        needed = max(a["images_required"] for a in short)
+    if short := [a for a in found.attributes if images < a.images_required]:
+        of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
+        needed = max(a.images_required for a in short)
         yield (
-            f"{images} images a prompt are too few to show any single prompt to be biased{of} ({found['tests']} questions are asked), "
+            f"{images} images a prompt are too few to show any single prompt to be biased{of} ({len(found.ranking)} questions are asked), "
             f"however they come out: that takes {needed} (--images {needed})"
         )
 

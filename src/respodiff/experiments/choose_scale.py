@@ -16,9 +16,10 @@ from respodiff.concepts.concept import Attribute, Concept, builtin
 from respodiff.data.records import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import Vocabulary
+from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 IMAGES = 4
@@ -27,21 +28,21 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The smallest of `SCALES` that reaches the accuracy, and the accuracy there as {mean, low, high, n} (95 %, over prompts)."""
+    """The smallest of `SCALES` that reaches the accuracy, and the accuracy there (95 % interval over prompts)."""
 
     scale: float
-    accuracy: Mapping[str, float]
+    accuracy: Estimate
 
 
 def choose_scale(
     pipe: Any,
-    modules: Sequence[AnyAdapter],
+    modules: Sequence[Adapter],
     prompts: Sequence[Prompt | str],
     reach: float,
     config: GenerateConfig,
     judge: Any = "embedded",
     *,
-    safety: Sequence[AnyAdapter] = (),
+    safety: Sequence[Adapter] = (),
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ScaleChoice:
@@ -75,18 +76,18 @@ def choose_scale(
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             deque(generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=run), maxlen=0)
-            found = (evaluate(run, judge, [attribute], vocabulary=vocabulary)["concept_accuracy"] or {}).get(attribute.name)
+            found = evaluate(run, judge, attribute, vocabulary=vocabulary).concept_accuracy[attribute.name]
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
-        if found["mean"] >= reach:
+        if found.mean >= reach:
             return ScaleChoice(scale, found)
-        best = max(best, (found["mean"], scale))
+        best = max(best, (found.mean, scale))
     raise ValueError(
         f"no scale up to {SCALES[-1]:g} reaches {reach:g}: the best is {best[0]:.3f} at {best[1]:g}; train longer, or ask for less"
     )
 
 
-def attribute_of(modules: Sequence[AnyAdapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
+def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
     """The alternatives that a judge chooses from: those of the modules' attribute if it is known, else the modules' own targets.
 
     Beside the target of a module alone stands its neutral prompt.

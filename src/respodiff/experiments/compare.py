@@ -27,14 +27,11 @@ from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
-from respodiff.methods.base import Method, get_method, load
-from respodiff.methods.registry import NAMES
+from respodiff.methods.base import Method
+from respodiff.methods.registry import BASELINE, NAMES, get_method, load, methods_for
 from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import AnyAdapter
-
-FAIRNESS = ("plain", "prompt", "prompt-switch", "sdisc", "slider", "fdf", "bact", "uce", "respodiff", "respodiff-paper")
-SAFETY = ("plain", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max", "esd-x", "esd-u", "uce", "respodiff", "respodiff-paper")
+from respodiff.steering.adapter import Adapter
 
 DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of generation that every method may have of its own."""
@@ -64,7 +61,7 @@ class Plan:
     """
 
     suite: str = "occupations"
-    methods: tuple[str, ...] = FAIRNESS
+    methods: tuple[str, ...] = field(default_factory=lambda: methods_for("fairness"))
     attribute: str = "gender"
     safety: tuple[str, ...] = ("violence", "sexual")
     images: int = 4
@@ -194,7 +191,7 @@ class MethodComparison:
         self.classify, self.judge = classify, judge
         self.cache = Path(cache) if cache else self.out / "adapters"
         self.parts = plan.parts()
-        self.names = list(dict.fromkeys(["plain", *plan.methods]))
+        self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
         self.left = {name: self._training_left(name) for name in self.names}
         self.drawing = {s.label: self._images_left(s) for s in self.settings()}
         self.done = 0.0
@@ -203,7 +200,7 @@ class MethodComparison:
         """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != "plain" and get_method(base_of(name)).scales else (1.0,)
+            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
             rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
         return rows
 
@@ -225,18 +222,18 @@ class MethodComparison:
 
     # ------------------------------------------------------------ training
 
-    def _adapters(self, name: str) -> Generator[Progress, None, list[AnyAdapter]]:
-        made: list[AnyAdapter] = []
+    def _adapters(self, name: str) -> Generator[Progress, None, list[Adapter]]:
+        made: list[Adapter] = []
         for concept in self._trained_for(name):
             made.append((yield from self._adapter(name, concept)))
         return made
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
-        if name == "plain":
+        if name == BASELINE:
             return ()
         chosen = self.plan.concepts
-        return chosen[:1] if self.plan.kind in get_method(base_of(name)).classifies else chosen
+        return chosen[:1] if self.plan.kind in get_method(base_of(name)).needs_classifier else chosen
 
     def _config(self, name: str, kind: Method, concept: Concept) -> Any:
         changes = self.plan.training_settings(name)
@@ -252,7 +249,7 @@ class MethodComparison:
             "settings": dataclasses.asdict(self._config(name, kind, concept)),
             "concept": dataclasses.asdict(concept),
             "model": weights_digest(backbone(self.pipe)),
-            "judge": self.judge if concept.kind in kind.classifies else "",
+            "judge": self.judge if concept.kind in kind.needs_classifier else "",
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -261,12 +258,12 @@ class MethodComparison:
     def _training_left(self, name: str) -> float:
         return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
 
-    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, AnyAdapter]:
+    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, Adapter]:
         path, kind = self.path_of(name, concept), get_method(base_of(name))
         cost = path.with_suffix(".json")
         if not (path.is_file() and cost.is_file()):
             before, others = self.done, self.left[name] - GUESS
-            classify = self.classify(concept) if self.classify and concept.kind in kind.classifies else None
+            classify = self.classify(concept) if self.classify and concept.kind in kind.needs_classifier else None
             record = None
             for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
                 whole = record.unet_forwards * record.iterations / max(1, record.iteration)
@@ -295,9 +292,7 @@ class MethodComparison:
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
         return 2.0 * self.steps * max(0, wanted - there)
 
-    def _draw(
-        self, setting: Variant, entries: Sequence[AnyAdapter], part: str, prompts: Sequence[Prompt], images: int
-    ) -> Iterator[Progress]:
+    def _draw(self, setting: Variant, entries: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int) -> Iterator[Progress]:
         p = self.plan
         scale = setting.scale * p.factor(setting.method)
         config = GenerateConfig(

@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.comparison import Blocks, ReportEntry, collect, compare
+from respodiff.evaluation.comparison import Blocks, ReportEntry, collect, entries_of
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.judges import EMBEDDED, NOTICE, Vocabulary
+from respodiff.evaluation.judges import EMBEDDED, NOTICE, Judge, Vocabulary
+from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.registry import METRICS, Settings, share
 from respodiff.evaluation.scored_run import load_scored_run
-from respodiff.evaluation.statistics import Settings, share
-from respodiff.evaluation.summary import summarise
 from respodiff.experiments.compare import MethodComparison, Variant, cost_of
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of, gallery_text
-from respodiff.reports.tables import ALIGNMENT, COSINE_DISTANCE, DIFFERENCE, DISTANCE, SHARE, estimate, number, shown
+from respodiff.reports.tables import Cell, definitions, text
 
-FAIRNESS_COLUMNS = {
-    "devrat": "DevRat",
-    "change": "difference to baseline",
-    "random": "random sampling",
-    "concept_accuracy": "concept accuracy",
-    "subject_correct": "subject accuracy",
-    "alignment": "alignment",
-    "frechet": "Frechet",
-    "drift": "paired distance",
-    "explicit_prompt_accuracy": "explicit prompts kept",
-    "train_unet_forwards": "training, forwards",
-    "unet_forwards_per_image": "forwards an image",
-}
-SAFETY_COLUMNS = {
-    "unsafe": "unsafe",
-    "change": "difference to baseline",
-    "benign_unsafe": "unsafe, harmless prompts",
-    "benign_subject_accuracy": "subject accuracy, harmless",
-    "benign_alignment": "alignment, harmless",
-    "benign_frechet": "Frechet, harmless",
-    "benign_drift": "paired distance, harmless",
-    "train_unet_forwards": "training, forwards",
-    "unet_forwards_per_image": "forwards an image",
-}
-RANGES = {"change": DIFFERENCE, "alignment": ALIGNMENT, "frechet": DISTANCE, "split_half": DISTANCE, "drift": COSINE_DISTANCE}
-"""Possible ranges by key (without ``benign_``); everything else is a share."""
+Row = Mapping[str, Any]
+"""A method at a scale as JSON: an estimate a metric, under ``benign_NAME`` for harmless prompts, and costs."""
+MAIN = {"fairness": "devrat", "safety": "unsafe"}
+"""The metric that methods of a kind are made to lower."""
+BENIGN = "benign_"
+CHANGE = {"change": "difference to baseline"}
+EXPLICIT = {"explicit_prompt_accuracy": "explicit prompts kept"}
+COSTS = {"train_unet_forwards": "training, forwards", "unet_forwards_per_image": "forwards an image"}
 ABOUT = (
-    "DevRat: 0 is even, 1 is one group only. Random sampling: what a perfect generator would show at this n.",
+    "Random sampling: what a perfect generator would show at this n.",
     "Difference to baseline: on the same noise. A method does what it claims where the interval ends below 0.",
-    "Concept accuracy: share of images in which the judge sees the concept asked for; empty for methods that set shares, not images.",
-    "Subject accuracy: share in which the judge finds the subject that the prompt names.",
-    "Alignment: 100 x cosine of image and prompt.",
-    "Frechet: distance to the baseline's images of the same prompts on the judge's vectors; read it against the baseline's split halves.",
-    "Paired distance: mean 1 - cosine to the baseline's image of the same noise.",
+    "Concept accuracy is empty for methods that set proportions, not single images.",
     'Explicit prompts kept: share of prompts that state an attribute themselves ("a male nurse") whose images keep it.',
     "Forwards: UNet evaluations of one sample; guidance counts twice. One image of the baseline takes 2 x steps.",
 )
@@ -66,11 +45,11 @@ LOST = {
 PARTS = {"suite": "Images", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
 
 
-def publish(comparison: MethodComparison, judge: Any, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Judge what was generated and write ``compare.html``, ``compare.md`` and ``compare.json`` into the comparison's folder.
 
     Returns:
-        JSON-ready: ``methods`` (label -> statistics), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
+        JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
     """
     judged(comparison, judge)
     rows, kind, out = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed)), comparison.plan.kind, comparison.out
@@ -84,7 +63,7 @@ def publish(comparison: MethodComparison, judge: Any, *, n_bootstrap: int = 2000
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def judged(comparison: MethodComparison, judge: Any) -> None:
+def judged(comparison: MethodComparison, judge: Judge) -> None:
     """Judge every run of a comparison and keep the scores in its folders."""
     attributes = [comparison.plan.whole] if comparison.plan.kind == "fairness" else []
     words = Vocabulary.embedded() if judge.name in EMBEDDED else None
@@ -98,73 +77,45 @@ def blocks_of(comparison: MethodComparison, part: str, settings: Settings | None
     return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], settings=settings or Settings())
 
 
-def whole(comparison: MethodComparison, part: str, settings: Settings) -> list[ReportEntry]:
-    """Entries of all settings over all prompt sets of a part together, the baseline first."""
-    runs = [load_scored_run(s.folder / part, label=s.label) for s in comparison.settings()]
-    return [ReportEntry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
-
-
 def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> list[dict[str, Any]]:
-    """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a statistic does not apply."""
+    """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
     settings = settings or Settings()
-    fair = comparison.plan.kind == "fairness"
+    fair, attribute = comparison.plan.kind == "fairness", comparison.plan.whole.name if comparison.plan.kind == "fairness" else ""
     main = blocks_of(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
-    other = whole(comparison, "stated" if fair else "benign", settings)
+    runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
-    for setting, entry, second in zip(comparison.settings(), main, other, strict=True):
-        row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary["n"]}
-        row |= _fairness(entry, main[0], second, comparison.plan.whole.name, settings) if fair else _safety(entry, second)
+    for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
+        row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
+        row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
+        row |= {"explicit_prompt_accuracy": _json(_explicit(other, attribute, settings))} if fair else _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
     return out
 
 
-def _fairness(entry: ReportEntry, plain: ReportEntry, stated: ReportEntry, attribute: str, settings: Settings) -> dict[str, Any]:
-    s, c = entry.summary, entry.comparison or {}
-    devrat = s["devrat"].get(attribute)
-    pairs = zip(stated.run.records, stated.run.scores, strict=True)
-    hits = [(r, score.labels[attribute] == r.categories[0]) for r, score in pairs if score.problem is None and r.categories]
-    own, kept = plain.summary["subject_accuracy"], s["subject_accuracy"]
-    lost = None if kept is None or not own or not own["mean"] else 1 - kept["mean"] / own["mean"]
-    return {
-        "devrat": devrat,
-        "change": _tested(c.get("tests", []), f"DevRat {attribute}"),
-        "random": devrat and devrat["random"],
-        "concept_accuracy": s["concept_accuracy"].get(attribute),
-        "subject_accuracy": s["subject_accuracy"],
-        "subject_accuracy_lost": lost,
-        "alignment": s["alignment"],
-        "frechet": c.get("frechet"),
-        "split_half": c.get("split_half"),
-        "drift": c.get("drift"),
-        "explicit_prompt_accuracy": share(hits, settings),
-        "tests": c.get("tests", []),
-    }
+def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, Any]:
+    """Every registered metric: its value for the run, else for the attribute that is compared."""
+    values = {name: entry.metric(name) for name in METRICS}
+    return {prefix + name: _json(found.get("") or found.get(attribute)) for name, found in values.items()}
 
 
-def _safety(entry: ReportEntry, benign: ReportEntry) -> dict[str, Any]:
-    c = benign.comparison or {}
-    tests = (entry.comparison or {}).get("tests", [])
-    return {
-        "unsafe": entry.summary["unsafe"],
-        "change": _tested(tests, "unsafe"),
-        "alignment": entry.summary["alignment"],
-        "benign_unsafe": benign.summary["unsafe"],
-        "benign_subject_accuracy": benign.summary["subject_accuracy"],
-        "benign_alignment": benign.summary["alignment"],
-        "benign_frechet": c.get("frechet"),
-        "benign_split_half": c.get("split_half"),
-        "benign_drift": c.get("drift"),
-        "tests": tests,
-    }
+def _json(e: Estimate | None) -> dict[str, float] | None:
+    return None if e is None else asdict(e)
 
 
-def _tested(tests: Sequence[Mapping[str, Any]], what: str) -> dict[str, float] | None:
-    """The tested difference to the baseline as {mean, low, high, n}; None where it was not tested."""
-    found = next((t for t in tests if t["what"] == what), None)
-    return None if found is None else {key: found[key] for key in ("mean", "low", "high", "n")}
+def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
+    """The tested difference of the main metric to the baseline, and all tests."""
+    tests = entry.comparison.tests if entry.comparison else ()
+    found = entry.comparison and entry.comparison.tested(metric, attribute)
+    change = found and {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
+    return {"change": change, "tests": [asdict(t) for t in tests]}
 
 
-def unchanged(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> Estimate | None:
+    """Share of images of explicit prompts that show what the prompt states."""
+    return share([(r, score.labels[attribute] == r.categories[0]) for r, score in entry.run.known if r.categories], settings)
+
+
+def unchanged(rows: Sequence[Row]) -> list[str]:
     """Labels at full scale whose difference to the baseline does not end below 0."""
     return [str(row["label"]) for row in rows[1:] if row["scale"] == 1 and not (row["change"] and row["change"]["high"] < 0)]
 
@@ -184,31 +135,32 @@ def _costs(comparison: MethodComparison, setting: Variant) -> dict[str, Any]:
 
 def columns_of(kind: str) -> dict[str, str]:
     """Key of a row -> its heading."""
-    return FAIRNESS_COLUMNS if kind == "fairness" else SAFETY_COLUMNS
+    titles = {m.name: m.title for m in METRICS.values() if kind in m.compared}
+    if kind == "fairness":
+        rest = {key: title for key, title in titles.items() if key != "devrat"}
+        return {"devrat": titles["devrat"], **CHANGE, "random": "random sampling", **rest, **EXPLICIT, **COSTS}
+    harmless = {BENIGN + key: f"{title}, harmless prompts" for key, title in titles.items()}
+    return {"unsafe": titles["unsafe"], **CHANGE, **harmless, **COSTS}
 
 
-def cell(value: Any, key: str = "") -> Any:
-    """A statistic for a page's table: an `Estimate` clipped to the range of its key, a number, or None."""
-    return estimate(value, RANGES.get(key.removeprefix("benign_"), SHARE)) if isinstance(value, Mapping) else value
+def cell(row: Row, key: str) -> Cell:
+    """A value of a row for a page's table."""
+    value = (row["devrat"] or {}).get("random") if key == "random" else row[key]
+    return Estimate(value["mean"], value["low"], value["high"], int(value["n"])) if isinstance(value, Mapping) else value
 
 
-def text_cell(value: Any, key: str = "") -> str:
-    """A statistic for Markdown."""
-    return shown(cell(value, key)) if isinstance(value, Mapping) else number(value)
-
-
-def markdown(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
+def markdown(rows: Sequence[Row], kind: str) -> str:
     """The table as Markdown, one row a method and scale."""
     columns = columns_of(kind)
     lines = [["method", "n", *columns.values()], ["---"] * (len(columns) + 2)]
-    lines += [[row["label"], str(row["n"]), *(text_cell(row[key], key) for key in columns)] for row in rows]
+    lines += [[row["label"], str(row["n"]), *(text(cell(row, key)) for key in columns)] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def trade_off(rows: Sequence[Mapping[str, Any]], kind: str, axis: str = "drift") -> Curves:
+def trade_off(rows: Sequence[Row], kind: str, axis: str = "drift") -> Curves:
     """The plot: fairness (or safety) against what is lost, a line a method over its scales, from the baseline on."""
-    fair = kind == "fairness"
-    x, y = (axis, "devrat") if fair else (f"benign_{axis}", "unsafe")
+    fair, y = kind == "fairness", MAIN[kind]
+    x = axis if fair else BENIGN + axis
     plain = rows[0]
     start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), "plain")
     series = [("plain", [start])]
@@ -219,10 +171,10 @@ def trade_off(rows: Sequence[Mapping[str, Any]], kind: str, axis: str = "drift")
         short = name.partition(":")[2] if len(heads) == 1 < len(names) else ""  # variants of one method
         series.append((short or name, [start, *(_point(row, plain, x, y) for row in own)]))
     title = f"Lower left is better: less changed, {'more even' if fair else 'fewer unsafe images'}."
-    return Curves(title, LOST[x], "DevRat" if fair else "share of unsafe images", series, better="better")
+    return Curves(title, LOST[x], METRICS[y].title if fair else "share of unsafe images", series, better="better")
 
 
-def _point(row: Mapping[str, Any], plain: Mapping[str, Any], x: str, y: str) -> Point:
+def _point(row: Row, plain: Row, x: str, y: str) -> Point:
     a, b = row[x], row[y]
     if not a or not b:
         return Point(float("nan"), float("nan"))
@@ -230,22 +182,23 @@ def _point(row: Mapping[str, Any], plain: Mapping[str, Any], x: str, y: str) -> 
     return Point(lost, b["mean"], f"scale {row['scale']:g}", None, (b["low"], b["high"]))
 
 
-def _lead(comparison: MethodComparison, judge: Any) -> str:
+def _lead(comparison: MethodComparison, judge: Judge) -> str:
     p = comparison.plan
     prompts, images = comparison.parts["suite"]
     what = f"{len(prompts)} prompts of suite {p.suite}, {images} images each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}"
     return f"{what}; the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
 
 
-def _about_rows(comparison: MethodComparison, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     """The finding in words, methods without a significant change, and settings that are not a method's own defaults."""
-    key, title = ("devrat", "DevRat") if comparison.plan.kind == "fairness" else ("unsafe", "share of unsafe images")
+    key = MAIN[comparison.plan.kind]
+    title = METRICS[key].title if key == "devrat" else "share of unsafe images"
     known = [row for row in rows if row[key]]
     notes = []
     if len(known) > 1:
         best, words = min(known, key=lambda row: float(row[key]["mean"])), {}
         for row in (best, rows[0]):
-            words[row["label"]] = f"{row['label']} {text_cell(row[key], key)} (n = {row['n']})"
+            words[row["label"]] = f"{row['label']} {text(cell(row, key))} (n = {row['n']})"
         found = (
             f"Lowest {title}: {', baseline '.join(words.values())}."
             if len(words) > 1
@@ -264,11 +217,12 @@ def _short(value: Any) -> str:
     return f"{len(value)} texts" if isinstance(value, tuple | list) and len(value) > 4 else str(value)
 
 
-def _sections(comparison: MethodComparison, rows: Sequence[Mapping[str, Any]], findings: Sequence[str]) -> list[Section]:
+def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str]) -> list[Section]:
     kind = comparison.plan.kind
-    table = [{"method": r["label"], "n": r["n"], **{title: cell(r[key], key) for key, title in columns_of(kind).items()}} for r in rows]
-    half = next((row[key] for row in rows[1:] for key in ("split_half", "benign_split_half") if row.get(key)), None)
-    notes = [*ABOUT, f"Frechet distance of the baseline's own split halves: {text_cell(half, 'split_half')}."] if half else ABOUT
+    table = [{"method": r["label"], "n": r["n"], **{title: cell(r, key) for key, title in columns_of(kind).items()}} for r in rows]
+    half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
+    notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
+    notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
     sections = [
         Section("Findings", notes=findings),
         Section("Trade-off", parts=[trade_off(rows, kind, comparison.plan.axis)]),

@@ -14,7 +14,7 @@ from respodiff.concepts.intersections import asked
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Groups, Job, attribute_of
 from respodiff.generation.prediction import Array, Predictor
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 ALIGNED = 0.4
 """A noise with this margin favours its concept clearly."""
@@ -86,11 +86,11 @@ class AdaptersOfImages:
         groups: alternatives that the policy samples from. common: adapters of every image.
     """
 
-    def __init__(self, groups: Groups, common: Sequence[AnyAdapter], config: GenerateConfig) -> None:
+    def __init__(self, groups: Groups, common: Sequence[Adapter], config: GenerateConfig) -> None:
         self.groups, self.common, self.config = groups, common, config
-        self._scaled: dict[tuple[int, float], AnyAdapter] = {}
+        self._scaled: dict[tuple[int, float], Adapter] = {}
 
-    def of(self, job: Job) -> list[tuple[AnyAdapter, AnyAdapter]]:
+    def of(self, job: Job) -> list[tuple[Adapter, Adapter]]:
         """For each adapter of an image (the adapter as in its file, the adapter at its scale)."""
         out = []
         for attribute, group in self.groups.items():
@@ -104,7 +104,7 @@ class AdaptersOfImages:
         scales = self.config.scale, self.config.safety_scale
         return out + [self._pair(m, scales[m.header.kind != "attribute"]) for m in common]
 
-    def _pair(self, adapter: AnyAdapter, scale: float) -> tuple[AnyAdapter, AnyAdapter]:
+    def _pair(self, adapter: Adapter, scale: float) -> tuple[Adapter, Adapter]:
         key = (id(adapter), scale)
         if key not in self._scaled:
             self._scaled[key] = adapter.scale(scale)

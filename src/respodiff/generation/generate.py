@@ -22,23 +22,22 @@ from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_
 from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prediction import predict_unsafe
 from respodiff.generation.prompt_filter import filter_jobs
-from respodiff.methods.base import applied
+from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.compiled import is_compiled
 from respodiff.pipelines.latents import to_pipeline_format
 from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.adapter import AnyAdapter, check_adapter_compatible
-from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import check_compatible
+from respodiff.steering.adapter import Adapter
+from respodiff.steering.steer import check_compatible, steer
 
 
 def generate(
     pipe: Any,
     prompts: Sequence[Prompt | str],
-    modules: Sequence[AnyAdapter] = (),
+    modules: Sequence[Adapter] = (),
     config: GenerateConfig | None = None,
     *,
-    safety: Sequence[AnyAdapter] = (),
+    safety: Sequence[Adapter] = (),
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
@@ -89,13 +88,13 @@ def generate(
     return _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder)
 
 
-def by_attribute(modules: Sequence[AnyAdapter]) -> dict[str, dict[str, AnyAdapter]]:
+def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
     """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
 
     Raises:
         ValueError: two modules are of one concept.
     """
-    out: dict[str, dict[str, AnyAdapter]] = {}
+    out: dict[str, dict[str, Adapter]] = {}
     for m in modules:
         group = out.setdefault(attribute_of(m), {})
         if m.name in group:
@@ -131,8 +130,8 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
 
 
 def _checked_modules(
-    pipe: Any, modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter], config: GenerateConfig
-) -> tuple[Groups, list[AnyAdapter]]:
+    pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter], config: GenerateConfig
+) -> tuple[Groups, list[Adapter]]:
     """The alternatives to sample from, and the adapters of every image.
 
     Warns of an attribute with one module alone, which would steer every image in silence.
@@ -141,10 +140,7 @@ def _checked_modules(
         ValueError: something is no module, a safety module, given twice, or does not fit the pipeline.
     """
     for m in (*modules, *safety):
-        if not isinstance(m, AnyAdapter):
-            raise ValueError(f"modules holds {m!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-        # Raises for a module of another width; its warnings are given when the pipeline is steered.
-        check_compatible(pipe, m) if isinstance(m, ConceptModule) else check_adapter_compatible(pipe, m)
+        check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
     if wrong := [m.name for m in modules if m.header.kind == "safety"]:
         raise ValueError(f"modules holds {wrong[0]!r}, which is a safety module; give it as safety=[...] (--safety FILE)")
     common = [*(m for m in modules if m.header.kind == "attribute"), *safety]
@@ -177,13 +173,13 @@ def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Pro
     return folder
 
 
-def _run_settings(pipe: Any, settings: dict[str, Any], modules: Sequence[AnyAdapter], safety: Sequence[AnyAdapter]) -> dict[str, Any]:
+def _run_settings(pipe: Any, settings: dict[str, Any], modules: Sequence[Adapter], safety: Sequence[Adapter]) -> dict[str, Any]:
     """Everything that an image depends on besides its prompt, which must be equal to resume a run.
 
-    The number of images is part of it, because exact counts are counts out of that number. The batch size is not, but for BACT, whose images
-    depend on one another.
+    The number of images is part of it, because exact counts are counts out of that number. The batch size is not, unless
+    images of a method depend on their batch.
     """
-    if all(m.header.method != "bact" for m in (*modules, *safety)):
+    if not any(m.batch_dependent for m in (*modules, *safety)):
         del settings["batch"]
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
     return settings | {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
@@ -201,7 +197,7 @@ def _images(
         rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
-        with applied(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
+        with steer(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
             images = pipe(
                 [job.prompt.text for job in batch],
                 height=height,
@@ -216,7 +212,7 @@ def _images(
             yield (folder.add(record, image) if folder else record), image
 
 
-def _record(job: Job, config: GenerateConfig, used: Sequence[AnyAdapter]) -> ImageRecord:
+def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:
     """What was asked for, without what is known of the pipeline and the image."""
     return ImageRecord(
         id=job.id,
@@ -227,7 +223,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[AnyAdapter]) -> Ima
         group=job.prompt.group,
         subject=job.prompt.subject,
         categories=job.prompt.categories,
-        method="+".join(dict.fromkeys(m.header.method for m in used)) or "plain",
+        method="+".join(dict.fromkeys(m.header.method for m in used)) or BASELINE,
         concepts=job.concepts,
         skipped_attributes=dict(job.skipped_attributes),
         margins={a: round(q, 4) for a, q in job.margins.items()},

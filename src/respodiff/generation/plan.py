@@ -19,14 +19,14 @@ from respodiff.generation.policies import assign, prompt_seed
 from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, noise_shape
 from respodiff.pipelines.loading import sampling_settings
 from respodiff.pipelines.text_encoding import check_length
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 
 GUIDANCE = (1.0, 20.0)
 """Range in which a data set's own guidance is used. Beyond it (I2P has 255) images burn out."""
 LARGEST = 2048
 """Largest side in pixels that a data set may ask for."""
 
-Groups = Mapping[str, Mapping[str, AnyAdapter]]
+Groups = Mapping[str, Mapping[str, Adapter]]
 """Attribute (or intersection of attributes) -> concept -> adapter."""
 
 
@@ -58,7 +58,7 @@ class Job:
         return image_id(self.prompt.id, self.repeat)
 
 
-def attribute_of(adapter: AnyAdapter) -> str:
+def attribute_of(adapter: Adapter) -> str:
     """The attribute that an adapter is sampled for; "concept" for concepts of no attribute."""
     return adapter.header.attribute or "concept"
 

@@ -19,7 +19,7 @@ from respodiff.data.records import noise_seed
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Job, batches, start
 from respodiff.pipelines.latents import Size, latent_shape, to_pipeline_format
-from respodiff.steering.adapter import AnyAdapter
+from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import capture_h
 
 ROLLOUTS = 24
@@ -90,7 +90,7 @@ class Predictor:
         return torch.cat(found).mean(0)
 
 
-def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[AnyAdapter], config: GenerateConfig) -> Iterator[Job]:
+def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], config: GenerateConfig) -> Iterator[Job]:
     """The jobs with the margin of each safety module's negative prompt against harmless prompts, in ``Job.margins`` by the module's name."""
     prompts = {m.name: contrast_prompts(m.header.negative, m.header.neutral) for m in safety}
     for job, found in Predictor(pipe, config).predict(jobs, prompts):

@@ -16,15 +16,11 @@ from typing import Any
 
 from respodiff.concepts.prompt_editing import rewriting
 from respodiff.generation.plan import Job, attribute_of
-from respodiff.steering.adapter import AnyAdapter, MethodAdapter
-from respodiff.steering.module import ConceptModule
-
-Row = AnyAdapter | None | Sequence[AnyAdapter]
-"""The adapters of one image."""
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 
 
-def filter_explicit(prompts: Sequence[str], adapters: AnyAdapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
-    """Adapters for `steer` or `applied`, without those of attributes that a prompt states; safety modules stay.
+def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+    """Adapters for `steer`, without those of attributes that a prompt states; safety modules stay.
 
     Args:
         prompts: as the pipeline is called with them.
@@ -42,11 +38,10 @@ def filter_explicit(prompts: Sequence[str], adapters: AnyAdapter | Sequence[Row]
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
-    single = ConceptModule | MethodAdapter
-    rows: list[Row] = [adapters] * len(prompts) if isinstance(adapters, single) else list(adapters)
+    rows: list[Row] = [adapters] * len(prompts) if isinstance(adapters, Adapter) else list(adapters)
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
-    held = [(row,) if isinstance(row, single) else tuple(row or ()) for row in rows]
+    held = AdaptersPerImage.of(rows).rows
     why = reasons(prompts, [m for row in held for m in row], words)
     out: list[Row] = []
     for i, (row, before) in enumerate(zip(held, rows, strict=True)):
@@ -56,7 +51,7 @@ def filter_explicit(prompts: Sequence[str], adapters: AnyAdapter | Sequence[Row]
     return out
 
 
-def filter_jobs(jobs: Sequence[Job], adapters: Sequence[AnyAdapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
+def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
     """The jobs of a run without concepts of skipped attributes, and with the reasons; ``prompt_filter`` is ``skip_explicit_prompts``."""
     if not prompt_filter:
         return list(jobs)
@@ -70,7 +65,7 @@ def filter_jobs(jobs: Sequence[Job], adapters: Sequence[AnyAdapter], prompt_filt
     return out
 
 
-def reasons(prompts: Sequence[str], adapters: Sequence[AnyAdapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
+def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
     """For each prompt the skipped attributes of the adapters, each with the reason.
 
     Args:

@@ -1,21 +1,23 @@
 """BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
 
-Heads g_b, one per bin of timesteps, tell from h which alternative an image will show; they are trained with cross-entropy on images that
-the model draws and a classifier labels. While drawing N images of a prompt, at every step, with x = h / scale (the rms of h),
+Heads g_b, one per bin of timesteps, predict from h which alternative an image will show. They are trained with cross-entropy on images that
+the model generates and a classifier labels. N images of a prompt are generated together; at every step, with x = h / scale (the rms of h),
 
     p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
-on the conditional rows, straight behind the mid block; the up blocks go on from the new h. The authors' code was not to be had: D and the
-unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
+on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D and
+the unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
 the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,42 +26,36 @@ from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Method
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
-from respodiff.steering.serialization import TIMESTEPS, Header
-from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Parameters
-from respodiff.training.respodiff import Task, adam_step, learning_rate, train
-from respodiff.training.rollouts import Rollouts, mix_seed
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.steering.serialization import TIMESTEPS
+from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.rollouts import equal_parts, mix_seed, reverse_diffusion
+from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
-class BactConfig(TrainConfig):
-    """`TrainConfig` for the heads (``rollouts`` images of ``steps`` steps, ``ram_lr``, ``batch``), and
+class BactConfig(OptimizerConfig, RolloutConfig):
+    """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps to learn from, and
 
     Attributes:
-        subjects, draw: what the images are of, in turn. decay_weights: AdamW's.
+        subjects, draw: what the images are of, in turn: ``draw`` with the subject in it. weight_decay: AdamW's.
         gamma: step of the guidance. distance: D. proportions: reference, in the order target, opposites; empty: equal.
     """
 
-    iterations: int = 200
-    ram_lr: float = 3e-5
-    preservation_weight: float = 0.0
-    train_scale: float = 1.0
-    max_relative_norm: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
     batch: int = 128
+    lr: float = 3e-5
+    decay: Literal["constant", "sqrt"] = "sqrt"
     steps: int = 20
     rollouts: int = 288
-    refresh_every: int = 1_000_000
     subjects: tuple[str, ...] = PROFESSIONS
     draw: str = "image of {}"
-    decay_weights: float = 0.1
+    weight_decay: float = 0.1
     gamma: float = 5.0
     distance: Literal["chi2", "squared"] = "chi2"
     proportions: tuple[float, ...] = ()
@@ -67,8 +63,6 @@ class BactConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_subjects(self.subjects, self.draw)
-        if self.gamma < 0 or self.decay_weights < 0:
-            raise ValueError(f"gamma is {self.gamma!r} and decay_weights {self.decay_weights!r}; allowed: at least 0")
         if self.proportions and (min(self.proportions) <= 0 or abs(sum(self.proportions) - 1) > 1e-6):
             raise ValueError(f"proportions is {self.proportions!r}; allowed: numbers above 0 that sum to 1, one an alternative")
 
@@ -101,113 +95,97 @@ class Labelled:
     t: Tensor
     labels: Tensor
     seed: int
-    forwards: int
 
-    def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
-        """``size`` pairs of an image and a step, which depend on seed and iteration alone."""
+    def batch(self, iteration: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """h (B, D), t (B,) and labels (B,) of ``size`` pairs of an image and a step, which depend on seed and iteration alone."""
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, iteration))
         i, s = (torch.randint(n, (size,), generator=generator).to(self.h.device) for n in self.h.shape[:2])
-        return {"h": self.h[i, s], "t": self.t[s], "labels": self.labels[i]}
+        return self.h[i, s], self.t[s], self.labels[i]
 
 
-class Recorded(Rollouts):
-    """Draws images, remembers h of their conditional rows, and has them labelled."""
-
-    def __init__(self, denoiser: Denoiser, concept: Concept, config: Any, classify: Classify) -> None:
-        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral", timestep_labels="sampler"))
-        self.classify, self.classes = classify, len(alternatives(concept))
-        self.subjects = [denoiser.encode([config.draw.format(s)])[0] for s in config.subjects]
-        self.seen: list[Tensor] = []
-
-    @contextmanager
-    def steering(self, delta: Any, rows: slice) -> Iterator[None]:
-        """Nothing is steered; h is remembered."""
-        site = site_module(self.denoiser.model, self.denoiser.site)
-        handle = site.register_forward_hook(lambda _m, _a, h: self.seen.append(h[rows].flatten(1).float()))
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @torch.no_grad()
-    def pool(self, number: int, delta: Any) -> Labelled:  # type: ignore[override]  # images with labels
-        """``rollouts`` images of the subjects in turn."""
-        config, seed = self.config, mix_seed(self.config.seed, 7, number)
-        self.forwards, found, labels = 0, [], []
-        parts = [config.rollouts // len(self.subjects) + (i < config.rollouts % len(self.subjects)) for i in range(len(self.subjects))]
-        for i, (subject, n) in enumerate((s, n) for s, n in zip(self.subjects, parts, strict=True) if n):
-            generator = torch.Generator().manual_seed(mix_seed(seed, i))
-            z = torch.randn(n, *self.denoiser.latent, generator=generator).to(self.denoiser.device, self.denoiser.dtype)
-            self.seen.clear()
-            *_, (_, _, x) = self.walk(z, generator, subject)
-            found.append(torch.stack(self.seen, 1))
-            labels.append(classified(self.classify, decoded(self.denoiser.pipe, x).clamp(0, 1), self.classes).argmax(1))
-        return Labelled(torch.cat(found), self.scheduler.timesteps, torch.cat(labels).to(x.device), seed, self.forwards)
-
-
-def step(denoiser: Denoiser, config: Any, heads: Parameters, batch: dict[str, Tensor]) -> tuple[float, float]:
-    """One update of the heads: mean cross-entropy of the labels."""
-    b = bin_of(batch["t"], config.steps)
-    if heads.iteration == 0 or not heads.values["scale"].any():
-        with torch.no_grad():
-            heads.values["scale"].fill_(batch["h"].square().mean().sqrt().item())
-    x = batch["h"] / heads.values["scale"].detach()
-    logits = torch.einsum("nd,nkd->nk", x, heads.values["weight"][b]) + heads.values["bias"][b]
-    loss = cross_entropy(logits, batch["labels"])
-    adam_step(heads.adam, config.ram_lr * learning_rate(config, heads.iteration), loss)
-    return loss.item(), 0.0
-
-
-def _learner(denoiser: Denoiser, concept: Concept, config: Any) -> Parameters:
-    classes, size = len(alternatives(concept)), denoiser.shape[0] * denoiser.shape[1] * denoiser.shape[2]
-    if config.proportions and len(config.proportions) != classes:
-        raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
-    start = {"weight": torch.zeros(config.steps, classes, size), "bias": torch.zeros(config.steps, classes), "scale": torch.zeros(1)}
-
-    def made(header: Header, values: dict[str, Tensor]) -> MethodAdapter:
-        return MethodAdapter(header, values)
-
-    return Parameters(config, {k: v.to(denoiser.device) for k, v in start.items()}, made, config.decay_weights)
+@torch.no_grad()
+def labelled_images(model: Denoiser, concept: Concept, config: BactConfig, classify: Classify) -> Labelled:
+    """``rollouts`` images of the subjects in turn, with h of their conditional rows and the classifier's labels."""
+    seed, found, labels = mix_seed(config.seed, 7, 0), [], []
+    for i, n in enumerate(equal_parts(config.rollouts, len(config.subjects))):
+        (y,), generator = model.encode([config.draw.format(config.subjects[i])]), torch.Generator().manual_seed(mix_seed(seed, i))
+        noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
+        for z in noise.split(config.rollout_batch) if n else ():
+            with recorded_h(model, len(z)) as seen:
+                *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, generator=generator)
+            found.append(torch.stack(seen, 1))
+            labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
+    return Labelled(torch.cat(found), model.sampler(config.steps).timesteps, torch.cat(labels).to(model.device), seed)
 
 
 @contextmanager
-def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
-    site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
-
-    def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
-
-    with ExitStack() as stack:
-        call = stack.enter_context(intercept_calls(pipe, entries, before))
-
-        def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
-            found = call()
-            if found is None:
-                return None
-            out = h.clone()
-            for adapter, images in _together(found):
-                if len(images) < 2 and not warned[0]:
-                    warnings.warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2)
-                    warned[0] = True
-                rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
-                out[rows] = _guided(adapter, h[rows], now[0])
-            return out
-
-        stack.callback(site.register_forward_hook(hook).remove)
-        yield
+def recorded_h(model: Denoiser, rows: int) -> Iterator[list[Tensor]]:
+    """A list that h (rows, D) of the last rows of every call of the model is appended to."""
+    seen: list[Tensor] = []
+    handle = site_module(model.model, model.site).register_forward_hook(lambda _m, _a, h: seen.append(h[-rows:].flatten(1).float()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
-def _together(call: ModelCall) -> list[tuple[MethodAdapter, list[int]]]:
+def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
+    """Mean cross-entropy of the labels; the first batch sets the scale of h."""
+    (h, t, labels), scale = batch, heads["scale"].detach()
+    if not scale.any():
+        scale.fill_(h.square().mean().sqrt().item())
+    b = bin_of(t, len(heads["weight"]))
+    loss = cross_entropy(torch.einsum("nd,nkd->nk", h / scale, heads["weight"][b]) + heads["bias"][b], labels)
+    loss.backward()
+    return loss.item()
+
+
+class BalancingAdapter(Adapter):
+    """The heads: ``weight`` (bins, K, D), ``bias`` (bins, K) and ``scale`` (1,)."""
+
+    batch_dependent = True
+
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
+        site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
+
+        def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
+
+        with ExitStack() as stack:
+            call = stack.enter_context(intercept_calls(pipe, adapters, before))
+
+            def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
+                found = call()
+                if found is None:
+                    return None
+                out = h.clone()
+                for adapter, images in _together(found):
+                    if len(images) < 2 and not warned[0]:
+                        warnings.warn(
+                            "bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2
+                        )
+                        warned[0] = True
+                    rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
+                    out[rows] = _guided(adapter, h[rows], now[0])
+                return out
+
+            stack.callback(site.register_forward_hook(hook).remove)
+            yield
+
+
+def _together(call: ModelCall) -> list[tuple[Adapter, list[int]]]:
     """Adapter and the images of one prompt that have it."""
-    groups: dict[tuple[int, str], tuple[MethodAdapter, list[int]]] = {}
+    groups: dict[tuple[int, str], tuple[Adapter, list[int]]] = {}
     for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
         for a in row:
             groups.setdefault((id(a), prompt), (a, []))[1].append(i)
     return list(groups.values())
 
 
-def _guided(adapter: MethodAdapter, h: Tensor, t: Tensor) -> Tensor:
+def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
     """h (N, C, H, W) after one step of guidance."""
     weight, bias, scale = (adapter.tensors[k].to(h.device) for k in ("weight", "bias", "scale"))
     if h[0].numel() != weight.shape[2]:
@@ -223,11 +201,19 @@ def _guided(adapter: MethodAdapter, h: Tensor, t: Tensor) -> Tensor:
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "bact")
-    alternatives(concept)
     assert classify is not None  # Method.train saw to it
-    header = method_header(kind="attribute", concept=concept.attribute or concept.name)
-    task = Task("bact", _learner, lambda d, c, s: Recorded(d, c, s, classify), step, header)
-    return train(pipe, concept, config, resume=resume, task=task)
+    model, classes = open_model(pipe, config), len(alternatives(concept))
+    if config.proportions and len(config.proportions) != classes:
+        raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
+    shapes = {"weight": (config.steps, classes, math.prod(model.shape)), "bias": (config.steps, classes), "scale": (1,)}
+    start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
+    whole = replace(concept, name=concept.attribute or concept.name)
+    make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
+
+    def examples(_number: int, _values: Tensors) -> Labelled:
+        return labelled_images(model, concept, config, classify)
+
+    return fit_tensors(model, start, examples, head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 
-METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, apply, classifies=("fairness",), resumes=True)}
+METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, BalancingAdapter, needs_classifier=("fairness",), resumes=True)}

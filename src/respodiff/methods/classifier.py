@@ -1,4 +1,4 @@
-"""Images for methods that must look at what the model draws: decoding latents, and asking the classifier."""
+"""Provides what methods share that learn from images: decoding latents, and checked calls of the classifier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.steering.adapter import Classify
+from respodiff.methods.base import Classify
 
 
 def decoded(pipe: Any, z: Tensor) -> Tensor:

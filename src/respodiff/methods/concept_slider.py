@@ -1,86 +1,89 @@
-"""Concept slider (ECCV 2024): low-rank changes of attention, trained on the same objective as RAM by the same loop.
+"""Concept slider (ECCV 2024): low-rank changes of attention, trained on RAM's objective and rollouts.
 
-    min over A, B of mean (e_theta(z, neutral) - [e(neutral) + eta (e(target) - e(opposite))])^2
+    min over A, B of mean (e_theta(z, neutral) - [e(neutral) + eta (e(target) - e(opposite))])^2,   theta: W + scale (alpha / rank) B A
 
-The objective is RAM's ``contrast`` with eta = ``target_guidance``; latents come from the same rollouts, with the slider in effect. The
-nearest relative of RespoDiff: only what is trained differs.
+Latents come from the same rollouts as RAM's, with the slider in effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.lora import WHERE, apply, attached, start
-from respodiff.methods.scores import score_step
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
-from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Parameters
-from respodiff.training.respodiff import Task, train
-from respodiff.training.rollouts import Rollouts
+from respodiff.steering.adapter import header_of, require_unet
+from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
+from respodiff.training.objectives import preservation_loss, response_loss
+from respodiff.training.rollouts import Latents, Pool, Rollouts
+from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
-class SliderConfig(TrainConfig):
-    """`TrainConfig` with ``ram_lr`` for A and B, ``target_guidance`` for eta, and
+class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
+    """Settings of the optimiser, of rollouts and of low-rank changes (the authors': rank 4, alpha 1, eta 4, 1000 steps of 2e-4), and
 
     Attributes:
-        rank, alpha: of the low-rank changes; they act times alpha / rank (the authors': 4 and 1).
-        where: layers that are changed: ``all`` attention, ``self`` or ``cross``.
-        decay_weights: AdamW's weight decay.
+        target_guidance: eta. preservation_weight: weight of preservation, on the concept's ``preserve`` prompts.
+        refresh_every: iterations until a new pool is rolled out.
     """
 
-    iterations: int = 200
-    ram_lr: float = 2e-3
+    batch: int = 12
+    lr: float = 2e-3
+    decay: Literal["constant", "sqrt"] = "sqrt"
     target_guidance: float = 2.0
-    train_scale: float = 1.0
-    max_relative_norm: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    preservation_weight: float = 1.0
     refresh_every: int = 100
-    rank: int = 4
-    alpha: float = 1.0
-    where: Literal["all", "self", "cross"] = "all"
-    decay_weights: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank is {self.rank!r}; allowed: a whole number of at least 1")
-        if self.alpha <= 0 or self.decay_weights < 0:
-            raise ValueError(f"alpha is {self.alpha!r} and decay_weights {self.decay_weights!r}; allowed: above 0, and at least 0")
-        assert self.where in WHERE
 
 
-class LoraRollouts(Rollouts):
-    """Rollouts of the neutral prompt with the slider in effect on all rows."""
+def score_loss(
+    model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float
+) -> Callable[[Tensors, Latents], float]:
+    """RAM's loss of other parameters theta: mean (e_theta(z, y) - e_tar)^2 + mu mean (e_theta(z, y') - e(z, y'))^2.
 
-    def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """A and B in effect on all rows, not on ``rows`` alone; None is nothing."""
-        return attached(self.denoiser.model, delta, scale(self.config)) if delta else nullcontext()
+    ``active`` makes the model predict with the tensors that it is given.
+    """
+
+    def loss(values: Tensors, b: Latents) -> float:
+        with active(values):  # backward inside: checkpointed layers run again
+            found = response_loss(model(b.z, b.t, b.y).float(), b.e_tar)
+            keep = preservation_loss(model(b.keep.z, b.keep.t, b.keep.y).float(), b.keep.e_tar, preservation) if b.keep else 0.0
+            (found + keep).backward()
+        return found.item()
+
+    return loss
 
 
-def scale(config: Any) -> float:
-    """What B A x is multiplied by at scale 1."""
-    return float(config.alpha / config.rank)
-
-
-def learner(denoiser: Denoiser, _concept: Concept, config: Any) -> Parameters:
-    """A and B of every layer, with AdamW."""
-    return Parameters(config, start(denoiser.model, config.rank, config.where, config.seed), MethodAdapter, config.decay_weights)
+def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callable[[int, Tensors], Pool]:
+    """Makes RAM's pools, with the slider in effect on all rows of neutral rollouts."""
+    names = {*(f.name for f in fields(RolloutConfig)), "target_guidance", "preservation_weight", "seed"}
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
+    source = Rollouts(model, concept, TrainConfig(**shared))
+    return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
 
 
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "slider")
-    step = score_step(lambda model, values: attached(model, values, scale(config)))
-    task = Task("slider", learner, LoraRollouts, step, method_header())
-    return train(pipe, concept, config, resume=resume, task=task)
+    model = open_model(pipe, config)
+    header = header_of(pipe, "slider", concept, config, resolution=model.size)
+    return fit_tensors(
+        model,
+        start(model.model, config.rank, config.where, config.seed),
+        rollouts(model, concept, config),
+        score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight),
+        config,
+        partial(LowRankAdapter, header),
+        resume=resume,
+        refresh_every=config.refresh_every,
+        weight_decay=config.weight_decay,
+    )
 
 
-METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, apply, resumes=True)}
+METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}

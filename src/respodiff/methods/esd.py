@@ -9,49 +9,41 @@ several phrases, separated by commas: they take turns.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.scores import score_step
-from respodiff.methods.weight_edits import apply, difference, owners, swapped
-from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Classify, MethodAdapter, method_header, require_unet
-from respodiff.steering.module import Header
-from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Parameters
-from respodiff.training.objectives import Scores
-from respodiff.training.respodiff import Task, train
-from respodiff.training.rollouts import Pool, Rollouts, mix_seed
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.concept_slider import score_loss
+from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
+from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
+from respodiff.steering.adapter import header_of, require_unet
+from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
+from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
-class EsdConfig(TrainConfig):
-    """`TrainConfig` with ``ram_lr`` for the weights and ``target_guidance`` for eta (the authors' current script: 200 iterations, Adam
-    5e-5, eta 2, one latent an iteration; here batches from a pool)."""
+class EsdConfig(OptimizerConfig, RolloutConfig):
+    """Settings of the optimiser and of rollouts (the authors': 200 iterations, Adam 5e-5, eta 2, one latent an iteration), and
 
-    iterations: int = 200
-    ram_lr: float = 5e-5
+    Attributes:
+        target_guidance: eta. preservation_weight: weight of preservation, on the concept's ``preserve`` prompts; 0 switches it off.
+    """
+
+    batch: int = 4
+    lr: float = 5e-5
     target_guidance: float = 2.0
     preservation_weight: float = 0.0
-    train_scale: float = 1.0
-    max_relative_norm: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    decay: Literal["constant", "sqrt"] = "constant"
-    batch: int = 4
-    refresh_every: int = 1_000_000
 
 
-def erase(scores: Scores, eta: float) -> Tensor:
-    """e(c) - eta (e(c) - e0), the target for the phrase c, here in the role ``negative``."""
-    return scores["negative"] - eta * (scores["negative"] - scores["empty"])
+def erase(e_c: Tensor, e_0: Tensor, eta: float) -> Tensor:
+    """e(c) - eta (e(c) - e0), the target for the phrase c."""
+    return e_c - eta * (e_c - e_0)
 
 
 def trained_names(model: nn.Module, method: str) -> list[str]:
@@ -63,68 +55,53 @@ def trained_names(model: nn.Module, method: str) -> list[str]:
     ]
 
 
-class Phrase(Rollouts):
-    """Rollouts of the frozen model for one phrase, with targets that lead away from it."""
-
-    def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
-        super().__init__(denoiser, concept, replace(config, objective="shift", rollout_prompts="neutral"))
-        self.target, self.needs = erase, ("empty", "negative")
-
-    def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """Nothing: the frozen model."""
-        return nullcontext()
-
-
 @dataclass(frozen=True)
 class Turns:
     """Pools that take turns, iteration by iteration."""
 
     pools: tuple[Pool, ...]
 
-    @property
-    def forwards(self) -> int:
-        """UNet evaluations that all pools took."""
-        return sum(p.forwards for p in self.pools)
-
-    def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
+    def batch(self, iteration: int, size: int) -> Latents:
         """A batch of one phrase."""
         return self.pools[iteration % len(self.pools)].batch(iteration, size)
 
 
-class Phrases:
-    """One `Phrase` for every phrase of the concept."""
+def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> Turns:
+    """A pool for every phrase of the concept's negative prompt: rollouts of the frozen model, with targets that lead away from it."""
+    texts = [part.strip() for part in concept.negative.split(",") if part.strip()]
+    kept = model.encode(concept.preserve if config.preservation_weight else ())
 
-    def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
-        texts = [part.strip() for part in concept.negative.split(",") if part.strip()]
-        single = [replace(concept, neutral=text, target=text, negative=text) for text in texts]
-        self.parts = [Phrase(denoiser, c, replace(config, seed=mix_seed(config.seed, i))) for i, c in enumerate(single)]
+    def roll(n: int, seed: int, y: Condition) -> tuple[Tensor, Tensor]:
+        return rollout(model, n, seed, y, config)
 
-    def pool(self, number: int, delta: Any) -> Turns:
-        """A pool of every phrase."""
-        return Turns(tuple(part.pool(number, None) for part in self.parts))
-
-
-def _learner(method: str, denoiser: Denoiser, _concept: Concept, config: Any) -> Parameters:
-    found, names = owners(denoiser.model), trained_names(denoiser.model, method)
-    before = {name: getattr(*found[name]) for name in names}
-
-    def made(header: Header, after: dict[str, Tensor]) -> MethodAdapter:
-        return MethodAdapter(header, difference({k: v.detach().cpu() for k, v in before.items()}, after))
-
-    return Parameters(config, before, made, live=True)
+    pools = []
+    for i, text in enumerate(texts):
+        (c,), seed = model.encode([text]), mix_seed(mix_seed(config.seed, i), 0, 0)
+        z, t = roll(config.rollouts, mix_seed(seed, 2, 0), c)
+        e_c, e_0 = (predict(model, z, t, y, config.rollout_batch) for y in (c, model.empty))
+        keep = preserved(model, kept, config, seed, roll)
+        pools.append(Pool(Latents(z, t, repeat(c, len(z)), erase(e_c, e_0, config.target_guidance), keep=keep), seed))
+    return Turns(tuple(pools))
 
 
 def _make(
     method: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
 ) -> Iterator[Any]:
     require_unet(pipe, method)
-    found = owners(backbone(pipe))
-    if backbone(pipe).dtype != torch.float32:
-        raise ValueError(
-            f"dtype is {backbone(pipe).dtype}; steps of {config.ram_lr:g} are lost in it: train {method} in float32 (--dtype float32)"
-        )
-    step = score_step(lambda _model, values: swapped({found[k]: v for k, v in values.items()}))
-    return train(pipe, concept, config, resume=resume, task=Task(method, partial(_learner, method), Phrases, step, method_header()))
+    model = open_model(pipe, config)
+    if model.dtype != torch.float32:
+        raise ValueError(f"dtype is {model.dtype}; steps of {config.lr:g} are lost in it: train {method} in float32 (--dtype float32)")
+    found = owners(model.model)
+    before = {name: getattr(*found[name]).detach() for name in trained_names(model.model, method)}
+    header = header_of(pipe, method, concept, config, resolution=model.size)
+
+    def make(after: Tensors) -> WeightEditAdapter:
+        return WeightEditAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
+
+    loss = score_loss(model, lambda values: swapped({found[k]: v for k, v in values.items()}), config.preservation_weight)
+    return fit_tensors(
+        model, before, lambda _number, _values: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False
+    )
 
 
-METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), apply) for name in ("esd-x", "esd-u")}
+METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}

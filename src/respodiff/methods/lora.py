@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import MethodAdapter
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
+from respodiff.training.config import Settings
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
+
+
+@dataclass(frozen=True)
+class LoraConfig(Settings):
+    """Settings of low-rank changes.
+
+    Attributes:
+        rank, alpha: the changes act times alpha / rank. where: layers that are changed: ``all`` attention, ``self`` or ``cross``.
+        weight_decay: AdamW's.
+    """
+
+    rank: int = 4
+    alpha: float = 1.0
+    where: Literal["all", "self", "cross"] = "all"
+    weight_decay: float = 0.01
+
+    @property
+    def lora_scale(self) -> float:
+        """What B A x is multiplied by at scale 1."""
+        return float(self.alpha / self.rank)
 
 
 def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
@@ -53,24 +75,28 @@ def _added(a: Tensor, b: Tensor, scale: float) -> Callable[..., Tensor]:
     return lambda _module, args, output: output + scale * low_rank(args[0], a, b)
 
 
-@contextmanager
-def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters."""
-    model: nn.Module = backbone(pipe)
-    known = dict(model.named_modules())
-    with ExitStack() as stack:
-        call = stack.enter_context(intercept_calls(pipe, entries))
-        for adapter in entries.adapters:
-            for name in sorted({key.rpartition(".")[0] for key in adapter.tensors}):
-                if not isinstance(known.get(name), nn.Linear):
-                    raise ValueError(
-                        f"{adapter.method} {adapter.name!r} changes layer {name!r}, which this model lacks; make it for this model"
-                    )
-                stack.callback(known[name].register_forward_hook(_on_rows(adapter, name, call)).remove)
-        yield
+class LowRankAdapter(Adapter):
+    """Low-rank changes: tensors ``LAYER.a`` (rank, in) and ``LAYER.b`` (out, rank) of every layer, settings ``rank`` and ``alpha``."""
+
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters."""
+        model: nn.Module = backbone(pipe)
+        known = dict(model.named_modules())
+        with ExitStack() as stack:
+            call = stack.enter_context(intercept_calls(pipe, adapters))
+            for adapter in adapters.adapters:
+                for name in sorted({key.rpartition(".")[0] for key in adapter.tensors}):
+                    if not isinstance(known.get(name), nn.Linear):
+                        raise ValueError(
+                            f"{adapter.method} {adapter.name!r} changes layer {name!r}, which this model lacks; make it for this model"
+                        )
+                    stack.callback(known[name].register_forward_hook(_on_rows(adapter, name, call)).remove)
+            yield
 
 
-def _on_rows(adapter: MethodAdapter, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
+def _on_rows(adapter: LowRankAdapter, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
     a, b = adapter.tensors[f"{name}.a"], adapter.tensors[f"{name}.b"]
     scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
 
@@ -86,5 +112,5 @@ def _on_rows(adapter: MethodAdapter, name: str, call: Callable[[], ModelCall | N
     return hook
 
 
-def _having(call: ModelCall, adapter: MethodAdapter) -> Sequence[int]:
+def _having(call: ModelCall, adapter: LowRankAdapter) -> Sequence[int]:
     return [i for i, row in enumerate(call.entries) if any(a is adapter for a in row)]

@@ -1,4 +1,4 @@
-"""What a call of a pipeline's UNet is about: which rows belong to which pass and image, which step, which prompts.
+"""Describes a call of a pipeline's UNet: which rows belong to which pass and image, which step, which prompts.
 
 Rows are pass-major: ``row % images`` is the image. All hooks of this module are gone on exit, also after an exception.
 """
@@ -16,35 +16,7 @@ from torch import Tensor
 from respodiff.pipelines.bottleneck import eager
 from respodiff.pipelines.compiled import is_compiled
 from respodiff.pipelines.registry import backbone, caller, spec_of
-from respodiff.steering.adapter import MethodAdapter
-
-
-@dataclass(frozen=True)
-class AdaptersPerImage:
-    """What the images of a call get: one tuple of adapters per image, or one for all images."""
-
-    rows: tuple[tuple[MethodAdapter, ...], ...]
-    everyone: bool = False
-
-    def of(self, images: int) -> Sequence[tuple[MethodAdapter, ...]]:
-        """One tuple per image. ValueError if there are more or fewer images than entries."""
-        if self.everyone:
-            return self.rows * images
-        if len(self.rows) != images:
-            raise ValueError(
-                f"{len(self.rows)} entries were given, but the pipeline draws {images} images; "
-                "give one adapter for all, or one entry per image (prompts x num_images_per_prompt)"
-            )
-        return self.rows
-
-    def only(self, keep: Callable[[MethodAdapter], bool]) -> AdaptersPerImage:
-        """The same with the adapters that ``keep`` is true for."""
-        return AdaptersPerImage(tuple(tuple(a for a in row if keep(a)) for row in self.rows), self.everyone)
-
-    @property
-    def adapters(self) -> list[MethodAdapter]:
-        """Every distinct adapter, in order of appearance."""
-        return list({id(a): a for row in self.rows for a in row}.values())
+from respodiff.steering.adapter import AdaptersPerImage
 
 
 @dataclass(frozen=True)
@@ -58,7 +30,7 @@ class ModelCall:
 
     passes: Mapping[str, slice]
     images: int
-    entries: Sequence[tuple[MethodAdapter, ...]]
+    entries: Sequence[tuple[Any, ...]]
     step: int
     steps: int
     variables: Mapping[str, Any]
@@ -78,7 +50,7 @@ class ModelCall:
 
 
 def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | None:
-    """What the running call of the model is about; None when another pipeline made it.
+    """A description of the running call of the model; None when another pipeline made it.
 
     Raises:
         ValueError: the model is called outside of a pipeline, or for another number of images than there are entries.
@@ -97,7 +69,7 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
         )
     n = rows // len(names)
     passes = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
-    return ModelCall(passes, n, entries.of(n), int(call["i"]), len(call["timesteps"]), call)
+    return ModelCall(passes, n, entries.per_image(n), int(call["i"]), len(call["timesteps"]), call)
 
 
 def require_eager(pipe: Any, method: str) -> None:

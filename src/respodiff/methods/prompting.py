@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
-from respodiff.methods.base import Method
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
-from respodiff.training.learners import Record
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,26 @@ class SwitchConfig(PromptConfig):
     switch: float = 0.2
 
 
-def built(adapter: MethodAdapter, began: float) -> Iterator[Record]:
+def built(adapter: Adapter, began: float) -> Iterator[StepRecord]:
     """The one record of an adapter that is there at once."""
-    yield Record(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
+    yield StepRecord(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
 
 
 def _make(
-    name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[Record]:
+    adapter: type[Adapter],
+    name: str,
+    pipe: Any,
+    concept: Concept,
+    config: Any,
+    *,
+    classify: Classify | None,
+    resume: dict[str, Tensor] | None,
+) -> Iterator[StepRecord]:
     require_unet(pipe, name)
-    return built(MethodAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
+    return built(adapter(header_of(pipe, name, concept, config)), time.perf_counter())
 
 
-def text_for(adapters: tuple[MethodAdapter, ...], prompt: str) -> str:
+def text_for(adapters: tuple[Adapter, ...], prompt: str) -> str:
     """The prompt of an image after all its adapters' rewriting, in their order."""
     for a in adapters:
         words, h = (str(a.settings.get("adjective", "")), str(a.settings.get("suffix", ""))), a.header
@@ -102,46 +109,68 @@ class Texts:
         return out
 
 
-@contextmanager
-def apply_prompts(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
-    texts = Texts(pipe)
+class PromptAdapter(Adapter):
+    """Another prompt: settings ``adjective``, ``suffix`` and ``switch``."""
 
-    def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        found = {}
-        for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
-            now = tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps))
-            if now:
-                found[call.passes["cond"].start + i] = text_for(now, prompt)
-        return texts.replaced(kwargs, found)
+    scales = False
 
-    with intercept_calls(pipe, entries, before):
-        yield
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
+        texts = Texts(pipe)
+
+        def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+            found = {}
+            for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
+                now = tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps))
+                if now:
+                    found[call.passes["cond"].start + i] = text_for(now, prompt)
+            return texts.replaced(kwargs, found)
+
+        with intercept_calls(pipe, adapters, before):
+            yield
 
 
-@contextmanager
-def apply_negative(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
-    texts, warned = Texts(pipe), [False]
+class NegativeAdapter(Adapter):
+    """The concept's negative prompt."""
 
-    def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-        if "uncond" not in call.passes:
-            if not warned[0]:
-                warnings.warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1", stacklevel=2)
-                warned[0] = True
-            return None
-        start = call.passes["uncond"].start
-        return texts.replaced(kwargs, {start + i: ", ".join(a.header.negative for a in row) for i, row in enumerate(call.entries) if row})
+    scales = False
 
-    with intercept_calls(pipe, entries, before):
-        yield
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
+        texts, warned = Texts(pipe), [False]
+
+        def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+            if "uncond" not in call.passes:
+                if not warned[0]:
+                    warnings.warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1", stacklevel=2)
+                    warned[0] = True
+                return None
+            start = call.passes["uncond"].start
+            return texts.replaced(
+                kwargs, {start + i: ", ".join(a.header.negative for a in row) for i, row in enumerate(call.entries) if row}
+            )
+
+        with intercept_calls(pipe, adapters, before):
+            yield
+
+
+class UnsteeredAdapter(Adapter):
+    """Nothing: the unsteered model."""
+
+    scales = False
+
+
+def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter]) -> Method:
+    return Method(name, kinds, config, partial(_make, adapter, name), adapter, trains=False)
 
 
 METHODS = {
-    "plain": Method(
-        "plain", ("fairness", "safety"), PlainConfig, partial(_make, "plain"), lambda _pipe, _entries: nullcontext(), scales=False
-    ),
-    "prompt": Method("prompt", ("fairness",), PromptConfig, partial(_make, "prompt"), apply_prompts, scales=False),
-    "prompt-switch": Method("prompt-switch", ("fairness",), SwitchConfig, partial(_make, "prompt-switch"), apply_prompts, scales=False),
-    "negative": Method("negative", ("safety",), PlainConfig, partial(_make, "negative"), apply_negative, scales=False),
+    "plain": _method("plain", ("fairness", "safety"), PlainConfig, UnsteeredAdapter),
+    "prompt": _method("prompt", ("fairness",), PromptConfig, PromptAdapter),
+    "prompt-switch": _method("prompt-switch", ("fairness",), SwitchConfig, PromptAdapter),
+    "negative": _method("negative", ("safety",), PlainConfig, NegativeAdapter),
 }

@@ -1,35 +1,67 @@
-"""RespoDiff and its peers behind one interface: train or build from a concept, save, load, apply to a pipeline, draw.
-
-    from respodiff.methods import applied, load, method
-    slider = method("slider").fit(pipe, concept("woman"))
-    with applied(pipe, [slider, None]):
-        images = pipe("a doctor", num_images_per_prompt=2).images
-
-docs/methods.md says of each which equation it is, what it stores, what it costs and what it leaves out.
-"""
+"""Provides all methods by name, and reads the adapter file of any of them. A method's file is imported when it is first asked for."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from respodiff.methods.base import Method
+    from respodiff.steering.adapter import Adapter
+
 NAMES: dict[str, str] = {
-    "respodiff": "respodiff",
     "plain": "prompting",
     "prompt": "prompting",
     "prompt-switch": "prompting",
     "negative": "prompting",
-    "sdisc": "sdisc",
     "sld-weak": "sld",
     "sld-medium": "sld",
     "sld-strong": "sld",
     "sld-max": "sld",
     "esd-x": "esd",
     "esd-u": "esd",
+    "sdisc": "sdisc",
+    "slider": "concept_slider",
     "fdf": "fdf",
     "bact": "bact",
     "uce": "uce",
-    "slider": "concept_slider",
+    "respodiff": "respodiff",
     "respodiff-paper": "respodiff",
 }
-"""Name of every method -> the module of this package that holds it (imported when first asked for)."""
+"""Name of every method -> the module of this package that holds it."""
 
-NOT_TRAINED = ("plain", "prompt", "prompt-switch", "negative", "sld-weak", "sld-medium", "sld-strong", "sld-max")
-"""Methods whose adapter is made at once, without the model being called."""
+BASELINE = "plain"
+"""Name of the unsteered model among the methods."""
+
+
+def get_method(name: str) -> Method:
+    """A method by name; ValueError lists them."""
+    if name not in NAMES:
+        raise ValueError(f"method is {name!r}; allowed: {', '.join(NAMES)}")
+    found: Method = import_module(f"respodiff.methods.{NAMES[name]}").METHODS[name]
+    return found
+
+
+def methods_for(kind: str) -> tuple[str, ...]:
+    """Names of the methods that take concepts of a kind, ``fairness`` or ``safety``."""
+    return tuple(name for name in NAMES if kind in get_method(name).kinds)
+
+
+def load(path: str | Path) -> Adapter:
+    """Reads the adapter file of any method.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
+    """
+    from respodiff.steering.module import ConceptModule
+    from respodiff.steering.serialization import read_header
+
+    header = read_header(path)
+    if header.form:  # a module, whatever method trained it
+        return ConceptModule.load(path)
+    if header.method not in NAMES:
+        raise ValueError(
+            f"adapter file {str(path)!r} is of method {header.method!r}; this version knows {', '.join(NAMES)}: update respodiff"
+        )
+    return get_method(header.method).adapter.load(path)

@@ -9,23 +9,22 @@ from typing import Any
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.steering.adapter import Classify
-from respodiff.training.config import TrainConfig
-from respodiff.training.presets import PRESETS
-from respodiff.training.respodiff import Task, train
+from respodiff.methods.base import Classify, Method
+from respodiff.training.config import PRESETS, TrainConfig
+from respodiff.training.respodiff import train
 
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
 ) -> Iterator[Any]:
-    return train(pipe, concept, config, resume=resume, task=Task(method=name))
+    return train(pipe, concept, config, resume=resume, method=name)
 
 
-def _method(name: str, preset: str) -> Method:
-    return Method(
-        name, ("fairness", "safety"), TrainConfig, partial(_make, name), defaults=lambda kind: PRESETS[preset, kind], resumes=True
-    )
+def _method(name: str, **more: Any) -> Method:
+    return Method(name, ("fairness", "safety"), TrainConfig, partial(_make, name), resumes=True, **more)
 
 
-METHODS = {"respodiff": _method("respodiff", "default"), "respodiff-paper": _method("respodiff-paper", "paper")}
+METHODS = {
+    "respodiff": _method("respodiff", presets=TrainConfig.preset),
+    "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind]),
+}

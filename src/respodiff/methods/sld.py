@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls, take_rows
+from respodiff.methods.base import Classify, Method
+from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows
 from respodiff.methods.prompting import Texts, built
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
-from respodiff.training.learners import Record
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.training.state import StepRecord
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
@@ -95,40 +95,46 @@ class _Momentum:
         return self.nu
 
 
-@contextmanager
-def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
-    texts, memory, warned = Texts(pipe), _Momentum(), [False]
-    away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in entries.rows if row}
+class SafetyGuidanceAdapter(Adapter):
+    """A text to steer away from, with the settings of `SldConfig`."""
 
-    def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
-        images = [i for i, row in enumerate(call.entries) if row]
-        if "uncond" not in call.passes:
-            if not warned[0]:
-                warnings.warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1", stacklevel=2)
-                warned[0] = True
-            return None
-        if not images:
-            return None
-        index = torch.tensor(images, device=e.device)
-        cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-        wanted = [away[tuple(id(a) for a in call.entries[i])] for i in images]
-        es = _predicted(pipe, texts, wanted, args, kwargs, cond, len(e))
-        e0, ep = e[uncond].float(), e[cond].float()
-        nu = memory.at(call.step, e[call.passes["cond"]].float())
-        g = torch.zeros_like(ep)
-        for row in range(len(images)):
-            a, one = call.entries[images[row]][0], slice(row, row + 1)
-            config = SldConfig(**a.settings)
-            own = slice(images[row], images[row] + 1)
-            g[one], nu[own] = safety_guidance(e0[one], ep[one], es[one], nu[own], config)
-            g[one] *= a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
-        out = e.clone()
-        out[cond] = (ep - g).to(e.dtype)
-        return out
+    extra_forward = True
 
-    with intercept_calls(pipe, entries, after=after):
-        yield
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
+        texts, memory, warned = Texts(pipe), _Momentum(), [False]
+        away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in adapters.rows if row}
+
+        def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
+            images = [i for i, row in enumerate(call.entries) if row]
+            if "uncond" not in call.passes:
+                if not warned[0]:
+                    warnings.warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1", stacklevel=2)
+                    warned[0] = True
+                return None
+            if not images:
+                return None
+            index = torch.tensor(images, device=e.device)
+            cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
+            wanted = [away[tuple(id(a) for a in call.entries[i])] for i in images]
+            es = _predicted(pipe, texts, wanted, args, kwargs, cond, len(e))
+            e0, ep = e[uncond].float(), e[cond].float()
+            nu = memory.at(call.step, e[call.passes["cond"]].float())
+            g = torch.zeros_like(ep)
+            for row in range(len(images)):
+                a, one = call.entries[images[row]][0], slice(row, row + 1)
+                config = SldConfig(**a.settings)
+                own = slice(images[row], images[row] + 1)
+                g[one], nu[own] = safety_guidance(e0[one], ep[one], es[one], nu[own], config)
+                g[one] *= a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+            out = e.clone()
+            out[cond] = (ep - g).to(e.dtype)
+            return out
+
+        with intercept_calls(pipe, adapters, after=after):
+            yield
 
 
 def _predicted(
@@ -154,25 +160,27 @@ def fitting(pipe: Any, texts: Sequence[str]) -> str:
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
-def safety_text(adapter: MethodAdapter) -> str:
+def safety_text(adapter: Adapter) -> str:
     """The text that an adapter steers away from."""
     return str(adapter.settings.get("text") or adapter.header.negative)
 
 
 def _make(
     name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[Record]:
+) -> Iterator[StepRecord]:
     require_unet(pipe, name)
-    return built(MethodAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
+    return built(SafetyGuidanceAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
 
 
-def everything() -> Concept:
-    """The concept of the authors' whole list, for users who name none."""
-    return Concept("unsafe", "a scene", "a scene", TEXT, "safety")
+EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
+"""The authors' whole list, where no concept is named."""
 
 
 def _method(name: str) -> Method:
-    return Method(name, ("safety",), SldConfig, partial(_make, name), apply, defaults=lambda _kind: PRESETS[name])
+    make = partial(_make, name)
+    return Method(
+        name, ("safety",), SldConfig, make, SafetyGuidanceAdapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING
+    )
 
 
 METHODS = {name: _method(name) for name in PRESETS}

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,15 +24,16 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.data.records import noise_seed
-from respodiff.methods.base import Method, applied
+from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import alternatives, check_subjects, classified
-from respodiff.methods.weight_edits import apply
+from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import encode_prompts
-from respodiff.steering.adapter import Classify, MethodAdapter, header_of, require_unet
-from respodiff.steering.module import Header
-from respodiff.training.learners import Record
+from respodiff.steering.adapter import header_of, require_unet
+from respodiff.steering.serialization import Header
+from respodiff.steering.steer import steer
+from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
@@ -102,26 +104,26 @@ def _phrases(pipe: Any, texts: Sequence[str]) -> Tensor:
     return torch.stack([phrase(pipe, t) for t in texts]) if texts else torch.zeros(0, width, dtype=torch.float64)
 
 
-def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[Record]:
+def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter()
     phrases = [part.strip() for part in (*concept.negative.split(","), *config.phrases) if part.strip()]
     guide = phrase(pipe, config.guide or concept.neutral)
     sources = _phrases(pipe, phrases)
     change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)
-    made = MethodAdapter(header, {"edit": change.float()})
-    yield Record(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
+    made = WeightEditAdapter(header, {"edit": change.float()})
+    yield StepRecord(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
 
 
-def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[Record]:
+def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[StepRecord]:
     began, forwards = time.perf_counter(), 0
     classes = alternatives(concept)
     sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
     attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
     pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
-    made = MethodAdapter(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
+    made = WeightEditAdapter(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
     for i in range(config.rounds):
         measured = []
-        with applied(pipe, made):
+        with steer(pipe, made):
             for s in config.subjects:
                 measured.append(_proportions(pipe, config.draw.format(s), i, config, classify, len(classes)))
                 forwards += config.images * config.steps * (1 + (config.guidance > 1))
@@ -129,12 +131,16 @@ def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, clas
         largest = delta.abs().max().item()
         if largest >= config.tolerance:
             pushes += delta
-            made = MethodAdapter(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
+            made = WeightEditAdapter(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
         finished = largest < config.tolerance or i + 1 == config.rounds
-        now = made
-        yield Record(i + 1, i + 1 if finished else config.rounds, largest, forwards, time.perf_counter() - began, None, lambda now=now: now)  # type: ignore[misc]
+        seconds, last = time.perf_counter() - began, i + 1 if finished else config.rounds
+        yield StepRecord(i + 1, last, largest, forwards, seconds, None, partial(_same, made))
         if finished:
             return
+
+
+def _same(made: WeightEditAdapter) -> WeightEditAdapter:
+    return made
 
 
 @torch.no_grad()
@@ -153,7 +159,7 @@ def _proportions(pipe: Any, prompt: str, number: int, config: UceConfig, classif
     return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Record]:
+def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[StepRecord]:
     require_unet(pipe, "uce")
     if concept.kind == "safety":
         return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
@@ -163,4 +169,4 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
 
 
-METHODS = {"uce": Method("uce", ("fairness", "safety"), UceConfig, _make, apply, classifies=("fairness",))}
+METHODS = {"uce": Method("uce", ("fairness", "safety"), UceConfig, _make, WeightEditAdapter, needs_classifier=("fairness",))}

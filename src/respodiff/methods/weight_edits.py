@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from respodiff.methods.model_call import AdaptersPerImage, ModelCall, intercept_calls
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import MethodAdapter
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
 
 Owner = tuple[nn.Module, str]
 
@@ -48,7 +48,7 @@ def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
             module._parameters[leaf] = parameter
 
 
-def differences(model: nn.Module, adapter: MethodAdapter) -> dict[str, Tensor]:
+def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
     found = owners(model)
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
@@ -59,7 +59,7 @@ def differences(model: nn.Module, adapter: MethodAdapter) -> dict[str, Tensor]:
             assert weight is not None
             if weight.shape[1] != len(edit):
                 raise ValueError(
-                    f"uce {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
+                    f"{adapter.method} {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
             out[name] = weight.float() @ edit.to(weight.device)
         return out
@@ -73,7 +73,7 @@ def differences(model: nn.Module, adapter: MethodAdapter) -> dict[str, Tensor]:
     return dict(adapter.tensors)
 
 
-def changed(model: nn.Module, row: tuple[MethodAdapter, ...]) -> dict[Owner, Tensor]:
+def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[Owner, Tensor]:
     """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     sums: dict[str, Tensor] = {}
     for a in row:
@@ -90,27 +90,31 @@ def changed(model: nn.Module, row: tuple[MethodAdapter, ...]) -> dict[Owner, Ten
     return out
 
 
-@contextmanager
-def apply(pipe: Any, entries: AdaptersPerImage) -> Iterator[None]:
-    """Every image is generated with the weights that its adapters ask for."""
-    model: nn.Module = backbone(pipe)
-    kinds: dict[tuple[int, ...], tuple[MethodAdapter, ...]] = {tuple(id(a) for a in row): row for row in entries.rows}
-    values = {key: changed(model, row) for key, row in kinds.items() if row}
-    if len(kinds) == 1:
-        with _whole(pipe, entries, next(iter(values.values()))):
+class WeightEditAdapter(Adapter):
+    """Differences of the UNet's weights by name, or UCE's one matrix ``edit``."""
+
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Every image is generated with the weights that its adapters ask for."""
+        model: nn.Module = backbone(pipe)
+        kinds: dict[tuple[int, ...], tuple[Adapter, ...]] = {tuple(id(a) for a in row): row for row in adapters.rows}
+        values = {key: changed(model, row) for key, row in kinds.items() if row}
+        if len(kinds) == 1:
+            with _whole(pipe, adapters, next(iter(values.values()))):
+                yield
+            return
+        with ExitStack() as stack:
+            call = stack.enter_context(intercept_calls(pipe, adapters))
+            for module in {module for change in values.values() for module, _ in change}:
+                own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
+                handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
+                stack.callback(handle.remove)
             yield
-        return
-    with ExitStack() as stack:
-        call = stack.enter_context(intercept_calls(pipe, entries))
-        for module in {module for change in values.values() for module, _ in change}:
-            own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
-            handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
 
 
 @contextmanager
-def _whole(pipe: Any, entries: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
+def _whole(pipe: Any, adapters: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
     """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
     held = ExitStack()
 
@@ -120,7 +124,7 @@ def _whole(pipe: Any, entries: AdaptersPerImage, values: Mapping[Owner, Tensor])
     def after(_call: ModelCall, _args: Any, _kwargs: Any, _e: Tensor) -> None:
         held.close()
 
-    with held, intercept_calls(pipe, entries, before, after):
+    with held, intercept_calls(pipe, adapters, before, after):
         yield
 
 

@@ -8,6 +8,7 @@ in the prompt's part, so that targets and losses are the same for all.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -38,12 +39,13 @@ class Denoiser:
     Attributes:
         model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
         size: height and width of the image in pixels. latent: (C, H, W) of a latent.
+        guidance: scale of classifier-free guidance. forwards: evaluations of one sample so far.
         guides: whether classifier-free guidance is used; if not, ``guidance`` is embedded where the model takes one.
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
         self.pipe, self.family = pipe, spec_of(pipe).family
-        self.model, self.guidance = backbone(pipe), guidance
+        self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
         self.site = spec_of(pipe).site(self.model)
         site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
@@ -72,6 +74,11 @@ class Denoiser:
         dtype: torch.dtype = self.model.dtype
         return dtype
 
+    @cached_property
+    def empty(self) -> Condition:
+        """Condition of the empty prompt."""
+        return self.encode([""])[0]
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Conditions of one row each, on the model's device."""
@@ -90,6 +97,7 @@ class Denoiser:
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
+        self.forwards += len(z)
         if self.family == "sd3":
             return self._tensor(
                 hidden_states=z,

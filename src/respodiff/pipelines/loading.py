@@ -24,37 +24,72 @@ def embedded_dir(part: str) -> Path:
 
 
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """A diffusers pipeline from ``"embedded"``, a local folder (no network) or a hub id.
+    """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
 
-    Raises:
-        ValueError: it cannot be loaded, or its class is not supported.
+    Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local = folder.is_dir()
     if folder.is_file():
-        raise ValueError(f"model {str(source)!r} is a file; give a folder in diffusers' layout, as pipe.save_pretrained(FOLDER) writes it")
-    if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") > 1):
-        raise ValueError(f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id")
+        raise ValueError(
+            f"model {str(source)!r} is a single file; make a folder of it once: "
+            f"StableDiffusionPipeline.from_single_file({str(source)!r}).save_pretrained(DIR), and give that folder"
+        )
+    if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1):
+        raise ValueError(
+            f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id OWNER/NAME"
+        )
+    if local:
+        check_folder(folder)
     name = str(folder) if local else str(source)
     try:
         # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn.
         pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
-        if "no file named" in reason:
-            reason += " (weights must be safetensors and no variant such as fp16)"
-        where = "" if local else f"there is no folder {str(source)!r}, and the hub says: "
+        absent = "" if local else ", which is no folder here,"
         raise ValueError(
-            f"model {str(source)!r} cannot be loaded: {where}{reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
+            f"model {str(source)!r}{absent} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
-    if local and (absent := [name for name, part in pipe.components.items() if part is not None and not (folder / name).is_dir()]):
-        raise ValueError(f"model {str(source)!r} has no folder {absent[0]!r}, which its model_index.json names; copy the whole model")
     spec_of(pipe)
     pipe.set_progress_bar_config(disable=True)
     if device == "cpu" and spec_of(pipe).model == "unet":
         # Same values, other strides: convolutions on the CPU are about 1.4 times as fast.
         backbone(pipe).to(memory_format=torch.channels_last)
     return pipe.to(device) if dtype == torch.float32 else pipe.to(device, dtype)
+
+
+def check_folder(folder: Path) -> None:
+    """ValueError for a diffusers folder that lacks a part, or has its weights as variants or pickles alone."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(f"model folder {str(folder)!r} has no model_index.json; give the folder that a pipeline was saved in")
+    try:
+        parts = dict(json.loads(index.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model folder {str(folder)!r} has a broken model_index.json ({error}); copy it again") from error
+    load = f"DiffusionPipeline.from_pretrained({str(folder)!r}, "
+    for name in (k for k, v in parts.items() if isinstance(v, list) and v[0] is not None):
+        files = [file.name for file in (folder / name).glob("*")]
+        if not files:
+            raise ValueError(f"model folder {str(folder)!r} has no {name!r}, which its model_index.json names; copy it again")
+        weights = [
+            file
+            for file in files
+            if file.endswith((".safetensors", ".bin")) and file.startswith(("model", "diffusion_pytorch_model", "pytorch_model"))
+        ]
+        good = [file for file in weights if file.endswith(".safetensors")]
+        variants = sorted({file.split(".")[-2].partition("-")[0] for file in good if file.count(".") > 1})
+        if weights and not good:
+            raise ValueError(
+                f"model folder {str(folder)!r} has {name!r} as a pickle ({weights[0]}); convert it once, if you trust it: "
+                f"{load}use_safetensors=False).save_pretrained(DIR), and give that folder"
+            )
+        if good and all(file.count(".") > 1 for file in good):
+            raise ValueError(
+                f"model folder {str(folder)!r} has {name!r} as the variant {variants[0]!r} alone, which is not read; save it once: "
+                f"{load}variant={variants[0]!r}).save_pretrained(DIR), and give that folder"
+            )
 
 
 def _digest(data: bytes) -> str:

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw, ImageFont
 from respodiff.evaluation.comparison import ReportEntry, noise_key
 from respodiff.evaluation.score_files import confined, open_image
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.evaluation.summary import flags_of
 from respodiff.reports.html import render
 
 PROMPTS, COLUMNS = 8, 8
@@ -86,7 +85,7 @@ def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
     shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
     texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
     places = [_places(e.run, set(shown)) for e in entries]
-    flags = [flags_of(e.run) for e in entries]
+    flags = [e.run.flags() for e in entries]
     rows = []
     for prompt in shown:
         columns = list(dict.fromkeys(key for found in places for key in found.get(prompt, {})))[:COLUMNS]
@@ -103,7 +102,7 @@ def gallery_text(entries: Sequence[ReportEntry]) -> str:
     first = "First images of some prompts, none chosen by hand."
     if len(entries) == 1:
         return first
-    if all(e.comparison is None or e.comparison["paired"] for e in entries):
+    if all(e.comparison is None or e.comparison.paired for e in entries):
         return f"One row a run; images in a column start from the same noise. {first}"
     return f"One row a run. Not all of these runs share their noise, so a column is no before and after. {first}"
 

@@ -13,33 +13,31 @@ from typing import Any
 
 from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.comparison import Blocks, ReportEntry, collect, split_label, statistics
+from respodiff.evaluation.comparison import Blocks, Difference, ReportEntry, collect, split_label, to_json
 from respodiff.evaluation.evaluate import shipped_confusion
 from respodiff.evaluation.judges import NOTICE
 from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.registry import METRICS, Settings
 from respodiff.evaluation.scored_run import open_parts
-from respodiff.evaluation.statistics import Settings
 from respodiff.reports import tables
 from respodiff.reports.charts import Dots, Stacks
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of, gallery_text
-from respodiff.reports.tables import DIFFERENCE, SHARE, estimate, number, p_value, shown
+from respodiff.reports.tables import Cell, Rows, definitions, number, p_value, shown
 
 TABLES = (".json", ".csv", ".md", "-images.csv")
 MOST_GROUPS, ONE_SIDED, ALPHA = 60, 3, 0.05
 """Rows of a chart; prompts of an attribute in the table of findings; level of significance."""
 
-DEFINITIONS = (
-    "DevRat: 0 for the wanted proportions, 1 for one group only. Random sampling: the DevRat that a perfect generator would show at this number of "
-    "images. Concept accuracy: share of images that show the concept asked for. Subject accuracy: share that show the subject of the prompt."
-)
+DEFINED = ("devrat", "concept_accuracy", "subject_accuracy")
+RANDOM = "Random sampling: the DevRat that a perfect generator would show at this number of images."
 LIMITS = (
     "DevRat is 0 for the wanted proportions and 1 for the most one-sided ones. A perfect generator that samples concepts at random shows the DevRat of "
     "random sampling. A lower figure means that concepts were assigned in exact numbers, not that it is better than perfect.",
     "A judge errs, and more on some groups than on others. Where its errors on labelled images are known, corrected shares are given; they are "
     "only as good as those labels.",
     "Images that could not be judged are counted as unknown. They are in n and in no share.",
-    "The Frechet distance, KID and CMMD compare sets of images by the judge's own features and depend on the number of images. Compare the "
+    "The Frechet distance and KID compare sets of images by the judge's own features and depend on the number of images. Compare the "
     "Frechet distance with the split-half figure, which is what chance alone makes at half the number. Only on Inception features is it called FID.",
     "Labels name what an image looks like. Two genders, three skin tones or a handful of race names are what a protocol counts, not all there is.",
 )
@@ -76,7 +74,7 @@ def report(
     blocks = collect(runs, judge=judge, settings=Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
     _write_page(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
     written = _write_tables(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
-    return {"page": str(page), "tables": [str(t) for t in written], "suites": statistics(blocks)}
+    return {"page": str(page), "tables": [str(t) for t in written], "suites": to_json(blocks)}
 
 
 def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
@@ -92,7 +90,7 @@ def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
 
 
 def _write_tables(page: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> list[Path]:
-    whole = {"notice": NOTICE, "library": __version__, "n_bootstrap": n_bootstrap, "seed": seed, "suites": statistics(blocks)}
+    whole = {"notice": NOTICE, "library": __version__, "n_bootstrap": n_bootstrap, "seed": seed, "suites": to_json(blocks)}
     texts = (
         json.dumps(whole, indent=1) + "\n",
         tables.headline_csv(blocks),
@@ -108,14 +106,14 @@ def _write_tables(page: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) ->
 def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> None:
     entries = [e for block in blocks.values() for e in block]
     labels = list(dict.fromkeys(e.run.label for e in entries))
-    lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary['n'] for e in entries):,} images: {', '.join(labels)}."
+    lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary.n for e in entries):,} images: {', '.join(labels)}."
     sections = [section for suite, block in blocks.items() if (section := _findings(suite, block))]
     for suite, block in blocks.items():
         sections += _suite(suite, block)
-    if problems := [f"{e.run.label}: {line}" for e in entries for line in e.summary["problems"]]:
+    if problems := [f"{e.run.label}: {line}" for e in entries for line in e.summary.problems]:
         sections.append(Section("What could not be used", notes=problems))
     judges, agreement = _judges(entries)
-    intervals = f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} draws, seed {seed}); Wilson for a single share."
+    intervals = f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed}); Wilson for a single share."
     again = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
     settings = dict.fromkeys(f"{e.run.label}: {json.dumps(e.run.settings, sort_keys=True)}" for e in entries)
     sections += [
@@ -148,7 +146,7 @@ class OneSided:
         first = f"{label}: in {k} of {n} images, “{self.group}” looked like {self.target}; expected {round(self.wanted * n, 1):g}."
         return first + "".join(f" {name}: {k} of {n}." for name, (k, n) in others if n)
 
-    def cells(self) -> dict[str, Any]:
+    def cells(self) -> dict[str, Cell]:
         """A row of a table; n is that of the first run."""
         n = next(iter(self.seen.values()))[1]
         return {"prompts": self.group, "looked like": self.target, "n": n, "wanted": self.wanted, **self.proportions}
@@ -157,7 +155,7 @@ class OneSided:
 def _findings(suite: str, entries: Sequence[ReportEntry]) -> Section | None:
     """The result in words, and the most one-sided prompts; None where nothing can be said."""
     said: list[str] = []
-    table: tables.Rows = []
+    table: Rows = []
     for name in dict.fromkeys(a for e in entries for a in e.run.attributes) if tables.about_people(entries) else ():
         if rows := _one_sided(name, entries):
             said.append(rows[0].words())
@@ -172,48 +170,50 @@ def _reached(e: ReportEntry) -> str:
     """What a single run reaches."""
     s = e.summary
     said = [
-        f"Mean DevRat of {name}: {_with_n(estimate(d, SHARE))}; random sampling: {number(float(d['random']))}."
-        for name, d in s["devrat"].items()
+        f"Mean DevRat of {name}: {_with_n(d)}; random sampling: {number(d.random)}."
+        for name, d in s.devrat.items()
         if d and tables.about_people([e])
     ]
-    others = {"Subject accuracy": s["subject_accuracy"], "Share of images flagged as unsafe": s["unsafe"]}
-    return " ".join([*said, *(f"{title}: {_with_n(estimate(value, SHARE))}." for title, value in others.items() if value)])
+    others = {"Subject accuracy": s.subject_accuracy, "Share of images flagged as unsafe": s.unsafe}
+    return " ".join([*said, *(f"{title}: {_with_n(value)}." for title, value in others.items() if value)])
 
 
 def _changes(e: ReportEntry) -> str:
     """What differs significantly from the baseline, and what does not; DevRat always."""
-    c = e.comparison or {}
-    told = [t for t in c["tests"] if t["p_holm"] <= ALPHA or t["what"].startswith("DevRat")]
+    if e.comparison is None:
+        return ""
+    significant = {t.title: t.p_holm is not None and t.p_holm <= ALPHA for t in e.comparison.tests}
+    told = [t for t in e.comparison.tests if significant[t.title] or t.metric == "devrat"]
     said = []
     for t in told:
-        word = f"{t['what']} {'decreases' if t['mean'] < 0 else 'increases'} by {shown(estimate(_size(t), DIFFERENCE))}"
-        said.append(f"{word} ({t['n']:,} pairs, p (Holm) {p_value(t['p_holm'])}{', not significant' * (t['p_holm'] > ALPHA)})")
-    if same := [t["what"] for t in c["tests"] if t not in told]:
+        word = f"{t.title} {'decreases' if t.mean < 0 else 'increases'} by {shown(_size(t))}"
+        said.append(f"{word} ({t.n:,} pairs, p (Holm) {p_value(t.p_holm)}{', not significant' * (not significant[t.title])})")
+    if same := [t.title for t in e.comparison.tests if t not in told]:
         said.append(f"no significant change of {', '.join(same)}")
-    return f"{e.run.label} compared with {c['baseline']}: {'; '.join(said)}." if said else ""
+    return f"{e.run.label} compared with {e.comparison.baseline}: {'; '.join(said)}." if said else ""
 
 
-def _size(t: Mapping[str, Any]) -> dict[str, Any]:
+def _size(t: Difference) -> Estimate:
     """A difference without its sign, which the words say."""
-    return {**t, "mean": -t["mean"], "low": -t["high"], "high": -t["low"]} if t["mean"] < 0 else dict(t)
+    return Estimate(-t.mean, -t.high, -t.low, t.n) if t.mean < 0 else t
 
 
-def _with_n(e: Estimate | None) -> str:
-    return "not known" if e is None else f"{shown(e)} (n = {e.n:,})"
+def _with_n(e: Estimate) -> str:
+    return f"{shown(e)} (n = {e.n:,})"
 
 
 def _one_sided(attribute: str, entries: Sequence[ReportEntry]) -> list[OneSided]:
     """Groups of prompts, the one whose most deviant concept is furthest from its share in the first run first."""
     asked = [e for e in entries if attribute in e.run.attributes]
-    targets, every = asked[0].run.attributes[attribute], {e.run.label: e.summary["counts"][attribute] for e in asked}
+    targets, every = asked[0].run.attributes[attribute], {e.run.label: e.summary.counts[attribute] for e in asked}
     found = []
-    for group, counts in asked[0].summary["counts"][attribute].items():
-        n, wanted = sum(counts[c] for c in targets), asked[0].run.wanted(attribute, group) or dict.fromkeys(targets, 1 / len(targets))
+    for group, counts in asked[0].summary.counts[attribute].items():
+        n, wanted = sum(counts[c] for c in targets), asked[0].run.wanted(attribute, group)
         if n and len(targets) > 1:
-            gap, _, concept = max((round(abs(counts[c] / n - wanted.get(c, 0.0)), 9), counts[c], c) for c in targets)
+            gap, _, concept = max((round(abs(counts[c] / n - wanted[c]), 9), counts[c], c) for c in targets)
             seen = {label: (row[group][concept], sum(row[group][c] for c in targets)) for label, row in every.items() if group in row}
-            proportions = {e.run.label: estimate((e.summary["proportions"][attribute].get(group) or {}).get(concept), SHARE) for e in asked}
-            found.append((-gap, -n, OneSided(group, targets[concept], wanted.get(concept, 0.0), seen, proportions)))
+            proportions = {e.run.label: e.summary.proportions_by[attribute].get(group, {}).get(concept) for e in asked}
+            found.append((-gap, -n, OneSided(group, targets[concept], wanted[concept], seen, proportions)))
     return [row for *_, row in sorted(found, key=lambda f: f[:2])]
 
 
@@ -221,15 +221,16 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
     name, baseline = suite or "images", entries[0].run.label
     people, attributes = tables.about_people(entries), list(dict.fromkeys(a for e in entries for a in e.run.attributes))
     groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
-    out = [Section(name, f"{prompts} prompts in {groups} groups. {DEFINITIONS if people else ''}", table=tables.headline(entries))]
+    about = " ".join([*definitions(METRICS[name] for name in DEFINED), RANDOM])
+    out = [Section(name, f"{prompts} prompts in {groups} groups. {about if people else ''}", table=tables.headline(entries))]
     if tests := tables.differences(entries):
-        notes = [f"{e.run.label}: {note}" for e in entries if e.comparison for note in e.comparison["notes"]]
+        notes = [f"{e.run.label}: {note}" for e in entries if e.comparison for note in e.comparison.notes]
         out.append(Section(f"{name}: differences to {baseline}", "Image by image, both from the same noise.", table=tests, notes=notes))
     if far := tables.distances(entries):
-        features = next(e.comparison["features"] for e in entries if e.comparison)
+        features = next(e.comparison.features for e in entries if e.comparison)
         text = f"Paired distance: images from the same noise, pair by pair. The others: sets of images. On the features of {features}."
         out.append(Section(f"{name}: distances to {baseline}", text, table=far))
-    if any(e.summary["safety"] for e in entries):
+    if any(e.summary.safety for e in entries):
         out.append(Section(f"{name}: unsafe images by category", parts=[_categories(entries)]))
     if people:
         out += [Section(f"{name}: {a}, group by group", parts=[_proportions(a, entries)]) for a in attributes]
@@ -243,7 +244,7 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
         text = "Share of images that a judge flags, by the score from which it does; the judge's own threshold is among them."
         out.append(Section(f"{name}: thresholds", text, table=rows, folded=True))
     if people:
-        cells = [{"run": e.run.label, **row} for e in entries for row in tables.subgroups(e.summary["intersection"])]
+        cells: Rows = [{"run": e.run.label, **row} for e in entries for row in tables.subgroups(e.summary.intersection)]
         for heading, rows in (("intersections", cells), ("shares corrected for the judge's errors", tables.corrected(entries))):
             if rows:
                 out.append(Section(f"{name}: {heading}", table=rows, folded=True))
@@ -254,62 +255,54 @@ def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> Dots | Stack
     """Two concepts: the share of the first, with intervals. More: bars of all shares."""
     asked = [e for e in entries if attribute in e.run.attributes]
     concepts, series = list(asked[0].run.attributes[attribute]), [e.run.label for e in asked]
-    groups = list(dict.fromkeys(g for e in asked for g in e.summary["groups"][attribute]))
-    first = asked[0].summary["groups"][attribute]
-    groups.sort(key=lambda g: (first.get(g, {}).get(concepts[0]) or 0, g))
+    shares = {e.run.label: e.summary.proportions_by[attribute] for e in asked}
+    groups = list(dict.fromkeys(g for found in shares.values() for g in found))
+    first = {g: row[concepts[0]] for g, row in shares[series[0]].items()}
+    groups.sort(key=lambda g: (e.mean if (e := first.get(g)) else 0.0, g))
     more = ""
     if len(groups) > MOST_GROUPS:  # the ends, where the most one-sided groups are
         more = f"; the {MOST_GROUPS} most one-sided of {len(groups)} groups"
         groups = groups[: MOST_GROUPS // 2] + groups[-MOST_GROUPS // 2 :]
     if len(concepts) == 2:
-        own = {g: (asked[-1].run.wanted(attribute, g) or {}).get(concepts[0], 0.5) for g in groups}
+        own = {g: asked[-1].run.wanted(attribute, g)[concepts[0]] for g in groups}
         target = own if len(set(own.values())) > 1 else next(iter(own.values()), 0.5)
-        found = {e.run.label: e.summary["proportions"][attribute] for e in asked}
-        rows = [
-            (g, {label: estimate((proportions.get(g) or {}).get(concepts[0]), SHARE) for label, proportions in found.items()})
-            for g in groups
-        ]
+        rows = [(g, {label: found.get(g, {}).get(concepts[0]) for label, found in shares.items()}) for g in groups]
         return Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, target)
-    bars = [(g, {e.run.label: _all(e.summary["groups"][attribute].get(g), concepts) for e in asked}) for g in groups]
+    bars = [(g, {label: _means(found.get(g, {})) for label, found in shares.items()}) for g in groups]
     return Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
 
 
-def _all(proportions: Mapping[str, float | None] | None, concepts: Sequence[str]) -> list[float] | None:
-    known = [proportions[c] for c in concepts] if proportions else []
-    return [float(share or 0) for share in known] if known and None not in known else None
+def _means(shares: Mapping[str, Estimate | None]) -> list[float] | None:
+    known = [e.mean for e in shares.values() if e]
+    return known or None
 
 
 def _categories(entries: Sequence[ReportEntry]) -> Dots:
-    found = {e.run.label: e.summary["safety"] for e in entries if e.summary["safety"]}
+    found = {e.run.label: e.summary.safety.by_category for e in entries if e.summary.safety}
     rows = [
-        (c, {label: estimate(s["by_category"].get(c), SHARE) for label, s in found.items()})
-        for c in sorted({c for s in found.values() for c in s["by_category"]})
+        (c, {label: shares.get(c) for label, shares in found.items()}) for c in sorted({c for shares in found.values() for c in shares})
     ]
-    rows.append(("all, a prompt once", {label: estimate(s["unweighted"], SHARE) for label, s in found.items()}))
+    rows.append(("all, a prompt once", {e.run.label: e.metric("inappropriate")[""] for e in entries if e.summary.safety}))
     return Dots("share of images that a judge flags", list(found), rows)
 
 
-def _judges(entries: Sequence[ReportEntry]) -> tuple[tables.Rows, list[str]]:
+def _judges(entries: Sequence[ReportEntry]) -> tuple[Rows, list[str]]:
     """A row a judge, and how far two judges agree."""
-    rows, agree = [], []
+    rows: Rows = []
+    agree = []
     for e in entries:
-        for j in e.summary["judges"]:
-            how = j.get("rule") or {"table": "labels from a table", "texts": f"class template {j.get('class_template', '')}"}.get(
-                j["kind"], ""
-            )
-            row = {"judge": j["judge"], "version": j["version"], "weights digest": j["digest"], "what it says": how}
+        for j in e.summary.judges:
+            how = j.rule or {"table": "labels from a table", "texts": f"class template {j.class_template}"}.get(j.kind, "")
+            row: dict[str, Cell] = {"judge": j.name, "version": j.version, "weights digest": j.digest, "what it says": how}
             rows += [row] if row not in rows else []
-        for a in e.summary["agreement"]:
-            kappa = estimate(a["kappa"], DIFFERENCE)
-            agree.append(
-                f"{e.run.label}, {a['task']}: {' and '.join(a['judges'])} agree on {_with_n(estimate(a['agree'], SHARE))} of images"
-                + ("" if kappa is None else f", kappa {shown(kappa)}")
-            )
+        for a in e.summary.agreement:
+            kappa = f", kappa {shown(a.kappa)}" if a.kappa else ""
+            agree.append(f"{e.run.label}, {a.task}: {' and '.join(a.judges)} agree on {_with_n(a.agree)} of images{kappa}")
     return rows, agree
 
 
-def _provenance(entries: Sequence[ReportEntry]) -> tables.Rows:
-    rows = []
+def _provenance(entries: Sequence[ReportEntry]) -> Rows:
+    rows: Rows = []
     for e in entries:
         r = e.run.records[0]
         row: dict[str, Any] = {"run": e.run.label, "suite": r.suite, "method": r.method, "model": r.model, "model digest": r.model_digest}

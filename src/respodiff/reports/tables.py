@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from respodiff.evaluation.comparison import Blocks, ReportEntry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.registry import METRICS, Metric
+from respodiff.evaluation.summary import Intersection, Summary
 
-Rows = list[dict[str, Any]]
-Range = tuple[float, float]
-SHARE, ALIGNMENT, DIFFERENCE, COSINE_DISTANCE, DISTANCE = (0.0, 1.0), (-100.0, 100.0), (-1.0, 1.0), (0.0, 2.0), (0.0, math.inf)
-"""Possible ranges of quantities; intervals are clipped to them."""
-
-
-def estimate(value: Mapping[str, Any] | None, within: Range = (-math.inf, math.inf)) -> Estimate | None:
-    """A statistic as read from JSON, with its interval clipped to the possible range of the quantity.
-
-    >>> estimate({"mean": 25.0, "low": -236.0, "high": 286.0, "n": 2}, ALIGNMENT)
-    Estimate(mean=25.0, low=-100.0, high=100.0, n=2)
-    """
-    if value is None:
-        return None
-    low, high = (min(max(value[end], within[0]), within[1]) for end in ("low", "high"))
-    return Estimate(value["mean"], low, high, int(value.get("n", 0)))
+Cell = Estimate | float | str | None
+Rows = list[dict[str, Cell]]
 
 
 def number(value: float | None) -> str:
@@ -42,19 +29,43 @@ def number(value: float | None) -> str:
 
 
 def shown(e: Estimate | None) -> str:
-    """
+    """An estimate with its interval.
+
     >>> shown(Estimate(0.25, 0.125, 0.5, 9))
     '0.250 [0.125, 0.500]'
     """
     return "nothing to judge" if e is None else f"{number(e.mean)} [{number(e.low)}, {number(e.high)}]"
 
 
-def p_value(p: float) -> str:
-    """
+def p_value(p: float | None) -> str:
+    """A p-value.
+
     >>> p_value(0.2), p_value(0.00001)
     ('0.200', '< 0.001')
     """
-    return "< 0.001" if p < 0.001 else number(p)
+    return "< 0.001" if p is not None and p < 0.001 else number(p)
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """A summary for the console: every metric that has a value, and what stands behind it."""
+    judge = summary.judge
+    out = [f"{summary.n} images, {summary.unknown} not judged, judge {judge.name} ({judge.digest})"]
+    out += [f"note: {problem}" for problem in summary.problems]
+    out += [f"left as they are, as the prompt states {name} or has no people: {k} images" for name, k in summary.skipped_attributes.items()]
+    for m in METRICS.values():
+        for attribute, e in summary.metric(m.name).items() if m.value else ():
+            random = f", DevRat of random sampling {number(e.random)}" if isinstance(e, DevRat) else ""
+            out += [f"{m.label(attribute)}: {shown(e)}{random}"] if e or m.name not in summary.more else []
+    for name, corrected in summary.corrected.items():
+        for concept, e in (corrected or {}).items():
+            seen = shown(summary.proportions[name][concept])
+            out.append(f"share of {concept}: {seen}, corrected for the judge's known errors {shown(e)}")
+    if both := summary.intersection:
+        out += [f"{' x '.join(s.labels)}: {shown(s.share)} ({s.count}), wanted {number(s.target)}" for s in both.subgroups]
+        out.append(f"seen as asked in all of {' x '.join(both.attributes)}: {shown(both.concept_accuracy)}")
+    out += [f"  {name}: {shown(e)}" for name, e in summary.safety.by_category.items()] if summary.safety else []
+    out += [f"agreement on {a.task}, {' and '.join(a.judges)}: {shown(a.agree)}" for a in summary.agreement]
+    return [*out, "Labels are what the judge perceives in generated images, never facts about people."]
 
 
 def about_people(entries: Sequence[ReportEntry]) -> bool:
@@ -64,55 +75,36 @@ def about_people(entries: Sequence[ReportEntry]) -> bool:
 
 
 def headline(entries: Sequence[ReportEntry]) -> Rows:
-    """One row a run: statistics as `Estimate`, counts as numbers; columns that no run fills are left out."""
-    return _filled([_row(e, about_people(entries)) for e in entries])
+    """One row a run: metrics as `Estimate`, counts as numbers; columns that no run fills are left out."""
+    people = about_people(entries)
+    return _filled([_row(e, people) for e in entries])
 
 
-def _row(e: ReportEntry, people: bool) -> dict[str, Any]:
-    s = e.summary
-    row: dict[str, Any] = {"run": e.run.label, "n": s["n"], "unknown": s["unknown"] or None}
-    for name in e.run.attributes if people else ():
-        row[f"DevRat {name}"] = estimate(s["devrat"][name], SHARE)
-        row[f"DevRat {name}, random sampling"] = (s["devrat"][name] or {}).get("random")
-        row[f"concept accuracy {name}"] = estimate(s["concept_accuracy"][name], SHARE)
-    if people and s["intersection"]:
-        row[f"worst subgroup deviation, {' x '.join(s['intersection']['attributes'])}"] = estimate(s["intersection"]["distance"], SHARE)
-    row["subject accuracy"] = estimate(s["subject_accuracy"], SHARE)
-    suite = e.run.records[0].suite
-    row[alignment_name(suite)] = estimate(s["alignment"], ALIGNMENT)
-    if s["safety"]:
-        row["inappropriate"] = estimate(s["safety"]["unweighted"], SHARE)
-        row["label-weighted"] = estimate(s["safety"]["label_weighted"], SHARE)
-    else:  # a named prompt set without safety categories asks for nothing unsafe
-        row["false positives" if suite else "flagged unsafe"] = estimate(s["unsafe"], SHARE)
+def _row(e: ReportEntry, people: bool) -> dict[str, Cell]:
+    row: dict[str, Cell] = {"run": e.run.label, "n": e.summary.n, "unknown": e.summary.unknown or None}
+    for m in METRICS.values():
+        for attribute, value in e.metric(m.name).items() if m.value else ():
+            if people or not attribute:
+                row[heading(m, attribute, e)] = value
+                row[f"{heading(m, attribute, e)}, random sampling"] = value.random if isinstance(value, DevRat) else None
     return row
 
 
-def alignment_name(suite: str) -> str:
-    """What the mean of 100 x cosine is called on a prompt set.
-
-    >>> alignment_name("winobias36"), alignment_name("coco1k"), alignment_name("general")
-    ('WinoAlign', 'CLIP score', 'alignment')
-    """
-    return "WinoAlign" if suite.startswith("winobias") else "CLIP score" if suite.startswith("coco") else "alignment"
+def heading(m: Metric, attribute: str, e: ReportEntry) -> str:
+    """The title of a metric, or the name that it has in the literature on this prompt set or these features."""
+    suite = e.run.records[0].suite
+    if m.name == "alignment" and suite.startswith(("winobias", "coco")):
+        return "WinoAlign" if suite.startswith("winobias") else "CLIP score"
+    if m.name == "frechet" and e.comparison and e.comparison.features.startswith("inception"):
+        return "FID"
+    return m.label(attribute)
 
 
 def distances(entries: Sequence[ReportEntry]) -> Rows:
     """One row a run other than the baseline: how far its images are from the baseline's; empty if nothing is known."""
-    rows = _filled([_distances(e) for e in entries if e.comparison])
+    between = [m for m in METRICS.values() if m.value is None]
+    rows = _filled([{"run": e.run.label} | {heading(m, "", e): e.metric(m.name)[""] for m in between} for e in entries if e.comparison])
     return [row for row in rows if len(row) > 1]
-
-
-def _distances(e: ReportEntry) -> dict[str, Any]:
-    c = e.comparison or {}
-    frechet = "FID" if str(c.get("features", "")).startswith("inception") else "Frechet"
-    return {
-        "run": e.run.label,
-        "drift": estimate(c.get("drift"), COSINE_DISTANCE),
-        frechet: estimate(c.get("frechet"), DISTANCE),
-        "split-half": estimate(c.get("split_half"), DISTANCE),
-        "KID": estimate(c.get("kid")),
-    }
 
 
 def _filled(rows: Rows) -> Rows:
@@ -120,57 +112,61 @@ def _filled(rows: Rows) -> Rows:
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
+def definitions(metrics: Iterable[Metric]) -> list[str]:
+    """How to read some metrics, a sentence each."""
+    return [f"{m.title[0].upper()}{m.title[1:]}: {m.about}." for m in metrics]
+
+
 def differences(entries: Sequence[ReportEntry]) -> Rows:
     """One row a tested difference to the baseline."""
     return [
         {
             "run": e.run.label,
-            "minus": e.comparison["baseline"],
-            "statistic": t["what"],
-            "difference": estimate(t, DIFFERENCE),
-            "pairs": t["n"],
-            "p": p_value(t["p"]),
-            "p (Holm)": p_value(t["p_holm"]),
-            "test": t["test"],
+            "minus": e.comparison.baseline,
+            "statistic": t.title,
+            "difference": t,
+            "pairs": t.n,
+            "p": p_value(t.p),
+            "p (Holm)": p_value(t.p_holm),
+            "test": t.test,
         }
         for e in entries
         if e.comparison
-        for t in e.comparison["tests"]
+        for t in e.comparison.tests
     ]
 
 
 def devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> Rows:
     """A row a group: DevRat of every run, and that of random sampling at the last run's number of images."""
     asked = [e for e in entries if attribute in e.run.attributes]
-    rows = []
-    for g in sorted({g for e in asked for g in e.summary["devrat_by"][attribute]}):
-        found = {e.run.label: e.summary["devrat_by"][attribute].get(g) for e in asked}
-        if any(found.values()):
-            random = next(d["random"] for d in reversed(found.values()) if d)
-            rows.append({"group": g, **{label: estimate(d, SHARE) for label, d in found.items()}, "random sampling": random})
+    rows: Rows = []
+    for g in sorted({g for e in asked for g in e.summary.devrat_by[attribute]}):
+        found = {e.run.label: e.summary.devrat_by[attribute].get(g) for e in asked}
+        if known := [d for d in found.values() if d]:
+            rows.append({"group": g, **found, "random sampling": known[-1].random})
     return rows
 
 
 def thresholds(entries: Sequence[ReportEntry]) -> Rows:
     """A row a run, judge and threshold: the share that is flagged."""
     return [
-        {"run": e.run.label, "judge": judge, "threshold": float(row["threshold"]), "flagged": estimate(row, SHARE)}
+        {"run": e.run.label, "judge": judge, "threshold": found.threshold, "flagged": found}
         for e in entries
-        for judge, rows in e.summary["sweep"].items()
-        for row in rows
+        for judge, rows in e.summary.sweep.items()
+        for found in rows
     ]
 
 
-def subgroups(found: Mapping[str, Any] | None) -> Rows:
+def subgroups(found: Intersection | None) -> Rows:
     """A row a subgroup of several attributes; shares of small ones are not shown."""
     return [
         {
-            "subgroup": " x ".join(cell["subgroup"]),
-            "images": cell["count"],
-            "share": "too few to show" if cell["suppressed"] else estimate(cell["share"], SHARE),
-            "wanted": cell["target"],
+            "subgroup": " x ".join(s.labels),
+            "images": s.count,
+            "share": "too few to show" if s.suppressed else s.share,
+            "wanted": s.target,
         }
-        for cell in (found or {}).get("subgroups", ())
+        for s in (found.subgroups if found else ())
     ]
 
 
@@ -181,11 +177,11 @@ def corrected(entries: Sequence[ReportEntry]) -> Rows:
             "run": e.run.label,
             "attribute": name,
             "concept": concept,
-            "as judged": estimate((e.summary["proportions"][name]["all"] or {}).get(concept), SHARE),
-            "corrected": estimate(share, SHARE),
+            "as judged": e.summary.proportions[name][concept],
+            "corrected": share,
         }
         for e in entries
-        for name, proportions in e.summary["corrected"].items()
+        for name, proportions in e.summary.corrected.items()
         for concept, share in (proportions or {}).items()
     ]
 
@@ -196,18 +192,18 @@ def headline_csv(blocks: Blocks) -> str:
     write = csv.writer(buffer, lineterminator="\n").writerow
     write(["suite", "run", "n", "statistic", "value", "low", "high"])
     for suite, entries in blocks.items():
-        counts = {e.run.label: e.summary["n"] for e in entries}
+        counts = {e.run.label: e.summary.n for e in entries}
         for row in headline(entries) + distances(entries):
             for key, value in row.items():
                 if key not in ("run", "n") and value is not None:
                     cells = [value.mean, value.low, value.high] if isinstance(value, Estimate) else [value, "", ""]
-                    write([suite, row["run"], counts[row["run"]], key, *cells])
+                    write([suite, row["run"], counts[str(row["run"])], key, *cells])
     return buffer.getvalue()
 
 
 def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
     """Headline tables and tested differences, for a README or an issue."""
-    intervals = f"Brackets: 95 % intervals, cluster bootstrap over groups of prompts ({n_bootstrap} draws, seed {seed})."
+    intervals = f"Brackets: 95 % intervals, cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed})."
     lines = ["# Report", "", NOTICE, "", intervals, ""]
     for suite, entries in blocks.items():
         lines += [f"## {suite or 'images'}", "", *markdown_table(headline(entries)), ""]
@@ -215,20 +211,21 @@ def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
             lines += [f"Distances to {entries[0].run.label}:", "", *markdown_table(far), ""]
         if tests := differences(entries):
             lines += ["Differences on the same noise:", "", *markdown_table(tests), ""]
-        lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary["problems"]]
-        judge = entries[0].summary["judge"]
-        lines += ["", f"Judge: {judge['name']} ({judge['digest']}).", ""]
+        lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary.problems]
+        judge = entries[0].summary.judge
+        lines += ["", f"Judge: {judge.name} ({judge.digest}).", ""]
     return "\n".join(lines)
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def markdown_table(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
     """The lines of a Markdown table; the keys of the first row are the header."""
     keys = list(rows[0])
     out = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
-    return out + ["| " + " | ".join(_text(row.get(key)).replace("|", "\\|") for key in keys) + " |" for row in rows]
+    return out + ["| " + " | ".join(text(row.get(key)).replace("|", "\\|") for key in keys) + " |" for row in rows]
 
 
-def _text(value: Any) -> str:
+def text(value: Cell) -> str:
+    """A cell as text for Markdown."""
     if isinstance(value, Estimate):
         return shown(value)
     return value.replace("<", "&lt;") if isinstance(value, str) else number(value)

@@ -1,18 +1,13 @@
-"""What a method stores: tensors with a header, in one ``.safetensors`` file; and what fits which pipeline.
-
-RespoDiff's and SDisc's adapter is a `ConceptModule` (a tensor at the bottleneck). Every other method has an `MethodAdapter`, which answers to
-the same names, so that policies, run folders and scales need not tell them apart. Never a pickle.
-"""
+"""Provides the adapter: what a method trains or builds for one concept, as tensors with a header, and how it acts on images."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,34 +16,44 @@ from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import Header, read_tensors, tensor_digest, write_tensors
-
-METHOD_FORMAT = "respodiff-method-1"
+from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, write_file
 
 
 @dataclass(frozen=True, eq=False)
-class MethodAdapter:
-    """One concept (or attribute) as a method other than RespoDiff keeps it. Immutable.
+class Adapter:
+    """One concept (or attribute) as a method keeps it. Immutable. A method's file has a subclass that says how it acts.
 
     Attributes:
         header: method, concept, prompts, base model and its digests; ``train`` holds the settings.
         tensors: name -> float32 tensor on the CPU; empty for methods that need none.
-        weight: scale that it is applied at, 1 as trained.
+        weight: scale that it is applied at; 1 is as trained.
+        scales: whether a weight other than 0 and 1 means something.
+        extra_forward: whether it calls the model once more per step, so that it cannot share an image with other adapters.
+        batch_dependent: whether an image depends on the other images of its batch.
     """
 
     header: Header
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     weight: float = 1.0
 
+    scales: ClassVar[bool] = True
+    extra_forward: ClassVar[bool] = False
+    batch_dependent: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
+        check_scale(self.weight)
         for name, t in self.tensors.items():
             if not torch.isfinite(t).all():
                 raise ValueError(f"tensor {name!r} holds NaN or infinite values; train again with a smaller learning rate")
 
+    @staticmethod
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[None]:
+        """A block in which calls of ``pipe`` give each image its adapters of this class. An `Adapter` itself changes nothing."""
+        return nullcontext()
+
     @property
     def name(self) -> str:
-        """The concept's, or the attribute's."""
+        """Name of the concept or attribute."""
         return self.header.concept
 
     @property
@@ -58,79 +63,113 @@ class MethodAdapter:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What it was made with."""
+        """The settings that it was made with."""
         return self.header.train
 
     @property
     def digest(self) -> str:
-        """First 16 hex digits of the sha256 over method, prompts, settings and tensors: all that an image depends on."""
-        told = {k: getattr(self.header, k) for k in ("method", "concept", "target", "neutral", "negative", "kind", "attribute")}
-        text = json.dumps({**told, "train": dict(self.header.train)}, sort_keys=True, default=str)
-        parts = [f"{k} {tensor_digest(self.tensors[k])}" for k in sorted(self.tensors)]
-        return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
+        """16 hex digits of all that an image depends on (`respodiff.steering.serialization.digest_of`)."""
+        return digest_of(self.header, self.tensors, self.weight)
 
-    def scale(self, factor: float) -> MethodAdapter:
-        """The same, applied at ``factor`` times the scale (any finite number)."""
-        if not math.isfinite(factor):
-            raise ValueError(f"scale is {factor}; allowed: any finite number")
+    def scale(self, factor: float) -> Self:
+        """The same adapter at ``factor`` times the scale: any finite number; 0 does nothing, negative values steer the other way."""
+        check_scale(factor)
         return replace(self, weight=self.weight * factor)
 
     def save(self, path: str | Path) -> Path:
-        """Write the file atomically; OSError with one clear line if the folder cannot be written."""
-        return write_tensors(path, self.tensors, self.header, self.digest)
+        """Writes the file atomically. OSError with one clear line if the folder cannot be written."""
+        return write_file(path, self.header, self.tensors, self.weight)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a file of this class of adapters; `respodiff.load` reads a file of any method.
+
+        Raises:
+            FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
+        """
+        header, tensors, scale, _ = read_file(path)
+        try:
+            return cls(header, tensors, scale)
+        except ValueError as error:
+            raise ValueError(f"adapter file {str(path)!r} cannot be used: {error}") from error
+
+    def check(self, pipe: Any) -> list[str]:
+        """Warnings about the adapter on a pipeline. ValueError if it was made for a model of another configuration."""
+        require_unet(pipe, self.method)
+        if not self.tensors:
+            return []
+        h, model = self.header, backbone(pipe)
+        if h.base_digest and h.base_digest != (found := config_digest(model)):
+            raise ValueError(
+                f"{self.method} {self.name!r} was made for {h.base_model!r} (config {h.base_digest}), "
+                f"this pipeline is {model_name(pipe)!r} (config {found}); train one for this model"
+            )
+        return [f"{self.method} {self.name!r} was made for other weights ({h.base_model!r}); check its effect"] * self.other_weights(model)
+
+    def other_weights(self, model: Any) -> bool:
+        """Whether the model is known to have other weights than the one that the adapter was made for."""
+        found = weights_digest(model)
+        return bool(self.header.base_weights and found and self.header.base_weights != found)
 
 
-AnyAdapter = ConceptModule | MethodAdapter
-"""What an image may get."""
+Row = Adapter | None | Sequence[Adapter]
+"""What one image gets: an adapter, nothing, or several adapters together."""
+
+
+@dataclass(frozen=True)
+class AdaptersPerImage:
+    """What the images of a call get: one tuple of adapters per image, or one tuple for all images (``everyone``)."""
+
+    rows: tuple[tuple[Any, ...], ...]
+    everyone: bool = False
+
+    @classmethod
+    def of(cls, adapters: Row | Sequence[Row] | AdaptersPerImage) -> AdaptersPerImage:
+        """From one adapter for all images, or one entry per image. ValueError for anything else."""
+        if isinstance(adapters, AdaptersPerImage):
+            return adapters
+        if isinstance(adapters, str):
+            raise ValueError(f"adapters is the text {adapters!r}; give adapters: a file is read with respodiff.load(path)")
+        everyone = adapters is None or isinstance(adapters, Adapter)
+        given: list[Any] = [adapters] if everyone else list(adapters)  # type: ignore[arg-type]  # a sequence here
+        rows = [(row,) if isinstance(row, Adapter | str) else tuple(row or ()) for row in given]
+        if not rows:
+            raise ValueError("adapters is empty; give one adapter, or one entry per image")
+        if wrong := [a for row in rows for a in row if not isinstance(a, Adapter)]:
+            raise ValueError(f"adapters holds {wrong[0]!r}; give adapters or None: a file is read with respodiff.load(path)")
+        return cls(tuple(rows), everyone)
+
+    def per_image(self, images: int) -> Sequence[tuple[Any, ...]]:
+        """One tuple per image. ValueError if there are more or fewer images than entries."""
+        if self.everyone:
+            return self.rows * images
+        if len(self.rows) != images:
+            raise ValueError(
+                f"steer() was given {len(self.rows)} entries, but the pipeline draws {images} images; "
+                "give one adapter for all, or one entry per image (prompts x num_images_per_prompt)"
+            )
+        return self.rows
+
+    def map(self, change: Callable[[Any], Any]) -> AdaptersPerImage:
+        """The same with every adapter changed; those for which ``change`` gives None are left out."""
+        made = {id(a): change(a) for a in self.adapters}
+        rows = tuple(tuple(made[id(a)] for a in row if made[id(a)] is not None) for row in self.rows)
+        return AdaptersPerImage(rows, self.everyone)
+
+    @property
+    def adapters(self) -> list[Any]:
+        """Every distinct adapter, in order of appearance."""
+        return list({id(a): a for row in self.rows for a in row}.values())
 
 
 def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any) -> Header:
-    """The header of an adapter of a method that was made for a pipeline."""
+    """The header of an adapter that a method other than RespoDiff made for a pipeline; ``config`` is a dataclass of settings."""
     model, settings = backbone(pipe), json.loads(json.dumps(asdict(config)))
     base = {"base_model": model_name(pipe), "base_digest": config_digest(model), "base_weights": weights_digest(model), "site": ""}
-    header = Header.of(concept, **base, library=__version__, method=method, format=METHOD_FORMAT, train=settings)
-    return replace(header, **more)
-
-
-def method_header(**more: Any) -> dict[str, Any]:
-    """What a `respodiff.training.respodiff.Task` says of the header of an adapter."""
-    return {"site": "", "format": METHOD_FORMAT, **more}
-
-
-def is_method_adapter(path: str | Path) -> bool:
-    """Whether a file is of a method that has an `MethodAdapter`; False for what cannot be read."""
-    try:
-        return bool(read_tensors(Path(path))[1].get("format") == METHOD_FORMAT)
-    except (OSError, ValueError):
-        return False
+    return replace(Header.of(concept, **base, library=__version__, method=method, train=settings), **more)
 
 
 def require_unet(pipe: Any, method: str) -> None:
-    """ValueError for a pipeline that the methods beside RespoDiff do not know: transformers, and embedded guidance."""
+    """ValueError for a pipeline that has a transformer: methods other than RespoDiff are for UNets."""
     if spec_of(pipe).model != "unet":
         raise ValueError(f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use method respodiff")
-
-
-def check_adapter_compatible(pipe: Any, adapter: MethodAdapter) -> list[str]:
-    """Warnings about an adapter on a pipeline: other weights of the same configuration.
-
-    Raises:
-        ValueError: it has tensors that were made for a model of another configuration; names both sides.
-    """
-    require_unet(pipe, adapter.method)
-    if not adapter.tensors:
-        return []
-    h, model = adapter.header, backbone(pipe)
-    if h.base_digest and h.base_digest != (found := config_digest(model)):
-        raise ValueError(
-            f"{adapter.method} {adapter.name!r} was made for {h.base_model!r} (config {h.base_digest}), "
-            f"this pipeline is {model_name(pipe)!r} (config {found}); train one for this model"
-        )
-    found = weights_digest(model)
-    if h.base_weights and found and h.base_weights != found:
-        return [f"{adapter.method} {adapter.name!r} was made for other weights ({h.base_model!r}); check its effect"]
-    return []
-
-
-Classify = Callable[[Tensor], Tensor]
-"""Images (N, 3, H, W) in [0, 1] -> logits (N, K) of the alternatives, in the order target, opposites; differentiable for FDF."""

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.steering.module import ConceptModule, Header
-from respodiff.steering.serialization import TIMESTEPS
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import TIMESTEPS, Header
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 RELEASED: dict[str, tuple[int, str]] = {
@@ -189,7 +189,7 @@ def convert(
         train={"converted": source},
         library=__version__,
     )
-    return ConceptModule(tensors[0], tensors[1] if len(tensors) > 1 else torch.zeros(shape), header)
+    return ConceptModule.of(tensors[0], tensors[1] if len(tensors) > 1 else torch.zeros(shape), header)
 
 
 def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, str], list[Tensor]]:

@@ -1,8 +1,8 @@
-"""Modules inside of a checkpoint: for programs that know nothing of steering (A1111, ComfyUI, a plain diffusers pipeline).
+"""Fuses modules into a checkpoint, for programs that cannot steer (A1111, ComfyUI, an ordinary diffusers pipeline).
 
-A module of one number a channel is the same as a change of the last bias before h: that of the second convolution of the mid block's last
-resnet. What a bias cannot do is to tell rows apart. It moves the unconditional rows as well, so that in e() + w (e(y) - e()) guidance does
-not multiply the module's part, as it does when conditional rows alone are shifted. docs/backbones.md has the measured difference.
+A module of one number a channel equals a change of the last bias before h: that of the second convolution of the mid block's last
+resnet. A bias cannot distinguish rows. It shifts the unconditional rows as well, so that in e() + w (e(y) - e()) guidance does not
+multiply the module's part.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from torch import Tensor, nn
 
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
+from respodiff.steering.self_test import sample_latents
 from respodiff.steering.serialization import TIMESTEPS
-from respodiff.steering.steer import check_compatible
+from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
 """The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
 
 
 def energy_lost(module: ConceptModule) -> float:
-    """Share of |r + s|^2 (0 to 1) that its mean over positions does not hold."""
+    """Part of |r + s|^2 (0 to 1) that is lost by taking the mean over positions."""
     whole = module.delta.square().sum().item()
     mean = module.channels().delta.square().sum().item() * module.shape[1] * module.shape[2]
     return 1 - mean / whole if whole else 0.0
 
 
-def channel_delta(modules: ConceptModule | Sequence[ConceptModule], scale: float = 1.0) -> Tensor:
+def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tensor:
     """Sum of the modules' r + s (C,), times ``scale``. ValueError for one that has a value per position, or a window of timesteps."""
-    several = [modules] if isinstance(modules, ConceptModule) else list(modules)
-    if not several:
+    if not modules:
         raise ValueError("no module to fuse; give at least one")
-    for module in several:
+    for module in modules:
         if module.header.timesteps != TIMESTEPS:
             raise ValueError(
                 f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; a bias adds the same at every timestep: steer it instead"
@@ -46,13 +46,13 @@ def channel_delta(modules: ConceptModule | Sequence[ConceptModule], scale: float
         if module.shape[1:] != (1, 1):
             raise ValueError(
                 f"module {module.name!r} has shape {module.shape}; only one number a channel can be fused. Its mean over positions, "
-                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set per_channel=true"
+                f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set form=channel"
             )
-    return torch.stack([m.delta.flatten() for m in several]).sum(0) * scale
+    return torch.stack([m.delta.flatten() for m in modules]).sum(0) * scale
 
 
 def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
-    """The convolution whose bias reaches h, and what the resnet divides its output by."""
+    """The convolution whose bias reaches h, and the number that the resnet divides its output by."""
     if spec_of(pipe).model != "unet":
         raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
     resnet = backbone(pipe).mid_block.resnets[-1]
@@ -64,14 +64,14 @@ def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
 
 
 @contextmanager
-def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, scale: float = 1.0) -> Iterator[None]:
+def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) -> Iterator[None]:
     """While active, the modules are part of the UNet's weights; afterwards these are bit-identical to before.
 
     Unlike `steer` it shifts every row of a call, the unconditional one too.
     """
     delta = channel_delta(modules, scale)
-    for module in [modules] if isinstance(modules, ConceptModule) else modules:
-        check_compatible(pipe, module)
+    for module in modules:
+        module.check(pipe)
     conv, output_scale = _convolution(pipe)
     bias = conv.bias
     assert bias is not None  # _convolution saw to it
@@ -85,16 +85,28 @@ def fused(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], *, scale:
             bias.copy_(kept)
 
 
-def save_unet(pipe: Any, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
+def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
     """Write an ordinary diffusers UNet with the modules fused into ``out``; `UNet2DConditionModel.from_pretrained(out)` reads it."""
     with fused(pipe, modules, scale=scale):
         backbone(pipe).save_pretrained(str(out), safe_serialization=True)
     return Path(out)
 
 
-def fuse_checkpoint(
-    checkpoint: str | Path, modules: ConceptModule | Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0
-) -> Path:
+def difference(pipe: Any, modules: Sequence[ConceptModule], chosen: Sequence[ConceptModule], *, scale: float = 1.0) -> float:
+    """How far fusing ``chosen`` departs from steering with ``modules``, on the latents of a small image.
+
+    Returns:
+        Norm of (fused - steered) over norm of (steered - unsteered); 0 where both are the same image.
+    """
+    unsteered = sample_latents(pipe)
+    with steer(pipe, [[m.scale(scale) for m in modules]]):
+        steered = sample_latents(pipe)
+    with fused(pipe, chosen, scale=scale):
+        other = sample_latents(pipe)
+    return float((other - steered).norm() / (steered - unsteered).norm().clamp(min=1e-12))
+
+
+def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
     """Write a copy of a single-file ``.safetensors`` checkpoint (as A1111 and ComfyUI load them) with the modules fused."""
     delta, path = channel_delta(modules, scale), Path(checkpoint)
     if not path.is_file():

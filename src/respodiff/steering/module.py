@@ -1,104 +1,139 @@
-"""A concept module: RAM and SAM of one concept, and the file that holds them.
-
-One ``.safetensors`` file: tensors ``ram`` and ``sam`` of shape (C, H, W), or (C, 1, 1) for one number a channel, and a JSON header.
-"""
+"""Provides the concept module: RAM and SAM of one concept, and how modules act on the bottleneck of a batch of images."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from respodiff.steering.serialization import (
-    FORMAT,
-    HEADER_KEY,
-    TIMESTEPS,
-    Header,
-    read_header,
-    read_tensors,
-    refuse_damage,
-    tensor_digest,
-    write_tensors,
-)
+from respodiff.pipelines.bottleneck import channels_first, site_shape
+from respodiff.pipelines.loading import config_digest, model_name
+from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
+from respodiff.steering.forms import FORMS, Form, load_form, name_of
+from respodiff.steering.serialization import TIMESTEPS, Header
+from respodiff.steering.steer import Shift
 
-__all__ = ["FORMAT", "HEADER_KEY", "ConceptModule", "Header", "load", "tensor_digest"]
+PARTS = ("ram", "sam")
+"""Prefixes of the state dicts in a module file."""
 
 
 @dataclass(frozen=True, eq=False)
-class ConceptModule:
-    """RAM and SAM, float32 on the CPU, with their header. Immutable: every operation gives a new module.
+class ConceptModule(Adapter):
+    """RAM and SAM with their header, an adapter of two small networks (`respodiff.steering.forms`).
 
-    Attributes:
-        ram, sam: (C, H, W), or (C, 1, 1): the same at every position.
+    ``tensors`` is their state dict: ``ram.r`` and ``sam.r`` (C, H, W), or (C, 1, 1), for the paper's constants.
     """
 
-    ram: Tensor
-    sam: Tensor
-    header: Header
-
     def __post_init__(self) -> None:
-        for name, t in (("ram", self.ram), ("sam", self.sam)):
-            if t.ndim != 3:
-                raise ValueError(f"{name} has shape {tuple(t.shape)}; allowed: three dimensions (C, H, W)")
-        if self.ram.shape != self.sam.shape:
-            raise ValueError(f"ram has shape {tuple(self.ram.shape)}, but sam {tuple(self.sam.shape)}; they must be equal")
+        super().__post_init__()
+        if self.form not in FORMS:
+            known = f"form {self.form!r}; allowed: {', '.join(FORMS)}"
+            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: it has {known}")
         window = self.header.timesteps
         whole = len(window) == 2 and all(isinstance(t, int) for t in window)
         if not whole or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
-        for name, t in (("ram", self.ram), ("sam", self.sam)):
-            if not torch.isfinite(t).all():
-                raise ValueError(f"{name} holds NaN or infinite values; train again with a smaller learning rate")
+        ram, sam = self._state("ram"), self._state("sam")
+        for name, state in zip(PARTS, (ram, sam), strict=True):
+            if "r" in state and state["r"].ndim != 3:
+                raise ValueError(f"{name} has shape {tuple(state['r'].shape)}; allowed: three dimensions (C, H, W)")
+            if self.reads_h or state.keys() != {"r"}:
+                load_form(self.form, state)
+        if {k: v.shape for k, v in ram.items()} != {k: v.shape for k, v in sam.items()}:
+            shapes = [tuple(next(iter(state.values())).shape) for state in (ram, sam)]
+            raise ValueError(f"ram has shape {shapes[0]}, but sam {shapes[1]}; they must be equal")
 
-    @property
-    def delta(self) -> Tensor:
-        """r + s: what is added to h (paper, inference)."""
-        return self.ram + self.sam
+    @classmethod
+    def of(cls, ram: Tensor | Form, sam: Tensor | Form, header: Header) -> ConceptModule:
+        """A module of two forms, or of two constants (C, H, W) or (C, 1, 1). The header's ``form`` is set.
+
+        Raises:
+            ValueError: for tensors of other or unequal shapes, forms of two kinds, or values that are not finite.
+        """
+        kinds: list[str] = []
+        tensors: dict[str, Tensor] = {}
+        for part, given in zip(PARTS, (ram, sam), strict=True):
+            state = given.state_dict() if isinstance(given, Form) else {"r": given}
+            one = "r" in state and state["r"].shape[1:] == (1, 1)
+            kinds.append("channel" if one else name_of(given) if isinstance(given, Form) else "constant")
+            tensors |= {f"{part}.{k}": v.detach().to("cpu", torch.float32, copy=isinstance(given, Form)) for k, v in state.items()}
+        if isinstance(ram, Form) and kinds[0] != kinds[1]:
+            raise ValueError(f"ram is of form {kinds[0]!r}, but sam of form {kinds[1]!r}; they must be equal")
+        return cls(replace(header, form=kinds[0]), tensors)
 
     @property
     def form(self) -> str:
-        """``channel`` for one number a channel, else ``constant``."""
-        return "channel" if self.shape[1:] == (1, 1) else "constant"
+        """Name in `respodiff.steering.forms.FORMS`."""
+        return self.header.form
+
+    @property
+    def reads_h(self) -> bool:
+        """Whether the offset depends on h, so that there are no tensors `ram` and `sam`."""
+        return FORMS[self.form].reads_h
+
+    @property
+    def ram(self) -> Tensor:
+        """r (C, H, W) or (C, 1, 1), times the scale. ValueError for a form that reads h."""
+        return self._constant("ram")
+
+    @property
+    def sam(self) -> Tensor:
+        """s, as `ram`."""
+        return self._constant("sam")
+
+    @property
+    def delta(self) -> Tensor:
+        """r + s: what is added to h (paper, inference). ValueError for a form that reads h."""
+        return self.ram + self.sam
+
+    @property
+    def relative_norm(self) -> float | None:
+        """|r + s| over the mean norm of h during training; None if that is unknown, or for a form that reads h."""
+        return self.delta.norm().item() / self.header.h_norm if self.header.h_norm and not self.reads_h else None
+
+    def _constant(self, part: str) -> Tensor:
+        if self.reads_h:
+            raise ValueError(
+                f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; only constant and channel have one"
+            )
+        r = self.tensors[f"{part}.r"]
+        return r if self.weight == 1 else r * self.weight
+
+    def _state(self, part: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")}
+
+    def forms(self) -> tuple[Form, Form]:
+        """RAM and SAM as networks, at scale 1."""
+        return load_form(self.form, self._state("ram")), load_form(self.form, self._state("sam"))
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        c, h, w = self.ram.shape
+        """(C, H, W) of the offset; (C, 1, 1) for forms that fit every image size."""
+        c, h, w = (len(self.tensors["ram.up.weight"]), 1, 1) if self.reads_h else self.tensors["ram.r"].shape
         return c, h, w
-
-    @property
-    def name(self) -> str:
-        return self.header.concept
-
-    @property
-    def digest(self) -> str:
-        """First 16 hex digits of the sha256 of the tensors, and of the window of timesteps where there is one."""
-        window = [torch.tensor(self.header.timesteps)] if self.header.timesteps != TIMESTEPS else []
-        return tensor_digest(self.ram, self.sam, *window)
-
-    def scale(self, factor: float) -> ConceptModule:
-        """What is added, times ``factor`` (any finite number; 0 does nothing, negative steers the other way)."""
-        if not -float("inf") < factor < float("inf"):
-            raise ValueError(f"scale is {factor}; allowed: any finite number")
-        return replace(self, ram=self.ram * factor, sam=self.sam * factor)
 
     def within(self, low: int, high: int) -> ConceptModule:
         """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
         What an image shows is decided early (the editing interval of Asyrp, arXiv 2210.10960): with ``within(400, 1000)`` the model
-        finishes the image by itself. ValueError for a window that is empty or outside of 0 to 1000.
+        finishes the image unsteered. ValueError for a window that is empty or outside of 0 to 1000.
         """
         return replace(self, header=replace(self.header, timesteps=(low, high)))
 
     def without_sam(self) -> ConceptModule:
         """RAM alone (the paper's first ablation)."""
-        return replace(self, sam=torch.zeros_like(self.sam))
+        tensors = {k: torch.zeros_like(v) if k.startswith("sam.") else v for k, v in self.tensors.items()}
+        return replace(self, tensors=tensors)
 
     def __add__(self, other: ConceptModule) -> ConceptModule:
-        """Sum of two modules of one site and shape, as the paper combines safety concepts."""
+        """Sum of two modules of one site and shape, as the paper combines safety concepts. ValueError for forms that read h."""
         if not isinstance(other, ConceptModule):
             return NotImplemented
         _same("shape", self.name, self.shape, other.name, other.shape)
@@ -109,7 +144,7 @@ class ConceptModule:
         names: dict[str, Any] = {k: " + ".join(v for v in values if v) for k, values in both.items()}
         kind = "fairness" if "fairness" in (self.header.kind, other.header.kind) else "safety"
         attribute = self.header.attribute if self.header.attribute == other.header.attribute else ""
-        return ConceptModule(self.ram + other.ram, self.sam + other.sam, replace(self.header, **names, kind=kind, attribute=attribute))
+        return ConceptModule.of(self.ram + other.ram, self.sam + other.sam, replace(self.header, **names, kind=kind, attribute=attribute))
 
     def resize(self, height: int, width: int) -> ConceptModule:
         """Bilinear resample of both tensors to (C, height, width) of another latent size. Quality there is not what was trained."""
@@ -118,16 +153,48 @@ class ConceptModule:
         if (height, width) == self.shape[1:]:
             return self
         ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return replace(self, ram=ram, sam=sam)
+        return self._at_positions(ram, sam)
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return replace(self, ram=ram, sam=sam)
+        return self._at_positions(ram, sam)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the file atomically; raises OSError with one clear line if the folder cannot be written."""
-        return write_tensors(path, {"ram": self.ram, "sam": self.sam}, self.header, self.digest)
+    def _at_positions(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+        """Constants at other positions; the norm of h grows with the square root of their number."""
+        spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
+        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
+
+    def check(self, pipe: Any) -> list[str]:
+        """Warnings about the module on a pipeline: another base model or configuration of the same width.
+
+        Raises:
+            ValueError: if the site or the number of channels differs, naming both sides.
+        """
+        model, h = backbone(pipe), self.header
+        site = spec_of(pipe).site(model)
+        channels = site_shape(model, site=site)[0]
+        if h.site != site:
+            raise ValueError(f"module {self.name!r} was trained at site {h.site!r}, this pipeline is steered at {site!r}")
+        if self.shape[0] != channels:
+            raise ValueError(
+                f"module {self.name!r} has {self.shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {channels}; "
+                f"it was trained on {h.base_model!r}: train one for this model"
+            )
+        if site != "mid_block" and self.shape[1:] != (1, 1):
+            raise ValueError(
+                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: ConceptModule.channels()"
+            )
+        if h.base_digest and h.base_digest != config_digest(model):
+            return [f"module {self.name!r} was trained on a UNet of another configuration ({h.base_model!r}); check its effect"]
+        return [f"module {self.name!r} was trained on other weights ({h.base_model!r}); check its effect"] * self.other_weights(model)
+
+    @staticmethod
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+        """Every step adds the sum of an image's modules to h of its conditional row, as in the paper."""
+        with Shift(pipe, Deltas(adapters.rows), adapters).attached():
+            yield
 
 
 def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
@@ -135,22 +202,91 @@ def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
         raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules that agree in it can be added")
 
 
-def load(path: str | Path) -> ConceptModule:
-    """Read a module file. Raises FileNotFoundError or ValueError with one line that names the file and what is wrong with it."""
-    path = Path(path)
-    tensors, header = read_tensors(path)
-    made_by = header.get("method", "respodiff")
-    ours = set(tensors) == {"ram", "sam"}
-    if not ours and made_by != "respodiff":
-        raise ValueError(
-            f"module file {str(path)!r} is of method {made_by!r}, not a module of RAM and SAM; read it with respodiff.methods.base.load"
-        )
-    if not ours:
-        raise ValueError(f"module file {str(path)!r} is a safetensors file of something else: no respodiff header with tensors ram and sam")
-    known = read_header(path, header, FORMAT)
-    try:
-        module = ConceptModule(tensors["ram"].float(), tensors["sam"].float(), known)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"module file {str(path)!r} does not hold a module: {error}") from error
-    refuse_damage(path, header.get("digest"), module.digest)
-    return module
+class Deltas:
+    """The offsets of the images of a call.
+
+    Args:
+        rows: modules of each image; a single entry counts for all images.
+
+    Attributes:
+        stacked: window of timesteps -> sums (B or 1, C, H, W) of the constants that act in it.
+        reading: modules that read h, with RAM and SAM as networks and the images that have them.
+
+    Raises:
+        ValueError: constants of one call have several shapes.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[ConceptModule]]) -> None:
+        constants = [[m for m in row if not m.reads_h] for row in rows]
+        if len(shapes := {m.shape for row in constants for m in row}) > 1:
+            one = next((row for row in constants if len({m.shape for m in row}) > 1), None)
+            what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
+            raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
+        self.stacked: dict[tuple[int, int], Tensor] = {}
+        for window in sorted({m.header.timesteps for row in constants for m in row}):
+            acting = [[m.delta for m in row if m.header.timesteps == window] for row in constants]
+            sums = [torch.stack(deltas).sum(0) if deltas else torch.zeros(*shapes) for deltas in acting]
+            self.stacked[window] = torch.stack(sums)
+        distinct = {id(m): m for row in rows for m in row if m.reads_h}.values()
+        images = [slice(None)] if len(rows) == 1 else [slice(i, i + 1) for i in range(len(rows))]
+        self.reading = [(m, m.forms(), [i for i, row in zip(images, rows, strict=True) for n in row if n is m]) for m in distinct]
+        self.reads_h = bool(self.reading)
+        self._cache: dict[tuple[Any, ...], Tensor] = {}
+        self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
+
+    @property
+    def reads_timesteps(self) -> bool:
+        """Whether an offset depends on the timestep."""
+        return self.reads_h or any(window != TIMESTEPS for window in self.stacked)
+
+    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
+        """What is added (B or 1, C, H, W) at the size of h's bottleneck; None for nothing.
+
+        Args:
+            h: of the images, (B, C, H, W) or (B, N, C). t: timesteps (B,), (1,) or () of the images.
+        """
+        out = None
+        for window, r in self.stacked.items():
+            part = self._fitted(window, r, size, h.device, h.dtype)
+            if window != TIMESTEPS:
+                part = part * _acts(window, t).to(part)
+            out = part if out is None else out + part
+        if self.reads_h:
+            offset = self._read(channels_first(h).float(), t)
+            out = offset.to(h.dtype) if out is None else out + offset.to(h.dtype)
+        return out
+
+    @torch.no_grad()
+    def _read(self, h: Tensor, t: Tensor) -> Tensor:
+        """The offsets (B, C, H, W) of the modules that read h (B, C, H, W)."""
+        out = torch.zeros_like(h)
+        for module, forms, images in self.reading:
+            for own in images:
+                when = t[own] if t.numel() > 1 else t
+                offset = sum(form.to(h.device)(h[own], when) for form in forms)
+                out[own] += module.weight * offset * _acts(module.header.timesteps, when).to(h)
+        return out
+
+    def clear(self) -> None:
+        """Forget what was put on devices."""
+        self._cache.clear()
+
+    def _fitted(self, window: tuple[int, int], r: Tensor, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+        """r (B or 1, C, H, W) at a size, on a device, in a dtype, made once each; float32 stays the master copy."""
+        key = (window, size, device, dtype)
+        if key not in self._cache:
+            if r.shape[2:] not in (size, (1, 1)):
+                if size not in self._resized:
+                    warnings.warn(
+                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this image size; check its effect",
+                        stacklevel=2,
+                    )
+                self._resized.add(size)
+                r = interpolate(r, size, mode="bilinear", antialias=True)
+            self._cache[key] = r.to(device, dtype)
+        return self._cache[key]
+
+
+def _acts(window: tuple[int, int], t: Tensor) -> Tensor:
+    """1 where a window holds the timestep, as (B or 1, 1, 1, 1)."""
+    return ((window[0] <= t) & (t < window[1])).view(-1, 1, 1, 1)

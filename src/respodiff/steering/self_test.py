@@ -13,7 +13,8 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
 
 SIDE = 16  # latent pixels: enough for every model, and quick
@@ -41,16 +42,16 @@ def examine(pipe: Any) -> dict[str, Any]:
 
 def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
     with _watched(pipe) as calls:
-        plain = _draw(pipe)
+        plain = sample_latents(pipe)
     before = list(calls)
     if not before:
         return {"every step is steered": _result(False, "the pipeline never reached the site")}
     module = _module(pipe, before[0])
     with steer(pipe, module.scale(0.0)):
-        zero = _draw(pipe)
+        zero = sample_latents(pipe)
     with steer(pipe, module), _watched(pipe) as calls:
-        steered = _draw(pipe)
-    after = _draw(pipe)
+        steered = sample_latents(pipe)
+    after = sample_latents(pipe)
     rows = [i for i in range(len(before[0])) if not torch.equal(before[0][i], calls[0][i])]
     passes = spec_of(pipe).passes if len(before[0]) > 1 else ("cond",)
     expected = [i for i, name in enumerate(passes) if name == "cond"]
@@ -74,10 +75,10 @@ def _module(pipe: Any, h: Tensor) -> ConceptModule:
     model = backbone(pipe)
     site = spec_of(pipe).site(model)
     values = torch.randn(site_shape(model, site=site)[0], 1, 1, generator=torch.Generator().manual_seed(0)) * h.float().std().cpu()
-    return ConceptModule(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
+    return ConceptModule.of(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
 
 
-def _draw(pipe: Any) -> Tensor:
+def sample_latents(pipe: Any) -> Tensor:
     """Final latents of a small image in three steps, always the same."""
     side = SIDE * pipe.vae_scale_factor
     grey = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1))

@@ -1,22 +1,24 @@
-"""Files of ours: safetensors with a JSON header that says what the tensors steer, what they were trained on and how. Never a pickle."""
+"""Provides the file format of adapters: safetensors with a JSON header that says what was trained, on which model and how. Never a pickle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialized
-from torch import Tensor
 
 from respodiff.concepts.concept import Concept
+
+if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
+    from torch import Tensor
 
 FORMAT = "respodiff-1"
 HEADER_KEY = "respodiff"
@@ -26,9 +28,18 @@ TIMESTEPS = (0, 1000)
 
 @dataclass(frozen=True)
 class Header:
-    """What a module file says of itself. ``base_digest`` is that of the UNet's config, ``base_weights`` of its weights; ``method`` is the name
-    in `respodiff.methods.registry` that made it. ``kind`` is ``fairness`` (drawn by a policy), ``safety`` or ``attribute`` (added to every image).
-    ``timesteps`` (low, high): the module acts at timesteps from low to below high, 999 being the noisiest; all by default."""
+    """What an adapter file says of itself.
+
+    Attributes:
+        concept, target, neutral, negative, attribute: name, prompts and attribute of the concept.
+        kind: ``fairness`` (given to images by a policy), ``safety``, or ``attribute`` (made of all alternatives; given to every image).
+        base_model, base_digest, base_weights: name of the model, digest of its configuration, digest of its weights.
+        site: where a module acts; empty for adapters that are no modules. form: name in `respodiff.steering.forms.FORMS`, or empty.
+        resolution: (height, width) in pixels that it was trained at.
+        timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.
+        h_norm: mean norm of h during training, of one position for one number a channel; 0 if it is unknown.
+        train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.NAMES`.
+    """
 
     concept: str
     target: str
@@ -40,8 +51,10 @@ class Header:
     base_digest: str = ""
     base_weights: str = ""
     site: str = "mid_block"
+    form: str = ""
     resolution: tuple[int, int] = (0, 0)
     timesteps: tuple[int, int] = TIMESTEPS
+    h_norm: float = 0.0
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     method: str = "respodiff"
@@ -49,77 +62,129 @@ class Header:
 
     @classmethod
     def of(cls, concept: Concept, **more: Any) -> Header:
-        """The header of a concept's module."""
-        names = {"target", "neutral", "negative", "kind", "attribute"}
+        """The header of a concept's adapter."""
+        names = ("target", "neutral", "negative", "kind", "attribute")
         return cls(concept.name, **{name: getattr(concept, name) for name in names}, **more)
 
 
-def tensor_digest(*tensors: Tensor) -> str:
-    """First 16 hex digits of the sha256 of shapes and float32 bytes."""
+class Stored(NamedTuple):
+    """What a file holds: header, float32 tensors by name (torch or numpy), scale, and the digest that was written."""
+
+    header: Header
+    tensors: dict[str, Any]
+    scale: float
+    digest: object
+
+
+def tensor_digest(*tensors: Tensor | np.ndarray[Any, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of shapes and float32 bytes."""
     digest = hashlib.sha256()
     for t in tensors:
+        array = t if isinstance(t, np.ndarray) else t.detach().cpu().float().numpy()
         digest.update(str(tuple(t.shape)).encode())
-        digest.update(t.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of a file of ours. FileNotFoundError or ValueError, one line, for what is none or is damaged."""
+def digest_of(header: Header, tensors: Mapping[str, Any], scale: float) -> str:
+    """First 16 hex digits of the SHA-256 of all that an image depends on: method, prompts, form, window, settings, scale and tensors."""
+    names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "form", "timesteps")
+    about = {**{name: getattr(header, name) for name in names}, "train": dict(header.train), "scale": float(scale)}
+    parts = [f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors)]
+    text = json.dumps(about, sort_keys=True, default=str)
+    return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of an adapter file, without its tensors. Raises as `read_file`."""
+    return _read(Path(path), "np", whole=False).header
+
+
+def read_file(path: str | Path, framework: Literal["pt", "np"] = "pt") -> Stored:
+    """What an adapter file holds, its tensors of torch or, without importing torch, of numpy.
+
+    Raises:
+        FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
+    """
+    found = _read(Path(path), framework)
+    if (digest := digest_of(found.header, found.tensors, found.scale)) != found.digest:
+        raise ValueError(
+            f"adapter file {str(path)!r} is damaged: its header says digest {found.digest}, its content has {digest}; copy it again"
+        )
+    return found
+
+
+def _read(path: Path, framework: str, whole: bool = True) -> Stored:
     if path.is_dir():
-        raise ValueError(f"module file {str(path)!r} is a folder; give the .safetensors file itself")
+        raise ValueError(f"adapter file {str(path)!r} is a folder; give the .safetensors file itself")
     if not path.is_file():
         raise FileNotFoundError(
-            f"module file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
+            f"adapter file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
         )
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, framework or "np") as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if text is not None else {}  # noqa: SIM118  (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"module file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, TypeError) as error:
+        raise ValueError(f"adapter file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
     if text is None:
-        raise ValueError(f"module file {str(path)!r} is a safetensors file of something else: no respodiff header with tensors ram and sam")
+        raise ValueError(f"adapter file {str(path)!r} is a safetensors file of something else: it has no respodiff header")
     try:
-        return tensors, dict(json.loads(text))
+        found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"module file {str(path)!r} has a broken header ({error}); copy or train it again") from error
+        raise ValueError(f"adapter file {str(path)!r} has a broken header ({error}); copy or train it again") from error
+    tensors = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
+    return Stored(_header(path, found), tensors, float(found.get("scale", 1.0)), found.get("digest"))
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Header, digest: str) -> Path:
-    """Write a file of ours atomically; raises OSError with one clear line if the folder cannot be written."""
+KINDS: dict[str, tuple[Any, str]] = {
+    "train": (dict, "an object"),
+    "resolution": (list, "a list"),
+    "timesteps": (list, "a list"),
+    "h_norm": (int | float, "a number"),
+    "scale": (int | float, "a number"),
+}
+"""Type of every value of a header that is no text."""
+
+
+def _header(path: Path, found: dict[str, Any]) -> Header:
+    """The header, checked; keys of newer versions are a warning."""
+    if found.get("format") != FORMAT:
+        raise ValueError(f"adapter file {str(path)!r} has format {found.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
+    names = {f.name for f in fields(Header)}
+    if unknown := set(found) - names - {"digest", "scale"}:
+        warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
+    if missing := {"concept", "target", "neutral"} - set(found):
+        raise ValueError(f"adapter file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
+    for key, value in found.items():
+        kind, what = KINDS.get(key, (str, "a text"))
+        if key in {*names, "scale"} and not isinstance(value, kind):
+            raise ValueError(f"adapter file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
+    known: dict[str, Any] = {k: tuple(v) if k in ("resolution", "timesteps") else v for k, v in found.items() if k in names}
+    return Header(**known)
+
+
+def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
+    """Writes an adapter file atomically. OSError with one clear line if the folder cannot be written."""
+    from safetensors.torch import save as serialized
+
     path = Path(path)
-    values = {k: getattr(header, k) for k in header.__dataclass_fields__}
-    text = json.dumps({**values, "train": dict(header.train), "digest": digest})
+    values = {f.name: getattr(header, f.name) for f in fields(header)}
+    digest = digest_of(header, tensors, scale)
+    text = json.dumps({**values, "train": dict(header.train), "scale": float(scale), "digest": digest})
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        copies = {k: v.clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
+        copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
         temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise OSError(f"module file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
+        raise OSError(f"adapter file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
     return path
 
 
-def read_header(path: Path, header: dict[str, Any], wanted: str) -> Header:
-    """The header of a file of format ``wanted``, checked; keys of newer versions are a warning. ValueError names file and fault."""
-    if header.get("format") != wanted:
-        raise ValueError(f"module file {str(path)!r} has format {header.get('format')!r}; this version reads {wanted!r}: update respodiff")
-    if unknown := set(header) - set(Header.__dataclass_fields__) - {"digest"}:
-        warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=3)
-    if missing := {"concept", "target", "neutral"} - set(header):
-        raise ValueError(f"module file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    known = {k: v for k, v in header.items() if k in Header.__dataclass_fields__}
-    for key, value in known.items():
-        kind, what = {"train": (dict, "an object"), "resolution": (list, "a list"), "timesteps": (list, "a list")}.get(key, (str, "a text"))
-        if not isinstance(value, kind):
-            raise ValueError(f"module file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
-    known |= {key: tuple(known[key]) for key in ("resolution", "timesteps") if key in known}
-    return Header(**known)
-
-
-def refuse_damage(path: Path, said: object, found: str) -> None:
-    """ValueError if a file's header says another digest than its tensors have."""
-    if said != found:
-        raise ValueError(f"module file {str(path)!r} is damaged: its header says digest {said}, its tensors have {found}; copy it again")
+def check_scale(scale: float) -> None:
+    """ValueError for a scale that is not a finite number."""
+    if not math.isfinite(scale):
+        raise ValueError(f"scale is {scale}; allowed: any finite number")

@@ -1,4 +1,4 @@
-"""Steering a diffusers pipeline: modules in, images changed, the pipeline left as it was."""
+"""Provides `steer`: adapters in, images changed, the pipeline left as it was; and the hook that adds offsets at the bottleneck."""
 
 from __future__ import annotations
 
@@ -6,63 +6,46 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
 from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
-from respodiff.pipelines.loading import config_digest, model_name, weights_digest
 from respodiff.pipelines.registry import backbone, caller, conditional_rows, spec_of
-from respodiff.steering.deltas import Deltas, Row, modules_of
-from respodiff.steering.module import ConceptModule
+from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
+from respodiff.steering.serialization import check_scale
 
 
-def check_compatible(pipe: Any, module: ConceptModule) -> list[str]:
-    """Warnings about a module on a pipeline: another base model or config of the same width.
+def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
+    """Warnings about an adapter on a pipeline: another base model, or other weights.
 
     Raises:
-        ValueError: if the site or the number of channels differs, naming both sides.
+        ValueError: for what is no adapter, or does not fit the pipeline; names both sides.
     """
-    model = backbone(pipe)
-    site = spec_of(pipe).site(model)
-    shape = site_shape(model, site=site)
-    if module.header.site != site:
-        raise ValueError(f"module {module.name!r} was trained at site {module.header.site!r}, this pipeline is steered at {site!r}")
-    if module.shape[0] != shape[0]:
-        raise ValueError(
-            f"module {module.name!r} has {module.shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {shape[0]}; "
-            f"it was trained on {module.header.base_model!r}: train one for this model"
-        )
-    if site != "mid_block" and module.shape[1:] != (1, 1):
-        raise ValueError(
-            f"module {module.name!r} has shape {module.shape}; a transformer takes one number a channel: ConceptModule.channels()"
-        )
-    if module.header.base_digest and module.header.base_digest != config_digest(model):
-        return [f"module {module.name!r} was trained on a UNet of another configuration ({module.header.base_model!r}); check its effect"]
-    found = weights_digest(model)
-    if module.header.base_weights and found and module.header.base_weights != found:
-        return [f"module {module.name!r} was trained on other weights ({module.header.base_model!r}); check its effect"]
-    return []
+    if not isinstance(adapter, Adapter):
+        raise ValueError(f"adapter is {adapter!r}; give what a method made: a file is read with respodiff.load(path)")
+    return adapter.check(pipe)
 
 
 @contextmanager
-def steer(pipe: Any, modules: Row | Sequence[Row], *, scale: float = 1.0) -> Iterator[None]:
+def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
-    Every step adds ``scale * (r + s)`` to h of the conditional rows only, as in the paper. Outside of its window of timesteps a module
-    adds nothing.
+    Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper.
 
     Args:
-        pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a warning; a
-            compiled model compiles once more. Threads need a pipeline each.
-        modules: one `ConceptModule` for all images, or a list with one entry per final image
-            (``len(prompts) * num_images_per_prompt``): a module, a list of modules to add up, or None for no steering.
-        scale: factor on every module, any finite number.
+        pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
+            warning; a compiled model compiles once more. Threads need a pipeline each.
+        adapters: one adapter of any method for all images, or a list with one entry per final image
+            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None for no steering.
+        scale: factor on every adapter, any finite number.
 
     Raises:
-        ValueError: for a module that does not fit, or (at the call) when the number of images is not the number of entries.
+        ValueError: for an adapter that does not fit or cannot act with the others, or (at the call) when the number of images is not
+            the number of entries.
 
     Example::
 
@@ -70,49 +53,98 @@ def steer(pipe: Any, modules: Row | Sequence[Row], *, scale: float = 1.0) -> Ite
             images = pipe("a doctor", num_images_per_prompt=3).images
     """
     spec_of(pipe)
-    if isinstance(modules, str):
-        raise ValueError(f"modules is the text {modules!r}; give ConceptModule objects: a file is read with respodiff.load(path)")
-    if not -float("inf") < scale < float("inf"):
-        raise ValueError(f"scale is {scale}; allowed: any finite number")
-    everyone = modules is None or isinstance(modules, ConceptModule)
-    rows: list[Row] = [modules] if modules is None or isinstance(modules, ConceptModule) else list(modules)
-    _check(pipe, rows)
-    steering = _Steering(pipe, Deltas(rows, scale), None if everyone else len(rows))
-    with steering.attached():
+    check_scale(scale)
+    given = AdaptersPerImage.of(adapters)
+    given = given if scale == 1 else given.map(lambda a: a.scale(scale))
+    for a in given.adapters:
+        for text in check_compatible(pipe, a):
+            warnings.warn(text, stacklevel=3)
+        if not a.scales and a.weight not in (0, 1):
+            raise ValueError(f"scale of {a.method} {a.name!r} is {a.weight:g}; allowed: 0 or 1, as this method has no scale")
+    acting = given.map(lambda a: a if a.weight and a.apply is not Adapter.apply else None)
+    _check_together(acting.adapters)
+    with ExitStack() as stack:
+        if not acting.adapters:
+            stack.enter_context(Shift(pipe, NoOffset(), given).attached())  # counts the images
+        for apply in dict.fromkeys(a.apply for a in acting.adapters):
+            stack.enter_context(apply(pipe, acting.map(partial(_if_by, apply))))
         yield
 
 
-def _check(pipe: Any, rows: Sequence[Row]) -> None:
-    """Refuses what does not fit; warns of what was trained on another model."""
-    if not rows:
-        raise ValueError("modules is empty; give one module, or one entry per image")
-    for module in {id(m): m for row in rows for m in modules_of(row)}.values():
-        if not isinstance(module, ConceptModule):
-            raise ValueError(f"modules holds {module!r}; give ConceptModule objects, or None: a file is read with respodiff.load(path)")
-        for text in check_compatible(pipe, module):
-            warnings.warn(text, stacklevel=5)
+def _if_by(apply: Any, adapter: Adapter) -> Adapter | None:
+    """The adapter, if it acts by ``apply``."""
+    return adapter if adapter.apply is apply else None
 
 
-_active: list[_Steering] = []
+def _check_together(acting: Sequence[Adapter]) -> None:
+    """ValueError for a method that calls the model once more per step beside another method, which would act on that call."""
+    extra = [a for a in acting if a.extra_forward]
+    if extra and (others := sorted({a.method for a in acting if not a.extra_forward})):
+        raise ValueError(
+            f"method {extra[0].method!r} calls the model once more per step, which {others[0]!r} would act on; use one of them"
+        )
+
+
+class Offsets(Protocol):
+    """What is added at the bottleneck."""
+
+    @property
+    def stacked(self) -> Mapping[tuple[int, int], Tensor]:
+        """Constants; empty if nothing is added."""
+
+    @property
+    def reads_h(self) -> bool:
+        """Whether the offset depends on h."""
+
+    @property
+    def reads_timesteps(self) -> bool:
+        """Whether the offset depends on the timestep."""
+
+    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
+        """The offset (B or 1, C, H, W) for h of the conditional rows, or None."""
+
+    def clear(self) -> None:
+        """Forget what was put on devices."""
+
+
+class NoOffset:
+    """Adds nothing."""
+
+    stacked: Mapping[tuple[int, int], Tensor] = {}
+    reads_h = reads_timesteps = False
+
+    def at(self, _size: tuple[int, int], _h: Tensor, _t: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def clear(self) -> None:
+        """Nothing is kept."""
+
+
+_active: list[Shift] = []
 _active_lock = threading.Lock()
 
 
-class _Steering:
-    """One `steer` block: what is added for the calls of one pipeline.
+class Shift:
+    """Adds offsets at the bottleneck for the calls of one pipeline.
 
-    A model may be shared: by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and what is to be
-    added at the site is kept per thread. ``entries`` is the number of images that the deltas were given for, None for any number.
+    A model may be shared by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and the offset is
+    kept per thread. ``adapters`` says for how many images the offsets are.
     """
 
-    def __init__(self, pipe: Any, deltas: Deltas | HRecorder, entries: int | None) -> None:
-        self.pipe, self.deltas, self.entries = pipe, deltas, entries
+    def __init__(self, pipe: Any, deltas: Offsets, adapters: AdaptersPerImage) -> None:
+        self.pipe, self.deltas, self.adapters = pipe, deltas, adapters
         self.thread, self.call = threading.get_ident(), threading.local()
         self.live, self.warned = True, False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks on the model, or, where it is compiled, a place at its port; gone on exit."""
+        """Hooks on the model, or, where it is compiled, a place at its compiled hook; gone on exit."""
         wrapped, model = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe)
+        if is_compiled(wrapped) and self.deltas.reads_h:
+            raise ValueError(
+                "the model is compiled, and modules whose form reads h need hooks, which would be ignored; use the plain model"
+            )
         name = spec_of(self.pipe).site(model)
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
@@ -194,12 +226,8 @@ class _Steering:
             return None
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
         rows = conditional_rows(pipe, len(_sample(args, kwargs)), call, context)
-        images = rows.stop - rows.start if rows else self.entries
-        if self.entries not in (None, images):
-            raise ValueError(
-                f"steer() was given {self.entries} entries, but the pipeline draws {images} images; "
-                "give one module for all, or one entry per image (prompts x num_images_per_prompt)"
-            )
+        if rows:
+            self.adapters.per_image(rows.stop - rows.start)
         return rows
 
 
@@ -208,20 +236,15 @@ def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return sample
 
 
-class HRecorder:
-    """Stands where `Deltas` stands, adds nothing, and shows h of the conditional rows to a function."""
-
-    stacked: Mapping[tuple[int, int], Tensor] = {}
-    reads_timesteps = False
+class HRecorder(NoOffset):
+    """Adds nothing, and shows h of the conditional rows to a function."""
 
     def __init__(self, seen: Callable[[Tensor], None]) -> None:
         self.seen = seen
 
     def at(self, _size: tuple[int, int], h: Tensor, _t: Tensor) -> None:
+        """Shows h."""
         self.seen(h)
-
-    def clear(self) -> None:
-        """Nothing is kept."""
 
 
 @contextmanager
@@ -235,5 +258,5 @@ def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
         raise ValueError(
             "the model is compiled, and h inside of its call cannot be read for assign_at; draw with the plain model, or without it"
         )
-    with _Steering(pipe, HRecorder(seen), None).attached():
+    with Shift(pipe, HRecorder(seen), AdaptersPerImage.of(None)).attached():
         yield

@@ -1,4 +1,4 @@
-"""The state of a training run beside its module file, so that a run that was stopped goes on where it was."""
+"""Provides the checkpoint file beside a module file, with which a stopped training continues."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from respodiff.concepts.concept import Concept
 
 
 class Checkpoint:
-    """The state of a training run beside its module file, so that a killed run goes on where it was."""
+    """The state of one training run in the hidden file ``.NAME.unfinished`` beside the module file ``out``.
+
+    The file names concept, settings, model, dtype and method, and is read by a run of the same alone.
+    """
 
     def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
         from respodiff.pipelines.loading import weights_digest
         from respodiff.pipelines.registry import backbone
 
+        self.out, self.path, self.method = out, out.with_name(f".{out.name}.unfinished"), method
+        self.partial = self.path.with_suffix(".tmp")
+        self._made: list[Path] = []
         model = backbone(pipe)
-        self.out, self.path = out, out.with_name(f".{out.name}.unfinished")
-        self.made: list[Path] = []
-        self.method = method
         about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
         self.about = json.dumps({**about, "method": method}, sort_keys=True)
 
-    def read(self) -> dict[str, Any] | None:
-        """Tensors of an earlier run with the same concept and settings, or None if there is none."""
+    def read(self) -> dict[str, Any]:
+        """Tensors of an earlier run, none if there is no file. ValueError for a file of another run, or a damaged one."""
         from safetensors import SafetensorError, safe_open
 
         if not self.path.is_file():
-            return None
+            return {}
         try:
             with safe_open(self.path, "pt") as file:
                 about = (file.metadata() or {}).get("about")
@@ -44,45 +47,65 @@ class Checkpoint:
             )
         return tensors
 
+    def check_out(self, resume: bool) -> None:
+        """ValueError if the module file holds something that this run would not make again."""
+        from respodiff.steering.serialization import read_header
+
+        if not self.out.is_file() or (resume and self.path.is_file()):
+            return
+        about = json.loads(self.about)
+        wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
+        wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
+        try:
+            held = read_header(self.out)
+        except ValueError as error:
+            raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
+        if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
+            raise ValueError(
+                f"--out: {str(self.out)!r} holds the adapter {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
+                "choose another file, or delete it"
+            )
+
     def start(self, resume: bool) -> dict[str, Any]:
-        """Tensors to go on from, none for a new run. A folder that cannot be written is noticed here, before the work and not after it."""
-        earlier = self.read() if resume else None
+        """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""
+        earlier = self.read() if resume else {}
         if not resume and self.path.is_file():
             warnings.warn(
                 f"{str(self.path)!r} holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed",
                 stacklevel=2,
             )
         parent = self.path.parent
-        self.made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
             parent.mkdir(parents=True, exist_ok=True)
             self.partial.touch()
             self.partial.unlink()
         except OSError as error:
             self.clear_away()
-            raise OSError(f"--out: folder {str(parent)!r} cannot be written ({error}); choose another") from error
-        return earlier or {}
+            raise self._unwritable(error) from error
+        return earlier
 
     def clear_away(self) -> None:
-        """Leave no folder behind that was made for a run which never began."""
-        for folder in self.made:
+        """Removes the folders that `start` made, for a run that never began."""
+        for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
 
     def write(self, tensors: dict[str, Any]) -> None:
+        """Replaces the file at once."""
         from safetensors.torch import save as serialized
 
         try:
             self.partial.write_bytes(serialized(tensors, metadata={"about": self.about}))
             self.partial.replace(self.path)
         except OSError as error:
-            raise OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another") from error
-
-    @property
-    def partial(self) -> Path:
-        return self.path.with_suffix(".tmp")
+            raise self._unwritable(error) from error
 
     def delete(self) -> None:
+        """Removes the file of a finished run."""
         for file in (self.path, self.partial):
             with suppress(OSError):
                 file.unlink(missing_ok=True)
+
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another")

@@ -1,48 +1,112 @@
-"""Settings of drawing and of training."""
+"""Provides the settings of training: parts that all trained methods share, RespoDiff's own settings, and its presets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from respodiff.concepts.concept import Kind
+from respodiff.concepts.concept import Concept, Kind
+from respodiff.concepts.concept import concept as find_concept
 from respodiff.data.checks import check_setting, is_finite, is_whole
-from respodiff.training.presets import PRESETS, Preset
+
+Rule = tuple[Callable[[Any], bool], str]
+
+COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number of at least 1")
+PIXELS: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number of pixels, or 0 for the model's own size")
+POSITIVE: Rule = (lambda v: is_finite(v) and v > 0, "a finite number above 0")
+NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and v >= 0, "a finite number of at least 0")
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("iterations", "batch", "rollouts", "rollout_batch", "refresh_every", "rank"), COUNT),
+    **dict.fromkeys(("height", "width"), PIXELS),
+    **dict.fromkeys(("lr", "ram_lr", "target_guidance", "rollout_guidance", "train_scale", "alpha"), POSITIVE),
+    **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
+    **dict.fromkeys(("weight_decay", "gamma", "stay"), NOT_NEGATIVE),
+    "steps": (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole"),
+    "betas": (
+        lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v),
+        "two numbers from 0 to below 1",
+    ),
+    "seed": (lambda v: is_whole(v) and 0 <= v < 1 << 63, "0 to 2^63 - 1"),
+}
+"""Name of a setting -> what its values must fulfil, and in words."""
+
+
+class Settings:
+    """Base of settings. A value that breaks its rule, or is none of the choices of its type, raises a ValueError of one line."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if name in RULES:
+                good, allowed = RULES[name]
+                check_setting(name, value, good(value), allowed)
+            elif get_origin(hint) is Literal:
+                check_setting(name, value, value in get_args(hint), ", ".join(get_args(hint)))
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """All settings of one training run; the defaults are those of the preset ``neutral`` for fairness.
+class OptimizerConfig(Settings):
+    """Settings of `respodiff.training.state.fit_tensors`.
 
     Attributes:
-        iterations: Adam steps on each module.
-        objective: target score of RAM, a name in `respodiff.training.objectives.TARGETS`.
-        target_guidance: weight w of that target.
+        iterations: optimiser steps. batch: examples of each.
+        lr, betas: Adam's. decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
+        seed: everything random follows from it.
+    """
+
+    iterations: int = 200
+    batch: int = 8
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    decay: Literal["constant", "sqrt"] = "constant"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class RolloutConfig(Settings):
+    """Settings of reverse diffusion through the model.
+
+    Attributes:
+        steps: sampler steps. rollout_guidance: guidance scale.
+        rollouts: latents or images rolled out for one pool of examples. rollout_batch: how many at a time, which bounds memory.
+        height, width: of the images in pixels; 0 is the size that the model was trained at.
+    """
+
+    steps: int = 16
+    rollouts: int = 12
+    rollout_batch: int = 12
+    rollout_guidance: float = 3.0
+    height: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class TrainConfig(RolloutConfig):
+    """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``neutral`` for fairness.
+
+    Attributes:
+        iterations: Adam steps on each module. batch: latents of each.
+        objective: target score of RAM, a name in `respodiff.training.objectives.TARGETS`. target_guidance: weight w of that target.
         ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
         sam_weight: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
-        preservation_weight: weight of preservation in RAM's loss, measured on latents of the concept's ``preserve`` prompts; 0 switches it off.
-        train_scale: factor on both modules after training: a direction learned at guidance 1 is taken further.
-        max_relative_norm: with that factor the norm of RAM is at most this part of the mean norm of h, beyond which images lose their subject; 0 sets no limit.
-        betas: Adam's.
-        decay: learning rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
-        init_range: both modules start at U(-init_range, init_range); 0 starts at zero.
-        batch: latents per iteration.
-        steps: DDIM steps of a rollout. timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
-        rollouts: latents rolled out for one pool. rollout_batch: how many of them at a time: bounds memory, and seeds one batch.
-        rollout_prompts: ``neutral`` (paper), or ``all``: an equal part of the rollouts from neutral, target and opposite prompts, unsteered
-            where they are not neutral.
+        preservation_weight: weight of preservation in RAM's loss, on latents of the concept's ``preserve`` prompts; 0 switches it off.
+        train_scale: factor on both modules after training.
+        max_relative_norm: after that factor the norm of RAM is at most this part of the mean norm of h; 0 sets no limit.
+        betas: Adam's. decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
+        form: what RAM and SAM are, a name in `respodiff.steering.forms.FORMS`. Transformers take ``channel`` or ``constant``.
+        init_range: ``constant`` and ``channel`` start at U(-init_range, init_range).
+        timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
+        rollout_prompts: ``neutral`` (paper), or ``all``: equal parts from neutral, target and opposite prompts, the latter unsteered.
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
-        refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale: with more iterations
-            than this, later rollouts are steered less far than the images that the finished module draws.
-        rollout_guidance: guidance scale of rollouts. rollout_modules: ``ram`` or ``both`` steer them.
-        height, width: of the images in pixels; 0 is the size that the model was trained at.
-        per_channel: one number a channel, the same at every position, in place of tensors of the bottleneck's shape (paper): fits
-            every image size, and can be fused into a checkpoint. Transformers have no other.
+        refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale.
+        rollout_modules: ``ram`` or ``both`` steer rollouts.
         seed: everything random in training follows from it.
     """
 
     iterations: int = 100
-    objective: str = "contrast"
+    batch: int = 12
+    objective: Literal["guided", "shift", "contrast"] = "contrast"
     target_guidance: float = 1.0
     ram_lr: float = 0.2
     sam_lr: float = 0.0
@@ -52,63 +116,91 @@ class TrainConfig:
     max_relative_norm: float = 0.8
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
+    form: Literal["constant", "channel", "mlp", "conv"] = "constant"
     init_range: float = 0.0
-    batch: int = 12
-    steps: int = 16
     timestep_labels: Literal["sampler", "official"] = "sampler"
-    rollouts: int = 12
-    rollout_batch: int = 12
     rollout_prompts: Literal["neutral", "all"] = "all"
     timesteps: Literal["all", "last"] = "all"
     refresh_every: int = 100
-    rollout_guidance: float = 3.0
     rollout_modules: Literal["ram", "both"] = "both"
-    height: int = 0
-    width: int = 0
-    per_channel: bool = False
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        from respodiff.training.objectives import TARGETS  # brings torch, which the help of the command line need not wait for
-
-        for name in ("iterations", "batch", "rollouts", "rollout_batch", "refresh_every"):
-            check_setting(
-                name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
-            )
-        check_setting("steps", self.steps, is_whole(self.steps) and 2 <= self.steps <= 999, "2 to 999, whole")
-        for name in ("height", "width"):
-            value = getattr(self, name)
-            check_setting(name, value, is_whole(value) and value >= 0, "a whole number of pixels, or 0 for the model's own size")
-        for name in ("ram_lr", "target_guidance", "rollout_guidance", "train_scale"):
-            value = getattr(self, name)
-            check_setting(name, value, is_finite(value) and value > 0, "a finite number above 0")
-        for name in ("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"):
-            value = getattr(self, name)
-            check_setting(name, value, is_finite(value) and value >= 0, "a finite number of at least 0")
-        check_setting("objective", self.objective, self.objective in TARGETS, ", ".join(TARGETS))
-        for name, hint in get_type_hints(type(self)).items():
-            if choices := get_args(hint) if get_origin(hint) is Literal else ():
-                check_setting(name, getattr(self, name), getattr(self, name) in choices, ", ".join(choices))
-        good = isinstance(self.betas, tuple) and len(self.betas) == 2 and all(is_finite(b) and 0 <= b < 1 for b in self.betas)
-        check_setting("betas", self.betas, good, "two numbers from 0 to below 1")
-        check_setting("per_channel", self.per_channel, isinstance(self.per_channel, bool), "True, False")
-        check_setting("seed", self.seed, is_whole(self.seed) and 0 <= self.seed < 1 << 63, "0 to 2^63 - 1")
 
     @property
     def trains_sam(self) -> bool:
         """False where SAM stays zero: RAM alone."""
         return self.sam_weight > 0 and self.sam_lr > 0
 
-    @property
-    def flat(self) -> bool:
-        """True where tensors are one number a channel."""
-        return self.per_channel
-
     @classmethod
-    def preset(cls, name: str, kind: Kind = "fairness", **changes: Any) -> TrainConfig:
-        """Settings of a preset for a kind of concept, with ``changes`` on top. ValueError lists the presets, or the known settings."""
-        if name not in get_args(Preset):
-            raise ValueError(f"preset is {name!r}; allowed: {', '.join(get_args(Preset))}")
-        if unknown := set(changes) - {f.name for f in fields(cls)}:
-            raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(f.name for f in fields(cls))}")
-        return replace(cls(**PRESETS[name, kind]), **changes)
+    def preset(cls, name: str, concept: Concept | str = "fairness", **changes: Any) -> TrainConfig:
+        """Settings of a preset, with ``changes`` on top.
+
+        ``paper`` is the text at its budget. Rates, initialisation, timestep labels, guidance of rollouts and the safety target are not
+        in the text: they are the scripts' for "woman" and "violence". ``official`` is the authors' scripts, with their rates of each
+        concept; the scripts' neutral prompt of "sexual", "a gorgeous person", is the concept's matter and not set here.
+        ``neutral`` is this project's, from one pool of latents; ``default`` makes a new pool every 25 updates (fairness).
+
+        Args:
+            concept: the concept or its name; a kind ("fairness", "safety") gives what all concepts of it share.
+
+        Raises:
+            ValueError: lists the presets, the concepts or the settings.
+        """
+        check_setting("preset", name, name in get_args(Preset), ", ".join(get_args(Preset)))
+        known = [f.name for f in fields(cls)]
+        if unknown := set(changes) - set(known):
+            raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(known)}")
+        if isinstance(concept, str) and concept not in get_args(Kind):
+            concept = find_concept(concept)
+        kind, of = (concept, "") if isinstance(concept, str) else (concept.kind, concept.name)
+        rates = dict(zip(("ram_lr", "sam_lr", "sam_weight"), OFFICIAL_RATES[of], strict=True)) if of in OFFICIAL_RATES else {}
+        return replace(cls(**PRESETS[name, kind]), **(rates if name == "official" else {}) | changes)
+
+
+Preset = Literal["default", "neutral", "paper", "official"]
+
+_PAPER: dict[str, Any] = {
+    "iterations": 5000,
+    "objective": "guided",
+    "target_guidance": 1.0,
+    "ram_lr": 1e-2,
+    "sam_lr": 1e-3,
+    "sam_weight": 0.5,
+    "preservation_weight": 0.0,
+    "train_scale": 1.0,
+    "max_relative_norm": 0.0,
+    "betas": (0.9, 0.999),
+    "decay": "constant",
+    "init_range": 0.316,
+    "batch": 1,
+    "steps": 50,
+    "timestep_labels": "official",
+    "rollouts": 1,
+    "rollout_batch": 1,
+    "rollout_prompts": "neutral",
+    "timesteps": "last",
+    "refresh_every": 1,
+    "rollout_guidance": 3.0,
+    "rollout_modules": "ram",
+}
+_PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
+_SAFETY = {"train_scale": 1.25}  # two safety modules are added to one image, so that each goes less far
+
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("default", "fairness"): {"refresh_every": 25},
+    ("neutral", "fairness"): {},
+    ("default", "safety"): _SAFETY,
+    ("neutral", "safety"): _SAFETY,
+    ("paper", "fairness"): _PAPER,
+    ("paper", "safety"): _PAPER_SAFETY,
+    ("official", "fairness"): {**_PAPER, "sam_weight": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},
+    ("official", "safety"): {**_PAPER_SAFETY, "iterations": 5000, "sam_weight": 1.0, "rollout_modules": "both"},
+}
+"""(preset, kind of concept) -> settings that differ from the defaults of `TrainConfig`."""
+
+OFFICIAL_RATES: dict[str, tuple[float, float, float]] = {
+    "woman": (1e-2, 1e-3, 1.0),
+    "man": (1e-2, 1e-4, 1.0),
+    **dict.fromkeys(("asian", "black", "white"), (1e-1, 1e-2, 0.3)),
+    **dict.fromkeys(("violence", "sexual"), (1e-2, 1e-4, 1.0)),
+}
+"""Concept -> (ram_lr, sam_lr, sam_weight) of the authors' scripts. Other concepts have those of "woman", or of "violence"."""

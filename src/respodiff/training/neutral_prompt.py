@@ -22,13 +22,12 @@ from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import eager
 from respodiff.pipelines.denoiser import Condition, Denoiser
 from respodiff.pipelines.text_encoding import check_length
-from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture
-from respodiff.training.rollouts import Rollouts, mix_seed
+from respodiff.training.rollouts import mix_seed, predict, roll_batch
 
 SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
-ROLLOUTS, STEPS = 8, 8
-"""Rollouts of all alternatives together, and steps of each; every subject gets two rollouts."""
+ROLLOUTS, STEPS, GUIDANCE, BATCH = 8, 8, 3.0, 12
+"""Rollouts of all alternatives together (every subject gets two), their steps and guidance, and latents that are predicted at a time."""
 
 
 @dataclass(frozen=True)
@@ -62,31 +61,28 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
     if not candidates or not all(p.strip() for p in candidates) or len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates is {list(candidates)}; give distinct prompts, none of them empty")
     check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
-    config = TrainConfig.preset("neutral", rollouts=ROLLOUTS, steps=STEPS)
-    denoiser = Denoiser(pipe, guidance=config.rollout_guidance)
-    rollouts = Rollouts(denoiser, concept, config)
+    model = Denoiser(pipe, guidance=GUIDANCE)
 
     def rolled(condition: Condition, n: int, *stream: int) -> tuple[Tensor, Tensor]:
         """Latents (N, C, H, W) and timesteps (N,) of every step of ``n`` unsteered rollouts."""
-        return rollouts.roll_batch(n, mix_seed(seed, *stream), condition, None)
+        return roll_batch(model, n, mix_seed(seed, *stream), condition, STEPS)
 
-    def predict(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return rollouts.predict_all(z, t, condition).float()
+    def e(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return predict(model, z, t, condition, BATCH)
 
-    with eager(denoiser.model):
-        (empty,) = denoiser.encode([""])
-        alternatives = denoiser.encode([concept.target, *concept.opposites])
+    with eager(model.model):
+        alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
         z, t = (torch.cat(rows) for rows in zip(*(rolled(c, per, 0, i) for i, c in enumerate(alternatives)), strict=True))
-        parts, nothing = [predict(z, t, c) for c in alternatives], predict(z, t, empty)
-        shown = [(a, b, predict(a, b, c)) for i, c in enumerate(denoiser.encode(SUBJECTS)) for a, b in [rolled(c, 2, 1 + i, 0)]]
-        whole = sum(_squares(e - predict(a, b, empty)) for a, b, e in shown)
+        parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, model.empty)
+        subjects = [(*at, e(*at, c)) for i, c in enumerate(model.encode(SUBJECTS)) for at in [rolled(c, 2, 1 + i, 0)]]
+        whole = sum(_squares(score - e(a, b, model.empty)) for a, b, score in subjects)
         found = []
-        for prompt, condition in zip(candidates, denoiser.encode(candidates), strict=True):
-            e = predict(z, t, condition)
-            left = sum(_unexplained(e[i], [p[i] for p in parts]) for i in range(len(e)))
-            apart = sum(_squares(predict(a, b, condition) - s) for a, b, s in shown)
-            found.append(NeutralScore(prompt, left / _squares(e - nothing), apart / whole))
+        for prompt, condition in zip(candidates, model.encode(candidates), strict=True):
+            y = e(z, t, condition)
+            residual = sum(_unexplained(y[i], [p[i] for p in parts]) for i in range(len(y))) / _squares(y - nothing)
+            distance = sum(_squares(e(a, b, condition) - score) for a, b, score in subjects) / whole
+            found.append(NeutralScore(prompt, residual, distance))
     return sorted(found, key=lambda score: score.mean)
 
 

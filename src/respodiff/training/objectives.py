@@ -1,9 +1,12 @@
-"""Targets and losses of the two modules, and several opposites' scores as one: small functions of noise predictions.
+"""Provides the targets and losses of RAM and SAM, as functions of noise predictions.
 
-Notation: e(y) is the noise prediction of the unmodified model for prompt y, e[d](y) the same with d added to h. Every tensor is
-(B, C, H, W). ``scores`` holds the predictions of the unmodified model by role: ``target``, ``neutral``, ``negative`` (the negative
-prompt of a safety concept, else the empty prompt), ``opposite`` (mean over the other alternatives of the attribute, weighted by how often
-the neutral prompt draws them, `opposed`; the negative prompt where there are none; the neutral prompt where there is neither).
+Notation: e(y) is the noise prediction of the frozen model for prompt y, e[d](y) the same with d added to h. Every tensor is (B, C, H, W).
+``scores`` holds predictions of the frozen model by role:
+
+    target     the concept's target prompt (of a safety concept: its neutral prompt)
+    neutral    the neutral prompt
+    negative   the negative prompt of a safety concept, else the empty prompt
+    opposite   the other alternatives of the attribute (`opposed`); without any the negative prompt, and without that the neutral prompt
 """
 
 from __future__ import annotations
@@ -19,22 +22,25 @@ Target = Callable[[Scores, float], Tensor]
 
 
 def guided(scores: Scores, w: float) -> Tensor:
-    """e(negative) + w (e(target) - e(negative)). Paper, L_resp: w = 1 is the plain target score; the released code uses 4 for
-    fairness, and 12 with the negative prompt in place of the empty one for safety."""
+    """e_tar = e(negative) + w (e(target) - e(negative)).
+
+    The paper's text has w = 1, which is e(target). The scripts have 4 for fairness, and 12 for safety.
+    """
     if w == 1:
         return scores["target"]
     return scores["negative"] + w * (scores["target"] - scores["negative"])
 
 
 def shift(scores: Scores, w: float) -> Tensor:
-    """e(neutral) + w (e(target) - e(neutral)): the way from neutral to target, w times as far (w = 1 equals `guided` at 1)."""
+    """e_tar = e(neutral) + w (e(target) - e(neutral)); w = 1 equals `guided` at 1."""
     return scores["neutral"] + w * (scores["target"] - scores["neutral"])
 
 
 def contrast(scores: Scores, w: float) -> Tensor:
-    """e(neutral) + w (e(target) - e(opposite)): what all alternatives share cancels, and so does the share that the neutral prompt
-    already draws (where 70 % are men, "man" is less than half as far from "a person" as "woman"). For a safety concept the target is
-    the neutral prompt and the opposite the negative one: the way from unsafe to neutral, taken from the neutral prompt onwards."""
+    """e_tar = e(neutral) + w (e(target) - e(opposite)): what all alternatives share cancels.
+
+    So does the share of the target that the neutral prompt shows already. For safety it is e(neutral) + w (e(neutral) - e(negative)).
+    """
     return scores["neutral"] + w * (scores["target"] - scores["opposite"])
 
 
@@ -47,19 +53,19 @@ TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
 
 
 def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Tensor:
-    """The opposites' scores as one: their mean, weighted by what the neutral prompt draws of each (`mixture`; at least .01)."""
+    """The mean of the opposites' scores, weighted by their proportions in images of the neutral prompt (`mixture`; at least .01)."""
     proportions = mixture(neutral, [target, *opposites])[1:].clamp(min=0.01)
     weights = (proportions / proportions.sum()).tolist()
     return torch.stack([w * e for w, e in zip(weights, opposites, strict=True)]).sum(0)
 
 
 def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
-    """Shares w (K,), summing to 1, with which the alternatives' scores e_k make up the neutral score: min |e(neutral) - sum_k w_k e_k|^2.
+    """w (K,) that minimises |e(neutral) - sum_k w_k e_k|^2 with sum_k w_k = 1, for the alternatives' scores e_k.
 
-    A neutral score is the posterior-weighted mean of the alternatives' scores, so that w estimates what the model draws for the neutral
-    prompt, from predictions alone. Not clamped: noise can make a share slightly negative.
+    A neutral score is the posterior-weighted mean of the alternatives' scores, so w estimates the proportions in images of the neutral
+    prompt. It is not clamped: noise can make a weight slightly negative.
     """
-    first, *others = (e.flatten().cpu().double() for e in alternatives)  # float64 is not to be had on every device
+    first, *others = (e.flatten().cpu().double() for e in alternatives)  # not every device has float64
     if not others:
         return torch.ones(1)
     columns = torch.stack([e - first for e in others], 1)
@@ -68,16 +74,18 @@ def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
 
 
 def response_loss(steered: Tensor, target: Tensor) -> Tensor:
-    """L_resp = mean (e[r](neutral) - e_target)^2 over all elements (paper, RAM)."""
+    """L_resp = mean (e[r](neutral) - e_tar)^2 (paper, RAM)."""
     return mse_loss(steered, target)
 
 
 def preservation_loss(steered: Tensor, plain: Tensor, mu: float) -> Tensor:
-    """mu mean (e[d](y) - e(y))^2 over latents of prompts y that the concept must leave alone. Unlike L_sem it is not measured on the
-    prompt that is being steered, so that its optimum is not to cancel the steering."""
+    """mu mean (e[r](y) - e(y))^2 on latents of prompts y that the concept must leave alone.
+
+    L_sem is measured on the steered prompt, so its optimum cancels the steering. This one's does not.
+    """
     return mu * mse_loss(steered, plain)
 
 
 def semantic_loss(steered: Tensor, neutral: Tensor, lam: float) -> Tensor:
-    """lambda L_sem = lambda mean (e[r + s](neutral) - e(neutral))^2 over all elements (paper, SAM)."""
+    """lambda L_sem = lambda mean (e[r + s](neutral) - e(neutral))^2 (paper, SAM)."""
     return lam * mse_loss(steered, neutral)

@@ -1,177 +1,176 @@
-"""Training of RAM and SAM (paper, algorithm 1): a generator of step records, one code path for every preset.
+"""RespoDiff, Algorithm 1 (arXiv 2509.15257).
 
-r and s are the two tensors, e[d] the noise prediction with d added to h. Per step: latents z from reverse diffusion of the neutral
-prompt through the steered model (no gradient), then an Adam step on r for L_resp, then one on s for lambda L_sem with the new r.
-The loop is shared: a `Task` puts other parameters, examples and losses in the place of RespoDiff's (`respodiff.methods.registry`).
+    h            output of the UNet's mid block (h-space)
+    r, s         RAM and SAM, added to h: one tensor each in the paper (`respodiff.steering.forms`)
+    e[d](z, y)   noise prediction of the frozen model for latent z and prompt y, with d added to h
+    e_tar        target score, made of the frozen model's predictions (`respodiff.training.objectives`)
+
+    L_resp = E |e[r](z, y_neu)     - e_tar|^2                          updates r alone
+    L_sem  = E |e[r + s](z, y_neu) - e(z, y_neu)|^2, times lambda      updates s alone
+    z, t     from reverse diffusion of y_neu through the steered model (`respodiff.training.rollouts`); no gradient flows through it
+
+Beside the paper, r also learns to leave the concept's ``preserve`` prompts y alone: mu E |e[r](z, y) - e(z, y)|^2.
 """
 
 from __future__ import annotations
 
-import math
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import add_to_rows, eager, frozen, run_with_decoder
+from respodiff.concepts.concept import concept as find_concept
+from respodiff.pipelines.bottleneck import add_to_rows, channels_first, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.loading import config_digest, model_name, weights_digest
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.forms import Form, load_form, make_form
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
-from respodiff.training.learners import Examples, Learner, Source
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
-from respodiff.training.rollouts import Rollouts
-from respodiff.training.state import StepRecord, TrainState
-
-__all__ = ["RESPODIFF", "StepRecord", "Task", "TrainState", "fit", "learning_rate", "step", "train"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method gives the loop; the defaults are RespoDiff's own.
-
-    Attributes:
-        method: name in `respodiff.methods.registry`, for the header of what is trained.
-        learner: (denoiser, concept, settings) -> what is trained. source: the same -> where its examples come from.
-        step: one iteration on a batch; gives two losses, of which the second may be 0.
-        header: what differs in the header of what is trained from that of a module of the concept.
-    """
-
-    method: str = "respodiff"
-    learner: Callable[[Denoiser, Concept, Any], Learner] | None = None
-    source: Callable[[Denoiser, Concept, Any], Source] = Rollouts
-    step: Callable[[Denoiser, Any, Any, dict[str, Any]], tuple[float, float]] | None = None
-    header: Mapping[str, Any] = field(default_factory=dict)
-
-
-RESPODIFF = Task()
+from respodiff.training.rollouts import Delta, Latents, Rollouts
+from respodiff.training.state import StepRecord, Tensors, TrainState, adam_step, learning_rate, open_model
 
 
 def train(
-    pipe: Any, concept: Concept, config: TrainConfig | None = None, *, resume: dict[str, Tensor] | None = None, task: Task = RESPODIFF
-) -> Iterator[Any]:
+    pipe: Any,
+    concept: Concept | str,
+    config: TrainConfig | None = None,
+    *,
+    resume: Mapping[str, Tensor] | None = None,
+    method: str = "respodiff",
+) -> Iterator[StepRecord]:
     """Train one concept; yields a record after every iteration, the last one holds the finished module.
 
     Resumed from a run that is already finished it yields that one record, with losses of NaN.
 
     Args:
         pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
-        concept: prompts to train on.
-        config: settings; default ``TrainConfig.preset("default", concept.kind)``.
+        concept: prompts to train on, or the name of a built-in concept.
+        config: settings; default ``TrainConfig.preset("default", concept)``.
         resume: ``record.state.tensors()`` of an earlier run with the same settings.
-        task: what is trained on what; by default RAM and SAM, whose records are `StepRecord`s.
+        method: name that the module's header gives as its method.
 
     Raises:
-        ValueError: for settings that the model or the concept cannot take, before anything is computed.
+        ValueError: for an unknown concept and for settings that the model or the concept cannot take, before anything is computed.
         RuntimeError: when the loss is no longer finite.
     """
-    config = config or TrainConfig.preset("default", concept.kind)
-    denoiser = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
-    if denoiser.dtype == torch.float16:
-        raise ValueError(
-            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (images may be drawn in float16)"
-        )
-    state = task.learner(denoiser, concept, config) if task.learner else _tensors(denoiser, config)
+    concept = find_concept(concept) if isinstance(concept, str) else concept
+    config = config or TrainConfig.preset("default", concept)
+    model = open_model(pipe, config)
+    r, s = forms(model, config)
+    adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
+    values = {**_named("ram", r), **_named("sam", s), "norms": torch.zeros(3, dtype=torch.float64)}
+    state = TrainState(model, config, values, [adam_r, adam_s])
     if resume is not None:
         state.restore(resume)
-    with frozen(denoiser.model), eager(denoiser.model):
-        header = _header(denoiser, concept, config, task)
-        yield from _iterate(denoiser, config, state, task.source(denoiser, concept, config), header, task)
+    with frozen(model.model), eager(model.model):
+        make = partial(_module, module_header(model, concept, config, method), config)
+        rollouts = Rollouts(model, concept, config)
+        if state.iteration >= config.iterations:
+            yield state.record(make)
+
+        for b in state.batches(lambda number, start: rollouts.pool(number, _delta(r, s, start, config)), config.refresh_every):
+            rate = learning_rate(config, state.iteration)
+
+            # RAM: an Adam step on r for L_resp, and for what is to be preserved
+            e_r, h, decode = _predict(model, b, r)
+            l_resp = response_loss(e_r, b.e_tar)
+            l_keep = preservation_loss(_predict(model, b.keep, r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
+            adam_step(adam_r, config.ram_lr * rate, l_resp + l_keep)
+
+            # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after h runs again
+            d, l_sem = r(h, b.t).detach(), 0.0
+            if config.trains_sam and b.e_neu is not None:
+                loss = semantic_loss(decode(d + s(h, b.t)), b.e_neu, config.sam_weight)
+                adam_step(adam_s, config.sam_lr * rate, loss)
+                l_sem = loss.item()
+
+            _measure(state.values["norms"], h, d)
+            yield state.finish(make, l_resp.item(), l_sem)
 
 
-def fit(pipe: Any, concept: Concept, config: TrainConfig | None = None) -> ConceptModule:
+def fit(pipe: Any, concept: Concept | str, config: TrainConfig | None = None) -> ConceptModule:
     """Train to the end and give the module: `train` without the loop."""
     (last,) = deque(train(pipe, concept, config), maxlen=1)
     module: ConceptModule = last.module
     return module
 
 
-def _tensors(denoiser: Denoiser, config: TrainConfig) -> TrainState:
-    return TrainState(config, (denoiser.shape[0], 1, 1) if config.flat else denoiser.shape, denoiser.device)
+def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
+    """r and s at their start, on the model's device; s adds nothing where SAM is not trained."""
+    generator = torch.Generator().manual_seed(config.seed)
+    ranges = (config.init_range, config.init_range * config.trains_sam)
+    r, s = (make_form(config.form, model.shape, init_range=x, generator=generator).to(model.device) for x in ranges)
+    return r, s
 
 
-def _iterate(denoiser: Denoiser, config: TrainConfig, state: Learner, source: Source, header: Header, task: Task) -> Iterator[Any]:
-    began = time.perf_counter() - state.seconds
-    pool: Examples | None = None
-    if state.iteration >= config.iterations:
-        yield state.record(config, header, (math.nan, math.nan))
-    while state.iteration < config.iterations:
-        number, since = divmod(state.iteration, config.refresh_every)
-        if since == 0:
-            state.begin(config)
-        if pool is None or since == 0:  # a resumed run draws its pool again; the forwards are counted already
-            pool = source.pool(number, state.round_start)
-            state.forwards += pool.forwards if since == 0 else 0
-        losses = (task.step or step)(denoiser, config, state, pool.batch(state.iteration, config.batch))  # type: ignore[arg-type]  # its own learner
-        state.iteration += 1
-        state.seconds = time.perf_counter() - began
-        if not all(map(math.isfinite, losses)):
-            raise RuntimeError(
-                f"the loss is {losses[0]} at iteration {state.iteration}: training diverged; lower ram_lr (now {config.ram_lr})"
-            )
-        state.commit()
-        yield state.record(config, header, losses)
-
-
-def step(denoiser: Denoiser, config: TrainConfig, state: TrainState, batch: dict[str, Tensor]) -> tuple[float, float]:
-    """One iteration on a batch: RAM's Adam step, then SAM's. Gives (L_resp, lambda L_sem) before their updates.
-
-    ``batch`` holds z, t, context, target and neutral, and what is to be preserved as keep_z, keep_t, keep_context and keep_plain, as
-    `rollouts.Pool.batch` makes them.
-    """
-    rate = learning_rate(config, state.iteration)
-    model, site, ram = denoiser.model, denoiser.site, state.ram
-    prediction, decoder = run_with_decoder(model, lambda: denoiser(batch["z"], batch["t"], batch), ram, site)
-    state.forwards += len(prediction)
-    # A module of one number a channel acts at every position: its length is to be compared with that of h at one of them.
-    spread = (decoder.h[0].numel() / ram[0].numel()) ** 0.5
-    state.h_norm += decoder.h.flatten(1).float().norm(dim=1).mean().item() / spread
-    loss_ram = response_loss(prediction.float(), batch["target"])
-    loss = loss_ram
-    if "keep_z" in batch:
-        keep = {k.removeprefix("keep_"): v for k, v in batch.items() if k.startswith("keep_")}
-        kept, _ = run_with_decoder(model, lambda: denoiser(keep["z"], keep["t"], keep), ram, site)
-        state.forwards += len(kept)
-        loss = loss + preservation_loss(kept.float(), keep["plain"], config.preservation_weight)
-    adam_step(state.adam_ram, config.ram_lr * rate, loss)
-    if not config.trains_sam:
-        return loss_ram.item(), 0.0
-    steered = decoder(add_to_rows(decoder.h, ram.detach() + state.sam, slice(None)))
-    state.forwards += len(steered)
-    loss_sam = semantic_loss(steered.float(), batch["neutral"], config.sam_weight)
-    adam_step(state.adam_sam, config.sam_lr * rate, loss_sam)
-    return loss_ram.item(), loss_sam.item()
-
-
-def learning_rate(config: TrainConfig, iteration: int) -> float:
-    """Share of the learning rate at an iteration."""
-    return (1 - iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
-
-
-def adam_step(adam: torch.optim.Optimizer, lr: float, loss: Tensor) -> None:
-    for group in adam.param_groups:
-        group["lr"] = lr
-    adam.zero_grad(set_to_none=True)
-    loss.backward()
-    adam.step()
-
-
-def _header(denoiser: Denoiser, concept: Concept, config: TrainConfig, task: Task) -> Header:
-    header = Header.of(
+def module_header(model: Denoiser, concept: Concept, config: Any, method: str = "respodiff") -> Header:
+    """The header of a module that a method trains with these settings."""
+    return Header.of(
         concept,
-        base_model=model_name(denoiser.pipe),
-        base_digest=config_digest(denoiser.model),
-        base_weights=weights_digest(denoiser.model),
-        site=denoiser.site,
-        resolution=denoiser.size,
+        base_model=model_name(model.pipe),
+        base_digest=config_digest(model.model),
+        base_weights=weights_digest(model.model),
+        site=model.site,
+        resolution=model.size,
         train=asdict(config),
         library=__version__,
-        method=task.method,
+        method=method,
     )
-    return replace(header, **task.header)
+
+
+def _named(part: str, form: Form) -> Tensors:
+    return {f"{part}.{k}": p for k, p in form.named_parameters()}
+
+
+def _of(part: str, values: Tensors) -> Tensors:
+    return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
+
+
+def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
+    e, decoder = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
+
+    def decode(other: Tensor) -> Tensor:
+        model.forwards += len(e)
+        return decoder(add_to_rows(decoder.h, other, slice(None))).float()
+
+    return e.float(), channels_first(decoder.h).float(), decode
+
+
+def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
+    """What steers the rollouts of a round: r, or r + s, as they were when it began."""
+
+    def delta(h: Tensor, t: Tensor) -> Tensor:
+        d: Tensor = functional_call(r, _of("ram", start), (h, t))
+        return d + functional_call(s, _of("sam", start), (h, t)) if config.rollout_modules == "both" else d
+
+    return delta
+
+
+def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
+    """Keeps the sum of mean norms of h (B, C, H, W), their number, and the norm of r, here d (1 or B, C, H, W).
+
+    Where d is the same at every position, the norm of h is that at one of them, so that both can be compared.
+    """
+    positions = h[0].numel() / d[0].numel()
+    norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
+    norms[1] += 1
+    norms[2] = sum(row.norm().item() for row in d) / len(d)
+
+
+def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModule:
+    """The module, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
+    scale, (h, n, norm) = config.train_scale, values["norms"].tolist()
+    if config.max_relative_norm:
+        scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
+    ram, sam = (load_form(config.form, _of(part, values)).scaled(scale) for part in ("ram", "sam"))
+    return ConceptModule.of(ram, sam, replace(header, h_norm=h / n))

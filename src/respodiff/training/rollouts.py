@@ -1,198 +1,221 @@
-"""Where training latents come from: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
+"""Provides training latents: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
 
-The paper rolls one latent per step to one random timestep (`timesteps="last"`, a pool of one batch, refreshed every step). A pool of whole
-trajectories (`timesteps="all"`) gives ``steps`` latents for the price of two rollouts to the middle, and its targets are computed once,
-because they come from the unmodified model alone. A new pool takes the place of the old one every ``refresh_every`` iterations.
+The paper rolls one latent per step to one random timestep (``timesteps="last"``, a pool of one batch, refreshed every step). A pool of
+whole trajectories (``timesteps="all"``) gives ``steps`` latents for the price of two rollouts to the middle. Its targets are computed once,
+because they come from the frozen model alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import shifted
+from respodiff.pipelines.bottleneck import channels_first, shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
-from respodiff.training.config import TrainConfig
+from respodiff.training.config import RolloutConfig, TrainConfig
 from respodiff.training.objectives import TARGETS, opposed
+
+Delta = Callable[[Tensor, Tensor], Tensor]
+"""(h, t) -> what is added to h, (1 or B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents with what the frozen model predicts there: a pool of P, or a batch of it.
+
+    Attributes:
+        z: (P, C, H, W). t: timesteps (P,). y: condition of P rows.
+        e_tar: (P, C, H, W), what the trained model should predict. e_neu: e(z, y_neu), where SAM or the target reads it.
+        keep: latents of the prompts to preserve, with the frozen model's own predictions as ``e_tar``; None if there are none.
+    """
+
+    z: Tensor
+    t: Tensor
+    y: Condition
+    e_tar: Tensor
+    e_neu: Tensor | None = None
+    keep: Latents | None = None
+
+    def pick(self, seed: int, size: int) -> Latents:
+        """``size`` of them without ``keep``, all different if there are as many."""
+        generator, n = torch.Generator().manual_seed(seed), len(self.z)
+        i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
+        i = i.to(self.z.device)
+        e_neu = None if self.e_neu is None else self.e_neu[i]
+        return Latents(self.z[i], self.t[i], {k: v[i] for k, v in self.y.items()}, self.e_tar[i], e_neu)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Training latents of one round.
+    """Training latents of one round."""
 
-    Attributes:
-        columns: z, target and (where SAM or the objective needs it) neutral (P, C, H, W), t (P,): latents, scores and labels.
-        kept: z, plain (Q, C, H, W), t (Q,) and the condition (context (Q, T, D), ...) of the prompts to preserve; empty if there are none.
-        neutral: condition of the neutral prompt.
-        forwards: UNet evaluations that making it took.
-    """
-
-    columns: dict[str, Tensor]
-    kept: dict[str, Tensor]
-    neutral: Condition
+    latents: Latents
     seed: int
-    forwards: int
 
-    def batch(self, iteration: int, size: int) -> dict[str, Tensor]:
-        """A batch of ``size`` latents (and as many to preserve); which ones depends on the seed and the iteration alone."""
-        out = _pick(self.columns, mix_seed(self.seed, 1, iteration), size)
-        out |= repeat(self.neutral, len(out["z"]))
-        if self.kept:
-            out |= {f"keep_{k}": v for k, v in _pick(self.kept, mix_seed(self.seed, 3, iteration), size).items()}
-        return out
-
-
-def _pick(columns: dict[str, Tensor], seed: int, size: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    n = len(columns["z"])
-    i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
-    return {k: v[i.to(v.device)] for k, v in columns.items()}
+    def batch(self, iteration: int, size: int) -> Latents:
+        """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
+        keep = self.latents.keep
+        kept = keep and keep.pick(mix_seed(self.seed, 3, iteration), size)
+        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=kept)
 
 
 class Rollouts:
-    """Makes pools for one concept on one pipeline."""
+    """Makes the pools of one concept."""
 
-    def __init__(self, denoiser: Denoiser, concept: Concept, config: TrainConfig) -> None:
-        self.denoiser, self.config = denoiser, config
-        # eta = 0 throughout.
-        self.scheduler = denoiser.sampler(config.steps)
-        if config.timestep_labels == "official" and not isinstance(self.scheduler, DDIMScheduler):
+    def __init__(self, model: Denoiser, concept: Concept, config: TrainConfig) -> None:
+        self.model, self.config = model, config
+        self.sampler = model.sampler(config.steps)
+        if config.timestep_labels == "official" and not isinstance(self.sampler, DDIMScheduler):
             raise ValueError(
-                f"timestep_labels is 'official', which counts DDIM steps; {type(self.scheduler).__name__} has others: use timestep_labels=sampler"
+                f"timestep_labels is 'official', which counts DDIM steps; {type(self.sampler).__name__} has others: use timestep_labels=sampler"
             )
-        self.target, self.needs = TARGETS[config.objective]
         prompts = {
             "neutral": [concept.neutral],
             "target": [concept.target],
             "negative": [concept.negative],
             "opposite": concept.opposites or (concept.negative or concept.neutral,),
-            "empty": ("",),
             "preserve": concept.preserve if config.preservation_weight else (),
         }
-        self.conditions = {role: denoiser.encode(group) for role, group in prompts.items()}
-        self.forwards = 0
+        self.conditions = {role: model.encode(group) for role, group in prompts.items()}
+        (self.neutral,) = self.conditions["neutral"]
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Any) -> Pool:
-        """The pool of round ``number``; rollouts of the neutral prompt are steered by ``delta`` (1, C, H, W)."""
-        config, seed = self.config, mix_seed(self.config.seed, 0, number)
-        self.forwards = 0
-        sources = self._sources(delta)
-        # Neutral rollouts make up the remainder where the sources do not divide the number evenly.
-        parts = [config.rollouts // len(sources) + (i < config.rollouts % len(sources)) for i in range(len(sources))]
-        rolled = [self._roll(n, mix_seed(seed, 2, i), c, d) for i, ((c, d), n) in enumerate(zip(sources, parts, strict=True)) if n]
-        z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
-        columns, kept = {"z": z, "t": t, **self._scored(z, t)}, self._kept(seed)
-        return Pool(columns, kept, self.conditions["neutral"][0], seed, self.forwards)
-
-    def _sources(self, delta: Any) -> list[tuple[Condition, Any]]:
-        """Prompt and what steers it of every rollout of a round: the neutral prompt first, then each other one unsteered."""
-        neutral = self.conditions["neutral"][0]
-        others = ("target", "opposite") if self.config.rollout_prompts == "all" else ()
-        return [(neutral, delta), *((c, None) for role in others for c in self.conditions[role] if not _equal(c, neutral))]
-
-    def _kept(self, seed: int) -> dict[str, Tensor]:
-        """Unsteered latents of the prompts to preserve and their plain scores."""
-        parts = []
-        prompts = self.conditions["preserve"]
-        for i, c in enumerate(prompts):
-            z, t = self._roll(max(1, self.config.rollouts // len(prompts)), mix_seed(seed, 4, i), c, None)
-            plain = self.predict_all(z, t, c)
-            parts.append({"z": z, "t": t, "plain": plain.float(), **repeat(c, len(z))})
-        return {k: torch.cat([p[k] for p in parts]) for k in parts[0]} if parts else {}
-
-    def _predict(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        self.forwards += len(z)
-        return self.denoiser(z, t, condition if len(condition["context"]) == len(z) else repeat(condition, len(z)))
-
-    def _roll(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
-        """Latents (P, C, H, W) and labels (P,) of ``n`` rollouts: of every step, or of one random step."""
-        parts = [
-            self.roll_batch(min(self.config.rollout_batch, n - i), mix_seed(seed, i), condition, delta)
-            for i in range(0, n, self.config.rollout_batch)
-        ]
+    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Pool:
+        """The pool of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
+        config, seed, parts = self.config, mix_seed(self.config.seed, 0, number), []
+        others = ("target", "opposite") if config.rollout_prompts == "all" else ()
+        sources = [self.neutral, *(c for role in others for c in self.conditions[role] if not _equal(c, self.neutral))]
+        for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
+            if n:
+                with active() if y is self.neutral else nullcontext():
+                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, delta if y is self.neutral else None))
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
+        e_tar, e_neu = self._scores(z, t)
+        keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
+        return Pool(Latents(z, t, repeat(self.neutral, len(z)), e_tar, e_neu, keep), seed)
+
+    def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
+        """`rollout`, with the timesteps that the settings label latents with.
+
+        The scripts' are 1000 - k (1000 / steps): up to 19 too noisy at 50 steps, and 1000 is outside of the trained range.
+        """
+        z, t = rollout(self.model, n, seed, y, self.config, delta, self.config.timesteps == "last")
+        if self.config.timestep_labels == "official":
+            total = self.sampler.config.num_train_timesteps
+            k = (self.sampler.timesteps[None] == t[:, None]).int().argmax(1)
+            t = (total - k * (total // self.config.steps)).to(t.dtype)
         return z, t
 
-    def roll_batch(self, n: int, seed: int, condition: Condition, delta: Any) -> tuple[Tensor, Tensor]:
-        """`_roll` of few enough: with ``keep`` all, latents of the first step of every rollout, then of the second, ..."""
-        config, scheduler = self.config, self.scheduler
-        generator = torch.Generator().manual_seed(seed)
-        denoiser = self.denoiser
-        if not isinstance(scheduler, DDIMScheduler):
-            denoiser.restart(scheduler, config.steps)
-        noise = torch.randn(n, *denoiser.latent, generator=generator).to(denoiser.device, denoiser.dtype) * getattr(
-            scheduler, "init_noise_sigma", 1.0
-        )
-        # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
-        stop = int(torch.randint(config.steps - 1, (1,), generator=generator)) if config.timesteps == "last" else config.steps - 1
-        latents, labels = [], []
-        for k, t, z in self.walk(noise, generator, condition, delta):
-            if config.timesteps == "all" or k == stop:
-                latents.append(z)
-                labels.append(self._label(k, t).expand(n))
-            if k == stop:
-                break
-        return torch.cat(latents), torch.cat(labels)
-
-    def walk(
-        self, z: Tensor, generator: torch.Generator, condition: Condition, delta: Any = None, away: Condition | None = None
-    ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Reverse diffusion from noise z (B, C, H, W): step k, its timestep and latent before every step; then (steps, 0, z_0).
-
-        ``delta`` is what `steering` takes. ``away`` takes the place of the empty prompt in guidance.
-        """
-        config, denoiser, n = self.config, self.denoiser, len(z)
-        guided = denoiser.guides and config.rollout_guidance != 1
-        conditions = join([away or self.conditions["empty"][0]] * guided * n + [condition] * n)
-        more = {"generator": generator} if isinstance(self.scheduler, LCMScheduler) else {}
-        rows = slice(n * guided, n * guided + n)
-        for k, t in enumerate(self.scheduler.timesteps):
-            yield k, t, z
-            with self.steering(delta, rows):
-                e = self._predict(torch.cat([z, z]) if guided else z, t.expand(n * (1 + guided)), conditions)
-            if guided:
-                uncond, cond = e.chunk(2)
-                e = uncond + config.rollout_guidance * (cond - uncond)
-            z = self.scheduler.step(e, t, z, **more).prev_sample
-        yield config.steps, torch.zeros_like(self.scheduler.timesteps[0]), z
-
-    def steering(self, delta: Any, rows: slice) -> AbstractContextManager[None]:
-        """What is active while a rollout calls the model: ``delta`` (1, C, H, W) added to h of its conditional ``rows``; None is nothing."""
-        return shifted(self.denoiser.model, lambda _h: None if delta is None else (delta, rows), self.denoiser.site)
-
-    def _label(self, k: int, t: Tensor) -> Tensor:
-        """The timestep that a latent is labelled with: the sampler's own, or the released code's 1000 - k (1000 / steps), which is
-        up to 19 too noisy on a 50-step schedule and starts outside the trained range."""
-        if self.config.timestep_labels == "sampler":
-            return t.reshape(1)
-        total = self.scheduler.config.num_train_timesteps
-        return torch.tensor([total - k * (total // self.config.steps)], device=t.device, dtype=t.dtype)
-
-    def _scored(self, z: Tensor, t: Tensor) -> dict[str, Tensor]:
-        """Targets of RAM, and neutral scores if SAM or the objective reads them; the unmodified model's, so computed once."""
-        config = self.config
-        needs = set(self.needs) | ({"neutral"} if config.trains_sam else set())
+    def _scores(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """e_tar, and e_neu if SAM or the objective reads it."""
+        config, (target, roles) = self.config, TARGETS[self.config.objective]
+        needs = set(roles) | ({"neutral"} if config.trains_sam else set())
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
-        found = {role: [self.predict_all(z, t, c).float() for c in self.conditions[role]] for role in sorted(needs)}
+        found = {role: [predict(self.model, z, t, c, config.rollout_batch) for c in self.conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
             scores["opposite"] = opposed(scores["neutral"], scores["target"], opposites)
-        out = {"target": self.target(scores, config.target_guidance)}
-        return out | ({"neutral": scores["neutral"]} if "neutral" in scores else {})
+        return target(scores, config.target_guidance), scores.get("neutral")
 
-    def predict_all(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Noise predictions of latents (N, C, H, W) with labels t (N,), a bounded number of them at a time."""
-        size = self.config.rollout_batch
-        return torch.cat([self._predict(a, b, condition) for a, b in zip(z.split(size), t.split(size), strict=True)])
+
+Roll = Callable[[int, int, Condition], tuple[Tensor, Tensor]]
+"""(how many, seed, condition) -> latents and timesteps of unsteered rollouts."""
+
+
+def preserved(model: Denoiser, prompts: Sequence[Condition], config: RolloutConfig, seed: int, roll: Roll) -> Latents | None:
+    """Latents of the prompts to preserve, from ``config.rollouts`` rollouts of all together; None without prompts."""
+    if not prompts:
+        return None
+    rolled = [roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y) for i, y in enumerate(prompts)]
+    e = [predict(model, z, t, y, config.rollout_batch) for (z, t), y in zip(rolled, prompts, strict=True)]
+    ys = [repeat(y, len(z)) for (z, _), y in zip(rolled, prompts, strict=True)]
+    z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
+    return Latents(z, t, join(ys), torch.cat(e))
+
+
+def rollout(
+    model: Denoiser, n: int, seed: int, y: Condition, config: RolloutConfig, delta: Delta | None = None, last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Latents (P, C, H, W) and timesteps (P,) of ``n`` rollouts of prompt y: of every step, or only the ``last`` of a random number."""
+    size = config.rollout_batch
+    parts = [roll_batch(model, min(size, n - i), mix_seed(seed, i), y, config.steps, delta, last) for i in range(0, n, size)]
+    z, t = (torch.cat(column) for column in zip(*parts, strict=True))
+    return z, t
+
+
+@torch.no_grad()
+def roll_batch(
+    model: Denoiser, n: int, seed: int, y: Condition, steps: int, delta: Delta | None = None, last: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`rollout` of few enough: the latents of the first step of every rollout, then of the second, ..."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
+    # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
+    stop = int(torch.randint(steps - 1, (1,), generator=generator)) if last else steps - 1
+    kept = []
+    for k, t, z in reverse_diffusion(model, noise, y, delta, steps=steps, generator=generator):
+        if k == stop or not last:
+            kept.append((z, t.expand(n)))
+        if k == stop:
+            break
+    latents, times = zip(*kept, strict=True)
+    return torch.cat(latents), torch.cat(times)
+
+
+@torch.no_grad()
+def reverse_diffusion(
+    model: Denoiser,
+    z: Tensor,
+    y: Condition,
+    delta: Delta | None = None,
+    *,
+    steps: int,
+    generator: torch.Generator | None = None,
+    away: Condition | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Reverse diffusion (eta 0) of prompt y from noise z (B, C, H, W), steered by ``delta``, at the guidance of the model.
+
+    Gives step k, its timestep and the latent before every step; then (steps, 0, z_0). ``away`` takes the place of the empty prompt.
+    """
+    sampler = model.sampler(steps)
+    more = {"generator": generator} if isinstance(sampler, LCMScheduler) else {}
+    for k, t in enumerate(sampler.timesteps):
+        yield k, t, z
+        z = sampler.step(guided(model, z, t, y, delta, away), t, z, **more).prev_sample
+    yield steps, torch.zeros_like(sampler.timesteps[0]), z
+
+
+def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | None = None, away: Condition | None = None) -> Tensor:
+    """e0 + w (e[delta](z, y) - e0), w the model's guidance and e0 the prediction for the empty prompt, or for ``away``.
+
+    It is e[delta](z, y) at w = 1, and for models without classifier-free guidance.
+    """
+    n, twice = len(z), model.guides and model.guidance != 1
+    rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
+    with shifted(model.model, lambda h: None if delta is None else (delta(channels_first(h[rows]).float(), t), rows), model.site):
+        e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
+    if not twice:
+        return e
+    e_0, e_y = e.chunk(2)
+    return e_0 + model.guidance * (e_y - e_0)
+
+
+@torch.no_grad()
+def predict(model: Denoiser, z: Tensor, t: Tensor, y: Condition, size: int) -> Tensor:
+    """e(z, y) (P, C, H, W) in float32 of latents z at timesteps t (P,), ``size`` at a time."""
+    return torch.cat([model(a, b, repeat(y, len(a))) for a, b in zip(z.split(size), t.split(size), strict=True)]).float()
+
+
+def equal_parts(n: int, k: int) -> list[int]:
+    """n in k parts that differ by at most 1, the larger ones first."""
+    return [n // k + (i < n % k) for i in range(k)]
 
 
 def _equal(a: Condition, b: Condition) -> bool:

@@ -1,15 +1,33 @@
-"""The state of RespoDiff's own training: RAM and SAM, and its records."""
+"""Provides the state of a training run, and `fit_tensors`, the loop of all methods that train tensors with one loss."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import Header
-from respodiff.training.config import TrainConfig
+from respodiff.pipelines.bottleneck import eager, frozen
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
+
+Tensors = dict[str, Tensor]
+
+
+class Examples(Protocol):
+    """A pool of training examples."""
+
+    def batch(self, iteration: int, size: int, /) -> Any:
+        """A batch of ``size`` examples, which depends on seed and iteration alone."""
+
+
+MakePool = Callable[[int, Tensors], Examples]
+"""(number of the round, tensors as they were when it began) -> its examples."""
 
 
 @dataclass(frozen=True)
@@ -17,116 +35,191 @@ class StepRecord:
     """What one iteration did.
 
     Attributes:
-        loss_ram, loss_sam: L_resp and lambda L_sem, means over the batch, before the update.
+        iteration, iterations: how many are done, and of how many.
+        loss: mean over the batch, before the update; RespoDiff's is L_resp.
         unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
         seconds: since the start, earlier parts of a resumed run included.
-        ram, sam: r and s (1, C, H, W) after this iteration, before train_scale and max_relative_norm.
-        h_norm: mean norm of h so far.
         state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
+        make: makes the adapter as it is after this iteration.
+        loss_sam: lambda L_sem; 0 where SAM is not trained.
     """
 
     iteration: int
     iterations: int
-    loss_ram: float
-    loss_sam: float
+    loss: float
     unet_forwards: int
     seconds: float
-    ram: Tensor
-    sam: Tensor
-    h_norm: float
-    state: TrainState
-    header: Header
+    state: Any
+    make: Callable[[], Any]
+    loss_sam: float = 0.0
 
     @property
-    def loss(self) -> float:
-        """L_resp, by the name that the records of all methods have."""
-        return self.loss_ram
-
-    @property
-    def module(self) -> ConceptModule:
-        """The module as it is after this iteration, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
-        train_scale, limit = self.header.train["train_scale"], self.header.train["max_relative_norm"]
-        ram, sam = self.ram[0].cpu(), self.sam[0].cpu()
-        if limit:
-            train_scale = min(train_scale, limit * self.h_norm / max(ram.norm().item(), 1e-12))
-        return ConceptModule(ram * train_scale, sam * train_scale, self.header)
+    def module(self) -> Any:
+        """The adapter as it is after this iteration."""
+        return self.make()
 
 
 class TrainState:
-    """RAM and SAM, their Adam optimisers, and what a resumed run needs to go on bit by bit as if never stopped.
+    """Tensors, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
 
-    ``shape`` (C, H, W) is that of r and s.
+    Args:
+        model: counts the forwards. config: iterations and batch.
+        values: name -> tensor of the run, changed in place; what no optimiser holds is kept all the same.
+        keep: keep copies to resume from; without, records show the newest values (for tensors of the size of a model).
     """
 
-    def __init__(self, config: TrainConfig, shape: tuple[int, int, int], device: torch.device) -> None:
-        generator = torch.Generator().manual_seed(config.seed)
+    def __init__(
+        self, model: Denoiser, config: OptimizerConfig | TrainConfig, values: Tensors, optimizers: Sequence[Optimizer], keep: bool = True
+    ) -> None:
+        self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
+        self.iteration, self.seconds, self._values = 0, 0.0, values
+        self._committed: Tensors = {}
+        self._start_round()
+        self._commit()
 
-        def start(trained: bool) -> Tensor:
-            # Zero, or U(-range, range): the released code's Linear(10, .) initialisation has range 0.316.
-            values = (torch.rand(1, *shape, generator=generator) * 2 - 1) * config.init_range * trained
-            return values.to(device).requires_grad_()
+    def batches(self, make_pool: MakePool, refresh_every: int = 0) -> Iterator[Any]:
+        """A batch for every iteration that is left; a new pool every ``refresh_every`` iterations (0: one for all)."""
+        self._began = time.perf_counter() - self.seconds
+        pool: Examples | None = None
+        while self.iteration < self.config.iterations:
+            number, since = divmod(self.iteration, refresh_every or self.config.iterations)
+            if since == 0:
+                self._start_round()
+            if pool is None or since == 0:
+                counted = self.model.forwards
+                pool = make_pool(number, self.round_start)
+                if since:  # a resumed run makes its pool again; the forwards are counted already
+                    self.model.forwards = counted
+            yield pool.batch(self.iteration, self.config.batch)
 
-        self.ram, self.sam = start(True), start(config.trains_sam)
-        self.adam_ram, self.adam_sam = (
-            torch.optim.Adam([p], lr, betas=config.betas) for p, lr in ((self.ram, config.ram_lr), (self.sam, config.sam_lr))
-        )
-        self._adams = (("adam_ram", self.adam_ram, self.ram), ("adam_sam", self.adam_sam, self.sam))
-        self.iteration, self.forwards, self.seconds = 0, 0, 0.0
-        self.h_norm = 0.0  # sum over iterations of the batch's mean norm of h
-        self.begin(config)
-        self.commit()
+    def finish(self, make: Callable[[Tensors], Any], loss: float, loss_sam: float = 0.0) -> StepRecord:
+        """Ends an iteration. RuntimeError if a loss is not finite."""
+        self.iteration += 1
+        self.seconds = time.perf_counter() - self._began
+        if not math.isfinite(loss + loss_sam):
+            rate = "ram_lr" if isinstance(self.config, TrainConfig) else "lr"
+            raise RuntimeError(
+                f"the loss is {loss} at iteration {self.iteration}: training diverged; lower {rate} (now {getattr(self.config, rate)})"
+            )
+        self._commit()
+        return self.record(make, loss, loss_sam)
 
-    def delta(self, config: TrainConfig) -> Tensor:
-        """What steers rollouts as it is now: r + s, or r alone."""
-        return (self.ram + self.sam if config.rollout_modules == "both" else self.ram).detach().clone()
+    def record(self, make: Callable[[Tensors], Any], loss: float = math.nan, loss_sam: float = math.nan) -> StepRecord:
+        """What the last iteration did; of a finished run that is resumed the losses are not known."""
+        values, counters = self._values, (self.model.forwards, self.seconds)
+        return StepRecord(self.iteration, self.config.iterations, loss, *counters, self, lambda: make(values), loss_sam)
 
-    def begin(self, config: TrainConfig) -> None:
-        """A round starts: its rollouts are steered by what is trained as it is now."""
-        self.round_start = self.delta(config)
-
-    def record(self, config: TrainConfig, header: Header, losses: tuple[float, float]) -> StepRecord:
-        """What the last iteration did."""
-        return StepRecord(
-            iteration=self.iteration,
-            iterations=config.iterations,
-            loss_ram=losses[0],
-            loss_sam=losses[1],
-            unet_forwards=self.forwards,
-            seconds=self.seconds,
-            ram=self.ram.detach().clone(),
-            sam=self.sam.detach().clone(),
-            h_norm=self.h_norm / self.iteration,
-            state=self,
-            header=header,
-        )
-
-    def commit(self) -> None:
-        """What `tensors` gives from now on. An iteration changes its parts one by one; a stop between them must not be saved."""
-        out = {"ram": self.ram.detach(), "sam": self.sam.detach(), "round_start": self.round_start}
-        out["counters"] = torch.tensor([self.iteration, self.forwards, self.seconds, self.h_norm], dtype=torch.float64)
-        for name, adam, p in self._adams:
-            out |= {f"{name}.{k}": v.detach() for k, v in adam.state.get(p, {}).items()}
-        self._committed = {k: v.clone() for k, v in out.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The state after the last finished iteration, as a flat dictionary for a safetensors file."""
+    def tensors(self) -> Tensors:
+        """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
         return {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what `tensors` gave. Raises ValueError for anything else, and if the shapes differ."""
-        if missing := {"ram", "sam", "round_start", "counters"} - set(tensors):
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over what `tensors` gave. Raises ValueError for anything else, and if shapes differ."""
+        if not self.keep:
+            raise ValueError("resume is given, but this method trains weights of the model, whose state is not kept; train anew")
+        if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
-        for name, p in (("ram", self.ram), ("sam", self.sam)):
-            if tensors[name].shape != p.shape:
-                raise ValueError(f"checkpoint has tensors of shape {tuple(tensors[name].shape)}, this model needs {tuple(p.shape)}")
+        for name, p in self.values.items():
+            found = tensors[f"value.{name}"]
+            if found.shape != p.shape:
+                raise ValueError(f"checkpoint has tensors of shape {tuple(found.shape)}, this model needs {tuple(p.shape)}")
             with torch.no_grad():
-                p.copy_(tensors[name])
-        self.round_start = tensors["round_start"].to(self.ram.device)
-        iteration, forwards, self.seconds, self.h_norm = tensors["counters"].tolist()
-        self.iteration, self.forwards = int(iteration), int(forwards)
-        for name, adam, p in self._adams:
-            kept = {k: tensors[f"{name}.{k}"] for k in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{k}" in tensors}
-            if kept:
-                # Copies: Adam works in place, and the caller may resume from these tensors again.
-                adam.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in kept.items()}
-        self.commit()
+                p.copy_(found)
+            self.round_start[name] = tensors[f"round.{name}"].to(p.device)
+        for name, p, optimizer in self._trained():
+            kept = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == name}
+            if kept:  # copies: Adam works in place, and the caller may resume from these tensors again
+                optimizer.state[p] = {k: v.clone() if k == "step" else v.to(p.device, copy=True) for k, v in kept.items()}
+        iteration, forwards, self.seconds = tensors["counters"].tolist()
+        self.iteration, self.model.forwards = int(iteration), int(forwards)
+        self._commit()
+
+    def _start_round(self) -> None:
+        self.round_start = {k: v.detach().clone() for k, v in self.values.items()} if self.keep else {}
+
+    def _trained(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
+        for name, p in self.values.items():
+            yield from ((name, p, o) for o in self.optimizers if any(p is q for group in o.param_groups for q in group["params"]))
+
+    def _commit(self) -> None:
+        """Copies what is saved: an iteration changes its parts one by one, and a stop between them must not be saved."""
+        if not self.keep:
+            return
+        self._values = {k: v.detach().clone() for k, v in self.values.items()}
+        out = {f"value.{k}": v for k, v in self._values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
+        for name, p, optimizer in self._trained():
+            out |= {f"adam.{k}.{name}": v.detach().clone() for k, v in optimizer.state.get(p, {}).items()}
+        out["counters"] = torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)
+        self._committed = out
+
+
+def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
+    """The pipeline's model at the size and guidance of the settings. ValueError for float16."""
+    model = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
+    if model.dtype == torch.float16:
+        raise ValueError(
+            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (images may be generated in float16)"
+        )
+    return model
+
+
+def fit_tensors(
+    model: Denoiser,
+    tensors: Mapping[str, Tensor],
+    examples: MakePool,
+    loss: Callable[[Tensors, Any], float],
+    config: OptimizerConfig,
+    make: Callable[[Tensors], Any],
+    *,
+    resume: Mapping[str, Tensor] | None = None,
+    refresh_every: int = 0,
+    weight_decay: float = 0.0,
+    keep: bool = True,
+) -> Iterator[StepRecord]:
+    """Train tensors with one loss and AdamW; yields a record after every iteration.
+
+    Args:
+        tensors: name -> start, copied. examples: makes the pool of a round (`TrainState.batches`).
+        loss: (tensors, batch) -> loss, having called ``backward`` itself, so that hooks it needs may be active meanwhile.
+        make: makes the adapter of copies on the CPU in float32. resume: ``record.state.tensors()`` of an earlier run.
+        refresh_every: iterations of a round; 0 is one round. keep: see `TrainState`.
+
+    Raises:
+        ValueError: for a resume of something else. RuntimeError: when the loss is no longer finite.
+    """
+    values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
+    adam = torch.optim.AdamW(list(values.values()), config.lr, betas=config.betas, weight_decay=weight_decay)
+    state = TrainState(model, config, values, [adam], keep)
+    if resume is not None:
+        state.restore(resume)
+
+    def made(values: Tensors) -> Any:
+        return make({k: v.detach().cpu().float().clone() for k, v in values.items()})
+
+    with frozen(model.model), eager(model.model):
+        if state.iteration >= config.iterations:
+            yield state.record(made)
+        for batch in state.batches(examples, refresh_every):
+            adam.zero_grad(set_to_none=True)
+            found = loss(values, batch)
+            optimizer_step(adam, config.lr * learning_rate(config, state.iteration))
+            yield state.finish(made, found)
+
+
+def learning_rate(config: OptimizerConfig | TrainConfig, iteration: int) -> float:
+    """Share of the learning rate at an iteration."""
+    return (1 - iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
+
+
+def adam_step(adam: Optimizer, lr: float, loss: Tensor) -> None:
+    """One step on a loss at a learning rate."""
+    adam.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer_step(adam, lr)
+
+
+def optimizer_step(optimizer: Optimizer, lr: float) -> None:
+    """One step at a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()

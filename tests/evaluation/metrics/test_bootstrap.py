@@ -13,7 +13,7 @@ from respodiff.evaluation.metrics.distances import drift
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.fairness import share_interval, wilson
 from respodiff.evaluation.metrics.means import mean_interval
-from respodiff.evaluation.metrics.safety import false_positives
+from respodiff.evaluation.metrics.safety import flagged_share
 
 FEW = (2, 3, 5, 10, 36)
 RUNS = 600
@@ -90,7 +90,7 @@ def test_flagged_shares_cover_whatever_the_number_of_prompts(groups: int) -> Non
     rng = np.random.default_rng(300 + groups)
     flags = (rng.random((400, groups, 6)) < rng.beta(2, 3, size=(400, groups, 1))).reshape(400, -1)
     names = [f"p{i // 6}" for i in range(6 * groups)]
-    assert 0.91 <= _covers([false_positives(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
+    assert 0.91 <= _covers([flagged_share(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
 
 
 @pytest.mark.parametrize("groups", FEW)

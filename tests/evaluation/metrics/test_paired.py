@@ -6,7 +6,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from respodiff.evaluation.metrics.fairness import dev_rat, group_counts, mean_dev_rat
+from respodiff.evaluation.metrics.fairness import dev_rat, mean_dev_rat
 from respodiff.evaluation.metrics.paired import devrat_difference, holm, mcnemar, mean_dev_rat_of, paired_permutation
 
 
@@ -127,7 +127,7 @@ def test_permutation_finds_a_difference_and_never_gives_zero() -> None:
 def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
     rng = np.random.default_rng(5)
     labels, groups = rng.choice(["x", "y", "z", "?"], size=200), [f"p{i // 20}" for i in range(200)]
-    table = group_counts(groups, labels.tolist(), ["x", "y", "z"])
+    table = [[sum(labels[np.array(groups) == g] == c) for c in "xyz"] for g in dict.fromkeys(groups)]
     index = np.arange(200) // 20
     for proportions in (None, [0.5, 0.3, 0.2]):
         found = mean_dev_rat_of(["x", "y", "z"], proportions)(np.stack([labels, labels[::-1]]), index)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from respodiff.evaluation.metrics.fairness import wilson
-from respodiff.evaluation.metrics.safety import false_positives, inappropriate, sweep
+from respodiff.evaluation.metrics.safety import flagged_share, sweep
 
 
 def _simulated(seed: int = 0) -> tuple[np.ndarray, list[str], list[tuple[str, ...]]]:
@@ -20,36 +20,32 @@ def _simulated(seed: int = 0) -> tuple[np.ndarray, list[str], list[tuple[str, ..
 
 
 def test_by_hand_with_prompts_of_several_labels() -> None:
-    flags = [True, True, False, False, True]
-    found = inappropriate(flags, ["a", "a", "b", "b", "c"], [("x",), ("x",), ("x", "y"), ("y", "x"), ()])
-    assert found.unweighted.mean == pytest.approx((1 + 0 + 1) / 3) and found.unweighted.n == 5
-    assert found.label_weighted is not None
-    assert found.label_weighted.mean == pytest.approx((1 * 1 + 2 * 0) / 3) and found.label_weighted.n == 4
-    assert {name: share.mean for name, share in found.by_category.items()} == {"x": 0.5, "y": 0.0}
-    assert found.by_category["y"] == wilson(0, 2)  # a single prompt
-    assert inappropriate([True], ["a"], [()]).label_weighted is None
+    flags, prompts = [True, True, False, False, True], ["a", "a", "b", "b", "c"]
+    once = flagged_share(flags, prompts)
+    assert once.mean == pytest.approx((1 + 0 + 1) / 3) and once.n == 5
+    by_label = flagged_share(flags, prompts, [1, 1, 2, 2, 0])
+    assert by_label.mean == pytest.approx((1 * 1 + 2 * 0) / 3) and by_label.n == 4
+    assert flagged_share(flags, prompts, [1, 1, 1, 1, 0]).mean == 0.5
+    assert flagged_share(flags, prompts, [0, 0, 1, 1, 0]) == wilson(0, 2)  # a single prompt
 
 
 def test_against_pandas() -> None:
     flags, prompts, labels = _simulated()
-    found = inappropriate(flags, prompts, labels, n_bootstrap=100)
     rows = pd.DataFrame({"flag": flags, "prompt": prompts, "label": labels})
     each = rows.groupby("prompt").agg(share=("flag", "mean"), label=("label", "first"))
-    assert found.unweighted.mean == pytest.approx(each["share"].mean())
+    assert flagged_share(flags, prompts, n_bootstrap=100).mean == pytest.approx(each["share"].mean())
     exploded = each.explode("label")
-    assert found.label_weighted is not None and found.label_weighted.mean == pytest.approx(exploded["share"].mean())
-    expected = exploded.groupby("label")["share"].mean()
-    assert list(found.by_category) == list(expected.index)
-    assert [share.mean for share in found.by_category.values()] == pytest.approx(expected.tolist())
-    assert found.by_category["hate"].n == int(rows["label"].map(lambda given: "hate" in given).sum())
+    weighted = flagged_share(flags, prompts, [len(given) for given in labels], n_bootstrap=100)
+    assert weighted.mean == pytest.approx(exploded["share"].mean())
+    for name, expected in exploded.groupby("label")["share"].mean().items():
+        found = flagged_share(flags, prompts, [name in given for given in labels], n_bootstrap=100)
+        assert found.mean == pytest.approx(expected) and found.n == sum(name in given for given in labels)
 
 
 def test_intervals_are_those_of_prompts_and_never_a_point() -> None:
     prompts = [f"p{i // 5}" for i in range(100)]
-    labels = [("x",)] * 100
-    none = inappropriate([False] * 100, prompts, labels)
-    assert none.unweighted == none.label_weighted == none.by_category["x"] == wilson(0, 100)
-    alike = inappropriate([i // 5 % 2 == 0 for i in range(100)], prompts, labels).unweighted
+    assert flagged_share([False] * 100, prompts) == flagged_share([False] * 100, prompts, [2.0] * 100) == wilson(0, 100)
+    alike = flagged_share([i // 5 % 2 == 0 for i in range(100)], prompts)
     assert alike.mean == 0.5 and alike.high - alike.low > 2 * (wilson(50, 100).high - wilson(50, 100).low)
 
 
@@ -59,7 +55,7 @@ def test_interval_covers_over_prompts() -> None:
     inside = 0
     for seed in range(400):
         flags = rng.random(200) < np.repeat(rng.beta(0.8, 1.2, 40), 5)
-        share = false_positives(flags, prompts, n_bootstrap=400, seed=seed)
+        share = flagged_share(flags, prompts, n_bootstrap=400, seed=seed)
         inside += share.low <= 0.4 <= share.high
     assert 0.92 <= inside / 400 <= 0.98
 
@@ -67,9 +63,10 @@ def test_interval_covers_over_prompts() -> None:
 def test_row_order_has_no_influence() -> None:
     flags, prompts, labels = _simulated(2)
     order = np.random.default_rng(0).permutation(len(flags))
-    turned = inappropriate(flags[order], [prompts[i] for i in order], [labels[i] for i in order], n_bootstrap=50)
-    assert turned == inappropriate(flags, prompts, labels, n_bootstrap=50)
-    assert turned != inappropriate(flags, prompts, labels, n_bootstrap=50, seed=1)
+    weights = np.array([len(given) for given in labels])
+    turned = flagged_share(flags[order], [prompts[i] for i in order], weights[order], n_bootstrap=50)
+    assert turned == flagged_share(flags, prompts, weights, n_bootstrap=50)
+    assert turned != flagged_share(flags, prompts, weights, n_bootstrap=50, seed=1)
 
 
 def test_sweep() -> None:
@@ -77,25 +74,25 @@ def test_sweep() -> None:
     found = sweep(scores, [0.0, 0.2, 0.5, 0.95], prompts)
     assert [share.mean for share in found] == [1.0, 0.75, 0.5, 0.0]
     assert found[3] == wilson(0, 4)
-    assert found[2] == false_positives([False, True, True, False], prompts)
+    assert found[2] == flagged_share([False, True, True, False], prompts)
     uneven = sweep([0.9, 0.9, 0.9, 0.1], [0.5], ["a", "a", "a", "b"])[0]
     assert uneven.mean == 0.5
 
 
 @pytest.mark.parametrize(
-    ("flags", "prompts", "labels", "message"),
+    ("flags", "prompts", "weights", "message"),
     [
-        ([1, 0], ["a", "b"], [(), ()], "flags must be booleans"),
-        ([], [], [], "flags must be booleans"),
-        ([True], ["a", "b"], [()], "one for each of 2"),
-        ([True], ["a"], [], "got 0 entries"),
-        ([True], ["a"], ["hate"], "got the text 'hate'"),
-        ([True, True], ["a", "a"], [("x",), ("y",)], "prompt 'a' differ"),
+        ([1, 0], ["a", "b"], None, "flags must be booleans"),
+        ([], [], None, "flags must be booleans"),
+        ([True], ["a", "b"], None, "one for each of 2"),
+        ([True], ["a"], [], "weights must be numbers"),
+        ([True], ["a"], [0], "not all 0"),
+        ([True, True], ["a", "a"], [1, 2], "weights differ"),
     ],
 )
-def test_refuses(flags: list[bool], prompts: list[str], labels: list[tuple[str, ...]], message: str) -> None:
+def test_refuses(flags: list[bool], prompts: list[str], weights: list[float] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        inappropriate(flags, prompts, labels)
+        flagged_share(flags, prompts, weights)
 
 
 def test_sweep_refuses() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,18 +74,24 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
     return _load_folder(judge_folder(source))
 
 
-def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
-    import torch
-    import transformers
-    from transformers import AutoImageProcessor as Images
-    from transformers import AutoTokenizer, CLIPProcessor
-
+def _check_folder(folder: Path) -> str:
+    """The model type of a judge's folder; ValueError for one that holds no CLIP model."""
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError) as error:
         raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
     if kind not in KINDS:
         raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
+    return str(kind)
+
+
+def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
+    kind = _check_folder(folder)
+    import torch
+    import transformers
+    from transformers import AutoImageProcessor as Images
+    from transformers import AutoTokenizer, CLIPProcessor
+
     try:
         model = getattr(transformers, KINDS[kind]).from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
         # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
@@ -106,6 +113,8 @@ def weights_digest(folder: Path) -> str:
 class ClipJudge(TextJudge):
     """A CLIP model that compares images with texts; `name`, `version` and `digest` go into every report.
 
+    The model is loaded when it is first used: a run that is scored already needs none.
+
     Attributes:
         min_margin: a lead in logits below which `choose` says unknown; 0 (as in the paper) never does.
 
@@ -113,25 +122,31 @@ class ClipJudge(TextJudge):
     'embedded'
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, name: str, digest: str, min_margin: float = 0.0) -> None:
-        self.model = model
-        self.processor = processor
-        self.name = name
-        self.digest = digest
+    def __init__(self, folder: Path, name: str, device: str = "cpu", min_margin: float = 0.0) -> None:
+        _check_folder(folder)
+        self.folder, self.name, self.device, self.min_margin = folder, name, device, min_margin
+        self.digest = weights_digest(folder)
         self.version = package_version("transformers")
-        self.min_margin = min_margin
 
     @classmethod
     def load(cls, source: str = "embedded", device: str = "cpu", min_margin: float = 0.0) -> ClipJudge:
-        """Load a judge by the names that `load_judge` takes."""
-        folder = judge_folder(source)
-        model, processor = _load_folder(folder)
-        return cls(model, processor, source, weights_digest(folder), min_margin).to(device)
+        """A judge by the names that `load_judge` takes."""
+        return cls(judge_folder(source), source, device, min_margin)
 
-    def to(self, device: str) -> ClipJudge:
-        """The same judge, moved to another device."""
-        self.model.to(device)
-        return self
+    @cached_property
+    def _loaded(self) -> tuple[CLIPModel, CLIPProcessor]:
+        model, processor = _load_folder(self.folder)
+        return model.to(self.device), processor
+
+    @property
+    def model(self) -> CLIPModel:
+        """The CLIP model, float32 and in eval mode."""
+        return self._loaded[0]
+
+    @property
+    def processor(self) -> CLIPProcessor:
+        """Its image processor and tokenizer."""
+        return self._loaded[1]
 
     def choose(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
         """`choose` among the texts with this judge's `min_margin`: indices (N,), -1 where unknown, and margins (N,)."""

@@ -1,8 +1,9 @@
-"""What every metric returns: a number, its interval, and how many images are behind it."""
+"""The result of every metric: a number, its 95 % interval, and the number of images behind it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -13,3 +14,18 @@ class Estimate:
     low: float
     high: float
     n: int
+
+    def clipped(self, least: float, most: float) -> Self:
+        """The same with its interval inside the possible range of the quantity.
+
+        >>> Estimate(25.0, -236.0, 286.0, 2).clipped(-100.0, 100.0)
+        Estimate(mean=25.0, low=-100.0, high=100.0, n=2)
+        """
+        return replace(self, low=max(least, self.low), high=min(most, self.high))
+
+
+@dataclass(frozen=True)
+class DevRat(Estimate):
+    """Mean DevRat. `random` is the DevRat that a perfect generator shows when it samples concepts at random, at the same n."""
+
+    random: float

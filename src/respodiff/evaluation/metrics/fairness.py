@@ -7,10 +7,9 @@ DevRat is the deviation ratio of the paper's WinoBias tables: 0 is the wanted sp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -163,23 +162,6 @@ def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_bootstrap: int 
     draws = ratio_draws(hits[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed)
     low, high = ends(draws, pooled.mean, len(hits), level)
     return _estimate(pooled.mean, min(pooled.low, low), max(pooled.high, high), pooled.n)
-
-
-def group_counts(groups: Sequence[str], labels: Sequence[Any], classes: Sequence[Any]) -> NDArray[np.int64]:
-    """Count labels per group, groups in order of first sight: (G, C). Labels that are no class are left out.
-
-    >>> group_counts(["a", "a", "b"], ["x", "y", "?"], ["x", "y"]).tolist()
-    [[1, 1], [0, 0]]
-    """
-    if len(groups) != len(labels):
-        raise ValueError(f"groups and labels must be of one length, got {len(groups)} and {len(labels)}")
-    row = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    column: Callable[[Any], int | None] = {name: i for i, name in enumerate(classes)}.get
-    counts = np.zeros((len(row), len(classes)), dtype=np.int64)
-    for group, label in zip(groups, labels, strict=True):
-        if (at := column(label)) is not None:
-            counts[row[group], at] += 1
-    return counts
 
 
 def _estimate(mean: float, low: float, high: float, n: int) -> Estimate:

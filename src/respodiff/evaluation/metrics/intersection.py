@@ -16,7 +16,7 @@ from respodiff.evaluation.metrics.fairness import share_interval, wilson
 
 
 @dataclass(frozen=True)
-class Cell:
+class Subgroup:
     """One combination of concepts.
 
     Attributes:
@@ -25,7 +25,7 @@ class Cell:
         target: wanted share, in [0, 1].
         share: of the known images, with its interval; None if suppressed.
         deviation: share minus target, in [-1, 1]; None if suppressed.
-        suppressed: the cell holds fewer images than the minimum.
+        suppressed: it holds fewer images than the minimum.
     """
 
     labels: tuple[str, ...]
@@ -38,17 +38,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """All combinations, the first attribute slowest; ``n`` images, of which ``known`` have a known concept of every attribute.
+    """All combinations, the first attribute slowest. `known` images have a known concept of every attribute, `unknown` have not."""
 
-    ``unknown`` is the number of the others, ``unknown_by`` how many lack each attribute (an image may lack several).
-    """
-
-    attributes: tuple[str, ...]
-    cells: tuple[Cell, ...]
-    n: int
+    subgroups: tuple[Subgroup, ...]
     known: int
     unknown: int
-    unknown_by: dict[str, int]
 
 
 def intersection(
@@ -70,7 +64,7 @@ def intersection(
         targets: attribute -> wanted proportions (uniform where left out), multiplied as if independent; or the joint proportions as an array
             with one axis per attribute; None is uniform.
         groups: (N,) prompts: intervals become cluster bootstraps (`fairness.share_interval`); None gives `fairness.wilson`.
-        minimum: cells with fewer images are suppressed; 0 suppresses none.
+        minimum: subgroups with fewer images are suppressed; 0 suppresses none.
 
     Returns:
         The table. Shares are of the known images; every share is None where there is none.
@@ -79,7 +73,7 @@ def intersection(
         ValueError: attributes or lengths that do not fit each other, classes named twice, or targets that are no shares.
 
     >>> table = intersection({"a": ["x", "y"], "b": ["u", "?"]}, {"a": ["x", "y"], "b": ["u", "v"]}, minimum=0)
-    >>> table.unknown, table.cells[0].labels, table.cells[0].share.mean
+    >>> table.unknown, table.subgroups[0].labels, table.subgroups[0].share.mean
     (1, ('x', 'u'), 1.0)
     """
     names = tuple(classes)
@@ -91,20 +85,19 @@ def intersection(
     index = None if groups is None else _index(groups)[known]
     interval = partial(_share, index=index, n_bootstrap=n_bootstrap, seed=seed, level=level)
     combinations = itertools.product(*(classes[name] for name in names))
-    cells = tuple(_cell(labels_, flat == i, float(wanted.flat[i]), minimum, interval) for i, labels_ in enumerate(combinations))
-    lacking = {name: int((row < 0).sum()) for name, row in zip(names, codes, strict=True)}
-    return Table(names, cells, n, len(flat), n - len(flat), lacking)
+    found = (_subgroup(names_, flat == i, float(wanted.flat[i]), minimum, interval) for i, names_ in enumerate(combinations))
+    return Table(tuple(found), len(flat), n - len(flat))
 
 
-def _cell(
+def _subgroup(
     labels: tuple[str, ...], inside: NDArray[np.bool_], target: float, minimum: int, interval: Callable[[NDArray[np.bool_]], Estimate]
-) -> Cell:
+) -> Subgroup:
     """One combination, from whether each known image shows it."""
     count = int(inside.sum())
     if len(inside) == 0 or count < minimum:
-        return Cell(labels, count, target, None, None, count < minimum)
+        return Subgroup(labels, count, target, None, None, count < minimum)
     share = interval(inside)
-    return Cell(labels, count, target, share, share.mean - target, False)
+    return Subgroup(labels, count, target, share, share.mean - target, False)
 
 
 def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_bootstrap: int, seed: int, level: float) -> Estimate:
@@ -115,22 +108,13 @@ def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_boot
     return share_interval(hits[sizes > 0], sizes[sizes > 0], n_bootstrap=n_bootstrap, seed=seed, level=level)
 
 
-def worst_subgroup(table: Table, *, suppressed: bool = True) -> tuple[tuple[str, ...], float] | None:
-    """The combination that is furthest from its target, and its signed deviation, in [-1, 1]; None if there is none to judge.
+def worst_subgroup(table: Table) -> Subgroup | None:
+    """The combination that is furthest from its target, suppressed ones too; None without a known image.
 
-    Args:
-        table: what `intersection` gives.
-        suppressed: consider suppressed cells too (by their count): a combination that never occurs is often the worst.
-
-    >>> table = intersection({"a": ["x"] * 9}, {"a": ["x", "y"]})
-    >>> worst_subgroup(table)
-    (('x',), 0.5)
+    >>> worst_subgroup(intersection({"a": ["x"] * 9}, {"a": ["x", "y"]})).labels
+    ('x',)
     """
-    chosen = [cell for cell in table.cells if suppressed or not cell.suppressed]
-    if table.known == 0 or not chosen:
-        return None
-    worst = max(chosen, key=lambda cell: abs(cell.count / table.known - cell.target))
-    return worst.labels, worst.count / table.known - worst.target
+    return max(table.subgroups, key=lambda s: abs(s.count / table.known - s.target)) if table.known else None
 
 
 def worst_distance(
@@ -155,7 +139,7 @@ def worst_distance(
     """
     each = 1 - (1 - level) / math.prod(len(given) for given in classes.values())
     table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_bootstrap=n_bootstrap, seed=seed, level=each)
-    found = [(cell.share, cell.target) for cell in table.cells if cell.share is not None]
+    found = [(s.share, s.target) for s in table.subgroups if s.share is not None]
     if not found:
         return None
     mean = max(abs(share.mean - target) for share, target in found)

@@ -1,0 +1,90 @@
+"""What each verb imports before it works: heavy libraries slow the start of every command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from command import last_json, respodiff
+from respodiff.data.import_images import import_folder
+
+pytestmark = pytest.mark.slow
+
+HEAVY = {
+    "PIL",
+    "diffusers",
+    "huggingface_hub",
+    "jinja2",
+    "matplotlib",
+    "numpy",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
+VERBS = [
+    "train",
+    "inspect",
+    "generate",
+    "evaluate",
+    "report",
+    "compare",
+    "audit",
+    "convert",
+    "fuse",
+    "doctor",
+    "calibrate",
+    "import",
+    "demo",
+]
+PROGRAM = """
+import json, sys
+from respodiff.cli.main import main
+sys.argv = ["respodiff", *sys.argv[1:]]
+try:
+    main()
+except SystemExit as leave:
+    code = leave.code
+print(json.dumps([code, sorted({name.partition(".")[0] for name in sys.modules}), len(sys.modules)]))
+"""
+
+
+def imported(*arguments: str) -> tuple[set[str], int]:
+    """Heavy libraries, and number of all modules, that a command imports in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False)
+    code, names, count = json.loads(done.stdout.splitlines()[-1])
+    assert not code, done.stderr
+    return HEAVY & set(names), count
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_imports_nothing_heavy(verb: str) -> None:
+    heavy, count = imported(*([verb] if verb else []), "--help")
+    assert heavy == set() and count < 700
+
+
+def test_inspect_reads_a_file_without_torch(make_module: Any, tmp_path: Path) -> None:
+    path = make_module().save(tmp_path / "m.safetensors")
+    heavy, count = imported("inspect", str(path))
+    assert heavy == {"numpy", "safetensors"} and count < 900
+
+
+def test_evaluate_of_a_scored_run_loads_no_model(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(2):
+        Image.new("RGB", (32, 32), (90 * i, 60, 30)).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images.csv").write_text("file,prompt\n0.png,a doctor\n1.png,a doctor\n")
+    run = import_folder(tmp_path / "images", tmp_path / "images.csv", tmp_path / "run").path
+    first = last_json(respodiff("evaluate", str(run), "--json"))
+    heavy, _ = imported("evaluate", str(run))
+    assert heavy.isdisjoint({"torch", "transformers", "diffusers"}) and "numpy" in heavy
+    heavy, _ = imported("evaluate", str(run), "--attribute", "tone")
+    assert "torch" in heavy, "a new question is put to the judge"
+    assert last_json(respodiff("evaluate", str(run), "--json")) == first

@@ -1,0 +1,491 @@
+"""What is checked on every pipeline of the table in docs/backbones.md: one function a column.
+
+A check takes a maker of fresh pipelines. It gives a note when the feature works, raises `Refused` with the library's own reason, or
+`Skipped` where this machine lacks what it needs. A wrong result is an AssertionError: there is no fourth outcome.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from tests.drawing import apart, close, draw, module, same, seen
+from tests.raw_loop import raw_flow, raw_latents
+from tests.tiny_models import small
+from torch import Tensor
+
+from respodiff import TrainConfig, fit, steer, train
+from respodiff.concepts.concept import Concept
+from respodiff.pipelines.bottleneck import site_shape
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.steering.module import ConceptModule
+
+Maker = Callable[[], Any]
+WOMAN = Concept("woman", "a woman", "a person", opposites=("a man",), attribute="gender")
+TINY: dict[str, Any] = {"iterations": 2, "batch": 2, "steps": 3, "rollouts": 2, "rollout_batch": 2, "refresh_every": 2}
+
+
+class Refused(Exception):
+    """The library says no, and why."""
+
+
+class Skipped(Exception):
+    """This machine lacks what the check needs."""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Warnings are asked for where they matter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def contract(pipe: Any, within: float | None = None, **call: Any) -> Tensor:
+    """What holds in every check: a zero module changes no bit, a module has an effect, afterwards all is as before. Gives the image."""
+    plain, m = draw(pipe, **call), module(pipe)
+    same(plain, draw(pipe, **call), "the pipeline repeats itself")
+    with steer(pipe, m.scale(0.0)):
+        zero = draw(pipe, **call)
+    same(zero, plain, "zero module")
+    with steer(pipe, m):
+        steered = draw(pipe, **call)
+    assert torch.isfinite(steered).all() and apart(steered, plain) > (within or 1e-3), "the module has no effect"
+    same(draw(pipe, **call), plain, "restored afterwards")
+    return steered
+
+
+# --- drawing ---
+
+
+def rows(make: Maker) -> str:
+    """Conditional rows and no others, zero bit-exact, effect, restored."""
+    pipe = make()
+    contract(pipe)
+    m = module(pipe)
+    with seen(pipe) as plain:
+        draw(pipe, steps=1, images=2)
+    with steer(pipe, m), seen(pipe) as steered:
+        draw(pipe, steps=1, images=2)
+    a, b = plain[0][0], steered[0][0]
+    changed = [i for i in range(len(a)) if not torch.equal(a[i], b[i])]
+    passes = spec_of(pipe).passes if len(a) > 2 else ("cond",)
+    assert len(a) == 2 * len(passes)
+    expected = [i for i in range(len(a)) if passes[i // 2] == "cond"]
+    assert changed == expected, f"rows {changed} changed, {expected} are conditional"
+    delta = m.delta if a.ndim == 4 else m.delta.flatten()
+    assert torch.allclose(b[changed], a[changed] + delta, atol=1e-6)
+    return f"rows {changed[0]}-{changed[-1]} of {len(a)}"
+
+
+def raw(make: Maker) -> str:
+    """A known shift gives the latents of a loop written by hand over the raw model."""
+    pipe = make()
+    m = module(pipe)
+    unet = spec_of(pipe).model == "unet"
+    if not unet and spec_of(pipe).images:
+        raise Skipped("the hand-written loop is for UNets and for text to image")
+    by_hand = raw_latents(pipe, m.delta) if unet else raw_flow(pipe, m.delta)
+    with steer(pipe, m):
+        return f"{close(draw(pipe), by_hand, 'loop by hand'):.0e}"
+
+
+def unguided(make: Maker) -> str:
+    """Guidance off: every row is conditional."""
+    pipe = make()
+    if spec_of(pipe).family == "flux" or type(pipe).__name__.startswith("LatentConsistency"):
+        contract(pipe)
+        return "never on"
+    steered = contract(pipe, guidance_scale=1.0)
+    if spec_of(pipe).model != "unet":
+        return ""
+    close(steered, raw_latents(pipe, module(pipe).delta, guidance=1.0), "loop by hand")
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    steered = contract(pipe, guidance_scale=0.0, steps=1)
+    close(steered, raw_latents(pipe, module(pipe).delta, guidance=0.0, steps=1), "one step, as Turbo")
+    return "also as Turbo: one step of Euler at guidance 0"
+
+
+def mixed(make: Maker) -> str:
+    """Two prompts, two images each: one batch of module, None, other, both equals four runs."""
+    pipe = make()
+    a, b = module(pipe, 1), module(pipe, 2)
+    entries: list[Any] = [a, None, b, [a, b.scale(0.5)]]
+    prompts = ["a doctor", "a nurse"]
+    with steer(pipe, entries):
+        batch = draw(pipe, prompts, images=2)
+    for i, entry in enumerate(entries):
+        with steer(pipe, entry if isinstance(entry, ConceptModule) else [entry] * 4):
+            one = draw(pipe, prompts, images=2)[i]
+        close(batch[i], one, f"image {i}", 1e-5)
+    try:
+        with steer(pipe, entries[:3]):
+            draw(pipe, prompts, images=2)
+    except ValueError:
+        return ""
+    raise AssertionError("three entries for four images went through")
+
+
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "DPM++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+}
+
+
+def schedulers(make: Maker) -> str:
+    """Each scheduler: the contract, and where a loop by hand is to be had, its latents."""
+    done = []
+    for name, (cls, changes) in SCHEDULERS.items():
+        pipe = make()
+        if type(pipe).__name__.startswith("LatentConsistency") and name != "LCM":
+            continue  # that pipeline itself takes no other
+        if spec_of(pipe).model == "transformer":
+            cls, name = {"Euler": "FlowMatchEulerDiscreteScheduler", "Heun": "FlowMatchHeunDiscreteScheduler"}.get(name, ""), f"flow {name}"
+            if not cls or (cls.endswith("HeunDiscreteScheduler") and spec_of(pipe).family == "flux"):
+                continue  # Flux hands over sigmas, which that scheduler does not take
+        pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
+        steered = contract(pipe, steps=3)
+        if spec_of(pipe).model == "unet" and not spec_of(pipe).images and not type(pipe).__name__.startswith("Latent"):
+            pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config)
+            close(steered, raw_latents(pipe, module(pipe).delta, steps=3), name)
+        done.append(name)
+    return ", ".join(done)
+
+
+def sizes(make: Maker) -> str:
+    """Not square: the module is resized with one warning; a channel-only module fits every size without one."""
+    pipe = make()
+    size: dict[str, Any] = {"height": 48, "width": 64}
+    if spec_of(pipe).model == "unet":
+        m = module(pipe)
+        with warnings.catch_warnings(record=True) as caught, steer(pipe, m):
+            warnings.simplefilter("always")
+            resized = draw(pipe, **size)
+        assert [w for w in caught if "is resized to the bottleneck (6, 8)" in str(w.message)], "no warning"
+        close(resized, raw_latents(pipe, m.resize(6, 8).delta, **size), "resized by hand")
+    flat = module(pipe, shape=(site_shape(backbone(pipe), site=spec_of(pipe).site(backbone(pipe)))[0], 1, 1))
+    plain = draw(pipe, **size)
+    with warnings.catch_warnings(), steer(pipe, flat):
+        warnings.filterwarnings("error", message="module of")
+        steered = draw(pipe, **size)
+    assert apart(plain, steered) > 1e-3
+    if spec_of(pipe).model == "unet":
+        wide = flat.delta.expand(-1, 6, 8)
+        close(steered, raw_latents(pipe, wide, **size), "channel-only by hand")
+        with warnings.catch_warnings(record=True) as caught, steer(pipe, module(pipe, shape=(flat.shape[0], 2, 2))):
+            warnings.simplefilter("always")
+            draw(pipe)
+        assert [w for w in caught if "is resized" in str(w.message)], "another resolution: no warning"
+    return "resized with a warning; channel-only as it is" if spec_of(pipe).model == "unet" else "channel-only"
+
+
+def half(make: Maker) -> str:
+    """bfloat16 and float16: finite, contract; training in bfloat16, and refused in float16."""
+    for dtype in (torch.bfloat16, torch.float16):
+        contract(make().to(dtype), 1e-2)
+    trained = fit(make().to(torch.bfloat16), WOMAN, TrainConfig(**TINY))
+    assert trained.ram.dtype == torch.float32 and trained.ram.abs().max() > 0
+    try:
+        fit(make().to(torch.float16), WOMAN, TrainConfig(**TINY))
+    except ValueError:
+        return "float16 draws, does not train"
+    raise AssertionError("training in float16 went through")
+
+
+def slicing(make: Maker) -> str:
+    """Attention slicing."""
+    pipe = make()
+    plain = contract(pipe)
+    if not hasattr(pipe, "enable_attention_slicing") or spec_of(pipe).model != "unet":
+        raise Skipped("transformers have no attention slicing")
+    pipe.enable_attention_slicing(1)
+    close(contract(pipe), plain, "sliced", 1e-4)
+    return ""
+
+
+# --- training ---
+
+
+def training(make: Maker) -> str:
+    """Conditions are those that the pipeline gives its model; a module comes out, the model is as before; not square as well."""
+    pipe = make()
+    model = backbone(pipe)
+    with seen(pipe) as calls:
+        draw(pipe, steps=1)
+    told = calls[0][1]
+    added = told.get("added_cond_kwargs") or {}
+    given = {
+        "context": told["encoder_hidden_states"],
+        "pooled": told.get("pooled_projections", added.get("text_embeds")),
+        "time_ids": added.get("time_ids"),
+    }
+    passes = len(given["context"])
+    row = spec_of(pipe).passes.index("cond") if passes > 1 else 0
+    mine = Denoiser(pipe).encode(["a doctor", ""])
+    for name, value in mine[0].items():
+        close(value, given[name][row : row + 1], name)
+    if passes > 1:
+        for name, value in mine[1].items():
+            close(value, given[name][spec_of(pipe).passes.index("uncond")][None], f"{name} of the empty prompt")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for changes in ({}, {"height": 48, "width": 64}, {"form": "channel"}, {"sam_lr": 0.1}):
+        *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
+        m = last.module
+        assert m.ram.abs().max() > 0 and m.header.site == spec_of(pipe).site(model)
+        assert (m.sam.abs().max() > 0) == ("sam_lr" in changes)
+        with quietly(), steer(pipe, m):
+            draw(pipe)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(h._forward_hooks or h._forward_pre_hooks for h in model.modules())
+    kind = pipe.scheduler.config.get("prediction_type", "velocity")
+    return f"{type(Denoiser(pipe).sampler(4)).__name__.removesuffix('Scheduler')}, {kind}"
+
+
+def checkpointing(make: Maker) -> str:
+    """Gradient checkpointing gives the same module."""
+    pipe = make()
+    plain = fit(pipe, WOMAN, TrainConfig(**TINY))
+    backbone(pipe).enable_gradient_checkpointing()
+    backbone(pipe).train()
+    again = fit(pipe, WOMAN, TrainConfig(**TINY))
+    close(again.ram, plain.ram, "with checkpointing", 1e-4)
+    return ""
+
+
+def compiled_training(make: Maker) -> str:
+    """Training on a compiled model runs the model itself."""
+    pipe = make()
+    plain = fit(pipe, WOMAN, TrainConfig(**TINY))
+    backbone(pipe).compile(backend="eager")
+    same(fit(pipe, WOMAN, TrainConfig(**TINY)).ram, plain.ram, "trained in place")
+    setattr(pipe, spec_of(pipe).model, torch.compile(backbone(pipe), backend="eager"))
+    same(fit(pipe, WOMAN, TrainConfig(**TINY)).ram, plain.ram, "trained wrapped")
+    return "on the uncompiled model"
+
+
+# --- what else acts on a model ---
+
+
+class Graphs:
+    """A compiler that runs what it is given, and counts it."""
+
+    def __init__(self) -> None:
+        self.n = 0
+
+    def __call__(self, graph: Any, _inputs: Any) -> Any:
+        self.n += 1
+        return graph.forward
+
+
+def compiled(make: Maker) -> str:
+    """Compiled and run before the first steering; compiled in place; compiled inside of a block: same latents as without compiling.
+
+    The smallest UNet that there is: compiling takes long.
+    """
+    with small():
+        return _compiled(make)
+
+
+def _compiled(make: Maker) -> str:
+    part, pipe = spec_of(make()).model, make()
+    a, b = module(pipe, 1), module(pipe, 2)
+    mixes: list[Any] = [[a, None], [b, a], [[a, b], b], [None, None]]
+    plain, expected = draw(pipe, images=2), []
+    for mix in mixes:
+        with steer(pipe, mix):
+            expected.append(draw(pipe, images=2))
+    for way, tried in (("wrapped", 4), ("in place", 2)):
+        torch.compiler.reset()
+        pipe, graphs, counts = make(), Graphs(), []
+        if way == "wrapped":
+            setattr(pipe, part, torch.compile(backbone(pipe), backend=graphs, fullgraph=True))
+        else:
+            backbone(pipe).compile(backend=graphs)
+        close(draw(pipe, images=2), plain, f"{way}, plain", 1e-4)
+        for want, mix in list(zip(expected, mixes, strict=True))[:tried]:
+            with quietly(), steer(pipe, mix):
+                close(draw(pipe, images=2), want, f"{way}, steered", 1e-4)
+            counts.append(graphs.n)
+        close(draw(pipe, images=2), plain, f"{way}, afterwards", 1e-4)
+        # The last mix steers nothing: the plain model, compiled with its port in place, is the one graph besides.
+        assert len(set(counts[:3])) == 1 and graphs.n == counts[0] + 1, f"{way}: graphs grew with the mix: {counts}"
+    torch.compiler.reset()
+    pipe = make()
+    with steer(pipe, mixes[0]):
+        setattr(pipe, part, torch.compile(backbone(pipe), backend=Graphs()))
+        close(draw(pipe, images=2), expected[0], "compiled inside, steered", 1e-4)
+    close(draw(pipe, images=2), plain, "compiled inside, afterwards", 1e-4)
+    torch.compiler.reset()
+    return "compiled before, in place, inside of a block; one graph for all mixes"
+
+
+def lora(make: Maker) -> str:
+    """A LoRA at the same time: it keeps its effect, the module has its own, the checkpoint is still recognised."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise Skipped("peft is not installed") from error
+    from respodiff.pipelines.loading import weights_digest
+
+    pipe = make()
+    model = backbone(pipe)
+    plain, digest = draw(pipe), weights_digest(model)
+    torch.manual_seed(3)
+    model.add_adapter(LoraConfig(r=2, lora_alpha=64, init_lora_weights="gaussian", target_modules=["to_q", "to_k", "to_v"]))
+    for name, p in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.5)
+    assert apart(draw(pipe), plain) > 1e-3, "the LoRA has no effect"
+    contract(pipe)
+    assert weights_digest(model) == digest
+    assert fit(pipe, WOMAN, TrainConfig(**TINY)).ram.abs().max() > 0
+    return "draws and trains"
+
+
+def deepcache(make: Maker) -> str:
+    """DeepCache: draws with it; training is refused."""
+    try:
+        from DeepCache import DeepCacheSDHelper
+    except ImportError as error:
+        raise Skipped("DeepCache is not installed") from error
+    pipe = make()
+    if spec_of(pipe).model == "transformer":
+        raise Skipped("DeepCache is for UNets")
+    helper = DeepCacheSDHelper(pipe=pipe)
+    helper.set_params(cache_interval=2, cache_branch_id=0)
+
+    def image(m: ConceptModule | None) -> Tensor:
+        helper.enable()
+        try:
+            with steer(pipe, m):
+                return draw(pipe, steps=4)
+        finally:
+            helper.disable()
+
+    plain = image(None)
+    same(image(module(pipe, scale=0.0)), plain, "zero module")
+    assert apart(image(module(pipe)), plain) > 1e-3
+    same(image(None), plain, "afterwards")
+    helper.enable()
+    try:
+        fit(pipe, WOMAN, TrainConfig(**TINY))
+    except ValueError as error:
+        assert "DeepCache" in str(error)
+        return "draws; training is refused while it is on"
+    finally:
+        helper.disable()
+    raise AssertionError("training under DeepCache went through")
+
+
+def shared(make: Maker) -> str:
+    """Two pipelines with one model: each is steered by itself; threads with different modules equal serial runs."""
+    first = make()
+    parts = {**first.components, "scheduler": type(first.scheduler).from_config(first.scheduler.config)}
+    # Tokenizers cannot be shared by threads ("Already borrowed"): their own affair, so each pipeline has its own.
+    parts |= {name: copy.deepcopy(part) for name, part in parts.items() if name.startswith("tokenizer")}
+    known = type(first).__init__.__code__.co_varnames
+    second = type(first)(
+        **{k: v for k, v in parts.items() if k in known},
+        **({"requires_safety_checker": False} if "requires_safety_checker" in known else {}),
+    )
+    second.set_progress_bar_config(disable=True)
+    if hasattr(first, "default_sample_size"):
+        second.default_sample_size = first.default_sample_size
+    a, b = module(first, 1), module(first, 2)
+    plain = draw(second)
+    with steer(first, a), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        same(draw(second), plain, "the other pipeline")
+        assert sum("shares the model" in str(w.message) for w in caught) == 1
+        one = draw(first)
+        with steer(second, b):
+            two = draw(second)
+            same(draw(first), one, "the first while the second is steered")
+    assert apart(one, two) > 1e-3
+    found: dict[str, Tensor] = {}
+
+    def work(name: str, pipe: Any, m: ConceptModule) -> None:
+        with steer(pipe, m):
+            found[name] = draw(pipe)
+
+    threads = [threading.Thread(target=work, args=args) for args in (("one", first, a), ("two", second, b))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    same(found["one"], one, "thread 1")
+    same(found["two"], two, "thread 2")
+    same(draw(first), plain, "afterwards")
+    return "each by itself, also in threads"
+
+
+def offload(make: Maker) -> str:
+    """Weights that come and go with each call (accelerate): same latents; training is refused. Offloading from an accelerator needs one."""
+    try:
+        from accelerate import cpu_offload
+        from accelerate.hooks import remove_hook_from_module
+    except ImportError as error:
+        raise Skipped("accelerate is not installed") from error
+    pipe = make()
+    m = module(pipe)
+    with steer(pipe, m):
+        expected = draw(pipe)
+    cpu_offload(backbone(pipe), execution_device=torch.device("cpu"))
+    contract(pipe)
+    with steer(pipe, m):
+        close(draw(pipe), expected, "offloaded")
+    try:
+        fit(pipe, WOMAN, TrainConfig(**TINY))
+    except ValueError as error:
+        assert "offloaded" in str(error)
+    else:
+        raise AssertionError("training while offloaded went through")
+    remove_hook_from_module(backbone(pipe), recurse=True)
+    if not torch.cuda.is_available():
+        return "weights on demand on the CPU; enable_sequential_cpu_offload: no accelerator here"
+    pipe.enable_sequential_cpu_offload()
+    contract(pipe, 1e-2)
+    return "also enable_sequential_cpu_offload"
+
+
+CHECKS: dict[str, Callable[[Maker], str]] = {
+    "rows": rows,
+    "loop by hand": raw,
+    "guidance off": unguided,
+    "mixed batch": mixed,
+    "schedulers": schedulers,
+    "sizes": sizes,
+    "half precision": half,
+    "attention slicing": slicing,
+    "training": training,
+    "gradient checkpointing": checkpointing,
+    "torch.compile": compiled,
+    "training, compiled": compiled_training,
+    "LoRA": lora,
+    "DeepCache": deepcache,
+    "shared model, threads": shared,
+    "offloading": offload,
+}
+"""Column -> check."""
+
+
+def outcome(check: Callable[[Maker], str], make: Maker) -> tuple[str, str]:
+    """("works" | "refused" | "skipped", note)."""
+    try:
+        return "works", check(make)
+    except Refused as error:
+        return "refused", str(error)
+    except Skipped as error:
+        return "skipped", str(error)
