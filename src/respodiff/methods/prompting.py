@@ -77,7 +77,7 @@ def text_for(adapters: tuple[Adapter, ...], prompt: str) -> str:
     """The prompt of an image after all its adapters' rewriting, in their order."""
     for a in adapters:
         words, h = (str(a.settings.get("adjective", "")), str(a.settings.get("suffix", ""))), a.header
-        prompt = rewritten(prompt, *(words if any(words) else rewriting(Concept(h.concept, h.target, h.neutral))))
+        prompt = rewritten(prompt, *(words if any(words) else rewriting(h.target, h.neutral)))
     return prompt
 
 
