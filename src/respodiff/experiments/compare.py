@@ -268,7 +268,7 @@ class MethodComparison:
             for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
                 whole = record.unet_forwards * record.iterations / max(1, record.iteration)
                 self.done, self.left[name] = before + record.unet_forwards, others + max(0.0, whole - record.unet_forwards)
-                yield self._progress(f"training {name}: {concept.name}")
+                yield self._progress(f"{'training' if kind.trains else 'building'} {name}: {concept.name}")
             if record is None:
                 raise RuntimeError(f"method {name} ended without a record")
             path.parent.mkdir(parents=True, exist_ok=True)
