@@ -162,7 +162,7 @@ def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_modu
 
 def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
     before = state(pipe)
-    with pytest.raises(ValueError, match="given 2 entries, but the pipeline draws 3 images"):
+    with pytest.raises(ValueError, match="given 2 entries, but the pipeline generates 3 images"):
         latents(pipe, ["a", "b", "c"], [get_method("prompt").fit(pipe, WOMAN), None])
     assert unchanged(before, state(pipe))
 
