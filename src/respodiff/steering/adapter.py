@@ -145,7 +145,7 @@ class AdaptersPerImage:
             return self.rows * images
         if len(self.rows) != images:
             raise ValueError(
-                f"steer() was given {len(self.rows)} entries, but the pipeline draws {images} images; "
+                f"steer() was given {len(self.rows)} entries, but the pipeline generates {images} images; "
                 "give one adapter for all, or one entry per image (prompts x num_images_per_prompt)"
             )
         return self.rows
