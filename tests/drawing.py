@@ -53,7 +53,7 @@ def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, 
     shape = shape or site_shape(model, site=site)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator) * scale
-    return ConceptModule(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
+    return ConceptModule.of(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
 
 
 def apart(a: Tensor, b: Tensor) -> float:
