@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from painted import WORDS, ColourJudge, paint
 from respodiff.cli import demo
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.scored_run import load_scored_run
+from respodiff.generation import config
 from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -27,6 +29,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TrainConfig, "preset", staticmethod(quick))
     monkeypatch.setattr(demo, "OCCUPATIONS", ("mechanic", "nurse"))
+    monkeypatch.setattr(config, "GenerateConfig", partial(config.GenerateConfig, steps=2))
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
     assert set(result) >= {"before", "after", "grid", "report", "seconds", "first_image_seconds"}

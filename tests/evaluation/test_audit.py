@@ -225,10 +225,11 @@ def test_suggested_commands_can_be_run(
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none")
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
-    monkeypatch.setattr(train, "open_model", lambda *given: given)
+    for command in (train, generate):
+        monkeypatch.setattr(command, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
     monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})

@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, progress, table, words
-from respodiff.cli.generate import by_model
 from respodiff.cli.options import changes_from
 from respodiff.methods.registry import NAMES
 
@@ -39,8 +38,12 @@ def compare(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)", min=1)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -50,8 +53,7 @@ def compare(
     from respodiff.evaluation.judges import load
     from respodiff.evaluation.judges.differentiable import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import MethodComparison
-    from respodiff.experiments.plan import Plan
+    from respodiff.experiments.compare import MethodComparison, Plan
     from respodiff.methods.registry import methods_for
 
     kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
@@ -66,7 +68,8 @@ def compare(
         images=images or (3 if kind == "safety" else 4),
         prompts=prompts,
         scales=tuple(scale or (0.5, 1.0)),
-        **by_model(model == "embedded", steps, guidance),
+        steps=steps,
+        guidance=guidance,
         seed=seed,
         library=str(concepts or ""),
         settings=own,
@@ -85,7 +88,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     Raises:
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
-    from respodiff.experiments.plan import DRAWING, base_of, read_settings
+    from respodiff.experiments.compare import DRAWING, base_of, read_settings
     from respodiff.methods.registry import get_method
 
     out = read_settings(file, kind) if file else {}
