@@ -188,7 +188,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
         (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
-        (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),
+        (["--method", "prompt"], "--method prompt needs a concept; name one with --concept NAME"),
         (["--concept", "woman"], "--concept is for methods that need no training"),
         (["--method", "uce", "--set", "sam_weight=2", "--module", str(woman)], "--set is for methods that need no training"),
         (["--method", "negative", "--concept", "woman"], "method 'negative' takes safety concepts"),

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -230,8 +231,10 @@ def test_suggested_commands_can_be_run(
     seen: list[Any] = []
     for command in (train, generate):
         monkeypatch.setattr(command, "open_model", lambda *given: given)
-    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
-    monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
+    numbers = dict.fromkeys(("iterations", "seconds", "unet_forwards", "loss_first", "loss_last"), 1)
+    about = {"file": "", "concept": "", "relative_norm": None, "projection": None}
+    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda _resume: None))
+    monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, state, *_: seen.append((chosen.name, state.out)) or (about, numbers))
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
     for i, command in enumerate(trainings):
         assert respodiff(*shlex.split(command)[1:]).returncode == 0

@@ -114,7 +114,7 @@ def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[
     concepts = [known_concept(name, file) for name in names]
     if not concepts and not given:
         if found.default_concept is None:
-            raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+            raise ValueError(f"--method {method} needs a concept; name one with --concept NAME, or give --module FILE")
         concepts = [found.default_concept]
     out = []
     for c in concepts:
