@@ -97,7 +97,9 @@ def load_entries(
         if method and m.method != method:
             raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
     if not trains:
-        modules += built(method, names, file, pairs, bool(modules or added))
+        made = built(method, names, file, pairs, bool(modules or added))
+        added += [m for m in made if m.header.kind == "safety"]
+        modules += [m for m in made if m.header.kind != "safety"]
     elif method and not modules and not added:
         raise ValueError(
             f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
