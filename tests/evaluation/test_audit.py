@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,9 +229,17 @@ def test_suggested_commands_can_be_run(
     config = cli_audit.GenerateConfig(images=16, policy="none")
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
-    monkeypatch.setattr(train, "open_model", lambda *given: given)
-    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: out)
-    monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, out, *_: (seen.append((chosen.name, out)) or {}, ""))
+
+    numbers = dict.fromkeys(("iterations", "seconds", "unet_forwards", "loss_first", "loss_last"), 1)
+
+    def trained(_pipe: Any, chosen: Concept, _config: Any, state: Any, *_: Any) -> Any:
+        seen.append((chosen.name, state.out))
+        return {"file": "", "concept": chosen.name, "relative_norm": None, "projection": None}, numbers
+
+    for command in (train, generate):
+        monkeypatch.setattr(command, "open_model", lambda *given: given)
+    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda _resume: None))
+    monkeypatch.setattr(train, "_trained", trained)
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
     for i, command in enumerate(trainings):
         assert respodiff(*shlex.split(command)[1:]).returncode == 0

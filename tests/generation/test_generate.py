@@ -509,7 +509,7 @@ def test_counted_counts_samples_through_the_unet(tiny_pipe: Pipe, guidance: floa
 def test_text_in_place_of_a_list_and_file_in_place_of_a_module(tiny_pipe: Pipe) -> None:
     with pytest.raises(ValueError, match="prompts is the text 'a doctor'; give a list"):
         generate(tiny_pipe, "a doctor", [], settings())
-    with pytest.raises(ValueError, match=r"modules holds 'woman.safetensors'.*respodiff\.load"):
+    with pytest.raises(ValueError, match=r"'woman\.safetensors'"):
         generate(tiny_pipe, ["a doctor"], ["woman.safetensors"], settings())  # type: ignore[list-item]
 
 
