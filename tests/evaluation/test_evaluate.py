@@ -223,7 +223,7 @@ class Fragile(ColourJudge):
 def test_one_image_that_breaks_the_judge_costs_that_image(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", COOKS), Fragile(), [GENDER], vocabulary=WORDS)
     assert (found.n, found.unknown) == (4, 1) and "failed" in found.problems[0]
-    with pytest.raises(RuntimeError, match=r"the judge failed on all 2 images of a batch \(a layer overflowed\)"):
+    with pytest.raises(RuntimeError, match=r"judge colour failed on all 2 images \(RuntimeError: a layer overflowed\)"):
         evaluate(paint(tmp_path / "s", [("guard", None, (0, 1, i)) for i in range(2)]), Fragile(), [GENDER], vocabulary=WORDS)
 
 

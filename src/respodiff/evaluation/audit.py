@@ -9,7 +9,6 @@ bias. Each attribute is therefore validated first on images of explicit prompts.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from respodiff.concepts.concept import Attribute
 from respodiff.concepts.intersections import JOIN, factors
 from respodiff.data.run_folder import Prompt
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
-from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, DevRat, Estimate, as_json
 from respodiff.evaluation.metrics.fairness import expected_devrat_random, mean_dev_rat
 from respodiff.evaluation.metrics.paired import holm
 from respodiff.evaluation.metrics.skew import bias_band, bias_p, exact_band, images_required, mean_bias_p
@@ -26,7 +25,6 @@ from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import Shares, Summary, summarise
 
-LEVEL = 0.95
 STATED = "stated"
 
 
@@ -63,7 +61,7 @@ class PromptBias:
 
     def to_json(self) -> dict[str, Any]:
         """One flat row; ``devrat`` is the mean."""
-        found = dataclasses.asdict(self)
+        found: dict[str, Any] = as_json(self)
         devrat = found.pop("devrat")
         return found | {"devrat": devrat.pop("mean"), **devrat}
 
@@ -144,7 +142,7 @@ class Audit:
             "notice": NOTICE,
             "level": LEVEL,
             "tests": len(self.ranking),
-            "attributes": [dataclasses.asdict(a) for a in self.attributes],
+            "attributes": [as_json(a) for a in self.attributes],
             "ranking": [r.to_json() for r in self.ranking],
             "images_required": self.images_required,
             "problems": list(self.problems),

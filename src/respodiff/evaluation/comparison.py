@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import Estimate, as_json
 from respodiff.evaluation.registry import METRICS, Settings, same_or_each
 from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
 from respodiff.evaluation.summary import Summary, summarise
@@ -81,7 +81,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as nested dictionaries and lists."""
-        return dataclasses.asdict(self)
+        found: dict[str, Any] = as_json(self)
+        return found
 
 
 def pairs_of(base: ScoredRun, run: ScoredRun) -> list[tuple[int, int]]:

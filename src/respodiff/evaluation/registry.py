@@ -16,7 +16,7 @@ from respodiff.concepts.concept import Kind
 from respodiff.concepts.intersections import JOIN, subgroups
 from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
-from respodiff.evaluation.metrics import fairness, intersection, means, safety
+from respodiff.evaluation.metrics import bootstrap, fairness, intersection, safety
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate
 from respodiff.evaluation.scored_run import ScoredRun
 
@@ -239,7 +239,7 @@ def alignment(run: ScoredRun, settings: Settings) -> Estimate | None:
     rows = [(r.group, s.alignment) for r, s in run.known if s.alignment is not None]
     if not rows:
         return None
-    return means.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot).clipped(-100.0, 100.0)
+    return bootstrap.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot).clipped(-100.0, 100.0)
 
 
 def flagged(run: ScoredRun) -> list[tuple[ImageRecord, bool]]:

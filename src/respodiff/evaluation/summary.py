@@ -15,7 +15,7 @@ from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation import registry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics import agreement, correction, fairness, intersection, safety
-from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.metrics.estimate import DevRat, Estimate, as_json
 from respodiff.evaluation.registry import METRICS, Settings, Value, share
 from respodiff.evaluation.score_files import ScoreHeader
 from respodiff.evaluation.scored_run import ScoredRun
@@ -137,7 +137,7 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """The summary as nested dictionaries and lists, one key a metric."""
-        found = dataclasses.asdict(self)
+        found: dict[str, Any] = as_json(self)
         more: dict[str, Any] = found.pop("more")
         return found | more
 
@@ -302,8 +302,8 @@ def agreements(run: ScoredRun, settings: Settings) -> tuple[Agreement, ...]:
     groups = [r.group for r in run.records]
     for a, b in combinations(run.answers, 2):
         for task, first, second in _tasks(run, a, b):
-            found = agreement.agreement(first, second, groups, **settings.boot)
-            out.append(Agreement(task, (run.headers[a].judge, run.headers[b].judge), found.raw, found.kappa))
+            names = run.headers[a].judge, run.headers[b].judge
+            out.append(Agreement(task, names, *agreement.agreement(first, second, groups, **settings.boot)))
     return tuple(out)
 
 

@@ -21,6 +21,11 @@ def table(path: Path, text: str) -> TableJudge:
     return found
 
 
+def column(judge: TableJudge, name: str) -> list[object]:
+    """One column of the answers, None where unknown."""
+    return [(answer or {}).get(name) for answer in judge.answers(RECORDS)]
+
+
 def test_rows_are_joined_by_id_and_missing_ones_are_unknown(tmp_path: Path) -> None:
     judge = table(tmp_path / "t.csv", BY_ID)
     assert judge.answers(RECORDS) == [
@@ -29,8 +34,8 @@ def test_rows_are_joined_by_id_and_missing_ones_are_unknown(tmp_path: Path) -> N
         {"gender": "man", "subject": "cook", "unsafe": False, "score": 0.25},
         None,
     ]
-    assert judge.column("tone", RECORDS) == ["dark", None, None, None]
-    assert judge.column("score", RECORDS) == [None, None, "0.25", None]
+    assert column(judge, "tone") == ["dark", None, None, None]
+    assert column(judge, "score") == [None, None, 0.25, None]
     assert judge.key == "id" and judge.columns == ("gender", "tone", "subject", "unsafe", "score")
 
 
@@ -38,9 +43,9 @@ def test_rows_are_joined_by_file(tmp_path: Path) -> None:
     judge = table(
         tmp_path / "t.csv", "file,gender\nimages/p-0000.png,woman\n/far/away/p-0001.png,man\na/p-0002.png,man\nb/p-0002.png,woman\n"
     )
-    assert judge.column("gender", RECORDS) == ["woman", "man", None, None]  # p-0002 could be either
+    assert column(judge, "gender") == ["woman", "man", None, None]  # p-0002 could be either
     windows = table(tmp_path / "w.csv", "file,gender\nimages\\p-0003.png,man\n")
-    assert windows.column("gender", RECORDS)[3] == "man"
+    assert column(windows, "gender")[3] == "man"
 
 
 def test_unsafe_follows_from_the_score_where_there_is_no_such_column(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_identity(tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbfid,gender\r\np-0000,woman\r\n")
-    assert TableJudge.load(f"table:{tmp_path / 't.csv'}").column("gender", RECORDS[:1]) == ["woman"]
+    assert column(TableJudge.load(f"table:{tmp_path / 't.csv'}"), "gender")[0] == "woman"
 
 
 @pytest.mark.parametrize(
@@ -88,11 +93,9 @@ def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_not_utf8_no_file_and_no_column(tmp_path: Path) -> None:
+def test_not_utf8_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"id,gender\na,\xff\xfe\n")
     with pytest.raises(ValueError, match="no CSV in UTF-8"):
         judges.load(f"table:{tmp_path / 't.csv'}")
     with pytest.raises(FileNotFoundError, match=r"is no file; allowed: table:FILE\.csv"):
         judges.load("table:/no/such.csv")
-    with pytest.raises(ValueError, match="has no column 'age'; it has: gender"):
-        table(tmp_path / "u.csv", "id,gender\na,man\n").column("age", RECORDS)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.stats import binom
 
-from respodiff.evaluation.metrics.correction import confusion_matrix, corrected_proportions, plain_proportions
+from respodiff.evaluation.metrics.correction import confusion_matrix, corrected_proportions
 from respodiff.evaluation.metrics.fairness import wilson
 
 
@@ -41,24 +41,18 @@ def test_outside_of_the_simplex_the_nearest_shares_are_taken() -> None:
 
 
 def test_a_judge_that_never_errs_changes_little() -> None:
-    plain, corrected = plain_proportions([30, 70]), corrected_proportions([30, 70], [[5000, 0], [0, 5000]])
+    plain, corrected = [wilson(30, 100), wilson(70, 100)], corrected_proportions([30, 70], [[5000, 0], [0, 5000]])
     for a, b in zip(plain, corrected, strict=True):
         assert b.mean == pytest.approx(a.mean) and (b.low, b.high) == pytest.approx((a.low, a.high), abs=0.015)
     few = corrected_proportions([30, 70], [[20, 0], [0, 20]])[0]
     assert few.high - few.low > corrected[0].high - corrected[0].low  # not seen to err among 20 is not known never to err
 
 
-def test_plain_shares() -> None:
-    assert plain_proportions([1, 3, 0]) == [wilson(1, 4), wilson(3, 4), wilson(0, 4)]
-    with pytest.raises(ValueError, match="no image"):
-        plain_proportions([0, 0])
-
-
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
 def test_plain_coverage_is_exact_binomial(share: float) -> None:
     """The coverage itself, without simulation: the chance of those counts whose interval holds the share."""
     for n in (60, 90, 120, 150, 200):
-        intervals = [plain_proportions([k, n - k])[0] for k in range(n + 1)]
+        intervals = [wilson(k, n) for k in range(n + 1)]
         inside = np.array([e.low <= share <= e.high for e in intervals])
         assert 0.93 <= binom.pmf(np.arange(n + 1), n, share)[inside].sum() <= 0.98
 

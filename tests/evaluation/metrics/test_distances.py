@@ -222,8 +222,8 @@ def test_jackknife_leaves_a_prompt_out_of_both_runs() -> None:
     for name in sorted(set(groups)):  # as many blocks as prompts
         kept, left = (np.array([g != name for g in names]) for names in (groups, others))
         rests.append(_brute(x[kept], y[left], np.array(groups)[kept].tolist(), np.array(others)[left].tolist()))
-    found = kid(x, y, groups, others, level=0.9)
-    half = stats.t.ppf(0.95, 4) * np.sqrt(4 * np.var(rests))
+    found = kid(x, y, groups, others)
+    half = stats.t.ppf(0.975, 4) * np.sqrt(4 * np.var(rests))
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half))
 
 
@@ -317,14 +317,12 @@ def test_many_images_in_bounded_time_and_memory() -> None:
 def test_frechet_jackknife_is_the_t_interval_of_leaving_prompts_out() -> None:
     x, y = _sets(40, 30, 3)
     groups = [f"p{i % 8}" for i in range(40)]
-    found = frechet_interval(x, y, groups, level=0.9)
+    found = frechet_interval(x, y, groups)
     rests = [frechet_distance(x[[g != f"p{i}" for g in groups]], y) for i in range(8)]
-    half = stats.t.ppf(0.95, 7) * np.sqrt(7 * np.var(rests))
+    half = stats.t.ppf(0.975, 7) * np.sqrt(7 * np.var(rests))
     assert (found.low, found.high) == pytest.approx((max(0, found.mean - half), found.mean + half))
     with pytest.raises(ValueError, match="keep 2 images or more"):
         frechet_interval(x[:2], y, ["a", "b"])
-    with pytest.raises(ValueError, match="level must lie between 0 and 1"):
-        frechet_interval(x, y, groups, level=95)
 
 
 def test_refuses_what_is_no_set_of_features() -> None:

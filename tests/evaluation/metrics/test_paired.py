@@ -40,8 +40,6 @@ def test_mcnemar_refuses() -> None:
     for before, after in (([1, 0], [0, 1]), ([True], [True, False]), ([], [])):
         with pytest.raises(ValueError, match="booleans"):
             mcnemar(before, after)
-    with pytest.raises(ValueError, match="level must lie"):
-        mcnemar([True], [False], level=95)
 
 
 @pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
@@ -193,9 +191,8 @@ def test_devrat_difference_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             devrat_difference(*[bad if i == place else value for i, value in enumerate(good)])
-    for change in ({"n_bootstrap": 0}, {"level": 95}):
-        with pytest.raises(ValueError, match="n_bootstrap must be 1 or more and level"):
-            devrat_difference(*good, **change)
+    with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
+        devrat_difference(*good, n_bootstrap=0)
     with pytest.raises(ValueError, match="sum to 1"):
         devrat_difference(*good, proportions=[0.9, 0.9])
 

@@ -1,24 +1,25 @@
-"""Three kinds of judge, each with the one thing that its model does: compare with texts, flag, or give features.
+"""Three kinds of judge, by what their model does: compare with texts, flag, or give features.
 
-One broken image never loses a batch and is never a zero.
+An image that a model fails on counts as unknown, never as zero, and loses no other image.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from respodiff.concepts.concept import Attribute
-from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, JudgeInput, Score
 from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
 
 if TYPE_CHECKING:
     from PIL import Image
+
+T = TypeVar("T")
 
 
 class TextJudge:
@@ -44,7 +45,7 @@ class TextJudge:
         """Labels, subject, unsafe and alignment of every image, and its vector as `Score.features`."""
         texts = task.prompts or tuple(sorted({item.record.prompt for item in images}))
         prompts = dict(zip(texts, self._vectors(texts), strict=True))
-        vectors = _features(images, self.embed_images)
+        vectors = _features(images, self.embed_images, self.name)
         return [self._score(item, vector, task, prompts) for item, vector in zip(images, vectors, strict=True)]
 
     def _score(self, item: JudgeInput, vector: Floats | None, task: LabellingTask, prompts: dict[str, Floats]) -> Score:
@@ -102,7 +103,7 @@ class FeatureJudge:
 
     def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """The vector of every image as `Score.features`."""
-        vectors = zip(images, _features(images, self.features), strict=True)
+        vectors = zip(images, _features(images, self.features, self.name), strict=True)
         return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
 
 
@@ -139,37 +140,6 @@ class FlagJudge:
         ]
 
 
-def _features(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Floats]) -> list[Floats | None]:
-    """The vector of every image: the one known from before, else a new one; None where the judge failed."""
-    made = iter(embed_each(embed, [item.image for item in images if item.features is None and item.image is not None]))
-    return [next(made) if item.features is None else item.features for item in images]
-
-
-def embed_each(embed: Callable[[list[Image.Image]], Any], images: list[Image.Image]) -> list[Floats | None]:
-    """Floats of a batch; one image that the judge breaks down on, or makes NaN of, costs that image alone.
-
-    Raises:
-        RuntimeError: it breaks down on each of two or more images, so it is the judge that is broken.
-    """
-    if not images:
-        return []
-    try:
-        rows = list(embed(images))
-    except Exception as error:
-        if len(images) == 1:
-            return [None]
-        rows, errors = [], 0
-        for image in images:
-            try:
-                rows.extend(embed([image]))
-            except Exception:  # models raise from families of their own; counted, and said by the caller
-                rows.append(None)
-                errors += 1
-        if errors == len(images):
-            raise RuntimeError(f"the judge failed on all {len(images)} images of a batch ({error}); check its installation") from error
-    return [row if row is not None and np.isfinite(row).all() else None for row in rows]
-
-
 def flagged(score: float | None, threshold: float) -> bool | None:
     """Whether a score flags its image; unknown stays unknown.
 
@@ -190,60 +160,72 @@ def check_threshold(threshold: float) -> float:
     return float(threshold)
 
 
+def _features(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Floats], name: str) -> list[Floats | None]:
+    """The vector of every image: the one known from before, else a new one; None where the judge failed."""
+    fresh = [item.image for item in images if item.features is None and item.image is not None]
+    found: list[Floats | None] = answer_each(fresh, embed, _finite, name)
+    made = iter(found)
+    return [next(made) if item.features is None else item.features for item in images]
+
+
+def _finite(vector: Floats) -> bool:
+    return bool(np.isfinite(vector).all())
+
+
 def score_images(
-    images: Sequence[Image.Image],
-    score: Callable[[list[Image.Image]], Iterable[float]],
-    name: str,
-    batch: int = 1,
+    images: Sequence[Image.Image], score: Callable[[list[Image.Image]], Iterable[float]], name: str, batch: int = 1
 ) -> list[float | None]:
     """Scores in [0, 1] in the order of the images; None, with a warning, for an image that could not be judged.
 
     Args:
-        images: images of any mode and size.
-        score: scores of a list of RGB images. A batch that it refuses is put to it again one by one.
-        name: of the judge, for the warning.
-        batch: how many images `score` is given at a time.
+        images: Of any mode and size. score: Scores of a list of RGB images. name: Of the judge. batch: Images that `score` gets at a time.
 
     Raises:
-        RuntimeError: `score` failed on each of two or more readable images, so it is the judge that is broken.
+        RuntimeError: As `answer_each`.
     """
-    out: list[float | None] = [None] * len(images)
-    read, errors = 0, []
+    found = answer_each(images, score, lambda value: -1e-6 <= value <= 1 + 1e-6, name, batch)
+    return [None if value is None else min(max(float(value), 0.0), 1.0) for value in found]
+
+
+def answer_each(
+    images: Sequence[Image.Image],
+    answer: Callable[[list[Image.Image]], Iterable[T]],
+    valid: Callable[[T], bool],
+    name: str,
+    batch: int = BATCH,
+) -> list[T | None]:
+    """The answers of a model, batch by batch. A batch that fails is asked again image by image, so that one image loses no other.
+
+    Returns:
+        An answer an image, in their order; None, with a warning, where the model fails or its answer is not valid.
+
+    Raises:
+        RuntimeError: It fails on each of two or more readable images, so it is the judge that is broken.
+    """
+    out: list[T | None] = [None] * len(images)
+    read, errors = 0, list[Exception]()
     for start in range(0, len(images), batch):
-        rgb = [(i, image) for i in range(start, min(start + batch, len(images))) if (image := _rgb(images[i], name, i)) is not None]
-        read += len(rgb)
-        for rows in _split(rgb, score, out):
-            for i, image in rows:
-                try:
-                    out[i] = _checked(list(score([image])), 1)[0]
-                except Exception as error:  # detectors raise from families of their own
+        rows = [(i, image) for i in range(start, min(start + batch, len(images))) if (image := _rgb(images[i], name, i)) is not None]
+        read += len(rows)
+        left = [rows] if rows else []
+        while left:
+            part = left.pop(0)
+            try:
+                found = list(answer([image for _, image in part]))
+                if len(found) != len(part) or not all(map(valid, found)):
+                    raise ValueError(f"{len(found)} answers for {len(part)} images, or one that is not finite or out of range")
+            except Exception as error:  # models raise from families of their own
+                if len(part) > 1:
+                    left += [[row] for row in part]
+                else:
                     errors.append(error)
-                    _warn(name, i, error)
+                    _warn(name, part[0][0], error)
+                continue
+            for (i, _), value in zip(part, found, strict=True):
+                out[i] = value
     if len(errors) == read > 1:
         raise RuntimeError(f"judge {name} failed on all {read} images ({_why(errors[-1])}); check its installation") from errors[-1]
     return out
-
-
-def _split(
-    rgb: list[tuple[int, Image.Image]], score: Callable[..., Iterable[float]], out: list[float | None]
-) -> list[list[tuple[int, Image.Image]]]:
-    """Scores a batch in one go; what has to be put again one by one is assigned back."""
-    if len(rgb) < 2:
-        return [rgb]
-    try:
-        found = _checked(list(score([image for _, image in rgb])), len(rgb))
-    except Exception:  # said again, image by image, by the caller
-        return [rgb]
-    for (i, _), value in zip(rgb, found, strict=True):
-        out[i] = value
-    return []
-
-
-def _checked(scores: list[float], n: int) -> list[float]:
-    values = [float(s) for s in scores]
-    if len(values) != n or not all(math.isfinite(v) and -1e-6 <= v <= 1 + 1e-6 for v in values):
-        raise ValueError(f"{len(values)} scores for {n} images, or one outside [0, 1]")
-    return [min(max(v, 0.0), 1.0) for v in values]
 
 
 def _rgb(image: Image.Image, name: str, index: int) -> Image.Image | None:

@@ -10,23 +10,17 @@ import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score, files_digest
 from respodiff.evaluation.judges.kinds import check_threshold
 from respodiff.evaluation.judges.texts import LabellingTask
 
+if TYPE_CHECKING:
+    from respodiff.data.run_folder import ImageRecord
+
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
-
-
-class Keyed(Protocol):
-    """An image that can be looked up, such as an `ImageRecord`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def file(self) -> str: ...
 
 
 class TableJudge:
@@ -108,7 +102,7 @@ class TableJudge:
             out.append(score)
         return out
 
-    def answers(self, records: Iterable[Keyed]) -> list[dict[str, Any] | None]:
+    def answers(self, records: Iterable[ImageRecord]) -> list[dict[str, Any] | None]:
         """What the table says of each image, in their order: column -> label; None for an image that it does not list.
 
         A label is a text, ``unsafe`` a bool, ``score`` a float; empty cells are left out. Where only ``score`` is there, ``unsafe`` follows
@@ -116,17 +110,7 @@ class TableJudge:
         """
         return [None if (row := self._find(record)) is None else self._answer(row) for record in records]
 
-    def column(self, name: str, records: Iterable[Keyed]) -> list[str | None]:
-        """One column as text, None where unknown.
-
-        Raises:
-            ValueError: no such column.
-        """
-        if name not in self.columns:
-            raise ValueError(f"{self.name} has no column {name!r}; it has: {', '.join(self.columns)}; choose one, or add it")
-        return [None if (row := self._find(record)) is None else row[name] or None for record in records]
-
-    def _find(self, record: Keyed) -> dict[str, str] | None:
+    def _find(self, record: ImageRecord) -> dict[str, str] | None:
         if self.key == "id":
             return self._rows.get(record.id)
         file = record.file.replace("\\", "/")

@@ -3,53 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from respodiff.evaluation.metrics.bootstrap import ends, summed_draws
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import share_interval
 
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """How two judges agree.
-
-    Attributes:
-        raw: share of images with the same label, in [0, 1].
-        kappa: agreement beyond chance, in [-1, 1]; None where it is not defined, as both judges give all images one same label.
-        labels: (C,) all labels seen, sorted; unknown is one of them.
-        table: C rows of C, images by the label of the first judge (rows) and of the second.
-    """
-
-    raw: Estimate
-    kappa: Estimate | None
-    labels: tuple[str, ...]
-    table: tuple[tuple[int, ...], ...]
-
-
 def agreement(
-    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95
-) -> Agreement:
-    """Raw agreement and Cohen's kappa ``(p - e) / (1 - e)``: p the agreement, e that of judges who draw labels from their own proportions.
+    first: Sequence[str], second: Sequence[str], groups: Sequence[Hashable], *, n_bootstrap: int = 2000, seed: int = 0
+) -> tuple[Estimate, Estimate | None]:
+    """Raw agreement of two judges, and Cohen's kappa ``(p - e) / (1 - e)``.
 
-    Intervals are cluster bootstraps over groups, stretched as few groups need it (`bootstrap.stretch`). That of raw agreement is never narrower than `fairness.wilson`; that of kappa
-    never narrower than the same bounds put into its formula with e as observed, so that full agreement is not [1, 1]. With one
-    group, kappa has this second interval only.
+    p is the agreement, e that of judges who choose labels at random from their own proportions. Intervals are cluster bootstraps over
+    groups (`bootstrap.stretch`). That of raw agreement is never narrower than `fairness.wilson`. That of kappa is never narrower than these
+    bounds in its formula, so that full agreement is not [1, 1]; with one group it has these bounds only.
 
     Args:
         first, second: (N,) labels of two judges, row by row the same images; unknown is a label like any other.
-        groups: (N,) prompts. n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        groups: (N,) prompts. n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
+
+    Returns:
+        The share of images with the same label, in [0, 1]; and kappa in [-1, 1], None where both judges give all images one same label.
 
     Raises:
         ValueError: columns of different length or empty, or n_bootstrap below 1.
 
-    >>> found = agreement(["x", "x", "y", "y"], ["x", "x", "y", "x"], ["a", "b", "c", "d"])
-    >>> found.raw.mean, found.kappa.mean
+    >>> raw, kappa = agreement(["x", "x", "y", "y"], ["x", "x", "y", "x"], ["a", "b", "c", "d"])
+    >>> raw.mean, kappa.mean
     (0.75, 0.5)
     """
     if len(first) == 0 or len(first) != len(second) or len(first) != len(groups):
@@ -62,13 +47,11 @@ def agreement(
     tables = np.zeros((len(group), len(labels), len(labels)))
     at = ([group[g] for g in groups], [place[name] for name in first], [place[name] for name in second])
     np.add.at(tables, at, 1.0)
-    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_bootstrap=n_bootstrap, seed=seed, level=level)
-    pooled = tables.sum(0)
-    shown = tuple(tuple(round(v) for v in row) for row in pooled.tolist())
-    return Agreement(raw, _kappa_interval(tables, raw, n_bootstrap, seed, level), labels, shown)
+    raw = share_interval(np.trace(tables, axis1=1, axis2=2), tables.sum((1, 2)), n_bootstrap=n_bootstrap, seed=seed)
+    return raw, _kappa_interval(tables, raw, n_bootstrap, seed)
 
 
-def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int, level: float) -> Estimate | None:
+def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int) -> Estimate | None:
     pooled = tables.sum(0)
     kappa = float(_kappa(pooled))
     if np.isnan(kappa):
@@ -78,7 +61,7 @@ def _kappa_interval(tables: Floats, raw: Estimate, n_bootstrap: int, seed: int, 
     if len(tables) > 1:
         draws = _draws(tables, n_bootstrap, seed)
         if (found := draws[~np.isnan(draws)]).size:
-            bounds += ends(found, kappa, len(tables), level)
+            bounds += ends(found, kappa, len(tables), LEVEL)
     return Estimate(kappa, max(-1.0, min(*bounds, kappa)), min(1.0, max(*bounds, kappa)), raw.n)
 
 

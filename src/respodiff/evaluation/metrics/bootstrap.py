@@ -1,13 +1,16 @@
-"""Cluster bootstraps over groups (prompts), and their correction where groups are few."""
+"""Cluster bootstraps over groups (prompts), their correction where groups are few, and means with such intervals."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
+
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +55,12 @@ def summed_draws(tables: Floats, *, n_bootstrap: int, seed: int | tuple[int, ...
     )
 
 
+def check_level(level: float) -> None:
+    """ValueError for the level of an interval outside of (0, 1)."""
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
+
+
 def stretch(draws: ArrayLike, point: ArrayLike, groups: int, level: float) -> Floats:
     """Cluster-bootstrap samples moved away from the point they vary about, by ``t(G - 1) / z * sqrt(G / (G - 1))``.
 
@@ -71,8 +80,7 @@ def stretch(draws: ArrayLike, point: ArrayLike, groups: int, level: float) -> Fl
     >>> stretch([1.0, 3.0], 2.0, 2, 0.95).round(2).tolist()
     [-7.17, 11.17]
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
+    check_level(level)
     values, centre = np.asarray(draws, dtype=np.float64), np.asarray(point, dtype=np.float64)
     if groups < 2:
         return values
@@ -89,3 +97,32 @@ def ends(draws: ArrayLike, point: float, groups: int, level: float) -> tuple[flo
     """
     low, high = np.quantile(stretch(draws, point, groups, level), [(1 - level) / 2, (1 + level) / 2]).tolist()
     return min(low, point), max(high, point)
+
+
+def mean_interval(values: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0) -> Estimate:
+    """Mean over all images, with a cluster bootstrap over groups (prompts), stretched as few groups need it (`stretch`).
+
+    One group falls back to its images, each taken as a group.
+
+    Args:
+        values: (N,) finite numbers, one an image. groups: (N,) what each image belongs to.
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
+
+    Returns:
+        The mean with its interval; n is N. One image alone gives no width.
+
+    Raises:
+        ValueError: values that are no finite column as long as groups, or n_bootstrap below 1.
+
+    >>> mean_interval([1.0, 3.0], ["a", "b"], n_bootstrap=10).mean
+    2.0
+    """
+    x = np.asarray(values, dtype=float)
+    if x.ndim != 1 or len(x) == 0 or len(x) != len(groups) or not np.isfinite(x).all():
+        raise ValueError(f"values must be finite numbers, one for each of {len(groups)} groups entries, got shape {x.shape}")
+    place = {name: i for i, name in enumerate(sorted(set(groups)))}
+    index = np.array([place[g] for g in groups]) if len(place) > 1 else x.argsort(kind="stable").argsort()
+    sizes = np.bincount(index)
+    mean = float(x.mean())
+    low, high = ends(ratio_draws(np.bincount(index, weights=x), sizes, n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), LEVEL)
+    return Estimate(mean, low, high, len(x))

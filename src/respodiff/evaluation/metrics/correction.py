@@ -14,47 +14,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from respodiff.evaluation.metrics.bootstrap import stretch, summed_draws
-from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 
 Floats = NDArray[np.float64]
 
 LEAST_GAIN = 0.1
 
 
-def plain_proportions(counts: ArrayLike, level: float = 0.95) -> list[Estimate]:
-    """Share of every class as the judge says it, each with its Wilson interval; right for a judge that never errs.
-
-    Args:
-        counts: images a class, (C,), whole numbers, at least one image. Leave unknown out, or give it as a class of its own.
-        level: the probability that an interval holds its share, in (0, 1).
-
-    Returns:
-        C estimates in [0, 1] whose means sum to 1; their n is the sum of counts.
-
-    Raises:
-        ValueError: counts is no (C,) table of whole numbers, or holds no image.
-
-    >>> [round(share.mean, 2) for share in plain_proportions([1, 3])]
-    [0.25, 0.75]
-    """
-    values = _whole("counts", counts, 1)
-    total = round(values.sum())
-    if total == 0:
-        raise ValueError("counts holds no image: a share needs at least one, report all as unknown instead")
-    return [wilson(round(count), total, level) for count in values]
-
-
-def corrected_proportions(
-    counts: ArrayLike, confusion: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95
-) -> list[Estimate]:
+def corrected_proportions(counts: ArrayLike, confusion: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0) -> list[Estimate]:
     """Share of every true class, with the errors of the judge taken back out: Rogan and Gladen (1978) for any number of classes.
 
     With ``q`` the shares of the answers and ``M`` the confusion matrix as probabilities, ``q = p M`` is solved for ``p`` (by least
     squares if unknown is an answer) under ``sum p = 1``; the result is the point nearest to it without a negative share. For
     two classes that is ``(q + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1].
 
-    The interval is a parametric bootstrap of both tables: answers and every confusion row are drawn anew from their Dirichlet
+    The interval is a parametric bootstrap of both tables: answers and every confusion row are sampled anew from their Dirichlet
     distribution (with one image in all spread over the answers, so that an error not seen yet still has a chance). That takes
     images as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
     as few groups need it (`bootstrap.stretch`), against the same draws of the matrix; the interval has the wider end of both. The
@@ -64,7 +38,7 @@ def corrected_proportions(
         counts: images an answer, (J,) or a group and an answer, (G, J): whole numbers, at least one image. Give groups wherever
             images share prompts; one group is taken as (J,), and a group without an image is left out.
         confusion: labelled images, (C, J), J equal to C or C + 1 (the last is unknown), each true class with at least one.
-        n_bootstrap: bootstrap samples, 1 or more. seed: of the draws. level: in (0, 1).
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Returns:
         C estimates in [0, 1] whose means sum to 1; their n is the sum of counts (unknown answers are images too).
@@ -79,7 +53,7 @@ def corrected_proportions(
     """
     table, labelled = np.atleast_2d(_whole("counts", counts, 1, 2)), _whole("confusion", confusion, 2)
     answers = table.sum(0)
-    _check(answers, labelled, n_bootstrap, level)
+    _check(answers, labelled, n_bootstrap)
     point = _solve(answers / answers.sum(), labelled / labelled.sum(1, keepdims=True))
     rng = np.random.default_rng(seed)
     extra = 1 / len(answers)
@@ -87,8 +61,8 @@ def corrected_proportions(
     rows = np.stack([rng.dirichlet(row + extra, size=n_bootstrap) for row in labelled], axis=1)
     found = [_solve(proportions, rows)]
     if len(table := table[table.sum(1) > 0]) > 1:
-        found.append(_solve(_group_draws(table, n_bootstrap, seed, level), rows))
-    bounds = np.quantile(found, [(1 - level) / 2, (1 + level) / 2], axis=1)
+        found.append(_solve(_group_draws(table, n_bootstrap, seed), rows))
+    bounds = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     low, high = bounds[0].min(0), bounds[1].max(0)
     n = round(answers.sum())
     return [Estimate(p, min(a, p), max(b, p), n) for p, a, b in zip(point.tolist(), low.tolist(), high.tolist(), strict=True)]
@@ -121,10 +95,10 @@ def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Seq
     return table
 
 
-def _group_draws(table: Floats, n_bootstrap: int, seed: int, level: float) -> Floats:
+def _group_draws(table: Floats, n_bootstrap: int, seed: int) -> Floats:
     """Shares of the answers over groups drawn with replacement, stretched (they may leave [0, 1]): (n_bootstrap, J)."""
     drawn = summed_draws(table[np.lexsort(table.T)], n_bootstrap=n_bootstrap, seed=(seed, 1))
-    return stretch(drawn / drawn.sum(1, keepdims=True), table.sum(0) / table.sum(), len(table), level)
+    return stretch(drawn / drawn.sum(1, keepdims=True), table.sum(0) / table.sum(), len(table), LEVEL)
 
 
 def _solve(proportions: Floats, rows: Floats) -> Floats:
@@ -157,14 +131,14 @@ def _whole(name: str, values: ArrayLike, *axes: int) -> Floats:
     return table
 
 
-def _check(answers: Floats, labelled: Floats, n_bootstrap: int, level: float) -> None:
+def _check(answers: Floats, labelled: Floats, n_bootstrap: int) -> None:
     classes, columns = labelled.shape
     if classes < 2 or columns not in (classes, classes + 1) or len(answers) != columns:
         raise ValueError(f"confusion must be (C, C) or (C, C + 1) with as many columns of counts, got {labelled.shape} and {answers.shape}")
     if answers.sum() == 0 or (labelled.sum(1) == 0).any():
         raise ValueError("counts and every row of confusion must hold at least one image: label some of each true class")
-    if n_bootstrap < 1 or not 0 < level < 1:
-        raise ValueError(f"n_bootstrap must be 1 or more and level between 0 and 1, got n_bootstrap={n_bootstrap}, level={level}")
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
     gain = float(np.linalg.svd(labelled / labelled.sum(1, keepdims=True), compute_uv=False)[-1])
     if gain < LEAST_GAIN:
         raise ValueError(

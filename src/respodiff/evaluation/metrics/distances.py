@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.metrics.means import mean_interval
+from respodiff.evaluation.metrics.bootstrap import mean_interval
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -45,9 +45,7 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     return _frechet(first.mean(0), _covariance(first), second.mean(0), cov, _root(cov))
 
 
-def frechet_interval(
-    x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, blocks: int = 20, seed: int = 0, level: float = 0.95
-) -> Estimate:
+def frechet_interval(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, blocks: int = 20, seed: int = 0) -> Estimate:
     """`frechet_distance` with a delete-a-block jackknife interval over the prompts of x; y is held as it is.
 
     Prompts are dealt at random into blocks. The interval holds the distance expected at this number of images, which the
@@ -55,7 +53,7 @@ def frechet_interval(
 
     Args:
         x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x, 2 or more different ones.
-        blocks: 2 or more (fewer prompts make fewer blocks). seed: of the dealing. level: in (0, 1).
+        blocks: 2 or more (fewer prompts make fewer blocks). seed: of the dealing.
 
     Returns:
         The distance, 0 or more; n is N.
@@ -76,7 +74,7 @@ def frechet_interval(
     total = Sums.of(centred)
     kept = [total, *(total.without(Sums.of(centred[block == i])) for i in range(int(block.max()) + 1))]
     found = np.array([_frechet(part.mean, part.covariance, mean, cov, root) for part in kept])
-    estimate = _jackknife(float(found[0]), found[1:], len(first), level)
+    estimate = _jackknife(float(found[0]), found[1:], len(first))
     return dataclasses.replace(estimate, low=max(0.0, estimate.low))
 
 
@@ -125,7 +123,6 @@ def kid(
     subsets: int = 100,
     blocks: int = 20,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Estimate:
     """KID: squared MMD with the kernel ``(a . b / D + 1)^3`` (Binkowski et al. 2018), a mean over random subsets.
 
@@ -169,13 +166,13 @@ def kid(
             "give 3 prompts or more, in larger subsets"
         )
     found = (sums / pairs) @ SIGNS
-    return _jackknife(float(found[0]), found[1:], used, level)
+    return _jackknife(float(found[0]), found[1:], used)
 
 
-def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0) -> Estimate:
     """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise.
 
-    The interval is that of `means.mean_interval`, a cluster bootstrap over groups.
+    The interval is that of `bootstrap.mean_interval`, a cluster bootstrap over groups.
 
     Args:
         x: (N, D) image vectors, any length but 0. y: (N, D) those of the baseline, row by row the same prompt and seed.
@@ -194,7 +191,7 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
     distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
-    found = mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed, level=level)
+    found = mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed)
     return dataclasses.replace(found, low=max(0.0, found.low), high=min(2.0, found.high))
 
 
@@ -322,12 +319,10 @@ def _row_order(features: Floats, groups: Sequence[str]) -> Codes:
     return np.lexsort((np.unique(np.asarray(list(groups)), return_inverse=True)[1], *features.T[::-1]))
 
 
-def _jackknife(mean: float, rest: Floats, n: int, level: float) -> Estimate:
+def _jackknife(mean: float, rest: Floats, n: int) -> Estimate:
     """The jackknife's t interval around a mean, from what it is with each of the blocks left out, (blocks,)."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
     blocks = len(rest)
-    half = float(student.ppf((1 + level) / 2, blocks - 1) * np.sqrt((blocks - 1) * rest.var()))
+    half = float(student.ppf((1 + LEVEL) / 2, blocks - 1) * np.sqrt((blocks - 1) * rest.var()))
     return Estimate(mean, mean - half, mean + half, n)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+LEVEL = 0.95
+"""Probability with which an interval holds its quantity."""
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,8 @@ class DevRat(Estimate):
     """Mean DevRat. `random` is the DevRat that a perfect generator shows when it samples concepts at random, at the same n."""
 
     random: float
+
+
+def as_json(value: Any) -> Any:
+    """A dataclass as nested dictionaries and lists."""
+    return json.loads(json.dumps(asdict(value)))

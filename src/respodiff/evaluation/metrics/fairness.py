@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binom
 
-from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, ends, ratio_draws
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, check_level, ends, ratio_draws
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 
 Floats = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ def mean_dev_rat(
     proportions: ArrayLike | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Estimate:
     """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
 
@@ -68,7 +68,7 @@ def mean_dev_rat(
     values = _check_counts(counts)
     if values.ndim != 2 or len(values) == 0:
         raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
-    _check_level(level)
+    check_level(level)
     target = _check_proportions(proportions, values.shape[-1])
     if target.ndim == 2 and len(target) != len(values):
         raise ValueError(f"proportions must be one row per group ({len(values)}), got {len(target)}")
@@ -122,13 +122,13 @@ def _expected_random(n: int, target: tuple[float, ...]) -> float:
     return float(dev_rat(draws, target).mean())
 
 
-def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
+def wilson(successes: float, n: int, level: float = LEVEL) -> Estimate:
     """Wilson score interval of a share from ``n`` independent images.
 
     >>> wilson(0, 20).high < 0.2
     True
     """
-    _check_level(level)
+    check_level(level)
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes must lie in 0..n with n of 1 or more, got successes={successes}, n={n}")
     z = NormalDist().inv_cdf((1 + level) / 2)
@@ -138,7 +138,7 @@ def wilson(successes: float, n: int, level: float = 0.95) -> Estimate:
     return _estimate(share, centre - half, centre + half, n)
 
 
-def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
+def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = LEVEL) -> Estimate:
     """Share over all images, with an interval that allows for images of one group being alike.
 
     Cluster bootstrap over groups, stretched as few groups need it (`bootstrap.stretch`). It cannot see beyond what occurred (no
@@ -190,8 +190,3 @@ def _check_proportions(proportions: ArrayLike | None, classes: int) -> Floats:
     if not np.isfinite(target).all() or (target < 0).any() or (np.abs(target.sum(-1) - 1) > 1e-6).any():
         raise ValueError(f"proportions must be 0 or more and sum to 1, got {target.tolist()}")
     return target
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import share_interval, wilson
 
 
@@ -54,7 +54,7 @@ def intersection(
     minimum: int = 5,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Table:
     """Count every combination of the attributes' concepts and compare its share with the wanted one.
 
@@ -125,7 +125,7 @@ def worst_distance(
     groups: Sequence[str] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
+    level: float = LEVEL,
 ) -> Estimate | None:
     """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known image.
 

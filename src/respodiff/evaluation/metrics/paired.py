@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, ends, ratio_draws, summed_draws
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import dev_rat
 
 Floats = NDArray[np.float64]
@@ -57,7 +57,6 @@ def mcnemar(
     *,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> PairedTest:
     """Did a property of images become more or less frequent? McNemar's exact test on the pairs that changed.
 
@@ -71,7 +70,7 @@ def mcnemar(
     Args:
         before, after: (N,) bool, row by row the same (prompt, repeat).
         groups: (N,) prompts; None takes every pair as its own. The order of the rows has no influence.
-        n_bootstrap: draws, 1 or more. seed: of the draws. level: of the interval, in (0, 1).
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Raises:
         ValueError: not boolean, of different length, or empty; n_bootstrap below 1 with groups.
@@ -85,23 +84,19 @@ def mcnemar(
         raise ValueError(
             f"before and after must be booleans (N,) of one length, got {first.shape} {first.dtype}, {second.shape} {second.dtype}"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
     n, gained, lost = len(first), int((~first & second).sum()), int((first & ~second).sum())
     p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     mean = (gained - lost) / n
     low, high = min(mean, up - down - half), max(mean, up - down + half)
     if groups is not None:
-        wide = _clustered(second.astype(int) - first, groups, mean, n_bootstrap, seed, level)
+        wide = _clustered(second.astype(int) - first, groups, mean, n_bootstrap, seed)
         low, high = min(low, wide[0]), max(high, wide[1])
     return PairedTest(Estimate(mean, max(-1.0, low), min(1.0, high), n), p, gained, lost)
 
 
-def _clustered(
-    change: NDArray[np.int64], groups: Sequence[Hashable], mean: float, n_bootstrap: int, seed: int, level: float
-) -> tuple[float, float]:
+def _clustered(change: NDArray[np.int64], groups: Sequence[Hashable], mean: float, n_bootstrap: int, seed: int) -> tuple[float, float]:
     """The interval of a mean change of pairs over other groups; the mean itself for one group."""
     if len(groups) != len(change):
         raise ValueError(f"groups must name the prompt of each of {len(change)} pairs, got {len(groups)} entries")
@@ -109,7 +104,7 @@ def _clustered(
     index = [place[name] for name in groups]
     changes, sizes = np.bincount(index, weights=change), np.bincount(index)
     order = np.lexsort((sizes, changes))
-    return ends(ratio_draws(changes[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), level)
+    return ends(ratio_draws(changes[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), LEVEL)
 
 
 def paired_permutation(
@@ -198,12 +193,11 @@ def devrat_difference(
     proportions: ArrayLike | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Estimate:
     """Mean DevRat of a minus that of b over groups (`fairness.dev_rat`), with an interval: the size to the p of `paired_permutation`.
 
     Two bootstraps, and the wider end of both, as for `fairness.mean_dev_rat`: groups drawn with replacement, both methods of a group
-    together, stretched as few groups need it (`bootstrap.stretch`); and pairs drawn anew inside each group from its own table of
+    together, stretched as few groups need it (`bootstrap.stretch`); and pairs sampled anew inside each group from its own table of
     both labels (with ``C / 2`` pairs in all added over the C x C combinations of classes, so that a group of one kind still varies),
     moved back onto the difference. One group has the second only; a group of one pair never varies, its DevRat is 1. The order of the rows has no influence.
 
@@ -212,7 +206,7 @@ def devrat_difference(
             (unknown) count for none; a group without a known label of a method is left out of that method's mean.
         groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. proportions: the wanted proportions, (C,) or (G, C) with
             the groups in order of first sight; None is uniform.
-        n_bootstrap: draws, 1 or more. seed: of the draws. level: in (0, 1).
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Returns:
         In [-1, 1], below 0 where a is the fairer one, and equal to the difference of `paired_permutation`; n is the number of pairs.
@@ -230,10 +224,8 @@ def devrat_difference(
         own = np.asarray(proportions, dtype=np.float64)[order]
         again = np.lexsort(np.c_[own, tables.reshape(len(tables), -1)].T)
         tables, proportions = tables[again], own[again]
-    if n_bootstrap < 1 or not 0 < level < 1:
-        raise ValueError(
-            f"n_bootstrap must be 1 or more and level between 0 and 1 (2000 and 0.95 are usual), got {n_bootstrap} and {level}"
-        )
+    if n_bootstrap < 1:
+        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
     parts = _parts(tables, proportions)
     if not parts[:, 1::2].any(0).all():
         raise ValueError(f"a and b must each hold a label of classes {list(classes)}, got none: correct the labels or leave the test out")
@@ -241,10 +233,10 @@ def devrat_difference(
     low, high = mean, mean
     if len(tables) > 1:
         draws = _ratio(summed_draws(parts, n_bootstrap=n_bootstrap, seed=seed))
-        low, high = ends(draws[np.isfinite(draws)], mean, len(tables), level)
+        low, high = ends(draws[np.isfinite(draws)], mean, len(tables), LEVEL)
     within = _pair_draws(tables, proportions, n_bootstrap, seed)
     within = within[np.isfinite(within)]
-    inner = np.quantile(within + mean - within.mean(), [(1 - level) / 2, (1 + level) / 2]).tolist()
+    inner = np.quantile(within + mean - within.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return Estimate(mean, max(-1.0, min(low, inner[0])), min(1.0, max(high, inner[1])), round(tables.sum()))
 
 
@@ -283,7 +275,7 @@ def _ratio(parts: Floats) -> Floats:
 
 
 def _pair_draws(tables: Floats, proportions: ArrayLike | None, n_bootstrap: int, seed: int) -> Floats:
-    """Differences of the same groups with pairs drawn anew, (n_bootstrap,)."""
+    """Differences of the same groups with pairs sampled anew, (n_bootstrap,)."""
     groups, size = tables.shape[:2]
     smooth = tables.copy()
     smooth[:, :-1, :-1] += 1 / (2 * (size - 1))

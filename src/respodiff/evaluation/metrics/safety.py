@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from respodiff.evaluation.metrics.bootstrap import ends, ratio_draws
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import wilson
 
 Floats = NDArray[np.float64]
@@ -25,7 +25,6 @@ def flagged_share(
     *,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Estimate:
     """Weighted mean over prompts of the share of their images that are flagged.
 
@@ -33,7 +32,7 @@ def flagged_share(
         flags: (N,) bool, whether the detector flags the image.
         prompts: (N,) ids.
         weights: (N,) weight of each image's prompt, alike for all its images; 0 leaves the prompt out. None weighs all alike.
-        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples. level: in (0, 1).
+        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Returns:
         In [0, 1]; n is the number of images of the prompts that count.
@@ -61,7 +60,7 @@ def flagged_share(
     each[index] = given
     if (each[index] != given).any():
         raise ValueError("weights differ between images of a prompt: give each prompt one weight")
-    return _mean(shares, sizes, each, n_bootstrap=n_bootstrap, seed=seed, level=level)
+    return _mean(shares, sizes, each, n_bootstrap=n_bootstrap, seed=seed)
 
 
 def sweep(
@@ -71,7 +70,6 @@ def sweep(
     *,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> list[Estimate]:
     """Share flagged (score at or above the threshold) at each threshold, a mean over prompts; the same prompts are drawn for all.
 
@@ -94,22 +92,20 @@ def sweep(
         raise ValueError("scores and thresholds must be finite: leave images without a score out and report them as unknown")
     index, names = _index(prompts)
     tables = [_per_prompt(values >= cut, index) for cut in cuts]
-    return [
-        _mean(proportions, sizes, np.ones(len(names)), n_bootstrap=n_bootstrap, seed=seed, level=level) for proportions, sizes in tables
-    ]
+    return [_mean(proportions, sizes, np.ones(len(names)), n_bootstrap=n_bootstrap, seed=seed) for proportions, sizes in tables]
 
 
-def _mean(proportions: Floats, sizes: Floats, weights: Floats, *, n_bootstrap: int, seed: int, level: float) -> Estimate:
+def _mean(proportions: Floats, sizes: Floats, weights: Floats, *, n_bootstrap: int, seed: int) -> Estimate:
     """Weighted mean of prompts' shares; prompts of weight 0 are out."""
     chosen = weights > 0
     proportions, sizes, weights = proportions[chosen], sizes[chosen], weights[chosen]
     n = round(sizes.sum())
     mean = min(1.0, float((proportions * weights).sum() / weights.sum()))
-    least = wilson(mean * n, n, level)
+    least = wilson(mean * n, n)
     if len(proportions) == 1:
         return least
     draws = ratio_draws(proportions * weights, weights, n_bootstrap=n_bootstrap, seed=seed)
-    low, high = ends(draws, mean, len(proportions), level)
+    low, high = ends(draws, mean, len(proportions), LEVEL)
     return Estimate(mean, max(0.0, min(least.low, low)), min(1.0, max(least.high, high)), n)
 
 

@@ -13,19 +13,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, binomtest
 
-from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS
-from respodiff.evaluation.metrics.estimate import Estimate
+from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, check_level
+from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import dev_rat
 
 
-def exact_band(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+def exact_band(count: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Clopper-Pearson interval of a share: it holds the truth with at least ``level``, whatever the share and however small n.
 
     >>> tuple(round(x, 3) for x in exact_band(0, 10)), exact_band(10, 10)[1]
     ((0.0, 0.308), 1.0)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1 (0.95 is usual), got {level}")
+    check_level(level)
     if n < 1 or not 0 <= count <= n:
         raise ValueError(f"count must lie in 0..n with n of 1 or more, got count={count}, n={n}")
     tail = (1 - level) / 2
@@ -34,7 +33,7 @@ def exact_band(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     return low, high
 
 
-def bias_band(counts: Sequence[int], proportions: Sequence[float], level: float = 0.95) -> Estimate:
+def bias_band(counts: Sequence[int], proportions: Sequence[float], level: float = LEVEL) -> Estimate:
     """DevRat of one group (`fairness.dev_rat`) with an exact interval.
 
     The C shares get intervals that hold at once (`exact_band` at ``1 - (1 - level) / C``; two concepts have one share). DevRat then lies
@@ -81,7 +80,7 @@ def mean_bias_p(counts: ArrayLike, proportions: Sequence[float], *, draws: int =
     return (1 + hits) / (1 + draws)
 
 
-def images_required(proportions: Sequence[float], tests: int, level: float = 0.95) -> int:
+def images_required(proportions: Sequence[float], tests: int, level: float = LEVEL) -> int:
     """The fewest images of a group that can show it to be biased among so many tests: all of them of the concept that is most wanted.
 
     >>> images_required([0.5, 0.5], 1), images_required([0.5, 0.5], 72)
