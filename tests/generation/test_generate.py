@@ -548,7 +548,7 @@ def test_steps_and_guidance_are_the_models_own_unless_given(tiny_pipe: Pipe, tmp
 def test_text_in_place_of_a_list_and_file_in_place_of_a_module(tiny_pipe: Pipe) -> None:
     with pytest.raises(ValueError, match="prompts is the text 'a doctor'; give a list"):
         generate(tiny_pipe, "a doctor", [], settings())
-    with pytest.raises(ValueError, match=r"modules holds 'woman.safetensors'.*respodiff\.load"):
+    with pytest.raises(ValueError, match=r"adapter is 'woman.safetensors'.*respodiff\.load"):
         generate(tiny_pipe, ["a doctor"], ["woman.safetensors"], settings())  # type: ignore[list-item]
 
 

@@ -121,25 +121,6 @@ def test_a_hub_id_offline_is_one_clear_line() -> None:
     assert one_line(error)
 
 
-def test_what_is_missing_of_a_model_is_said(folder: Path, tmp_path: Path) -> None:
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(ValueError, match=r"is a file; give a folder in diffusers' layout") as error:
-        load_pipeline(weights)
-    assert one_line(error)
-    with pytest.raises(ValueError, match=r"there is no folder 'my-checkpoint', and the hub says: ") as error:
-        load_pipeline("my-checkpoint")
-    assert one_line(error)
-    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    with pytest.raises(ValueError, match=r"must be safetensors and no variant such as fp16") as error:
-        load_pipeline(folder)
-    assert one_line(error)
-    weights.with_name("diffusion_pytorch_model.fp16.safetensors").rename(weights)
-    shutil.rmtree(folder / "tokenizer")
-    with pytest.raises(ValueError, match=r"tokenizer") as error:
-        load_pipeline(folder)
-    assert one_line(error)
-
-
 @pytest.mark.parametrize(
     "index",
     [None, "{", '{"_class_name": "NoSuchPipeline", "_diffusers_version": "0.35.0"}', '{"_diffusers_version": "0.35.0"}'],
