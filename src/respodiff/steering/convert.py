@@ -21,7 +21,7 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import TIMESTEPS, Header
+from respodiff.steering.serialization import TIMESTEPS, Header, new_file
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 OFFICIAL: dict[str, tuple[int, str]] = {
@@ -175,10 +175,6 @@ def to_official(module: ConceptModule, path: str | Path, column: int | None = No
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")
     out = {RAM_KEY: torch.zeros(module.ram.numel(), columns), SAM_KEY: torch.zeros(module.sam.numel(), columns)}
     out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(out, path)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
-    return path
+    with new_file(path) as temporary:
+        torch.save(out, temporary)
+    return Path(path)

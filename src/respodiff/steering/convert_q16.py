@@ -34,8 +34,13 @@ class _Dtype:
 class _Array:
     """What the pickle says of an array: shape, dtype, order and bytes."""
 
+    shape: Any = None
+    dtype: Any = None
+    fortran: Any = False
+    data: Any = None
+
     def __init__(self, *_: Any) -> None:
-        self.shape = self.dtype = self.fortran = self.data = None
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _, self.shape, self.dtype, self.fortran, self.data = state
@@ -70,9 +75,11 @@ def read_array(data: bytes) -> NDArray[Any]:
         raise
     except Exception as error:  # a malformed pickle raises from many families
         raise ValueError(f"it is cut short or malformed ({type(error).__name__})") from None
-    dtype, shape = getattr(found, "dtype", None), getattr(found, "shape", None)
-    if type(found) is not _Array or type(dtype) is not _Dtype or dtype.kind not in ("f2", "f4", "f8") or dtype.order != "<":
-        raise ValueError("it is no array of float16, float32 or float64")
+    if type(found) is not _Array or type(found.dtype) is not _Dtype:
+        raise ValueError("it is no array of numbers")
+    dtype, shape = found.dtype, found.shape
+    if dtype.kind not in ("f2", "f4", "f8") or dtype.order != "<":
+        raise ValueError("it is an array of something else than little-endian float16, float32 or float64")
     if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 8:
         raise ValueError("it is an array without a shape")
     kind = np.dtype(dtype.kind)
