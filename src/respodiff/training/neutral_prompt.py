@@ -48,11 +48,6 @@ class NeutralScore:
 def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed: int = 0) -> list[NeutralScore]:
     """The candidates with their scores, the best first, all measured on the same latents.
 
-    Args:
-        pipe: diffusers pipeline; left as it was.
-        concept: a fairness concept with opposites; its own neutral prompt plays no part.
-        candidates: neutral prompts, distinct. seed: of the noise.
-
     Raises:
         ValueError: a concept without alternatives; candidates that are missing, empty, repeated or too long.
     """
@@ -63,25 +58,25 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
     check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
     model = Denoiser(pipe, guidance=GUIDANCE)
 
-    def rolled(condition: Condition, n: int, *stream: int) -> tuple[Tensor, Tensor]:
-        """Latents (N, C, H, W) and timesteps (N,) of every step of ``n`` unsteered rollouts."""
-        return roll_batch(model, n, mix_seed(seed, *stream), condition, STEPS)
-
     def e(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return predict(model, z, t, condition, BATCH)
 
     with eager(model.model):
         alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
-        z, t = (torch.cat(rows) for rows in zip(*(rolled(c, per, 0, i) for i, c in enumerate(alternatives)), strict=True))
+        rolled = [roll_batch(model, per, mix_seed(seed, 0, i), c, STEPS) for i, c in enumerate(alternatives)]
+        z, t = (torch.cat(rows) for rows in zip(*rolled, strict=True))
         parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, model.empty)
-        subjects = [(*at, e(*at, c)) for i, c in enumerate(model.encode(SUBJECTS)) for at in [rolled(c, 2, 1 + i, 0)]]
+        subjects = []
+        for i, c in enumerate(model.encode(SUBJECTS)):
+            a, b = roll_batch(model, 2, mix_seed(seed, 1 + i, 0), c, STEPS)
+            subjects.append((a, b, e(a, b, c)))
         whole = sum(_squares(score - e(a, b, model.empty)) for a, b, score in subjects)
         found = []
-        for prompt, condition in zip(candidates, model.encode(candidates), strict=True):
-            y = e(z, t, condition)
+        for prompt, c in zip(candidates, model.encode(candidates), strict=True):
+            y = e(z, t, c)
             residual = sum(_unexplained(y[i], [p[i] for p in parts]) for i in range(len(y))) / _squares(y - nothing)
-            distance = sum(_squares(e(a, b, condition) - score) for a, b, score in subjects) / whole
+            distance = sum(_squares(e(a, b, c) - score) for a, b, score in subjects) / whole
             found.append(NeutralScore(prompt, residual, distance))
     return sorted(found, key=lambda score: score.mean)
 
