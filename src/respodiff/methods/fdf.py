@@ -173,9 +173,8 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
     return images.loss
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify, resume: Any) -> Iterator[Any]:
     require_unet(pipe, "fdf")
-    assert classify is not None  # Method.train saw to it
     model = open_model(pipe, config)
     whole = replace(concept, name=concept.attribute or concept.name)
     return fit_tensors(

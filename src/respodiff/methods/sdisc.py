@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Classify, Method
+from respodiff.methods.base import Method
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.adapter import header_of, require_unet
@@ -109,7 +109,7 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     return out
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
     require_unet(pipe, "sdisc")
     model = open_model(pipe, config)
     header = header_of(pipe, "sdisc", concept, config, site=model.site, resolution=model.size)
@@ -121,13 +121,15 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
             found.backward()
         return found.item()
 
-    def make(values: Tensors) -> ConceptModule:
-        return ConceptModule.of(values["c"], zero, header)
-
-    def images(_number: int, _values: Tensors) -> Noised:
-        return own_images(model, concept, config)
-
-    return fit_tensors(model, {"c": c}, images, loss, config, make, resume=resume)
+    return fit_tensors(
+        model,
+        {"c": c},
+        lambda _number, _values: own_images(model, concept, config),
+        loss,
+        config,
+        lambda values: ConceptModule.of(values["c"], zero, header),
+        resume=resume,
+    )
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

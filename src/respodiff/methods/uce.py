@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +24,7 @@ from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.data.records import noise_seed
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import SUBJECTS, alternatives, classified
+from respodiff.methods.prompting import built
 from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
@@ -105,8 +105,7 @@ def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> It
     guide = phrase(pipe, config.guide or concept.neutral)
     sources = _phrases(pipe, phrases)
     change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)
-    made = WeightEditAdapter(header, {"edit": change.float()})
-    yield StepRecord(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
+    return built(WeightEditAdapter(header, {"edit": change.float()}), began, change.norm().item())
 
 
 def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[StepRecord]:
@@ -127,15 +126,10 @@ def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, clas
         if largest >= config.tolerance:
             pushes += delta
             made = WeightEditAdapter(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
-        finished = largest < config.tolerance or i + 1 == config.rounds
-        seconds, last = time.perf_counter() - began, i + 1 if finished else config.rounds
-        yield StepRecord(i + 1, last, largest, forwards, seconds, None, partial(_same, made))
-        if finished:
+        last = i + 1 if largest < config.tolerance else config.rounds
+        yield StepRecord(i + 1, last, largest, forwards, time.perf_counter() - began, None, lambda made=made: made)  # type: ignore[misc]
+        if i + 1 == last:
             return
-
-
-def _same(made: WeightEditAdapter) -> WeightEditAdapter:
-    return made
 
 
 @torch.no_grad()
@@ -154,12 +148,11 @@ def _proportions(pipe: Any, prompt: str, number: int, config: UceConfig, classif
     return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[StepRecord]:
+def _make(pipe: Any, concept: Concept, config: UceConfig, *, classify: Any, **_: Any) -> Iterator[StepRecord]:
     require_unet(pipe, "uce")
     if concept.kind == "safety":
         return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
     alternatives(concept)
-    assert classify is not None  # Method.train saw to it
     whole = replace(concept, name=concept.attribute or concept.name)
     return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
 
