@@ -195,17 +195,8 @@ def _make(pipe: Any, concept: Concept, config: BactConfig, *, classify: Classify
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
     whole = replace(concept, name=concept.attribute or concept.name)
     make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
-
-    return fit_tensors(
-        model,
-        start,
-        lambda _number, _values: labelled_images(model, concept, config, classify),
-        head_loss,
-        config,
-        make,
-        resume=resume,
-        weight_decay=config.weight_decay,
-    )
+    images = partial(labelled_images, model, concept, config, classify)
+    return fit_tensors(model, start, lambda *_: images(), head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 
 METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, BalancingAdapter, needs_classifier=("fairness",), resumes=True)}

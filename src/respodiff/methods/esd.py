@@ -95,9 +95,7 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, resume
         return WeightEditAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
 
     loss = score_loss(model, lambda values: swapped({found[k]: v for k, v in values.items()}), config.preservation_weight)
-    return fit_tensors(
-        model, before, lambda _number, _values: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False
-    )
+    return fit_tensors(model, before, lambda *_: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False)
 
 
 METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}

@@ -52,13 +52,8 @@ class ModelCall:
 
 
 def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | None:
-    """A description of the running call of the model; None when another pipeline made it.
-
-    Raises:
-        ValueError: the model is called outside of a pipeline, or for another number of images than there are entries.
-    """
-    found = caller()
-    if found is None:
+    """The running call of the model; None when another pipeline made it. ValueError outside of a pipeline, or for a wrong number of images."""
+    if (found := caller()) is None:
         raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
     other, call = found
     if other is not pipe:

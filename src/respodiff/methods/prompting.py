@@ -44,13 +44,6 @@ class PromptConfig(Settings):
     switch: float = 0.0
 
 
-@dataclass(frozen=True)
-class SwitchConfig(PromptConfig):
-    """`PromptConfig` with a later switch. No source gives a number: .2 is after the layout is there and before faces are."""
-
-    switch: float = 0.2
-
-
 def built(adapter: Adapter, began: float, loss: float = 0.0) -> Iterator[StepRecord]:
     """The one record of an adapter that no training made."""
     yield StepRecord(1, 1, loss, 0, time.perf_counter() - began, None, lambda: adapter)
@@ -103,10 +96,9 @@ class PromptAdapter(Adapter):
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             found = {}
-            for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
-                now = tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps))
-                if now:
-                    found[call.passes["cond"].start + i] = text_for(now, prompt)
+            for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True), call.passes["cond"].start):
+                if now := tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps)):
+                    found[i] = text_for(now, prompt)
             return texts.replaced(kwargs, found)
 
         with intercept_calls(pipe, adapters, before):
@@ -127,9 +119,8 @@ class NegativeAdapter(Adapter):
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
             if "uncond" not in call.passes:
                 return warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1")
-            start = call.passes["uncond"].start
-            found = {start + i: ", ".join(a.header.negative for a in row) for i, row in enumerate(call.entries) if row}
-            return texts.replaced(kwargs, found)
+            rows = enumerate(call.entries, call.passes["uncond"].start)
+            return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
 
         with intercept_calls(pipe, adapters, before):
             yield
@@ -141,13 +132,14 @@ class UnsteeredAdapter(Adapter):
     scales = False
 
 
-def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter]) -> Method:
-    return Method(name, kinds, config, partial(made_at_once, adapter, name), adapter, trains=False)
+def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter], **defaults: float) -> Method:
+    return Method(name, kinds, config, partial(made_at_once, adapter, name), adapter, lambda _kind: defaults, trains=False)
 
 
 METHODS = {
     "plain": _method("plain", ("fairness", "safety"), PlainConfig, UnsteeredAdapter),
     "prompt": _method("prompt", ("fairness",), PromptConfig, PromptAdapter),
-    "prompt-switch": _method("prompt-switch", ("fairness",), SwitchConfig, PromptAdapter),
+    # No source gives a number: .2 is after the layout is there and before faces are.
+    "prompt-switch": _method("prompt-switch", ("fairness",), PromptConfig, PromptAdapter, switch=0.2),
     "negative": _method("negative", ("safety",), PlainConfig, NegativeAdapter),
 }

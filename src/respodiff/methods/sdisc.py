@@ -4,7 +4,7 @@
 
 x are latents of images of the target prompt, which the model generates itself. The prompt of the loss does not name the concept, so c must.
 For a safety concept the images are of the neutral prompt, with the concept as negative prompt. The adapter is a `ConceptModule` with c as
-RAM and a SAM of zeros, and is used like any other.
+RAM and a SAM of zeros.
 """
 
 from __future__ import annotations
@@ -69,11 +69,7 @@ def noised(x: Tensor, noise: Tensor, abar: Tensor, velocity: bool = False) -> tu
 
 
 def own_images(model: Denoiser, concept: Concept, config: SdiscConfig) -> Noised:
-    """``rollouts`` images of the target prompt (safety: of the neutral one, away from the negative one).
-
-    Raises:
-        ValueError: the model predicts neither noise nor v.
-    """
+    """``rollouts`` images of the target prompt (safety: of the neutral one, away from the negative one). ValueError for a flow model."""
     sampler, seed, parts = model.sampler(config.steps), mix_seed(config.seed, 5, 0), []
     kind = sampler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
@@ -121,15 +117,10 @@ def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, resume: Any, **_:
             found.backward()
         return found.item()
 
-    return fit_tensors(
-        model,
-        {"c": c},
-        lambda _number, _values: own_images(model, concept, config),
-        loss,
-        config,
-        lambda values: ConceptModule.of(values["c"], zero, header),
-        resume=resume,
-    )
+    def make(values: Tensors) -> ConceptModule:
+        return ConceptModule.of(values["c"], zero, header)
+
+    return fit_tensors(model, {"c": c}, lambda *_: own_images(model, concept, config), loss, config, make, resume=resume)
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

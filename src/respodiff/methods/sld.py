@@ -6,7 +6,7 @@ Per sampler step, elementwise, as the authors' code does it (the paper's text ha
     g = mu (e(S) - e0) + s_m nu;         nu <- beta nu + (1 - beta) g
     e = e0 + w (e(p) - e0 - g)  from step ``warmup`` on, before that plain guidance
 
-The pipeline's own guidance gives this e when g is taken from e(p), so that any sampler, size and family works.
+The pipeline's own guidance gives this e when g is taken from e(p).
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class SldConfig(Settings):
 
     Attributes:
         warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        guidance_scale: s_S, above 0. threshold: lambda. momentum: s_m. beta: of the momentum, 0 to below 1.
-        text: what to steer away from; empty: the concept's negative prompt.
+        guidance_scale: s_S. threshold: lambda. momentum: s_m. text: what to steer away from; empty: the concept's negative prompt.
     """
 
     rules: ClassVar[Rules] = {
@@ -88,7 +87,9 @@ class SafetyGuidanceAdapter(Adapter):
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
-        away = {row: fitting(pipe, [safety_text(a) for a in row]) for row in dict.fromkeys(adapters.rows) if row}
+        away = {
+            row: fitting(pipe, [a.settings.get("text") or a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row
+        }
 
         def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
             nonlocal nu
@@ -129,11 +130,6 @@ def fitting(pipe: Any, texts: Sequence[str]) -> str:
             warnings.warn(f"the safety text is longer than this model reads: from {phrases[n]!r} on it is left out", stacklevel=4)
         return ", ".join(phrases[:n])
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
-
-
-def safety_text(adapter: Adapter) -> str:
-    """The text that an adapter steers away from."""
-    return str(adapter.settings.get("text") or adapter.header.negative)
 
 
 EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
