@@ -46,9 +46,8 @@ class OptimizerConfig(Settings):
     """Settings of `respodiff.training.state.fit_tensors`.
 
     Attributes:
-        iterations: optimiser steps. batch: examples of each.
-        lr, betas: Adam's. decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
-        seed: everything random follows from it.
+        iterations: optimiser steps. batch: examples of each. lr, betas: Adam's. seed: everything random follows from it.
+        decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
     """
 
     rules: ClassVar[Rules] = {"iterations": COUNT, "batch": COUNT, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
@@ -87,13 +86,11 @@ class TrainConfig(RolloutConfig):
     """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``neutral`` for fairness.
 
     Attributes:
-        iterations: Adam steps on each module. batch: latents of each.
+        iterations: Adam steps on each module. batch: latents of each. ``betas``, ``decay`` and ``seed`` as in `OptimizerConfig`.
         objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
-        ram_lr, sam_lr: rates of Adam; ``betas``, ``decay`` and ``seed`` as in `OptimizerConfig`.
-        sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
+        ram_lr, sam_lr: rates of Adam. sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
-        train_scale: factor on both modules after training.
-        max_relative_norm: after that factor the norm of RAM is at most this part of the mean norm of h; 0 sets no limit.
+        train_scale: factor on both modules after training, at most until RAM's norm is ``max_relative_norm`` (0: no limit) of h's mean norm.
         form: what RAM and SAM are, a name in `respodiff.steering.forms.FORMS`. Transformers take ``channel`` or ``constant``.
         init_range: ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).

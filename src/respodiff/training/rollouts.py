@@ -60,9 +60,8 @@ class Pool:
 
     def batch(self, iteration: int, size: int) -> Latents:
         """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
-        keep = self.latents.keep
-        kept = keep and keep.pick(mix_seed(self.seed, 3, iteration), size)
-        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=kept)
+        keep = self.latents.keep and self.latents.keep.pick(mix_seed(self.seed, 3, iteration), size)
+        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=keep)
 
 
 class Rollouts:
@@ -93,8 +92,8 @@ class Rollouts:
         sources += [c for role in others for c in self.conditions[role] if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
         for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
             if n:
-                with active() if y is self.neutral else nullcontext():
-                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, delta if y is self.neutral else None))
+                with nullcontext() if i else active():
+                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, None if i else delta))
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         e_tar, e_neu = self._scores(z, t)
         keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
@@ -130,11 +129,12 @@ def preserved(model: Denoiser, prompts: Sequence[Condition], config: RolloutConf
     """Latents of the prompts to preserve, from ``config.rollouts`` rollouts of all together; None without prompts."""
     if not prompts:
         return None
-    rolled = [roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y) for i, y in enumerate(prompts)]
-    e = [predict(model, z, t, y, config.rollout_batch) for (z, t), y in zip(rolled, prompts, strict=True)]
-    ys = [repeat(y, len(z)) for (z, _), y in zip(rolled, prompts, strict=True)]
-    z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
-    return Latents(z, t, join(ys), torch.cat(e))
+    parts = []
+    for i, y in enumerate(prompts):
+        z, t = roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y)
+        parts.append((z, t, repeat(y, len(z)), predict(model, z, t, y, config.rollout_batch)))
+    zs, ts, ys, es = zip(*parts, strict=True)
+    return Latents(torch.cat(zs), torch.cat(ts), join(ys), torch.cat(es))
 
 
 def rollout(
@@ -143,8 +143,7 @@ def rollout(
     """Latents (P, C, H, W) and timesteps (P,) of ``n`` rollouts of prompt y: of every step, or only the ``last`` of a random number."""
     size = config.rollout_batch
     parts = [roll_batch(model, min(size, n - i), mix_seed(seed, i), y, config.steps, delta, last) for i in range(0, n, size)]
-    z, t = (torch.cat(column) for column in zip(*parts, strict=True))
-    return z, t
+    return torch.cat([z for z, _ in parts]), torch.cat([t for _, t in parts])
 
 
 @torch.no_grad()

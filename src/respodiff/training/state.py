@@ -54,7 +54,6 @@ class TrainState:
     """Tensors, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
 
     Args:
-        model: counts the forwards. config: iterations and batch.
         values: name -> tensor of the run, changed in place; what no optimiser holds is kept all the same.
         keep: keep copies to resume from; without, records show the newest values (for tensors of the size of a model).
     """
@@ -108,11 +107,9 @@ class TrainState:
         if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
         for name, p in self.values.items():
-            found = tensors[f"value.{name}"]
-            if found.shape != p.shape:
+            if (found := tensors[f"value.{name}"]).shape != p.shape:
                 raise ValueError(f"checkpoint has tensors of shape {tuple(found.shape)}, this model needs {tuple(p.shape)}")
-            with torch.no_grad():
-                p.copy_(found)
+            p.data.copy_(found)
             self.round_start[name] = tensors[f"round.{name}"].to(p.device)
         for name, p, optimizer in self._trained():
             kept = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == name}
@@ -123,7 +120,7 @@ class TrainState:
         self._commit()
 
     def _start_round(self) -> None:
-        self.round_start = {k: v.detach().clone() for k, v in self.values.items()} if self.keep else {}
+        self.round_start = {k: v.detach().clone() for k, v in self.values.items() if self.keep}
 
     def _trained(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         names = {id(p): name for name, p in self.values.items()}
