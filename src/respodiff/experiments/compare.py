@@ -200,7 +200,7 @@ class MethodComparison:
         """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
+            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).adapter.scales else (1.0,)
             rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
         return rows
 
