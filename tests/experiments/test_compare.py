@@ -11,7 +11,8 @@ import torch
 
 from command import respodiff
 from respodiff.cli.compare import method_settings
-from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import load
 from respodiff.evaluation.judges.differentiable import classifier

@@ -16,9 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from respodiff.data.records import ImageRecord, Prompt, image_id, noise_seed, parse_row
-
-__all__ = ["ImageRecord", "Prompt", "RunFolder", "file_digest", "image_id", "noise_seed", "write_atomic"]
+from respodiff.data.records import ImageRecord, parse_row
 
 
 def file_digest(path: str | Path) -> str:
