@@ -11,7 +11,8 @@ from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.data.run_folder import ImageRecord, RunFolder
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import FlagJudge

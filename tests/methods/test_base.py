@@ -187,7 +187,7 @@ def test_images_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path: 
 
 def test_an_image_is_that_of_its_own_prompt(pipe: Any) -> None:
     woman = get_method("prompt").fit(pipe, WOMAN)
-    from respodiff.data.run_folder import Prompt
+    from respodiff.data.records import Prompt
 
     found = [i for _, i in generate(pipe, [Prompt("d", "a doctor")], [woman], CONFIG)]
     wanted = [i for _, i in generate(pipe, [Prompt("d", "a female doctor")], [], CONFIG)]
