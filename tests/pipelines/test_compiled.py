@@ -15,7 +15,7 @@ from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module
-from respodiff.pipelines.compiled import close_compiled_hook, is_compiled, open_compiled_hook
+from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
@@ -75,17 +75,6 @@ def test_a_port_made_before_compiling_spares_the_second_compilation() -> None:
             steered = draw(pipe)
     assert graphs.n == 2, "plain and steered"
     assert apart(steered, plain) > 1e-3 and apart(draw(pipe), plain) < 1e-4 and graphs.n == 2
-
-
-def test_closing_the_port_leaves_no_hook_and_the_compiled_call() -> None:
-    pipe = make_pipe()
-    plain, m = draw(pipe), module(pipe)
-    pipe.unet.compile(backend="eager")
-    call = pipe.unet._compiled_call_impl
-    quiet_steer(pipe, m)
-    close_compiled_hook(pipe.unet)
-    assert pipe.unet._compiled_call_impl is call and not pipe.unet.mid_block._forward_hooks
-    assert apart(draw(pipe), plain) < 1e-4
 
 
 def test_an_exception_empties_the_port() -> None:

@@ -42,7 +42,7 @@ def test_a_subclass_is_supported_unless_it_draws_by_a_loop_of_its_own(tiny_pipe:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return None
 
-    assert spec_of(Mine(**tiny_pipe.components, requires_safety_checker=False)) is SD
+    assert spec_of(Mine(**tiny_pipe.components, requires_safety_checker=False)) == SD
     with pytest.raises(Unsupported, match="pipeline Other is not supported"):
         spec_of(Other(**tiny_pipe.components, requires_safety_checker=False))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import eager
 from respodiff.pipelines.compiled import is_compiled
-from respodiff.pipelines.registry import backbone, caller, spec_of
+from respodiff.pipelines.registry import backbone, caller, row_blocks, spec_of
 from respodiff.steering.adapter import AdaptersPerImage
 
 
@@ -58,14 +58,8 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
     other, call = found
     if other is not pipe:
         return None
-    row = spec_of(pipe)
-    names = row.passes if row.guided(pipe, call) else ("cond",)
-    if rows % len(names):
-        raise ValueError(
-            f"the model was called with {rows} rows, which is not a multiple of the {len(names)} passes of {type(pipe).__name__}"
-        )
-    n = rows // len(names)
-    passes = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
+    passes = row_blocks(pipe, rows, call)
+    n = rows // len(passes)
     return ModelCall(passes, n, tuple(entries.per_image(n)), int(call["i"]), len(call["timesteps"]), call)
 
 

@@ -79,19 +79,3 @@ def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
     if is_compiled(model) and not isinstance(call, _Entry):
         model._compiled_call_impl = _Entry(compiled_hook, call or model._call_impl)
     return compiled_hook
-
-
-def close_compiled_hook(model: Any, site: str = SITE) -> None:
-    """Remove the hook, if there is one; what was compiled with it compiles again at its next call."""
-    inner = getattr(model, "_orig_mod", model)
-    compiled_hook = _compiled_hooks.pop(inner, None)
-    if compiled_hook is None:
-        return
-    hooks = site_module(inner, site)._forward_hooks
-    for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is compiled_hook]:
-        del hooks[key]
-    entry = model.__dict__.get("_compiled_call_impl")
-    if isinstance(entry, _Entry):
-        model._compiled_call_impl = entry.call if model is inner else None
-    if is_compiled(model):
-        torch.compiler.reset()

@@ -98,17 +98,12 @@ class Denoiser:
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
         self.forwards += len(z)
-        if self.family == "sd3":
-            return self._tensor(
-                hidden_states=z,
-                timestep=t.expand(len(z)),
-                encoder_hidden_states=condition["context"],
-                pooled_projections=condition["pooled"],
-            )
         if self.family == "flux":
             return self._flux(z, t, condition)
-        more: dict[str, Any] = {}
-        if self.embeds_guidance:
+        more: dict[str, Any] = {"timestep": t, "encoder_hidden_states": condition["context"]}
+        if self.family == "sd3":
+            more |= {"timestep": t.expand(len(z)), "pooled_projections": condition["pooled"]}
+        elif self.embeds_guidance:
             w = torch.full((len(z),), self.guidance - 1)
             embedded = self.pipe.get_guidance_scale_embedding(w, embedding_dim=self.model.config.time_cond_proj_dim)
             more["timestep_cond"] = embedded.to(z.device, z.dtype)
@@ -116,7 +111,7 @@ class Denoiser:
             more["added_cond_kwargs"] = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
         if self._extra is not None:
             z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
-        prediction: Tensor = self.model(z, t, encoder_hidden_states=condition["context"], **more).sample
+        prediction: Tensor = self.model(z, **more, return_dict=False)[0]
         return prediction
 
     def sampler(self, steps: int) -> Any:
@@ -143,14 +138,10 @@ class Denoiser:
             more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
 
-    def _tensor(self, **kwargs: Any) -> Tensor:
-        prediction: Tensor = self.model(**kwargs, return_dict=False)[0]
-        return prediction
-
     def _flux(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         b, c, h, w = z.shape
         grid = torch.stack([torch.zeros(h // 2, w // 2), *torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")], -1)
-        prediction = self._tensor(
+        prediction: Tensor = self.model(
             hidden_states=pack(z),
             timestep=(t.expand(b) / 1000).to(z.dtype),
             encoder_hidden_states=condition["context"],
@@ -158,7 +149,8 @@ class Denoiser:
             img_ids=grid.reshape(-1, 3).to(z.device, z.dtype),
             txt_ids=z.new_zeros(condition["context"].shape[1], 3),
             guidance=z.new_full((b,), self.guidance, dtype=torch.float32) if self.embeds_guidance else None,
-        )
+            return_dict=False,
+        )[0]
         return prediction.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
     def _time_ids(self) -> Tensor:

@@ -68,38 +68,31 @@ def check_folder(folder: Path) -> None:
         parts = dict(json.loads(index.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(f"model folder {str(folder)!r} has a broken model_index.json ({error}); copy it again") from error
-    load = f"DiffusionPipeline.from_pretrained({str(folder)!r}, "
+    once = f"save it once: DiffusionPipeline.from_pretrained({str(folder)!r}, {{}}).save_pretrained(DIR), and give that folder"
     for name in (k for k, v in parts.items() if isinstance(v, list) and v[0] is not None):
         files = [file.name for file in (folder / name).glob("*")]
         if not files:
             raise ValueError(f"model folder {str(folder)!r} has no {name!r}, which its model_index.json names; copy it again")
         weights = [
-            file
-            for file in files
-            if file.endswith((".safetensors", ".bin")) and file.startswith(("model", "diffusion_pytorch_model", "pytorch_model"))
+            f for f in files if f.startswith(("model", "diffusion_pytorch_model", "pytorch_model")) and f.endswith((".safetensors", ".bin"))
         ]
         good = [file for file in weights if file.endswith(".safetensors")]
-        variants = sorted({file.split(".")[-2].partition("-")[0] for file in good if file.count(".") > 1})
         if weights and not good:
             raise ValueError(
-                f"model folder {str(folder)!r} has {name!r} as a pickle ({weights[0]}); convert it once, if you trust it: "
-                f"{load}use_safetensors=False).save_pretrained(DIR), and give that folder"
+                f"model folder {str(folder)!r} has {name!r} as a pickle ({weights[0]}); if you trust it, {once.format('use_safetensors=False')}"
             )
         if good and all(file.count(".") > 1 for file in good):
+            variant = min(file.split(".")[-2].partition("-")[0] for file in good)
             raise ValueError(
-                f"model folder {str(folder)!r} has {name!r} as the variant {variants[0]!r} alone, which is not read; save it once: "
-                f"{load}variant={variants[0]!r}).save_pretrained(DIR), and give that folder"
+                f"model folder {str(folder)!r} has {name!r} as the variant {variant!r} alone, which is not read; "
+                + once.format(f"variant={variant!r}")
             )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def config_digest(unet: Any) -> str:
     """Digest of the UNet's configuration: what must agree for a module to fit."""
     config = {k: v for k, v in dict(unet.config).items() if not k.startswith("_")}
-    return _digest(json.dumps(config, sort_keys=True, default=str).encode())
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def weights_digest(model: Any) -> str:

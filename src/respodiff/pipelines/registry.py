@@ -6,7 +6,7 @@ A pipeline that is not in the table is refused: which rows of a call are conditi
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Literal
@@ -14,22 +14,6 @@ from typing import Any, Literal
 from diffusers import DiffusionPipeline
 
 Family = Literal["sd", "sdxl", "sd3", "flux"]
-Guided = Callable[[Any, Mapping[str, Any]], bool]
-
-
-def guided_by_property(pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """As the pipeline says: false at guidance 1 and below, and for models with an embedded guidance (LCM)."""
-    return bool(pipe.do_classifier_free_guidance)
-
-
-def guided_by_local(_pipe: Any, call: Mapping[str, Any]) -> bool:
-    """For pipelines that keep it in a local variable of the call."""
-    return bool(call["do_classifier_free_guidance"])
-
-
-def never_guided(_pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """Guidance is distilled into the model, or the unconditional prediction is a call of its own."""
-    return False
 
 
 class Unsupported(ValueError):
@@ -43,16 +27,14 @@ class PipelineSpec:
     Attributes:
         family: how prompts are encoded and the model is called (`respodiff.pipelines.denoiser`).
         passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
-        guided: (pipeline, local variables of its call) -> whether guidance is on.
         images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
-            row blocks of such a call (None: those of ``passes`` and ``guided``).
+            row blocks of such a call (None: those of ``passes``).
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
     family: Family
     passes: tuple[str, ...] = ("uncond", "cond")
-    guided: Guided = guided_by_property
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     steps: int = 50
@@ -77,38 +59,30 @@ LCM = replace(SD, steps=4, guidance=8.5)
 SD3_CALLS = {"prompt_embeds": None, "original_prompt_embeds": ("cond",)}  # the second: skip-layer guidance
 SD3 = PipelineSpec("sd3", calls=SD3_CALLS, steps=28, guidance=7.0)
 FLUX_CALLS = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
-FLUX = PipelineSpec("flux", guided=never_guided, calls=FLUX_CALLS, steps=28, guidance=3.5)
+FLUX = PipelineSpec("flux", calls=FLUX_CALLS, steps=28, guidance=3.5)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 
 
-def _with_images(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
+PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
+CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
+
+
+def _classes(base: PipelineSpec, prefix: str, images: Mapping[str, tuple[str, ...]] = PLAIN) -> dict[str, PipelineSpec]:
     """A text-to-image class and its classes that take images, with the same rows."""
-    return {
-        f"{prefix}Pipeline": base,
-        f"{prefix}Img2ImgPipeline": replace(base, images=("image",)),
-        f"{prefix}InpaintPipeline": replace(base, images=("image", "mask_image")),
-    }
-
-
-def _with_controlnet(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
-    return {
-        f"{prefix}Pipeline": replace(base, images=("image",)),
-        f"{prefix}Img2ImgPipeline": replace(base, images=("image", "control_image")),
-        f"{prefix}InpaintPipeline": replace(base, images=("image", "mask_image", "control_image")),
-    }
+    return {f"{prefix}{kind}Pipeline": replace(base, images=needed) for kind, needed in images.items()}
 
 
 PIPELINES: dict[str, PipelineSpec] = {
-    **_with_images(SD, "StableDiffusion"),
-    **_with_controlnet(SD, "StableDiffusionControlNet"),
+    **_classes(SD, "StableDiffusion"),
+    **_classes(SD, "StableDiffusionControlNet", CONTROLNET),
     "LatentConsistencyModelPipeline": LCM,
     "LatentConsistencyModelImg2ImgPipeline": replace(LCM, images=("image",)),
     "StableDiffusionInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",)),
-    **_with_images(SDXL, "StableDiffusionXL"),
-    **_with_controlnet(SDXL, "StableDiffusionXLControlNet"),
-    "StableDiffusionXLInstructPix2PixPipeline": replace(SDXL, passes=THREE, guided=guided_by_local, images=("image",)),
-    **_with_images(SD3, "StableDiffusion3"),
-    **_with_images(FLUX, "Flux"),
+    **_classes(SDXL, "StableDiffusionXL"),
+    **_classes(SDXL, "StableDiffusionXLControlNet", CONTROLNET),
+    "StableDiffusionXLInstructPix2PixPipeline": replace(SDXL, passes=THREE, images=("image",)),
+    **_classes(SD3, "StableDiffusion3"),
+    **_classes(FLUX, "Flux"),
 }
 """Class name -> what is known of it."""
 
@@ -119,12 +93,10 @@ def spec_of(pipe: Any) -> PipelineSpec:
     Raises:
         Unsupported: its class is not in the table, or is a subclass with a ``__call__`` of its own.
     """
-    for kind in type(pipe).__mro__:
-        if kind.__name__ in PIPELINES:
-            own = [k for k in type(pipe).__mro__[: type(pipe).__mro__.index(kind)] if "__call__" in vars(k)]
-            if not own:
-                return PIPELINES[kind.__name__]
-            break
+    kinds = type(pipe).__mro__
+    known = next((i for i, kind in enumerate(kinds) if kind.__name__ in PIPELINES), None)
+    if known is not None and not any("__call__" in vars(kind) for kind in kinds[:known]):
+        return PIPELINES[kinds[known].__name__]
     raise Unsupported(
         f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(PIPELINES)}; "
         "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.PIPELINES"
@@ -155,14 +127,16 @@ def caller() -> tuple[Any, Mapping[str, Any]] | None:
     return None
 
 
-def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> slice | None:
-    """The conditional rows among the ``rows`` rows of a call; None if there are none.
+def row_blocks(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> dict[str, slice]:
+    """Name -> rows of the blocks in a call with ``rows`` rows: "cond" alone at guidance 1 and below, and with embedded guidance (LCM).
 
     Args:
         call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
+
+    Raises:
+        ValueError: the pipeline is one that calls its model per condition, and this is none of its known calls.
     """
-    row = spec_of(pipe)
-    passes: tuple[str, ...] | None = None
+    row, passes = spec_of(pipe), None
     if row.calls:
         names = [name for name in row.calls if name in call and call[name] is context]
         if not names:
@@ -171,13 +145,16 @@ def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any
             )
         passes = row.calls[names[0]]
     if passes is None:
-        passes = row.passes if row.guided(pipe, call) else ("cond",)
+        own = "do_classifier_free_guidance"  # a variable of the call, or else a property of the pipeline
+        passes = row.passes if (call[own] if own in call else getattr(pipe, own)) else ("cond",)
     if rows % len(passes):
         raise ValueError(
             f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}"
         )
-    if "cond" not in passes:
-        return None
     n = rows // len(passes)
-    start = passes.index("cond") * n
-    return slice(start, start + n)
+    return {name: slice(i * n, (i + 1) * n) for i, name in enumerate(passes)}
+
+
+def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> slice | None:
+    """The conditional rows of a call; None if there are none. Arguments and errors as `row_blocks`."""
+    return row_blocks(pipe, rows, call, context).get("cond")
