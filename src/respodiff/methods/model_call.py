@@ -61,9 +61,7 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
     row = spec_of(pipe)
     names = row.passes if row.guided(pipe, call) else ("cond",)
     if rows % len(names):
-        raise ValueError(
-            f"the model was called with {rows} rows, which is not a multiple of the {len(names)} passes of {type(pipe).__name__}"
-        )
+        raise ValueError(f"the model was called with {rows} rows, no multiple of the {len(names)} passes of {type(pipe).__name__}")
     n = rows // len(names)
     passes = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
     return ModelCall(passes, n, tuple(entries.per_image(n)), int(call["i"]), len(call["timesteps"]), call)
