@@ -200,9 +200,9 @@ def test_run_folders_of_sdxl_and_what_a_image_costs(name: str, tmp_path: Path) -
     concept = WOMAN if get_method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
     more = {"iterations": 1, "batch": 1, "steps": 2, "rollouts": 1} if name in ("slider", "esd-x") else {}
     made = get_method(name).fit(xl, concept, get_method(name).settings(concept.kind, **more))
-    before = state(xl)
+    before, given = state(xl), {"safety" if concept.kind == "safety" else "modules": [made]}
     with counted(xl.unet) as forwards:
-        drawn = list(generate(xl, ["a street"], [made], CONFIG, out=tmp_path / "run"))
+        drawn = list(generate(xl, ["a street"], **{"modules": [], **given}, config=CONFIG, out=tmp_path / "run"))
     assert forwards[0] == 4 * CONFIG.steps * (3 if name.startswith("sld") else 2) and unchanged(before, state(xl))
     plain = [i.tobytes() for _, i in generate(xl, ["a street"], [], CONFIG)]
     assert len(drawn) == 4 and {r.method for r, _ in drawn} == {name}
@@ -213,7 +213,7 @@ def test_safety_methods_are_on_every_image_and_named(pipe: Any, make_module: Cal
     module = make_module("woman", "gender", shape=(32, 4, 4))
     rows = [r for r, _ in generate(pipe, ["a doctor"], [module], CONFIG, safety=[get_method("negative").fit(pipe, VIOLENCE)])]
     assert {r.method for r in rows} == {"respodiff+negative"} and all(len(r.modules) == 2 for r in rows)
-    rows = [r for r, _ in generate(pipe, ["a doctor"], [get_method("sld-weak").fit(pipe, VIOLENCE)], CONFIG)]
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [], CONFIG, safety=[get_method("sld-weak").fit(pipe, VIOLENCE)])]
     assert {r.method for r in rows} == {"sld-weak"} and all(r.concepts == {} for r in rows)
 
 
