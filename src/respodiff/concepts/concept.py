@@ -47,8 +47,7 @@ class Concept:
         negative: takes the place of the empty prompt in the target's guidance; empty for fairness concepts.
         kind: ``"fairness"`` (an image gets one alternative) or ``"safety"`` (an image may get it besides).
         opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
-        attribute: name of the attribute that the concept belongs to, empty if none.
-        preserve: prompts whose images training must leave alone.
+        attribute: name of the attribute that the concept belongs to, empty if none. preserve: prompts whose images training must leave alone.
     """
 
     name: str
@@ -152,10 +151,8 @@ def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     """The intersection of several attributes as one attribute: gender x tone = (woman*light, ..., man*dark).
 
     A subgroup's target prompt is composed of its factors' (`prompt_editing.composed`). Its opposites are the other subgroups' prompts, its
-    proportion the product of its factors'. Attributes stand in alphabetical order, the first slowest.
-
-    Raises:
-        ValueError: fewer than two attributes, one twice, other neutral prompts, or target prompts that cannot be made one.
+    proportion the product of its factors'. Attributes stand in alphabetical order, the first slowest. ValueError for fewer than two
+    attributes, one twice, different neutral prompts, or target prompts that cannot be made one.
     """
     chosen = sorted(attributes, key=lambda a: a.name)
     name = JOIN.join(a.name for a in chosen)

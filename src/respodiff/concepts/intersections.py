@@ -1,7 +1,4 @@
-"""Names of intersections of attributes: ``gender*tone``, its factors ``gender`` and ``tone``, its subgroups ``woman*dark``.
-
-Factors stand in alphabetical order of their attributes, so that an intersection has one name. Pure text.
-"""
+"""Names of intersections of attributes: ``gender*tone``, its factors ``gender`` and ``tone``, its subgroups ``woman*dark``. Pure text."""
 
 from __future__ import annotations
 

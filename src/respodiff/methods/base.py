@@ -70,10 +70,9 @@ class Method:
     def train(
         self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None, resume: Any = None
     ) -> Iterator[Any]:
-        """Train or build the adapter of a concept, as a generator of records.
+        """Train or build the adapter of a concept, as a generator of records; the pipeline is left as it was.
 
         Args:
-            pipe: diffusers pipeline; left as it was. concept: prompts; its alternatives are the target and the opposites.
             config: from `settings`. classify: see `Classify`. resume: ``record.state.tensors()`` of an earlier run.
 
         Raises:

@@ -14,8 +14,7 @@ from respodiff.training.config import Rules
 
 def decoded(pipe: Any, z: Tensor) -> Tensor:
     """Images (N, 3, H, W), about [0, 1] and not clamped, of latents (N, C, h, w); differentiable."""
-    vae, c = pipe.vae, pipe.vae.config
-    z = z.to(vae.dtype)
+    vae, c, z = pipe.vae, pipe.vae.config, z.to(pipe.vae.dtype)
     if c.get("latents_mean") and c.get("latents_std"):
         mean, std = (torch.tensor(c[k], device=z.device, dtype=z.dtype).view(1, -1, 1, 1) for k in ("latents_mean", "latents_std"))
         z = z * std / c.scaling_factor + mean
@@ -44,10 +43,7 @@ def classified(classify: Classify, images: Tensor, classes: int) -> Tensor:
 
 
 SUBJECTS: Rules = {
-    "subjects": (
-        lambda v: isinstance(v, tuple) and bool(v) and all(isinstance(s, str) and s.strip() for s in v),
-        "one text or more, such as ('doctor', 'nurse')",
-    ),
+    "subjects": (lambda v: isinstance(v, tuple) and len(v) > 0 and all(isinstance(s, str) and s.strip() for s in v), "one text or more"),
     "draw": (lambda v: "{}" in v, "a text with {} where the subject goes"),
 }
 """Rules of the settings that say what images are of."""

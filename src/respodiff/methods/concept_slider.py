@@ -45,10 +45,7 @@ class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
 def score_loss(
     model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float
 ) -> Callable[[Tensors, Latents], float]:
-    """RAM's loss of other parameters theta: mean (e_theta(z, y) - e_tar)^2 + mu mean (e_theta(z, y') - e(z, y'))^2.
-
-    ``active`` makes the model predict with the tensors that it is given.
-    """
+    """RAM's loss of other parameters theta, which ``active`` makes the model predict with."""
 
     def loss(values: Tensors, b: Latents) -> float:
         with active(values):  # backward inside: checkpointed layers run again
@@ -62,9 +59,8 @@ def score_loss(
 
 def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callable[[int, Tensors], Pool]:
     """Makes RAM's pools, with the slider in effect on all rows of neutral rollouts."""
-    names = {*(f.name for f in fields(RolloutConfig)), "target_guidance", "preservation_weight", "seed"}
-    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
-    source = Rollouts(model, concept, TrainConfig(**shared))
+    names = [*(f.name for f in fields(RolloutConfig)), "target_guidance", "preservation_weight", "seed"]
+    source = Rollouts(model, concept, TrainConfig(**{name: getattr(config, name) for name in names}))
     return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
 
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
 from respodiff.methods.concept_slider import score_loss
-from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
-from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
+from respodiff.methods.weight_edits import WeightEditAdapter, owners, swapped
+from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
@@ -67,14 +67,9 @@ class Turns:
 def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> Turns:
     """A pool for every phrase of the concept's negative prompt: rollouts of the frozen model, with targets that lead away from it."""
     texts = [part.strip() for part in concept.negative.split(",") if part.strip()]
-    kept = model.encode(concept.preserve if config.preservation_weight else ())
-
-    def roll(n: int, seed: int, y: Condition) -> tuple[Tensor, Tensor]:
-        return rollout(model, n, seed, y, config)
-
-    pools = []
-    for i, text in enumerate(texts):
-        (c,), seed = model.encode([text]), mix_seed(mix_seed(config.seed, i), 0, 0)
+    kept, roll, pools = model.encode(concept.preserve if config.preservation_weight else ()), partial(rollout, model, config=config), []
+    for i, c in enumerate(model.encode(texts)):
+        seed = mix_seed(mix_seed(config.seed, i), 0, 0)
         z, t = roll(config.rollouts, mix_seed(seed, 2, 0), c)
         e_c, e_0 = (predict(model, z, t, y, config.rollout_batch) for y in (c, model.empty))
         keep = preserved(model, kept, config, seed, roll)
@@ -92,7 +87,7 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, resume
     header = header_of(pipe, method, concept, config, resolution=model.size)
 
     def make(after: Tensors) -> WeightEditAdapter:
-        return WeightEditAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
+        return WeightEditAdapter(header, {k: v - before[k].cpu() for k, v in after.items()})
 
     loss = score_loss(model, lambda values: swapped({found[k]: v for k, v in values.items()}), config.preservation_weight)
     return fit_tensors(model, before, lambda *_: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False)

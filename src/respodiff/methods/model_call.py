@@ -26,12 +26,11 @@ class ModelCall:
     """One call of a UNet by its pipeline.
 
     Attributes:
-        passes: pass ("uncond", "cond") -> its rows. images: how many images. entries: what each gets.
+        passes: pass ("uncond", "cond") -> its rows. entries: what each image gets.
         step, steps: which step of how many. variables: local variables of the pipeline's call.
     """
 
     passes: Mapping[str, slice]
-    images: int
     entries: tuple[tuple[Any, ...], ...]
     step: int
     steps: int
@@ -43,7 +42,7 @@ class ModelCall:
         if given is None or self.variables.get("prompt_2") not in (None, given):
             raise ValueError("the pipeline was called with prompt_embeds or prompt_2; this method needs the text itself: give prompt alone")
         texts = [given] if isinstance(given, str) else list(given)
-        return [texts[i // (self.images // len(texts))] for i in range(self.images)]
+        return [text for text in texts for _ in range(len(self.entries) // len(texts))]
 
     def rows_of(self, wanted: Callable[[tuple[Any, ...]], bool], device: torch.device) -> Tensor:
         """Rows of all passes (R',) that belong to the images whose entries are ``wanted``."""
@@ -59,8 +58,8 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
     if other is not pipe:
         return None
     passes = row_blocks(pipe, rows, call)
-    n = rows // len(passes)
-    return ModelCall(passes, n, tuple(entries.per_image(n)), int(call["i"]), len(call["timesteps"]), call)
+    images = tuple(entries.per_image(rows // len(passes)))
+    return ModelCall(passes, images, int(call["i"]), len(call["timesteps"]), call)
 
 
 @contextmanager

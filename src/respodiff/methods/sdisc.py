@@ -31,10 +31,7 @@ from respodiff.training.state import Tensors, fit_tensors, open_model
 
 @dataclass(frozen=True)
 class SdiscConfig(OptimizerConfig, RolloutConfig):
-    """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps.
-
-    The authors': 1000 images of 30 steps at guidance 7.5, 2500 iterations of batch 8, Adam .1.
-    """
+    """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps (the authors': 1000 of 30, 2500 iterations)."""
 
     iterations: int = 400
     lr: float = 0.1

@@ -96,7 +96,7 @@ class SafetyGuidanceAdapter(Adapter):
             if "uncond" not in call.passes:
                 return warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1")
             images = [i for i, row in enumerate(call.entries) if row]
-            if call.step == 0 or len(nu) != call.images:
+            if call.step == 0 or len(nu) != len(call.entries):
                 nu = torch.zeros_like(e[call.passes["cond"]], dtype=torch.float32)
             if not images:
                 return None

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from respodiff.methods.model_call import ModelCall, intercept_calls
@@ -108,14 +107,7 @@ class WeightEditAdapter(Adapter):
 def _whole(pipe: Any, adapters: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
     """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
     held = ExitStack()
-
-    def before(_call: ModelCall, _args: Any, _kwargs: Any) -> None:
-        held.enter_context(swapped(values))
-
-    def after(_call: ModelCall, _args: Any, _kwargs: Any, _e: Tensor) -> None:
-        held.close()
-
-    with held, intercept_calls(pipe, adapters, before, after):
+    with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(values)), lambda *_: held.close()):
         yield
 
 
@@ -134,9 +126,3 @@ def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: C
         return out
 
     return hook
-
-
-@torch.no_grad()
-def difference(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is stored: after - before, float32 on the CPU."""
-    return {k: (after[k].float() - before[k].float()).cpu() for k in after}

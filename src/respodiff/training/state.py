@@ -74,11 +74,10 @@ class TrainState:
             number, since = divmod(self.iteration, refresh_every or self.config.iterations)
             if since == 0:
                 self._start_round()
-                pool = make_pool(number, self.round_start)
-            elif pool is None:  # a resumed run makes its pool again; the forwards are counted already
-                counted = self.model.forwards
-                pool = make_pool(number, self.round_start)
-                self.model.forwards = counted
+            if since == 0 or pool is None:
+                counted, pool = self.model.forwards, make_pool(number, self.round_start)
+                if since:  # a resumed run makes its pool again; the forwards are counted already
+                    self.model.forwards = counted
             yield pool.batch(self.iteration, self.config.batch)
 
     def finish(self, make: Callable[[Tensors], Any], loss: float, loss_sam: float = 0.0) -> StepRecord:
