@@ -99,8 +99,10 @@ def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
     """
     out: dict[str, dict[str, Adapter]] = {}
     for m in modules:
-        if out.setdefault(attribute_of(m), {}).setdefault(m.name, m) is not m:
+        group = out.setdefault(attribute_of(m), {})
+        if m.name in group:
             raise ValueError(f"two modules are called {m.name!r}; give each concept once")
+        group[m.name] = m
     return out
 
 
