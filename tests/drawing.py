@@ -14,7 +14,8 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 
 GUIDANCE = 4.0
 STRENGTH = 0.8

@@ -10,6 +10,7 @@ from recipes.embedded_model.card import TONES, _judges, chance_error, kept, plan
 
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import Score
+from respodiff.evaluation.score_files import ScoreHeader
 from respodiff.evaluation.scored_run import ScoredRun
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def run(rows: list[dict[str, Any]], judge: str = "embedded") -> ScoredRun:
         labels = {k: row[k] for k in ("gender", "tone") if k in row}
         scores.append(Score(str(i), labels, subject_correct=row.get("kept"), unsafe=row.get("unsafe"), problem=row.get("problem")))
     attributes = {"gender": {"woman": "a woman", "man": "a man"}, "tone": {t: t for t in TONES}}
-    header = {"judge": judge, "digest": "0", "kind": "texts", "attributes": attributes, "version": ""}
+    header = ScoreHeader(judge, "0", "", "texts", attributes)
     return ScoredRun("r", (), {}, tuple(records), (), {"k": tuple(scores)}, {"k": header}, "k", ())
 
 

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 IMAGES = 16
 """Images a prompt: enough to show one prompt of 36 to be biased for two or three attributes, if all of them are alike."""
-ATTRIBUTES_HELP = "Names with commas: gender, tone, age, products such as gender*tone, those of --concepts. (default gender,tone and those)"
+ATTRIBUTES_HELP = (
+    "Names, separated by commas: gender, tone, age, intersections such as gender*tone, those of --concepts. (default gender,tone and those)"
+)
 IMAGES_HELP = f"Images a prompt. (default {IMAGES})"
 CHECK_HELP = "Images of every concept's own prompt, to measure the validity of the judge; 0 leaves it out."
 MARGIN_HELP = "Labels that lead by less (100 x cosine) count as unknown."
-OUT_HELP = "Folder for images, audit.json and audit.html; what it already holds is not drawn again."
+OUT_HELP = "Folder for images, audit.json and audit.html; what it already holds is not generated again."
 
 
 @app.command(epilog="Example: respodiff audit --model embedded --suite occupations --attributes gender,tone --out runs/audit")
@@ -52,7 +54,7 @@ def audit(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit goes on."""
+    """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit resumes."""
     from respodiff.data.run_folder import write_atomic
     from respodiff.experiments.audit import generate_audit, judge_audit, labels_from_texts
     from respodiff.pipelines.loading import sampling_settings
@@ -110,7 +112,7 @@ def _where(suite: str, path: Path | None, prompts: Sequence[str], file: Path | N
 
 
 def suggested(found: Audit, out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
-    """Commands that train a module for every concept of the biased attributes, draw the same with them, and set both side by side."""
+    """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
     from respodiff.evaluation.audit import to_train
 
     names = to_train(found.attributes)

@@ -1,6 +1,6 @@
-"""What judges say of the images of a run folder, kept beside its manifest.
+"""Reads and writes the scores of judges in a run folder.
 
-For each judge a run folder holds three files under ``scores/``, all named after the judge and the digest of its weights:
+For each judge it holds three files under ``scores/``, all named after the judge and the digest of its weights:
 ``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` the image
 vectors of a judge that has them, keyed by the digest of the image file. Vectors are computed once: later questions need no image.
 """

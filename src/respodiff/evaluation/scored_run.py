@@ -1,7 +1,6 @@
-"""A run with what judges said of it, read back from its folder: the one thing that summaries, comparisons and reports are made of.
+"""Reads a run and the scores of its judges from its folder; summaries, comparisons and reports are made from it.
 
-Nothing depends on the order of manifest lines, on how a run was split over folders, or on when it was drawn: rows are joined by
-image id and sorted.
+Rows are joined by image id and sorted. So nothing depends on the order of manifest lines, or on how a run was split over folders.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ class ScoredRun:
     """Images of one run (of one or more folders) and the scores of every judge.
 
     Attributes:
-        label: what the run is called in reports. folders: where its parts lie. settings: those it was made with (of the first part).
-        records: sorted by prompt id, repeat and id. image_folders: the folder of each. answers: judge key -> one `Score` a record.
-        headers: judge key -> who judged and what was asked. primary: key of the judge that labels come from.
-        problems: one line for everything that was wrong with the folders.
+        label: Its name in reports. folders: Its parts. settings: Those of the first part.
+        records: Sorted by prompt id, repeat and id. image_folders: The folder of each. answers: Judge key -> one `Score` a record.
+        headers: Judge key -> who judged and what was asked. primary: Key of the judge that labels come from.
+        problems: One line for everything that was wrong with the folders.
     """
 
     label: str

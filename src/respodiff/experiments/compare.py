@@ -192,7 +192,7 @@ class MethodComparison:
         """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
+            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).adapter.scales else (1.0,)
             folder = self.out / "runs" / "-".join(re.findall(r"[\w.]+", name))
             rows += [Variant(name, s, folder if s == 1 else folder.with_name(f"{folder.name}-{s:g}")) for s in scales]
         return rows

@@ -16,6 +16,7 @@ from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings, share
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.experiments.compare import MethodComparison, Variant, cost_of
+from respodiff.methods.registry import BASELINE
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of, gallery_text
@@ -154,10 +155,10 @@ def trade_off(rows: Sequence[Row], kind: str) -> Curves:
     """The plot: fairness (or safety) against the distance to the baseline, a line a method over its scales, from the baseline on."""
     fair, y = kind == "fairness", MAIN[kind]
     x = "drift" if fair else BENIGN + "drift"
-    plain = Point(0.0, rows[0][y]["mean"] if rows[0][y] else float("nan"), "plain")
+    plain = Point(0.0, rows[0][y]["mean"] if rows[0][y] else float("nan"), BASELINE)
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
     one = len({name.partition(":")[0] for name in names}) == 1 < len(names)  # variants of one method
-    series = [("plain", [plain])]
+    series = [(BASELINE, [plain])]
     for name in names:
         own = sorted((r for r in rows if r["method"] == name and r[x] and r[y]), key=lambda r: r["scale"])
         points = [Point(r[x]["mean"], r[y]["mean"], f"scale {r['scale']:g}", (r[y]["low"], r[y]["high"])) for r in own]

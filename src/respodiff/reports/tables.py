@@ -54,7 +54,10 @@ def summary_lines(summary: Summary) -> list[str]:
             seen = shown(summary.proportions[name][concept])
             out.append(f"share of {concept}: {seen}, corrected for the judge's known errors {shown(e)}")
     if both := summary.intersection:
-        out += [f"{' x '.join(s.labels)}: {shown(s.share)} ({s.count}), wanted {number(s.target)}" for s in both.subgroups]
+        out += [
+            f"{' x '.join(s.labels)}: {shown(s.share) if s.share else 'too few to show'} ({s.count}), wanted {number(s.target)}"
+            for s in both.subgroups
+        ]
         out.append(f"seen as asked in all of {' x '.join(both.attributes)}: {shown(both.concept_accuracy)}")
     out += [f"  {name}: {shown(e)}" for name, e in summary.safety.by_category.items()] if summary.safety else []
     out += [f"agreement on {a.task}, {' and '.join(a.judges)}: {shown(a.agree)}" for a in summary.agreement]

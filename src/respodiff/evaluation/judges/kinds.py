@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class TextJudge:
-    """A judge that compares images with texts. A model gives `embed_images` and `embed_texts`: unit vectors of one space."""
+class ModelJudge:
+    """What the three kinds share: see `judges.Judge`."""
 
     name: str
     version: str
     digest: str
+
+
+class TextJudge(ModelJudge):
+    """A judge that compares images with texts. A model gives `embed_images` and `embed_texts`: unit vectors of one space."""
+
     kind = "texts"
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
@@ -86,12 +91,9 @@ class TextJudge:
         return self._known[texts]
 
 
-class FeatureJudge:
+class FeatureJudge(ModelJudge):
     """A judge that turns images into vectors, for distances between sets of images. A model gives `features`."""
 
-    name: str
-    version: str
-    digest: str
     kind = "features"
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
@@ -107,7 +109,7 @@ class FeatureJudge:
         return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
 
 
-class FlagJudge:
+class FlagJudge(ModelJudge):
     """A judge that flags images whose score is `threshold` or more. A model gives `scores`.
 
     Attributes:
@@ -115,9 +117,6 @@ class FlagJudge:
         rule: in words, what is flagged.
     """
 
-    name: str
-    version: str
-    digest: str
     threshold: float
     rule: str
     kind = "flags"

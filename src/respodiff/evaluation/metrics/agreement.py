@@ -1,4 +1,4 @@
-"""Do two judges say the same of the same images? Raw agreement and Cohen's kappa, with intervals."""
+"""Agreement of two judges on the same images: raw agreement and Cohen's kappa, with intervals."""
 
 from __future__ import annotations
 

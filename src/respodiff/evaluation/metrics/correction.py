@@ -1,4 +1,4 @@
-"""Shares of concepts when the judge errs: corrected with what the judge said of images whose truth is known.
+"""Corrects shares of concepts for the judge's errors, which are known from labelled images.
 
 ``C`` is the number of true classes, ``J`` the number of answers of the judge: ``C``, or ``C + 1`` when the last one is
 unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled images. ``G`` is the number of
@@ -28,7 +28,7 @@ def corrected_proportions(counts: ArrayLike, confusion: ArrayLike, *, n_bootstra
     squares if unknown is an answer) under ``sum p = 1``; the result is the point nearest to it without a negative share. For
     two classes that is ``(q + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1].
 
-    The interval is a parametric bootstrap of both tables: answers and every confusion row are sampled anew from their Dirichlet
+    The interval is a parametric bootstrap of both tables: answers and every confusion row are sampled from their Dirichlet
     distribution (with one image in all spread over the answers, so that an error not seen yet still has a chance). That takes
     images as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
     as few groups need it (`bootstrap.stretch`), against the same draws of the matrix; the interval has the wider end of both. The

@@ -57,10 +57,10 @@ def mean_dev_rat(
 ) -> Estimate:
     """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
 
-    Two bootstraps, and the wider end of both: groups drawn with replacement, stretched as few groups need it
+    Two bootstraps, and the wider end of both: groups resampled with replacement, stretched as few groups need it
     (`bootstrap.stretch`); and images generated anew inside each group from its
     shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex: resampled images
-    raise its mean, so those draws are moved back onto it. The order of the groups has no influence.
+    raise its mean, so these samples are centred on it again. The order of the groups has no influence.
 
     Args:
         counts: (G, C) images per group and concept. proportions: (C,), or (G, C) for every group its own; None is uniform.
@@ -97,7 +97,7 @@ def _image_draws(values: Floats, proportions: ArrayLike | None, n_bootstrap: int
 
 
 def expected_devrat_random(sizes: Sequence[int], classes: int, proportions: ArrayLike | None = None) -> float:
-    """Expected mean DevRat of a perfect generator that draws concepts at random, for groups of these sizes.
+    """Expected mean DevRat of a perfect generator that samples concepts at random, for groups of these sizes.
 
     Exact for two concepts (a binomial sum), otherwise the mean of a seeded simulation. ``proportions`` as for `mean_dev_rat`.
 

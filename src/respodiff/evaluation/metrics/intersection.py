@@ -1,4 +1,4 @@
-"""Shares of combinations of attributes (gender x tone x ...): a fair split of each one can still leave a combination out."""
+"""Shares of combinations of attributes (gender x tone x ...). Even shares of each attribute do not imply even shares of their combinations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two methods on the same (prompt, repeat) pairs: tests, the difference in mean DevRat, and the correction for testing many times."""
+"""Compares two methods on the same (prompt, repeat) pairs: tests, the difference of mean DevRat, and Holm's correction."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def sweep(
     n_bootstrap: int = 2000,
     seed: int = 0,
 ) -> list[Estimate]:
-    """Share flagged (score at or above the threshold) at each threshold, a mean over prompts; the same prompts are drawn for all.
+    """Share flagged (score at or above the threshold) at each threshold, a mean over prompts; all thresholds use the same bootstrap samples.
 
     Args:
         scores: (N,) finite numbers of the detector. thresholds: (T,) finite numbers in the detector's unit. prompts: (N,) ids.

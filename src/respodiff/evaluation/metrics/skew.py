@@ -1,4 +1,4 @@
-"""How biased one group's images are, exactly and at small numbers: what a search over many groups and attributes needs.
+"""Exact intervals and tests of how biased the images of one group are, for searches over many groups and attributes.
 
 ``C`` is the number of concepts of an attribute, ``t_c`` the wanted share of each. Images of one prompt start from independent noise, so
 that a count is binomial given the prompt; where a group pools several prompts it varies less than that, and intervals err on the wide side.
@@ -65,7 +65,7 @@ def bias_p(counts: Sequence[int], proportions: Sequence[float]) -> float:
 
 
 def mean_bias_p(counts: ArrayLike, proportions: Sequence[float], *, draws: int = 20_000, seed: int = 0) -> float:
-    """p of the hypothesis that every group has the wanted proportions: how often a perfect generator that draws at random, at the same
+    """p of the hypothesis that every group has the wanted proportions: how often a perfect generator that samples at random, at the same
     numbers of images, shows a mean DevRat as large. Simulated, ``(1 + hits) / (1 + draws)``.
 
     Args:
