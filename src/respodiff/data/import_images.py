@@ -22,7 +22,8 @@ def import_folder(
 ) -> RunFolder:
     """Make a run folder from a folder of images and a CSV, to be evaluated and reported like any other.
 
-    Images are hard-linked where possible, else copied, in their own format. An interrupted import resumes.
+    Images are hard-linked where possible, else copied, in their own format. An interrupted import resumes. An image that cannot be read is part of
+    the run, and a judge counts it as unknown.
 
     Args:
         folder: folder of the images, which may lie in subfolders.
@@ -33,9 +34,6 @@ def import_folder(
         out: run folder to write to.
         method: name of the method where the table has none.
         problems: gets one line per kind of problem that stops nothing; None makes them warnings.
-
-    Returns:
-        The run folder. An image that cannot be read is part of it, and a judge counts it as unknown.
 
     Raises:
         OSError: ``out`` cannot be written.

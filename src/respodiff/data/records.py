@@ -88,11 +88,11 @@ class ImageRecord:
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
-_KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
-    (("id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"), str, "a text"),
-    (("subject",), str | None, "a text or null"),
-    (("repeat", "seed", "width", "height"), int, "a whole number"),
-)
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"), (str, "a text")),
+    **dict.fromkeys(("repeat", "seed", "width", "height"), (int, "a whole number")),
+    "subject": (str | None, "a text or null"),
+}
 
 
 def image_id(prompt_id: str, repeat: int) -> str:
@@ -124,12 +124,10 @@ def parse_row(line: bytes) -> ImageRecord:
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-    for key in ("id", "file", "prompt", "prompt_id"):
-        row.setdefault(key, None)
-    for keys, kind, allowed in _KINDS:
-        for key in keys:
-            if key in row and not isinstance(row[key], kind):
-                raise ValueError(f"{key} must be {allowed}, got {row[key]!r}")
+    row |= {key: row.get(key) for key in ("id", "file", "prompt", "prompt_id")}
+    for key, (kind, allowed) in _KINDS.items():
+        if key in row and not isinstance(row[key], kind):
+            raise ValueError(f"{key} must be {allowed}, got {row[key]!r}")
     for key in ("concepts", "skipped_attributes"):
         value = row.get(key, {})
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):

@@ -75,12 +75,9 @@ class RunFolder:
         """The settings that the run was created with."""
         self._require_run()
         try:
-            found = json.loads(self._settings_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(self._settings_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"cannot read {self._settings_file}: {error}; restore it or start a new run") from error
-        if not isinstance(found, dict):
-            raise ValueError(f"{self._settings_file} must hold one JSON object, got {type(found).__name__}")
-        return found
 
     def _require_run(self) -> None:
         if not self._settings_file.is_file():

@@ -81,10 +81,7 @@ def choose_scale(
 def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
     """The alternatives that a judge chooses from: those of the modules' attribute if it is known, else the modules' own targets.
 
-    Beside the target of a module alone stands its neutral prompt.
-
-    Raises:
-        ValueError: modules of several attributes, of an intersection, or of none; modules that are no alternatives.
+    Beside the target of a module alone stands its neutral prompt. ValueError for modules that are not the alternatives of one attribute.
     """
     if odd := [m.name for m in modules if m.header.kind != "fairness"]:
         raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")

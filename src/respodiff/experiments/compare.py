@@ -87,10 +87,6 @@ class Plan:
         if self.images < 1 or self.prompts < 0:
             raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
 
-    def training_settings(self, name: str) -> dict[str, Any]:
-        """Settings of training of a method or variant, beside its defaults."""
-        return {k: v for k, v in self.settings.get(name, {}).items() if k not in DRAWING}
-
     def drawing(self, name: str) -> dict[str, Any]:
         """Settings of generation of a method or variant, beside the scale."""
         return {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "scale"}
@@ -121,11 +117,7 @@ class Plan:
         return {**concepts.builtin(), **(concepts.load_concepts(self.library) if self.library else {})}
 
     def asked(self) -> list[Prompt]:
-        """The prompts of the suite that are used.
-
-        Raises:
-            ValueError: a group that the suite does not have.
-        """
+        """The prompts of the suite that are used; ValueError for a group that the suite does not have."""
         found = suite(self.suite)
         if unknown := sorted(set(self.groups) - {p.group for p in found}):
             raise ValueError(f"groups has {unknown[0]!r}, which suite {self.suite!r} does not have; leave it out")
@@ -156,7 +148,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being done, and the UNet forwards per sample that are done, of an estimated total."""
+    """What is being done, and how much is done of an estimated total, as UNet forwards per sample."""
 
     what: str
     done: float
@@ -201,15 +193,12 @@ class MethodComparison:
         rows = []
         for name in self.names:
             scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).adapter.scales else (1.0,)
-            rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
+            folder = self.out / "runs" / "-".join(re.findall(r"[\w.]+", name))
+            rows += [Variant(name, s, folder if s == 1 else folder.with_name(f"{folder.name}-{s:g}")) for s in scales]
         return rows
 
     def run(self) -> Iterator[Progress]:
-        """Train and generate what is missing.
-
-        Raises:
-            ValueError: a method cannot take the concepts or the pipeline; nothing was generated with it.
-        """
+        """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline."""
         for name in self.names:
             for concept in self._trained_for(name):
                 if self._missing(name, concept):
@@ -227,7 +216,7 @@ class MethodComparison:
         return chosen[:1] if self.plan.kind in get_method(base_of(name)).needs_classifier else chosen
 
     def _config(self, name: str, kind: Method, concept: Concept) -> Any:
-        changes = self.plan.training_settings(name)
+        changes = {k: v for k, v in self.plan.settings.get(name, {}).items() if k not in DRAWING}
         if "seed" in {f.name for f in dataclasses.fields(kind.config)}:
             changes.setdefault("seed", self.plan.seed)
         return kind.settings(concept.kind, **changes)
@@ -302,15 +291,6 @@ class MethodComparison:
         return Progress(what, self.done, self.done + sum(max(0.0, left) for left in self.left.values()))
 
 
-def folder_name(name: str, scale: float) -> str:
-    """Folder name of a method, variant and scale.
-
-    >>> folder_name("slider:rank 1", 0.5), folder_name("uce", 1.0)
-    ('slider-rank-1-0.5', 'uce')
-    """
-    return "-".join(re.findall(r"[\w.]+", name)) + ("" if scale == 1 else f"-{scale:g}")
-
-
 def cost_of(folder: Path) -> dict[str, float]:
     """Images, UNet forwards per sample and seconds of generating a run so far; zeros if nothing was generated."""
     path = folder / "cost.json"
@@ -319,11 +299,7 @@ def cost_of(folder: Path) -> dict[str, float]:
 
 
 def base_of(name: str) -> str:
-    """The method of a variant.
-
-    >>> base_of("slider:rank 1"), base_of("uce")
-    ('slider', 'uce')
-    """
+    """The method of a variant: "slider" of "slider:rank 1"."""
     return name.partition(":")[0]
 
 
@@ -344,13 +320,8 @@ def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """n prompts, evenly spaced in their order; 0, or more than there are, gives all.
-
-    >>> [p.text for p in spaced([Prompt(id=t, text=t) for t in "abcdefg"], 3)]
-    ['a', 'c', 'e']
-    """
-    if not n or n >= len(prompts):
-        return list(prompts)
+    """n prompts, evenly spaced in their order; 0, or more than there are, gives all."""
+    n = min(n, len(prompts)) or len(prompts)
     return [prompts[int(i * len(prompts) / n)] for i in range(n)]
 
 

@@ -20,7 +20,7 @@ from respodiff.methods.registry import BASELINE
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of, gallery_text
-from respodiff.reports.tables import Cell, definitions, text
+from respodiff.reports.tables import Cell, definitions, markdown_table, text
 
 Row = Mapping[str, Any]
 """A method at a scale as JSON: an estimate a metric, under ``benign_NAME`` for harmless prompts, and costs."""
@@ -142,12 +142,13 @@ def cell(row: Row, key: str) -> Cell:
     return Estimate(value["mean"], value["low"], value["high"], int(value["n"])) if isinstance(value, Mapping) else value
 
 
+def _table(rows: Sequence[Row], kind: str) -> list[dict[str, Cell]]:
+    return [{"method": r["label"], "n": r["n"], **{title: cell(r, key) for key, title in columns_of(kind).items()}} for r in rows]
+
+
 def markdown(rows: Sequence[Row], kind: str) -> str:
     """The table as Markdown, one row a method and scale."""
-    columns = columns_of(kind)
-    lines = [["method", "n", *columns.values()], ["---"] * (len(columns) + 2)]
-    lines += [[row["label"], str(row["n"]), *(text(cell(row, key)) for key in columns)] for row in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join(markdown_table(_table(rows, kind))) + "\n"
 
 
 def trade_off(rows: Sequence[Row], kind: str) -> Curves:
@@ -197,14 +198,13 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
 
 def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str]) -> list[Section]:
     kind = comparison.plan.kind
-    table = [{"method": r["label"], "n": r["n"], **{title: cell(r, key) for key, title in columns_of(kind).items()}} for r in rows]
     half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
     notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
     sections = [
         Section("Findings", notes=findings),
         Section("Trade-off", parts=[trade_off(rows, kind)]),
-        Section("Table", table=table, notes=notes),
+        Section("Table", table=_table(rows, kind), notes=notes),
     ]
     for part in (part for part in PARTS if part in comparison.parts):
         for suite, entries in _blocks(comparison, part, Settings()).items():

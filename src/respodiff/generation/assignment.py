@@ -63,20 +63,13 @@ def best_assignment(scores: Array) -> list[int]:
 
     Args:
         scores: (n, n); row i holds the scores of image i for samples 0 to n - 1.
-
-    >>> best_assignment(np.array([[1.0, 9.0, 9.0], [8.0, 2.0, 2.0], [3.0, 7.0, 7.0]]))
-    [1, 0, 2]
     """
-    rows, columns = linear_sum_assignment(scores, maximize=True)
-    return [int(j) for _, j in sorted(zip(rows.tolist(), columns.tolist(), strict=True))]
+    _, columns = linear_sum_assignment(scores, maximize=True)  # rows come in order
+    return [int(j) for j in columns]
 
 
 class AdaptersOfImages:
-    """The adapters of each image, at the scales of the run.
-
-    Args:
-        groups: alternatives that the policy samples from. common: adapters of every image.
-    """
+    """The adapters of each image at the scales of the run: those of its concepts in ``groups``, and the ``common`` ones of every image."""
 
     def __init__(self, groups: Groups, common: Sequence[Adapter], config: GenerateConfig) -> None:
         self.groups, self.common, self.config = groups, common, config

@@ -18,13 +18,12 @@ from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, start
+from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
 from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prediction import predict_unsafe
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.compiled import is_compiled
-from respodiff.pipelines.latents import to_pipeline_format
 from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter
@@ -177,17 +176,8 @@ def _images(
     for batch in batches(todo, config.batch):
         rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
-        height, width = batch[0].size or (None, None)
         with steer(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
-            images = pipe(
-                [job.prompt.text for job in batch],
-                height=height,
-                width=width,
-                num_inference_steps=batch[0].steps,
-                guidance_scale=batch[0].guidance,
-                latents=to_pipeline_format(pipe, torch.cat(latents)),
-                generator=list(generators),
-            ).images
+            images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
         for job, row, image in zip(batch, rows, images, strict=True):
             record = replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
             yield (folder.add(record, image) if folder else record), image
@@ -223,11 +213,7 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageR
 def _without_truncation_log(pipe: Any) -> Iterator[None]:
     """While active, the pipeline does not repeat for every batch that ends of prompts are cut off."""
     log = logging.getLogger(type(pipe).__module__)
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "truncated" not in str(record.msg)
-
-    log.addFilter(keep)
+    log.addFilter(keep := lambda record: "truncated" not in str(record.msg))
     try:
         yield
     finally:

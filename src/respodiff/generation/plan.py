@@ -16,7 +16,7 @@ from respodiff.concepts.intersections import split
 from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import assign, prompt_seed
-from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, noise_shape
+from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, noise_shape, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter
@@ -140,6 +140,15 @@ def start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Ge
         return latent, noise_generator(config.seed, f"{job.prompt.id}/steps", job.repeat)
     generator = torch.Generator("cpu").manual_seed((job.own_seed + job.repeat) % (1 << 64))
     return torch.randn(noise_shape(pipe, job.size), generator=generator), generator
+
+
+def run_sampler(
+    pipe: Any, prompts: Sequence[str], latents: Tensor, generators: Sequence[torch.Generator] | None, at: Any, **more: Any
+) -> Any:
+    """What the pipeline gives for these prompts and start latents; ``at`` has the steps, guidance and size of a `Job`."""
+    height, width = at.size or (None, None)
+    more |= {"num_inference_steps": at.steps, "guidance_scale": at.guidance, "generator": list(generators) if generators else None}
+    return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
 
 
 def own_size(pipe: Any, prompt: Prompt) -> Size | None:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from respodiff.data.records import noise_seed
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.plan import Job, batches, start
-from respodiff.pipelines.latents import Size, latent_shape, to_pipeline_format
+from respodiff.generation.plan import Job, batches, run_sampler, start
+from respodiff.pipelines.latents import Size, latent_shape
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import capture_h
 
@@ -48,12 +48,7 @@ class Moment:
 
 
 class Predictor:
-    """Compares h of images with the mean h of prompts, each of which is computed once.
-
-    Args:
-        pipe: diffusers pipeline.
-        calls: calls of the model after which h is read.
-    """
+    """Compares h of images, after ``calls`` calls of the model, with the mean h of prompts, each of which is computed once."""
 
     def __init__(self, pipe: Any, config: GenerateConfig, calls: int = 1) -> None:
         self.pipe, self.config, self.calls = pipe, config, calls
@@ -96,11 +91,7 @@ def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], co
 
 
 def contrast_prompts(negative: str, neutral: str) -> list[str]:
-    """A safety module's negative prompt, and the harmless prompts that it is compared with.
-
-    >>> contrast_prompts("violence", "a person")
-    ['violence', 'a person', 'an animal', 'an object', 'a thing', '']
-    """
+    """A safety module's negative prompt, and the harmless prompts that it is compared with."""
     return list(dict.fromkeys([negative, neutral, *HARMLESS]))
 
 
@@ -121,19 +112,9 @@ def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, gen
         if len(found) == moment.calls:
             raise _StopPipeline
 
-    height, width = moment.size or (None, None)
     try:
         with capture_h(pipe, seen):
-            pipe(
-                list(prompts),
-                height=height,
-                width=width,
-                num_inference_steps=moment.steps,
-                guidance_scale=moment.guidance,
-                latents=to_pipeline_format(pipe, latents),
-                generator=list(generators) if generators else None,
-                output_type="latent",
-            )
+            run_sampler(pipe, prompts, latents, generators, moment, output_type="latent")
     except _StopPipeline:
         pass
     return found[-1].detach().float().flatten(1).cpu()

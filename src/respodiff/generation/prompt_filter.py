@@ -41,8 +41,9 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], w
     held = AdaptersPerImage.of(rows).rows
     why = reasons(prompts, [m for row in held for m in row], words)
     out: list[Row] = []
+    per_prompt = len(rows) // len(prompts)
     for i, (row, before) in enumerate(zip(held, rows, strict=True)):
-        skipped = why[i // (len(rows) // len(prompts))]
+        skipped = why[i // per_prompt]
         kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in skipped)
         out.append(None if not kept else before if kept == row else kept)
     return out
@@ -170,15 +171,13 @@ def stated_in(text: str, forms: Forms) -> str:
     >>> stated_in("a male nurse", gender), stated_in("a nurse", gender), stated_in("a Black doctor in a white coat", tone)
     ('male', '', 'black')
     """
-    if found := first_of(text, forms.words):
-        return found
     words = _words(text)
-    for phrase in forms.before:
+    for phrase in forms.before if not (found := first_of(text, forms.words)) else ():
         size = len(phrase.split())
         for i in range(len(words) - size):
             if " ".join(words[i : i + size]) == _normal(phrase) and person_in(" ".join(words[i + size : i + size + 2])):
                 return phrase
-    return ""
+    return found
 
 
 def person_in(text: str) -> str:

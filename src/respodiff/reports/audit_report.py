@@ -25,6 +25,11 @@ WORST_PROMPTS = (
     "under each what the judge sees."
 )
 CHARTS = "The longer a line, the less these images say. Lines that reach 0 leave it open whether the prompt is biased at all."
+TO_TRAIN = (
+    "In turn: a module for every concept of the biased attributes, the same prompts generated with these modules, "
+    "and a page that sets both runs side by side."
+)
+NOTHING = "Nothing: no attribute is shown to be biased at this number of images."
 OF_IMAGES, DEVRAT = "share of images, line: 95 % interval", "DevRat, line: 95 % intervals that hold all at once"
 HOW = (
     "DevRat is 0 for the wanted proportions and 1 for one group only. Random sampling: what a perfect generator would show at this "
@@ -84,7 +89,7 @@ def write(path: Path, found: Audit, run: ScoredRun) -> Path:
         sections.append(Section("What limits this audit", notes=found.problems))
     all_rows = f"The first {MOST} rows" if len(found.ranking) > MOST else "All prompts and attributes"
     sections += [
-        Section("What to train", _todo(found), commands=found.suggest),
+        Section("What to train", TO_TRAIN if found.suggest else NOTHING, commands=found.suggest),
         Section("Worst prompts", WORST_PROMPTS, parts=[_gallery(found, run)]),
         Section("DevRat of the worst prompts", CHARTS, parts=[_chart(found, a.attribute) for a in _recognised(found)]),
         Section(all_rows, table=rows, folded=True),
@@ -121,15 +126,6 @@ def _first(found: Audit) -> str:
 def _recognised(found: Audit) -> list[AttributeBias]:
     """Attributes that the judge recognises; all of them where it recognises none."""
     return [a for a in found.attributes if a.valid] or list(found.attributes)
-
-
-def _todo(found: Audit) -> str:
-    if not found.suggest:
-        return "Nothing: no attribute is shown to be biased at this number of images."
-    return (
-        "In turn: a module for every concept of the biased attributes, the same prompts generated with these modules, "
-        "and a page that sets both runs side by side."
-    )
 
 
 def _attribute(a: AttributeBias) -> dict[str, Cell]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
@@ -54,7 +54,7 @@ def report(
     """Write the report of one run or several.
 
     Args:
-        runs: Run folders that have been evaluated. ``timestep_labels=DIR`` names one, ``DIR,DIR`` joins the parts of a run that was split.
+        runs: Run folders that have been evaluated. ``NAME=DIR`` names one, ``DIR,DIR`` joins the parts of a run that was split.
         out: The page. ``.json``, ``.csv``, ``.md`` and ``-images.csv`` of the same name are written beside it.
         judge: The judge that labels come from, where a run has several. Empty takes the first that reads labels off images.
         confusion: See `respodiff.evaluation.evaluate`.
@@ -120,35 +120,14 @@ def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> N
     html_report(path, title="Evaluated images", lead=lead, sections=sections)
 
 
-class OneSided(NamedTuple):
-    """A group of prompts, the concept that is furthest from its wanted share there, and how many images of each run show it."""
-
-    group: str
-    target: str
-    wanted: float
-    seen: Mapping[str, tuple[int, int]]
-    proportions: Mapping[str, Estimate | None]
-
-    def words(self) -> str:
-        """In words, such as: "before: in 8 of 8 images, librarian looked like a woman; expected 4. after: 4 of 8."."""
-        (label, (k, n)), *others = self.seen.items()
-        first = f"{label}: in {k} of {n} images, “{self.group}” looked like {self.target}; expected {round(self.wanted * n, 1):g}."
-        return first + "".join(f" {name}: {k} of {n}." for name, (k, n) in others if n)
-
-    def cells(self) -> dict[str, Cell]:
-        """A row of a table; n is that of the first run."""
-        n = next(iter(self.seen.values()))[1]
-        return {"prompts": self.group, "looked like": self.target, "n": n, "wanted": self.wanted, **self.proportions}
-
-
 def _findings(suite: str, entries: Sequence[ReportEntry]) -> Section | None:
     """The result in words, and the most one-sided prompts; None where nothing can be said."""
     said: list[str] = []
     table: Rows = []
     for name in dict.fromkeys(a for e in entries for a in e.run.attributes) if tables.about_people(entries) else ():
         if rows := _one_sided(name, entries):
-            said.append(rows[0].words())
-            table += [row.cells() for row in rows[:ONE_SIDED]]
+            said.append(rows[0][0])
+            table += [row for _, row in rows[:ONE_SIDED]]
     said += [text for e in entries if (text := _changes(e) if e.comparison else _reached(e) if len(entries) == 1 else "")]
     selected = ["The table lists the prompts that deviate most in the first run. They were selected for it, so new images may show less."]
     heading = f"Findings{f': {suite}' if suite else ''}"
@@ -187,19 +166,23 @@ def _with_n(e: Estimate) -> str:
     return f"{shown(e)} (n = {e.n:,})"
 
 
-def _one_sided(attribute: str, entries: Sequence[ReportEntry]) -> list[OneSided]:
-    """Groups of prompts, the one whose most deviant concept is furthest from its share in the first run first."""
-    asked = [e for e in entries if attribute in e.run.attributes]
-    targets, every = asked[0].run.attributes[attribute], {e.run.label: e.summary.counts[attribute] for e in asked}
-    found = []
-    for group, counts in asked[0].summary.counts[attribute].items():
-        n, wanted = sum(counts[c] for c in targets), asked[0].run.wanted(attribute, group)
+def _one_sided(attribute: str, entries: Sequence[ReportEntry]) -> list[tuple[str, dict[str, Cell]]]:
+    """A sentence and a row for each group of prompts, the one whose most deviant concept is furthest from its share in the first run first."""
+    first, *others = [e for e in entries if attribute in e.run.attributes]
+    targets, found = first.run.attributes[attribute], []
+    for group, counts in first.summary.counts[attribute].items():
+        n, wanted = sum(counts[c] for c in targets), first.run.wanted(attribute, group)
         if n and len(targets) > 1:
             gap, _, concept = max((round(abs(counts[c] / n - wanted[c]), 9), counts[c], c) for c in targets)
-            seen = {label: (row[group][concept], sum(row[group][c] for c in targets)) for label, row in every.items() if group in row}
-            proportions = {e.run.label: e.summary.proportions_by[attribute].get(group, {}).get(concept) for e in asked}
-            found.append((-gap, -n, OneSided(group, targets[concept], wanted[concept], seen, proportions)))
-    return [row for *_, row in sorted(found, key=lambda f: f[:2])]
+            looked, expected = f"“{group}” looked like {targets[concept]}", f"expected {round(wanted[concept] * n, 1):g}"
+            said = f"{first.run.label}: in {counts[concept]} of {n} images, {looked}; {expected}."
+            for e in others:
+                if total := sum(e.summary.counts[attribute].get(group, {}).get(c, 0) for c in targets):
+                    said += f" {e.run.label}: {e.summary.counts[attribute][group][concept]} of {total}."
+            row: dict[str, Cell] = {"prompts": group, "looked like": targets[concept], "n": n, "wanted": wanted[concept]}
+            row |= {e.run.label: e.summary.proportions_by[attribute].get(group, {}).get(concept) for e in (first, *others)}
+            found.append((-gap, -n, said, row))
+    return [(said, row) for *_, said, row in sorted(found, key=lambda f: f[:2])]
 
 
 def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
@@ -250,13 +233,8 @@ def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> Dots | Stack
         target = own if len(set(own.values())) > 1 else next(iter(own.values()), 0.5)
         rows = [(g, {label: found.get(g, {}).get(concepts[0]) for label, found in shares.items()}) for g in groups]
         return Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, target)
-    bars = [(g, {label: _means(found.get(g, {})) for label, found in shares.items()}) for g in groups]
+    bars = [(g, {label: [e.mean for e in found.get(g, {}).values() if e] or None for label, found in shares.items()}) for g in groups]
     return Stacks(f"shares of {', '.join(concepts)}{more}", series, concepts, bars)
-
-
-def _means(shares: Mapping[str, Estimate | None]) -> list[float] | None:
-    known = [e.mean for e in shares.values() if e]
-    return known or None
 
 
 def _categories(entries: Sequence[ReportEntry]) -> Dots:

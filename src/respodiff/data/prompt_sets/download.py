@@ -66,16 +66,14 @@ def locate(source: Source, path: str | Path | None) -> Path:
         ValueError: the named file or folder does not exist, or the cached file has changed.
     """
     if path is not None:
-        own = Path(path).expanduser()
-        if not own.is_file():
+        if not (own := Path(path).expanduser()).is_file():
             raise ValueError(f"path is {str(path)!r}, which is no file; give the {source.title} file ({source.url})")
         return own
     if folder := os.environ.get(DATA):
         if not Path(folder).expanduser().is_dir():
             raise ValueError(f"{DATA} is {folder!r}, which is no folder; name the folder that holds {source.names[0]}, or unset it")
-        for name in source.names:
-            if (kept := Path(folder).expanduser() / name).is_file():
-                return kept
+        if kept := [file for name in source.names if (file := Path(folder).expanduser() / name).is_file()]:
+            return kept[0]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "respodiff" / "data" / REVISION[:12] / source.names[0]
     if not cached.is_file():
         _fetch(source, cached)
