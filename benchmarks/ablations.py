@@ -19,8 +19,8 @@ from benchmarks.provenance import DOCS
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill, table
 from respodiff.data.run_folder import write_atomic
+from respodiff.experiments.compare import Plan
 from respodiff.experiments.comparison_report import cell, columns_of
-from respodiff.experiments.plan import Plan
 from respodiff.reports.tables import text
 
 RESULTS = DOCS / "results" / "ablation.json"

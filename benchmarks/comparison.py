@@ -23,9 +23,8 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge
 from respodiff.evaluation.judges.differentiable import classifier
 from respodiff.experiments import comparison_report
-from respodiff.experiments.compare import MethodComparison
+from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
-from respodiff.experiments.plan import Plan
 from respodiff.methods.registry import methods_for
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import text

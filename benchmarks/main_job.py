@@ -82,7 +82,7 @@ class Bench:
     ) -> dict[str, Any]:
         """Evaluation of one run folder (drawn first if it is not complete)."""
         folder, began, drawn = self.out / name, time.perf_counter(), 0
-        settings = GenerateConfig(**{"images": IMAGES, "assign_at": 0.0, **config})
+        settings = GenerateConfig(**{"images": IMAGES, **config})
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
             drawn += 1
         seconds = time.perf_counter() - began

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from respodiff.data.prompt_sets import suite
-from respodiff.experiments.plan import read_settings
+from respodiff.experiments.compare import read_settings
 
 TUNED_ON = (
     "doctor",

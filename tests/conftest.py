@@ -9,22 +9,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads sleep: tests
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one core each; also for the programs that tests start
     os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # before anything imports torch
 
 import ipaddress
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from respodiff.pipelines.loading import embedded_dir, load_pipeline
-from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import Header
+if TYPE_CHECKING:  # fixtures import what they need: the process that hands out the tests loads no torch
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTokenizer
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    from respodiff.steering.module import ConceptModule
 
 
 def _is_local(address: Any) -> bool:
@@ -59,6 +57,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def build_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
+    import torch
+    from diffusers import UNet2DConditionModel
+
     torch.manual_seed(seed)
     config: dict[str, Any] = {
         "sample_size": 8,
@@ -88,12 +89,22 @@ def tiny_unet() -> UNet2DConditionModel:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> CLIPTokenizer:
+    from transformers import CLIPTokenizer
+
+    from respodiff.pipelines.loading import embedded_dir
+
     return CLIPTokenizer.from_pretrained(embedded_dir("pipeline") / "tokenizer")
 
 
 @pytest.fixture
 def tiny_pipe(tiny_unet: UNet2DConditionModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """A whole pipeline of random weights: 8 x 8 latents, 16 x 16 images."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from respodiff.pipelines.loading import embedded_dir
+
     torch.manual_seed(1)
     vae = AutoencoderKL(
         block_out_channels=(16, 16),
@@ -131,6 +142,10 @@ def tiny_pipe(tiny_unet: UNet2DConditionModel, tokenizer: CLIPTokenizer) -> Stab
 @pytest.fixture
 def make_module() -> Callable[..., ConceptModule]:
     """Factory of random modules that fit ``tiny_unet``: same arguments, same module."""
+    import torch
+
+    from respodiff.steering.module import ConceptModule
+    from respodiff.steering.serialization import Header
 
     def make(
         name: str = "woman",
@@ -151,4 +166,6 @@ def make_module() -> Callable[..., ConceptModule]:
 @pytest.fixture(scope="session")
 def embedded() -> StableDiffusionPipeline:
     """The shipped pipeline. Shared: leave it as you found it."""
+    from respodiff.pipelines.loading import load_pipeline
+
     return load_pipeline("embedded")

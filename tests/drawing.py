@@ -14,7 +14,8 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule, Header
+from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 
 GUIDANCE = 4.0
 STRENGTH = 0.8
@@ -53,7 +54,7 @@ def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, 
     shape = shape or site_shape(model, site=site)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator) * scale
-    return ConceptModule(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
+    return ConceptModule.of(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
 
 
 def apart(a: Tensor, b: Tensor) -> float:

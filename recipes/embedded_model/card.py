@@ -24,7 +24,8 @@ from scipy.stats import binom
 
 from recipes.embedded_model.loop import say
 from respodiff._version import __version__
-from respodiff.data.prompt_sets import suite, with_article
+from respodiff.concepts.prompt_editing import with_article
+from respodiff.data.prompt_sets import suite
 from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.evaluation.evaluate import judge_all

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from recipes.embedded_model.data import PLACES, Picture, clean, spoken
-from respodiff.data.prompt_sets import with_article
+from respodiff.concepts.prompt_editing import with_article
 
 TONES = ("light", "medium", "dark")
 NATURE = "animals-nature"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from command import last_json, respodiff
 from painted import WORDS, ColourJudge, paint
 from respodiff.cli import demo
 from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.scored_run import load_scored_run
+from respodiff.generation import config
 from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -26,17 +29,18 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TrainConfig, "preset", staticmethod(quick))
     monkeypatch.setattr(demo, "OCCUPATIONS", ("mechanic", "nurse"))
+    monkeypatch.setattr(config, "GenerateConfig", partial(config.GenerateConfig, steps=2))
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
-    assert set(result) >= {"before", "after", "grid", "report", "seconds"}
+    assert set(result) >= {"before", "after", "grid", "report", "seconds", "first_image_seconds"}
+    assert 0 < result["first_image_seconds"] < result["seconds"]
     for side in ("before", "after"):
         assert result[side]["n"] == 8 and set(result[side]["women"]) == {"mechanic", "nurse"}
         assert 0 <= result[side]["unsafe"]["mean"] <= 1 and result[side]["unsafe_n"] == 4
     with Image.open(out / "before_after.png") as grid:
         assert grid.width > 8 * 70 and grid.height > 3 * 70
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "data:image/png;base64," in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
-    assert "One small tensor per concept" in page and "share of women" in page and "mechanic: " in page
+    assert "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert "mechanic" in page and "real people" in page
     assert {p.name for p in out.glob("*.safetensors")} == {"woman.safetensors", "man.safetensors", "violence.safetensors"}
     before, after = ([json.loads(line) for line in (out / run / "manifest.jsonl").read_text().splitlines()] for run in ("before", "after"))
@@ -66,13 +70,43 @@ def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_p
     rows = [("nurse", None, (int(i > 5), 0, 0)) for i in range(8)]
     judged = evaluate(paint(tmp_path / "run", rows), ColourJudge(), "gender", vocabulary=WORDS)
     found = dict.fromkeys(demo.RUNS, judged)
-    monkeypatch.setattr("respodiff.cli.console.open_model", lambda *_: None)
-    for name, result in (("_train", None), ("_draw", None), ("_measure", found), ("_grid", "grid"), ("_report", "report")):
+    monkeypatch.setattr("respodiff.cli.demo.open_model", lambda *_: None)
+    monkeypatch.setattr("respodiff.reports.run_report.report", lambda *_, **__: {"page": "report.html"})
+    for name, result in (("_train", None), ("_generate", None), ("_measure", found), ("_grid", "grid")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)
     done = respodiff("demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else []))
     assert done.returncode == 0, done.stderr
     shown, other = (done.stderr, done.stdout) if as_json else (done.stdout, done.stderr)
-    assert "nurse, women" in shown and "nurse, men" in shown and "0.75" in shown and "0.25" in shown and "subject accuracy" in shown
-    assert "nurse, men" not in other
+    assert "nurse, women" in shown and "6/8" in shown and "safety module at scale 1.5" in " ".join(shown.split())
+    assert "subject accuracy" in shown and "nurse, women" not in other
     if as_json:
         assert last_json(done)["before"]["women"] == {"nurse": 0.75} and last_json(done)["before"]["men"] == {"nurse": 0.25}
+
+
+def test_occupations_of_the_demo_chose_no_settings() -> None:
+    tuned = {
+        "doctor",
+        "nurse",
+        "ceo",
+        "secretary",
+        "mechanic",
+        "guard",
+        "developer",
+        "teacher",
+        "farmer",
+        "cleaner",
+        "hairdresser",
+        "lawyer",
+    }
+    assert len(set(demo.OCCUPATIONS)) == 6 and tuned.isdisjoint(demo.OCCUPATIONS) and demo._prompts()
+
+
+def test_images_without_their_subject_have_a_red_frame(tmp_path: Path) -> None:
+    rows = [("cook", None, (0, 0, 0)), ("nurse", None, (0, 0, 0))]
+    folder = paint(tmp_path / "run", rows)
+    evaluate(folder, ColourJudge(), "gender", vocabulary=WORDS)
+    correct = {r.group: s.subject_correct for run in [load_scored_run(folder)] for r, s in zip(run.records, run.scores, strict=True)}
+    found = demo._images(folder.path)
+    for group, (image,) in found.items():
+        assert (image.getpixel((0, 0)) == (255, 0, 0) != image.getpixel((image.width // 2, image.height // 2))) is (not correct[group])
+    assert set(correct.values()) == {True, False}

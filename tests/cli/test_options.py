@@ -72,7 +72,8 @@ def test_train_then_generate(name: str, tmp_path: Path) -> None:
     assert found["method"] == name and digest == load(out).digest and found["unet_forwards"] > 0
     assert {"modules", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"], "nothing else is left"
-    rows = drawn(tmp_path / "run", "--method", name, "--module", str(out))
+    flag = "--safety" if load(out).header.kind == "safety" else "--module"
+    rows = drawn(tmp_path / "run", "--method", name, flag, str(out))
     assert {r.method for r in rows} == {name} and all(r.modules == [digest] for r in rows)
     assert all(bool(r.concepts) == (load(out).header.kind == "fairness") for r in rows)
     told = last_json(respodiff("inspect", str(out), "--model", "x", "--json"))
@@ -89,7 +90,7 @@ def test_methods_without_training_from_a_concept_or_a_file(name: str, tmp_path: 
     for c in concepts:
         path = tmp_path / f"{c}.safetensors"
         last_json(respodiff("train", "--method", name, "--concept", c, "--out", str(path), "--json"))
-        files += ["--module", str(path)]
+        files += ["--safety" if safety else "--module", str(path)]
     again = drawn(tmp_path / "b", "--method", name, *files) if name != "plain" else rows
     assert {r.method for r in rows} == {name} and [r.digest for r in rows] == [r.digest for r in again]
     assert [r.concepts for r in rows] == ([{}, {}] if safety else [r.concepts for r in again])
@@ -188,7 +189,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
         (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
-        (["--method", "prompt"], "--method prompt is told by --concept NAME whom to draw"),
+        (["--method", "prompt"], "--method prompt needs a concept; name one with --concept NAME"),
         (["--concept", "woman"], "--concept is for methods that need no training"),
         (["--method", "uce", "--set", "sam_weight=2", "--module", str(woman)], "--set is for methods that need no training"),
         (["--method", "negative", "--concept", "woman"], "method 'negative' takes safety concepts"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from respodiff.concepts.concept import Attribute, Concept, attribute, concept, intersection_of, load_concepts
-from respodiff.concepts.intersections import alternatives, asked, composed, is_intersection, marginals, split, subgroups
+from respodiff.concepts.intersections import alternatives, asked, is_intersection, marginals, split, subgroups
+from respodiff.concepts.prompt_editing import composed
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_prompts_of_cells_of_ones_own_go_first(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("woman*wombat", "concept 'wombat' is unknown"),
-        ("woman*man", r"product 'gender\*gender' has an attribute twice"),
+        ("woman*man", r"intersection 'gender\*gender' has an attribute twice"),
         ("woman*violence", "attribute 'violence' is unknown"),
     ],
 )
@@ -84,9 +85,9 @@ def test_products_that_cannot_be_made() -> None:
     chef = Attribute("chef", (Concept("e", "a chef in red", "a chef"), Concept("f", "a chef in blue", "a chef")))
     with pytest.raises(ValueError, match="'a cat' and 'a bird' cannot be made one: neither says anything of the neutral prompt's 'person'"):
         intersection_of([one, two])
-    with pytest.raises(ValueError, match=r"product 'chef\*one' has the neutral prompts 'a chef' and 'a person'"):
+    with pytest.raises(ValueError, match=r"intersection 'chef\*one' has the neutral prompts 'a chef' and 'a person'"):
         intersection_of([one, chef])
-    with pytest.raises(ValueError, match=r"product 'one' has an attribute twice or fewer than two"):
+    with pytest.raises(ValueError, match=r"intersection 'one' has an attribute twice or fewer than two"):
         intersection_of([one])
     with pytest.raises(ValueError, match="attribute 'hat' is unknown"):
         attribute("gender*hat")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, image_id, noise_seed
+from respodiff.data.records import ImageRecord, image_id, noise_seed
+from respodiff.data.run_folder import RunFolder, file_digest
 
 
 def record(repeat: int = 0, prompt_id: str = "occupations/doctor") -> ImageRecord:

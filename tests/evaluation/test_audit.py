@@ -226,15 +226,19 @@ def test_suggested_commands_can_be_run(
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none")
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
-    monkeypatch.setattr(train, "open_model", lambda *given: given)
-    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda *_: None))
-    done = dict.fromkeys(("iterations", "seconds", "unet_forwards", "loss_first", "loss_last"), 0.0)
-    about = {"file": "", "concept": "", "relative_norm": None, "projection": None}
-    monkeypatch.setattr(train, "_trained", lambda _p, chosen, _c, state, *_: (seen.append((chosen.name, state.out)) or about, done))
-    monkeypatch.setattr(generate, "open_model", lambda *given: given)
+    for verb in (train, generate):
+        monkeypatch.setattr(verb, "open_model", lambda *given: given)
+    numbers = dict.fromkeys(("iterations", "seconds", "unet_forwards", "loss_first", "loss_last"), 1.0)
+
+    def trained(_pipe: Any, chosen: Any, _config: Any, state: Any, *_: Any) -> Any:
+        seen.append((chosen.name, state.out))
+        return {"file": str(state.out), "concept": chosen.name, "relative_norm": None, "projection": None}, numbers
+
+    monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda _resume: None))
+    monkeypatch.setattr(train, "_trained", trained)
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
     for i, command in enumerate(trainings):
         assert respodiff(*shlex.split(command)[1:]).returncode == 0

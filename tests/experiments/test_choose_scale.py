@@ -22,7 +22,7 @@ from respodiff.generation.generate import generate
 pytestmark = pytest.mark.slow
 
 PEOPLE = [Prompt(id=f"o/{g}", text=f"a {g}", group=g, subject=g) for g in ("cook", "guard")]
-CONFIG = GenerateConfig(images=9, steps=1, seed=4, assign_at=0.0, aligned_scale=1.0)
+CONFIG = GenerateConfig(images=9, steps=1, seed=4, guidance=3.0)
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
-"""What a noise favours, draws assigned by it, scaled down scale and released steps."""
+"""Predictions from noises, concepts assigned by them, reduced scales and safety modules by need."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -13,14 +12,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from respodiff.data.run_folder import Prompt, RunFolder
-from respodiff.generation import image_adapters, prediction
-from respodiff.generation.assignment import read_of
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
+from respodiff.generation import assignment, prediction
+from respodiff.generation.assignment import AdaptersOfImages, best_assignment
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.generation.plan import Job, batches
-from respodiff.generation.prediction import Moment, alignment_margin, matched, means, read, scores
-from respodiff.generation.safety_mode import HARMLESS, contrast_prompts
+from respodiff.generation.prediction import HARMLESS, Moment, Predictor, alignment_margin, contrast_prompts, read, scores
 from respodiff.pipelines.latents import noise
 from respodiff.steering.module import ConceptModule
 
@@ -30,17 +29,17 @@ Pipe = StableDiffusionPipeline
 
 @pytest.fixture(autouse=True)
 def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction.means, "__defaults__", (12, 3))
+    monkeypatch.setattr(prediction, "ROLLOUTS", 3)
 
 
 def settings(**changes: Any) -> GenerateConfig:
-    return GenerateConfig(**{"images": 6, "steps": 4, "assign_at": 0.25, "aligned_scale": 1.0, **changes})
+    return GenerateConfig(**{"images": 6, "steps": 4, "guidance": 3.0, "assign_at": 0.25, **changes})
 
 
-def test_the_handing_is_worth_the_most_of_all_permutations() -> None:
+def test_the_assignment_has_the_greatest_sum_of_all_permutations() -> None:
     assignment_scores = np.random.default_rng(0).normal(size=(5, 5))
     best = max(permutations(range(5)), key=lambda order: sum(assignment_scores[i, j] for i, j in enumerate(order)))
-    assert matched(assignment_scores) == list(best)
+    assert best_assignment(assignment_scores) == list(best)
 
 
 def test_scores_rank_by_distance_to_the_means() -> None:
@@ -68,10 +67,14 @@ def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> 
     torch.testing.assert_close(h, seen[2][2:].flatten(1))
 
 
+def means(pipe: Pipe, prompts: list[str], moment: Moment, **changes: Any) -> torch.Tensor:
+    return Predictor(pipe, settings(**changes)).means(prompts, moment)
+
+
 def test_means_are_of_one_set_of_noises(tiny_pipe: Pipe) -> None:
-    found = means(tiny_pipe, ["a cat", "a cat", "a dog"], Moment(1, 4, 3.0), batch=2, rollouts=5)
-    torch.testing.assert_close(found[0], found[1])
-    assert not torch.allclose(found[0], found[2])
+    found = means(tiny_pipe, ["a cat", "a dog"], Moment(1, 4, 3.0), batch=2)
+    torch.testing.assert_close(found[0], means(tiny_pipe, ["a cat"], Moment(1, 4, 3.0))[0])
+    assert not torch.allclose(found[0], found[1])
 
 
 def test_matching_keeps_counts_noise_and_images_of_equal_draws(tiny_pipe: Pipe, make_module: Make) -> None:
@@ -88,7 +91,7 @@ def test_matching_keeps_counts_noise_and_images_of_equal_draws(tiny_pipe: Pipe, 
     assert all(np.abs(np.asarray(plain[k][1], int) - np.asarray(found[k][1], int)).max() <= 1 for k in same)
 
 
-def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_draws_go_to_the_noises_that_favour_them(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     records = [r for r, _ in generate(tiny_pipe, ["a doctor"], modules, settings())]
     latents = torch.cat([noise(tiny_pipe, 0, "a doctor", i) for i in range(6)])
@@ -100,7 +103,7 @@ def test_draws_go_to_the_noises_that_lean_to_them(tiny_pipe: Pipe, make_module: 
     assert all((r.margins["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
 
 
-def test_ease_is_the_scale_of_those_that_lean(tiny_pipe: Pipe, make_module: Make) -> None:
+def test_the_scale_is_reduced_where_the_noise_favours_its_concept(tiny_pipe: Pipe, make_module: Make) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
     reduced_scale = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(aligned_scale=0.0))}
@@ -112,7 +115,7 @@ def test_ease_is_the_scale_of_those_that_lean(tiny_pipe: Pipe, make_module: Make
         assert np.abs(np.asarray(reduced_scale[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
 
 
-def test_a_resumed_run_hands_out_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
+def test_a_resumed_run_assigns_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     whole = [r.concepts for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings())]
     first = generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings(batch=3), out=tmp_path / "run")
@@ -130,14 +133,16 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="safety_mode is 'often'; allowed: always, predicted"):
         GenerateConfig(safety_mode="often")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="aligned_scale is nan"):
-        GenerateConfig(aligned_scale=float("nan"))
+        GenerateConfig(assign_at=0.25, aligned_scale=float("nan"))
+    with pytest.raises(ValueError, match=r"aligned_scale is 0\.1; allowed: .*unless assign_at is above 0"):
+        GenerateConfig(aligned_scale=0.1)
 
 
 def test_batches_come_as_soon_as_they_are_full() -> None:
     def jobs() -> Any:
         for i in range(5):
             taken.append(i)
-            yield Job(Prompt(id="a", text="a"), i, {}, 3.0 if i % 2 == 0 else 4.0)
+            yield Job(Prompt(id="a", text="a"), i, {}, 20, 3.0 if i % 2 == 0 else 4.0)
 
     taken: list[int] = []
     found = batches(jobs(), 2)
@@ -145,26 +150,26 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
     assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
 
 
-def test_safety_is_added_to_images_that_lean_to_its_matter_alone(
+def test_safety_is_added_to_images_predicted_to_be_unsafe_alone(
     tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = make_module("blood", kind="safety", seed=3, negative="blood")
     asked = ["a doctor", "blood", "a street"]
     always = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2), safety=[module])}
     plain = {r.id: i for r, i in generate(tiny_pipe, asked, (), settings(images=2))}
-    monkeypatch.setattr(image_adapters, "UNSAFE", -np.inf)
+    monkeypatch.setattr(assignment, "UNSAFE", -np.inf)
     found = [r.margins["blood"] for r, _ in generate(tiny_pipe, asked, (), settings(images=2, safety_mode="predicted"), safety=[module])]
-    monkeypatch.setattr(image_adapters, "UNSAFE", float(np.median(found)))
-    leaning_run = list(generate(tiny_pipe, asked, (), settings(images=2, safety_mode="predicted"), safety=[module]))
-    hit = [r.margins["blood"] > np.median(found) for r, _ in leaning_run]
+    monkeypatch.setattr(assignment, "UNSAFE", float(np.median(found)))
+    by_need = list(generate(tiny_pipe, asked, (), settings(images=2, safety_mode="predicted"), safety=[module]))
+    hit = [r.margins["blood"] > np.median(found) for r, _ in by_need]
     assert sum(hit) == 3
-    for (record, image), yes in zip(leaning_run, hit, strict=True):
+    for (record, image), yes in zip(by_need, hit, strict=True):
         other = always[record.id] if yes else plain[record.id]
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
         assert record.modules == ([module.digest] if yes else [])
 
 
-def test_one_safety_module_that_is_leant_to_brings_all(tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_safety_module_that_is_needed_brings_all(tiny_pipe: Pipe, make_module: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     safety = [make_module(name, kind="safety", seed=i, negative=name) for i, name in enumerate(("blood", "fire"))]
     config = settings(images=3, batch=4, safety_mode="predicted")
     records = [r for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety)]
@@ -180,9 +185,9 @@ def test_one_safety_module_that_is_leant_to_brings_all(tiny_pipe: Pipe, make_mod
         for t in halfway
         if any(r.margins["blood"] < t < r.margins["fire"] for r in records) and any(max(r.margins.values()) < t for r in records)
     ]
-    monkeypatch.setattr(image_adapters, "UNSAFE", by_second[0])
+    monkeypatch.setattr(assignment, "UNSAFE", by_second[0])
     for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety):
-        assert r.modules == ([m.digest for m in safety] if max(r.margins.values()) > image_adapters.UNSAFE else [])
+        assert r.modules == ([m.digest for m in safety] if max(r.margins.values()) > assignment.UNSAFE else [])
 
 
 def test_a_safety_module_with_an_attributes_name_is_refused(tiny_pipe: Pipe, make_module: Make) -> None:
@@ -193,53 +198,11 @@ def test_a_safety_module_with_an_attributes_name_is_refused(tiny_pipe: Pipe, mak
         )
 
 
-@pytest.mark.parametrize(
-    ("counts", "given", "assign_at", "aligned_scale", "read"),
-    [
-        ({"gender": 2}, {}, 0.25, 0.1, ["gender"]),
-        ({"tone": 3}, {}, 0.45, 0.1, ["tone"]),
-        ({"gender": 2, "tone": 3}, {}, 0.45, 0.1, ["gender", "tone"]),
-        ({"gender": 1}, {}, 0.0, 1.0, []),
-        ({"gender": 2, "hat": 1}, {}, 0.25, 0.1, ["gender"]),
-        ({"gender": 1}, {"assign_at": 0.5}, 0.5, 1.0, []),
-        ({"gender": 2}, {"assign_at": 0.5}, 0.5, 0.1, ["gender"]),
-        ({"gender": 2}, {"assign_at": 0.0}, 0.0, 1.0, []),
-        ({"gender": 2}, {"aligned_scale": 0.3}, 0.25, 0.3, ["gender"]),
-    ],
-)
-def test_what_is_read_unless_said_otherwise(
-    tiny_pipe: Pipe,
-    make_module: Make,
-    counts: dict[str, int],
-    given: dict[str, float],
-    assign_at: float,
-    aligned_scale: float,
-    read: list[str],
-) -> None:
-    groups = {a: {f"{a}{i}": make_module(f"{a}{i}", a, seed=i) for i in range(n)} for a, n in counts.items()}
-    found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
-    assert (list(found), config.assign_at, config.aligned_scale) == (read, assign_at, aligned_scale)
-
-
-def test_modules_of_other_methods_are_read_when_asked_and_never_eased(tiny_pipe: Pipe, make_module: Make) -> None:
-    own = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
-    theirs = {name: ConceptModule.of(m.ram, m.sam, replace(m.header, method="sdisc")) for name, m in own.items()}
-    for groups, given, assign_at, aligned_scale, names in (
-        ({"gender": theirs}, {}, 0.0, 1.0, []),
-        ({"gender": theirs}, {"assign_at": 0.5}, 0.5, 1.0, ["gender"]),
-        ({"gender": own, "age": theirs}, {}, 0.25, 0.1, ["gender"]),
-        ({"gender": own, "age": theirs}, {"assign_at": 0.5}, 0.5, 1.0, ["gender", "age"]),
-    ):
-        found, config = read_of(tiny_pipe, groups, GenerateConfig(**given))
-        assert (list(found), config.assign_at, config.aligned_scale) == (names, assign_at, aligned_scale)
-
-
 @pytest.mark.parametrize("given", [{"assign_at": 0.25}, {"safety_mode": "predicted"}])
 def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_path: Any, given: dict[str, Any]) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     tiny_pipe.unet = torch.compile(tiny_pipe.unet, backend="eager")
-    groups = {"gender": {m.name: m for m in modules}}
-    assert read_of(tiny_pipe, groups, GenerateConfig())[0] == {}
+    generate(tiny_pipe, ["a doctor"], modules, GenerateConfig())
     with pytest.raises(ValueError, match=f"{next(iter(given))} is .*compiled model cannot be read"):
         generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(**given), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -248,12 +211,14 @@ def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_pa
 @pytest.mark.parametrize(
     ("names", "images", "given", "read"),
     [
-        (("woman", "man"), 2, {}, 2 * 2 * 5 + 2 * 3 * 2 * 5),  # 2 images and 3 noises a mean, 2 rows each, 5 of 20 steps
-        (("light", "medium", "dark"), 3, {}, 3 * 2 * 9 + 3 * 3 * 2 * 9),
-        (("woman", "man"), 1, {}, 1 * 2 * 5 + 2 * 3 * 2 * 5),  # to be scaled down
-        (("woman", "man"), 1, {"aligned_scale": 1.0}, 0),
-        (("light", "medium", "dark"), 1, {}, 0),  # one image, nothing to assign
-        (("light", "medium", "dark"), 2, {"target_proportions": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
+        (("woman", "man"), 2, {"assign_at": 0.25}, 2 * 2 * 2 + 2 * 3 * 2 * 2),  # 2 images and 3 noises a mean, 2 rows each, 2 of 8 steps
+        (("light", "medium", "dark"), 3, {"assign_at": 0.5}, 3 * 2 * 4 + 3 * 3 * 2 * 4),
+        (("woman", "man"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 1 * 2 * 2 + 2 * 3 * 2 * 2),  # the scale may be reduced
+        (("woman", "man"), 2, {}, 0),
+        (("woman", "man"), 1, {"assign_at": 0.25}, 0),
+        (("woman",), 2, {"assign_at": 0.25}, 0),
+        (("light", "medium", "dark"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 0),  # one image, nothing to assign
+        (("light", "medium", "dark"), 2, {"assign_at": 0.25, "target_proportions": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
     ],
 )
 def test_what_reading_costs(
@@ -261,15 +226,17 @@ def test_what_reading_costs(
 ) -> None:
     modules = [make_module(name, "a", seed=i) for i, name in enumerate(names)]
     with counted(tiny_pipe.unet) as forwards:
-        list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, **given)))
-    assert sum(forwards) == images * 2 * 20 + read
+        list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, steps=8, **given)))
+    assert sum(forwards) == images * 2 * 8 + read
 
 
-def test_of_three_alternatives_none_is_eased(make_module: Make) -> None:
+def test_of_three_alternatives_none_is_reduced(make_module: Make) -> None:
     two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
     three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
-    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 3.0, margins={"gender": 1.0, "tone": 1.0})
-    woman, dark = image_adapters.ScaledAdapters({"gender": two, "tone": three}, (), GenerateConfig(aligned_scale=0.25)).of(job)
+    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 20, 3.0, margins={"gender": 1.0, "tone": 1.0})
+    adapters = AdaptersOfImages({"gender": two, "tone": three}, (), GenerateConfig(assign_at=0.25, aligned_scale=0.25))
+    (own, woman), (_, dark) = adapters.of(job)
+    assert own is two["woman"]
     torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
     torch.testing.assert_close(dark.ram, three["dark"].ram)
 

@@ -14,7 +14,8 @@ import pytest
 from command import last_json, respodiff
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.cli import generate as cli_generate
-from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
 from respodiff.data.target_proportions import read_group_proportions
 from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate, judge_all

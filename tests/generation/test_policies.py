@@ -261,5 +261,5 @@ def test_shares_that_make_no_sense_are_refused(proportions: dict[str, dict[str, 
 
 
 def test_an_attribute_without_concepts_is_refused() -> None:
-    with pytest.raises(ValueError, match="no concepts to draw from"):
+    with pytest.raises(ValueError, match="there is no concept to sample from"):
         assign({"gender": []}, 2)

@@ -20,8 +20,7 @@ from respodiff.data.records import parse_row
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.generation.prompt_filter import filter_explicit, read_words, reasons
-from respodiff.generation.prompt_words import forms_of, listed, person_in, stated_in
+from respodiff.generation.prompt_filter import filter_explicit, forms_of, listed, person_in, read_words, reasons, stated_in
 from respodiff.methods.prompting import PromptAdapter
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header

@@ -162,7 +162,7 @@ def test_respodiff_and_others_in_one_batch_and_on_one_image(pipe: Any, make_modu
 
 def test_the_number_of_entries_must_be_that_of_images(pipe: Any) -> None:
     before = state(pipe)
-    with pytest.raises(ValueError, match="given 2 entries, but the pipeline draws 3 images"):
+    with pytest.raises(ValueError, match="given 2 entries, but the pipeline generates 3 images"):
         latents(pipe, ["a", "b", "c"], [get_method("prompt").fit(pipe, WOMAN), None])
     assert unchanged(before, state(pipe))
 
@@ -202,7 +202,8 @@ def test_run_folders_of_sdxl_and_what_a_image_costs(name: str, tmp_path: Path) -
     made = get_method(name).fit(xl, concept, get_method(name).settings(concept.kind, **more))
     before = state(xl)
     with counted(xl.unet) as forwards:
-        drawn = list(generate(xl, ["a street"], [made], CONFIG, out=tmp_path / "run"))
+        modules, safety = ([], [made]) if made.header.kind == "safety" else ([made], [])
+        drawn = list(generate(xl, ["a street"], modules, CONFIG, safety=safety, out=tmp_path / "run"))
     assert forwards[0] == 4 * CONFIG.steps * (3 if name.startswith("sld") else 2) and unchanged(before, state(xl))
     plain = [i.tobytes() for _, i in generate(xl, ["a street"], [], CONFIG)]
     assert len(drawn) == 4 and {r.method for r, _ in drawn} == {name}
@@ -213,7 +214,7 @@ def test_safety_methods_are_on_every_image_and_named(pipe: Any, make_module: Cal
     module = make_module("woman", "gender", shape=(32, 4, 4))
     rows = [r for r, _ in generate(pipe, ["a doctor"], [module], CONFIG, safety=[get_method("negative").fit(pipe, VIOLENCE)])]
     assert {r.method for r in rows} == {"respodiff+negative"} and all(len(r.modules) == 2 for r in rows)
-    rows = [r for r, _ in generate(pipe, ["a doctor"], [get_method("sld-weak").fit(pipe, VIOLENCE)], CONFIG)]
+    rows = [r for r, _ in generate(pipe, ["a doctor"], [], CONFIG, safety=[get_method("sld-weak").fit(pipe, VIOLENCE)])]
     assert {r.method for r in rows} == {"sld-weak"} and all(r.concepts == {} for r in rows)
 
 

@@ -38,9 +38,9 @@ def test_rewriting(prompt: str, adjective: str, suffix: str, wanted: str) -> Non
 
 
 def test_the_words_follow_from_the_concept() -> None:
-    assert rewriting(MAN) == ("male", "")
-    assert rewriting(Concept("asian", "a Asian-race person")) == ("Asian-race", "")
-    assert rewriting(Concept("light", "a person with light skin")) == ("", " with light skin")
+    assert rewriting(MAN.target) == ("male", "")
+    assert rewriting("a Asian-race person") == ("Asian-race", "")
+    assert rewriting("a person with light skin") == ("", " with light skin")
 
 
 # --- each image as if the pipeline had been called with its own prompt ---

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from respodiff.pipelines.bottleneck import add_to_rows, predict, shifted, site_module, site_shape
+from respodiff.pipelines.bottleneck import add_to_rows, run_with_decoder, shifted, site_module, site_shape
 
 H = (64, 4, 4)
 
@@ -23,6 +23,10 @@ def inputs(rows: int = 3, size: tuple[int, int] = (8, 8)) -> tuple[Tensor, Tenso
 def forward(unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
     with torch.no_grad():
         return unet(z, t, encoder_hidden_states=context).sample
+
+
+def predict(unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Any]:
+    return run_with_decoder(unet, lambda: unet(z, t, encoder_hidden_states=context).sample, shift)
 
 
 def random_shift(rows: int = 1, seed: int = 9) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept, concept
 from respodiff.methods.registry import load
-from respodiff.steering.convert import RAM_KEY, SAM_KEY, column_of, convert, geometry, pick, read_tensors, to_released, write_safetensors
+from respodiff.steering.convert import RAM_KEY, SAM_KEY, column_of, convert, geometry, pick, read_tensors, to_official, write_safetensors
 
 WOMAN = concept("woman")
 BASE = "CompVis/stable-diffusion-v1-4"
@@ -70,17 +70,17 @@ def test_the_module_is_what_the_linear_layer_gives_for_a_one_hot(released: Path,
 
 def test_converted_modules_are_saved_and_go_back(released: Path, weights: dict[str, Tensor], tmp_path: Path) -> None:
     m = load(convert(released, WOMAN, base_model=BASE).save(tmp_path / "woman.safetensors"))
-    back = torch.load(to_released(m, tmp_path / "woman.pt"), weights_only=True)
+    back = torch.load(to_official(m, tmp_path / "woman.pt"), weights_only=True)
     assert list(back) == [RAM_KEY, SAM_KEY] and back[RAM_KEY].shape == (N, 10)
     assert torch.equal(back[RAM_KEY][:, 0], weights[RAM_KEY][:, 0]) and back[RAM_KEY][:, 1:].abs().max() == 0
     again = convert(tmp_path / "woman.pt", WOMAN, base_model=BASE)
     assert torch.equal(again.ram, m.ram) and torch.equal(again.sam, m.sam)
     with pytest.raises(ValueError, match="--column is 10; allowed: 0 to 9"):
-        to_released(m, tmp_path / "x.pt", column=10)
+        to_official(m, tmp_path / "x.pt", column=10)
 
 
 def test_the_column_that_two_concepts_share_has_to_be_named(released: Path) -> None:
-    with pytest.raises(ValueError, match="column 3 of released files is used for both 'white' and 'old'; say which it is with --column 3"):
+    with pytest.raises(ValueError, match="column 3 of official files is used for both 'white' and 'old'; say which it is with --column 3"):
         convert(released, concept("white"), base_model=BASE)
     assert convert(released, concept("white"), base_model=BASE, column=3).name == "white"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from respodiff.methods.registry import load
 from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.steering.forms import make_form
+from respodiff.steering.fuse import channel_delta
 from respodiff.steering.hub import AdapterManager
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
@@ -99,4 +103,61 @@ def test_h_of_a_compiled_model_cannot_be_read(tiny_pipe: Any) -> None:
         pytest.raises(ValueError, match="the model is compiled, and h inside of its call cannot be read for assign_at"),
         capture_h(tiny_pipe, print),
     ):
+        pass
+
+
+# --- forms that read h ---
+
+
+def form_module(name: str, form: str, seed: int = 0, timesteps: tuple[int, int] = (0, 1000)) -> ConceptModule:
+    """A module of small networks with random weights."""
+    ram, sam = (make_form(form, SHAPE) for _ in range(2))
+    for i, p in enumerate([*ram.parameters(), *sam.parameters()]):
+        p.data = randn(*p.shape, seed=seed + i) / 4
+    return ConceptModule.of(ram, sam, Header(name, "a woman", "a person", timesteps=timesteps))
+
+
+@pytest.mark.parametrize("form", ["mlp", "conv"])
+def test_a_form_that_reads_h_equals_the_loop_by_hand(tiny_pipe: Any, form: str) -> None:
+    module = form_module("woman", form, timesteps=(400, 1000)).scale(1.5)
+    ram, sam = module.forms()
+    scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
+    scheduler.set_timesteps(STEPS)
+    empty, doctor = encode_prompts(tiny_pipe, ["", "a doctor"]).split(1)
+    z = randn(1, 4, 8, 8, seed=3)
+    for t in scheduler.timesteps:
+        uncond = tiny_pipe.unet(z, t, encoder_hidden_states=empty).sample
+        handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, h, t=t: h + 1.5 * (t >= 400) * (ram(h, t) + sam(h, t)))
+        cond = tiny_pipe.unet(z, t, encoder_hidden_states=doctor).sample
+        handle.remove()
+        z = scheduler.step(uncond + 3.0 * (cond - uncond), t, z).prev_sample
+    plain = draw(tiny_pipe, 1)
+    with steer(tiny_pipe, module):
+        found = draw(tiny_pipe, 1)
+    assert torch.allclose(found, z, atol=1e-4) and (found - plain).abs().max() > 1e-2
+
+
+def test_forms_and_constants_share_a_batch_and_an_image(tiny_pipe: Any) -> None:
+    rows: list[list[ConceptModule]] = [[form_module("a", "mlp")], [], [module_of("b"), form_module("c", "conv", 9)], [module_of("b")]]
+    plain = draw(tiny_pipe, 4)
+    with steer(tiny_pipe, rows):
+        found = draw(tiny_pipe, 4)
+    assert torch.equal(found[1], plain[1])
+    for i in (0, 2, 3):
+        with steer(tiny_pipe, [rows[i] if j == i else None for j in range(4)]):
+            assert torch.allclose(draw(tiny_pipe, 4)[i], found[i], atol=1e-4)
+
+
+def test_a_form_is_saved_and_has_no_tensors_of_its_own(tiny_pipe: Any, tmp_path: Path) -> None:
+    module = form_module("woman", "conv").scale(2.0)
+    found = load(module.save(tmp_path / "m.safetensors"))
+    assert isinstance(found, ConceptModule) and found.digest == module.digest and found.shape == (64, 1, 1) and found.form == "conv"
+    for call in (lambda: found.ram, lambda: found.resize(2, 2), lambda: found + found, lambda: channel_delta([found])):
+        with pytest.raises(ValueError, match="is of form 'conv', which has no tensor"):
+            call()
+    other = ConceptModule.of(make_form("mlp", SHAPE), make_form("mlp", SHAPE), found.header)
+    with pytest.raises(ValueError, match="ram is of form 'mlp', but sam of form 'conv'"):
+        ConceptModule.of(other.forms()[0], found.forms()[0], found.header)
+    tiny_pipe.unet.compile(backend="eager")
+    with pytest.raises(ValueError, match="the model is compiled, and modules whose form reads h need hooks"), steer(tiny_pipe, found):
         pass

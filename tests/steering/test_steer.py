@@ -96,12 +96,12 @@ def test_idle_steering_changes_no_bit_and_still_counts_entries(tiny_pipe: Pipe, 
     for modules, scale in ((None, 1.0), ([None, None], 1.0), ([[], None], 1.0), (make_module(), 0.0)):
         with steer(tiny_pipe, modules, scale=scale):
             assert torch.equal(draw(tiny_pipe, 2), plain)
-    with steer(tiny_pipe, [None, None, None]), pytest.raises(ValueError, match="given 3 entries, but the pipeline draws 2"):
+    with steer(tiny_pipe, [None, None, None]), pytest.raises(ValueError, match="given 3 entries, but the pipeline generates 2"):
         draw(tiny_pipe, 2)
 
 
 def test_one_entry_is_one_image(tiny_pipe: Pipe, make_module: Make) -> None:
-    with steer(tiny_pipe, [make_module()]), pytest.raises(ValueError, match="given 1 entries, but the pipeline draws 2"):
+    with steer(tiny_pipe, [make_module()]), pytest.raises(ValueError, match="given 1 entries, but the pipeline generates 2"):
         draw(tiny_pipe, 2)
 
 
@@ -240,7 +240,7 @@ def test_one_entry_serves_every_image(tiny_pipe: Pipe, make_module: Make) -> Non
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_a_wrong_number_of_entries_is_refused_at_the_call(tiny_pipe: Pipe, make_module: Make, guidance: float) -> None:
     with (
-        pytest.raises(ValueError, match=r"given 2 entries, but the pipeline draws 4 images; .*prompts x num_images_per_prompt"),
+        pytest.raises(ValueError, match=r"given 2 entries, but the pipeline generates 4 images; .*prompts x num_images_per_prompt"),
         steer(tiny_pipe, [make_module(), None]),
     ):
         draw(tiny_pipe, 4, ["a doctor", "a nurse"], guidance=guidance)

@@ -17,7 +17,7 @@ from torch import Tensor
 from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_module, stream
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.convert import to_released
+from respodiff.steering.convert import to_official
 from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
@@ -165,7 +165,7 @@ def test_what_knows_no_timestep_refuses_a_window(tiny_pipe: Any, make_module: Ma
     with pytest.raises(ValueError, match=r"module 'man' acts at timesteps \(400, 1000\) alone"):
         channel_delta([man.channels()])
     with pytest.raises(ValueError, match=r"module 'man' acts at timesteps"):
-        to_released(man, tmp_path / "out.pt")
+        to_official(man, tmp_path / "out.pt")
     with pytest.raises(ValueError, match="window of timesteps differs: 'woman' has"):
         _ = woman + man
     assert not list(tmp_path.iterdir())

@@ -13,21 +13,22 @@ import typer
 
 from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, given_path, open_model, progress, words
 from respodiff.cli.evaluate import JUDGES, NBootstrap, load_judges
-from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, by_model, read_prompts
+from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, read_prompts
 from respodiff.concepts.concept import Attribute, attribute, builtin, load_concepts
 from respodiff.generation.config import GenerateConfig
 
 if TYPE_CHECKING:
     from respodiff.evaluation.audit import Audit
-    from respodiff.evaluation.judges import Judge
 
 IMAGES = 16
 """Images a prompt: enough to show one prompt of 36 to be biased for two or three attributes, if all of them are alike."""
-ATTRIBUTES_HELP = "Names with commas: gender, tone, age, products such as gender*tone, those of --concepts. (default gender,tone and those)"
+ATTRIBUTES_HELP = (
+    "Names, separated by commas: gender, tone, age, intersections such as gender*tone, those of --concepts. (default gender,tone and those)"
+)
 IMAGES_HELP = f"Images a prompt. (default {IMAGES})"
-CHECK_HELP = "Pictures of every concept's own prompt, to see whether the judge can tell them apart; 0 leaves it out."
+CHECK_HELP = "Images of every concept's own prompt, to measure the validity of the judge; 0 leaves it out."
 MARGIN_HELP = "Labels that lead by less (100 x cosine) count as unknown."
-OUT_HELP = "Folder for images, audit.json and audit.html; what it already holds is not drawn again."
+OUT_HELP = "Folder for images, audit.json and audit.html; what it already holds is not generated again."
 
 
 @app.command(epilog="Example: respodiff audit --model embedded --suite occupations --attributes gender,tone --out runs/audit")
@@ -53,27 +54,42 @@ def audit(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit goes on."""
-    from respodiff.evaluation.audit import stated_prompts
+    """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit resumes."""
+    from respodiff.data.run_folder import write_atomic
+    from respodiff.experiments.audit import generate_audit, judge_audit, labels_from_texts
+    from respodiff.pipelines.loading import sampling_settings
+    from respodiff.reports import audit_report
 
     chosen = chosen_attributes(attributes, concepts)
     suite = suite or ("" if prompt or prompts else "occupations")
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    config = GenerateConfig(images=images, policy="none", seed=seed, batch=batch, **by_model(model == "embedded", steps, guidance))
+    config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
     labellers = load_judges(judge or ["embedded"], device, "float32")
-    by_texts = _reads_texts(labellers)
+    check = check if labels_from_texts(labellers) else 0
     pipe = open_model(model, device, dtype)
+    steps, guidance = sampling_settings(pipe, steps, guidance)
+    config = replace(config, steps=steps, guidance=guidance)
+    with progress() as bar:
+        task = bar.add_task("generating")
+        digest = listed.digest if listed else ""
+        for step in generate_audit(pipe, asked, chosen, config, out, validation_images=check, suite_digest=digest):
+            bar.update(task, description=step.what, completed=step.done, total=step.total)
+    words.print("judging", markup=False)
+    found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
     where = shlex.join(_where(suite, suite_path, prompt or (), prompts))
     told = {"model": model, "where": where, "concepts": concepts, "judge": judge or ["embedded"]}
-    if check := check if by_texts else 0:
-        _draw(pipe, stated_prompts(chosen), replace(config, images=check), out / "stated", "")
-    _draw(pipe, asked, config, out / "run", listed.digest if listed else "")
-    found = _measured(
-        out, labellers, chosen, config, {"validation_images": check, "min_margin": min_margin, "n_bootstrap": n_bootstrap}, told
-    )
-    from respodiff.reports.audit_report import lines
+    command = _command(chosen, config, check, out, told)
+    found = replace(found, suggest=tuple(suggested(found, out, config, told)), command=command)
+    write_atomic(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
+    audit_report.write(out / "audit.html", found, run)
+    finish({**found.to_json(), "page": str(out / "audit.html")}, "\n".join([*audit_report.lines(found), str(out / "audit.html")]), as_json)
 
-    finish({**found.to_json(), "page": str(out / "audit.html")}, "\n".join([*lines(found), str(out / "audit.html")]), as_json)
+
+def _command(chosen: Sequence[Attribute], config: GenerateConfig, check: int, out: Path, told: Mapping[str, Any]) -> str:
+    """The command that gives the same audit."""
+    flags = ["--attributes", ",".join(a.name for a in chosen), "--images", str(config.images), "--validation-images", str(check)]
+    flags += ["--seed", str(config.seed), "--out", str(out)] + (["--concepts", str(told["concepts"])] if told["concepts"] else [])
+    return f"{shlex.join(['respodiff', 'audit', '--model', told['model']])} {told['where']} {shlex.join(flags)}"
 
 
 def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
@@ -87,79 +103,6 @@ def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
     return found
 
 
-def _reads_texts(labellers: Sequence[Judge]) -> bool:
-    """Whether labels come from a judge that chooses between texts, not from a table; ValueError if no judge gives any."""
-    for labeller in labellers:
-        if labeller.kind in ("texts", "table"):
-            return labeller.kind == "texts"
-    raise ValueError(
-        f"--judge is {', '.join(e.name for e in labellers)}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE"
-    )
-
-
-def _draw(pipe: Any, asked: Sequence[Any], config: GenerateConfig, folder: Path, digest: str) -> None:
-    """Draw what is missing, with a bar."""
-    from respodiff.data.run_folder import RunFolder
-    from respodiff.generation.generate import generate
-
-    images = generate(pipe, asked, (), config, out=folder, suite_digest=digest)
-    left = len(asked) * config.images - len(RunFolder(folder).done())
-    with progress() as bar:
-        task = bar.add_task(f"drawing {folder.name}", total=max(0, left))
-        for _ in images:
-            bar.advance(task)
-
-
-def _measured(
-    out: Path,
-    labellers: Sequence[Any],
-    chosen: Sequence[Attribute],
-    config: GenerateConfig,
-    how: Mapping[str, Any],
-    told: Mapping[str, Any],
-) -> Audit:
-    """Judge everything, and write audit.json and audit.html."""
-    from respodiff.data.run_folder import write_atomic
-    from respodiff.evaluation.audit import audit as ranked
-    from respodiff.evaluation.evaluate import judge_all, shipped_confusion
-    from respodiff.evaluation.registry import Settings
-    from respodiff.reports import audit_report
-
-    words.print("judging", markup=False)
-    stated = judge_all(out / "stated", labellers, chosen, min_margin=how["min_margin"]) if how["validation_images"] else None
-    run = judge_all(out / "run", labellers, chosen, min_margin=how["min_margin"])
-    settings = Settings(n_bootstrap=how["n_bootstrap"], seed=config.seed, confusion=shipped_confusion())
-    found = ranked(run, stated, chosen, settings)
-    problems = list(found.problems)
-    if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
-        problems.append(
-            f"{how['validation_images']} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
-            "however they come out: give more with --validation-images"
-        )
-    if short := [a for a in found.attributes if config.images < a.images_required]:
-        of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
-        needed = max(a.images_required for a in short)
-        problems.append(
-            f"{config.images} images a prompt are too few to show any single prompt to be biased{of} ({len(found.ranking)} questions are "
-            f"asked), however they come out: that takes {needed} (--images {needed})"
-        )
-    more = [
-        "--attributes",
-        ",".join(a.name for a in chosen),
-        "--images",
-        str(config.images),
-        "--validation-images",
-        str(how["validation_images"]),
-    ]
-    more += ["--seed", str(config.seed), "--out", str(out)] + (["--concepts", str(told["concepts"])] if told["concepts"] else [])
-    command = f"{shlex.join(['respodiff', 'audit', '--model', told['model']])} {told['where']} {shlex.join(more)}"
-    suggest = tuple(suggested(found, out, config, told))
-    found = replace(found, problems=tuple(problems), suggest=suggest, command=command)
-    write_atomic(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
-    audit_report.write(out / "audit.html", found, run)
-    return found
-
-
 def _where(suite: str, path: Path | None, prompts: Sequence[str], file: Path | None) -> list[str]:
     """The flags that say the prompts."""
     flags = ["--suite", suite] if suite else []
@@ -169,7 +112,7 @@ def _where(suite: str, path: Path | None, prompts: Sequence[str], file: Path | N
 
 
 def suggested(found: Audit, out: Path, config: GenerateConfig, told: Mapping[str, Any]) -> list[str]:
-    """Commands that train a module for every concept of the biased attributes, draw the same with them, and set both side by side."""
+    """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
     from respodiff.evaluation.audit import to_train
 
     names = to_train(found.attributes)

@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, words
-from respodiff.cli.generate import by_model
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, progress, table, words
 from respodiff.cli.options import changes_from
 from respodiff.methods.registry import NAMES
 
+SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
 SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at, aligned_scale; repeat."
 SETTINGS_HELP = "TOML file of settings: a table [fairness.NAME] or [safety.NAME] for a method, or for a variant as NAME:LABEL."
-METHODS_HELP = f"Names with commas, or all (of those that suit the suite): {', '.join(NAMES)}."
+METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
 
 
 @app.command(epilog="Example: respodiff compare --model embedded --suite occupations --methods plain,sdisc,respodiff --out runs/c")
 def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for runs, adapters and the table.", metavar="DIR")],
     model: Model = "embedded",
-    suite: Annotated[str, typer.Option("--suite", help="occupations (fairness) or unsafe (safety).", metavar="NAME")] = "occupations",
+    suite: Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")] = "occupations",
     methods: Annotated[str, typer.Option("--methods", help=METHODS_HELP, metavar="NAMES")] = "all",
-    attribute: Annotated[str, typer.Option("--attribute", help="What is to be even: gender, tone, ...", metavar="NAME")] = "gender",
+    attribute: Annotated[str, typer.Option("--attribute", help="Attribute to balance: gender, tone, ...", metavar="NAME")] = "gender",
     concepts: Concepts = None,
     images: Annotated[int | None, typer.Option("--images", help="Images a prompt. (default 4, unsafe 3)", min=1)] = None,
     prompts: Annotated[int, typer.Option("--prompts", help="Use so many prompts, evenly spaced. (default 0: all)", min=0)] = 0,
@@ -38,19 +38,22 @@ def compare(
     cache: Annotated[
         Path | None, typer.Option("--cache", help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)", min=1)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
+    ] = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, draw and judge several methods on the same noise; writes compare.html, compare.md and compare.json. A killed run goes on."""
+    """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
     from respodiff.evaluation.judges import load
     from respodiff.evaluation.judges.differentiable import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import MethodComparison
-    from respodiff.experiments.plan import Plan
+    from respodiff.experiments.compare import MethodComparison, Plan
     from respodiff.methods.registry import methods_for
 
     kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
@@ -65,7 +68,8 @@ def compare(
         images=images or (3 if kind == "safety" else 4),
         prompts=prompts,
         scales=tuple(scale or (0.5, 1.0)),
-        **by_model(model == "embedded", steps, guidance),
+        steps=steps,
+        guidance=guidance,
         seed=seed,
         library=str(concepts or ""),
         settings=own,
@@ -75,7 +79,7 @@ def compare(
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
     _run(comparison)
     result = comparison_report.publish(comparison, labeller)
-    finish(result, _shown(out, result["rows"], plan.kind), as_json)
+    finish(result, f"All columns: {result['page']}", as_json, _table(result["rows"], plan.kind))
 
 
 def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:
@@ -84,7 +88,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     Raises:
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
-    from respodiff.experiments.plan import DRAWING, base_of, read_settings
+    from respodiff.experiments.compare import DRAWING, base_of, read_settings
     from respodiff.methods.registry import get_method
 
     out = read_settings(file, kind) if file else {}
@@ -108,17 +112,9 @@ def _number(pair: str, text: str) -> float:
 
 
 def _run(comparison: Any) -> None:
-    """Draw everything, with a bar in UNet sample-forwards that knows the time left."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
+    """Train and generate everything, with a bar in UNet sample-forwards."""
     said: set[str] = set()
-    with Progress(*columns, console=words, transient=True, disable=not words.is_terminal) as bar:
+    with progress(percent=True) as bar:
         task = bar.add_task("starting", total=None)
         for step in comparison.run():
             bar.update(task, description=step.what, completed=step.done, total=step.total)
@@ -127,7 +123,19 @@ def _run(comparison: Any) -> None:
                 said.add(step.what)
 
 
-def _shown(out: Path, rows: Sequence[Any], kind: str) -> str:
-    from respodiff.experiments.comparison_report import markdown
+def _table(rows: Sequence[Any], kind: str) -> Table:
+    """The main metric and the difference to the baseline with intervals, and means of the metrics that a console has room for."""
+    from respodiff.experiments.comparison_report import MAIN, cell, columns_of
+    from respodiff.reports.tables import number, text
 
-    return f"{markdown(rows, kind)}\n{out / 'compare.html'}"
+    titles = columns_of(kind)
+    part = "" if kind == "fairness" else "benign_"
+    means = ("concept_accuracy", f"{part}subject_accuracy", f"{part}alignment", f"{part}drift")
+    shown = [MAIN[kind], "change", *(key for key in means if key in titles), "unet_forwards_per_image"]
+    values = [[row["label"], *(text(cell(row, k)) for k in shown[:2]), *(number(_mean(row[k])) for k in shown[2:])] for row in rows]
+    return table("", ["method", *(titles[key] for key in shown)], values)
+
+
+def _mean(value: Any) -> float | None:
+    found: float | None = value["mean"] if isinstance(value, dict) else value
+    return found

@@ -1,4 +1,4 @@
-"""``respodiff demo``: the whole main job on the embedded model in a few minutes, with something to look at."""
+"""``respodiff demo``: the whole work on the embedded model: train, generate before and after, measure, report."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, progress, words
+from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, open_model, progress, table, words
 from respodiff.concepts.concept import concept
 
 if TYPE_CHECKING:
-    from respodiff.evaluation.metrics.estimate import Estimate
+    from PIL import Image
+    from rich.table import Table
+
     from respodiff.evaluation.summary import Summary
 
-OCCUPATIONS = ("doctor", "ceo", "mechanic", "nurse", "secretary", "librarian")
+OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")
+"""Occupations of which none was used to choose settings."""
 UNSAFE = "weapons"
-SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo trains one
-SHOWN = 8  # images a prompt in the grid
+SAFETY_SCALE = 1.5
+"""Scale of the safety module. Scale 1 is meant for two safety modules together; the demo trains one."""
+SHOWN = 8
+"""Most images of a prompt in the grid."""
 RUNS = ("before", "after", "unsafe-before", "unsafe-after")
+REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-images.csv")
 
 
 @app.command(epilog="Example: respodiff demo --out demo")
@@ -35,42 +39,42 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, draw before and after on the same seeds, measure, and write an image and a report. About 7 minutes on 2 CPU cores."""
-    began = time.perf_counter()
-    from respodiff.cli.console import open_model
+    """Train, generate before and after from the same noise, measure, and write an image and a report. About 7 minutes on 2 CPU cores."""
+    from respodiff.reports.run_report import report
 
+    began = time.perf_counter()
     pipe = open_model("embedded", device, dtype)
     _clear(out)
     *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
-    trained = time.perf_counter() - began
-    prompts = _prompts()
-    jobs = zip(RUNS, (prompts, prompts, [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
-    runs = {name: _draw(pipe, texts, modules, out / name, images, seed) for name, texts, modules in jobs}
+    trained, first = time.perf_counter() - began, list[float]()
+    jobs = zip(RUNS, (_prompts(), _prompts(), [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
+    runs = {name: _generate(pipe, texts, modules, out / name, images, seed, first) for name, texts, modules in jobs}
     found = _measure(runs)
-    grid = _grid(runs, out / "before_after.png", images)
-    lead = f"One small tensor per concept, added at the bottleneck of a frozen model. Three concepts were trained from prompts alone in {trained:.0f} seconds."
-    report = _report(found, grid, out / "report.html", images, seed, lead)
-    (words if as_json else Console(highlight=False)).print(_table(found))
+    grid = _grid(runs, found, out / "before_after.png", images)
+    page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
     result = {
         "before": _summary(found["before"], found["unsafe-before"]),
         "after": _summary(found["after"], found["unsafe-after"]),
         "grid": str(grid),
-        "report": str(report),
+        "report": page,
+        "safety_scale": SAFETY_SCALE,
         "seconds": round(time.perf_counter() - began, 1),
+        "first_image_seconds": round(first[0] - began, 1) if first else None,
     }
-    finish(result, f"{grid}\n{report}\n{result['seconds']:.0f} seconds", as_json)
+    text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
+    finish(result, text, as_json, _table(found))
 
 
 def _clear(out: Path) -> None:
-    """The demo's own run folders are drawn anew; nothing else in ``out`` is touched."""
+    """Remove the demo's own run folders and reports; nothing else in ``out`` is touched."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in RUNS:
             if (out / name / "run.json").is_file():
                 shutil.rmtree(out / name)
-        for file in (out / "report.html", out / ".writable"):
-            file.touch()  # noticed now, not after minutes of training
-            file.unlink()
+        for file in (*REPORT, ".writable"):
+            (out / file).touch()  # noticed now, not after minutes of training
+            (out / file).unlink()
     except OSError as error:
         raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
 
@@ -101,14 +105,18 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
     return module
 
 
-def _draw(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int) -> Path:
+def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int, first: list[float]) -> Path:
     from respodiff.generation.config import GenerateConfig
     from respodiff.generation.generate import generate
 
-    words.print(f"drawing {len(prompts) * images} images into {folder}")
+    safety = [m for m in modules if m.header.kind == "safety"]
+    steered = [m for m in modules if m.header.kind != "safety"]
+    words.print(f"generating {len(prompts) * images} images into {folder}")
+    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
     with progress() as bar:
         task = bar.add_task(folder.name, total=len(prompts) * images)
-        for _ in generate(pipe, prompts, modules, GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE), out=folder):
+        for _ in generate(pipe, prompts, steered, config, safety=safety, out=folder):
+            first.append(time.perf_counter())
             bar.advance(task)
     return folder
 
@@ -123,104 +131,67 @@ def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
 
 def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
     kept, safe = people.to_json(), unsafe.to_json()
-    return {
-        "n": people.n,
-        "women": _shares(people, "woman"),
-        "men": _shares(people, "man"),
-        "devrat": kept["devrat"]["gender"],
-        "subject_accuracy": kept["subject_accuracy"],
-        "unsafe": safe["unsafe"],
-        "unsafe_n": unsafe.n,
-    }
+    shares = people.proportions_by["gender"]
+    women, men = ({group: e.mean if (e := row[name]) else None for group, row in shares.items()} for name in ("woman", "man"))
+    numbers = {"devrat": kept["devrat"]["gender"], "subject_accuracy": kept["subject_accuracy"]}
+    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": safe["unsafe"], "unsafe_n": unsafe.n}
 
 
-def _shares(people: Summary, name: str) -> dict[str, float | None]:
-    """Group of prompts -> share of a concept."""
-    return {group: e.mean if (e := row[name]) else None for group, row in people.proportions_by["gender"].items()}
+def _women(summary: Summary, group: str) -> str:
+    """How many images of a prompt look like women, such as 3/8."""
+    counts = summary.counts["gender"][group]
+    return f"{counts['woman']}/{counts['woman'] + counts['man']}"
+
+
+def _unsafe(summary: Summary) -> str:
+    return f"{round(summary.unsafe.mean * summary.n) if summary.unsafe else 0}/{summary.n}"
 
 
 def _table(found: dict[str, Summary]) -> Table:
-    table = Table(title="shares of women and of men, as the judge perceives them")
-    for column in ("prompt", "before", "after"):
-        table.add_column(column, justify="left" if column == "prompt" else "right")
-    for name, people in (("woman", "women"), ("man", "men")):
-        shares = [_shares(found[side], name) for side in ("before", "after")]
-        for group in shares[0]:
-            table.add_row(f"{group}, {people}", *(_share(side[group]) for side in shares))
-    table.add_section()
-    for title, pair in _measures(found).items():
-        table.add_row(title, *(_share(e.mean if e else None) for e in pair))
-    return table
-
-
-def _measures(found: dict[str, Summary]) -> dict[str, tuple[Estimate | None, Estimate | None]]:
-    """Title -> the value before and after: every metric of the people that has one, and the unsafe share of the unsafe prompt."""
+    """Counts a prompt, then every metric that both sides have."""
     from respodiff.evaluation.registry import METRICS
-
-    before, after = found["before"], found["after"]
-    out = {
-        m.label(part): (e, after.metric(m.name)[part])
-        for m in METRICS.values()
-        if m.value and m.name != "unsafe"
-        for part, e in before.metric(m.name).items()
-        if e or after.metric(m.name)[part]
-    }
-    return out | {f"unsafe share of {UNSAFE!r}": (found["unsafe-before"].unsafe, found["unsafe-after"].unsafe)}
-
-
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _grid(runs: dict[str, Path], path: Path, images: int) -> Path:
-    from respodiff.data.run_folder import RunFolder
-    from respodiff.reports.images import image_grid
-
-    files: dict[str, dict[str, list[Path]]] = {}
-    for name, folder in runs.items():
-        for record in RunFolder(folder).records():
-            files.setdefault(name, {}).setdefault(record.prompt, []).append(folder / record.file)
-    n = min(images, SHOWN)
-    rows = [(p, [*files["before"][p][:n], *files["after"][p][:n]]) for p in files["before"]]
-    rows.append((UNSAFE, [*files["unsafe-before"][UNSAFE][:n], *files["unsafe-after"][UNSAFE][:n]]))
-    chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
-    footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand."
-    return image_grid(rows, path, columns=[("plain model", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
-
-
-def _report(found: dict[str, Summary], grid: Path, path: Path, images: int, seed: int, lead: str) -> Path:
-    from respodiff.reports.charts import Dots
-    from respodiff.reports.html import Section, html_report
-    from respodiff.reports.images import Figure
     from respodiff.reports.tables import number
 
-    sides = ("before", "after")
-    shares = {side: found[side].proportions_by["gender"] for side in sides}
-    rows = [(g, {side: shares[side][g]["woman"] for side in sides}) for g in shares["before"]]
-    table = [{"measure": title, **dict(zip(sides, pair, strict=True))} for title, pair in _measures(found).items()]
-    devrat = found["after"].devrat["gender"]
-    random_level = number(devrat.random if devrat else None)
-    sections = [
-        Section("Findings", notes=[_finding(g, *(found[side].counts["gender"][g] for side in sides)) for g, _ in rows]),
-        Section(
-            "The same noise, before and after",
-            "Each image on the right starts from the noise of the one on the left. For each of them one concept, woman or man, was drawn "
-            "(as many of one as of the other) and given to the noises that favour it, and its module was added at the bottleneck: hardly at all "
-            "where a noise favours it surely. The last row is an unsafe prompt, steered by the safety module (scale 1.5).",
-            parts=[Figure(grid, "Rows of images of occupations, on the left the plain model, on the right steered")],
-        ),
-        Section("Share of women", parts=[Dots("share of women, with 95 % intervals", sides, rows, 0.5)]),
-        Section(
-            "Figures",
-            f"{images} images a prompt, run seed {seed}. In brackets 95 % intervals (cluster bootstrap over prompts). DevRat is 0 for even shares, 1 for "
-            f"one group only. A perfect generator that samples at random would show {random_level}. Command: respodiff demo --images {images} --seed {seed}.",
-            table=table,
-        ),
-    ]
-    return html_report(path, title="RespoDiff on the embedded model", lead=lead, sections=sections)
+    before, after = found["before"], found["after"]
+    rows = [(f"{group}, women", _women(before, group), _women(after, group)) for group in before.counts["gender"]]
+    label = f"{UNSAFE}, unsafe (after: safety module at scale {SAFETY_SCALE:g})"
+    rows.append((label, _unsafe(found["unsafe-before"]), _unsafe(found["unsafe-after"])))
+    for m in (m for m in METRICS.values() if m.value and m.name != "unsafe"):
+        for part, e in before.metric(m.name).items():
+            if e and (other := after.metric(m.name)[part]):
+                rows.append((m.label(part), number(e.mean), number(other.mean)))
+    return table("Images in which the judge perceives a woman, and metrics", ("prompt", "before", "after"), rows)
 
 
-def _finding(group: str, before: dict[str, int], after: dict[str, int]) -> str:
-    """How many images of a prompt look like women, in words."""
-    (a, n), (b, m) = ((side["woman"], side["woman"] + side["man"]) for side in (before, after))
-    return f"{group}: {a} of {n} images looked like a woman before, {b} of {m} after; expected {n / 2:g}."
+def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: int) -> Path:
+    """Rows of images before and after, with counts; a red frame marks images in which the judge no longer finds the subject."""
+    from respodiff.reports.images import image_grid
+
+    shown = {name: _images(folder) for name, folder in runs.items()}
+    n = min(images, SHOWN)
+    rows = []
+    for group in shown["before"]:
+        label = f"{group} {_women(found['before'], group)} -> {_women(found['after'], group)} women"
+        rows.append((label, [*shown["before"][group][:n], *shown["after"][group][:n]]))
+    counts = " -> ".join(_unsafe(found[name]) for name in RUNS[2:])
+    (unsafe,) = zip(*(shown[name].values() for name in RUNS[2:]), strict=True)
+    rows.append((f"{UNSAFE} {counts} unsafe, safety scale {SAFETY_SCALE:g}", [image for side in unsafe for image in side[:n]]))
+    chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
+    footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand. Red frame: the subject is lost."
+    return image_grid(rows, path, columns=[("unsteered", n), ("steered", n)], thumb=72, title="before and after", footer=footer)
+
+
+def _images(folder: Path) -> dict[str, list[Image.Image]]:
+    """Images of a run by group of prompts, those without their subject in a red frame."""
+    from PIL import Image, ImageOps
+
+    from respodiff.evaluation.scored_run import load_scored_run
+
+    run, out = load_scored_run(folder), dict[str, list[Image.Image]]()
+    for record, score in zip(run.records, run.scores, strict=True):
+        with Image.open(folder / record.file) as file:
+            image = file.convert("RGB")
+        if score.subject_correct is False:
+            image = ImageOps.expand(ImageOps.crop(image, border := image.width // 24 or 1), border, "red")
+        out.setdefault(record.group, []).append(image)
+    return out

@@ -16,8 +16,8 @@ from respodiff.cli.options import METHOD_HELP, load_entries
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
 from respodiff.data.target_proportions import check_proportions
-from respodiff.generation.cells import absent, named
 from respodiff.generation.config import GenerateConfig
+from respodiff.generation.policies import attribute_of_concept, missing_concepts
 
 Shares = dict[str, dict[str, float]]
 """Attribute -> concept -> target share."""
@@ -41,9 +41,9 @@ METHOD = f"Method that the files must be of (default: any): {METHOD_HELP}. With 
 CONCEPT_HELP = "Concept to steer to with a method that needs no training (prompt, prompt-switch, negative, sld-...); repeat."
 DATASET_HELP = "Use the seed, guidance and size that the data set gives a prompt."
 ASSIGN_HELP = (
-    "Assign concepts to noises that favour them, as read after this share of the steps; 0: by chance. (default .25, .45 for 3 and more)"
+    "Assign concepts to noises that favour them, predicted after this share of the steps; 0 is off. (.25 suits two alternatives, .45 more)"
 )
-ALIGNED_HELP = "Factor on the scale where the noise already shows one of two concepts. (default .1; 1 for other methods)"
+ALIGNED_HELP = "With --assign-at: factor on the scale where the noise already shows one of two concepts. (.1 was measured)"
 SAFETY_MODE_HELP = "always, or predicted: only to images that are predicted to show what a safety module removes."
 EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."
 WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
@@ -53,8 +53,10 @@ Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; r
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
 SuiteName = Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")]
 SuitePath = Annotated[Path | None, typer.Option("--suite-path", help=PATH_HELP, metavar="FILE")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default 20 embedded, 50 others)")]
-Guidance = Annotated[float | None, typer.Option("--guidance", help="Guidance scale. (default 3 embedded, 7.5 others)")]
+Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
+Guidance = Annotated[
+    float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
+]
 Batch = Annotated[int, typer.Option("--batch", help="Images at a time.")]
 Files = list[Path] | None
 Names = list[str] | None
@@ -93,8 +95,8 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     use_dataset_settings: Annotated[bool, typer.Option("--use-dataset-settings", help=DATASET_HELP)] = False,
     truncate_prompts: Annotated[bool, typer.Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
-    assign_at: Annotated[float | None, typer.Option("--assign-at", help=ASSIGN_HELP)] = GenerateConfig.assign_at,
-    aligned_scale: Annotated[float | None, typer.Option("--aligned-scale", help=ALIGNED_HELP)] = GenerateConfig.aligned_scale,
+    assign_at: Annotated[float, typer.Option("--assign-at", help=ASSIGN_HELP)] = GenerateConfig.assign_at,
+    aligned_scale: Annotated[float, typer.Option("--aligned-scale", help=ALIGNED_HELP)] = GenerateConfig.aligned_scale,
     safety_mode: Annotated[str, typer.Option("--safety-mode", help=SAFETY_MODE_HELP, metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, typer.Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
     explicit_words: Annotated[str, typer.Option("--explicit-words", help=WORDS_HELP, metavar="LIST")] = "",
@@ -129,7 +131,8 @@ def generate(
         "aligned_scale": aligned_scale,
         "safety_mode": safety_mode,
         "images": images if images is not None else ((listed and listed.images) or GenerateConfig.images),
-        **by_model(model == "embedded", steps, guidance),
+        "steps": steps,
+        "guidance": guidance,
     }
     GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
     pipe = open_model(model, device, dtype)
@@ -184,7 +187,7 @@ def wanted_scale(text: str) -> tuple[float, float]:
 def tuning_set(file: Path | None, model: str) -> list[Any]:
     """Prompts of --tuning-prompts, or twelve of the embedded model's occupations that no suite of results holds."""
     from respodiff.data.prompt_sets import suite
-    from respodiff.experiments.plan import spaced
+    from respodiff.experiments.compare import spaced
 
     if file:
         return read_prompts((), file, "")[0]
@@ -214,12 +217,6 @@ def _tuned(
     text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n})"
     words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
     return {"scale": found.scale}
-
-
-def by_model(embedded: bool, steps: int | None, guidance: float | None) -> dict[str, Any]:
-    """Steps and guidance as given, else what suits the embedded model or Stable Diffusion."""
-    usual = (GenerateConfig.steps, GenerateConfig.guidance) if embedded else (50, 7.5)
-    return {"steps": usual[0] if steps is None else steps, "guidance": usual[1] if guidance is None else guidance}
 
 
 def _draw(
@@ -302,7 +299,7 @@ def parse_proportions(text: str, modules: Sequence[Any]) -> Shares:
     names = loaded(modules)
     for pair in text.split(",") if text else []:
         name, _, value = (part.strip() for part in pair.partition("="))
-        group = named(names, name)
+        group = attribute_of_concept(names, name)
         if group is None:
             known = ", ".join(c for concepts in names.values() for c in concepts)
             raise ValueError(f"--target-proportions names {name!r}, which no --module has; loaded: {known or 'none'}")
@@ -326,7 +323,7 @@ def complete(wanted: Sequence[str], file: Path | None, modules: Sequence[Any], s
     """
     known, names, out = library(file), loaded(modules), dict(shares or {})
     for chosen in (attribute(name, known) for name in wanted):
-        if lacking := absent(names, chosen.name, chosen.names):
+        if lacking := missing_concepts(names, chosen.name, chosen.names):
             raise ValueError(
                 f"--attribute is {chosen.name!r}, but no --module has {lacking[0]!r}; "
                 f"train it with: respodiff train --concept '{lacking[0]}' --out {lacking[0].replace('*', '-')}.safetensors"

@@ -116,7 +116,7 @@ def convert(
         _to_safetensors(source, out, q16, as_json)
         return
     from respodiff.steering.convert import convert as run
-    from respodiff.steering.convert import to_released
+    from respodiff.steering.convert import to_official
     from respodiff.steering.module import ConceptModule
 
     if to not in ("module", "pt"):
@@ -125,7 +125,7 @@ def convert(
         raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
         module = ConceptModule.load(source)
-        to_released(module, out, column)
+        to_official(module, out, column)
     else:
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")

@@ -97,7 +97,9 @@ def load_entries(
         if method and m.method != method:
             raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
     if not trains:
-        modules += built(method, names, file, pairs, bool(modules or added))
+        made = built(method, names, file, pairs, bool(modules or added))
+        added += [m for m in made if m.header.kind == "safety"]
+        modules += [m for m in made if m.header.kind != "safety"]
     elif method and not modules and not added:
         raise ValueError(
             f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
@@ -114,7 +116,7 @@ def built(method: str, names: Sequence[str], file: Path | None, pairs: Sequence[
     concepts = [known_concept(name, file) for name in names]
     if not concepts and not given:
         if found.default_concept is None:
-            raise ValueError(f"--method {method} is told by --concept NAME whom to draw; name one, or give --module FILE")
+            raise ValueError(f"--method {method} needs a concept; name one with --concept NAME, or give --module FILE")
         concepts = [found.default_concept]
     out = []
     for c in concepts:

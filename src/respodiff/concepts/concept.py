@@ -1,7 +1,7 @@
-"""Concepts and attributes: what to steer towards, as data.
+"""Provides concepts and attributes: what to steer towards, as data.
 
-A *concept* is one alternative ("woman"); an *attribute* is a set of alternatives with the shares a user wants of each ("gender").
-The built-in ones are TOML files in ``respodiff/data``; a user's own file has the same form::
+A *concept* is one alternative ("woman"). An *attribute* is a set of alternatives with target proportions ("gender").
+The built-in ones are TOML files in ``respodiff/concepts/builtin``; a user's own file has the same form::
 
     [hat]                                 # an attribute, with its alternatives
     neutral = "a person"
@@ -14,11 +14,11 @@ The built-in ones are TOML files in ``respodiff/data``; a user's own file has th
     negative = "blood"
     preserve = ["a person"]               # prompts whose images it must leave alone
 
-Attributes multiply: ``gender*tone`` has a concept for every cell (``woman*dark``), with prompts made of its parts'. A table ["gender*tone"]
-with prompts, or shares, of one's own goes before that.
+The intersection ``gender*tone`` has a concept for every subgroup (``woman*dark``), with a prompt composed of its factors' prompts. A table
+["gender*tone"] with prompts or proportions of its own replaces that.
 
-Shares count when images are judged and, with ``respodiff generate --concepts FILE``, when they are drawn (``--target-proportions`` goes before
-them; in Python give ``GenerateConfig(target_proportions=...)``). A run says in ``run.json`` which it was drawn with, and is judged by those.
+Proportions are targets: ``respodiff generate --concepts FILE`` follows them unless ``--target-proportions`` says otherwise, and ``run.json``
+records them for the evaluation. In Python give ``GenerateConfig(target_proportions=...)``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from respodiff.concepts.intersections import JOIN, composed, factors
+from respodiff.concepts.intersections import JOIN, factors
+from respodiff.concepts.prompt_editing import composed
 
 Kind = Literal["fairness", "safety"]
 
@@ -47,10 +48,10 @@ class Concept:
         target: prompt whose score RAM is trained towards. A safety concept has the neutral prompt here.
         neutral: prompt that is steered, e.g. ``"a person"``.
         negative: takes the place of the empty prompt in the target's guidance; empty for fairness concepts.
-        kind: ``"fairness"`` (one alternative is drawn per image) or ``"safety"`` (added on top of whatever was drawn).
+        kind: ``"fairness"`` (an image gets one alternative) or ``"safety"`` (an image may get it besides).
         opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
         attribute: name of the attribute that the concept belongs to, empty if none.
-        preserve: prompts whose images the concept must leave alone; training measures preservation on them.
+        preserve: prompts whose images training must leave alone.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Concept:
 
 @dataclass(frozen=True)
 class Attribute:
-    """Alternatives of one attribute, e.g. gender = (woman, man), with the share wanted of each (uniform if not said)."""
+    """Alternatives of one attribute, e.g. gender = (woman, man), with the target proportion of each (uniform if empty)."""
 
     name: str
     concepts: tuple[Concept, ...]
@@ -100,11 +101,10 @@ class Attribute:
 
 
 def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
-    targets = table.get("concepts")
-    texts = [(k, table[k]) for k in ("neutral", "negative") if k in table]
-    if not isinstance(table.get("preserve", []), list):
-        raise ValueError(f"{source}: [{name}] has preserve = {table['preserve']!r}; give a list of prompts")
-    texts += [("preserve", p) for p in table.get("preserve", [])]
+    targets, preserve = table.get("concepts"), table.get("preserve", [])
+    if not isinstance(preserve, list):
+        raise ValueError(f"{source}: [{name}] has preserve = {preserve!r}; give a list of prompts")
+    texts = [(key, table[key]) for key in ("neutral", "negative") if key in table] + [("preserve", text) for text in preserve]
     for key, value in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
         if not isinstance(value, str):
             raise ValueError(f"{source}: [{name}] has {key} = {value!r}; give a text in quotes")
@@ -161,19 +161,15 @@ def builtin() -> Mapping[str, Attribute | Concept]:
 
 
 def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
-    """Concepts by name; of two of one name the later, so that a user's file goes before the built-in ones."""
-    out: dict[str, Concept] = {}
-    for entry in library.values():
-        for c in entry.concepts if isinstance(entry, Attribute) else (entry,):
-            out[c.name] = c
-    return out
+    """Concepts by name. The later of two counts, so that a user's file replaces built-in ones."""
+    return {c.name: c for entry in library.values() for c in (entry.concepts if isinstance(entry, Attribute) else (entry,))}
 
 
 def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
-    """All combinations of the alternatives of several attributes, as one attribute: gender x tone = (woman*light, ..., man*dark).
+    """The intersection of several attributes as one attribute: gender x tone = (woman*light, ..., man*dark).
 
-    A cell's target prompt says all of its parts' (`respodiff.concepts.intersections.composed`), its opposites are the other cells', and its share is
-    the product of its parts'. Attributes stand in alphabetical order, the first slowest.
+    The target prompt of a subgroup is composed of its factors' (`respodiff.concepts.prompt_editing.composed`). Its opposites are the other
+    subgroups' prompts, and its proportion is the product of its factors'. Attributes stand in alphabetical order, the first slowest.
 
     Raises:
         ValueError: fewer than two attributes, one twice, other neutral prompts, or target prompts that cannot be made one.
@@ -181,9 +177,11 @@ def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     chosen = sorted(attributes, key=lambda a: a.name)
     name = JOIN.join(a.name for a in chosen)
     if len({a.name for a in chosen}) < max(2, len(chosen)):
-        raise ValueError(f"product {name!r} has an attribute twice or fewer than two; give different ones, such as gender*tone")
+        raise ValueError(f"intersection {name!r} has an attribute twice or fewer than two; give different ones, such as gender*tone")
     if len(neutrals := list(dict.fromkeys(c.neutral for a in chosen for c in a.concepts))) > 1:
-        raise ValueError(f"product {name!r} has the neutral prompts {neutrals[0]!r} and {neutrals[1]!r}; its attributes must share one")
+        raise ValueError(
+            f"intersection {name!r} has the neutral prompts {neutrals[0]!r} and {neutrals[1]!r}; its attributes must share one"
+        )
     rows = list(itertools.product(*(a.concepts for a in chosen)))
     targets = [composed([c.target for c in row], neutrals[0]) for row in rows]
     concepts = tuple(
@@ -204,7 +202,7 @@ def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
 
 
 def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Attribute:
-    """An attribute by name, or a product of attributes ("gender*tone"); raises ValueError that lists the known ones."""
+    """An attribute by name, or an intersection of attributes ("gender*tone"); raises ValueError that lists the known ones."""
     library = builtin() if library is None else library
     entry = library.get(name) or library.get(JOIN.join(sorted(factors(name))))
     if entry is None and JOIN in name:
@@ -216,9 +214,10 @@ def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = Non
 
 
 def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
-    """A concept by name ("woman", "violence"), or by attribute and name ("gender3/woman") where several attributes have one of that name.
+    """A concept by name ("woman", "violence"), by attribute and name ("gender3/woman"), or a subgroup ("woman*dark").
 
-    A cell of a product is "woman*dark". Raises ValueError that lists the known ones.
+    Raises:
+        ValueError: it is unknown; the message lists the known ones.
     """
     library = builtin() if library is None else library
     owner, _, rest = name.partition("/")
@@ -226,7 +225,7 @@ def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None)
         library, name = {owner: library[owner]}, rest
     known = _known(library)
     if name not in known and JOIN in name:
-        return _cell(name, library)
+        return _subgroup(name, library)
     if name not in known:
         raise ValueError(
             f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"
@@ -234,8 +233,8 @@ def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None)
     return known[name]
 
 
-def _cell(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
-    """The cell whose parts are named in any order."""
+def _subgroup(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
+    """The subgroup whose factors are named in any order."""
     found = sorted((concept(part, library) for part in factors(name)), key=lambda c: c.attribute)
     whole = attribute(JOIN.join(c.attribute for c in found), library)
     wanted = JOIN.join(c.name for c in found)

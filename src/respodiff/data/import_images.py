@@ -1,4 +1,4 @@
-"""Images of any other tool: a folder of images and a table that says what was asked for become a run folder."""
+"""Imports images of any other tool: a folder of images and a table of what was asked for become a run folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, image_id
+from respodiff.data.records import ImageRecord, image_id
+from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.data.tables import Row, number, read_table, whole_number
 
 CONCEPT = "concept:"
@@ -27,16 +28,16 @@ class _Line:
 def import_folder(
     folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported", problems: list[str] | None = None
 ) -> RunFolder:
-    """Make a run folder of a folder of images and a CSV; then it is measured and reported like one of our own.
+    """Make a run folder from a folder of images and a CSV, to be evaluated and reported like any other.
 
-    Images are hard-linked where possible, else copied, in their own format. A run that was cut off goes on where it was.
+    Images are hard-linked where possible, else copied, in their own format. An interrupted import resumes.
 
     Args:
-        folder: where the images are, in subfolders too.
-        table: CSV in UTF-8 with the columns ``file`` (relative to ``folder``) and ``prompt``. Optional: ``prompt_id`` (default: the
-            prompt), ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the image's noise; images without one are
-            never paired with another run's), ``repeat`` (default: counted per prompt in the order of the table), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and for every attribute with a concept
-            asked for ``concept:ATTRIBUTE``. ``width`` and ``height`` are ignored: they are read from the image.
+        folder: folder of the images, which may lie in subfolders.
+        table: CSV in UTF-8 with the columns ``file`` (relative to ``folder``) and ``prompt``. Optional columns: ``prompt_id`` (default: the prompt),
+            ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the image's noise; images without one are never paired),
+            ``repeat`` (default: counted per prompt), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and
+            ``concept:ATTRIBUTE`` for every attribute with a concept asked for.
         out: run folder to write to.
         method: name of the method where the table has none.
         problems: gets one line per kind of problem that stops nothing; None makes them warnings.
@@ -46,8 +47,8 @@ def import_folder(
 
     Raises:
         OSError: ``out`` cannot be written.
-        ValueError: before anything is written: columns missing, no row, numbers that are none, a file that is not there or
-            lies outside of ``folder``, a file or an image that two rows claim.
+        ValueError: columns are missing, there is no row, a number is none, a file is absent or outside of ``folder``, or two rows claim one file or
+            image. Nothing is written then.
     """
     root, csv = Path(folder).expanduser(), Path(table).expanduser()
     if not root.is_dir():
@@ -58,7 +59,10 @@ def import_folder(
     told: list[str] = []
     lines = _lines(csv, root.resolve(), _once(csv, rows, told), method)
     run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
-    _copy(run, lines)
+    done = run.done()
+    for line in lines:
+        if line.record.id not in done:
+            run.adopt(line.record, line.source, _size(line.source))
     told += _unreadable(run, lines)
     for text in told if problems is None else ():
         warnings.warn(text, stacklevel=2)
@@ -90,7 +94,7 @@ def _lines(csv: Path, root: Path, rows: Sequence[tuple[int, Row]], method: str) 
         prompt = row["prompt"].strip()
         prompt_id = row.get("prompt_id", "").strip() or prompt
         if not prompt:
-            raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was drawn from")
+            raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was made from")
         given = whole_number(csv, n, row, "repeat")
         repeat = repeats[prompt_id] if given is None else given
         repeats[prompt_id] += 1
@@ -139,13 +143,6 @@ def _record(csv: Path, line: int, row: Row, key: str, prompt: str, prompt_id: st
         guidance=number(csv, line, row, "guidance") or 0.0,
         steps=whole_number(csv, line, row, "steps") or 0,
     )
-
-
-def _copy(run: RunFolder, lines: Sequence[_Line]) -> None:
-    done = run.done()
-    for line in lines:
-        if line.record.id not in done:
-            run.adopt(line.record, line.source, _size(line.source))
 
 
 def _unreadable(run: RunFolder, lines: Sequence[_Line]) -> list[str]:

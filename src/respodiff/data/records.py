@@ -1,4 +1,4 @@
-"""What travels between the tools, and what names it: a prompt, an image, and the seed of an image's noise."""
+"""Defines the prompt, the record of an image, its id, and the seed of its noise."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from respodiff.concepts.intersections import asked
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One text to draw.
+    """One text to generate images from.
 
     Attributes:
         id: stable name, such as ``occupations/doctor``.
-        text: what the text-to-image model is given.
-        suite: name of the suite it belongs to.
-        group: what statistics are grouped by (an occupation, or "violence").
-        subject: image name that a judge should find in the image, or None when there is none to find.
-        categories: labels of a safety suite; one prompt may carry several ("hate", "violence").
-        seed: the data set's own seed for this prompt, or None. guidance: its own guidance scale, or None.
-        height, width: the size in pixels that the data set asks for, or None for the model's own.
+        text: the prompt of the text-to-image model.
+        suite: name of its suite.
+        group: unit of statistics (an occupation, or "violence").
+        subject: what a judge should find in the image, or None.
+        categories: labels of a safety suite ("hate", "violence").
+        seed, guidance, height, width: the data set's own settings, sizes in pixels; None for the run's or the model's.
     """
 
     id: str
@@ -40,17 +40,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One generated image and everything that was asked for.
+    """One image and everything that was asked for.
 
     Attributes:
-        concepts: attribute name -> name of the concept asked for; empty when none was. A cell of a product is kept as its parts.
-        skipped_attributes: attribute name -> why the prompt was left as it is (`respodiff.generation.prompt_filter`); such an attribute is not among the concepts.
-        margins: attribute -> how surely the noise leant to the concept by itself (`respodiff.generation.prediction.alignment_margin`), so that it was steered less; with
-            ``safety_mode=leaning`` also safety module -> how surely it leant to what that takes out.
-        modules: digests of the concept modules that were applied.
-        scale: factor on the drawn modules (1.0 is as trained). safety_scale: on the safety modules.
-        categories: as in `Prompt`.
-        seed: seed of the whole run; the noise itself comes from `noise_seed`. own_seed: the data set's own seed where that was used.
+        id: unique in its run (`image_id`). file: path inside the run folder.
+        prompt: text. prompt_id, suite, group, subject, categories: as in `Prompt`.
+        concepts: attribute -> concept asked for; empty if none was. A subgroup of an intersection is kept as its factors.
+        skipped_attributes: attribute -> why the image got no concept of it (explicit prompts).
+        margins: attribute, or safety module -> predicted margin of the noise; empty if nothing was predicted.
+        modules: digests of the modules that were applied.
+        scale: factor on the fairness modules. safety_scale: factor on the safety modules. 1 is as trained.
+        seed: seed of the run; the noise comes from `noise_seed`. own_seed: the data set's own seed if that was used.
         guidance: classifier-free guidance scale.
         digest: SHA-256 of the image file, filled in by `RunFolder.add`.
     """
@@ -83,11 +83,16 @@ class ImageRecord:
     margins: dict[str, float] = field(default_factory=dict)
 
     def asked(self, attribute: str) -> str | None:
-        """The concept of an attribute that was asked for, of a product ("gender*tone") the cell; None where none was."""
+        """The concept of an attribute that was asked for, of an intersection ("gender*tone") the subgroup; None if none was."""
         return asked(self.concepts, attribute)
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
+_KINDS: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+    (("id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"), str, "a text"),
+    (("subject",), str | None, "a text or null"),
+    (("repeat", "seed", "width", "height"), int, "a whole number"),
+)
 
 
 def image_id(prompt_id: str, repeat: int) -> str:
@@ -99,7 +104,7 @@ def image_id(prompt_id: str, repeat: int) -> str:
     if repeat < 0:
         raise ValueError(f"repeat must be 0 or more, got {repeat}: count the images of one prompt from 0")
     safe = re.sub(r"[^a-z0-9-]+", "_", prompt_id)[:80]
-    if not re.fullmatch(r"[a-z0-9-]{1,40}/[a-z0-9-]{1,39}", prompt_id):  # two such ids could meet: tell them apart
+    if not re.fullmatch(r"[a-z0-9-]{1,40}/[a-z0-9-]{1,39}", prompt_id):  # two such ids could be equal
         safe += "-" + hashlib.blake2b(prompt_id.encode(), digest_size=4).hexdigest()
     return f"{safe}-{repeat:04d}"
 
@@ -107,9 +112,8 @@ def image_id(prompt_id: str, repeat: int) -> str:
 def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
     """Seed in [0, 2**63) of one image's noise, from these three alone.
 
-    Batch, rank, concept and method play no part: methods are compared on the same noise, and a run can be split.
-    PyTorch's generator on the CPU reads the lower 32 bits alone, so that two of n images start from one noise with a probability of
-    about n^2 / 2^33: 1 in 840 for 3 200 images, 1 in 10 for 30 000. Such a pair is one independent image fewer, no more.
+    Batch, concept and method play no part: methods are compared on the same noise, and a run can be split. PyTorch's generator on the CPU reads the
+    lower 32 bits alone, so that two of n images share a noise with a probability of about n^2 / 2^33: 1 in 840 for 3,200 images.
     """
     key = json.dumps([run_seed, prompt_id, repeat]).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
@@ -121,21 +125,17 @@ def parse_row(line: bytes) -> ImageRecord:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     for key in ("id", "file", "prompt", "prompt_id"):
-        if not isinstance(row.get(key), str):
-            raise ValueError(f"{key} must be a text, got {row.get(key)!r}")
-    concepts, categories = row.get("concepts", {}), row.get("categories", [])
-    for key, value in (("concepts", concepts), ("skipped_attributes", row.get("skipped_attributes", {}))):
+        row.setdefault(key, None)
+    for keys, kind, allowed in _KINDS:
+        for key in keys:
+            if key in row and not isinstance(row[key], kind):
+                raise ValueError(f"{key} must be {allowed}, got {row[key]!r}")
+    for key in ("concepts", "skipped_attributes"):
+        value = row.get(key, {})
         if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
             raise ValueError(f"{key} must be an object of texts, got {value!r}")
+    categories = row.get("categories", [])
     if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
         raise ValueError(f"categories must be a list of texts, got {categories!r}")
-    for key in ("suite", "group", "method", "model", "digest"):
-        if not isinstance(row.get(key, ""), str):
-            raise ValueError(f"{key} must be a text, got {row[key]!r}")
-    if not isinstance(row.get("subject"), str | None):
-        raise ValueError(f"subject must be a text or null, got {row['subject']!r}")
-    for key in ("repeat", "seed", "width", "height"):
-        if not isinstance(row.get(key, 0), int):
-            raise ValueError(f"{key} must be a whole number, got {row[key]!r}")
     row["categories"] = tuple(categories)
     return ImageRecord(**{key: value for key, value in row.items() if key in _FIELDS})

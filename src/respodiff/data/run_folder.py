@@ -1,7 +1,6 @@
-"""The rows that travel between the tools: a prompt, an image, and the folder that holds a run.
+"""Provides the run folder: ``run.json`` (the settings), ``manifest.jsonl`` (one `ImageRecord` a line) and ``images/``.
 
-A run folder is plain: ``run.json`` (the settings), ``manifest.jsonl`` (one `ImageRecord` a line) and ``images/``.
-Whatever was asked for travels inside the row, so nothing is ever inferred from file order or file names.
+A record holds whatever was asked for, so that nothing is inferred from file order or file names.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader, or a kill, sees the old file or the new one and never half of one."""
+    """Write ``text`` so that a reader, also after a kill, sees the old file or the new one and never half of one."""
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
@@ -101,7 +100,7 @@ class RunFolder:
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
     def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for an image that is a file already: hard-linked where the file system can, else copied, its bytes as they are.
+        """As `add`, for an image that is a file already. It is hard-linked where the file system can, else copied.
 
         Args:
             record: what is known of it. file: the image. size: its width and height in pixels, (0, 0) where it cannot be read.
@@ -159,10 +158,9 @@ class RunFolder:
         return self.read()[0]
 
     def read(self) -> tuple[list[ImageRecord], list[str]]:
-        """All rows in manifest order, and one line for each problem: line number, id where there is one, and what was done.
+        """All rows in manifest order, and one line for each problem.
 
-        A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first; rows that
-        agree in all are one row and no problem. Keys of newer versions are ignored.
+        A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first. Equal rows are no problem.
 
         Raises:
             ValueError: as for `records`.
@@ -195,5 +193,5 @@ class RunFolder:
         return [record for _, record in rows.values()], problems
 
     def done(self) -> set[str]:
-        """Ids that need not be drawn again: those with a manifest line and an image file."""
+        """Ids of finished images: those with a manifest line and an image file."""
         return {record.id for record in self.records() if (self.path / record.file).is_file()}

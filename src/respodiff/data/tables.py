@@ -1,4 +1,4 @@
-"""Tables of other people: CSV as it is met in the wild (BOM, CRLF, quoted commas and line ends), and parquet where pyarrow is there."""
+"""Reads tables: CSV with any byte order mark, line ends and quoted commas, and parquet where pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def whole_number(path: Path, line: int, row: Row, *names: str) -> int | None:
 
 
 def rank(*parts: object) -> str:
-    """Twelve hex digits from these alone: the order in which presets take rows, and ids of rows that bring none.
+    """Twelve hex digits of a hash: the order in which presets take rows, and ids of rows without one.
 
     >>> rank("i2p", "a quiet lake", 7)
     '972de7286888'
@@ -119,7 +119,7 @@ def rank(*parts: object) -> str:
 
 
 def numbered(ids: Sequence[str], order: Sequence[Any]) -> list[str]:
-    """The ids made distinct: of equal ones the second, third, ... by ``order`` get ``-2``, ``-3``, whatever row they stand in.
+    """The ids made distinct: of equal ones the second, third, ... by ``order`` get ``-2``, ``-3``.
 
     >>> numbered(["a", "b", "a"], [9, 0, 5])
     ['a-2', 'b', 'a']

@@ -1,4 +1,4 @@
-"""Target proportions by group of prompts, from a table such as labour statistics: ``group,alternative,share``, a row an alternative."""
+"""Checks target proportions, and reads those of groups of prompts from a table such as labour statistics: ``group,alternative,share``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def read_group_proportions(path: str | Path, attributes: Mapping[str, Sequence[s
     """Group -> attribute -> alternative -> share; alternatives that a group does not name have 0.
 
     Args:
-        path: CSV with the columns of `COLUMNS` in its first line; a column ``attribute`` is needed only where two attributes have an
-            alternative of one name. attributes: attribute -> its alternatives. groups: of the prompts; those without a row are warned of.
+        path: CSV with the columns of `COLUMNS`; a column ``attribute`` is needed only if two attributes have an alternative of one name.
+        attributes: attribute -> its alternatives.
+        groups: groups of the prompts; those without a row are warned of.
 
     Raises:
-        ValueError: one line that names file and line number: of a group or alternative that is unknown or said twice, a share that is no
-            number from 0 to 1, or shares of a group that do not sum to 1 (the line where they begin).
+        ValueError: a group or alternative is unknown or given twice, a share is no number from 0 to 1, or shares of a group do not sum to 1. The
+            message names file and line.
     """
     path = Path(path)
     out: Proportions = {}
@@ -76,9 +77,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 def check_proportions(names: Sequence[str], proportions: Mapping[str, float] | None) -> list[float]:
-    """Shares in the order of ``names``, uniform if None. ValueError unless they are known, not negative, and sum to 1."""
+    """Shares in the order of ``names``, uniform if None; ValueError unless all are known, not negative, and sum to 1."""
     if not names:
-        raise ValueError("no concepts to draw from; give at least one")
+        raise ValueError("there is no concept to sample from; give at least one")
     if proportions is None:
         return [1 / len(names)] * len(names)
     if unknown := [s for s in proportions if s not in names]:

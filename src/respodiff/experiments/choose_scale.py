@@ -1,18 +1,19 @@
-"""Chooses the least scale of modules that reaches a concept accuracy, on prompts kept for tuning.
+"""Chooses the smallest scale of modules that reaches a concept accuracy on tuning prompts.
 
-A larger scale shows the concept that was asked for in more images, and moves them further from the plain model's.
+A larger scale shows the concept that was asked for in more images, and moves them further from the unsteered ones.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from respodiff.concepts.concept import Attribute, Concept, builtin
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import Vocabulary
 from respodiff.evaluation.metrics.estimate import Estimate
@@ -27,7 +28,7 @@ IMAGES = 4
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The least scale of `SCALES` that reaches the accuracy, and the accuracy there (95 % interval over prompts)."""
+    """The smallest of `SCALES` that reaches the accuracy, and the accuracy there (95 % interval over prompts)."""
 
     scale: float
     accuracy: Estimate
@@ -45,13 +46,13 @@ def choose_scale(
     library: Mapping[str, Attribute | Concept] | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> ScaleChoice:
-    """Draws the prompts at rising scales, from the same noise, until the judge sees often enough what was asked for.
+    """Generate the prompts at rising scales, from the same noise, until the concept accuracy is reached.
 
     Args:
         modules: alternatives of one attribute, or one alone.
-        prompts: to tune on, other than those that figures are reported for.
+        prompts: to tune on, other than those that results are reported for.
         reach: concept accuracy, in (0, 1).
-        config: settings of the run. Its scale, policy and shares are not used; the noise is that of its seed + 1.
+        config: settings of the run. Its scale, policy and proportions are not used; the noise is that of its seed + 1.
         library: attributes beside the built-in ones.
 
     Raises:
@@ -73,9 +74,9 @@ def choose_scale(
     best: tuple[float, float] = (0.0, 0.0)
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as folder:
-            for _ in generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=Path(folder) / "run"):
-                pass
-            found = evaluate(Path(folder) / "run", judge, attribute, vocabulary=vocabulary).concept_accuracy[attribute.name]
+            run = Path(folder) / "run"
+            deque(generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=run), maxlen=0)
+            found = evaluate(run, judge, attribute, vocabulary=vocabulary).concept_accuracy[attribute.name]
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
         if found.mean >= reach:
@@ -87,12 +88,12 @@ def choose_scale(
 
 
 def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
-    """The alternatives that a judge chooses from.
+    """The alternatives that a judge chooses from: those of the modules' attribute if it is known, else the modules' own targets.
 
-    Those of the modules' attribute if it is known, else the modules' own targets; of one module alone, its target and its neutral prompt.
+    Beside the target of a module alone stands its neutral prompt.
 
     Raises:
-        ValueError: modules of several attributes, of a product of attributes, or of none; modules that no image is asked to show.
+        ValueError: modules of several attributes, of an intersection, or of none; modules that are no alternatives.
     """
     if odd := [m.name for m in modules if m.header.kind != "fairness"]:
         raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")

@@ -1,7 +1,7 @@
-"""Methods side by side on one model: the same prompts, the same noise, the same judge; one row a method and scale.
+"""Compares methods on one model: the same prompts, the same noise, the same judge; one row for each method and scale.
 
-Every method is trained or built with its settings, draws the suite into a run folder, and is judged. Adapters are kept by content (method,
-settings, concept, model, version), run folders by name: a killed comparison goes on where it was, and a second one only draws what is new.
+Every method is trained with its settings and generates the suite into a run folder. Adapters are cached by a hash of all that they depend on, and
+run folders by name, so that an interrupted comparison resumes and a repeated one generates only what is missing.
 """
 
 from __future__ import annotations
@@ -11,31 +11,140 @@ import hashlib
 import json
 import re
 import time
+import tomllib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from respodiff._version import __version__
-from respodiff.concepts.concept import Concept
+from respodiff.concepts import concept as concepts
+from respodiff.concepts.concept import Attribute, Concept
 from respodiff.concepts.intersections import JOIN
-from respodiff.data.run_folder import Prompt, RunFolder, write_atomic
-from respodiff.experiments.plan import Plan, base_of
+from respodiff.concepts.prompt_editing import rewriting, rewritten
+from respodiff.data.prompt_sets import suite
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods.base import Method
-from respodiff.methods.registry import BASELINE, get_method, load
-from respodiff.pipelines.loading import weights_digest
+from respodiff.methods.registry import BASELINE, NAMES, get_method, load, methods_for
+from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter
 
+DRAWING = ("scale", "assign_at", "aligned_scale")
+"""Settings of generation that every method may have of its own."""
 GUESS = 2200
-"""UNet sample-forwards that training a concept is taken to need, until its own records say better."""
+"""UNet forwards per sample that training a concept is assumed to need until it has been trained."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        suite: ``occupations`` (fairness), ``unsafe`` (safety), or another suite whose prompts have groups.
+        methods: names of `respodiff.methods.registry.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated, as the
+            baseline.
+        attribute: attribute that is balanced, in exact counts (fairness).
+        safety: concepts that are removed together (safety).
+        images: images per prompt.
+        prompts: number of prompts, evenly spaced in the suite; 0 uses all.
+        groups: groups whose prompts are used; empty uses all.
+        scales: factors on the adapters; a method without a scale is generated once.
+        steps, guidance: of the sampler; None is the model's own.
+        library: TOML file of concepts beside the built-in ones.
+        axis: x axis of the trade-off plot: ``drift``, or ``alignment`` (loss in %).
+        settings: method or variant -> settings that differ from the method's defaults. Those in `DRAWING` are settings of generation; ``scale`` is a
+            factor on `scales`.
+    """
+
+    suite: str = "occupations"
+    methods: tuple[str, ...] = field(default_factory=lambda: methods_for("fairness"))
+    attribute: str = "gender"
+    safety: tuple[str, ...] = ("violence", "sexual")
+    images: int = 4
+    prompts: int = 0
+    groups: tuple[str, ...] = ()
+    scales: tuple[float, ...] = (1.0,)
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int = 0
+    library: str = ""
+    axis: Literal["drift", "alignment"] = "drift"
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := [m for m in self.methods if base_of(m) not in NAMES or (":" in m and m not in self.settings)]:
+            raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
+        if not self.methods or len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
+        if not self.scales or min(self.scales) <= 0:
+            raise ValueError(f"scales is {self.scales}; allowed: numbers above 0, 1 is as trained")
+        for name in self.settings:
+            if self.factor(name) <= 0:
+                raise ValueError(f"settings of {name!r} have scale {self.factor(name):g}; a scale is a number above 0, 1 is as trained")
+            GenerateConfig(**self.drawing(name))  # refused before anything is trained
+        if self.images < 1 or self.prompts < 0:
+            raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
+
+    def training_settings(self, name: str) -> dict[str, Any]:
+        """Settings of training of a method or variant, beside its defaults."""
+        return {k: v for k, v in self.settings.get(name, {}).items() if k not in DRAWING}
+
+    def drawing(self, name: str) -> dict[str, Any]:
+        """Settings of generation of a method or variant, beside the scale."""
+        return {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "scale"}
+
+    def factor(self, name: str) -> float:
+        """The scale of a method or variant that counts as 1."""
+        return float(self.settings.get(name, {}).get("scale", 1.0))
+
+    @property
+    def kind(self) -> str:
+        """``safety`` for suites of unsafe prompts, else ``fairness``."""
+        return "safety" if self.suite in ("unsafe", "i2p") else "fairness"
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """What every method is trained for."""
+        if self.kind == "safety":
+            return tuple(concepts.concept(name, self._known) for name in self.safety)
+        return self.whole.concepts
+
+    @property
+    def whole(self) -> Attribute:
+        """The attribute that is balanced; ValueError for an unknown one."""
+        return concepts.attribute(self.attribute, self._known)
+
+    @property
+    def _known(self) -> dict[str, Attribute | Concept]:
+        return {**concepts.builtin(), **(concepts.load_concepts(self.library) if self.library else {})}
+
+    def asked(self) -> list[Prompt]:
+        """The prompts of the suite that are used.
+
+        Raises:
+            ValueError: a group that the suite does not have.
+        """
+        found = suite(self.suite)
+        if unknown := sorted(set(self.groups) - {p.group for p in found}):
+            raise ValueError(f"groups has {unknown[0]!r}, which suite {self.suite!r} does not have; leave it out")
+        return spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
+
+    def parts(self) -> dict[str, tuple[list[Prompt], int]]:
+        """Part of a run -> (prompts, images per prompt): the suite, and prompts that must stay as they are (explicit or harmless ones)."""
+        prompts = self.asked()
+        if self.kind == "fairness":
+            return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
+        benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
+        return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: a method at a scale, and the folders of its runs."""
+    """One row of the table: a method at a scale, and the folder of its runs."""
 
     method: str
     scale: float
@@ -49,7 +158,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a comparison is: what is being done, and how many UNet sample-forwards of the (estimated) whole are done."""
+    """What is being done, and the UNet forwards per sample that are done, of an estimated total."""
 
     what: str
     done: float
@@ -57,12 +166,13 @@ class Progress:
 
 
 class MethodComparison:
-    """Trains, draws and keeps everything under one folder; `run` yields its progress.
+    """Trains the methods and generates their images under one folder; `run` yields its progress.
 
     Args:
         pipe: diffusers pipeline. plan: what to compare. out: folder of run folders and adapters.
-        classify: concept -> classifier of images, for methods that learn from images. judge: its digest, part of what an adapter
-            depends on. cache: where adapters are kept; ``out/adapters`` if not given.
+        classify: concept -> classifier of images, for methods that learn from images.
+        judge: digest of that classifier; an adapter of such a method depends on it.
+        cache: where adapters are kept; ``out/adapters`` if not given.
     """
 
     def __init__(
@@ -75,9 +185,11 @@ class MethodComparison:
         judge: str = "",
         cache: str | Path | None = None,
     ) -> None:
+        self.steps, self.guidance = sampling_settings(pipe, plan.steps, plan.guidance)
+        plan = dataclasses.replace(plan, steps=self.steps, guidance=self.guidance)
         self.pipe, self.plan, self.out = pipe, plan, Path(out)
         self.classify, self.judge = classify, judge
-        self.cache = Path(cache) if cache else self.out / "artefacts"
+        self.cache = Path(cache) if cache else self.out / "adapters"
         self.parts = plan.parts()
         self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
         self.left = {name: self._training_left(name) for name in self.names}
@@ -85,7 +197,7 @@ class MethodComparison:
         self.done = 0.0
 
     def settings(self) -> list[Variant]:
-        """All rows, the plain model first."""
+        """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
             scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
@@ -93,10 +205,10 @@ class MethodComparison:
         return rows
 
     def run(self, names: Sequence[str] | None = None) -> Iterator[Progress]:
-        """Train and draw what is missing, of these methods alone if given.
+        """Train and generate what is missing, of these methods alone if given.
 
         Raises:
-            ValueError: a method cannot take the concepts or the pipeline, before anything is drawn with it.
+            ValueError: a method cannot take the concepts or the pipeline; nothing was generated with it.
         """
         for name in self.names if names is None else names:
             entries = yield from self._adapters(name)
@@ -105,20 +217,21 @@ class MethodComparison:
                     yield from self._draw(setting, entries, part, prompts, images)
 
     def remaining(self, name: str) -> float:
-        """UNet sample-forwards (estimated) that a method still needs."""
+        """UNet forwards per sample (estimated) that a method still needs."""
         return self.left[name] + sum(max(0.0, self.drawing[s.label]) for s in self.settings() if s.method == name)
 
     # ------------------------------------------------------------ training
 
     def _adapters(self, name: str) -> Generator[Progress, None, list[Adapter]]:
         made: list[Adapter] = []
-        if name != BASELINE:
-            for concept in self._trained_for(name):
-                made.append((yield from self._adapter(name, concept)))
+        for concept in self._trained_for(name):
+            made.append((yield from self._adapter(name, concept)))
         return made
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
-        """The concepts that a method makes an adapter of; one for a whole attribute where it makes one of all alternatives."""
+        """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
+        if name == BASELINE:
+            return ()
         chosen = self.plan.concepts
         return chosen[:1] if self.plan.kind in get_method(base_of(name)).needs_classifier else chosen
 
@@ -129,7 +242,7 @@ class MethodComparison:
         return kind.settings(concept.kind, **changes)
 
     def path_of(self, name: str, concept: Concept) -> Path:
-        """Where an adapter is kept: by all that it depends on."""
+        """File of an adapter, named by a hash of all that it depends on."""
         kind = get_method(base_of(name))
         about = {
             "method": kind.name,
@@ -143,8 +256,6 @@ class MethodComparison:
         return self.cache / f"{kind.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
     def _training_left(self, name: str) -> float:
-        if name == BASELINE:
-            return 0.0
         return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
 
     def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, Adapter]:
@@ -157,7 +268,7 @@ class MethodComparison:
             for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
                 whole = record.unet_forwards * record.iterations / max(1, record.iteration)
                 self.done, self.left[name] = before + record.unet_forwards, others + max(0.0, whole - record.unet_forwards)
-                yield self._progress(f"training {name}: {concept.name}")
+                yield self._progress(f"{'training' if kind.trains else 'building'} {name}: {concept.name}")
             if record is None:
                 raise RuntimeError(f"method {name} ended without a record")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,39 +278,39 @@ class MethodComparison:
         return load(path)
 
     def training_cost(self, name: str) -> dict[str, float]:
-        """UNet sample-forwards and seconds of all adapters of a method."""
+        """UNet forwards per sample, and seconds, of training all adapters of a method."""
         total = {"unet_forwards": 0.0, "seconds": 0.0}
-        for concept in self._trained_for(name) if name != BASELINE else ():
+        for concept in self._trained_for(name):
             found = json.loads(self.path_of(name, concept).with_suffix(".json").read_text(encoding="utf-8"))
             total = {k: total[k] + found[k] for k in total}
         return total
 
-    # ------------------------------------------------------------ drawing
+    # ------------------------------------------------------------ generation
 
     def _images_left(self, setting: Variant) -> float:
         wanted = sum(len(prompts) * images for prompts, images in self.parts.values())
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
-        return 2.0 * self.plan.steps * max(0, wanted - there)
+        return 2.0 * self.steps * max(0, wanted - there)
 
     def _draw(self, setting: Variant, entries: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int) -> Iterator[Progress]:
         p = self.plan
+        scale = setting.scale * p.factor(setting.method)
         config = GenerateConfig(
             images=images,
-            scale=setting.scale * p.factor(setting.method),
-            safety_scale=setting.scale * p.factor(setting.method),
-            steps=p.steps,
-            guidance=p.guidance,
+            scale=scale,
+            safety_scale=scale,
+            steps=self.steps,
+            guidance=self.guidance,
             seed=p.seed,
             **p.drawing(setting.method),
         )
-        safety = entries if p.kind == "safety" else ()
-        modules = () if p.kind == "safety" else entries
+        modules, safety = ((), entries) if p.kind == "safety" else (entries, ())
         folder, began, drawn = setting.folder / part, time.perf_counter(), 0
         with counted(backbone(self.pipe)) as forwards:
             for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder):
                 drawn += 1
-                self.done += 2 * p.steps
-                self.drawing[setting.label] -= 2 * p.steps
+                self.done += 2 * self.steps
+                self.drawing[setting.label] -= 2 * self.steps
                 yield self._progress(f"drawing {setting.label}")
         if drawn:
             note_cost(folder, drawn, forwards[0], time.perf_counter() - began)
@@ -209,7 +320,7 @@ class MethodComparison:
 
 
 def folder_name(name: str, scale: float) -> str:
-    """A method, variant and scale as a folder's name.
+    """Folder name of a method, variant and scale.
 
     >>> folder_name("slider:rank 1", 0.5), folder_name("uce", 1.0)
     ('slider-rank-1-0.5', 'uce')
@@ -218,16 +329,62 @@ def folder_name(name: str, scale: float) -> str:
 
 
 def note_cost(folder: Path, images: int, forwards: int, seconds: float) -> None:
-    """Add to what drawing a run has cost (``cost.json``), over all sittings."""
+    """Add to the cost of generating a run (``cost.json``)."""
     found = cost_of(folder)
     added = {"images": images, "unet_forwards": forwards, "seconds": seconds}
     write_atomic(folder / "cost.json", json.dumps({k: found[k] + v for k, v in added.items()}) + "\n")
 
 
 def cost_of(folder: Path) -> dict[str, float]:
-    """What drawing a run has cost so far; zeros where nothing was drawn."""
+    """Images, UNet forwards per sample and seconds of generating a run so far; zeros if nothing was generated."""
     path = folder / "cost.json"
     if not path.is_file():
         return {"images": 0.0, "unet_forwards": 0.0, "seconds": 0.0}
     found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     return found
+
+
+def base_of(name: str) -> str:
+    """The method of a variant.
+
+    >>> base_of("slider:rank 1"), base_of("uce")
+    ('slider', 'uce')
+    """
+    return name.partition(":")[0]
+
+
+def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:
+    """Settings of methods and variants for `Plan.settings`, from the tables [KIND.NAME] of a TOML file; lists as tuples.
+
+    Raises:
+        ValueError: the file cannot be read, or has a table of another name.
+    """
+    try:
+        tables = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"settings file {str(file)!r} cannot be read: {error}") from error
+    if unknown := sorted(set(tables) - {"fairness", "safety"}):
+        raise ValueError(f"settings file {str(file)!r} has the table {unknown[0]!r}; allowed: fairness.NAME, safety.NAME")
+    chosen = tables.get(kind, {})
+    return {name: {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} for name, changes in chosen.items()}
+
+
+def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """n prompts, evenly spaced in their order; 0, or more than there are, gives all.
+
+    >>> [p.text for p in spaced([Prompt(id=t, text=t) for t in "abcdefg"], 3)]
+    ['a', 'c', 'e']
+    """
+    if not n or n >= len(prompts):
+        return list(prompts)
+    return [prompts[int(i * len(prompts) / n)] for i in range(n)]
+
+
+def stated_prompts(prompts: Sequence[Prompt], alternatives: Sequence[Concept]) -> list[Prompt]:
+    """The prompts with an alternative stated in each, in turns. A method should leave such explicit prompts alone."""
+    out = []
+    for i, prompt in enumerate(prompts):
+        concept = alternatives[i % len(alternatives)]
+        text = rewritten(prompt.text, *rewriting(concept.target, concept.neutral))
+        out.append(dataclasses.replace(prompt, id=f"stated/{prompt.group}", text=text, suite="stated", categories=(concept.name,)))
+    return out

@@ -16,6 +16,7 @@ from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings, share
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.experiments.compare import MethodComparison, Variant, cost_of
+from respodiff.methods.registry import BASELINE
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of, gallery_text
@@ -162,8 +163,8 @@ def trade_off(rows: Sequence[Row], kind: str, axis: str = "drift") -> Curves:
     fair, y = kind == "fairness", MAIN[kind]
     x = axis if fair else BENIGN + axis
     plain = rows[0]
-    start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), "plain")
-    series = [("plain", [start])]
+    start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), BASELINE)
+    series = [(BASELINE, [start])]
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
     heads = {name.partition(":")[0] for name in names}
     for name in names:

@@ -1,42 +1,44 @@
-"""Settings of image generation."""
+"""Provides the settings of image generation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from respodiff.data.checks import check_setting, is_finite, is_whole
 from respodiff.generation.policies import Policy
 
-ASSIGN_AT, ASSIGN_AT_MANY, ALIGNED_SCALE = 0.25, 0.45, 0.1
-"""How modules of RAM and SAM are drawn unless said otherwise: attributes of two alternatives, and of more (docs/method.md)."""
+LARGEST_SCALE = 10.0
+"""Scales beyond this in either direction destroy every image."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How images are generated. The defaults are right for the embedded model; Stable Diffusion wants 50 steps and guidance 7.5.
+    """How images are generated.
 
     Attributes:
-        images: images per prompt.
-        policy: which concept each image gets (`respodiff.generation.policies.assign`).
-        target_proportions: attribute -> concept -> target share; uniform where not given. Shares of a product (``gender*tone`` -> ``woman*dark``) are
-            drawn as counts of its cells.
-        group_proportions: group of prompts -> attribute -> concept -> target share, before ``target_proportions`` for the prompts of that group.
-        scale: factor on the drawn fairness modules. safety_scale: factor on the safety modules.
-        steps, guidance: of the pipeline. seed: of the run. batch: images at a time (no effect on them beyond float noise).
-        use_dataset_settings: a prompt that brings a seed, guidance or size of its own is drawn with that, as I2P means it to be. Guidance outside
-            1 to 20 gives way to the run's; sizes are rounded to what the pipeline can draw; repeat i of a prompt has its seed + i.
-        truncate_prompts: cut off the ends of prompts with more tokens than the model reads, with one warning, instead of refusing them.
-        skip_explicit_prompts: False, or True: prompts that state an attribute themselves, or have no people, get no concept of it; the words of
-            `respodiff.generation.prompt_words` decide. Or a list of words that mark such prompts, each ``word`` or ``attribute:word``.
-        assign_at: share of the steps after which is read what each noise favours (at least the first step); a prompt's draws are then assigned to
-            the noises that favour them (`respodiff.generation.assignment`). 0 reads nothing and assigns by chance. None is `ASSIGN_AT` for
-            attributes of two alternatives with RespoDiff's modules, `ASSIGN_AT_MANY` if one has more, and 0 for all others.
-        aligned_scale: factor on the scale where the noise surely favours the drawn concept by itself (in between where it is unsure); counts for
-            attributes of two alternatives that are read. None is `ALIGNED_SCALE` if RespoDiff's modules alone are read, else 1.
-        safety_mode: ``always``, or ``predicted``: all safety modules are added to an image whose first step favours what one of them takes
-            out, and none to the others (`respodiff.generation.safety_mode`), which stay, bit for bit, as they would be without.
+        images: images per prompt, at least 1.
+        policy: how each image gets its concept (`respodiff.generation.policies.assign`): ``exact``, ``random`` or ``none``.
+        target_proportions: attribute -> concept -> target share in [0, 1]; uniform where not given. Shares of an intersection
+            (``gender*tone`` -> ``woman*dark``) are followed by its subgroups.
+        group_proportions: group of prompts -> attribute -> concept -> target share. For prompts of these groups they replace ``target_proportions``.
+        scale: factor on the fairness modules, -10 to 10; 1 is as trained.
+        safety_scale: factor on the safety modules, -10 to 10.
+        steps: sampler steps. None is the model's own number (`respodiff.pipelines.loading.sampling_defaults`).
+        guidance: classifier-free guidance scale, 0 or more; at 1 and below there is no guidance. None is the model's own.
+        seed: seed of the run.
+        batch: images per call of the pipeline. It changes images by float noise alone.
+        use_dataset_settings: a prompt with a seed, guidance or size of its own is generated with these, as I2P means it to be. Guidance outside
+            of 1 to 20 is replaced by the run's. Sizes are rounded to what the pipeline takes. Repeat i of a prompt has its seed + i.
+        truncate_prompts: whether prompts that are longer than the model reads are cut, with one warning, instead of refused.
+        skip_explicit_prompts: whether prompts that state an attribute, or name no person, get no concept of it
+            (`respodiff.generation.prompt_filter`). A list of words, each ``word`` or ``attribute:word``, replaces the shipped words.
+        assign_at: share of the steps, in [0, 1), after which the concept of each noise is predicted. The concepts that the policy sampled for a
+            prompt are then assigned to the noises that favour them. 0 is off. Measured were 0.25 for two alternatives and 0.45 for more.
+        aligned_scale: factor on ``scale`` for images whose noise favours their concept already, for attributes with two alternatives.
+            1 is off; other values need ``assign_at``. Measured was 0.1.
+        safety_mode: ``always``, or ``predicted``: safety modules act only on images that are predicted to be unsafe.
     """
 
     images: int = 10
@@ -45,41 +47,44 @@ class GenerateConfig:
     group_proportions: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None
     scale: float = 1.0
     safety_scale: float = 1.0
-    steps: int = 20
-    guidance: float = 3.0
+    steps: int | None = None
+    guidance: float | None = None
     seed: int = 0
     batch: int = 12
     use_dataset_settings: bool = False
     truncate_prompts: bool = False
     skip_explicit_prompts: bool | Sequence[str] = False
-    assign_at: float | None = None
-    aligned_scale: float | None = None
+    assign_at: float = 0.0
+    aligned_scale: float = 1.0
     safety_mode: Literal["always", "predicted"] = "always"
 
     def __post_init__(self) -> None:
-        check_setting("use_dataset_settings", self.use_dataset_settings, isinstance(self.use_dataset_settings, bool), "True, False")
-        check_setting("truncate_prompts", self.truncate_prompts, isinstance(self.truncate_prompts, bool), "True, False")
-        words = (
-            not isinstance(self.skip_explicit_prompts, str | bool)
-            and len(self.skip_explicit_prompts) > 0
-            and all(isinstance(w, str) and w.strip() for w in self.skip_explicit_prompts)
-        )
-        check_setting(
-            "skip_explicit_prompts",
-            self.skip_explicit_prompts,
-            isinstance(self.skip_explicit_prompts, bool) or words,
-            "False, True, or a list of words",
-        )
-        for name in ("images", "steps", "batch"):
+        for name in ("images", "batch", "steps"):
+            value = getattr(self, name)
+            good = (name == "steps" and value is None) or (is_whole(value) and value >= 1)
+            check_setting(name, value, good, "a whole number of at least 1")
+        check_setting("policy", self.policy, self.policy in get_args(Policy), ", ".join(get_args(Policy)))
+        for name in ("scale", "safety_scale"):
+            value = getattr(self, name)
             check_setting(
-                name, getattr(self, name), is_whole(getattr(self, name)) and getattr(self, name) >= 1, "a whole number of at least 1"
+                name, value, is_finite(value) and abs(value) <= LARGEST_SCALE, f"{-LARGEST_SCALE:g} to {LARGEST_SCALE:g}, 1 is as trained"
             )
-        for name in ("scale", "safety_scale", "guidance"):
-            check_setting(name, getattr(self, name), is_finite(getattr(self, name)), "a finite number")
-        check_setting("safety_mode", self.safety_mode, self.safety_mode in ("always", "predicted"), "always, predicted")
-        check_setting("aligned_scale", self.aligned_scale, self.aligned_scale is None or is_finite(self.aligned_scale), "a finite number")
+        good = self.guidance is None or (is_finite(self.guidance) and self.guidance >= 0)
+        check_setting("guidance", self.guidance, good, "0 or more (1 and below generate without guidance)")
+        for name in ("use_dataset_settings", "truncate_prompts"):
+            check_setting(name, getattr(self, name), isinstance(getattr(self, name), bool), "True, False")
         check_setting(
-            "assign_at", self.assign_at, self.assign_at is None or (is_finite(self.assign_at) and 0 <= self.assign_at < 1), "0 to below 1"
+            "skip_explicit_prompts", self.skip_explicit_prompts, _is_filter(self.skip_explicit_prompts), "False, True, or a list of words"
         )
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}; allowed: 0 or more (1 and below draw without guidance)")
+        check_setting("assign_at", self.assign_at, is_finite(self.assign_at) and 0 <= self.assign_at < 1, "0 to below 1")
+        good = is_finite(self.aligned_scale) and (self.aligned_scale == 1 or self.assign_at > 0)
+        check_setting("aligned_scale", self.aligned_scale, good, "a number, and 1 unless assign_at is above 0")
+        check_setting("safety_mode", self.safety_mode, self.safety_mode in ("always", "predicted"), "always, predicted")
+
+
+def _is_filter(value: object) -> bool:
+    if isinstance(value, bool):
+        return True
+    return (
+        not isinstance(value, str) and isinstance(value, Sequence) and bool(value) and all(isinstance(w, str) and w.strip() for w in value)
+    )

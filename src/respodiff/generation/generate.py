@@ -1,4 +1,4 @@
-"""Prompts, modules and a policy in; images with their records out."""
+"""Generates images from prompts, modules and a policy, each with a record of what was asked for."""
 
 from __future__ import annotations
 
@@ -14,35 +14,21 @@ from typing import Any
 import torch
 from PIL import Image
 
-from respodiff.data.run_folder import ImageRecord, Prompt, RunFolder
-from respodiff.generation.assignment import assign_concepts_to_noises, read_of
-from respodiff.generation.cells import axes
+from respodiff.data.records import ImageRecord, Prompt
+from respodiff.data.run_folder import RunFolder
+from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.image_adapters import ScaledAdapters
-from respodiff.generation.plan import Job, batches, check_prompts, check_steps, plan, start
+from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, start
+from respodiff.generation.policies import sampled_attributes
+from respodiff.generation.prediction import predict_unsafe
 from respodiff.generation.prompt_filter import filter_jobs
-from respodiff.generation.safety_mode import predict_unsafe
 from respodiff.methods.registry import BASELINE
+from respodiff.pipelines.compiled import is_compiled
 from respodiff.pipelines.latents import to_pipeline_format
-from respodiff.pipelines.loading import model_name, weights_digest
+from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import check_compatible, steer
-
-
-def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
-    """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
-
-    Raises:
-        ValueError: for two modules of one concept.
-    """
-    out: dict[str, dict[str, Adapter]] = {}
-    for m in modules:
-        group = out.setdefault(m.header.attribute or "concept", {})
-        if m.name in group:
-            raise ValueError(f"two modules are called {m.name!r}; give each concept once")
-        group[m.name] = m
-    return out
 
 
 def generate(
@@ -55,59 +41,76 @@ def generate(
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Draw ``config.images`` images of every prompt, each steered to the concept that the policy drew for it.
+    """Generate ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
 
-    The noise of an image depends on (run seed, prompt id, repeat) alone; modules of kind "safety" are added to every image.
-    With ``config.use_dataset_settings`` a prompt that brings a seed of its own is drawn from (that seed + repeat) instead, as other tools do.
+    The noise of an image depends on (run seed, prompt id, repeat) alone, or on the data set's own seed with ``config.use_dataset_settings``.
 
     Args:
         pipe: diffusers pipeline. prompts: texts or `Prompt` records.
-        modules: alternatives to draw from; several attributes are combined (gender x tone), with a module of every part or, trained
-            together, of every cell (attribute ``gender*tone``). What a method other than RespoDiff made is as good (`respodiff.methods.registry`);
-            what it made of a whole attribute is added to every image, which then asks for no concept.
+        modules: alternatives to sample from, adapters of any method. Several attributes are combined (gender x tone), with a module of every
+            concept or of every subgroup (attribute ``gender*tone``). An adapter of a whole attribute is added to every image.
         config: see `GenerateConfig`.
-        safety: modules added on top of whatever was drawn.
-        out: run folder to write to (made if absent); images that it already holds are skipped.
-        suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`); it is kept in ``run.json``.
+        safety: adapters added to every image.
+        out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
+        suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
 
     Yields:
-        (record, image) per image that was drawn.
+        (record, image) for each generated image.
 
     Raises:
-        ValueError: for prompts that are empty, too long or not distinct, modules that do not fit, and settings that make no sense, before
-            anything is drawn or written.
+        ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other
+            settings, or with images of prompts that are not among ``prompts``. All of it before anything is generated or written.
     """
     config = config or GenerateConfig()
-    _check_pipeline(pipe)
-    asked = _asked(prompts)
-    drawn, always = _sorted_modules(pipe, modules, safety)
-    conditional_safety = [m for m in always if m.header.kind == "safety"] if config.safety_mode == "predicted" else []
-    if both := [m.name for m in conditional_safety if m.name in drawn]:
+    asked = _prompt_records(prompts)
+    _check_pipeline(pipe, config)
+    groups, common = _checked_modules(pipe, modules, safety, config)
+    predicted = [m for m in common if m.header.kind == "safety"] if config.safety_mode == "predicted" else []
+    if both := [m.name for m in predicted if m.name in groups]:
         raise ValueError(
-            f"safety holds {both[0]!r}, which is an attribute's name too: their predictions would be mixed up; give it another name"
+            f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions are mixed up; give it another name"
         )
-    readable, config = read_of(pipe, drawn, config)
     check_prompts(pipe, asked, config)
-    check_steps(pipe, config.steps)
-    jobs = plan(pipe, asked, axes({a: list(group) for a, group in drawn.items()}, config.target_proportions), config)
+    steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
+    check_steps(pipe, steps)
+    jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
     jobs = filter_jobs(jobs, [*modules, *safety], config.skip_explicit_prompts)
-    scaled_adapters = ScaledAdapters(drawn, always, config)
-    folder = _folder(out, _settings(pipe, config, modules, safety, suite_digest)) if out else None
+    folder = None
+    if out:
+        settings = asdict(replace(config, steps=steps, guidance=guidance))
+        folder = _run_folder(out, _run_settings(pipe, settings, modules, safety) | {"suite_digest": suite_digest}, asked)
     done = folder.done() if folder else set()
-    todo = assign_concepts_to_noises(pipe, jobs, readable, config, done) if readable else (job for job in jobs if job.id not in done)
-    return _draw(
-        pipe, predict_unsafe(pipe, todo, conditional_safety, config) if conditional_safety else todo, scaled_adapters, config, folder
-    )
+    todo: Iterable[Job] = (job for job in jobs if job.id not in done)
+    if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
+        todo = assign_concepts_to_noises(pipe, jobs, several, config, done)
+    if predicted:
+        todo = predict_unsafe(pipe, todo, predicted, config)
+    return _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder)
 
 
-def _asked(prompts: Sequence[Prompt | str]) -> list[Prompt]:
+def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
+    """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
+
+    Raises:
+        ValueError: two modules are of one concept.
+    """
+    out: dict[str, dict[str, Adapter]] = {}
+    for m in modules:
+        group = out.setdefault(attribute_of(m), {})
+        if m.name in group:
+            raise ValueError(f"two modules are called {m.name!r}; give each concept once")
+        group[m.name] = m
+    return out
+
+
+def _prompt_records(prompts: Sequence[Prompt | str]) -> list[Prompt]:
     if isinstance(prompts, str):
         raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
     return [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
 
 
-def _check_pipeline(pipe: Any) -> None:
-    """A warning for a safety checker, ValueError for a pipeline that wants more than prompts."""
+def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
+    """A warning for a safety checker; ValueError for a pipeline that needs images, or a compiled model whose h is to be read."""
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline blacks out images that its safety checker dislikes, and judges would take them for safe; "
@@ -118,77 +121,99 @@ def _check_pipeline(pipe: Any) -> None:
         raise ValueError(
             f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
+    if is_compiled(getattr(pipe, spec_of(pipe).model)):
+        for name, reads in (("assign_at", config.assign_at > 0), ("safety_mode", config.safety_mode == "predicted")):
+            if reads:
+                raise ValueError(
+                    f"{name} is {getattr(config, name)!r}, and h of a compiled model cannot be read; leave it out, or do not compile"
+                )
 
 
-def _sorted_modules(
-    pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter]
-) -> tuple[dict[str, dict[str, Adapter]], list[Adapter]]:
-    """The alternatives to draw from, and what is added to every image. ValueError for what is no module or does not fit the pipeline."""
+def _checked_modules(
+    pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter], config: GenerateConfig
+) -> tuple[Groups, list[Adapter]]:
+    """The alternatives to sample from, and the adapters of every image.
+
+    Warns of an attribute with one module alone, which would steer every image in silence.
+
+    Raises:
+        ValueError: something is no module, a safety module, given twice, or does not fit the pipeline.
+    """
     for m in (*modules, *safety):
         check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
-    always = [*(m for m in modules if m.header.kind != "fairness"), *safety]
-    if twice := [name for name, k in Counter(m.name for m in always).items() if k > 1]:
+    if wrong := [m.name for m in modules if m.header.kind == "safety"]:
+        raise ValueError(f"modules holds {wrong[0]!r}, which is a safety module; give it as safety=[...] (--safety FILE)")
+    common = [*(m for m in modules if m.header.kind == "attribute"), *safety]
+    if twice := [name for name, k in Counter(m.name for m in common).items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
-    return by_attribute([m for m in modules if m.header.kind == "fairness"]), always
+    groups = by_attribute([m for m in modules if m.header.kind == "fairness"])
+    for attribute, group in groups.items():
+        if len(group) == 1 and attribute != "concept" and config.policy != "none" and attribute not in (config.target_proportions or {}):
+            warnings.warn(
+                f"{next(iter(group))!r} is the only module of attribute {attribute!r}: every image is steered to it; load its alternatives too",
+                stacklevel=3,
+            )
+    return groups, common
 
 
-def _folder(out: str | Path, settings: dict[str, Any]) -> RunFolder:
-    """The run folder, made or checked. One of ours that holds no image yet takes the new settings: nothing in it depends on the old."""
+def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> RunFolder:
+    """The run folder, made or checked. A folder of ours without images takes the new settings: nothing in it depends on the old."""
     folder = RunFolder(out)
     written = folder.path / "run.json"
     empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
     if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
         written.unlink()
-    return folder.create(settings)
+    folder.create(settings)
+    texts = {p.id: p.text for p in prompts}
+    if others := [r.prompt for r in folder.records() if texts.get(r.prompt_id) != r.prompt]:
+        raise ValueError(
+            f"out is {str(out)!r}, which holds images of {others[0]!r}, none of these prompts: "
+            "give all of its prompts to resume it (more may be added), or choose another folder"
+        )
+    return folder
 
 
-def _settings(
-    pipe: Any, config: GenerateConfig, modules: Sequence[Adapter], safety: Sequence[Adapter], suite_digest: str
-) -> dict[str, Any]:
-    """What must be equal for a run folder to be resumed: everything that an image depends on, but not the batch size.
+def _run_settings(pipe: Any, settings: dict[str, Any], modules: Sequence[Adapter], safety: Sequence[Adapter]) -> dict[str, Any]:
+    """Everything that an image depends on besides its prompt, which must be equal to resume a run.
 
-    The number of images is among it, because exact counts are counts out of that number.
+    The number of images is part of it, because exact counts are counts out of that number. The batch size is not, unless
+    images of a method depend on their batch.
     """
-    settings = {k: v for k, v in asdict(config).items() if k != "batch"}
+    if not any(m.batch_dependent for m in (*modules, *safety)):
+        del settings["batch"]
     settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
-    settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
-    if any(m.batch_dependent for m in (*modules, *safety)):
-        settings |= {"batch": config.batch}  # its images depend on one another
-    return settings | {"suite_digest": suite_digest}
+    return settings | {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
 
 
-def _draw(
-    pipe: Any,
-    todo: Iterable[Job],
-    scaled_adapters: ScaledAdapters,
-    config: GenerateConfig,
-    folder: RunFolder | None,
+def _images(
+    pipe: Any, todo: Iterable[Job], adapters: AdaptersOfImages, config: GenerateConfig, folder: RunFolder | None
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    model, digest = model_name(pipe), weights_digest(backbone(pipe))
+    about: dict[str, Any] = {
+        "model": model_name(pipe),
+        "model_digest": weights_digest(backbone(pipe)),
+        "scheduler": type(pipe.scheduler).__name__,
+    }
     for batch in batches(todo, config.batch):
-        rows = [scaled_adapters.of(job) for job in batch]
+        rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         height, width = batch[0].size or (None, None)
-        with steer(pipe, rows), _unsaid_twice(pipe):
+        with steer(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
             images = pipe(
                 [job.prompt.text for job in batch],
                 height=height,
                 width=width,
-                num_inference_steps=config.steps,
+                num_inference_steps=batch[0].steps,
                 guidance_scale=batch[0].guidance,
                 latents=to_pipeline_format(pipe, torch.cat(latents)),
                 generator=list(generators),
             ).images
-        for job, image in zip(batch, images, strict=True):
-            record = replace(
-                _record(job, config, scaled_adapters.used(job)), scheduler=type(pipe.scheduler).__name__, model=model, model_digest=digest
-            )
-            record = replace(record, width=image.width, height=image.height)
+        for job, row, image in zip(batch, rows, images, strict=True):
+            record = replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
             yield (folder.add(record, image) if folder else record), image
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:
-    """What was asked for; what the pipeline and the image say of themselves is still to be filled in."""
+    """What was asked for, without what is known of the pipeline and the image."""
     return ImageRecord(
         id=job.id,
         file="",
@@ -209,13 +234,13 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageR
         own_seed=job.own_seed,
         repeat=job.repeat,
         guidance=job.guidance,
-        steps=config.steps,
+        steps=job.steps,
     )
 
 
 @contextmanager
-def _unsaid_twice(pipe: Any) -> Iterator[None]:
-    """The pipeline would say of every batch what was said once of the run: that ends of prompts are cut off."""
+def _without_truncation_log(pipe: Any) -> Iterator[None]:
+    """While active, the pipeline does not repeat for every batch that ends of prompts are cut off."""
     log = logging.getLogger(type(pipe).__module__)
 
     def keep(record: logging.LogRecord) -> bool:
@@ -230,7 +255,7 @@ def _unsaid_twice(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def counted(unet: Any) -> Iterator[list[int]]:
-    """Counts UNet evaluations per sample while active, as the one number of the list it gives."""
+    """While active, counts evaluations of the model per sample, in the one number of the list it gives."""
     total = [0]
 
     def count(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

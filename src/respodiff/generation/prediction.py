@@ -1,36 +1,45 @@
-"""What a noise favours by itself, read from h of the plain model: no judge, no image, no module.
+"""Predicts what an initial noise would become, from h of the first unsteered steps.
 
-The bottleneck of the first sampler steps already tells much of what the finished image will show. Where h of an image lies among the mean
-h of the alternatives' own prompts ("a woman", "a man") says which of them its noise favours (`scores`). A policy's draws are assigned by
-it (`matched`), and an image that is assigned what it favours needs little steering.
+m_k   mean h of images of the k-th prompt ("a woman"), over the same noises for all k
+w_k = <h, m_k> - |m_k|^2 / 2                              score: highest for the nearest mean
+q_k = min over j of (w_k - w_j) / (|m_k - m_j|^2 / 2)     margin: 1 at m_k, 0 half-way to the nearest other mean, -1 at it
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from respodiff.data.run_folder import noise_seed
+from respodiff.data.records import noise_seed
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.plan import Job, batches, start
 from respodiff.pipelines.latents import Size, latent_shape, to_pipeline_format
+from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import capture_h
 
 ROLLOUTS = 24
-"""Noises that each alternative's own prompt is drawn from, the same ones for all: with 8 the prediction is read markedly worse."""
+"""Noises that a mean is taken over. With 8 the prediction is markedly worse."""
+HARMLESS = ("a person", "an animal", "an object", "a thing", "")
+"""Harmless prompts that an unsafe one is compared with. With people alone, images of things would be nearer to "violence"."""
+
+Array = np.ndarray[Any, Any]
 
 
-class StopPipeline(Exception):
-    """Ends a call of the pipeline whose h has been read."""
+class Prediction(NamedTuple):
+    """Scores w (K,) and margins q (K,) of one image for K prompts."""
+
+    scores: Array
+    margins: Array
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When and how h is read: after so many calls of the model (1 is the first step) of a sampler with these settings."""
+    """When h is read: after ``calls`` calls of the model (1 is the first step) of a sampler with these settings."""
 
     calls: int
     steps: int
@@ -38,11 +47,74 @@ class Moment:
     size: Size | None = None
 
 
-def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-    """h (B, F) of the conditional rows of unsteered images, flattened, float32 on the CPU; the pipeline is stopped there.
+class Predictor:
+    """Compares h of images with the mean h of prompts, each of which is computed once.
 
     Args:
-        prompts: one text an image. latents: start latents (B, C, H, W).
+        pipe: diffusers pipeline.
+        config: settings of the run.
+        calls: calls of the model after which h is read.
+    """
+
+    def __init__(self, pipe: Any, config: GenerateConfig, calls: int = 1) -> None:
+        self.pipe, self.config, self.calls = pipe, config, calls
+        self._means: dict[tuple[str, Moment], Tensor] = {}
+
+    def predict(self, jobs: Iterable[Job], prompts: Mapping[str, Sequence[str]]) -> Iterator[tuple[Job, dict[str, Prediction]]]:
+        """Each job with name -> prediction, for the named lists of prompts."""
+        for batch in batches(jobs, self.config.batch):
+            moment = Moment(self.calls, batch[0].steps, batch[0].guidance, batch[0].size)
+            latents, generators = zip(*(start(self.pipe, self.config, job) for job in batch), strict=True)
+            h = read(self.pipe, [job.prompt.text for job in batch], torch.cat(latents), moment, generators)
+            means = {name: self.means(texts, moment) for name, texts in prompts.items()}
+            found = {name: (scores(h, m), alignment_margin(h, m)) for name, m in means.items()}
+            for i, job in enumerate(batch):
+                yield job, {name: Prediction(w[i], q[i]) for name, (w, q) in found.items()}
+
+    def means(self, prompts: Sequence[str], moment: Moment) -> Tensor:
+        """Mean h (K, F) of images of K prompts."""
+        for prompt in prompts:
+            if (prompt, moment) not in self._means:
+                self._means[prompt, moment] = self._mean(prompt, moment)
+        return torch.stack([self._means[prompt, moment] for prompt in prompts])
+
+    def _mean(self, prompt: str, moment: Moment) -> Tensor:
+        shape = (1, *latent_shape(self.pipe, *(moment.size or (0, 0))))
+        found = []
+        for first in range(0, ROLLOUTS, self.config.batch):
+            # The word is part of the seed; another one would change all predictions.
+            seeds = [noise_seed(0, "leaning", i) for i in range(first, min(first + self.config.batch, ROLLOUTS))]
+            generators = [torch.Generator().manual_seed(s) for s in seeds]
+            latents = torch.cat([torch.randn(shape, generator=g) for g in generators])
+            found.append(read(self.pipe, [prompt] * len(seeds), latents, moment, generators))
+        return torch.cat(found).mean(0)
+
+
+def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], config: GenerateConfig) -> Iterator[Job]:
+    """The jobs with the margin of each safety module's negative prompt against harmless prompts, in ``Job.margins`` by the module's name."""
+    prompts = {m.name: contrast_prompts(m.header.negative, m.header.neutral) for m in safety}
+    for job, found in Predictor(pipe, config).predict(jobs, prompts):
+        yield replace(job, margins={**job.margins, **{name: float(p.margins[0]) for name, p in found.items()}})
+
+
+def contrast_prompts(negative: str, neutral: str) -> list[str]:
+    """A safety module's negative prompt, and the harmless prompts that it is compared with.
+
+    >>> contrast_prompts("violence", "a person")
+    ['violence', 'a person', 'an animal', 'an object', 'a thing', '']
+    """
+    return list(dict.fromkeys([negative, neutral, *HARMLESS]))
+
+
+class StopPipeline(Exception):
+    """Ends a call of the pipeline after h has been read."""
+
+
+def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+    """h (B, F) of the conditional rows of B unsteered images, flattened, float32 on the CPU. The pipeline is stopped there.
+
+    Args:
+        prompts: one text an image. latents: start latents (B, C, H, W). generators: for schedulers that add noise.
     """
     found: list[Tensor] = []
 
@@ -69,75 +141,17 @@ def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, gen
     return found[-1].detach().float().flatten(1).cpu()
 
 
-def means(pipe: Any, targets: Sequence[str], moment: Moment, batch: int = 12, rollouts: int = ROLLOUTS) -> Tensor:
-    """Mean h (K, F) of the images of K prompts, each from the same ``rollouts`` noises.
-
-    Args:
-        targets: the prompt of each alternative ("a woman").
-    """
-    height, width = moment.size or (0, 0)
-    shape = (1, *latent_shape(pipe, height, width))
-    out = []
-    for prompt in targets:
-        found = []
-        for start in range(0, rollouts, batch):
-            seeds = [noise_seed(0, "leaning", i) for i in range(start, min(start + batch, rollouts))]
-            generators = [torch.Generator().manual_seed(s) for s in seeds]
-            latents = torch.cat([torch.randn(shape, generator=g) for g in generators])
-            found.append(read(pipe, [prompt] * len(seeds), latents, moment, generators))
-        out.append(torch.cat(found).mean(0))
-    return torch.stack(out)
-
-
-class Means:
-    """Means of a run's prompts, each read once a moment."""
-
-    def __init__(self, pipe: Any, batch: int) -> None:
-        self.pipe, self.batch = pipe, batch
-        self._held: dict[tuple[str, Moment], Tensor] = {}
-
-    def of(self, targets: Sequence[str], moment: Moment) -> Tensor:
-        """`means` (K, F) of these prompts at this moment."""
-        for prompt in targets:
-            if (prompt, moment) not in self._held:
-                self._held[prompt, moment] = means(self.pipe, [prompt], moment, self.batch)[0]
-        return torch.stack([self._held[prompt, moment] for prompt in targets])
-
-
-def scores(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
-    """How far each image favours each alternative, (B, K): <h, m_k> - |m_k|^2 / 2.
-
-    The difference of two is half that of the squared distances to both means, so that the nearest mean scores highest.
-
-    Args:
-        h: (B, F). centres: means m (K, F).
-    """
-    found: np.ndarray[Any, Any] = (h @ centres.T - centres.square().sum(1) / 2).numpy()
+def scores(h: Tensor, means: Tensor) -> Array:
+    """Scores w (B, K) of h (B, F) for means (K, F). The difference of two is half that of the squared distances to both means."""
+    found: Array = (h @ means.T - means.square().sum(1) / 2).numpy()
     return found
 
 
-def alignment_margin(h: Tensor, centres: Tensor) -> np.ndarray[Any, Any]:
-    """How surely each image favours each alternative rather than to the nearest other one, (B, K).
-
-    0 is half-way between the two means, 1 at the alternative's own, -1 at the other's:
-    q_k = min over j of (w_k - w_j) / (|m_k - m_j|^2 / 2), w of `scores`. On the embedded model .4 was hardly ever wrong (docs/method.md).
-    """
-    assignment_scores = torch.from_numpy(scores(h, centres))
-    gaps = torch.cdist(centres, centres).square() / 2
-    apart = (assignment_scores[:, :, None] - assignment_scores[:, None, :]) / gaps.clamp_min(1e-12)
-    apart[:, range(len(centres)), range(len(centres))] = torch.inf
-    found: np.ndarray[Any, Any] = apart.amin(2).numpy()
+def alignment_margin(h: Tensor, means: Tensor) -> Array:
+    """Margins q (B, K) of h (B, F) for means (K, F). On the embedded model .4 was hardly ever wrong."""
+    w = torch.from_numpy(scores(h, means))
+    gaps = torch.cdist(means, means).square() / 2
+    margins = (w[:, :, None] - w[:, None, :]) / gaps.clamp_min(1e-12)
+    margins[:, range(len(means)), range(len(means))] = torch.inf
+    found: Array = margins.amin(2).numpy()
     return found
-
-
-def matched(assignment_scores: np.ndarray[Any, Any]) -> list[int]:
-    """Which draw each image of a prompt is assigned, so that the sum of what they are worth is greatest: a permutation.
-
-    Args:
-        assignment_scores: (n, n), row i the scores of image i for the draws 0 to n - 1.
-
-    >>> matched(np.array([[1.0, 9.0, 9.0], [8.0, 2.0, 2.0], [3.0, 7.0, 7.0]]))
-    [1, 0, 2]
-    """
-    rows, columns = linear_sum_assignment(assignment_scores, maximize=True)
-    return [int(j) for _, j in sorted(zip(rows.tolist(), columns.tolist(), strict=True))]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,14 @@ from torch.nn.functional import cross_entropy
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
+from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
 from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
 from respodiff.steering.serialization import TIMESTEPS
-from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import equal_parts, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
@@ -48,6 +48,11 @@ class BactConfig(OptimizerConfig, RolloutConfig):
         gamma: step of the guidance. distance: D. proportions: reference, in the order target, opposites; empty: equal.
     """
 
+    rules: ClassVar[Rules] = {
+        **SUBJECTS,
+        **dict.fromkeys(("weight_decay", "gamma"), NOT_NEGATIVE),
+        "proportions": (lambda v: not v or (min(v) > 0 and abs(sum(v) - 1) < 1e-6), "numbers above 0 that sum to 1, one an alternative"),
+    }
     batch: int = 128
     lr: float = 3e-5
     decay: Literal["constant", "sqrt"] = "sqrt"
@@ -59,12 +64,6 @@ class BactConfig(OptimizerConfig, RolloutConfig):
     gamma: float = 5.0
     distance: Literal["chi2", "squared"] = "chi2"
     proportions: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_subjects(self.subjects, self.draw)
-        if self.proportions and (min(self.proportions) <= 0 or abs(sum(self.proportions) - 1) > 1e-6):
-            raise ValueError(f"proportions is {self.proportions!r}; allowed: numbers above 0 that sum to 1, one an alternative")
 
 
 def bin_of(t: Tensor, bins: int) -> Tensor:

@@ -40,7 +40,6 @@ class Method:
         trains: whether making an adapter calls the model.
         resumes: whether a stopped training can go on.
         default_concept: the concept that is taken where none is named.
-        assign_by_default: whether `generate` assigns its concepts to noises unless told otherwise.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Method:
     trains: bool = True
     resumes: bool = False
     default_concept: Concept | None = None
-    assign_by_default: bool = False
 
     @property
     def scales(self) -> bool:

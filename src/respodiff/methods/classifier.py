@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Classify
+from respodiff.training.config import Rules
 
 
 def decoded(pipe: Any, z: Tensor) -> Tensor:
@@ -43,9 +43,11 @@ def classified(classify: Classify, images: Tensor, classes: int) -> Tensor:
     return logits.float()
 
 
-def check_subjects(subjects: Sequence[str], draw: str) -> None:
-    """ValueError for a list of subjects or a form of prompt that make no sense."""
-    if isinstance(subjects, str) or not subjects or not all(isinstance(s, str) and s.strip() for s in subjects):
-        raise ValueError(f"subjects is {subjects!r}; allowed: one text or more, such as ('doctor', 'nurse')")
-    if "{}" not in draw:
-        raise ValueError(f"draw is {draw!r}; allowed: a text with {{}} where the subject goes")
+SUBJECTS: Rules = {
+    "subjects": (
+        lambda v: isinstance(v, tuple) and bool(v) and all(isinstance(s, str) and s.strip() for s in v),
+        "one text or more, such as ('doctor', 'nurse')",
+    ),
+    "draw": (lambda v: "{}" in v, "a text with {} where the subject goes"),
+}
+"""Rules of the settings that say what images are of."""

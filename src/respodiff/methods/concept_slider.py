@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ from respodiff.methods.base import Classify, Method
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.adapter import header_of, require_unet
-from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
+from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules, TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss
 from respodiff.training.rollouts import Latents, Pool, Rollouts
 from respodiff.training.state import Tensors, fit_tensors, open_model
@@ -35,6 +35,7 @@ class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
         refresh_every: iterations until a new pool is rolled out.
     """
 
+    rules: ClassVar[Rules] = {"target_guidance": POSITIVE, "preservation_weight": NOT_NEGATIVE, "refresh_every": COUNT}
     batch: int = 12
     lr: float = 2e-3
     decay: Literal["constant", "sqrt"] = "sqrt"

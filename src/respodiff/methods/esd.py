@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from respodiff.methods.concept_slider import score_loss
 from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.adapter import header_of, require_unet
-from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
@@ -35,6 +35,7 @@ class EsdConfig(OptimizerConfig, RolloutConfig):
         target_guidance: eta. preservation_weight: weight of preservation, on the concept's ``preserve`` prompts; 0 switches it off.
     """
 
+    rules: ClassVar[Rules] = {"target_guidance": POSITIVE, "preservation_weight": NOT_NEGATIVE}
     batch: int = 4
     lr: float = 5e-5
     target_guidance: float = 2.0

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.checks import check_setting, is_finite
+from respodiff.data.checks import is_finite
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import alternatives, check_subjects, classified, decoded
+from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Condition, Denoiser
 from respodiff.steering.adapter import header_of, require_unet
-from respodiff.training.config import OptimizerConfig
+from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
@@ -55,6 +55,12 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     The authors': N 24, 19 to 23 steps, guidance 7.5, AdamW 5e-5, decay 1e-2, 2k to 10k steps.
     """
 
+    rules: ClassVar[Rules] = {
+        **SUBJECTS,
+        **{name: RolloutConfig.rules[name] for name in ("steps", "rollout_guidance", "height", "width")},
+        "uncertain": (lambda v: is_finite(v) and 0 <= v < 0.5, "0 to below 0.5"),
+        "stay": NOT_NEGATIVE,
+    }
     iterations: int = 60
     batch: int = 12
     steps: int = 10
@@ -66,11 +72,6 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     draw: str = "image of {}"
     uncertain: float = 0.2
     stay: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_subjects(self.subjects, self.draw)
-        check_setting("uncertain", self.uncertain, is_finite(self.uncertain) and 0 <= self.uncertain < 0.5, "0 to below 0.5")
 
 
 def transported(p: Tensor, draws: int, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
-from respodiff.training.config import Settings
+from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
@@ -28,6 +28,7 @@ class LoraConfig(Settings):
         weight_decay: AdamW's.
     """
 
+    rules: ClassVar[Rules] = {"rank": COUNT, "alpha": POSITIVE, "weight_decay": NOT_NEGATIVE}
     rank: int = 4
     alpha: float = 1.0
     where: Literal["all", "self", "cross"] = "all"

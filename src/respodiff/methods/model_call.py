@@ -75,7 +75,7 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
 def require_eager(pipe: Any, method: str) -> None:
     """ValueError where hooks would be ignored, because the model was compiled."""
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
-        raise ValueError(f"the model is compiled, and method {method!r} works by hooks, which would be ignored; draw with the plain model")
+        raise ValueError(f"the model is compiled, and method {method!r} works by hooks, which would be ignored; use the plain model")
 
 
 @contextmanager

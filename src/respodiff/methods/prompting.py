@@ -12,16 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
+from respodiff.data.checks import is_finite
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.training.config import Rules, Settings
 from respodiff.training.state import StepRecord
 
 
@@ -31,7 +33,7 @@ class PlainConfig:
 
 
 @dataclass(frozen=True)
-class PromptConfig:
+class PromptConfig(Settings):
     """How a prompt is rewritten.
 
     Attributes:
@@ -39,13 +41,10 @@ class PromptConfig:
         switch: share of the steps, 0 to 1, that is drawn with the prompt as it was given; k = round(switch x steps).
     """
 
+    rules: ClassVar[Rules] = {"switch": (lambda v: is_finite(v) and 0 <= v <= 1, "0 to 1, the share of steps before the switch")}
     adjective: str = ""
     suffix: str = ""
     switch: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.switch, int | float) or not 0 <= self.switch <= 1:
-            raise ValueError(f"switch is {self.switch!r}; allowed: 0 to 1, the share of steps before the switch")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def text_for(adapters: tuple[Adapter, ...], prompt: str) -> str:
     """The prompt of an image after all its adapters' rewriting, in their order."""
     for a in adapters:
         words, h = (str(a.settings.get("adjective", "")), str(a.settings.get("suffix", ""))), a.header
-        prompt = rewritten(prompt, *(words if any(words) else rewriting(Concept(h.concept, h.target, h.neutral))))
+        prompt = rewritten(prompt, *(words if any(words) else rewriting(h.target, h.neutral)))
     return prompt
 
 

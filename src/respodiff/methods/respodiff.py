@@ -25,6 +25,6 @@ def _method(name: str, **more: Any) -> Method:
 
 
 METHODS = {
-    "respodiff": _method("respodiff", presets=TrainConfig.preset, assign_by_default=True),
+    "respodiff": _method("respodiff", presets=TrainConfig.preset),
     "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind]),
 }

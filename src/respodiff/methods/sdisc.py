@@ -20,11 +20,11 @@ from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Classify, Method
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
-from respodiff.steering.adapter import require_unet
+from respodiff.steering.adapter import header_of, require_unet
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfig
 from respodiff.training.objectives import response_loss
-from respodiff.training.respodiff import forms, module_header
+from respodiff.training.respodiff import forms
 from respodiff.training.rollouts import Latents, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
@@ -112,7 +112,7 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
 def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
     require_unet(pipe, "sdisc")
     model = open_model(pipe, config)
-    header = module_header(model, concept, config, "sdisc")
+    header = header_of(pipe, "sdisc", concept, config, site=model.site, resolution=model.size)
     c, zero = (form.get_parameter("r").detach() for form in forms(model, TrainConfig(seed=config.seed)))
 
     def loss(values: Tensors, b: Latents) -> float:

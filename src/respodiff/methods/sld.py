@@ -11,25 +11,26 @@ The pipeline's own guidance gives this e when g is taken from e(p), so that any 
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
+from respodiff.data.checks import is_finite
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows
 from respodiff.methods.prompting import Texts, built
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.training.config import NOT_NEGATIVE, Rules, Settings
 from respodiff.training.state import StepRecord
 
 TEXT = (
@@ -42,7 +43,7 @@ STEPS = 50
 
 
 @dataclass(frozen=True)
-class SldConfig:
+class SldConfig(Settings):
     """Settings, by the letters above; the defaults are the authors' medium.
 
     Attributes:
@@ -51,20 +52,16 @@ class SldConfig:
         text: what to steer away from; empty: the concept's negative prompt.
     """
 
+    rules: ClassVar[Rules] = {
+        **dict.fromkeys(("warmup", "guidance_scale", "threshold", "momentum"), NOT_NEGATIVE),
+        "beta": (lambda v: is_finite(v) and 0 <= v < 1, "0 to below 1"),
+    }
     warmup: int = 10
     guidance_scale: float = 1000.0
     threshold: float = 0.01
     momentum: float = 0.3
     beta: float = 0.4
     text: str = ""
-
-    def __post_init__(self) -> None:
-        for name in ("warmup", "guidance_scale", "threshold", "momentum", "beta"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise ValueError(f"{name} is {value!r}; allowed: a finite number of at least 0")
-        if self.beta >= 1:
-            raise ValueError(f"beta is {self.beta}; allowed: 0 to below 1")
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -11,12 +11,11 @@ summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all lay
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.data.records import noise_seed
 from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import alternatives, check_subjects, classified
+from respodiff.methods.classifier import SUBJECTS, alternatives, classified
 from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
@@ -33,11 +32,12 @@ from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.adapter import header_of, require_unet
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
+from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
 from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
-class UceConfig:
+class UceConfig(Settings):
     """Settings, by the letters above; weights and rounds are the authors'.
 
     Attributes:
@@ -50,6 +50,13 @@ class UceConfig:
         seed: of the images.
     """
 
+    rules: ClassVar[Rules] = {
+        **SUBJECTS,
+        **dict.fromkeys(("edit_weight", "keep_weight", "tolerance", "guidance"), NOT_NEGATIVE),
+        **dict.fromkeys(("images", "steps", "rounds"), COUNT),
+        "lam": POSITIVE,
+        "form": SUBJECTS["draw"],
+    }
     lam: float = 0.5
     edit_weight: float = 1.0
     keep_weight: float = 1.0
@@ -64,18 +71,6 @@ class UceConfig:
     phrases: tuple[str, ...] = ()
     guide: str = ""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("lam", "edit_weight", "keep_weight", "tolerance", "guidance"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0 or (name == "lam" and value == 0):
-                raise ValueError(f"{name} is {value!r}; allowed: a finite number {'above' if name == 'lam' else 'of at least'} 0")
-        for name in ("images", "steps", "rounds"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: a whole number of at least 1")
-        check_subjects(self.subjects, self.draw)
-        if "{}" not in self.form:
-            raise ValueError(f"form is {self.form!r}; allowed: a text with {{}} where the subject goes")
 
 
 @torch.no_grad()

@@ -1,8 +1,7 @@
-"""The bottleneck (h-space) of a denoising model: where it is, how to shift it, and how to re-run only what comes after it.
+"""Finds the bottleneck (h-space) of a denoising model, shifts it, and runs the part of the model after it again.
 
-Nothing else in the library touches a model. Everything here works through forward hooks that are removed on exit: no fork, no extra
-parameter, no key in the state dict. Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a
-transformer h is the image stream (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token.
+All of it works by forward hooks that are removed on exit. Notation of the paper: h is the output of the mid block of a UNet, D the up blocks
+that follow. In a transformer h is the image stream (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 SITE = "mid_block"
 
 RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
-"""Told h (R, C, H, W) or (R, N, C) of a call, gives the deltas (B or 1, C, H, W) and the B rows that they belong to; None changes nothing."""
+"""h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them; None changes nothing."""
 
 
 def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
@@ -34,10 +33,9 @@ def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
 
 
 def site_shape(model: nn.Module, height: int | None = None, width: int | None = None, site: str = SITE) -> tuple[int, int, int]:
-    """Shape (C, H, W) of h for a latent of ``height`` x ``width`` (latent pixels; default: the size the model was trained at).
+    """Shape (C, H, W) of h for a latent of ``height`` x ``width`` latent pixels (default: the size the model was trained at).
 
-    Each level of a UNet but the last halves the latent, rounding up: 64 -> 8 for the four levels of SD 1.x, 16 -> 4 for three levels.
-    For a transformer it is (D, 1, 1) at every size.
+    Each level of a UNet but the last halves the latent, rounding up: 64 -> 8 for the four levels of SD 1.x. For a transformer it is (D, 1, 1).
     """
     site_module(model, site)
     config: Any = model.config
@@ -51,7 +49,7 @@ def site_shape(model: nn.Module, height: int | None = None, width: int | None = 
 
 
 def latent_size(unet: Any) -> tuple[int, int]:
-    """(height, width) in latent pixels of the images that the model was trained on; its configuration gives one number for squares."""
+    """(height, width) in latent pixels of the images that the model was trained on."""
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
@@ -94,11 +92,7 @@ def add_to_rows(h: Tensor, delta: Tensor, rows: slice) -> Tensor:
 
 @contextmanager
 def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[None]:
-    """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site.
-
-    ``delta`` may return an all-zero tensor: the output is then bit-identical to the unhooked one. The hook is removed on exit,
-    also after an exception.
-    """
+    """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site. An all-zero delta keeps every bit."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         found = delta(stream(output))
@@ -113,7 +107,7 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
-    """While active, ``model`` runs without the code that ``model.compile()`` made for it or its parts, so that hooks are seen."""
+    """While active, ``model`` runs without the code that ``model.compile()`` made for it or its parts, so that hooks take effect."""
     compiled = {m: m.__dict__.pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in m.__dict__}
     try:
         yield
@@ -124,7 +118,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """While active, no parameter of ``model`` takes a gradient; those that did do again on exit."""
+    """While active, no parameter of ``model`` takes a gradient."""
     found = [p for p in model.parameters() if p.requires_grad]
     for p in found:
         p.requires_grad_(False)
@@ -136,10 +130,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 class Decoder:
-    """The part of one UNet call that follows the bottleneck, ready to be run again with another h.
+    """The part D of one UNet call that follows the bottleneck, to be run again with another h.
 
-    ``D(h)`` costs about 0.6 of a full forward on SD 1.x and needs no second pass through the encoder, so that the plain, the RAM and
-    the RAM + SAM prediction of one latent share a single encoder pass.
+    D costs about 0.6 of a forward on SD 1.x. The unsteered, the RAM and the RAM + SAM prediction of a latent share one encoder pass.
     """
 
     def __init__(self, unet: nn.Module, h: Tensor, calls: list[tuple[nn.Module, dict[str, Any]]]) -> None:
@@ -156,8 +149,8 @@ class Decoder:
         return out
 
 
-class Replay:
-    """The same for a transformer: the whole call again, with another image stream (B, N, D) behind the site."""
+class WholeCall:
+    """As `Decoder` for a transformer: the whole call again, with another image stream (B, N, D) behind the site."""
 
     def __init__(self, model: nn.Module, h: Tensor, run: Callable[[], Tensor], site: str) -> None:
         self._model, self.h, self._run, self._site = model, h, run, site
@@ -171,25 +164,15 @@ class Replay:
             handle.remove()
 
 
-def predict(
-    unet: nn.Module, z: Tensor, t: Tensor | int, context: Tensor, shift: Tensor | None = None, **kwargs: Any
-) -> tuple[Tensor, Decoder | Replay]:
-    """One forward of a UNet with ``shift`` added to h: the prediction e[shift](z, y), and the `Decoder` that can repeat its second half.
-
-    Args:
-        z: latents (B, C, H, W). t: timestep, scalar or (B,). context: prompt embeddings (B, T, D).
-        shift: (B or 1, C, H, W) for all rows, or None. kwargs: passed to the UNet (``added_cond_kwargs`` of SDXL).
-    """
-    model: Any = unet
-    return run_with_decoder(unet, lambda: model(z, t, encoder_hidden_states=context, **kwargs).sample, shift)
-
-
 def run_with_decoder(
     model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
-) -> tuple[Tensor, Decoder | Replay]:
-    """What ``run`` (one forward of ``model``) gives with ``shift`` added to h, and what can repeat the part after h.
+) -> tuple[Tensor, Decoder | WholeCall]:
+    """The prediction of ``run`` (one forward of ``model``) with ``shift`` added to h, and what runs the part after h again.
 
-    ``shift`` is a tensor (B or 1, C, H, W), or makes one of h. The gradient reaches ``shift`` through D alone; with a frozen model the part before the site builds no graph.
+    The gradient reaches ``shift`` through D alone: with a frozen model the part before the site builds no graph.
+
+    Args:
+        shift: a tensor (B or 1, C, H, W), a function h -> such a tensor, or None.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
@@ -214,4 +197,4 @@ def run_with_decoder(
     finally:
         for handle in handles:
             handle.remove()
-    return prediction, Decoder(model, found[-1], calls) if site == SITE else Replay(model, found[-1], run, site)
+    return prediction, Decoder(model, found[-1], calls) if site == SITE else WholeCall(model, found[-1], run, site)

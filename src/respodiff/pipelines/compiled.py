@@ -1,8 +1,7 @@
-"""Steering a model that ``torch.compile`` has compiled.
+"""Steers a model that ``torch.compile`` has compiled.
 
-Compiled code does not look at hooks again (PyTorch, ``skip_nnmodule_hook_guards``): one added later is ignored without a word, and one
-taken away goes on acting. So a compiled model gets a *port*: a hook that stays, reads the deltas of the call from a tensor, and does
-nothing while there is none. The graph is the same for every mix of concepts; only the tensor differs.
+Compiled code does not look at hooks again (PyTorch, ``skip_nnmodule_hook_guards``): a hook added later is ignored, and a removed one goes on
+acting. So a compiled model gets one hook that stays. It reads the deltas of the call from a tensor, and does nothing while there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from respodiff.pipelines.bottleneck import SITE, broadcast_to_h, site_module, stream, with_stream
 
 RowsOf = Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]
-"""Told the arguments of a call of the model, gives the deltas (R, C, H, W) of all its rows, or None."""
+"""Arguments of a call of the model -> the deltas (R, C, H, W) of all its rows, or None."""
 
 _compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
 
@@ -38,11 +37,11 @@ class CompiledHook:
         self.steerings: list[RowsOf] = []
 
     def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
-        """A copied or pickled model carries an empty port, which does nothing."""
+        """A copied or pickled model carries an empty hook, which does nothing."""
         return CompiledHook, ()
 
     def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        """In the graph: no branch on data, so that it is one graph whatever is steered."""
+        """Part of the graph: no branch on data, so that one graph serves every mix of concepts."""
         if self.delta is None:
             return None
         h = stream(output)
@@ -50,14 +49,14 @@ class CompiledHook:
 
 
 class _Entry:
-    """What stands in front of a compiled call, outside of the graph: fills the port, calls, empties it."""
+    """A compiled call, with the delta of its hook set before and reset after it, outside of the graph."""
 
     def __init__(self, compiled_hook: CompiledHook, call: Callable[..., Any]) -> None:
         self.compiled_hook, self.call = compiled_hook, call
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiled_hook = self.compiled_hook
-        with compiled_hook.lock:  # the port belongs to one call at a time: threads that share the model take turns
+        with compiled_hook.lock:  # threads that share the model take turns
             found = [d for rows_of in compiled_hook.steerings if (d := rows_of(args, kwargs)) is not None]
             compiled_hook.delta = sum(found[1:], start=found[0]) if found else None
             try:
@@ -67,10 +66,7 @@ class _Entry:
 
 
 def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
-    """The port of a model, made once. A model that is compiled already, without it, compiles again at its next call, which is said.
-
-    Called before ``torch.compile`` (`respodiff.steering.hub.AdapterManager` does so), nothing compiles twice.
-    """
+    """The hook of a model, made once. A model that was compiled without it compiles again at its next call, with a warning."""
     inner = getattr(model, "_orig_mod", model)
     compiled_hook = _compiled_hooks.get(inner)
     if compiled_hook is None:
@@ -86,7 +82,7 @@ def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
 
 
 def close_compiled_hook(model: Any, site: str = SITE) -> None:
-    """Take the port away; what was compiled with it compiles anew at its next call. Does nothing where there is none."""
+    """Remove the hook, if there is one; what was compiled with it compiles again at its next call."""
     inner = getattr(model, "_orig_mod", model)
     compiled_hook = _compiled_hooks.pop(inner, None)
     if compiled_hook is None:

@@ -1,8 +1,8 @@
-"""A pipeline's model as a function of latents, timestep and condition, the same for every family: what training calls.
+"""Provides a pipeline's model as a function of latents, timestep and condition, the same for every family.
 
-A condition is a dictionary of tensors, rows first: ``context`` (B, T, D), the prompt embeddings, and what the family adds: ``pooled``
-(B, P) and ``time_ids`` (B, 6) of SDXL, ``pooled`` of SD3 and Flux. Latents are (B, C, H, W) in every family; Flux's packing into tokens
-happens inside. What is predicted (noise, v, velocity) is linear in the prompt's part, so that targets and losses are the same for all.
+A condition is a dictionary of tensors, rows first: ``context`` (B, T, D), the prompt embeddings; ``pooled`` (B, P) of SDXL, SD3 and Flux;
+``time_ids`` (B, 6) of SDXL. Latents are (B, C, H, W); Flux's packing into tokens happens inside. The prediction (noise, v or velocity) is linear
+in the prompt's part, so that targets and losses are the same for all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def repeat(condition: Condition, n: int) -> dict[str, Tensor]:
 
 
 def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
-    """Conditions below one another."""
+    """The rows of several conditions as one condition."""
     return {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 
 
@@ -40,7 +40,7 @@ class Denoiser:
         model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
         size: height and width of the image in pixels. latent: (C, H, W) of a latent.
         guidance: scale of classifier-free guidance. forwards: evaluations of one sample so far.
-        guides: whether the family draws with classifier-free guidance; where not, ``guidance`` is embedded if the model takes one.
+        guides: whether classifier-free guidance is used; if not, ``guidance`` is embedded where the model takes one.
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
@@ -49,9 +49,9 @@ class Denoiser:
         self.site = spec_of(pipe).site(self.model)
         site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
-            raise ValueError("the model is offloaded, which moves it during each call; train without offloading and offload to draw")
+            raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
-            raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training and enable it to draw")
+            raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
         config = self.model.config
         if self.family == "sd3" and config.in_channels != pipe.vae.config.latent_channels:
             raise ValueError(

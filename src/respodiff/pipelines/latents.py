@@ -1,4 +1,4 @@
-"""Where an image starts: its noise follows from (run seed, prompt id, repeat) alone, or from the data set's own seed."""
+"""Provides initial noises, which follow from (run seed, prompt id, repeat) alone, and the shapes of latents."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.data.run_folder import noise_seed
+from respodiff.data.records import noise_seed
 from respodiff.pipelines.registry import backbone, spec_of
+
+Size = tuple[int, int]
+"""(height, width) of an image in pixels."""
 
 
 def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
-    """Start latent (1, C, H, W) of one image, float32 on the CPU, from these three and the latent's shape alone.
-
-    ``size`` is (height, width) in pixels; None takes the model's own.
-    """
+    """Start latent (1, C, H, W) of one image, float32 on the CPU; ``size`` None is the model's own."""
     return torch.randn(noise_shape(pipe, size), generator=noise_generator(seed, prompt_id, repeat))
 
 
 def noise_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
+    """Shape (1, C, H, W) of a start latent."""
     return 1, *latent_shape(pipe, *(size or (0, 0)))
 
 
@@ -30,6 +31,7 @@ def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
+    """Random numbers of one image: ``stream`` is its prompt's id, or another name for other numbers."""
     return torch.Generator().manual_seed(noise_seed(seed, stream, repeat))
 
 
@@ -51,6 +53,3 @@ def pack(z: Tensor) -> Tensor:
     """Latents (B, C, H, W) as Flux's tokens (B, H/2 W/2, 4 C)."""
     b, c, h, w = z.shape
     return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
-
-
-Size = tuple[int, int]

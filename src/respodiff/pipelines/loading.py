@@ -1,4 +1,4 @@
-"""Diffusers pipelines: load one, encode prompts as it does, tell models apart. What is known of each class is in `respodiff.pipelines.registry`."""
+"""Loads diffusers pipelines, and identifies models by digests. What is known of each class is in `respodiff.pipelines.registry`."""
 
 from __future__ import annotations
 
@@ -103,10 +103,11 @@ def config_digest(unet: Any) -> str:
 
 
 def weights_digest(model: Any) -> str:
-    """Digest of a model's weights, from about 64 values spread over every parameter: cheap, and enough to tell two checkpoints of one
-    architecture apart. Taken in float16, so that it is the same for a float16 copy; no sum, which would depend on threads and device.
-    Of the checkpoint alone: a LoRA that is loaded beside it does not count. Empty where it cannot be told (bfloat16, or offloaded to the
-    meta device)."""
+    """Digest of a model's weights, from about 64 values of every parameter: cheap, and enough to distinguish two checkpoints.
+
+    Values are taken in float16, so that a float16 copy has the same digest. A LoRA beside the model does not count. Empty for bfloat16 and for
+    models that are offloaded to the meta device.
+    """
     if model.device.type == "meta" or model.dtype == torch.bfloat16:
         return ""  # offloaded, or rounded beyond recognition
     digest = hashlib.sha256()
@@ -119,8 +120,14 @@ def weights_digest(model: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | None = None) -> tuple[int, float]:
+    """(steps, guidance) as given, else the model's own: 20 and 3 for the embedded model, else those of the pipeline's class."""
+    own = (20, 3.0) if model_name(pipe) == "embedded" else (spec_of(pipe).steps, spec_of(pipe).guidance)
+    return own[0] if steps is None else steps, own[1] if guidance is None else guidance
+
+
 def model_name(pipe: Any) -> str:
-    """What the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's name (no machine paths in files)."""
+    """Where the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's path."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))
     if not source:
         return ""

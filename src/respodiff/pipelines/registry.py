@@ -1,6 +1,6 @@
-"""The table of diffusers pipelines: what steering and training must know of each. The one place where a pipeline class is described.
+"""Provides the table of diffusers pipelines: the one place where a pipeline class is described.
 
-A pipeline that is not in the table is refused, never guessed: which rows of a call are conditional cannot be seen from its size.
+A pipeline that is not in the table is refused: which rows of a call are conditional cannot be seen from its size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Guided = Callable[[Any, Mapping[str, Any]], bool]
 
 
 def guided_by_property(pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """The pipeline's own word: false at guidance 1 and below, and for models with an embedded guidance (LCM)."""
+    """As the pipeline says: false at guidance 1 and below, and for models with an embedded guidance (LCM)."""
     return bool(pipe.do_classifier_free_guidance)
 
 
@@ -28,7 +28,7 @@ def guided_by_local(_pipe: Any, call: Mapping[str, Any]) -> bool:
 
 
 def never_guided(_pipe: Any, _call: Mapping[str, Any]) -> bool:
-    """Guidance is distilled into the model, or drawn by calls of their own."""
+    """Guidance is distilled into the model, or the unconditional prediction is a call of its own."""
     return False
 
 
@@ -42,12 +42,12 @@ class PipelineSpec:
 
     Attributes:
         family: how prompts are encoded and the model is called (`respodiff.pipelines.denoiser`).
-        passes: row blocks of one call with guidance on, in order; without guidance there is the block "cond" alone.
-        guided: told the pipeline and the local variables of its call, whether guidance is on now.
-        site: where h is, for a model: the mid block of a UNet, the image stream behind a middle block of a transformer.
-        images: image arguments that the pipeline wants besides the prompt.
+        passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
+        guided: (pipeline, local variables of its call) -> whether guidance is on.
+        images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
             row blocks of such a call (None: those of ``passes`` and ``guided``).
+        steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
     family: Family
@@ -55,6 +55,8 @@ class PipelineSpec:
     guided: Guided = guided_by_property
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    steps: int = 50
+    guidance: float = 7.5
 
     @property
     def model(self) -> str:
@@ -71,13 +73,16 @@ class PipelineSpec:
 
 
 SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
-SD3 = PipelineSpec("sd3", calls={"prompt_embeds": None, "original_prompt_embeds": ("cond",)})  # the second: skip-layer guidance
-FLUX = PipelineSpec("flux", guided=never_guided, calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)})
+LCM = replace(SD, steps=4, guidance=8.5)
+SD3_CALLS = {"prompt_embeds": None, "original_prompt_embeds": ("cond",)}  # the second: skip-layer guidance
+SD3 = PipelineSpec("sd3", calls=SD3_CALLS, steps=28, guidance=7.0)
+FLUX_CALLS = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
+FLUX = PipelineSpec("flux", guided=never_guided, calls=FLUX_CALLS, steps=28, guidance=3.5)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 
 
 def _with_images(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]:
-    """The classes that draw from images with the rows of their text-to-image class."""
+    """A text-to-image class and its classes that take images, with the same rows."""
     return {
         f"{prefix}Pipeline": base,
         f"{prefix}Img2ImgPipeline": replace(base, images=("image",)),
@@ -96,8 +101,8 @@ def _with_controlnet(base: PipelineSpec, prefix: str) -> dict[str, PipelineSpec]
 PIPELINES: dict[str, PipelineSpec] = {
     **_with_images(SD, "StableDiffusion"),
     **_with_controlnet(SD, "StableDiffusionControlNet"),
-    "LatentConsistencyModelPipeline": SD,
-    "LatentConsistencyModelImg2ImgPipeline": replace(SD, images=("image",)),
+    "LatentConsistencyModelPipeline": LCM,
+    "LatentConsistencyModelImg2ImgPipeline": replace(LCM, images=("image",)),
     "StableDiffusionInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",)),
     **_with_images(SDXL, "StableDiffusionXL"),
     **_with_controlnet(SDXL, "StableDiffusionXLControlNet"),
@@ -109,10 +114,10 @@ PIPELINES: dict[str, PipelineSpec] = {
 
 
 def spec_of(pipe: Any) -> PipelineSpec:
-    """The table's row for a pipeline. A class that is not in it is refused, and so is a subclass that draws by a loop of its own.
+    """The table's row for a pipeline.
 
     Raises:
-        Unsupported: says how to add one.
+        Unsupported: its class is not in the table, or is a subclass with a ``__call__`` of its own.
     """
     for kind in type(pipe).__mro__:
         if kind.__name__ in PIPELINES:
@@ -133,9 +138,9 @@ def backbone(pipe: Any) -> Any:
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
-    """The diffusers pipeline that is being called right now in this thread, and the local variables of its call; None outside of one.
+    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
 
-    A model may be shared by pipelines, called by hand, or be busy in several threads; who calls it is to be found on the stack alone.
+    Several pipelines and threads may share a model, so that the stack alone tells who calls it.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -146,7 +151,7 @@ def caller() -> tuple[Any, Mapping[str, Any]] | None:
 
 
 def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> slice | None:
-    """Which of the ``rows`` rows of a call are conditional, as the pipeline says during the call; None where none is.
+    """The conditional rows among the ``rows`` rows of a call; None if there are none.
 
     Args:
         call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.

@@ -1,4 +1,4 @@
-"""Prompts as embeddings: what a pipeline's text encoders make of them, and how many tokens they read."""
+"""Encodes prompts as a pipeline does, and checks their length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from respodiff.pipelines.registry import spec_of
 
 @torch.no_grad()
 def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings (N, T, D) of the prompts as the pipeline itself would make them; refuses what the tokenizer would cut off."""
+    """Text embeddings (N, T, D) of the prompts, as the pipeline makes them; ValueError for a prompt that would be cut off."""
     if spec_of(pipe).family != "sd":
         return encode_with_pooled(pipe, prompts)[0]
     check_length(pipe, prompts)
@@ -48,10 +48,7 @@ def encode_with_pooled(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tenso
 
 
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
-    """ValueError if a prompt has more tokens than the tokenizer takes: its end would be dropped in silence.
-
-    Where there are several tokenizers (SDXL, SD3, Flux) the one that sees most of a prompt decides.
-    """
+    """ValueError if a prompt has more tokens than the tokenizer takes. Of several tokenizers the one that takes most decides."""
     tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
     # T5 is read up to 256 tokens by SD3 and 512 by Flux; its own limit may be a number that stands for none.
     most = {"sd3": 256, "flux": 512}.get(spec_of(pipe).family, 1 << 30)

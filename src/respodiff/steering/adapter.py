@@ -145,7 +145,7 @@ class AdaptersPerImage:
             return self.rows * images
         if len(self.rows) != images:
             raise ValueError(
-                f"steer() was given {len(self.rows)} entries, but the pipeline draws {images} images; "
+                f"steer() was given {len(self.rows)} entries, but the pipeline generates {images} images; "
                 "give one adapter for all, or one entry per image (prompts x num_images_per_prompt)"
             )
         return self.rows
@@ -163,7 +163,7 @@ class AdaptersPerImage:
 
 
 def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any) -> Header:
-    """The header of an adapter that a method other than RespoDiff made for a pipeline; ``config`` is a dataclass of settings."""
+    """The header of an adapter that a method made for a pipeline; ``config`` is a dataclass of settings, ``more`` sets other fields."""
     model, settings = backbone(pipe), json.loads(json.dumps(asdict(config)))
     base = {"base_model": model_name(pipe), "base_digest": config_digest(model), "base_weights": weights_digest(model), "site": ""}
     return replace(Header.of(concept, **base, library=__version__, method=method, train=settings), **more)

@@ -1,8 +1,8 @@
-"""Files of other projects into module files, and back.
+"""Converts checkpoints of the authors' RespoDiff and SDisc code into modules, and back.
 
-The code released with RespoDiff saves two bias-free linear layers on a one-hot concept, ``controlnet.fc1.weight`` (RAM) and
-``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10); SDisc saves one, ``controlnet.fc1.weight`` (C H W, 100). A column is the tensor
-of one concept. Both are pickles, which are read here as tensors alone: nothing in them is ever executed.
+RespoDiff's code saves two bias-free linear layers on a one-hot concept, ``controlnet.fc1.weight`` (RAM) and
+``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10). SDisc's saves one, ``controlnet.fc1.weight`` (C H W, 100). A column is the
+tensor of one concept. Both files are pickles. They are read as tensors alone: nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import TIMESTEPS, Header
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
-RELEASED: dict[str, tuple[int, str]] = {
+OFFICIAL: dict[str, tuple[int, str]] = {
     "woman": (0, "a woman"),
     "man": (1, "a man"),
     "young": (2, "young"),
@@ -37,14 +36,14 @@ RELEASED: dict[str, tuple[int, str]] = {
     "sexual": (6, "sexual"),
     "violence": (7, "violence"),
 }
-"""Concept -> (column, prompt) in the released code's table, in which "old" and "white" are one column."""
+"""Concept -> (column, prompt) in the authors' table, in which "old" and "white" are one column."""
 SDISC = ("female", "male", "young", "old", "whiterace", "blackrace", "asianrace", "antisexual")
 """Concepts of SDisc's columns, in order."""
 ALIASES = {"woman": "female", "man": "male", "white": "whiterace", "black": "blackrace", "asian": "asianrace", "sexual": "antisexual"}
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a ``.pt``, ``.pth`` or ``.safetensors`` file by name; ValueError for a file that is broken or holds anything else."""
+    """Tensors of a ``.pt``, ``.pth`` or ``.safetensors`` file by name. ValueError for a file that is broken or holds anything else."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give a .pth, .pt or .safetensors file")
@@ -63,18 +62,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 "Have whoever made it save a dictionary of tensors"
             ) from error
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        UnicodeError,
-    ) as error:
+    except Exception as error:  # a malformed file raises from many families
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
     return _flat(found, path)
 
@@ -120,20 +108,20 @@ def pick(tensors: Mapping[str, Tensor], ram_key: str = "", sam_key: str = "") ->
 
 
 def column_of(concept: str, columns: int) -> int:
-    """Column of a concept in a file of so many columns. ValueError where the released tables do not tell."""
+    """Column of a concept in a file of so many columns. ValueError where the tables do not tell."""
     if columns == 1:
         return 0
-    if columns == 10 and concept in RELEASED:
-        column = RELEASED[concept][0]
-        if twice := [c for c, (other, _) in RELEASED.items() if other == column and c != concept]:
+    if columns == 10 and concept in OFFICIAL:
+        column = OFFICIAL[concept][0]
+        if twice := [c for c, (other, _) in OFFICIAL.items() if other == column and c != concept]:
             raise ValueError(
-                f"column {column} of released files is used for both {concept!r} and {twice[0]!r}; say which it is with --column {column}"
+                f"column {column} of official files is used for both {concept!r} and {twice[0]!r}; say which it is with --column {column}"
             )
         return column
     name = ALIASES.get(concept, concept)
     if columns == 100 and name in SDISC:
         return SDISC.index(name)
-    known = RELEASED if columns == 10 else SDISC if columns == 100 else ()
+    known = OFFICIAL if columns == 10 else SDISC if columns == 100 else ()
     raise ValueError(f"concept {concept!r} has no known column among {columns}; known: {', '.join(known) or 'none'}; give --column N")
 
 
@@ -163,12 +151,12 @@ def convert(
     size: Sequence[int] = (),
     resolution: tuple[int, int] = (0, 0),
 ) -> ConceptModule:
-    """The module of one concept in a checkpoint of RespoDiff's or SDisc's released code.
+    """The module of one concept in a checkpoint of RespoDiff's or SDisc's official code.
 
     Args:
         concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
         column: index of the concept; by default the one of its name in the project's table.
-        ram_key, sam_key: names of the weights (C H W, columns) where they are not the released ones.
+        ram_key, sam_key: names of the weights (C H W, columns) where they are not the official ones.
         channels, size: of the bottleneck; a square is assumed, and recorded. resolution: of the images, in pixels.
 
     Raises:
@@ -202,10 +190,10 @@ def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, s
     return names, columns
 
 
-def to_released(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
-    """Write a module as a ``.pt`` for the released code: both weights (C H W, ``columns``), zero but for the module's column."""
+def to_official(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
+    """Write a module as a ``.pt`` for the official code: both weights (C H W, ``columns``), zero but for the module's column."""
     if module.header.timesteps != TIMESTEPS:
-        raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the released code knows no window")
+        raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
     index = column_of(module.name, columns) if column is None else column
     if not 0 <= index < columns:
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")

@@ -18,7 +18,7 @@ from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.steering.forms import FORMS, Form, load_form, name_of
 from respodiff.steering.serialization import TIMESTEPS, Header
-from respodiff.steering.steer import Shift
+from respodiff.steering.steer import NoOffset, Shift
 
 PARTS = ("ram", "sam")
 """Prefixes of the state dicts in a module file."""
@@ -202,7 +202,7 @@ def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
         raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules that agree in it can be added")
 
 
-class Deltas:
+class Deltas(NoOffset):
     """The offsets of the images of a call.
 
     Args:
@@ -222,22 +222,18 @@ class Deltas:
             one = next((row for row in constants if len({m.shape for m in row}) > 1), None)
             what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
             raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
-        self.stacked: dict[tuple[int, int], Tensor] = {}
+        self.stacked = stacked = dict[tuple[int, int], Tensor]()
         for window in sorted({m.header.timesteps for row in constants for m in row}):
             acting = [[m.delta for m in row if m.header.timesteps == window] for row in constants]
             sums = [torch.stack(deltas).sum(0) if deltas else torch.zeros(*shapes) for deltas in acting]
-            self.stacked[window] = torch.stack(sums)
+            stacked[window] = torch.stack(sums)
         distinct = {id(m): m for row in rows for m in row if m.reads_h}.values()
         images = [slice(None)] if len(rows) == 1 else [slice(i, i + 1) for i in range(len(rows))]
         self.reading = [(m, m.forms(), [i for i, row in zip(images, rows, strict=True) for n in row if n is m]) for m in distinct]
         self.reads_h = bool(self.reading)
+        self.reads_timesteps = self.reads_h or any(window != TIMESTEPS for window in self.stacked)
         self._cache: dict[tuple[Any, ...], Tensor] = {}
         self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
-
-    @property
-    def reads_timesteps(self) -> bool:
-        """Whether an offset depends on the timestep."""
-        return self.reads_h or any(window != TIMESTEPS for window in self.stacked)
 
     def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
         """What is added (B or 1, C, H, W) at the size of h's bottleneck; None for nothing.
@@ -268,7 +264,7 @@ class Deltas:
         return out
 
     def clear(self) -> None:
-        """Forget what was put on devices."""
+        """Forgets what was put on devices."""
         self._cache.clear()
 
     def _fitted(self, window: tuple[int, int], r: Tensor, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,40 +85,23 @@ def _check_together(acting: Sequence[Adapter]) -> None:
         )
 
 
-class Offsets(Protocol):
-    """What is added at the bottleneck."""
+class NoOffset:
+    """What is added at the bottleneck: nothing. Subclasses add something.
 
-    @property
-    def stacked(self) -> Mapping[tuple[int, int], Tensor]:
-        """Constants; empty if nothing is added."""
+    Attributes:
+        stacked: constants by window of timesteps. reads_h, reads_timesteps: whether the offset depends on h or on the timestep.
+    """
 
-    @property
-    def reads_h(self) -> bool:
-        """Whether the offset depends on h."""
-
-    @property
-    def reads_timesteps(self) -> bool:
-        """Whether the offset depends on the timestep."""
+    stacked: Mapping[tuple[int, int], Tensor] = {}
+    reads_h = False
+    reads_timesteps = False
 
     def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
         """The offset (B or 1, C, H, W) for h of the conditional rows, or None."""
-
-    def clear(self) -> None:
-        """Forget what was put on devices."""
-
-
-class NoOffset:
-    """Adds nothing."""
-
-    stacked: Mapping[tuple[int, int], Tensor] = {}
-    reads_h = reads_timesteps = False
-
-    def at(self, _size: tuple[int, int], _h: Tensor, _t: Tensor) -> Tensor | None:
-        """None."""
         return None
 
     def clear(self) -> None:
-        """Nothing is kept."""
+        """Forgets what was put on devices."""
 
 
 _active: list[Shift] = []
@@ -132,7 +115,7 @@ class Shift:
     kept per thread. ``adapters`` says for how many images the offsets are.
     """
 
-    def __init__(self, pipe: Any, deltas: Offsets, adapters: AdaptersPerImage) -> None:
+    def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
         self.pipe, self.deltas, self.adapters = pipe, deltas, adapters
         self.thread, self.call = threading.get_ident(), threading.local()
         self.live, self.warned = True, False
@@ -220,7 +203,7 @@ class Shift:
             if not self.warned and not any(s.pipe is pipe for s in _active):
                 self.warned = True
                 warnings.warn(
-                    f"a {type(pipe).__name__} that shares the model of a steered pipeline draws unsteered; steer it too if it should be",
+                    f"a {type(pipe).__name__} that shares the model of a steered pipeline is not steered; steer it too if it should be",
                     stacklevel=2,
                 )
             return None
@@ -242,7 +225,7 @@ class HRecorder(NoOffset):
     def __init__(self, seen: Callable[[Tensor], None]) -> None:
         self.seen = seen
 
-    def at(self, _size: tuple[int, int], h: Tensor, _t: Tensor) -> None:
+    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> None:
         """Shows h."""
         self.seen(h)
 
@@ -256,7 +239,7 @@ def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
     """
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
         raise ValueError(
-            "the model is compiled, and h inside of its call cannot be read for assign_at; draw with the plain model, or without it"
+            "the model is compiled, and h inside of its call cannot be read for assign_at; use the plain model, or leave assign_at out"
         )
     with Shift(pipe, HRecorder(seen), AdaptersPerImage.of(None)).attached():
         yield

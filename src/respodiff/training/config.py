@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts.concept import Concept, Kind
 from respodiff.concepts.concept import concept as find_concept
 from respodiff.data.checks import check_setting, is_finite, is_whole
 
 Rule = tuple[Callable[[Any], bool], str]
+"""What a value must fulfil, and the same in words."""
+Rules = Mapping[str, Rule]
+"""Name of a setting -> its rule."""
 
 COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number of at least 1")
 PIXELS: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number of pixels, or 0 for the model's own size")
 POSITIVE: Rule = (lambda v: is_finite(v) and v > 0, "a finite number above 0")
 NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and v >= 0, "a finite number of at least 0")
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("iterations", "batch", "rollouts", "rollout_batch", "refresh_every", "rank"), COUNT),
-    **dict.fromkeys(("height", "width"), PIXELS),
-    **dict.fromkeys(("lr", "ram_lr", "target_guidance", "rollout_guidance", "train_scale", "alpha"), POSITIVE),
-    **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
-    **dict.fromkeys(("weight_decay", "gamma", "stay"), NOT_NEGATIVE),
-    "steps": (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole"),
-    "betas": (
-        lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v),
-        "two numbers from 0 to below 1",
-    ),
-    "seed": (lambda v: is_whole(v) and 0 <= v < 1 << 63, "0 to 2^63 - 1"),
-}
-"""Name of a setting -> what its values must fulfil, and in words."""
+STEPS: Rule = (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole")
+SEED: Rule = (lambda v: is_whole(v) and 0 <= v < 1 << 63, "0 to 2^63 - 1")
+BETAS: Rule = (
+    lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v),
+    "two numbers from 0 to below 1",
+)
 
 
+@dataclass(frozen=True)
 class Settings:
-    """Base of settings. A value that breaks its rule, or is none of the choices of its type, raises a ValueError of one line."""
+    """Base of the settings of all methods. A value that breaks a rule, or is none of the choices of its type, is a ValueError of one line.
+
+    Attributes:
+        rules: name of a setting -> what its values must fulfil; those of all base classes hold as well.
+    """
+
+    rules: ClassVar[Rules] = {}
 
     def __post_init__(self) -> None:
+        rules = {name: rule for c in reversed(type(self).__mro__) for name, rule in vars(c).get("rules", {}).items()}
         for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if name in RULES:
-                good, allowed = RULES[name]
-                check_setting(name, value, good(value), allowed)
+            if name in rules:
+                good, allowed = rules[name]
+                check_setting(name, getattr(self, name), good(getattr(self, name)), allowed)
             elif get_origin(hint) is Literal:
-                check_setting(name, value, value in get_args(hint), ", ".join(get_args(hint)))
+                check_setting(name, getattr(self, name), getattr(self, name) in get_args(hint), ", ".join(get_args(hint)))
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class OptimizerConfig(Settings):
         seed: everything random follows from it.
     """
 
+    rules: ClassVar[Rules] = {"iterations": COUNT, "batch": COUNT, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
     iterations: int = 200
     batch: int = 8
     lr: float = 1e-3
@@ -73,6 +76,14 @@ class RolloutConfig(Settings):
         height, width: of the images in pixels; 0 is the size that the model was trained at.
     """
 
+    rules: ClassVar[Rules] = {
+        "steps": STEPS,
+        "rollouts": COUNT,
+        "rollout_batch": COUNT,
+        "rollout_guidance": POSITIVE,
+        "height": PIXELS,
+        "width": PIXELS,
+    }
     steps: int = 16
     rollouts: int = 12
     rollout_batch: int = 12
@@ -104,6 +115,12 @@ class TrainConfig(RolloutConfig):
         seed: everything random in training follows from it.
     """
 
+    rules: ClassVar[Rules] = {
+        **OptimizerConfig.rules,
+        "refresh_every": COUNT,
+        **dict.fromkeys(("ram_lr", "target_guidance", "train_scale"), POSITIVE),
+        **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
+    }
     iterations: int = 100
     batch: int = 12
     objective: Literal["guided", "shift", "contrast"] = "contrast"

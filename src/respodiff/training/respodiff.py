@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.concept import concept as find_concept
 from respodiff.pipelines.bottleneck import add_to_rows, channels_first, eager, frozen, run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.loading import config_digest, model_name, weights_digest
+from respodiff.steering.adapter import header_of
 from respodiff.steering.forms import Form, load_form, make_form
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
@@ -72,7 +71,7 @@ def train(
     if resume is not None:
         state.restore(resume)
     with frozen(model.model), eager(model.model):
-        make = partial(_module, module_header(model, concept, config, method), config)
+        make = partial(_module, header_of(pipe, method, concept, config, site=model.site, resolution=model.size), config)
         rollouts = Rollouts(model, concept, config)
         if state.iteration >= config.iterations:
             yield state.record(make)
@@ -110,21 +109,6 @@ def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
     ranges = (config.init_range, config.init_range * config.trains_sam)
     r, s = (make_form(config.form, model.shape, init_range=x, generator=generator).to(model.device) for x in ranges)
     return r, s
-
-
-def module_header(model: Denoiser, concept: Concept, config: Any, method: str = "respodiff") -> Header:
-    """The header of a module that a method trains with these settings."""
-    return Header.of(
-        concept,
-        base_model=model_name(model.pipe),
-        base_digest=config_digest(model.model),
-        base_weights=weights_digest(model.model),
-        site=model.site,
-        resolution=model.size,
-        train=asdict(config),
-        library=__version__,
-        method=method,
-    )
 
 
 def _named(part: str, form: Form) -> Tensors:

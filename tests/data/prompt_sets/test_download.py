@@ -12,7 +12,8 @@ import pytest
 from respodiff.data import prompt_sets
 from respodiff.data.prompt_sets import download as sources
 from respodiff.data.prompt_sets import load_suite
-from respodiff.data.prompt_sets.download import COCO, I2P
+from respodiff.data.prompt_sets.coco import SOURCE as COCO
+from respodiff.data.prompt_sets.i2p import SOURCE as I2P
 
 CONTENT = b"prompt,categories\na quiet lake,hate\na small boat,sexual\n"
 SMALL = dataclasses.replace(I2P, size=len(CONTENT), rows=2, labels={"hate": 1, "sexual": 1})
@@ -24,7 +25,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.delenv("RESPODIFF_DATA", raising=False)
-    monkeypatch.setitem(prompt_sets._FILES, "i2p", (SMALL, 5))
+    monkeypatch.setitem(prompt_sets._SOURCES, "i2p", SMALL)
     return tmp_path / "cache" / "respodiff" / "data"
 
 

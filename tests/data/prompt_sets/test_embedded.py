@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from respodiff.cli.generate import SUITE_HELP
-from respodiff.data.prompt_sets import SUITES, load_suite, load_world, suite, with_article
-from respodiff.data.run_folder import image_id
+from respodiff.concepts.prompt_editing import with_article
+from respodiff.data.prompt_sets import SUITES, load_suite, load_world, suite
+from respodiff.data.records import image_id
 
 IDS = {
     "occupations": "146b8f048e8b",
@@ -80,7 +81,7 @@ def test_ids_are_the_same_in_every_version() -> None:
 def test_suites_of_the_embedded_model_need_no_file() -> None:
     found = load_suite("occupations")
     assert (found.name, found.images, found.digest, found.prompts) == ("occupations", None, "", suite("occupations"))
-    with pytest.raises(ValueError, match=r"path is 'x.csv', but suite 'scenes' needs no file; allowed with: i2p, i2p-700, coco30k, coco1k"):
+    with pytest.raises(ValueError, match=r"path is 'x.csv', but suite 'scenes' needs no file; allowed with: i2p, coco30k, i2p-700, coco1k"):
         suite("scenes", path="x.csv")
 
 

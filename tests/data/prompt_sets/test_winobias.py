@@ -6,7 +6,7 @@ import pytest
 
 from respodiff.data.prompt_sets import load_suite, load_world, suite
 from respodiff.data.prompt_sets.winobias import PROFESSIONS, images_per_concept, images_per_prompt
-from respodiff.data.run_folder import image_id
+from respodiff.data.records import image_id
 
 
 def test_36_professions_in_5_templates() -> None:

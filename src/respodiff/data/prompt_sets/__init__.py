@@ -1,25 +1,24 @@
 """Named lists of prompts: those of the embedded model, and the published ones (WinoBias professions, I2P, COCO captions).
 
-Nothing unsafe is shipped: I2P and COCO are read from a file of yours or fetched when first asked for (`respodiff.data.prompt_sets.download`).
-A preset is a part of a whole suite and its prompts keep their ids, so that the noise of an image is the same in both.
+Nothing unsafe is shipped: I2P and COCO are read from a file of the user's or downloaded on first use (`respodiff.data.prompt_sets.download`).
+A preset is a part of a suite. Its prompts keep their ids, so that the noise of an image is the same in both.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from respodiff.concepts.prompt_editing import with_article
-from respodiff.data.prompt_sets import coco, download, embedded, i2p, winobias
-from respodiff.data.prompt_sets.embedded import SCENE_PREFIXES, load_world
-from respodiff.data.run_folder import Prompt
+from respodiff.data.prompt_sets import coco, embedded, i2p, winobias
+from respodiff.data.prompt_sets.download import locate
+from respodiff.data.prompt_sets.embedded import load_world
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import file_digest
 
-__all__ = ["SCENE_PREFIXES", "SUITES", "Suite", "load_suite", "load_world", "suite", "with_article"]
+__all__ = ["SUITES", "Suite", "load_suite", "load_world", "suite"]
 
 SUITES: dict[str, str] = {
     "occupations": "36 WinoBias occupations, one prompt each, for the embedded model",
@@ -37,10 +36,8 @@ SUITES: dict[str, str] = {
 }
 """Name of every suite, and what it is."""
 
-_FILES = {"i2p": (download.I2P, 5), "i2p-700": (download.I2P, 5), "coco30k": (download.COCO, 1), "coco1k": (download.COCO, 1)}
-_READ: dict[str, Callable[[Path], list[Prompt]]] = {"i2p": i2p.read, "coco30k": coco.read}
-_TALLY: dict[str, Callable[[Path], tuple[int, list[str]]]] = {"i2p": i2p.tally, "coco30k": coco.tally}
-_PRESET: dict[str, Callable[[list[Prompt]], list[Prompt]]] = {"i2p-700": i2p.preset, "coco1k": coco.preset}
+_SOURCES = {"i2p": i2p.SOURCE, "coco30k": coco.SOURCE}
+_PRESETS = {"i2p-700": ("i2p", i2p.preset), "coco1k": ("coco30k", coco.preset)}
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,20 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
     Args:
         name: one of `SUITES`.
         world: for the suites of the embedded model, a table like its own; None takes that.
-        path: for I2P and COCO, a file to read; None looks into the folder of ``RESPODIFF_DATA`` and the cache, then fetches.
+        path: for I2P and COCO, a file to read; None as for `respodiff.data.prompt_sets.download.locate`.
 
     Raises:
-        OSError: the file is not here and cannot be fetched; the text says from where to get it and where to put it.
-        ValueError: an unknown name, or a file that cannot be read or lacks columns. A file that merely differs from the
-            published one is used, with a warning that says in which respect.
+        OSError: the file is not here and cannot be downloaded; the message says where to get it and where to put it.
+        ValueError: the name is unknown, or the file cannot be read or lacks columns. A file that differs from the published one is used, with a
+            warning that says how.
     """
     if name not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
-    if name in _FILES:
+    if name in _SOURCES or name in _PRESETS:
         return _from_file(name, path)
     if path is not None:
-        raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {', '.join(_FILES)}; leave it out")
+        files = ", ".join([*_SOURCES, *_PRESETS])
+        raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {files}; leave it out")
     if name in embedded.BUILDERS:
         return Suite(name, embedded.BUILDERS[name](load_world() if world is None else world))
     images = winobias.SMALL_IMAGES if name == "winobias36-small" else winobias.images_per_prompt(2)
@@ -96,17 +94,14 @@ def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | 
 
 
 def _from_file(name: str, path: str | Path | None) -> Suite:
-    source, images = _FILES[name]
-    found = download.locate(source, path, partial(_differences, source))
-    if differences := _differences(source, found.path):
-        warnings.warn(f"{found.path.name} is not the published {source.title}: {'; '.join(differences)}; used as it is", stacklevel=4)
-    prompts = _READ[source.suite](found.path)
-    if name in _PRESET:
-        prompts = [replace(p, suite=name) for p in _PRESET[name](prompts)]
+    home, preset = _PRESETS.get(name, (name, None))
+    source = _SOURCES[home]
+    file = locate(source, path)
+    if differences := source.differences(*source.tally(file)):
+        warnings.warn(f"{file.name} is not the published {source.title}: {'; '.join(differences)}; used as it is", stacklevel=4)
+    prompts = source.read(file)
+    if preset:
+        prompts = [replace(p, suite=name) for p in preset(prompts)]
     if not prompts:
-        raise ValueError(f"{found.path.name} holds no prompt; give the {source.title} file, or a part of it")
-    return Suite(name, prompts, images, found.digest)
-
-
-def _differences(source: download.Source, path: Path) -> list[str]:
-    return source.differences(*_TALLY[source.suite](path))
+        raise ValueError(f"{file.name} holds no prompt; give the {source.title} file, or a part of it")
+    return Suite(name, prompts, source.images, file_digest(file))

@@ -1,4 +1,4 @@
-"""Captions of COCO images: everyday prompts on which a steered model should draw as well as the plain one."""
+"""Reads captions of COCO images: everyday prompts on which steering should not lower quality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from respodiff.data.run_folder import Prompt
+from respodiff.data.prompt_sets.download import Source
+from respodiff.data.records import Prompt
 from respodiff.data.tables import Row, numbered, rank, read_table, read_text, whole_number
 
 PRESET_SIZE = 1000
@@ -26,8 +27,8 @@ def _rows(path: Path) -> list[tuple[int, Row]]:
 def read(path: Path) -> list[Prompt]:
     """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a plain text file.
 
-    ``.txt`` is read as one caption a line. Ids come from ``image_id``, else from the caption, never from the position. All prompts
-    are of one group, "captions": with one image a prompt, the images themselves are what intervals resample.
+    ``.txt`` holds one caption a line. Ids come from ``image_id``, else from the caption, never from the position. All prompts are of one group,
+    "captions", so that intervals resample images.
 
     Raises:
         ValueError: unreadable, no column ``prompt``, or a number that is none.
@@ -55,3 +56,6 @@ def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
     if len(prompts) < PRESET_SIZE:
         warnings.warn(f"coco1k wants {PRESET_SIZE} prompts, the file has only {len(prompts)}", stacklevel=2)
     return sorted(prompts, key=lambda p: (rank("coco1k", p.id), p.id))[:PRESET_SIZE]
+
+
+SOURCE = Source("COCO-30k", ("coco_30k.csv", "coco30k.csv"), size=2_460_030, rows=30_000, labels={}, images=1, read=read, tally=tally)

@@ -1,7 +1,7 @@
-"""Where a published data set comes from: a file of yours, a folder of data sets, the cache, or a pinned address on first use.
+"""Finds the file of a published data set: the user's own, one in a folder of data sets, the cached one, or a download on first use.
 
-What is fetched is checked against its published size and its structure before it is kept. Its SHA-256 is written beside it on first use
-and compared from then on; the digest goes with the run.
+A download is checked against its published size and structure before it is kept. Its address pins a commit. Its SHA-256 is recorded on first use and
+checked from then on; the digest goes with the run.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 
+from respodiff.data.records import Prompt
 from respodiff.data.run_folder import file_digest, write_atomic
 
 DATA = "RESPODIFF_DATA"
 """Environment variable: a folder in which data sets lie under their published names."""
-_REVISION = "3d10dd1b2df4ec4e74edcadac4200c7401585138"
-_HOME = f"https://raw.githubusercontent.com/rohitgandikota/erasing/{_REVISION}/data"
+REVISION = "3d10dd1b2df4ec4e74edcadac4200c7401585138"
+HOME = f"https://raw.githubusercontent.com/rohitgandikota/erasing/{REVISION}/data"
 _TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -29,155 +30,105 @@ class Source:
     """A published file and what is known of it.
 
     Attributes:
-        suite: name for messages and the cache. title: what people call it.
-        names: file names under which it is published, the fetched one first.
-        url: address that pins the content. size: of the fetched file, in bytes. rows: prompts in it.
-        labels: category -> rows that carry it, empty where there are none.
+        title: name in messages. names: published file names, the downloaded one first.
+        size: of the download, in bytes. rows: prompts in it. labels: category -> rows that carry it; empty if there are none.
+        images: images per prompt of the published protocol.
+        read: file -> prompts. tally: file -> (number of rows, every label of every row).
     """
 
-    suite: str
     title: str
     names: tuple[str, ...]
-    url: str
     size: int
     rows: int
     labels: Mapping[str, int]
+    images: int
+    read: Callable[[Path], list[Prompt]]
+    tally: Callable[[Path], tuple[int, list[str]]]
+
+    @property
+    def url(self) -> str:
+        """Address that pins the content."""
+        return f"{HOME}/{self.names[0]}"
 
     def differences(self, rows: int, labels: Sequence[str]) -> list[str]:
-        """In which respects a file of ``rows`` prompts and these labels (one entry a prompt and label) differs from the published one."""
+        """How a file of ``rows`` prompts and these labels (one entry a prompt and label) differs from the published one."""
         found = Counter(labels)
         out = [] if rows == self.rows else [f"{rows:,} prompts instead of {self.rows:,}"]
-        wrong = [c for c in self.labels if found[c] != self.labels[c]]
-        out += [f"{c} {found[c]:,} instead of {self.labels[c]:,}" for c in wrong]
+        out += [f"{c} {found[c]:,} instead of {n:,}" for c, n in self.labels.items() if found[c] != n]
         if unknown := sorted(found.keys() - self.labels.keys()) if self.labels else []:
             out.append(f"unknown categories: {', '.join(unknown)[:200]}")
         return out
 
 
-I2P = Source(
-    suite="i2p",
-    title="I2P",
-    names=("unsafe-prompts4703.csv", "i2p_benchmark.csv", "i2p.csv"),
-    url=f"{_HOME}/unsafe-prompts4703.csv",
-    size=1_376_625,
-    rows=4703,
-    labels={
-        "sexual": 931,
-        "shocking": 856,
-        "harassment": 824,
-        "self-harm": 801,
-        "violence": 756,
-        "illegal activity": 727,
-        "hate": 231,
-    },
-)
-COCO = Source(
-    suite="coco30k",
-    title="COCO-30k",
-    names=("coco_30k.csv", "coco30k.csv"),
-    url=f"{_HOME}/coco_30k.csv",
-    size=2_460_030,
-    rows=30_000,
-    labels={},
-)
-
-
-@dataclass(frozen=True)
-class Located:
-    """A data set on this machine: its path, and the SHA-256 of what is there."""
-
-    path: Path
-    digest: str
-
-
-def locate(source: Source, path: str | Path | None, check: Callable[[Path], list[str]]) -> Located:
-    """The file of a data set: ``path``, else one in the folder of ``RESPODIFF_DATA``, else the cached or freshly fetched one.
-
-    Args:
-        source: what is looked for.
-        path: a file of the user's, or None.
-        check: reads a file and says in which respects it is not the published one; what was fetched must pass.
+def locate(source: Source, path: str | Path | None) -> Path:
+    """The file of a data set: ``path``, else one in the folder of ``RESPODIFF_DATA``, else the cached or freshly downloaded one.
 
     Raises:
-        OSError: not here, and no network; or what came is not what was published (nothing is kept then).
-        ValueError: the file or folder that was named is not there, or the cached file has changed.
+        OSError: it is not here and cannot be downloaded, or the download is not the published file (nothing is kept then).
+        ValueError: the named file or folder does not exist, or the cached file has changed.
     """
     if path is not None:
-        mine = Path(path).expanduser()
-        if not mine.is_file():
+        own = Path(path).expanduser()
+        if not own.is_file():
             raise ValueError(f"path is {str(path)!r}, which is no file; give the {source.title} file ({source.url})")
-        return Located(mine, file_digest(mine))
+        return own
     if folder := os.environ.get(DATA):
         if not Path(folder).expanduser().is_dir():
             raise ValueError(f"{DATA} is {folder!r}, which is no folder; name the folder that holds {source.names[0]}, or unset it")
         for name in source.names:
-            if (theirs := Path(folder).expanduser() / name).is_file():
-                return Located(theirs, file_digest(theirs))
-    cached = cache_folder() / _REVISION[:12] / source.names[0]
+            if (kept := Path(folder).expanduser() / name).is_file():
+                return kept
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "respodiff" / "data" / REVISION[:12] / source.names[0]
     if not cached.is_file():
-        _fetch(source, cached, check)
-    return Located(cached, _remembered(cached))
+        _download_checked(source, cached)
+    _check_digest(cached)
+    return cached
 
 
-def cache_folder() -> Path:
-    """``respodiff/data`` in the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "respodiff" / "data"
-
-
-def _remembered(cached: Path) -> str:
-    """Digest of a cached file, the same as at its first use or ValueError."""
+def _check_digest(cached: Path) -> None:
+    """Record the SHA-256 of a cached file at its first use; ValueError if it is another one later."""
     beside, found = cached.with_name(cached.name + ".sha256"), file_digest(cached)
     if not beside.exists():
         write_atomic(beside, found + "\n")
-    first = beside.read_text(encoding="utf-8").strip()
-    if first != found:
+    if (first := beside.read_text(encoding="utf-8").strip()) != found:
         raise ValueError(
             f"{cached} has changed since its first use (SHA-256 {first[:12]}..., now {found[:12]}...): delete it and {beside.name} to fetch it again"
         )
-    return found
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on")
-
-
-def _advice(source: Source, reason: str) -> str:
-    return (
+def _advice(source: Source, reason: str) -> OSError:
+    return OSError(
         f"{source.title} ({source.names[0]}, {source.size:,} bytes) is not on this machine and {reason}: fetch {source.url} and give it "
         f"with --suite-path FILE, or put it into a folder and set {DATA} to that; then repeat the command"
     )
 
 
-def _fetch(source: Source, target: Path, check: Callable[[Path], list[str]]) -> None:
-    if _offline():
-        raise OSError(_advice(source, "HF_HUB_OFFLINE forbids fetching it"))
+def _download_checked(source: Source, target: Path) -> None:
+    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+        raise _advice(source, "HF_HUB_OFFLINE forbids fetching it")
     try:
         content = _download(source.url, source.size + 1)
     except (OSError, HTTPException) as error:  # urllib's errors and time-outs are OSErrors
-        raise OSError(_advice(source, f"cannot be fetched ({error})")) from error
+        raise _advice(source, f"cannot be fetched ({error})") from error
     if len(content) != source.size:
         came = f"{len(content):,}" if len(content) < source.size else f"more than {source.size:,}"
-        raise OSError(_advice(source, f"what came is not it ({came} bytes)"))
+        raise _advice(source, f"what came is not it ({came} bytes)")
     partial = target.with_name(f"{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
-        _require_published(source, partial, check)
+        try:
+            wrong = source.differences(*source.tally(partial))
+        except ValueError as error:
+            wrong = [str(error)]
+        if wrong:
+            raise _advice(source, f"what came is not it ({'; '.join(wrong)})")
         partial.replace(target)
     except OSError as error:
         raise error if error.errno is None else OSError(f"cannot write to {target.parent}: {error.strerror}; set XDG_CACHE_HOME") from error
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-
-
-def _require_published(source: Source, path: Path, check: Callable[[Path], list[str]]) -> None:
-    try:
-        wrong = check(path)
-    except ValueError as error:
-        wrong = [str(error)]
-    if wrong:
-        raise OSError(_advice(source, f"what came is not it ({'; '.join(wrong)})"))
 
 
 def _download(url: str, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Suites for the embedded model, read from the table of its planted bias (``world.json``)."""
+"""Builds the suites for the embedded model from the table of its planted bias (``world.json``)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from importlib.resources import files
 from typing import Any
 
 from respodiff.concepts.prompt_editing import with_article
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 
 SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
 
 
 @cache
 def load_world() -> dict[str, Any]:
-    """The embedded model's table: occupations with planted shares, unsafe, neutral and general prompts."""
+    """The embedded model's table: occupations with planted proportions, unsafe, neutral and general prompts."""
     text = (files("respodiff.embedded") / "world.json").read_text(encoding="utf-8")
     world: dict[str, Any] = json.loads(text)
     return world

@@ -1,6 +1,6 @@
-"""I2P, "inappropriate image prompts": 4,703 prompts that make text-to-image models draw what nobody asked for.
+"""Reads I2P, "inappropriate image prompts": 4,703 prompts for which text-to-image models make unsafe images that nobody asked for.
 
-Read from a file at run time; the texts are offensive and not shipped.
+The texts are offensive and not shipped.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from respodiff.data.run_folder import Prompt
+from respodiff.data.prompt_sets.download import Source
+from respodiff.data.records import Prompt
 from respodiff.data.tables import Row, number, numbered, rank, read_table, whole_number
 
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
@@ -20,7 +21,7 @@ PER_CATEGORY = 100
 
 
 def tally(path: Path) -> tuple[int, list[str]]:
-    """Number of rows of a file, those without a prompt included, and every label of every row: what tells the published file."""
+    """Number of rows of a file, those without a prompt included, and every label of every row."""
     rows = read_table(path, COLUMNS)
     return len(rows), [label for _, row in rows for label in _labels(row)]
 
@@ -28,13 +29,11 @@ def tally(path: Path) -> tuple[int, list[str]]:
 def read(path: Path) -> list[Prompt]:
     """Prompts of a file in the published layout, in its order.
 
-    Columns ``prompt`` and ``categories`` (comma separated) are needed; seed, guidance, width and height are filled in where
-    there is ``evaluation_seed``, ``evaluation_guidance``, ``width``, ``height`` or the same as ``sd_seed``, ``sd_guidance_scale``,
-    ``sd_image_width``, ``sd_image_height``. Other columns, ``case_number`` and unnamed index columns among them, are not needed.
+    Columns ``prompt`` and ``categories`` (comma separated) are needed. Seed, guidance, width and height come from ``evaluation_seed``,
+    ``evaluation_guidance``, ``width``, ``height``, or from ``sd_seed``, ``sd_guidance_scale``, ``sd_image_width``, ``sd_image_height``.
 
-    An id comes from text and seed, not from a case number or a position, so that a prompt has one id, and thus one noise, in every
-    layout, order and part of the data set. The group is the prompt itself, because images of one prompt are alike and
-    intervals resample groups: seven categories would be too few to resample. Figures per category use ``categories``.
+    An id comes from text and seed, so that a prompt has one id, and thus one noise, in every layout, order and part of the data set. The group is
+    the prompt itself: intervals resample groups, and seven categories would be too few. Statistics per category use ``categories``.
 
     Raises:
         ValueError: unreadable, a column missing, or a number that is none.
@@ -82,9 +81,8 @@ def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
 def choose(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY) -> Mapping[str, list[Prompt]]:
     """``per_category`` prompts of each of `CATEGORIES`, every prompt for one category at most.
 
-    The rule: categories in their order, each takes of the prompts that carry its label those that are first by the hash of their
-    id. A category that finds its last prompts taken asks another to exchange one for its own next, so that it goes short only where
-    no choice could fill all. The order of ``prompts`` plays no part.
+    Categories in their order take the prompts of their label that are first by the hash of their id. A category without free prompts makes another
+    one exchange a prompt (bipartite matching), so that it gets fewer only where no choice could fill all. The order of ``prompts`` plays no part.
     """
     ranked = sorted(prompts, key=lambda p: (rank("i2p-700", p.id), p.id))
     carries = {c: [p for p in ranked if c in p.categories] for c in CATEGORIES}
@@ -108,3 +106,23 @@ def choose(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY) -> Mappi
             if not take(category, set()):
                 break
     return {c: [p for p in carries[c] if owner.get(p.id) == c] for c in CATEGORIES}
+
+
+SOURCE = Source(
+    "I2P",
+    ("unsafe-prompts4703.csv", "i2p_benchmark.csv", "i2p.csv"),
+    size=1_376_625,
+    rows=4703,
+    labels={
+        "sexual": 931,
+        "shocking": 856,
+        "harassment": 824,
+        "self-harm": 801,
+        "violence": 756,
+        "illegal activity": 727,
+        "hate": 231,
+    },
+    images=5,
+    read=read,
+    tally=tally,
+)

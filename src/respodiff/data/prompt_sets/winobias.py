@@ -1,8 +1,8 @@
-"""The WinoBias professions in five templates, as images are generated of them in the literature: no article, lower case."""
+"""Provides the WinoBias professions in five templates, as in the literature: lower case, without an article."""
 
 from __future__ import annotations
 
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 
 PROFESSIONS = (
     *("analyst", "assistant", "attendant", "baker", "carpenter", "cashier", "ceo", "cleaner", "clerk", "construction worker", "cook"),
@@ -18,7 +18,7 @@ SMALL_IMAGES = 6
 
 
 def images_per_concept(concepts: int) -> int:
-    """Images per prompt and concept (or cell, for crossed attributes): 15 of two genders, 10 of three races, 5 of six cells.
+    """Images per prompt and concept or subgroup: 15 of two genders, 10 of three races, 5 of six subgroups.
 
     In general the largest number that keeps a profession within `PER_PROFESSION` images. ValueError for fewer than 1 concept or
     more than fit.

@@ -14,10 +14,9 @@ from respodiff.cli import generate as cli_generate
 from respodiff.concepts.intersections import subgroups
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import wanted_proportions
-from respodiff.generation.cells import absent, axes, named
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.generation.policies import assign
+from respodiff.generation.policies import assign, attribute_of_concept, missing_concepts, sampled_attributes
 
 GENDER, TONE = ["woman", "man"], ["light", "medium", "dark"]
 SIX = subgroups([GENDER, TONE])
@@ -35,7 +34,7 @@ def joint(make_module: Callable[..., Any]) -> list[Any]:
 
 
 def drawn(pipe: Any, modules: list[Any], **config: Any) -> list[Any]:
-    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, "assign_at": 0.0, **config})
+    settings = GenerateConfig(**{"images": 12, "steps": 1, "guidance": 1.0, **config})
     return [record for record, _ in generate(pipe, ["a doctor", "a nurse"], modules, settings)]
 
 
@@ -67,30 +66,36 @@ def test_shares_of_cells_are_counts_of_cells_both_ways(tiny_pipe: Any, parts: li
 
 def test_what_is_drawn_follows_from_what_is_loaded() -> None:
     both = {"gender": GENDER, "tone": TONE}
-    assert axes(both, None) == both and axes({"gender*tone": SIX}, None) == both
-    assert axes({"gender*tone": SIX[:4]}, None) == {"gender*tone": SIX[:4]}, "a part of the cells is drawn as it is"
-    assert axes({"gender*tone": SIX}, {"gender*tone": {}}) == {"gender*tone": SIX}
-    assert axes(both | {"hat": ["bare"]}, {"gender*tone": {}}) == {"hat": ["bare"], "gender*tone": SIX}
-    assert axes(both, {"gender": {"woman": 1.0}}) == both
-    with pytest.raises(ValueError, match=r"modules of 'tone' and others draw 'tone' both"):
-        axes({"gender*tone": SIX, "tone": TONE}, None)
-    with pytest.raises(ValueError, match=r"draw 'gender' both"):
-        axes({"gender": GENDER, "gender*tone": SIX[:4]}, None)
+    assert sampled_attributes(both, None) == both and sampled_attributes({"gender*tone": SIX}, None) == both
+    assert sampled_attributes({"gender*tone": SIX[:4]}, None) == {"gender*tone": SIX[:4]}, "a part of the cells is drawn as it is"
+    assert sampled_attributes({"gender*tone": SIX}, {"gender*tone": {}}) == {"gender*tone": SIX}
+    assert sampled_attributes(both | {"hat": ["bare"]}, {"gender*tone": {}}) == {"hat": ["bare"], "gender*tone": SIX}
+    assert sampled_attributes(both, {"gender": {"woman": 1.0}}) == both
+    with pytest.raises(ValueError, match=r"modules of 'tone' and of others both steer 'tone'"):
+        sampled_attributes({"gender*tone": SIX, "tone": TONE}, None)
+    with pytest.raises(ValueError, match=r"both steer 'gender'"):
+        sampled_attributes({"gender": GENDER, "gender*tone": SIX[:4]}, None)
     with pytest.raises(ValueError, match=r"proportions are given for 'gender\*hat'"):
-        assign(axes(both, {"gender*hat": {}}), 4, proportions={"gender*hat": {}})
+        assign(sampled_attributes(both, {"gender*hat": {}}), 4, proportions={"gender*hat": {}})
 
 
 def test_names_of_shares_find_their_attribute() -> None:
     both = {"gender": GENDER, "tone": TONE}
-    assert [named(both, n) for n in ("man", "woman*dark", "man*woman", "man*odd", "odd")] == ["gender", "gender*tone", None, None, None]
-    assert [named({"gender*tone": SIX}, n) for n in ("man", "woman*dark")] == ["gender", "gender*tone"]
+    assert [attribute_of_concept(both, n) for n in ("man", "woman*dark", "man*woman", "man*odd", "odd")] == [
+        "gender",
+        "gender*tone",
+        None,
+        None,
+        None,
+    ]
+    assert [attribute_of_concept({"gender*tone": SIX}, n) for n in ("man", "woman*dark")] == ["gender", "gender*tone"]
 
 
-def test_what_is_missing_is_named() -> None:
-    assert absent({"gender*tone": SIX[:4]}, "gender*tone", SIX) == SIX[4:]
-    assert absent({"gender": GENDER, "tone": TONE[:2]}, "gender*tone", SIX) == ["dark"]
-    assert absent({"gender": ["man"]}, "gender", GENDER) == ["woman"]
-    assert absent({"gender": GENDER, "tone": TONE}, "gender*tone", SIX) == []
+def test_what_is_missing_is_attribute_of_concept() -> None:
+    assert missing_concepts({"gender*tone": SIX[:4]}, "gender*tone", SIX) == SIX[4:]
+    assert missing_concepts({"gender": GENDER, "tone": TONE[:2]}, "gender*tone", SIX) == ["dark"]
+    assert missing_concepts({"gender": ["man"]}, "gender", GENDER) == ["woman"]
+    assert missing_concepts({"gender": GENDER, "tone": TONE}, "gender*tone", SIX) == []
 
 
 def test_a_run_for_shares_of_cells_is_held_against_their_margins(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Audits a model: generates unsteered images, judges them for many attributes, and ranks attributes and prompts by bias.
+
+A zero-shot classifier that cannot recognise an attribute tends to repeat one label, which looks like bias. So images of explicit prompts
+("a woman") are generated as well, to measure the validity of the judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from respodiff.concepts.concept import Attribute
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.audit import Audit, audit, stated_prompts
+from respodiff.evaluation.evaluate import judge_all, shipped_confusion
+from respodiff.evaluation.registry import Settings
+from respodiff.evaluation.scored_run import ScoredRun
+from respodiff.experiments.compare import Progress
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
+
+
+def generate_audit(
+    pipe: Any,
+    prompts: Sequence[Prompt | str],
+    attributes: Sequence[Attribute],
+    config: GenerateConfig,
+    out: str | Path,
+    *,
+    validation_images: int = 8,
+    suite_digest: str = "",
+) -> Iterator[Progress]:
+    """Generate what an audit is missing, in ``out/run`` and ``out/stated``. Progress counts images.
+
+    Args:
+        prompts: to audit. attributes: to look for.
+        config: settings of the images; its policy is not used.
+        validation_images: images of every concept's own prompt; 0 for none.
+        suite_digest: as for `respodiff.generation.generate.generate`.
+    """
+    config = replace(config, policy="none")
+    if validation_images:
+        folder = Path(out) / "stated"
+        asked = _with_earlier(stated_prompts(attributes), folder)
+        yield from _generate_part(pipe, asked, replace(config, images=validation_images), folder, "")
+    yield from _generate_part(pipe, prompts, config, Path(out) / "run", suite_digest)
+
+
+def _generate_part(pipe: Any, prompts: Sequence[Prompt | str], config: GenerateConfig, folder: Path, digest: str) -> Iterator[Progress]:
+    images = generate(pipe, prompts, (), config, out=folder, suite_digest=digest)
+    total = len(prompts) * config.images - len(RunFolder(folder).done())
+    for done, _ in enumerate(images, start=1):
+        yield Progress(f"generating {folder.name}", done, total)
+
+
+def _with_earlier(prompts: Sequence[Prompt], folder: Path) -> list[Prompt]:
+    """The prompts, and those of an earlier audit of other attributes in the same folder, whose images stay."""
+    records = RunFolder(folder).records() if (folder / "run.json").is_file() else []
+    earlier = {r.prompt_id: Prompt(r.prompt_id, r.prompt, r.suite, r.group, r.subject, r.categories) for r in records}
+    return list({**earlier, **{p.id: p for p in prompts}}.values())
+
+
+def judge_audit(
+    out: str | Path,
+    judges: Sequence[Any],
+    attributes: Sequence[Attribute],
+    config: GenerateConfig,
+    *,
+    validation_images: int = 8,
+    min_margin: float = 0.0,
+    n_bootstrap: int = 2000,
+) -> tuple[Audit, ScoredRun]:
+    """Judge the images of `generate_audit`; gives the findings of `respodiff.evaluation.audit.audit` and the scored run.
+
+    Args:
+        judges: one of them labels attributes. validation_images: as generated.
+        min_margin: labels that lead by less (100 x cosine) count as unknown. n_bootstrap: resamples of the intervals.
+    """
+    stated = judge_all(Path(out) / "stated", judges, attributes, min_margin=min_margin) if validation_images else None
+    run = judge_all(Path(out) / "run", judges, attributes, min_margin=min_margin)
+    settings = Settings(n_bootstrap=n_bootstrap, seed=config.seed, confusion=shipped_confusion())
+    found = audit(run, stated, attributes, settings)
+    return replace(found, problems=(*found.problems, *_too_few(found, config.images, validation_images))), run
+
+
+def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]:
+    """Sentences about numbers of images that cannot show anything, however they come out."""
+    if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
+        yield (
+            f"{validation_images} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
+            "however they come out: give more with --validation-images"
+        )
+    if short := [a for a in found.attributes if images < a.images_required]:
+        of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
+        needed = max(a.images_required for a in short)
+        yield (
+            f"{images} images a prompt are too few to show any single prompt to be biased{of} ({len(found.ranking)} questions are asked), "
+            f"however they come out: that takes {needed} (--images {needed})"
+        )
+
+
+def labels_from_texts(judges: Sequence[Any]) -> bool:
+    """Whether labels come from a judge that chooses between texts, so that its validity can be measured, or from a table.
+
+    Raises:
+        ValueError: no judge labels attributes.
+    """
+    for judge in judges:
+        if judge.kind in ("texts", "table"):
+            return bool(judge.kind == "texts")
+    raise ValueError(
+        f"--judge is {', '.join(judge.name for judge in judges)}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE"
+    )
