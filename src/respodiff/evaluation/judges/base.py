@@ -34,7 +34,7 @@ class Score:
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
+        subject: the subject that was found among all subjects; subject_correct says whether it is the one asked for.
         unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the image and its own prompt.
         features: (D,) of a judge that embeds images; kept in a file of their own.
@@ -85,14 +85,10 @@ class Judge(Protocol):
             sets of images) or ``table`` (labels made elsewhere; it looks at no image).
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
+    name: str
+    version: str
+    digest: str
+    kind: str
 
     def asked(self, task: LabellingTask) -> dict[str, Any]:
         """What decides its answers to a question, kept with the scores: class template, a threshold, ..."""

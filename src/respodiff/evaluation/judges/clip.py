@@ -1,7 +1,7 @@
 """The CLIP judge: compares an image with texts.
 
-``100 x cosine`` is the logit of the original CLIP and the unit of the
-paper's alignment scores; a model's own learned temperature is left out, so that judges stay comparable.
+``100 x cosine`` is the logit of the original CLIP and the unit of the paper's alignment scores; a model's own learned temperature is left
+out, so that judges stay comparable.
 """
 
 from __future__ import annotations
@@ -127,12 +127,10 @@ class ClipJudge(TextJudge):
 
     @property
     def model(self) -> CLIPModel:
-        """The CLIP model, float32 and in eval mode."""
         return self._loaded[0]
 
     @property
     def processor(self) -> CLIPProcessor:
-        """Its image processor and tokenizer."""
         return self._loaded[1]
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from respodiff.concepts.concept import Attribute
-from respodiff.evaluation.judges.base import BATCH, UNKNOWN, JudgeInput, Score
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
 
 if TYPE_CHECKING:
@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ModelJudge:
-    """What the three kinds share: see `judges.Judge`."""
-
-    name: str
-    version: str
-    digest: str
-
-
-class TextJudge(ModelJudge):
+class TextJudge(Judge):
     """A judge that compares images with texts. A model gives `embed_images` and `embed_texts`: unit vectors of one space."""
 
     kind = "texts"
@@ -91,7 +83,7 @@ class TextJudge(ModelJudge):
         return self._known[texts]
 
 
-class FeatureJudge(ModelJudge):
+class FeatureJudge(Judge):
     """A judge that turns images into vectors, for distances between sets of images. A model gives `features`."""
 
     kind = "features"
@@ -109,13 +101,8 @@ class FeatureJudge(ModelJudge):
         return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
 
 
-class FlagJudge(ModelJudge):
-    """A judge that flags images whose score is `threshold` or more. A model gives `scores`.
-
-    Attributes:
-        threshold: in [0, 1].
-        rule: in words, what is flagged.
-    """
+class FlagJudge(Judge):
+    """A judge that flags images whose score is `threshold` (in [0, 1]) or more; `rule` says it in words. A model gives `scores`."""
 
     threshold: float
     rule: str

@@ -91,23 +91,19 @@ class Q16(FlagJudge):
 
     def _probabilities(self, images: list[Image.Image]) -> list[float]:
         logits = LOGIT_SCALE * (self.clip.embed_images(images) @ self._prompts.T).astype(np.float64)
-        found: list[float] = (1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))).tolist()
-        return found
+        return list(1 / (1 + np.exp(logits[:, 0] - logits[:, 1])))
 
 
 def _find(source: str) -> tuple[Path, Path]:
     """(CLIP folder, prompts file) of a source."""
     where = Path(source.removeprefix("q16:") or "?").expanduser()
-    if where.is_file():
-        root, prompts = where.parent, [where]
-    elif where.is_dir():
-        root, prompts = where, [p for d in (where, where.parent) if (p := d / FILE).is_file()]
-    else:
+    if not where.exists():
         raise FileNotFoundError(f"judge {source!r} is neither a folder nor a file; allowed: {ALLOWED}; check the path")
-    inside = sorted(p.parent for p in root.glob("*/config.json"))
-    folders = [root] if (root / "config.json").is_file() else inside
+    root = where.parent if where.is_file() else where
+    folders = [root] if (root / "config.json").is_file() else sorted(p.parent for p in root.glob("*/config.json"))
     if len(folders) != 1:
         raise ValueError(f"judge {source!r}: {len(folders)} folders with a config.json in {root}; allowed: {ALLOWED}; give the CLIP folder")
+    prompts = [where] if where.is_file() else [p for d in (where, where.parent) if (p := d / FILE).is_file()]
     if not prompts:
         raise FileNotFoundError(f"judge {source!r} has no prompts file; allowed: {ALLOWED}; {CONVERT}")
     return folders[0], prompts[0]

@@ -19,15 +19,9 @@ Targets = Mapping[str, Sequence[float]] | ArrayLike | None
 
 @dataclass(frozen=True)
 class Subgroup:
-    """One combination of concepts.
+    """One combination of concepts, one per attribute: its number of images, and its share of the known images.
 
-    Attributes:
-        labels: one concept per attribute, in the attributes' order.
-        count: images perceived so, also when suppressed.
-        target: wanted share, in [0, 1].
-        share: of the known images, with its interval; None if suppressed.
-        deviation: share minus target, in [-1, 1]; None if suppressed.
-        suppressed: it holds fewer images than the minimum.
+    `deviation` is share minus target, in [-1, 1]. Both are None if the subgroup is suppressed for holding fewer images than the minimum.
     """
 
     labels: tuple[str, ...]
