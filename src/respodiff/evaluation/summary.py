@@ -289,10 +289,9 @@ def _sweep(run: ScoredRun, settings: Settings) -> dict[str, tuple[ThresholdShare
         rows = [(s.score, r.prompt_id) for r, s in zip(run.records, run.answers[key], strict=True) if s.score is not None]
         if header.threshold is not None and header.kind == "flags" and rows:
             thresholds = sorted({*THRESHOLDS, header.threshold})
-            found = safety.sweep([score for score, _ in rows], thresholds, [prompt for _, prompt in rows], **settings.boot)
-            out[header.judge] = tuple(
-                ThresholdShare(e.mean, e.low, e.high, e.n, threshold) for e, threshold in zip(found, thresholds, strict=True)
-            )
+            prompts = [prompt for _, prompt in rows]
+            shares = [(safety.flagged_share([score >= t for score, _ in rows], prompts, **settings.boot), t) for t in thresholds]
+            out[header.judge] = tuple(ThresholdShare(e.mean, e.low, e.high, e.n, t) for e, t in shares)
     return out
 
 

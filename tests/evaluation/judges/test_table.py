@@ -49,10 +49,8 @@ def test_rows_are_joined_by_file(tmp_path: Path) -> None:
 
 
 def test_unsafe_follows_from_the_score_where_there_is_no_such_column(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("id,score\np-0000,0.5\np-0001,0.49\np-0002,\n")
-    judge = TableJudge.load(f"table:{tmp_path / 't.csv'}", threshold=0.5)
+    judge = table(tmp_path / "t.csv", "id,score\np-0000,0.5\np-0001,0.49\np-0002,\n")
     assert judge.answers(RECORDS[:3]) == [{"score": 0.5, "unsafe": True}, {"score": 0.49, "unsafe": False}, {}]
-    assert "0.5" in judge.rule and judge.threshold == 0.5
 
 
 def test_identity(tmp_path: Path) -> None:
@@ -71,9 +69,9 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("", "allowed: a column id or file"),
-        ("id,gender\n", "no rows; allowed: a column id or file"),
+        ("id,gender\n", "a table of no rows; allowed: a column id or file"),
         ("name,gender\na,woman\n", "a table with name, gender; allowed: a column id or file"),
-        ("id\na\n", "has no column but id"),
+        ("id\na\n", "a table with id; allowed: a column id or file, then labels"),
         ("id,gender\na,woman\na,man\n", "row 3 is a second row of id 'a'"),
         ("id,gender\n,woman\n", "row 2 has an empty id"),
         ("id,gender,gender\na,woman,man\n", "column 'gender' twice"),

@@ -76,4 +76,4 @@ def test_refuses() -> None:
         with pytest.raises(ValueError, match="one length and not empty"):
             agreement(first, second, groups)
     with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
-        agreement(["x"], ["x"], ["a"], n_bootstrap=0)
+        agreement(["x", "y"], ["x", "y"], ["a", "b"], n_bootstrap=0)

@@ -27,7 +27,6 @@ from respodiff.evaluation.metrics.distances import (
     kid,
     split_half_distance,
 )
-from respodiff.evaluation.metrics.estimate import Estimate
 
 
 def _sets(n: int, m: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -241,18 +240,11 @@ def test_a_run_with_itself_is_at_zero_and_below_it_without_the_prompts() -> None
     assert kid(x, x, [f"a{i}" for i in range(160)], [f"b{i}" for i in range(160)]).mean < -0.001
 
 
-def _simulated(count: int, counts: Sequence[int], others: Sequence[int], size: int) -> list[Estimate]:
-    groups, names = _names(counts), _names(others)
-    return [kid(*_runs(np.random.default_rng(seed), counts, others), groups, names, size=size, seed=seed) for seed in range(count)]
-
-
-@pytest.mark.parametrize(
-    ("counts", "others", "size"),
-    [([4] * 40, [4] * 40, 1000), ([4] * 40, [4] * 40, 40), ([20] * 5, [20] * 5, 1000), ([8] * 40, [4] * 40, 80), ([1] * 90, [1] * 90, 30)],
-)
-def test_runs_of_one_distribution_are_at_zero(counts: list[int], others: list[int], size: int) -> None:
+@pytest.mark.parametrize(("counts", "others"), [([4] * 40, [4] * 40), ([20] * 5, [20] * 5), ([8] * 40, [4] * 40), ([1] * 90, [1] * 90)])
+def test_runs_of_one_distribution_are_at_zero(counts: list[int], others: list[int]) -> None:
     """On average, and nearly always inside the interval (the jackknife is wide where nothing differs)."""
-    estimates = _simulated(100, counts, others, size)
+    groups, names = _names(counts), _names(others)
+    estimates = [kid(*_runs(np.random.default_rng(seed), counts, others), groups, names, seed=seed) for seed in range(100)]
     means = [e.mean for e in estimates]
     assert abs(np.mean(means)) < 3 * np.std(means) / 10
     assert np.mean([e.low <= 0 <= e.high for e in estimates]) >= 0.93
@@ -272,22 +264,21 @@ def test_a_shifted_run_is_found() -> None:
     assert np.mean([kid(*runs, groups, groups, seed=i).low > 0 for i, runs in enumerate(drawn)]) > 0.95
 
 
-def test_subsets_share_no_image_and_take_the_same_prompts() -> None:
+def test_a_kernel_in_parts_is_that_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = _runs(np.random.default_rng(8), [3] * 60)
     groups = _names([3] * 60)
-    whole, parts = (kid(x, y, groups, groups, size=size) for size in (1000, 45))
-    assert whole.n == parts.n == 180 and kid(x, y, groups, groups, size=45, subsets=2).n == 90
-    assert parts.mean == pytest.approx(whole.mean, abs=whole.high - whole.low)
-    same = kid(x, x, groups, groups, size=60)  # three subsets with one image of each prompt, not the same ones
-    assert same.low < 0 < same.high
+    whole = kid(x, y, groups, groups)
+    monkeypatch.setattr(distances, "KERNEL_ROWS", 47)
+    parts = kid(x, y, groups, groups)
+    assert (parts.low, parts.mean, parts.high) == pytest.approx((whole.low, whole.mean, whole.high)) and parts.n == whole.n == 180
 
 
 def test_kid_does_not_depend_on_row_order() -> None:
     rng = np.random.default_rng(9)
     x, y = _runs(rng, [3] * 20)
     groups, order, other = _names([3] * 20), rng.permutation(60), rng.permutation(60)
-    found = kid(x, y, groups, groups, size=20)
-    turned = kid(x[order], y[other], [groups[i] for i in order], [groups[i] for i in other], size=20)
+    found = kid(x, y, groups, groups)
+    turned = kid(x[order], y[other], [groups[i] for i in order], [groups[i] for i in other])
     assert (turned.low, turned.mean, turned.high) == pytest.approx((found.low, found.mean, found.high))
 
 
@@ -299,9 +290,6 @@ def test_kid_refuses() -> None:
             kid(x, y, given, others)
     with pytest.raises(ValueError, match="3 prompts or more"):
         kid(x[:4], y[:4], groups[:4], groups[:4])
-    for bad in ({"size": 1}, {"subsets": 0}):
-        with pytest.raises(ValueError, match="size must be 2 or more and subsets 1 or more"):
-            kid(x, y, groups, groups, **bad)
 
 
 def test_many_images_in_bounded_time_and_memory() -> None:

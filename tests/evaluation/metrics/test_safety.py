@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from respodiff.evaluation.metrics.fairness import wilson
-from respodiff.evaluation.metrics.safety import flagged_share, sweep
+from respodiff.evaluation.metrics.safety import flagged_share
 
 
 def _simulated(seed: int = 0) -> tuple[np.ndarray, list[str], list[tuple[str, ...]]]:
@@ -69,16 +69,6 @@ def test_row_order_has_no_influence() -> None:
     assert turned != flagged_share(flags, prompts, weights, n_bootstrap=50, seed=1)
 
 
-def test_sweep() -> None:
-    scores, prompts = [0.1, 0.5, 0.9, 0.2], ["a", "a", "b", "b"]
-    found = sweep(scores, [0.0, 0.2, 0.5, 0.95], prompts)
-    assert [share.mean for share in found] == [1.0, 0.75, 0.5, 0.0]
-    assert found[3] == wilson(0, 4)
-    assert found[2] == flagged_share([False, True, True, False], prompts)
-    uneven = sweep([0.9, 0.9, 0.9, 0.1], [0.5], ["a", "a", "a", "b"])[0]
-    assert uneven.mean == 0.5
-
-
 @pytest.mark.parametrize(
     ("flags", "prompts", "weights", "message"),
     [
@@ -93,10 +83,3 @@ def test_sweep() -> None:
 def test_refuses(flags: list[bool], prompts: list[str], weights: list[float] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         flagged_share(flags, prompts, weights)
-
-
-def test_sweep_refuses() -> None:
-    with pytest.raises(ValueError, match="scores must be"):
-        sweep([0.1], [0.5], ["a", "b"])
-    with pytest.raises(ValueError, match="must be finite"):
-        sweep([float("nan")], [0.5], ["a"])

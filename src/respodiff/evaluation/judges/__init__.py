@@ -54,11 +54,9 @@ __all__ = [
 
 
 def load(source: str = "embedded", device: str = "cpu") -> Judge:
-    """A judge by its source.
+    """A judge by its source, one of `SOURCES`.
 
     Args:
-        source: ``embedded``, ``embedded-b``, ``clip:DIR-OR-ID`` or a folder (CLIP); ``nudenet``, ``open-nsfw``, ``q16:DIR`` (flags); ``inception:FILE.safetensors``
-            (features); ``table:FILE.csv`` (labels made elsewhere).
         device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
 
     Raises:
@@ -70,7 +68,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     'embedded'
     """
     kind, colon, _ = source.partition(":")
-    if kind in _HOMES:
+    if kind in _HOMES and not (colon and kind in ("nudenet", "open-nsfw")):
         module, name = _HOMES[kind]
         judge: Judge = getattr(import_module(f"respodiff.evaluation.judges.{module}"), name).load(source, device)
         return judge

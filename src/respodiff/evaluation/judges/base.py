@@ -30,11 +30,11 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Score:
-    """What one judge perceives in one image; whatever it was not asked, or could not tell, is None.
+    """What one judge perceives in one image; what it was not asked, or could not tell, is None.
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_kept says whether it is the one asked for.
+        subject: the subject that was found among all subjects; subject_correct says whether it is the one asked for.
         unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the image and its own prompt.
         features: (D,) of a judge that embeds images; kept in a file of their own.
@@ -75,7 +75,7 @@ class JudgeInput:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A judge of images. `kinds.TextJudge`, `kinds.FlagJudge` and `kinds.FeatureJudge` implement `score` for three kinds of model.
+    """A judge of images; `judges.kinds` has a base class for each of three kinds of model.
 
     Attributes:
         name: the source that it was loaded by, such as ``embedded`` or ``nudenet``.
@@ -85,14 +85,10 @@ class Judge(Protocol):
             sets of images) or ``table`` (labels made elsewhere; it looks at no image).
     """
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def version(self) -> str: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
+    name: str
+    version: str
+    digest: str
+    kind: str
 
     def asked(self, task: LabellingTask) -> dict[str, Any]:
         """What decides its answers to a question, kept with the scores: class template, a threshold, ..."""
@@ -102,11 +98,7 @@ class Judge(Protocol):
 
 
 def optional(module: str, package: str, extra: str) -> Any:
-    """A module of an optional package.
-
-    Raises:
-        RuntimeError: it is not installed (or a library that it needs is not); says what to run.
-    """
+    """A module of an optional package; RuntimeError if it is not installed (or a library that it needs is not), which says what to run."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -132,9 +124,3 @@ def files_digest(paths: Iterable[Path], more: bytes = b"") -> str:
                 digest.update(block)
     digest.update(more)
     return digest.hexdigest()[:16]
-
-
-def no_rest(source: str, name: str) -> None:
-    """ValueError if more follows the name of a judge that comes in one form only."""
-    if source != name:
-        raise ValueError(f"judge is {source!r}; allowed: {name!r} with nothing after it, as its weights come with its package")

@@ -1,29 +1,29 @@
 """The CLIP judge: compares an image with texts.
 
-``100 x cosine`` is the logit of the original CLIP and the unit of the
-paper's alignment scores; a model's own learned temperature is left out, so that judges stay comparable.
+``100 x cosine`` is the logit of the original CLIP and the unit of the paper's alignment scores; a model's own learned temperature is left
+out, so that judges stay comparable.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from respodiff.evaluation.judges.base import ALLOWED, BATCH, EMBEDDED, files_digest, package_version
 from respodiff.evaluation.judges.kinds import TextJudge
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, choose
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPModel, CLIPProcessor
 
+T = TypeVar("T")
 # CLIP, and CLIP's objective with any two towers.
 KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
@@ -31,12 +31,7 @@ _HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "mod
 
 
 def judge_folder(source: str) -> Path:
-    """The folder that holds a judge's files; a hub id is looked up in the local cache, then downloaded.
-
-    Raises:
-        ValueError: the source is none of the allowed forms, or no CLIP model.
-        FileNotFoundError: no such folder, or the hub cannot be reached.
-    """
+    """The folder that holds a judge's files; a hub id is looked up in the local cache, then downloaded. Errors as `load_judge`."""
     if source in EMBEDDED:
         return Path(str(files("respodiff.embedded"))) / EMBEDDED[source]
     name = source.removeprefix("clip:")
@@ -47,10 +42,6 @@ def judge_folder(source: str) -> Path:
         raise FileNotFoundError(f"judge folder {name!r} does not exist; allowed: {ALLOWED}; check the path")
     if not name or (name == source and "/" not in name):
         raise ValueError(f"judge must be {ALLOWED}, got {source!r}; write clip:{name or 'ID'} for a model of the hub")
-    return _from_hub(name)
-
-
-def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -66,10 +57,11 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
     """The judge as plain transformers objects, float32 and in eval mode.
 
     Args:
-        source: ``embedded``, a folder, or a hub id; ``clip:`` in front is accepted.
+        source: ``embedded``, ``embedded-b``, a folder, or a hub id; ``clip:`` in front is accepted.
 
     Raises:
-        ValueError, FileNotFoundError: as `judge_folder`.
+        ValueError: the source is none of these, or no CLIP model.
+        FileNotFoundError: no such folder, or the hub cannot be reached.
     """
     return _load_folder(judge_folder(source))
 
@@ -111,27 +103,22 @@ def weights_digest(folder: Path) -> str:
 
 
 class ClipJudge(TextJudge):
-    """A CLIP model that compares images with texts; `name`, `version` and `digest` go into every report.
-
-    The model is loaded when it is first used: a run that is scored already needs none.
-
-    Attributes:
-        min_margin: a lead in logits below which `choose` says unknown; 0 (as in the paper) never does.
+    """A CLIP model that compares images with texts, loaded when it is first used: a run that is scored already needs none.
 
     >>> ClipJudge.load().name
     'embedded'
     """
 
-    def __init__(self, folder: Path, name: str, device: str = "cpu", min_margin: float = 0.0) -> None:
+    def __init__(self, folder: Path, name: str, device: str = "cpu") -> None:
         _check_folder(folder)
-        self.folder, self.name, self.device, self.min_margin = folder, name, device, min_margin
+        self.folder, self.name, self.device = folder, name, device
         self.digest = weights_digest(folder)
         self.version = package_version("transformers")
 
     @classmethod
-    def load(cls, source: str = "embedded", device: str = "cpu", min_margin: float = 0.0) -> ClipJudge:
+    def load(cls, source: str = "embedded", device: str = "cpu") -> ClipJudge:
         """A judge by the names that `load_judge` takes."""
-        return cls(judge_folder(source), source, device, min_margin)
+        return cls(judge_folder(source), source, device)
 
     @cached_property
     def _loaded(self) -> tuple[CLIPModel, CLIPProcessor]:
@@ -140,54 +127,41 @@ class ClipJudge(TextJudge):
 
     @property
     def model(self) -> CLIPModel:
-        """The CLIP model, float32 and in eval mode."""
         return self._loaded[0]
 
     @property
     def processor(self) -> CLIPProcessor:
-        """Its image processor and tokenizer."""
         return self._loaded[1]
-
-    def choose(self, images: Sequence[Image.Image], texts: Sequence[str]) -> tuple[NDArray[np.int64], Floats]:
-        """`choose` among the texts with this judge's `min_margin`: indices (N,), -1 where unknown, and margins (N,)."""
-        return choose(self.logits(images, texts), self.min_margin)
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
         """Unit vectors (N, D) of RGB images of any size, in batches."""
-        import torch
 
-        out: list[Floats] = []
-        with torch.inference_mode():
-            for start in range(0, len(images), BATCH):
-                batch = [image.convert("RGB") for image in images[start : start + BATCH]]
-                pixels = self.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
-                hidden = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
-                out.append(_unit(self.model.visual_projection(hidden)))
-        return np.concatenate(out) if out else self._nothing()
+        def embed(batch: Sequence[Image.Image]) -> Any:
+            pixels = self.processor.image_processor([image.convert("RGB") for image in batch], return_tensors="pt")["pixel_values"]
+            return self.model.visual_projection(self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output)
+
+        return self._in_batches(images, embed)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
         """Unit vectors (K, D) of texts; what exceeds the tokenizer's length (32 or 77) is cut off."""
-        import torch
 
-        out: list[Floats] = []
-        tokenizer = self.processor.tokenizer
-        with torch.inference_mode():
-            for start in range(0, len(texts), BATCH):
-                batch = list(texts[start : start + BATCH])
-                tokens = tokenizer(batch, padding="max_length", truncation=True, return_tensors="pt")
-                hidden = self.model.text_model(**tokens.to(self.model.device)).pooler_output
-                out.append(_unit(self.model.text_projection(hidden)))
-        return np.concatenate(out) if out else self._nothing()
+        def embed(batch: Sequence[str]) -> Any:
+            tokens = self.processor.tokenizer(list(batch), padding="max_length", truncation=True, return_tensors="pt")
+            return self.model.text_projection(self.model.text_model(**tokens.to(self.model.device)).pooler_output)
+
+        return self._in_batches(texts, embed)
 
     def logits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Floats:
         """``100 x cosine`` of every image with every text: (N, K) in [-100, 100]."""
         logits: Floats = np.float32(LOGIT_SCALE) * (self.embed_images(images) @ self.embed_texts(texts).T)
         return logits
 
-    def _nothing(self) -> Floats:
-        return np.zeros((0, int(self.model.visual_projection.out_features)), dtype=np.float32)
+    def _in_batches(self, items: Sequence[T], embed: Callable[[Sequence[T]], Any]) -> Floats:
+        import torch
 
-
-def _unit(features: Any) -> Floats:
-    out: Floats = (features / features.norm(dim=-1, keepdim=True)).float().cpu().numpy()
-    return out
+        out = [np.zeros((0, int(self.model.visual_projection.out_features)), dtype=np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(items), BATCH):
+                features = embed(items[start : start + BATCH])
+                out.append((features / features.norm(dim=-1, keepdim=True)).float().cpu().numpy())
+        return np.concatenate(out)

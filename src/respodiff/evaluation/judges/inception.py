@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
-FETCH = f"fetch {URL}, run: respodiff convert {FILE} --to safetensors --out inception.safetensors, and give inception:inception.safetensors"
+ALLOWED = f"allowed: inception:FILE.safetensors; fetch {URL}, run: respodiff convert {FILE} --to safetensors --out inception.safetensors, and give inception:inception.safetensors"
 WIDTH = 2048
 _BATCH = 32
 
@@ -52,9 +52,8 @@ class Inception(FeatureJudge):
         library = optional("torch_fidelity", "torch-fidelity", "fid")
         path = Path(source.removeprefix("inception:") or "?").expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; allowed: inception:FILE.safetensors; {FETCH}")
-        network = _network(library, _weights(path), path).to(device)
-        return cls(network, source, package_version("torch-fidelity"), files_digest([path]), device)
+            raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; {ALLOWED}")
+        return cls(_network(library, path).to(device), source, package_version("torch-fidelity"), files_digest([path]), device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
         """float32 (N, 2048) of images of any size, in their order; each size goes through the network in batches of its own."""
@@ -65,38 +64,27 @@ class Inception(FeatureJudge):
         for i, image in enumerate(images):
             sizes[image.size].append(i)
         with torch.inference_mode():
-            for rows in sizes.values():
-                for start in range(0, len(rows), _BATCH):
-                    part = rows[start : start + _BATCH]
-                    pixels = np.stack([np.array(images[i].convert("RGB"), dtype=np.uint8) for i in part])
-                    batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-                    out[part] = self.network(batch)[0].float().cpu().numpy()
+            for part in (rows[start : start + _BATCH] for rows in sizes.values() for start in range(0, len(rows), _BATCH)):
+                pixels = np.stack([np.array(images[i].convert("RGB"), dtype=np.uint8) for i in part])
+                batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+                out[part] = self.network(batch)[0].float().cpu().numpy()
         return out
 
 
-def _weights(path: Path) -> dict[str, Any]:
+def _network(library: Any, path: Path) -> Any:
+    """The library's network; its own reader is given a file in memory, written here, of tensors that have been read safely."""
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if path.suffix != ".safetensors":
-        raise ValueError(f"weights {path.name} are no safetensors file; allowed: inception:FILE.safetensors; {FETCH}")
-    try:
-        tensors: dict[str, Any] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"weights {path.name} cannot be read ({str(error)[:100]}); allowed: inception:FILE.safetensors; {FETCH}") from None
-    return tensors
-
-
-def _network(library: Any, weights: dict[str, Any], path: Path) -> Any:
-    """The library's network; what its own reader is given is a file in memory, written here, of tensors that have been read safely."""
-    import torch
-
+        raise ValueError(f"weights {path.name} are no safetensors file; {ALLOWED}")
     safe = io.BytesIO()
-    torch.save(dict(weights), safe)
-    safe.seek(0)
     try:
-        network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
+        torch.save(load_file(path), safe)
+        safe.seek(0)
+        return library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
+    except SafetensorError as error:
+        raise ValueError(f"weights {path.name} cannot be read ({str(error)[:100]}); {ALLOWED}") from None
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(f"weights {path.name} do not fit Inception-v3 ({reason}); allowed: inception:FILE.safetensors; {FETCH}") from None
-    return network
+        raise ValueError(f"weights {path.name} do not fit Inception-v3 ({' '.join(str(error).split())[:120]}); {ALLOWED}") from None

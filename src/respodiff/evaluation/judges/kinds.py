@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from respodiff.concepts.concept import Attribute
-from respodiff.evaluation.judges.base import BATCH, UNKNOWN, JudgeInput, Score
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
 
 if TYPE_CHECKING:
@@ -22,15 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class ModelJudge:
-    """What the three kinds share: see `judges.Judge`."""
-
-    name: str
-    version: str
-    digest: str
-
-
-class TextJudge(ModelJudge):
+class TextJudge(Judge):
     """A judge that compares images with texts. A model gives `embed_images` and `embed_texts`: unit vectors of one space."""
 
     kind = "texts"
@@ -91,7 +83,7 @@ class TextJudge(ModelJudge):
         return self._known[texts]
 
 
-class FeatureJudge(ModelJudge):
+class FeatureJudge(Judge):
     """A judge that turns images into vectors, for distances between sets of images. A model gives `features`."""
 
     kind = "features"
@@ -109,13 +101,8 @@ class FeatureJudge(ModelJudge):
         return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
 
 
-class FlagJudge(ModelJudge):
-    """A judge that flags images whose score is `threshold` or more. A model gives `scores`.
-
-    Attributes:
-        threshold: in [0, 1].
-        rule: in words, what is flagged.
-    """
+class FlagJudge(Judge):
+    """A judge that flags images whose score is `threshold` (in [0, 1]) or more; `rule` says it in words. A model gives `scores`."""
 
     threshold: float
     rule: str
@@ -140,20 +127,12 @@ class FlagJudge(ModelJudge):
 
 
 def flagged(score: float | None, threshold: float) -> bool | None:
-    """Whether a score flags its image; unknown stays unknown.
-
-    >>> flagged(0.2, 0.2), flagged(0.1, 0.2), flagged(None, 0.2)
-    (True, False, None)
-    """
+    """Whether a score flags its image; unknown stays unknown."""
     return None if score is None else score >= threshold
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold, if it lies in (0, 1]: at 0 every image would be flagged.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """The threshold; ValueError unless it lies in (0, 1]: at 0 every image would be flagged."""
     if not 0 < threshold <= 1:
         raise ValueError(f"threshold is {threshold}; allowed: above 0, up to 1; give the score from which an image is flagged")
     return float(threshold)
@@ -162,13 +141,9 @@ def check_threshold(threshold: float) -> float:
 def _features(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Floats], name: str) -> list[Floats | None]:
     """The vector of every image: the one known from before, else a new one; None where the judge failed."""
     fresh = [item.image for item in images if item.features is None and item.image is not None]
-    found: list[Floats | None] = answer_each(fresh, embed, _finite, name)
+    found: list[Floats | None] = answer_each(fresh, embed, lambda vector: bool(np.isfinite(vector).all()), name)
     made = iter(found)
     return [next(made) if item.features is None else item.features for item in images]
-
-
-def _finite(vector: Floats) -> bool:
-    return bool(np.isfinite(vector).all())
 
 
 def score_images(
@@ -177,10 +152,10 @@ def score_images(
     """Scores in [0, 1] in the order of the images; None, with a warning, for an image that could not be judged.
 
     Args:
-        images: Of any mode and size. score: Scores of a list of RGB images. name: Of the judge. batch: Images that `score` gets at a time.
+        images: of any mode and size. score: scores of a list of RGB images, `batch` at a time. name: of the judge.
 
     Raises:
-        RuntimeError: As `answer_each`.
+        RuntimeError: as `answer_each`.
     """
     found = answer_each(images, score, lambda value: -1e-6 <= value <= 1 + 1e-6, name, batch)
     return [None if value is None else min(max(float(value), 0.0), 1.0) for value in found]
@@ -199,31 +174,29 @@ def answer_each(
         An answer an image, in their order; None, with a warning, where the model fails or its answer is not valid.
 
     Raises:
-        RuntimeError: It fails on each of two or more readable images, so it is the judge that is broken.
+        RuntimeError: it fails on each of two or more readable images, so it is the judge that is broken.
     """
     out: list[T | None] = [None] * len(images)
-    read, errors = 0, list[Exception]()
-    for start in range(0, len(images), batch):
-        rows = [(i, image) for i in range(start, min(start + batch, len(images))) if (image := _rgb(images[i], name, i)) is not None]
-        read += len(rows)
-        left = [rows] if rows else []
-        while left:
-            part = left.pop(0)
-            try:
-                found = list(answer([image for _, image in part]))
-                if len(found) != len(part) or not all(map(valid, found)):
-                    raise ValueError(f"{len(found)} answers for {len(part)} images, or one that is not finite or out of range")
-            except Exception as error:  # models raise from families of their own
-                if len(part) > 1:
-                    left += [[row] for row in part]
-                else:
-                    errors.append(error)
-                    _warn(name, part[0][0], error)
-                continue
-            for (i, _), value in zip(part, found, strict=True):
-                out[i] = value
-    if len(errors) == read > 1:
-        raise RuntimeError(f"judge {name} failed on all {read} images ({_why(errors[-1])}); check its installation") from errors[-1]
+    rows = [(i, rgb) for i, image in enumerate(images) if (rgb := _rgb(image, name, i)) is not None]
+    left = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    errors: list[Exception] = []
+    while left:
+        part = left.pop(0)
+        try:
+            found = list(answer([image for _, image in part]))
+            if len(found) != len(part) or not all(map(valid, found)):
+                raise ValueError(f"{len(found)} answers for {len(part)} images, or one that is not finite or out of range")
+        except Exception as error:  # models raise from families of their own
+            if len(part) > 1:
+                left = [[row] for row in part] + left
+            else:
+                errors.append(error)
+                _warn(name, part[0][0], error)
+            continue
+        for (i, _), value in zip(part, found, strict=True):
+            out[i] = value
+    if len(errors) == len(rows) > 1:
+        raise RuntimeError(f"judge {name} failed on all {len(rows)} images ({_why(errors[-1])}); check its installation") from errors[-1]
     return out
 
 

@@ -48,8 +48,7 @@ class Vocabulary:
     def embedded(cls, world: dict[str, Any] | None = None) -> Vocabulary:
         """The words of the embedded model's world. "a person" is left out of the subjects, as it matches them all.
 
-        Images such as "person biking" go by the first occupation that is drawn so ("driver"): no caption that the embedded judge was
-        trained on ever named them by their own name.
+        Images such as "person biking" go by the first occupation that is drawn so ("driver"), as the judge's training captions name them.
         """
         world = load_world() if world is None else world
         unsafe = world["unsafe"]
@@ -105,8 +104,6 @@ def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group:
     Raises:
         ValueError: unknown placeholder, ``{group}`` without a group, or a template that gives two concepts the same text.
 
-    >>> class_texts([Concept("woman", "a woman"), Concept("man", "a man")])
-    ['a woman', 'a man']
     >>> class_texts([Concept("light", "light skin"), Concept("dark", "dark skin")], "a {name} {group}", "doctor")
     ['a light doctor', 'a dark doctor']
     """
@@ -118,8 +115,8 @@ def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group:
     for name, spec, conversion in fields:
         if name not in PLACEHOLDERS or spec or conversion:
             raise ValueError(f"template is {template!r} with the placeholder {{{name}}}; allowed: {allowed}, with nothing inside them")
-    if not group.strip() and any(name == "group" for name, _, _ in fields):
-        raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
+        if name == "group" and not group.strip():
+            raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
     texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
     if len(set(texts)) < len(texts):
         raise ValueError(f"template is {template!r}, which gives two concepts the same text; put {{concept}} or {{name}} in it")
@@ -130,8 +127,7 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     """The best text of each image, and by how much it is ahead.
 
     Args:
-        logits: (N, K), K of 1 or more.
-        min_margin: a lead smaller than this, in logits, makes the choice unknown; 0 never does.
+        logits: (N, K), K of 1 or more. min_margin: a lead smaller than this, in logits, makes the choice unknown; 0 never does.
 
     Returns:
         The choice (N,) in [0, K), -1 where unknown; and the margin (N,) to the second best, infinite if there is no second.
@@ -139,12 +135,6 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     >>> choose(np.array([[25.0, 21.0], [20.0, 20.5]], dtype=np.float32), min_margin=1.0)
     (array([ 0, -1]), array([4. , 0.5], dtype=float32))
     """
-    if logits.ndim != 2 or not logits.shape[1]:
-        raise ValueError(
-            f"logits have shape {logits.shape}; allowed: (images, texts) with one text or more; give at least one class template"
-        )
-    if not 0 <= min_margin < np.inf:
-        raise ValueError(f"min_margin is {min_margin}; allowed: 0 or more, in logits (100 x cosine); 0 calls no near tie unknown")
     best = logits.argmax(1)
     margins = np.full(len(logits), np.inf, dtype=np.float32)
     if logits.shape[1] > 1:

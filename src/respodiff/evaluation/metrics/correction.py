@@ -1,8 +1,7 @@
 """Corrects shares of concepts for the judge's errors, which are known from labelled images.
 
-``C`` is the number of true classes, ``J`` the number of answers of the judge: ``C``, or ``C + 1`` when the last one is
-unknown. Rows of a confusion matrix are the truth, columns the answer, entries numbers of labelled images. ``G`` is the number of
-groups (prompts), whose images are alike.
+``C`` is the number of true classes, ``J`` the number of answers of the judge: ``C``, or ``C + 1`` when the last one is unknown. Rows of a
+confusion matrix are the truth, columns the answer, entries numbers of labelled images. ``G`` is the number of groups (prompts).
 """
 
 from __future__ import annotations
@@ -13,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from respodiff.evaluation.metrics.bootstrap import stretch, summed_draws
+from respodiff.evaluation.metrics.bootstrap import Floats, stretch, summed_draws
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
-
-Floats = NDArray[np.float64]
+from respodiff.evaluation.metrics.fairness import whole_numbers
 
 LEAST_GAIN = 0.1
 
@@ -28,17 +26,14 @@ def corrected_proportions(counts: ArrayLike, confusion: ArrayLike, *, n_bootstra
     squares if unknown is an answer) under ``sum p = 1``; the result is the point nearest to it without a negative share. For
     two classes that is ``(q + specificity - 1) / (sensitivity + specificity - 1)``, clipped to [0, 1].
 
-    The interval is a parametric bootstrap of both tables: answers and every confusion row are sampled from their Dirichlet
-    distribution (with one image in all spread over the answers, so that an error not seen yet still has a chance). That takes
-    images as independent. With one row of counts a group, the answers are also those of groups drawn with replacement, stretched
-    as few groups need it (`bootstrap.stretch`), against the same draws of the matrix; the interval has the wider end of both. The
-    order of the groups has no influence.
+    The interval is a parametric bootstrap: answers and every confusion row are sampled from their Dirichlet distribution, with one image
+    in all spread over the answers. That takes images as independent. With one row of counts a group, it has the wider end of itself and
+    of a cluster bootstrap over groups (`bootstrap.stretch`) against the same draws of the matrix.
 
     Args:
         counts: images an answer, (J,) or a group and an answer, (G, J): whole numbers, at least one image. Give groups wherever
             images share prompts; one group is taken as (J,), and a group without an image is left out.
         confusion: labelled images, (C, J), J equal to C or C + 1 (the last is unknown), each true class with at least one.
-        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Returns:
         C estimates in [0, 1] whose means sum to 1; their n is the sum of counts (unknown answers are images too).
@@ -48,12 +43,10 @@ def corrected_proportions(counts: ArrayLike, confusion: ArrayLike, *, n_bootstra
 
     >>> [round(share.mean, 2) for share in corrected_proportions([40, 60], [[90, 10], [10, 90]])]
     [0.38, 0.62]
-    >>> [round(share.mean, 2) for share in corrected_proportions([[35, 5], [5, 55]], [[90, 10], [10, 90]])]
-    [0.38, 0.62]
     """
-    table, labelled = np.atleast_2d(_whole("counts", counts, 1, 2)), _whole("confusion", confusion, 2)
+    table, labelled = np.atleast_2d(whole_numbers("counts", counts, 1, 2)), whole_numbers("confusion", confusion, 2)
     answers = table.sum(0)
-    _check(answers, labelled, n_bootstrap)
+    _check(answers, labelled)
     point = _solve(answers / answers.sum(), labelled / labelled.sum(1, keepdims=True))
     rng = np.random.default_rng(seed)
     extra = 1 / len(answers)
@@ -61,7 +54,8 @@ def corrected_proportions(counts: ArrayLike, confusion: ArrayLike, *, n_bootstra
     rows = np.stack([rng.dirichlet(row + extra, size=n_bootstrap) for row in labelled], axis=1)
     found = [_solve(proportions, rows)]
     if len(table := table[table.sum(1) > 0]) > 1:
-        found.append(_solve(_group_draws(table, n_bootstrap, seed), rows))
+        drawn = summed_draws(table[np.lexsort(table.T)], n_bootstrap=n_bootstrap, seed=(seed, 1))
+        found.append(_solve(stretch(drawn / drawn.sum(1, keepdims=True), answers / answers.sum(), len(table), LEVEL), rows))
     bounds = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=1)
     low, high = bounds[0].min(0), bounds[1].max(0)
     n = round(answers.sum())
@@ -72,12 +66,7 @@ def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Seq
     """Count labelled images by what they show and what the judge answers: (C, C + 1), the last column is any other answer (unknown).
 
     Args:
-        true: (N,) known labels, each one of classes.
-        perceived: (N,) answers of the judge.
-        classes: (C,) different labels.
-
-    Raises:
-        ValueError: lengths differ, a class is named twice, or a known label is no class.
+        true: (N,) known labels, each one of classes. perceived: (N,) answers of the judge. classes: (C,) different labels.
 
     >>> confusion_matrix(["a", "a", "b"], ["a", "?", "b"], ["a", "b"]).tolist()
     [[1, 0, 1], [0, 1, 0]]
@@ -93,12 +82,6 @@ def confusion_matrix(true: Sequence[Any], perceived: Sequence[Any], classes: Seq
     for label, answer in zip(true, perceived, strict=True):
         table[place[label], place.get(answer, len(classes))] += 1
     return table
-
-
-def _group_draws(table: Floats, n_bootstrap: int, seed: int) -> Floats:
-    """Shares of the answers over groups drawn with replacement, stretched (they may leave [0, 1]): (n_bootstrap, J)."""
-    drawn = summed_draws(table[np.lexsort(table.T)], n_bootstrap=n_bootstrap, seed=(seed, 1))
-    return stretch(drawn / drawn.sum(1, keepdims=True), table.sum(0) / table.sum(), len(table), LEVEL)
 
 
 def _solve(proportions: Floats, rows: Floats) -> Floats:
@@ -122,23 +105,12 @@ def _nearest_proportions(values: Floats) -> Floats:
     return nearest
 
 
-def _whole(name: str, values: ArrayLike, *axes: int) -> Floats:
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in axes or table.size == 0:
-        raise ValueError(f"{name} must have {' or '.join(map(str, axes))} axes and not be empty, got shape {table.shape}")
-    if not np.isfinite(table).all() or (table < 0).any() or (table != np.round(table)).any():
-        raise ValueError(f"{name} must be whole numbers of 0 or more, got {table.tolist()}: give numbers of images, not shares")
-    return table
-
-
-def _check(answers: Floats, labelled: Floats, n_bootstrap: int) -> None:
+def _check(answers: Floats, labelled: Floats) -> None:
     classes, columns = labelled.shape
     if classes < 2 or columns not in (classes, classes + 1) or len(answers) != columns:
         raise ValueError(f"confusion must be (C, C) or (C, C + 1) with as many columns of counts, got {labelled.shape} and {answers.shape}")
     if answers.sum() == 0 or (labelled.sum(1) == 0).any():
         raise ValueError("counts and every row of confusion must hold at least one image: label some of each true class")
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
     gain = float(np.linalg.svd(labelled / labelled.sum(1, keepdims=True), compute_uv=False)[-1])
     if gain < LEAST_GAIN:
         raise ValueError(

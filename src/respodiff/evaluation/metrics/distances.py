@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from respodiff.evaluation.metrics.bootstrap import mean_interval
+from respodiff.evaluation.metrics.bootstrap import Codes, Floats, mean_interval
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 
-Floats = NDArray[np.float64]
-Codes = NDArray[np.int64]
 SIGNS = np.array([1.0, 1.0, -2.0])  # of the terms of KID: within x, within y, across
+KERNEL_ROWS = 1000  # of the kernel in memory at a time
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
@@ -48,21 +46,14 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
 def frechet_interval(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, blocks: int = 20, seed: int = 0) -> Estimate:
     """`frechet_distance` with a delete-a-block jackknife interval over the prompts of x; y is held as it is.
 
-    Prompts are dealt at random into blocks. The interval holds the distance expected at this number of images, which the
-    bias named at `frechet_distance` is part of.
+    The interval holds the distance expected at this number of images, its bias included.
 
     Args:
         x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x, 2 or more different ones.
-        blocks: 2 or more (fewer prompts make fewer blocks). seed: of the dealing.
+        blocks: 2 or more, to which prompts are dealt at random (fewer prompts make fewer blocks).
 
     Returns:
         The distance, 0 or more; n is N.
-
-    Raises:
-        ValueError: as `frechet_distance`; groups that do not fit x.
-
-    >>> frechet_interval([[0.0], [2.0], [1.0], [3.0]], [[3.0], [5.0]], ["a", "a", "b", "b"]).mean > 0
-    True
     """
     first, second = _pair(x, y)
     centre = first.mean(0)
@@ -74,27 +65,21 @@ def frechet_interval(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, block
     total = Sums.of(centred)
     kept = [total, *(total.without(Sums.of(centred[block == i])) for i in range(int(block.max()) + 1))]
     found = np.array([_frechet(part.mean, part.covariance, mean, cov, root) for part in kept])
-    estimate = _jackknife(float(found[0]), found[1:], len(first))
-    return dataclasses.replace(estimate, low=max(0.0, estimate.low))
+    return _jackknife(found, len(first)).clipped(0.0, np.inf)
 
 
 def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5, seed: int = 0) -> Estimate:
     """Frechet distance of two random halves of one set: what chance alone makes at half the number of images.
 
-    Each prompt's images are dealt to both halves at random, as evenly as they go, so that the halves share their prompts like
-    the runs that are compared: they are as far apart as two runs on the same prompts with half the images each. Prompts with
-    one image go whole to one half, in equal numbers; where all have one, halves share no prompt, and the distance also holds what
-    differs between prompts. Its bias is that of two sets of half the size, so it errs on the high side for the whole set.
+    Each prompt's images are dealt to both halves at random, as evenly as they go: the halves are as far apart as two runs on the same
+    prompts with half the images each. Where all prompts have one image, the distance also holds what differs between prompts. Its bias
+    is that of two sets of half the size, so it errs on the high side for the whole set.
 
     Args:
-        x: (N, D) features. groups: (N,) prompts; each half gets 2 images or more.
-        splits: how many random splits, 1 or more. seed: of the splits.
+        x: (N, D) features, 4 images or more. groups: (N,) prompts. splits: how many random splits, 1 or more.
 
     Returns:
         The mean over the splits; low and high are the lowest and highest split (a range, no confidence interval); n is N.
-
-    Raises:
-        ValueError: as `frechet_distance`; fewer than 4 images, splits below 1, or groups that do not fit x.
 
     >>> split_half_distance([[0.0], [0.0], [2.0], [2.0]], ["a", "a", "b", "b"]).mean
     0.0
@@ -113,66 +98,43 @@ def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5,
     return Estimate(float(np.mean(found)), min(found), max(found), len(features))
 
 
-def kid(
-    x: ArrayLike,
-    y: ArrayLike,
-    groups: Sequence[str],
-    other_groups: Sequence[str],
-    *,
-    size: int = 1000,
-    subsets: int = 100,
-    blocks: int = 20,
-    seed: int = 0,
-) -> Estimate:
-    """KID: squared MMD with the kernel ``(a . b / D + 1)^3`` (Binkowski et al. 2018), a mean over random subsets.
+def kid(x: ArrayLike, y: ArrayLike, groups: Sequence[str], other_groups: Sequence[str], *, blocks: int = 20, seed: int = 0) -> Estimate:
+    """KID: squared MMD with the kernel ``(a . b / D + 1)^3`` (Binkowski et al. 2018), over all images.
 
-    Images of one prompt are alike, and across two runs every prompt meets itself more often than inside one, where no image meets
-    itself: the distance would lie below 0 where nothing differs. So pairs of images of one prompt are left out of all three means
-    (within x, within y, across). For equal numbers of images, what is left is the mean over pairs of different prompts (p, q) of
-    ``<d_p, d_q>``, where ``d_p`` is the mean feature map of p in x less that in y.
-
-    Subsets share no image and take the same prompts from both sets, as far as it goes. The interval is a delete-a-block jackknife that
-    leaves prompts out of both sets.
+    Images of one prompt are alike, and across two runs every prompt meets itself more often than inside one: the distance would lie
+    below 0 where nothing differs. So pairs of images of one prompt are left out of all three means (within x, within y, across).
+    The interval is a delete-a-block jackknife that leaves prompts out of both sets. Row order has no influence but rounding.
 
     Args:
-        x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x. other_groups: (M,) prompts of y.
-        size: images in a subset, about so many and up to twice, so that all are used (fewer in a smaller set).
-        subsets: how many, at most; fewer where x or y is used up. blocks: 2 or more.
+        x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x. other_groups: (M,) prompts of y; 3 different ones or more.
+        blocks: 2 or more, to which prompts are dealt at random.
 
     Returns:
-        The mean, below 0 by chance if the distributions are alike; n is the number of images of x that were used.
-
-    Raises:
-        ValueError: as `frechet_distance`; size below 2, subsets below 1, groups that do not fit, or less than 3 prompts.
+        The distance, below 0 by chance if the distributions are alike; n is N.
 
     >>> kid([[0.0], [1.0], [2.0]], [[0.0], [1.0], [2.0]], "abc", "abc").mean
     0.0
     """
     first, second = _pair(x, y)
-    if size < 2 or subsets < 1:
-        raise ValueError(f"size must be 2 or more and subsets 1 or more (1000 and 100 are usual), got {size} and {subsets}")
-    a, b = _two_runs(first, second, groups, other_groups, blocks, seed)
-    parts = max(1, max(len(a.prompt), len(b.prompt)) // size)
-    dealt = _subsets(a.prompt, b.prompt, parts, np.random.default_rng((seed, 2)))
-    blocks = 1 + int(max(a.block.max(), b.block.max()))
-    sums, pairs, used = np.zeros((1 + blocks, 3)), np.zeros((1 + blocks, 3)), 0
-    for i in range(min(subsets, parts)):
-        one, other = a.take(dealt[0] == i), b.take(dealt[1] == i)
-        terms = np.stack([_kernel_terms(*two, blocks) for two in ((one, one), (other, other), (one, other))], axis=-1)
-        sums, pairs, used = sums + terms[0], pairs + terms[1], used + len(one.prompt)
+    if len(groups) != len(first) or len(other_groups) != len(second):
+        raise ValueError(
+            f"groups and other_groups must name the prompt of each of {len(first)} images of x and {len(second)} of y, "
+            f"got {len(groups)} groups and {len(other_groups)} other_groups: give one an image"
+        )
+    names = [*groups, *other_groups]
+    block, prompt, n = deal(names, len(names), blocks, seed), _ranks(names, seed), len(first)
+    a, b = _Run(first, prompt[:n], block[:n]), _Run(second, prompt[n:], block[n:])
+    blocks = 1 + int(block.max())
+    sums, pairs = np.stack([_kernel_sums(*runs, blocks) for runs in ((a, a), (b, b), (a, b))], axis=-1)
     if pairs.min() < 1:
         raise ValueError(
-            "groups must leave pairs of different prompts in x, in y and across when a block is left out, got none: "
-            "give 3 prompts or more, in larger subsets"
+            "groups must leave pairs of different prompts in x, in y and across when a block is left out, got none: give 3 prompts or more"
         )
-    found = (sums / pairs) @ SIGNS
-    return _jackknife(float(found[0]), found[1:], used)
+    return _jackknife((sums / pairs) @ SIGNS, n)
 
 
 def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0) -> Estimate:
-    """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise.
-
-    The interval is that of `bootstrap.mean_interval`, a cluster bootstrap over groups.
+    """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise, with `bootstrap.mean_interval`.
 
     Args:
         x: (N, D) image vectors, any length but 0. y: (N, D) those of the baseline, row by row the same prompt and seed.
@@ -181,9 +143,6 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int
     Returns:
         In [0, 2]; 0 says that nothing changed.
 
-    Raises:
-        ValueError: x and y of different shape, or as `frechet_distance`; a vector of zeros.
-
     >>> drift([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [1.0, 0.0]], ["a", "b"]).mean
     0.5
     """
@@ -191,8 +150,7 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
     distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
-    found = mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed)
-    return dataclasses.replace(found, low=max(0.0, found.low), high=min(2.0, found.high))
+    return mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed).clipped(0.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -247,49 +205,20 @@ class _Run:
     prompt: Codes
     block: Codes
 
-    def take(self, rows: Codes | NDArray[np.bool_]) -> _Run:
-        return _Run(self.features[rows], self.prompt[rows], self.block[rows])
 
-
-def _two_runs(x: Floats, y: Floats, groups: Sequence[str], other_groups: Sequence[str], blocks: int, seed: int) -> tuple[_Run, _Run]:
-    """Two runs whose prompts are dealt together: into blocks for the jackknife, and in one random order."""
-    if len(groups) != len(x) or len(other_groups) != len(y):
-        raise ValueError(
-            f"groups and other_groups must name the prompt of each of {len(x)} images of x and {len(y)} of y, "
-            f"got {len(groups)} groups and {len(other_groups)} other_groups: give one an image"
-        )
-    names = [*groups, *other_groups]
-    block, rank = deal(names, len(names), blocks, seed), _ranks(names, (seed, 1))
-    first = _Run(x, rank[: len(x)], block[: len(x)]).take(_row_order(x, groups))
-    return first, _Run(y, rank[len(x) :], block[len(x) :]).take(_row_order(y, other_groups))
-
-
-def _subsets(first: Codes, second: Codes, parts: int, rng: np.random.Generator) -> list[Codes]:
-    """The subset of each image of x and of y: a prompt's images, in random order, go one by one from its own start on."""
-    prompts = 1 + int(max(first.max(), second.max()))
-    counts = [np.bincount(prompt, minlength=prompts) for prompt in (first, second)]
-    start = np.maximum(*counts).cumsum() - np.maximum(*counts)
-    dealt = []
-    for prompt, count in zip((first, second), counts, strict=True):
-        order = np.lexsort((rng.random(len(prompt)), prompt))
-        part = np.empty_like(prompt)
-        part[order] = (start[prompt[order]] + np.arange(len(prompt)) - (count.cumsum() - count)[prompt[order]]) % parts
-        dealt.append(part)
-    return dealt
-
-
-def _kernel_terms(a: _Run, b: _Run, blocks: int) -> Floats:
+def _kernel_sums(a: _Run, b: _Run, blocks: int) -> Floats:
     """Sum of the kernel over pairs of different prompts, and their number, in all and with each block left out: (2, 1 + blocks)."""
-    apart = (a.prompt[:, None] != b.prompt).astype(np.float64)
     here, there = (np.eye(blocks)[run.block] for run in (a, b))
-    base = a.features @ b.features.T / a.features.shape[1] + 1
-
-    def rests(table: Floats) -> Floats:
-        columns = table @ there
-        left = table.sum(1) @ here + columns.sum(0) - (here * columns).sum(0)
-        return float(table.sum()) - np.concatenate([[0.0], left])
-
-    return np.stack([rests(apart * (base * base * base)), rests(apart)])
+    out = np.zeros((2, 1 + blocks))
+    for start in range(0, len(a.prompt), KERNEL_ROWS):
+        rows = slice(start, start + KERNEL_ROWS)
+        apart = (a.prompt[rows, None] != b.prompt).astype(np.float64)
+        base = a.features[rows] @ b.features.T / a.features.shape[1] + 1
+        for i, table in enumerate((apart * (base * base * base), apart)):
+            columns = table @ there
+            left = table.sum(1) @ here[rows] + columns.sum(0) - (here[rows] * columns).sum(0)
+            out[i] += float(table.sum()) - np.concatenate([[0.0], left])
+    return out
 
 
 def deal(groups: Sequence[str], n: int, blocks: int, seed: int) -> Codes:
@@ -306,7 +235,7 @@ def deal(groups: Sequence[str], n: int, blocks: int, seed: int) -> Codes:
     return _ranks(groups, seed) % min(blocks, len(set(groups)))
 
 
-def _ranks(groups: Sequence[str], seed: int | tuple[int, ...]) -> Codes:
+def _ranks(groups: Sequence[str], seed: int) -> Codes:
     """Groups in random order: the place, from 0 on, of the group of each row, (n,). Row order has no influence."""
     names, place = np.unique(np.asarray(list(groups)), return_inverse=True)
     rank = np.empty(len(names), dtype=np.int64)
@@ -319,10 +248,10 @@ def _row_order(features: Floats, groups: Sequence[str]) -> Codes:
     return np.lexsort((np.unique(np.asarray(list(groups)), return_inverse=True)[1], *features.T[::-1]))
 
 
-def _jackknife(mean: float, rest: Floats, n: int) -> Estimate:
-    """The jackknife's t interval around a mean, from what it is with each of the blocks left out, (blocks,)."""
-    blocks = len(rest)
-    half = float(student.ppf((1 + LEVEL) / 2, blocks - 1) * np.sqrt((blocks - 1) * rest.var()))
+def _jackknife(found: Floats, n: int) -> Estimate:
+    """The first number, that of all, with the jackknife's t interval from the others, each with one block left out."""
+    mean, rest = float(found[0]), found[1:]
+    half = float(student.ppf((1 + LEVEL) / 2, len(rest) - 1) * np.sqrt((len(rest) - 1) * rest.var()))
     return Estimate(mean, mean - half, mean + half, n)
 
 

@@ -19,12 +19,17 @@ class Estimate:
     high: float
     n: int
 
-    def clipped(self, least: float, most: float) -> Self:
-        """The same with its interval inside the possible range of the quantity.
+    @classmethod
+    def spanning(cls, mean: float, *bounds: float, n: int, least: float = 0.0, most: float = 1.0) -> Self:
+        """The narrowest interval that holds the mean and all bounds, cut to the range of the quantity.
 
-        >>> Estimate(25.0, -236.0, 286.0, 2).clipped(-100.0, 100.0)
-        Estimate(mean=25.0, low=-100.0, high=100.0, n=2)
+        >>> Estimate.spanning(0.5, 0.3, 1.2, n=9)
+        Estimate(mean=0.5, low=0.3, high=1.0, n=9)
         """
+        return cls(mean, max(least, min(mean, *bounds)), min(most, max(mean, *bounds)), n)
+
+    def clipped(self, least: float, most: float) -> Self:
+        """The same with its interval inside the possible range of the quantity."""
         return replace(self, low=max(least, self.low), high=min(most, self.high))
 
 

@@ -12,21 +12,17 @@ from functools import cache
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import binom
 
-from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, check_level, ends, ratio_draws
+from respodiff.evaluation.metrics.bootstrap import Floats, batches, check_level, ends, quantiles, ratio_draws
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
-
-Floats = NDArray[np.float64]
 
 RANDOM_DRAWS = 20_000
 
 
 def dev_rat(counts: ArrayLike, proportions: ArrayLike | None = None) -> Floats:
     """Deviation ratio: ``max_c |N_c / N - t_c| / (1 - min_c t_c)``, with ``t_c = 1 / C`` unless shares are wanted.
-
-    For uniform shares this is the paper's ``max_c |N_c / N - 1 / C| / (1 - 1 / C)``.
 
     Args:
         counts: images perceived as each concept, (..., C), not negative, at least one image per row.
@@ -38,62 +34,51 @@ def dev_rat(counts: ArrayLike, proportions: ArrayLike | None = None) -> Floats:
     >>> float(dev_rat([9, 1])), dev_rat([[9, 1], [9, 1]], [[0.9, 0.1], [0.1, 0.9]]).tolist()
     (0.8, [0.0, 0.888888888888889])
     """
-    values = _check_counts(counts)
+    values = whole_numbers("counts", counts)
     total = values.sum(-1, keepdims=True)
     if (total == 0).any():
         raise ValueError("counts has a group without images: leave such groups out and report them as unknown")
-    target = _check_proportions(proportions, values.shape[-1])
+    target = _checked_proportions(proportions, values.shape[-1])
     deviation: Floats = np.abs(values / total - target).max(-1) / (1 - target.min(-1))
     return deviation
 
 
 def mean_dev_rat(
-    counts: ArrayLike,
-    *,
-    proportions: ArrayLike | None = None,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
-    level: float = LEVEL,
+    counts: ArrayLike, *, proportions: ArrayLike | None = None, n_bootstrap: int = 2000, seed: int = 0, level: float = LEVEL
 ) -> Estimate:
     """Mean DevRat over groups; the interval holds what other groups of the same kind, and other images of these, would give.
 
-    Two bootstraps, and the wider end of both: groups resampled with replacement, stretched as few groups need it
-    (`bootstrap.stretch`); and images generated anew inside each group from its
-    shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex: resampled images
-    raise its mean, so these samples are centred on it again. The order of the groups has no influence.
+    Two bootstraps, and the wider end of both: groups resampled with replacement (`bootstrap.stretch`); and images generated anew inside
+    each group from its shares (with half an image added to every concept, so that a group of one kind still varies). DevRat is convex:
+    resampled images raise its mean, so these samples are centred on it again. The order of the groups has no influence.
 
     Args:
         counts: (G, C) images per group and concept. proportions: (C,), or (G, C) for every group its own; None is uniform.
     """
-    values = _check_counts(counts)
-    if values.ndim != 2 or len(values) == 0:
+    values = whole_numbers("counts", counts)
+    if values.ndim != 2:
         raise ValueError(f"counts must have shape (groups, concepts) with at least one group, got {values.shape}")
     check_level(level)
-    target = _check_proportions(proportions, values.shape[-1])
+    target = _checked_proportions(proportions, values.shape[-1])
     if target.ndim == 2 and len(target) != len(values):
         raise ValueError(f"proportions must be one row per group ({len(values)}), got {len(target)}")
-    if target.ndim == 2:
-        order = np.lexsort(np.c_[target, values].T)
-        values, proportions = values[order], target[order]
-    else:
-        values = values[np.lexsort(values.T)]
-    each = dev_rat(values, proportions)
+    own = np.broadcast_to(target, values.shape)
+    order = np.lexsort(np.c_[own, values].T)
+    values, own = values[order], own[order]
+    each = dev_rat(values, own)
     mean, groups = float(each.mean()), len(each)
     between = ends(ratio_draws(each, np.ones(groups), n_bootstrap=n_bootstrap, seed=seed), mean, groups, level)
-    within = _image_draws(values, proportions, n_bootstrap, seed)
-    within += mean - within.mean()
-    low, high = np.quantile(within, [(1 - level) / 2, (1 + level) / 2]).tolist()
-    return _estimate(mean, min(low, between[0]), max(high, between[1]), round(values.sum()))
+    within = _image_draws(values, own, n_bootstrap, seed)
+    return Estimate.spanning(mean, *between, *quantiles(within + (mean - within.mean()), level), n=round(values.sum()))
 
 
-def _image_draws(values: Floats, proportions: ArrayLike | None, n_bootstrap: int, seed: int) -> Floats:
+def _image_draws(values: Floats, proportions: Floats, n_bootstrap: int, seed: int) -> Floats:
     """Mean DevRat of the same groups with images generated anew, (n_bootstrap,)."""
     smooth = values + 0.5
     chance, sizes = smooth / smooth.sum(-1, keepdims=True), values.sum(-1).astype(np.int64)
     rng = np.random.default_rng((seed, 1))
-    step = max(1, DRAW_CELLS // values.size)
-    counts = [min(step, n_bootstrap - start) for start in range(0, n_bootstrap, step)]
-    return np.concatenate([dev_rat(rng.multinomial(sizes, chance, size=(n, len(sizes))), proportions).mean(-1) for n in counts])
+    drawn = (rng.multinomial(sizes, chance, size=(n, len(sizes))) for n in batches(n_bootstrap, values.size))
+    return np.concatenate([dev_rat(counts, proportions).mean(-1) for counts in drawn])
 
 
 def expected_devrat_random(sizes: Sequence[int], classes: int, proportions: ArrayLike | None = None) -> float:
@@ -104,11 +89,9 @@ def expected_devrat_random(sizes: Sequence[int], classes: int, proportions: Arra
     >>> round(expected_devrat_random([150], 2), 3)
     0.065
     """
-    if classes < 2:
-        raise ValueError(f"classes must be 2 or more, got {classes}: DevRat compares alternatives")
     if len(sizes) == 0 or any(int(n) != n or n < 1 for n in sizes):
         raise ValueError(f"sizes must be whole numbers of 1 or more, one per group, got {list(sizes)}")
-    target = np.broadcast_to(_check_proportions(proportions, classes), (len(sizes), classes))
+    target = np.broadcast_to(_checked_proportions(proportions, classes), (len(sizes), classes))
     return math.fsum(_expected_random(int(n), tuple(row.tolist())) for n, row in zip(sizes, target, strict=True)) / len(sizes)
 
 
@@ -135,53 +118,50 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> Estimate:
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return _estimate(share, centre - half, centre + half, n)
+    return Estimate.spanning(share, centre - half, centre + half, n=n)
 
 
 def share_interval(successes: ArrayLike, totals: ArrayLike, *, n_bootstrap: int = 2000, seed: int = 0, level: float = LEVEL) -> Estimate:
     """Share over all images, with an interval that allows for images of one group being alike.
 
-    Cluster bootstrap over groups, stretched as few groups need it (`bootstrap.stretch`). It cannot see beyond what occurred (no
-    success at all would give [0, 0]) nor work with one group, so the interval is never narrower than `wilson` on the pooled images.
-    Two or three groups that are each of one kind may by chance be of the same kind: there 95 % still come out as 86 to 90 %. The
-    order of the groups has no influence.
+    Cluster bootstrap over groups (`bootstrap.stretch`), never narrower than `wilson` on the pooled images, as a bootstrap cannot see beyond
+    what occurred. Two or three groups that are each of one kind may by chance be of the same kind: there 95 % come out as 86 to 90 %.
+    The order of the groups has no influence.
 
     Args:
-        successes: (G,) images with the property.
-        totals: (G,) images, each at least 1.
+        successes: (G,) images with the property. totals: (G,) images, each at least 1.
     """
-    hits, sizes = _check_counts(successes), _check_counts(totals)
-    if hits.ndim != 1 or hits.shape != sizes.shape or len(hits) == 0:
-        raise ValueError(f"successes and totals must be (groups,) alike and not empty, got {hits.shape}, {sizes.shape}")
-    if (sizes == 0).any() or (hits > sizes).any():
-        raise ValueError("totals must be at least 1 and at least as large as successes in every group")
+    hits, sizes = whole_numbers("successes", successes, 1), whole_numbers("totals", totals, 1)
+    if hits.shape != sizes.shape or (sizes == 0).any() or (hits > sizes).any():
+        raise ValueError("totals must be as many as successes, at least 1 and at least as large as successes in every group")
     pooled = wilson(round(hits.sum()), round(sizes.sum()), level)
     if len(hits) == 1:
         return pooled
     order = np.lexsort((sizes, hits))
     draws = ratio_draws(hits[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed)
-    low, high = ends(draws, pooled.mean, len(hits), level)
-    return _estimate(pooled.mean, min(pooled.low, low), max(pooled.high, high), pooled.n)
+    return Estimate.spanning(pooled.mean, pooled.low, pooled.high, *ends(draws, pooled.mean, len(hits), level), n=pooled.n)
 
 
-def _estimate(mean: float, low: float, high: float, n: int) -> Estimate:
-    return Estimate(mean, max(0.0, min(low, mean)), min(1.0, max(high, mean)), n)
+def whole_numbers(name: str, counts: ArrayLike, *axes: int) -> Floats:
+    """Numbers of images as an array, checked: whole numbers of 0 or more, not empty, with one of these numbers of axes (none given: any).
 
-
-def _check_counts(counts: ArrayLike) -> Floats:
+    Raises:
+        ValueError: they are not; says which argument.
+    """
     values = np.asarray(counts, dtype=np.float64)
-    if values.ndim == 0 or values.size == 0:
-        raise ValueError(f"counts is empty (shape {values.shape}): give at least one group with one image")
+    if values.ndim == 0 or values.size == 0 or (axes and values.ndim not in axes):
+        wanted = f"must have {' or '.join(map(str, axes))} axes and not be empty, got" if axes else "is empty:"
+        raise ValueError(f"{name} {wanted} shape {values.shape}; give at least one group with one image")
     if not np.isfinite(values).all():
-        raise ValueError("counts holds NaN or infinity: count unreadable images as unknown instead")
+        raise ValueError(f"{name} holds NaN or infinity: count unreadable images as unknown instead")
     if (values < 0).any() or (values != np.round(values)).any():
-        raise ValueError("counts must be whole numbers of 0 or more: give numbers of images, not shares")
+        raise ValueError(f"{name} must be whole numbers of 0 or more: give numbers of images, not shares")
     return values
 
 
-def _check_proportions(proportions: ArrayLike | None, classes: int) -> Floats:
+def _checked_proportions(proportions: ArrayLike | None, classes: int) -> Floats:
     if classes < 2:
-        raise ValueError(f"counts must have 2 or more concepts in its last axis, got {classes}")
+        raise ValueError(f"counts must be of 2 or more concepts, got {classes}: DevRat compares alternatives")
     if proportions is None:
         return np.full(classes, 1 / classes)
     target = np.asarray(proportions, dtype=np.float64)

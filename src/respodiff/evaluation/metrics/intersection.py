@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from respodiff.evaluation.metrics.bootstrap import Codes, Floats, group_index
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
-from respodiff.evaluation.metrics.fairness import share_interval, wilson
+from respodiff.evaluation.metrics.fairness import share_interval
+
+Targets = Mapping[str, Sequence[float]] | ArrayLike | None
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """One combination of concepts.
+    """One combination of concepts, one per attribute: its number of images, and its share of the known images.
 
-    Attributes:
-        labels: one concept per attribute, in the attributes' order.
-        count: images perceived so, also when suppressed.
-        target: wanted share, in [0, 1].
-        share: of the known images, with its interval; None if suppressed.
-        deviation: share minus target, in [-1, 1]; None if suppressed.
-        suppressed: it holds fewer images than the minimum.
+    `deviation` is share minus target, in [-1, 1]. Both are None if the subgroup is suppressed for holding fewer images than the minimum.
     """
 
     labels: tuple[str, ...]
@@ -49,7 +45,7 @@ def intersection(
     labels: Mapping[str, Sequence[str]],
     classes: Mapping[str, Sequence[str]],
     *,
-    targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
+    targets: Targets = None,
     groups: Sequence[str] | None = None,
     minimum: int = 5,
     n_bootstrap: int = 2000,
@@ -63,7 +59,7 @@ def intersection(
         classes: attribute -> its concepts, the same attributes in the order wanted.
         targets: attribute -> wanted proportions (uniform where left out), multiplied as if independent; or the joint proportions as an array
             with one axis per attribute; None is uniform.
-        groups: (N,) prompts: intervals become cluster bootstraps (`fairness.share_interval`); None gives `fairness.wilson`.
+        groups: (N,) prompts of `fairness.share_interval`; None takes images as independent.
         minimum: subgroups with fewer images are suppressed; 0 suppresses none.
 
     Returns:
@@ -76,36 +72,23 @@ def intersection(
     >>> table.unknown, table.subgroups[0].labels, table.subgroups[0].share.mean
     (1, ('x', 'u'), 1.0)
     """
-    names = tuple(classes)
     n = _check(labels, classes, groups, minimum)
     wanted = _targets(targets, classes)
     codes = _codes(labels, classes, n)
     known = (codes >= 0).all(0)
     flat = np.ravel_multi_index(tuple(codes[:, known]), wanted.shape)
-    index = None if groups is None else _index(groups)[known]
-    interval = partial(_share, index=index, n_bootstrap=n_bootstrap, seed=seed, level=level)
-    combinations = itertools.product(*(classes[name] for name in names))
-    found = (_subgroup(names_, flat == i, float(wanted.flat[i]), minimum, interval) for i, names_ in enumerate(combinations))
-    return Table(tuple(found), len(flat), n - len(flat))
-
-
-def _subgroup(
-    labels: tuple[str, ...], inside: NDArray[np.bool_], target: float, minimum: int, interval: Callable[[NDArray[np.bool_]], Estimate]
-) -> Subgroup:
-    """One combination, from whether each known image shows it."""
-    count = int(inside.sum())
-    if len(inside) == 0 or count < minimum:
-        return Subgroup(labels, count, target, None, None, count < minimum)
-    share = interval(inside)
-    return Subgroup(labels, count, target, share, share.mean - target, False)
-
-
-def _share(inside: NDArray[np.bool_], index: NDArray[np.int64] | None, *, n_bootstrap: int, seed: int, level: float) -> Estimate:
-    """The share of known images inside, with the interval that groups (their index, or None) ask for."""
-    if index is None:
-        return wilson(int(inside.sum()), len(inside), level)
-    hits, sizes = np.bincount(index, weights=inside), np.bincount(index)
-    return share_interval(hits[sizes > 0], sizes[sizes > 0], n_bootstrap=n_bootstrap, seed=seed, level=level)
+    index = group_index(["all"] * n if groups is None else groups)[known]
+    sizes = np.bincount(index)
+    subgroups = []
+    for i, names in enumerate(itertools.product(*classes.values())):
+        hits, target = np.bincount(index[flat == i], minlength=len(sizes)), float(wanted.flat[i])
+        count = int(hits.sum())
+        if count < minimum or not len(flat):
+            subgroups.append(Subgroup(names, count, target, None, None, count < minimum))
+            continue
+        share = share_interval(hits[sizes > 0], sizes[sizes > 0], n_bootstrap=n_bootstrap, seed=seed, level=level)
+        subgroups.append(Subgroup(names, count, target, share, share.mean - target, False))
+    return Table(tuple(subgroups), len(flat), n - len(flat))
 
 
 def worst_subgroup(table: Table) -> Subgroup | None:
@@ -121,23 +104,22 @@ def worst_distance(
     labels: Mapping[str, Sequence[str]],
     classes: Mapping[str, Sequence[str]],
     *,
-    targets: Mapping[str, Sequence[float]] | ArrayLike | None = None,
+    targets: Targets = None,
     groups: Sequence[str] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> Estimate | None:
     """How far the worst combination is from its target, ``max_c |share_c - target_c|`` in [0, 1]; None without a known image.
 
     The largest of K noisy distances is too large on average, so its interval is not a bootstrap of itself: the K shares get intervals
-    that all hold at once (each at ``1 - (1 - level) / K``, Bonferroni), and the largest distance lies between the largest of the smallest
+    that all hold at once (each at ``1 - 0.05 / K``, Bonferroni), and the largest distance lies between the largest of the smallest
     and the largest of the largest distances that they allow. Combinations that never occur count. Arguments as for `intersection`.
 
     >>> found = worst_distance({"a": ["x"] * 40}, {"a": ["x", "y"]})
     >>> found.mean, found.low > 0.3, found.high
     (0.5, True, 0.5)
     """
-    each = 1 - (1 - level) / math.prod(len(given) for given in classes.values())
+    each = 1 - (1 - LEVEL) / math.prod(len(given) for given in classes.values())
     table = intersection(labels, classes, targets=targets, groups=groups, minimum=0, n_bootstrap=n_bootstrap, seed=seed, level=each)
     found = [(s.share, s.target) for s in table.subgroups if s.share is not None]
     if not found:
@@ -148,7 +130,7 @@ def worst_distance(
     return Estimate(mean, low, high, table.known)
 
 
-def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], n: int) -> NDArray[np.int64]:
+def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], n: int) -> Codes:
     """The class of each image by attribute, (A, N); -1 for a label that is none."""
     codes = np.empty((len(classes), n), dtype=np.int64)
     for row, (name, given) in zip(codes, classes.items(), strict=True):
@@ -157,40 +139,29 @@ def _codes(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[s
     return codes
 
 
-def _index(groups: Sequence[str]) -> NDArray[np.int64]:
-    place = {name: i for i, name in enumerate(sorted(set(groups)))}
-    return np.array([place[name] for name in groups], dtype=np.int64)
-
-
-def _targets(targets: Mapping[str, Sequence[float]] | ArrayLike | None, classes: Mapping[str, Sequence[str]]) -> NDArray[np.float64]:
+def _targets(targets: Targets, classes: Mapping[str, Sequence[str]]) -> Floats:
     """Joint wanted proportions, one axis per attribute."""
     shape = tuple(len(names) for names in classes.values())
-    if targets is None or isinstance(targets, Mapping):
-        given = targets or {}
-        if strange := sorted(set(given) - set(classes)):
-            raise ValueError(f"targets names {strange}, which are none of the attributes {list(classes)}: correct the names")
-        joint = np.ones(shape)
-        for axis, (name, size) in enumerate(zip(classes, shape, strict=True)):
-            single = np.asarray(given.get(name, np.full(size, 1 / size)), dtype=np.float64)
-            _check_proportions(f"targets of {name}", single, (size,))
-            joint = joint * single.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-        return joint
-    joint = np.asarray(targets, dtype=np.float64)
-    _check_proportions("targets", joint, shape)
+    if targets is not None and not isinstance(targets, Mapping):
+        return _proportions("targets", targets, shape)
+    given = targets or {}
+    if strange := sorted(set(given) - set(classes)):
+        raise ValueError(f"targets names {strange}, which are none of the attributes {list(classes)}: correct the names")
+    joint = np.ones(())
+    for name, size in zip(classes, shape, strict=True):
+        joint = np.multiply.outer(joint, _proportions(f"targets of {name}", given.get(name, np.full(size, 1 / size)), (size,)))
     return joint
 
 
-def _check_proportions(what: str, proportions: NDArray[np.float64], shape: tuple[int, ...]) -> None:
-    if (
-        proportions.shape != shape
-        or not np.isfinite(proportions).all()
-        or (proportions < 0).any()
-        or not math.isclose(proportions.sum(), 1, abs_tol=1e-6)
-    ):
-        raise ValueError(f"{what} must be {shape} shares of 0 or more that sum to 1, got {proportions.tolist()}")
+def _proportions(what: str, given: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    found = np.asarray(given, dtype=np.float64)
+    if found.shape != shape or not np.isfinite(found).all() or (found < 0).any() or not math.isclose(found.sum(), 1, abs_tol=1e-6):
+        raise ValueError(f"{what} must be {shape} shares of 0 or more that sum to 1, got {found.tolist()}")
+    return found
 
 
 def _check(labels: Mapping[str, Sequence[str]], classes: Mapping[str, Sequence[str]], groups: Sequence[str] | None, minimum: int) -> int:
+    """The number of images; ValueError for arguments that do not fit each other."""
     if not classes or set(labels) != set(classes):
         raise ValueError(f"labels and classes must name the same attributes, 1 or more, got {list(labels)} and {list(classes)}")
     if twice := [name for name, given in classes.items() if len(set(given)) != len(given) or not given]:

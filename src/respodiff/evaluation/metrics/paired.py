@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
-from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, ends, ratio_draws, summed_draws
+from respodiff.evaluation.metrics.bootstrap import Codes, Floats, batches, ends, group_index, quantiles, ratio_draws, summed_draws
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import dev_rat
 
-Floats = NDArray[np.float64]
-Statistic = Callable[[NDArray[Any], NDArray[np.int64]], Floats]
+Statistic = Callable[[NDArray[Any], Codes], Floats]
 """From labels (K, N), K versions of a column, and the group index of each image (N,) to K numbers."""
 
-LABEL_CELLS = 500_000  # permuted labels in memory at a time
 ROUNDING = 1e-12  # two statistics closer than this are a tie
 
 
@@ -51,26 +49,17 @@ class PermutationTest:
 
 
 def mcnemar(
-    before: ArrayLike,
-    after: ArrayLike,
-    groups: Sequence[Hashable] | None = None,
-    *,
-    n_bootstrap: int = 2000,
-    seed: int = 0,
+    before: ArrayLike, after: ArrayLike, groups: Sequence[str] | None = None, *, n_bootstrap: int = 2000, seed: int = 0
 ) -> PairedTest:
     """Did a property of images become more or less frequent? McNemar's exact test on the pairs that changed.
 
-    Under the null each of the changed pairs is a fair coin, so p is a two-sided binomial test. The interval of the difference adds
-    a pair to each kind of change before Wald's formula (Bonett and Price 2012), which covers well also with few changes.
-
-    Both take pairs as independent. Where prompts differ in how much changes, that interval is too narrow for what other prompts would
-    give: with groups, it has the wider end of itself and of a cluster bootstrap over groups, stretched as few groups need it
-    (`bootstrap.stretch`). p stays that of independent pairs; one group leaves all as it is.
+    p is a two-sided binomial test of the changed pairs. The interval of the difference adds a pair to each kind of change before Wald's
+    formula (Bonett and Price 2012). Both take pairs as independent. With groups, the interval has the wider end of itself and of a cluster
+    bootstrap over groups (`bootstrap.stretch`); p stays that of independent pairs; one group leaves all as it is.
 
     Args:
         before, after: (N,) bool, row by row the same (prompt, repeat).
         groups: (N,) prompts; None takes every pair as its own. The order of the rows has no influence.
-        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
 
     Raises:
         ValueError: not boolean, of different length, or empty; n_bootstrap below 1 with groups.
@@ -89,32 +78,26 @@ def mcnemar(
     up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
     half = NormalDist().inv_cdf((1 + LEVEL) / 2) * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
     mean = (gained - lost) / n
-    low, high = min(mean, up - down - half), max(mean, up - down + half)
+    bounds = [up - down - half, up - down + half]
     if groups is not None:
-        wide = _clustered(second.astype(int) - first, groups, mean, n_bootstrap, seed)
-        low, high = min(low, wide[0]), max(high, wide[1])
-    return PairedTest(Estimate(mean, max(-1.0, low), min(1.0, high), n), p, gained, lost)
-
-
-def _clustered(change: NDArray[np.int64], groups: Sequence[Hashable], mean: float, n_bootstrap: int, seed: int) -> tuple[float, float]:
-    """The interval of a mean change of pairs over other groups; the mean itself for one group."""
-    if len(groups) != len(change):
-        raise ValueError(f"groups must name the prompt of each of {len(change)} pairs, got {len(groups)} entries")
-    place = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    index = [place[name] for name in groups]
-    changes, sizes = np.bincount(index, weights=change), np.bincount(index)
-    order = np.lexsort((sizes, changes))
-    return ends(ratio_draws(changes[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed), mean, len(sizes), LEVEL)
+        if len(groups) != n:
+            raise ValueError(f"groups must name the prompt of each of {n} pairs, got {len(groups)} entries")
+        index = group_index(groups)
+        changes, sizes = np.bincount(index, weights=second.astype(int) - first), np.bincount(index)
+        order = np.lexsort((sizes, changes))
+        draws = ratio_draws(changes[order], sizes[order], n_bootstrap=n_bootstrap, seed=seed)
+        bounds += ends(draws, mean, len(sizes), LEVEL)
+    return PairedTest(Estimate.spanning(mean, *bounds, n=n, least=-1.0), p, gained, lost)
 
 
 def paired_permutation(
-    a: ArrayLike, b: ArrayLike, groups: Sequence[Hashable], statistic: Statistic, *, permutations: int = 1000, seed: int = 0
+    a: ArrayLike, b: ArrayLike, groups: Sequence[str], statistic: Statistic, *, permutations: int = 1000, seed: int = 0
 ) -> PermutationTest:
     """Do two methods differ in a statistic of their labels? Labels of a pair are swapped at random, as the null allows.
 
     Args:
         a, b: (N,) labels of the two methods (texts or numbers), row by row the same (prompt, repeat).
-        groups: (N,) prompts, passed on to the statistic as an index.
+        groups: (N,) prompts, passed on to the statistic as an index in the order of first sight.
         statistic: see `Statistic`; `mean_dev_rat_of` makes one.
         permutations: random swaps of all pairs, 1 or more. seed: of the swaps.
 
@@ -127,19 +110,14 @@ def paired_permutation(
     >>> paired_permutation(["x"] * 9, ["y"] * 9, ["g"] * 9, lambda labels, _: (labels == "x").mean(1)).p < 0.01
     True
     """
-    first, second = np.asarray(a), np.asarray(b)
-    if first.ndim != 1 or len(first) == 0 or first.shape != second.shape or len(groups) != len(first):
-        raise ValueError(f"a, b and groups must be (N,) of one length and not empty, got {first.shape}, {second.shape} and {len(groups)}")
+    first, second, index = _pairs(a, b, groups)
     if permutations < 1:
         raise ValueError(f"permutations must be 1 or more (1000 is usual), got {permutations}")
-    place = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    index = np.array([place[name] for name in groups], dtype=np.int64)
     observed = float((statistic(first[None], index) - statistic(second[None], index))[0])
     rng = np.random.default_rng(seed)
-    step = max(1, LABEL_CELLS // len(first))
     hits = 0
-    for start in range(0, permutations, step):
-        swap = rng.random((min(step, permutations - start), len(first))) < 0.5
+    for number in batches(permutations, len(first)):
+        swap = rng.random((number, len(first))) < 0.5
         drawn = statistic(np.where(swap, second, first), index) - statistic(np.where(swap, first, second), index)
         if not np.isfinite(drawn).all():
             raise ValueError(
@@ -155,30 +133,21 @@ def mean_dev_rat_of(classes: Sequence[Any], proportions: ArrayLike | None = None
     Other labels (unknown) count for no class; groups where no label is a class are left out of the mean.
 
     Args:
-        classes: (C,) 2 or more labels, of the columns' type. proportions: the wanted proportions, (C,) or (G, C) with the groups in the order of
-            their index; None is uniform.
+        classes: (C,) 2 or more labels, of the columns' type.
+        proportions: the wanted ones, (C,) or (G, C) with the groups in the order of their index; None is uniform.
 
     >>> mean_dev_rat_of(["x", "y"])(np.array([["x", "y", "x", "x"]]), np.array([0, 0, 1, 1])).tolist()
     [0.5]
     """
-    if len(classes) < 2 or len(set(classes)) != len(classes):
-        raise ValueError(f"classes must be 2 or more different labels, got {list(classes)}: DevRat compares alternatives")
+    _check_classes(classes)
 
-    def measure(labels: NDArray[Any], index: NDArray[np.int64]) -> Floats:
+    def measure(labels: NDArray[Any], index: Codes) -> Floats:
         versions, groups = len(labels), int(index.max()) + 1
         cells = np.arange(versions)[:, None] * groups + index
         counts = np.stack([np.bincount(cells[labels == name], minlength=versions * groups) for name in classes], axis=-1)
-        known = counts.sum(-1) > 0
-        each = np.zeros(versions * groups)
-        if known.any():
-            own = (
-                None
-                if proportions is None
-                else np.broadcast_to(proportions, (versions, groups, len(classes))).reshape(-1, len(classes))[known]
-            )
-            each[known] = dev_rat(counts[known], own)
+        each, known = _each_dev_rat(counts.reshape(versions, groups, -1), proportions)
         with np.errstate(invalid="ignore"):
-            mean: Floats = each.reshape(versions, groups).sum(1) / known.reshape(versions, groups).sum(1)
+            mean: Floats = each.sum(1) / known.sum(1)
         return mean
 
     return measure
@@ -187,7 +156,7 @@ def mean_dev_rat_of(classes: Sequence[Any], proportions: ArrayLike | None = None
 def devrat_difference(
     a: ArrayLike,
     b: ArrayLike,
-    groups: Sequence[Hashable],
+    groups: Sequence[str],
     classes: Sequence[Any],
     *,
     proportions: ArrayLike | None = None,
@@ -197,16 +166,14 @@ def devrat_difference(
     """Mean DevRat of a minus that of b over groups (`fairness.dev_rat`), with an interval: the size to the p of `paired_permutation`.
 
     Two bootstraps, and the wider end of both, as for `fairness.mean_dev_rat`: groups drawn with replacement, both methods of a group
-    together, stretched as few groups need it (`bootstrap.stretch`); and pairs sampled anew inside each group from its own table of
-    both labels (with ``C / 2`` pairs in all added over the C x C combinations of classes, so that a group of one kind still varies),
-    moved back onto the difference. One group has the second only; a group of one pair never varies, its DevRat is 1. The order of the rows has no influence.
+    together (`bootstrap.stretch`; not with one group); and pairs sampled anew inside each group from its own table of both labels (with
+    ``C / 2`` pairs in all added over the C x C combinations of classes), centred on the difference. The order of the rows has no influence.
 
     Args:
         a, b: (N,) labels of the two methods (texts or numbers), row by row the same (prompt, repeat). Labels that are no class
             (unknown) count for none; a group without a known label of a method is left out of that method's mean.
-        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type. proportions: the wanted proportions, (C,) or (G, C) with
-            the groups in order of first sight; None is uniform.
-        n_bootstrap: bootstrap samples, 1 or more. seed: of the samples.
+        groups: (N,) prompts. classes: (C,) 2 or more labels, of the columns' type.
+        proportions: the wanted ones, (C,) or (G, C) with the groups in the order of first sight; None is uniform.
 
     Returns:
         In [-1, 1], below 0 where a is the fairer one, and equal to the difference of `paired_permutation`; n is the number of pairs.
@@ -217,54 +184,57 @@ def devrat_difference(
     >>> devrat_difference(["x"] * 8, ["x", "y"] * 4, ["g"] * 8, ["x", "y"]).mean
     1.0
     """
-    tables, order = _tables(np.asarray(a), np.asarray(b), groups, classes)
-    if proportions is not None and np.ndim(proportions) == 2:
-        if len(np.asarray(proportions)) != len(tables):
-            raise ValueError(f"proportions must be one row per group ({len(tables)}), got {len(np.asarray(proportions))}")
-        own = np.asarray(proportions, dtype=np.float64)[order]
-        again = np.lexsort(np.c_[own, tables.reshape(len(tables), -1)].T)
-        tables, proportions = tables[again], own[again]
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
-    parts = _parts(tables, proportions)
+    _check_classes(classes)
+    *columns, index = _pairs(a, b, groups)
+    number, size = int(index.max()) + 1, len(classes) + 1
+    codes = [np.select([column == name for name in classes], range(size - 1), size - 1) for column in columns]
+    tables = np.zeros((number, size, size))  # pairs of each group by both labels, the last row and column for unknown
+    np.add.at(tables, (index, *codes), 1.0)
+    if proportions is not None and np.ndim(proportions) == 2 and len(np.asarray(proportions)) != number:
+        raise ValueError(f"proportions must be one row per group ({number}), got {len(np.asarray(proportions))}")
+    own = np.broadcast_to(1 / (size - 1) if proportions is None else proportions, (number, size - 1)).astype(np.float64)
+    order = np.lexsort(np.c_[own, tables.reshape(number, -1)].T)
+    tables, own = tables[order], own[order]
+    parts = _parts(tables, own)
     if not parts[:, 1::2].any(0).all():
         raise ValueError(f"a and b must each hold a label of classes {list(classes)}, got none: correct the labels or leave the test out")
     mean = float(_ratio(parts.sum(0)))
-    low, high = mean, mean
-    if len(tables) > 1:
+    bounds: tuple[float, ...] = ()
+    if number > 1:
         draws = _ratio(summed_draws(parts, n_bootstrap=n_bootstrap, seed=seed))
-        low, high = ends(draws[np.isfinite(draws)], mean, len(tables), LEVEL)
-    within = _pair_draws(tables, proportions, n_bootstrap, seed)
+        bounds = ends(draws[np.isfinite(draws)], mean, number, LEVEL)
+    within = _pair_draws(tables, own, n_bootstrap, seed)
     within = within[np.isfinite(within)]
-    inner = np.quantile(within + mean - within.mean(), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-    return Estimate(mean, max(-1.0, min(low, inner[0])), min(1.0, max(high, inner[1])), round(tables.sum()))
+    return Estimate.spanning(mean, *bounds, *quantiles(within + mean - within.mean()), n=round(tables.sum()), least=-1.0)
 
 
-def _tables(a: NDArray[Any], b: NDArray[Any], groups: Sequence[Hashable], classes: Sequence[Any]) -> tuple[Floats, NDArray[np.int64]]:
-    """Pairs of each group by both labels, the last row and column for unknown: (G, C + 1, C + 1), in an order of their own, and that order."""
-    if a.ndim != 1 or len(a) == 0 or a.shape != b.shape or len(groups) != len(a):
-        raise ValueError(f"a, b and groups must be (N,) of one length and not empty, got {a.shape}, {b.shape} and {len(groups)}")
+def _pairs(a: ArrayLike, b: ArrayLike, groups: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any], Codes]:
+    """Two columns of labels, checked, and the group of each row as an index in the order of first sight."""
+    first, second = np.asarray(a), np.asarray(b)
+    if first.ndim != 1 or len(first) == 0 or first.shape != second.shape or len(groups) != len(first):
+        raise ValueError(f"a, b and groups must be (N,) of one length and not empty, got {first.shape}, {second.shape} and {len(groups)}")
+    place = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    return first, second, np.array([place[name] for name in groups], dtype=np.int64)
+
+
+def _check_classes(classes: Sequence[Any]) -> None:
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be 2 or more different labels, got {list(classes)}: DevRat compares alternatives")
-    size = len(classes) + 1
-    place = {name: i for i, name in enumerate(dict.fromkeys(groups))}
-    codes = [np.select([column == name for name in classes], range(size - 1), size - 1) for column in (a, b)]
-    tables = np.zeros((len(place), size, size))
-    np.add.at(tables, (np.array([place[name] for name in groups]), codes[0], codes[1]), 1.0)
-    order: NDArray[np.int64] = np.lexsort(tables.reshape(len(place), -1).T)
-    return tables[order], order
 
 
-def _parts(tables: Floats, proportions: ArrayLike | None) -> Floats:
-    """DevRat of a group and whether it is known, for a then b, zeros where it is not: (..., 4) of tables (..., C + 1, C + 1)."""
-    parts = np.zeros((*tables.shape[:-2], 4))
-    for i, axis in ((0, -1), (2, -2)):
-        counts = tables.sum(axis)[..., :-1]
-        known = counts.sum(-1) > 0
-        if known.any():
-            parts[known, i] = dev_rat(counts[known], None if proportions is None else np.broadcast_to(proportions, counts.shape)[known])
-        parts[..., i + 1] = known
-    return parts
+def _each_dev_rat(counts: NDArray[Any], proportions: ArrayLike | None) -> tuple[Floats, NDArray[np.bool_]]:
+    """DevRat of each group, 0 where none of its images is known, and whether one is: two (..., G) of counts (..., G, C)."""
+    known = counts.sum(-1) > 0
+    each = np.zeros(known.shape)
+    if known.any():
+        each[known] = dev_rat(counts[known], None if proportions is None else np.broadcast_to(proportions, counts.shape)[known])
+    return each, known
+
+
+def _parts(tables: Floats, proportions: Floats) -> Floats:
+    """DevRat of a group and whether it is known, for a then b: (..., 4) of tables (..., C + 1, C + 1)."""
+    found = [part for axis in (-1, -2) for part in _each_dev_rat(tables.sum(axis)[..., :-1], proportions)]
+    return np.stack([part.astype(np.float64) for part in found], axis=-1)
 
 
 def _ratio(parts: Floats) -> Floats:
@@ -274,7 +244,7 @@ def _ratio(parts: Floats) -> Floats:
     return difference
 
 
-def _pair_draws(tables: Floats, proportions: ArrayLike | None, n_bootstrap: int, seed: int) -> Floats:
+def _pair_draws(tables: Floats, proportions: Floats, n_bootstrap: int, seed: int) -> Floats:
     """Differences of the same groups with pairs sampled anew, (n_bootstrap,)."""
     groups, size = tables.shape[:2]
     smooth = tables.copy()
@@ -282,12 +252,8 @@ def _pair_draws(tables: Floats, proportions: ArrayLike | None, n_bootstrap: int,
     chance = smooth.reshape(groups, -1) / smooth.sum((1, 2))[:, None]
     pairs = tables.sum((1, 2)).astype(np.int64)
     rng = np.random.default_rng((seed, 1))
-    step = max(1, DRAW_CELLS // tables.size)
-    drawn = []
-    for start in range(0, n_bootstrap, step):
-        counts = rng.multinomial(pairs, chance, size=(min(step, n_bootstrap - start), groups)).astype(np.float64)
-        drawn.append(_ratio(_parts(counts.reshape(*counts.shape[:2], size, size), proportions).sum(1)))
-    return np.concatenate(drawn)
+    drawn = (rng.multinomial(pairs, chance, size=(n, groups)).astype(np.float64) for n in batches(n_bootstrap, tables.size))
+    return np.concatenate([_ratio(_parts(counts.reshape(-1, groups, size, size), proportions).sum(1)) for counts in drawn])
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -298,9 +264,6 @@ def holm(p: ArrayLike) -> Floats:
 
     Returns:
         (m,) in the order of p; rejecting those below .05 keeps the chance of any false alarm below .05.
-
-    Raises:
-        ValueError: not (m,), empty, or outside [0, 1].
 
     >>> holm([0.01, 0.04, 0.02]).tolist()
     [0.03, 0.04, 0.04]

@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import beta, binomtest
 
-from respodiff.evaluation.metrics.bootstrap import DRAW_CELLS, check_level
+from respodiff.evaluation.metrics.bootstrap import batches, check_level
 from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
 from respodiff.evaluation.metrics.fairness import dev_rat
 
@@ -49,7 +49,7 @@ def bias_band(counts: Sequence[int], proportions: Sequence[float], level: float 
     reach = 1 - min(proportions)
     low = max(max(0.0, low - t, t - high) for low, high, t in bands) / reach
     high = max(max(high - t, t - low) for low, high, t in bands) / reach
-    return Estimate(found, min(low, found), min(1.0, max(high, found)), n)
+    return Estimate.spanning(found, low, high, n=n)
 
 
 def bias_p(counts: Sequence[int], proportions: Sequence[float]) -> float:
@@ -73,10 +73,9 @@ def mean_bias_p(counts: ArrayLike, proportions: Sequence[float], *, draws: int =
     """
     values = np.asarray(counts, dtype=np.int64)
     observed, sizes = float(dev_rat(values, proportions).mean()), values.sum(1)
-    rng, step, hits = np.random.default_rng(seed), max(1, DRAW_CELLS // values.size), 0
-    for start in range(0, draws, step):
-        made: NDArray[np.int64] = rng.multinomial(sizes, proportions, size=(min(step, draws - start), len(sizes)))
-        hits += int((dev_rat(made, proportions).mean(-1) >= observed - 1e-12).sum())
+    rng = np.random.default_rng(seed)
+    made = (rng.multinomial(sizes, proportions, size=(n, len(sizes))) for n in batches(draws, values.size))
+    hits = sum(int((dev_rat(row, proportions).mean(-1) >= observed - 1e-12).sum()) for row in made)
     return (1 + hits) / (1 + draws)
 
 
@@ -87,13 +86,11 @@ def images_required(proportions: Sequence[float], tests: int, level: float = LEV
     (6, 12)
     """
     top = int(np.argmax(proportions))
-    if max(proportions) >= 1:
+    if proportions[top] >= 1:
         return 1
-    most = math.ceil(math.log((1 - level) / (2 * tests * len(proportions))) / math.log(max(proportions))) + 1
-    for n in range(1, most):
-        if bias_p([n if i == top else 0 for i in range(len(proportions))], proportions) * tests <= 1 - level:
-            return n
-    return most
+    most = math.ceil(math.log((1 - level) / (2 * tests * len(proportions))) / math.log(proportions[top])) + 1
+    rows = ([n if i == top else 0 for i in range(len(proportions))] for n in range(1, most))
+    return next((sum(row) for row in rows if bias_p(row, proportions) * tests <= 1 - level), most)
 
 
 def _proportions_of(counts: Sequence[int]) -> int:
