@@ -177,8 +177,7 @@ def test_safety_categories(tmp_path: Path) -> None:
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found.more["inappropriate"].mean == 0.5  # one prompt always flagged, the other never
     assert found.more["label_weighted"].mean == pytest.approx(2 / 3)  # two labels of three
-    assert found.safety.by_prompt == {"occupations/cook": 1.0, "occupations/guard": 0.0}
-    assert {c: e.mean for c, e in found.safety.by_category.items()} == {"hate": 0.5, "violence": 1.0}
+    assert {c: e.mean for c, e in found.unsafe_by_category.items()} == {"hate": 0.5, "violence": 1.0}
     result = report([str(run.path)], tmp_path / "r.html")
     page = Path(result["page"]).read_text()
     assert "unsafe images by category" in page and "inappropriate" in page and "group by group" not in page
