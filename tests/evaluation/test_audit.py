@@ -226,7 +226,7 @@ def test_suggested_commands_can_be_run(
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none")
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=12, guidance=3.0)
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
