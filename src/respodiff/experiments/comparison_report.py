@@ -11,7 +11,7 @@ from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.comparison import Blocks, ReportEntry, collect, entries_of
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.judges import EMBEDDED, NOTICE, Judge, Vocabulary
+from respodiff.evaluation.judges import NOTICE, Judge
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings, share
 from respodiff.evaluation.scored_run import load_scored_run
@@ -46,14 +46,18 @@ LOST = {
 PARTS = {"suite": "Images", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
 
 
-def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def publish(comparison: MethodComparison, judge: Judge) -> dict[str, Any]:
     """Judge what was generated and write ``compare.html``, ``compare.md`` and ``compare.json`` into the comparison's folder.
 
     Returns:
         JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
     """
-    judged(comparison, judge)
-    rows, kind, out = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed)), comparison.plan.kind, comparison.out
+    kind, out = comparison.plan.kind, comparison.out
+    attributes = [comparison.plan.whole] if kind == "fairness" else []
+    for setting in comparison.settings():
+        for part in comparison.parts:
+            judge_all(setting.folder / part, judge, attributes)
+    rows = rows_of(comparison)
     kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(comparison.plan))}
     kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
     lead, notes = _lead(comparison, judge), _about_rows(comparison, rows)
@@ -64,56 +68,39 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def judged(comparison: MethodComparison, judge: Judge) -> None:
-    """Judge every run of a comparison and keep the scores in its folders."""
-    attributes = [comparison.plan.whole] if comparison.plan.kind == "fairness" else []
-    words = Vocabulary.embedded() if judge.name in EMBEDDED else None
-    for setting in comparison.settings():
-        for part in comparison.parts:
-            judge_all(setting.folder / part, judge, attributes, vocabulary=words)
-
-
-def blocks_of(comparison: MethodComparison, part: str, settings: Settings | None = None) -> Blocks:
+def blocks_of(comparison: MethodComparison, part: str) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
-    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], settings=settings or Settings())
+    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()])
 
 
-def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> list[dict[str, Any]]:
+def rows_of(comparison: MethodComparison) -> list[dict[str, Any]]:
     """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
-    settings = settings or Settings()
-    fair, attribute = comparison.plan.kind == "fairness", comparison.plan.whole.name if comparison.plan.kind == "fairness" else ""
-    main = blocks_of(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
+    settings, fair = Settings(), comparison.plan.kind == "fairness"
+    attribute = comparison.plan.whole.name if fair else ""
+    main = blocks_of(comparison, "suite")[comparison.parts["suite"][0][0].suite]
     runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
         row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
-        row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
-        row |= {"explicit_prompt_accuracy": _json(_explicit(other, attribute, settings))} if fair else _metrics(other, "", BENIGN)
+        row |= _metrics(entry, attribute)
+        change = entry.comparison and entry.comparison.tested(MAIN[comparison.plan.kind], attribute)
+        row["change"] = change and {key: getattr(change, key) for key in ("mean", "low", "high", "n")}
+        row["tests"] = [asdict(t) for t in entry.comparison.tests] if entry.comparison else []
+        if fair:
+            kept = [(r, score.labels[attribute] == r.categories[0]) for r, score in other.run.known if r.categories]
+            explicit = share(kept, settings)
+            row["explicit_prompt_accuracy"] = explicit and asdict(explicit)
+        else:
+            row |= _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
     return out
 
 
 def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, Any]:
     """Every registered metric: its value for the run, else for the attribute that is compared."""
-    values = {name: entry.metric(name) for name in METRICS}
-    return {prefix + name: _json(found.get("") or found.get(attribute)) for name, found in values.items()}
-
-
-def _json(e: Estimate | None) -> dict[str, float] | None:
-    return None if e is None else asdict(e)
-
-
-def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
-    """The tested difference of the main metric to the baseline, and all tests."""
-    tests = entry.comparison.tests if entry.comparison else ()
-    found = entry.comparison and entry.comparison.tested(metric, attribute)
-    change = found and {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-    return {"change": change, "tests": [asdict(t) for t in tests]}
-
-
-def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> Estimate | None:
-    """Share of images of explicit prompts that show what the prompt states."""
-    return share([(r, score.labels[attribute] == r.categories[0]) for r, score in entry.run.known if r.categories], settings)
+    found = {name: entry.metric(name) for name in METRICS}
+    values = {name: by.get("") or by.get(attribute) for name, by in found.items()}
+    return {prefix + name: e and asdict(e) for name, e in values.items()}
 
 
 def unchanged(rows: Sequence[Row]) -> list[str]:
@@ -166,11 +153,11 @@ def trade_off(rows: Sequence[Row], kind: str, axis: str = "drift") -> Curves:
     start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), BASELINE)
     series = [(BASELINE, [start])]
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    heads = {name.partition(":")[0] for name in names}
+    one_method = len({name.partition(":")[0] for name in names}) == 1 < len(names)
     for name in names:
         own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["scale"])
-        short = name.partition(":")[2] if len(heads) == 1 < len(names) else ""  # variants of one method
-        series.append((short or name, [start, *(_point(row, plain, x, y) for row in own)]))
+        label = name.partition(":")[2] or name if one_method else name
+        series.append((label, [start, *(_point(row, plain, x, y) for row in own)]))
     title = f"Lower left is better: less changed, {'more even' if fair else 'fewer unsafe images'}."
     return Curves(title, LOST[x], METRICS[y].title if fair else "share of unsafe images", series, better="better")
 
@@ -194,35 +181,26 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     """The finding in words, methods without a significant change, and settings that are not a method's own defaults."""
     key = MAIN[comparison.plan.kind]
     title = METRICS[key].title if key == "devrat" else "share of unsafe images"
-    known = [row for row in rows if row[key]]
-    notes = []
+    known, notes = [row for row in rows if row[key]], []
     if len(known) > 1:
-        best, words = min(known, key=lambda row: float(row[key]["mean"])), {}
-        for row in (best, rows[0]):
-            words[row["label"]] = f"{row['label']} {text(cell(row, key))} (n = {row['n']})"
-        found = (
-            f"Lowest {title}: {', baseline '.join(words.values())}."
-            if len(words) > 1
-            else f"No method has a lower {title} than the baseline."
-        )
+        best = min(known, key=lambda row: float(row[key]["mean"]))
+        first, last = (f"{row['label']} {text(cell(row, key))} (n = {row['n']})" for row in (best, rows[0]))
+        found = f"No method has a lower {title} than the baseline." if best is rows[0] else f"Lowest {title}: {first}, baseline {last}."
         notes.append(f"{found} Where intervals overlap, the order is open.")
     still = unchanged(rows)
     notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
     for name in comparison.names:
         if changes := comparison.plan.settings.get(name):
-            notes.append(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in changes.items()) + "; the rest as the method has it.")
+            words = (f"{k} {f'{len(v)} texts' if isinstance(v, tuple | list) and len(v) > 4 else v}" for k, v in changes.items())
+            notes.append(f"{name}: {', '.join(words)}; the rest as the method has it.")
     return notes
 
 
-def _short(value: Any) -> str:
-    return f"{len(value)} texts" if isinstance(value, tuple | list) and len(value) > 4 else str(value)
-
-
 def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str]) -> list[Section]:
-    kind = comparison.plan.kind
+    kind, compared = comparison.plan.kind, [m for m in METRICS.values() if comparison.plan.kind in m.compared]
     table = [{"method": r["label"], "n": r["n"], **{title: cell(r, key) for key, title in columns_of(kind).items()}} for r in rows]
     half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
-    notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
+    notes = [*definitions(compared), *ABOUT]
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
     sections = [
         Section("Findings", notes=findings),
