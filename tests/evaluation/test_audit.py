@@ -88,7 +88,7 @@ def test_what_the_judge_cannot_tell_is_no_finding(run: ScoredRun, stated: Scored
     assert hat.attribute == "hat" and hat.devrat.mean == 1, "it answers the same every time"
     assert not hat.biased and hat.judge_validity.mean == 0.5 and not hat.judge_validity.beyond_chance
     told = gender.judge_validity
-    assert (told.mean, told.n, told.by, told.beyond_chance, told.enough) == (1.0, 8, {"woman": 1.0, "man": 1.0}, True, True)
+    assert (told.mean, told.n, told.beyond_chance, told.enough) == (1.0, 8, True, True)
     assert [r.attribute for r in found.ranking[-3:]] == ["hat"] * 3 and not any(r.biased for r in found.ranking[-3:])
     assert to_train(found.attributes) == ["woman", "man"]
     assert audit(run, None, ALL).attributes[0].attribute == "hat", "unchecked it would come first"

@@ -301,8 +301,8 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     found = report([str(run.path)], tmp_path / "r.html", confusion=known)
     statistics = found["suites"]["occupations"][0]["statistics"]
     assert [(c["labels"], c["count"], c["suppressed"]) for c in statistics["intersection"]["subgroups"]][:2] == [
-        (("woman", "cook"), 4, True),
-        (("woman", "guard"), 4, True),
+        (["woman", "cook"], 4, True),
+        (["woman", "guard"], 4, True),
     ]
     agreed = {a["task"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in statistics["agreement"] if a["kappa"]}
     assert agreed["gender"] == (1.0, 1.0)

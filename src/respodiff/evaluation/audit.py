@@ -71,10 +71,9 @@ class Validity(Estimate):
     """Share of images of explicit prompts in which the judge sees the concept that is stated.
 
     Attributes:
-        by: The same by concept. beyond_chance: Whether it is more than chance. enough: Whether so many images could show it at all.
+        beyond_chance: Whether it is more than chance. enough: Whether so many images could show it at all.
     """
 
-    by: dict[str, float]
     beyond_chance: bool
     enough: bool
 
@@ -120,14 +119,12 @@ class Audit:
 
     Attributes:
         attributes: Most biased first; those that the judge does not recognise last. ranking: The same by attribute and prompt.
-        images_required: Images a prompt from which a single prompt can be shown to be biased, for every attribute.
         summary: Of the run. problems: What limits the audit.
         suggest: Commands to run next. command: The command that made the audit.
     """
 
     attributes: tuple[AttributeBias, ...]
     ranking: tuple[PromptBias, ...]
-    images_required: int
     summary: Summary
     problems: tuple[str, ...]
     suggest: tuple[str, ...] = ()
@@ -142,7 +139,7 @@ class Audit:
             "tests": len(self.ranking),
             "attributes": [as_json(a) for a in self.attributes],
             "ranking": [r.to_json() for r in self.ranking],
-            "images_required": self.images_required,
+            "images_required": max(a.images_required for a in self.attributes),
             "problems": list(self.problems),
             "suggest": list(self.suggest),
             "command": self.command,
@@ -168,11 +165,12 @@ def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribu
     """
     settings = settings or Settings()
     summary = summarise(run.only([a.name for a in attributes]), settings)
-    counts = {a.name: _known_counts(summary, a) for a in attributes}
+    groups = {a.name: run.known_counts(a.name) if a.name in run.attributes else {} for a in attributes}
+    counts = {name: {g: row for g, row in rows.items() if sum(row)} for name, rows in groups.items()}
     asked = [a for a in attributes if counts[a.name]]
     if not asked:
         raise ValueError(f"judge {summary.judge.name!r} gave no label; give one that chooses between texts: embedded, clip:DIR-OR-ID")
-    wanted = {a.name: _wanted(run, a) for a in asked}
+    wanted = {a.name: list(run.wanted(a.name).values()) for a in asked}
     ps = [mean_bias_p(list(counts[a.name].values()), wanted[a.name], seed=settings.seed) for a in asked]
     each, tests = 1 - (1 - LEVEL) / len(asked), sum(map(len, counts.values()))
     rows = []
@@ -193,20 +191,7 @@ def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribu
         )
         rows.append(found)
     rows.sort(key=lambda row: (not row.valid, -row.above_random, row.attribute))
-    return Audit(
-        tuple(rows), tuple(_ranking(run, summary, rows, counts)), max(row.images_required for row in rows), summary, summary.problems
-    )
-
-
-def _wanted(run: ScoredRun, attribute: Attribute) -> list[float]:
-    found = run.header.proportions.get(attribute.name)
-    return [found.get(c, 0.0) if found else 1 / len(attribute.names) for c in attribute.names]
-
-
-def _known_counts(summary: Summary, attribute: Attribute) -> dict[str, list[int]]:
-    """Group -> images of each concept, for the groups with a known one."""
-    rows = {g: [row[c] for c in attribute.names] for g, row in summary.counts.get(attribute.name, {}).items()}
-    return {g: row for g, row in rows.items() if sum(row)}
+    return Audit(tuple(rows), tuple(_ranking(run, summary, rows, counts)), summary, summary.problems)
 
 
 def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None:
@@ -214,20 +199,16 @@ def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None
     if stated is None or attribute.name not in stated.attributes:
         return None
     concepts = {c.target: c.name for c in attribute.concepts}
-    hits: dict[str, list[bool]] = {}
-    for r, seen in zip(stated.records, stated.labels(attribute.name), strict=True):
-        if r.group in concepts:
-            hits.setdefault(concepts[r.group], []).append(seen == concepts[r.group])
-    if len(hits) < len(concepts):
+    rows = [(r.group, seen) for r, seen in zip(stated.records, stated.labels(attribute.name), strict=True) if r.group in concepts]
+    if len({group for group, _ in rows}) < len(concepts):
         return None
-    n, right, chance = sum(map(len, hits.values())), sum(map(sum, hits.values())), 1 / len(concepts)
+    n, right, chance = len(rows), sum(concepts[group] == seen for group, seen in rows), 1 / len(concepts)
     low, high = exact_band(right, n, LEVEL)
-    by = {c: sum(found) / len(found) for c, found in hits.items()}
-    return Validity(right / n, low, high, n, by, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
+    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
 
 
 def _ranking(
-    run: ScoredRun, summary: Summary, rows: Sequence[AttributeBias], counts: Mapping[str, Mapping[str, list[int]]]
+    run: ScoredRun, summary: Summary, rows: Sequence[AttributeBias], counts: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> list[PromptBias]:
     """A row an attribute and group, by the least bias that its interval allows; attributes that the judge does not recognise last."""
     texts = {r.group: r.prompt for r in reversed(run.records)}

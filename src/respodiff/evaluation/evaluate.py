@@ -130,15 +130,13 @@ def by_group(
         ValueError: Proportions that do not sum to 1, or of a concept that the attribute does not have.
     """
     found = given if given is not None else parts[0].settings().get("group_proportions") or {}
-    out: dict[str, dict[str, dict[str, float]]] = {a.name: {} for a in attributes}
+    out = {a.name: {group: dict(rows[a.name]) for group, rows in found.items() if a.name in rows} for a in attributes}
     for a in attributes:
-        for group, proportions in found.items():
-            if a.name in proportions:
-                try:
-                    check_proportions(a.names, proportions[a.name])
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(f"group_proportions of {a.name} for group {group!r}: {error}") from error
-                out[a.name][group] = dict(proportions[a.name])
+        for group, proportions in out[a.name].items():
+            try:
+                check_proportions(a.names, proportions)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"group_proportions of {a.name} for group {group!r}: {error}") from error
     return out
 
 

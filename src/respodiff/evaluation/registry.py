@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from respodiff.concepts.concept import Kind
 from respodiff.concepts.intersections import JOIN, subgroups
 from respodiff.data.run_folder import ImageRecord
-from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import bootstrap, fairness, intersection, safety
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate
 from respodiff.evaluation.scored_run import ScoredRun
@@ -140,14 +139,9 @@ def devrat(run: ScoredRun, settings: Settings) -> dict[str, DevRat | None]:
     """Mean deviation ratio of the perceived concepts over groups of prompts, by attribute."""
     found = {}
     for name in run.attributes:
-        rows = run.counts(name)
-        found[name] = devrat_of(concept_counts(rows), [list(run.wanted(name, g).values()) for g in rows], settings)
+        rows = run.known_counts(name)
+        found[name] = devrat_of(list(rows.values()), [list(run.wanted(name, g).values()) for g in rows], settings)
     return found
-
-
-def concept_counts(rows: Mapping[str, Mapping[str, int]]) -> list[list[int]]:
-    """Images of each concept, a row a group, without the unknown ones."""
-    return [[k for concept, k in row.items() if concept != UNKNOWN] for row in rows.values()]
 
 
 @metric("concept_accuracy", "concept accuracy", "share", "share of images that show the concept asked for", True, ("fairness",))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest
+from respodiff.data.run_folder import ImageRecord, RunFolder
 from respodiff.evaluation.judges import UNKNOWN, Floats, Score
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
@@ -78,7 +78,11 @@ class ScoredRun:
                     row[score.labels[attribute]] += 1
         return dict(sorted(out.items()))
 
-    def wanted(self, attribute: str, group: str) -> dict[str, float]:
+    def known_counts(self, attribute: str) -> dict[str, tuple[int, ...]]:
+        """Group of prompts -> number of images of each concept."""
+        return {group: tuple(row.values())[:-1] for group, row in self.counts(attribute).items()}
+
+    def wanted(self, attribute: str, group: str = "") -> dict[str, float]:
         """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else equal ones."""
         concepts, header = self.attributes[attribute], self.header
         found = header.group_proportions.get(attribute, {}).get(group) or header.proportions.get(attribute)
@@ -110,12 +114,8 @@ class ScoredRun:
         held = {digest: v for folder in self.folders for digest, v in ScoreFiles(RunFolder(folder), key).vectors().items()}
         if not held:
             return None
-        out = np.full((len(self.records), len(next(iter(held.values())))), np.nan, dtype=np.float32)
-        for i, (record, home, score) in enumerate(zip(self.records, self.image_folders, self.answers[key], strict=True)):
-            if score.problem is None:
-                digest = record.digest or file_digest(home / record.file)  # a manifest written by hand may leave it out
-                out[i] = held.get(digest, np.nan)
-        return out
+        missing = np.full(len(next(iter(held.values()))), np.nan, dtype=np.float32)
+        return np.stack([missing if score.problem else held.get(score.digest, missing) for score in self.answers[key]])
 
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""

@@ -111,14 +111,13 @@ class Summary:
 def summarise(run: ScoredRun, settings: Settings | None = None) -> Summary:
     """All numbers of one run."""
     settings = settings or Settings()
-    counts = {name: run.counts(name) for name in run.attributes}
     own = {f.name for f in dataclasses.fields(Summary)}
     values: dict[str, Any] = {m.name: m.value(run, settings) for m in METRICS.values() if m.value}
     problems = [*run.problems, *_failures(run)]
     problems += [
         f"DevRat {name} is not given: half of the groups or more hold one image, and one image is always lopsided; name groups of prompts"
         for name, found in values["devrat"].items()
-        if found is None and any(map(sum, registry.concept_counts(counts[name])))
+        if found is None and any(map(sum, run.known_counts(name).values()))
     ]
     corrected = {name: _corrected(name, run, settings, problems) for name in run.attributes}
     judges = {
@@ -132,9 +131,9 @@ def summarise(run: ScoredRun, settings: Settings | None = None) -> Summary:
         devrat_by={name: _devrat_by(name, run, settings) for name in run.attributes},
         unsafe_by=_unsafe_by(run),
         unsafe_by_category=registry.flagged_by_category(run, settings),
-        counts=counts,
-        proportions={name: _overall(list(run.attributes[name]), rows, settings) for name, rows in counts.items()},
-        proportions_by={name: {g: _wilson(row) for g, row in rows.items()} for name, rows in counts.items()},
+        counts={name: run.counts(name) for name in run.attributes},
+        proportions={name: _proportions(name, run, settings) for name in run.attributes},
+        proportions_by={name: _proportions_by(name, run) for name in run.attributes},
         corrected=corrected,
         intersection=_intersection(run, settings),
         agreement=agreements(run, settings),
@@ -156,28 +155,26 @@ def _failures(run: ScoredRun) -> list[str]:
     ]
 
 
-def _known(row: Mapping[str, int]) -> dict[str, int]:
-    return {concept: k for concept, k in row.items() if concept != UNKNOWN}
-
-
-def _wilson(row: Mapping[str, int]) -> Shares:
-    """Shares of the concepts in one group."""
-    known = _known(row)
-    total = sum(known.values())
-    return {c: fairness.wilson(k, total) if total else None for c, k in known.items()}
-
-
-def _overall(concepts: list[str], rows: Mapping[str, Mapping[str, int]], settings: Settings) -> Shares:
+def _proportions(attribute: str, run: ScoredRun, settings: Settings) -> Shares:
     """Shares of the concepts over all images, with an interval over groups."""
-    used = [known for row in rows.values() if sum((known := _known(row)).values())]
-    totals = [sum(row.values()) for row in used]
-    return {c: fairness.share_interval([row[c] for row in used], totals, **settings.boot) if used else None for c in concepts}
+    used = [row for row in run.known_counts(attribute).values() if sum(row)]
+    columns = list(zip(*used, strict=True)) if used else [()] * len(run.attributes[attribute])
+    found = [fairness.share_interval(column, list(map(sum, used)), **settings.boot) if used else None for column in columns]
+    return dict(zip(run.attributes[attribute], found, strict=True))
+
+
+def _proportions_by(attribute: str, run: ScoredRun) -> dict[str, Shares]:
+    """Shares of the concepts in each group, with Wilson's interval."""
+    out = {}
+    for group, row in run.known_counts(attribute).items():
+        n = sum(row)
+        out[group] = {c: fairness.wilson(k, n) if n else None for c, k in zip(run.attributes[attribute], row, strict=True)}
+    return out
 
 
 def _devrat_by(attribute: str, run: ScoredRun, settings: Settings) -> dict[str, DevRat | None]:
     """DevRat of every group; groups with equal counts and equal targets are computed once."""
-    rows = run.counts(attribute)
-    kinds = {g: (tuple(_known(row).values()), tuple(run.wanted(attribute, g).values())) for g, row in rows.items()}
+    kinds = {g: (row, tuple(run.wanted(attribute, g).values())) for g, row in run.known_counts(attribute).items()}
     found = {kind: registry.devrat_of([kind[0]], [kind[1]], settings) for kind in set(kinds.values())}
     return {g: found[kind] for g, kind in kinds.items()}
 
