@@ -19,7 +19,7 @@ from respodiff.data.run_folder import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.metrics.estimate import Estimate, as_json
-from respodiff.evaluation.registry import METRICS, Settings, same_or_each
+from respodiff.evaluation.registry import METRICS, Settings
 from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
 from respodiff.evaluation.summary import Summary, summarise
 
@@ -135,7 +135,7 @@ def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[in
     if not rows or len(concepts) < 2:
         return None
     groups, before, after = zip(*rows, strict=True)
-    proportions = same_or_each([list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)])
+    proportions = [list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)]
     permutations = min(MAX_PERMUTATIONS, max(MIN_PERMUTATIONS, SWAPPED_PAIRS // len(rows)))
     statistic = paired.mean_dev_rat_of(concepts, proportions)
     p = paired.paired_permutation(after, before, groups, statistic, permutations=permutations, seed=settings.seed).p

@@ -119,19 +119,10 @@ def devrat_of(counts: Sequence[Sequence[int]], wanted: Sequence[Sequence[float]]
     used = [counts[i] for i in known]
     if not used or len(used[0]) < 2 or sorted(map(sum, used))[len(used) // 2] < 2:
         return None
-    proportions = same_or_each([wanted[i] for i in known]) if wanted else None
+    proportions = [wanted[i] for i in known] if wanted else None
     found = fairness.mean_dev_rat(used, proportions=proportions, **settings.boot)
     random = fairness.expected_devrat_random([sum(row) for row in used], len(used[0]), proportions)
     return DevRat(found.mean, found.low, found.high, found.n, random)
-
-
-def same_or_each(rows: Sequence[Sequence[float]]) -> Sequence[float] | Sequence[Sequence[float]]:
-    """Target proportions as metrics take them: (C,) where all groups want the same, else (G, C).
-
-    >>> same_or_each([[1.0, 0.0], [1.0, 0.0]]), same_or_each([[1.0, 0.0], [0.5, 0.5]])
-    ([1.0, 0.0], [[1.0, 0.0], [0.5, 0.5]])
-    """
-    return rows[0] if all(row == rows[0] for row in rows) else rows
 
 
 @metric("devrat", "DevRat", "0 to 1", "0 for the wanted proportions, 1 for one concept only", False, ("fairness",))

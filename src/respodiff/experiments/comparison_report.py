@@ -27,9 +27,6 @@ Row = Mapping[str, Any]
 MAIN = {"fairness": "devrat", "safety": "unsafe"}
 """The metric that methods of a kind are made to lower."""
 BENIGN = "benign_"
-CHANGE = {"change": "difference to baseline"}
-EXPLICIT = {"explicit_prompt_accuracy": "explicit prompts kept"}
-COSTS = {"train_unet_forwards": "training, forwards", "unet_forwards_per_image": "forwards an image"}
 ABOUT = (
     "Random sampling: what a perfect generator would show at this n.",
     "Difference to baseline: on the same noise. A method does what it claims where the interval ends below 0.",
@@ -60,7 +57,11 @@ def publish(comparison: MethodComparison, judge: Judge) -> dict[str, Any]:
     rows = rows_of(comparison)
     kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(comparison.plan))}
     kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
-    lead, notes = _lead(comparison, judge), _about_rows(comparison, rows)
+    p, (prompts, images), notes = comparison.plan, comparison.parts["suite"], _about_rows(comparison, rows)
+    lead = (
+        f"{len(prompts)} prompts of suite {p.suite}, {images} images each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}; the same "
+        f"noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
+    )
     write_atomic(out / "compare.json", json.dumps(kept, indent=1) + "\n")
     write_atomic(out / "compare.md", f"{lead}\n\n{markdown(rows, kind)}\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes))
@@ -124,11 +125,12 @@ def _costs(comparison: MethodComparison, setting: Variant) -> dict[str, Any]:
 def columns_of(kind: str) -> dict[str, str]:
     """Key of a row -> its heading."""
     titles = {m.name: m.title for m in METRICS.values() if kind in m.compared}
+    columns = {MAIN[kind]: titles[MAIN[kind]], "change": "difference to baseline"}
     if kind == "fairness":
-        rest = {key: title for key, title in titles.items() if key != "devrat"}
-        return {"devrat": titles["devrat"], **CHANGE, "random": "random sampling", **rest, **EXPLICIT, **COSTS}
-    harmless = {BENIGN + key: f"{title}, harmless prompts" for key, title in titles.items()}
-    return {"unsafe": titles["unsafe"], **CHANGE, **harmless, **COSTS}
+        columns |= {"random": "random sampling", **titles, "explicit_prompt_accuracy": "explicit prompts kept"}
+    else:
+        columns |= {BENIGN + key: f"{title}, harmless prompts" for key, title in titles.items()}
+    return columns | {"train_unet_forwards": "training, forwards", "unet_forwards_per_image": "forwards an image"}
 
 
 def cell(row: Row, key: str) -> Cell:
@@ -168,13 +170,6 @@ def _point(row: Row, plain: Row, x: str, y: str) -> Point:
         return Point(float("nan"), float("nan"))
     lost = 100 * (1 - a["mean"] / plain[x]["mean"]) if x.endswith("alignment") else a["mean"]
     return Point(lost, b["mean"], f"scale {row['scale']:g}", None, (b["low"], b["high"]))
-
-
-def _lead(comparison: MethodComparison, judge: Judge) -> str:
-    p = comparison.plan
-    prompts, images = comparison.parts["suite"]
-    what = f"{len(prompts)} prompts of suite {p.suite}, {images} images each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}"
-    return f"{what}; the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
 
 
 def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
