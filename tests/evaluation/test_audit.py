@@ -88,7 +88,7 @@ def test_what_the_judge_cannot_tell_is_no_finding(run: ScoredRun, stated: Scored
     assert hat.attribute == "hat" and hat.devrat.mean == 1, "it answers the same every time"
     assert not hat.biased and hat.judge_validity.mean == 0.5 and not hat.judge_validity.beyond_chance
     told = gender.judge_validity
-    assert (told.mean, told.n, told.by, told.beyond_chance, told.enough) == (1.0, 8, {"woman": 1.0, "man": 1.0}, True, True)
+    assert (told.mean, told.n, told.beyond_chance, told.enough) == (1.0, 8, True, True)
     assert [r.attribute for r in found.ranking[-3:]] == ["hat"] * 3 and not any(r.biased for r in found.ranking[-3:])
     assert to_train(found.attributes) == ["woman", "man"]
     assert audit(run, None, ALL).attributes[0].attribute == "hat", "unchecked it would come first"
@@ -226,7 +226,7 @@ def test_suggested_commands_can_be_run(
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
     told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none")
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=12, guidance=3.0)
     *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)

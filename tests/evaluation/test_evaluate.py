@@ -47,9 +47,7 @@ def test_numbers_by_hand(tmp_path: Path) -> None:
     assert found.counts["gender"]["cook"] == {"woman": 1, "man": 3, "unknown": 0}
     # only the four cooks were asked for a concept, one woman came out a man
     assert found.concept_accuracy["gender"] == wilson(3, 4)
-    assert found.concept_accuracy_by["gender"] == {"woman": 0.5, "man": 1.0}
     assert found.subject_accuracy.mean == pytest.approx(5 / 6)
-    assert found.subject_accuracy_by == {"woman": 1.0, "man": 0.5}
     assert found.alignment.mean == pytest.approx(100 * 3**-0.5 * 5 / 6)
     assert found.unsafe.mean == pytest.approx(1 / 6)
     assert (found.judge.name, found.judge.digest) == ("colour", "0123456789abcdef")
@@ -111,7 +109,6 @@ def test_images_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     assert found.counts["gender"]["cook"] == {"woman": 0, "man": 1, "unknown": 3}
     assert found.devrat["gender"].mean == 1.0
     assert found.concept_accuracy["gender"].n == 1
-    assert found.concept_accuracy_by["gender"] == {"woman": None, "man": 1.0}
     rows = [json.loads(line) for line in (run.path / "scores" / "colour-01234567.jsonl").read_text().splitlines()]
     assert [row["problem"] for row in rows[:4]] == ["unreadable", "missing", "changed", None]
     assert rows[0]["labels"] == {"gender": "unknown"} and rows[0]["unsafe"] is None
@@ -180,12 +177,9 @@ def test_several_judges_side_by_side(tmp_path: Path) -> None:
     rows = [("cook", None, (0, 0, 0)), ("cook", None, (0, 0, 1)), ("guard", None, (1, 1, 1)), ("guard", None, (1, 0, 0))]
     found = evaluate(paint(tmp_path / "r", rows), [ColourJudge(), Flagger()], [GENDER], vocabulary=WORDS)
     assert found.judge.name == "colour"
-    assert [(j.name, j.failed) for j in found.judges] == [("colour", 0), ("blueness", 1)]
-    assert found.judges[1].threshold == 0.5 and found.judges[1].rule == "blue images"
+    assert [(j.name, j.rule) for j in found.judges] == [("colour", None), ("blueness", "blue images")]
     # a judge that flags by a threshold is there, so its flags count: one of the three that it could tell
     assert found.unsafe.mean == pytest.approx(1 / 3) and found.unsafe.n == 3
-    steps = {row.threshold: row.mean for row in found.sweep["blueness"]}
-    assert len(steps) == 9 and steps[0.5] == pytest.approx(1 / 4) == steps[0.1], "a mean over prompts: cook 0 and 1, guard 0"
     agree = {a.task: a for a in found.agreement}
     assert agree["unsafe"].judges == ("colour", "blueness") and agree["unsafe"].agree.mean == pytest.approx(3 / 4)
 
@@ -334,7 +328,7 @@ def test_nothing_judged_gives_null_not_zero(tmp_path: Path) -> None:
 def test_nothing_asked_gives_null(tmp_path: Path) -> None:
     found = evaluate(paint(tmp_path / "r", GUARDS, subject=None), ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found.concept_accuracy["gender"] is None
-    assert found.subject_accuracy is None and found.subject_accuracy_by == {}
+    assert found.subject_accuracy is None
     assert found.alignment is not None
 
 

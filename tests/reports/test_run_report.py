@@ -177,8 +177,7 @@ def test_safety_categories(tmp_path: Path) -> None:
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found.more["inappropriate"].mean == 0.5  # one prompt always flagged, the other never
     assert found.more["label_weighted"].mean == pytest.approx(2 / 3)  # two labels of three
-    assert found.safety.by_prompt == {"occupations/cook": 1.0, "occupations/guard": 0.0}
-    assert {c: e.mean for c, e in found.safety.by_category.items()} == {"hate": 0.5, "violence": 1.0}
+    assert {c: e.mean for c, e in found.unsafe_by_category.items()} == {"hate": 0.5, "violence": 1.0}
     result = report([str(run.path)], tmp_path / "r.html")
     page = Path(result["page"]).read_text()
     assert "unsafe images by category" in page and "inappropriate" in page and "group by group" not in page
@@ -303,10 +302,9 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     found = report([str(run.path)], tmp_path / "r.html", confusion=known)
     statistics = found["suites"]["occupations"][0]["statistics"]
     assert [(c["labels"], c["count"], c["suppressed"]) for c in statistics["intersection"]["subgroups"]][:2] == [
-        (("woman", "cook"), 4, True),
-        (("woman", "guard"), 4, True),
+        (["woman", "cook"], 4, True),
+        (["woman", "guard"], 4, True),
     ]
-    assert statistics["intersection"]["known"] == 16
     agreed = {a["task"]: (a["agree"]["mean"], a["kappa"]["mean"]) for a in statistics["agreement"] if a["kappa"]}
     assert agreed["gender"] == (1.0, 1.0)
     page = Path(found["page"]).read_text()

@@ -1,10 +1,10 @@
 """Ranks attributes and prompts by how biased the images of an unsteered model are.
 
-A search over many attributes and prompts finds something in pure noise, and what comes first looks worse than it is. So the intervals of the
-ranking hold all at once (exact, Bonferroni over attributes, prompts and concepts), and "biased" is said after Holm's adjustment of all tests.
+A search over many attributes and prompts finds something in pure noise. So the intervals of the ranking hold all at once (exact, Bonferroni
+over attributes, prompts and concepts), and "biased" is said after Holm's adjustment of all tests.
 
-A zero-shot classifier always returns a label. If it cannot recognise an attribute it tends to repeat one label, which looks like maximal
-bias. Each attribute is therefore validated first on images of explicit prompts.
+A zero-shot classifier that cannot recognise an attribute tends to repeat one label, which looks like maximal bias. Each attribute is
+therefore validated first on images of explicit prompts.
 """
 
 from __future__ import annotations
@@ -71,10 +71,9 @@ class Validity(Estimate):
     """Share of images of explicit prompts in which the judge sees the concept that is stated.
 
     Attributes:
-        by: The same by concept. beyond_chance: Whether it is more than chance. enough: Whether so many images could show it at all.
+        beyond_chance: Whether it is more than chance. enough: Whether so many images could show it at all.
     """
 
-    by: dict[str, float]
     beyond_chance: bool
     enough: bool
 
@@ -85,8 +84,8 @@ class AttributeBias:
 
     Attributes:
         attribute: Its name. concepts: Concept -> target prompt. wanted: Concept -> wanted share.
-        proportions, corrected: Concept -> share over all images, as judged and corrected for the judge's errors.
-        devrat: Mean over groups, with an interval that holds for all attributes at once. prompts: Number of groups.
+        proportions: Concept -> share over all images.
+        devrat: Mean over groups, with an interval that holds for all attributes at once.
         p, p_holm: As for `PromptBias`, over attributes. biased: Whether it is shown to be biased by a valid judge.
         judge_validity: None where it was not checked.
         images_required: Fewest images of a group that can show it to be biased.
@@ -96,9 +95,7 @@ class AttributeBias:
     concepts: dict[str, str]
     wanted: dict[str, float]
     proportions: Shares
-    corrected: dict[str, Estimate] | None
     devrat: DevRat
-    prompts: int
     p: float
     p_holm: float
     judge_validity: Validity | None
@@ -122,14 +119,12 @@ class Audit:
 
     Attributes:
         attributes: Most biased first; those that the judge does not recognise last. ranking: The same by attribute and prompt.
-        images_required: Images a prompt from which a single prompt can be shown to be biased, for every attribute.
         summary: Of the run. problems: What limits the audit.
         suggest: Commands to run next. command: The command that made the audit.
     """
 
     attributes: tuple[AttributeBias, ...]
     ranking: tuple[PromptBias, ...]
-    images_required: int
     summary: Summary
     problems: tuple[str, ...]
     suggest: tuple[str, ...] = ()
@@ -144,7 +139,7 @@ class Audit:
             "tests": len(self.ranking),
             "attributes": [as_json(a) for a in self.attributes],
             "ranking": [r.to_json() for r in self.ranking],
-            "images_required": self.images_required,
+            "images_required": max(a.images_required for a in self.attributes),
             "problems": list(self.problems),
             "suggest": list(self.suggest),
             "command": self.command,
@@ -170,26 +165,33 @@ def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribu
     """
     settings = settings or Settings()
     summary = summarise(run.only([a.name for a in attributes]), settings)
-    counts = {a.name: _known_counts(summary, a) for a in attributes}
-    if not any(counts.values()):
+    groups = {a.name: run.known_counts(a.name) if a.name in run.attributes else {} for a in attributes}
+    counts = {name: {g: row for g, row in rows.items() if sum(row)} for name, rows in groups.items()}
+    asked = [a for a in attributes if counts[a.name]]
+    if not asked:
         raise ValueError(f"judge {summary.judge.name!r} gave no label; give one that chooses between texts: embedded, clip:DIR-OR-ID")
-    wanted = {a.name: _wanted(run, a) for a in attributes}
-    validity = {a.name: _validity(stated, a) for a in attributes}
-    ranking = _ranking(run, summary, counts, wanted, validity)
-    needed = {name: images_required(proportions, len(ranking), LEVEL) for name, proportions in wanted.items()}
-    rows = _attributes([a for a in attributes if counts[a.name]], summary, counts, wanted, validity, needed, settings)
-    return Audit(tuple(rows), tuple(ranking), max(needed.values()), summary, summary.problems)
-
-
-def _wanted(run: ScoredRun, attribute: Attribute) -> list[float]:
-    found = run.header.proportions.get(attribute.name)
-    return [found.get(c, 0.0) if found else 1 / len(attribute.names) for c in attribute.names]
-
-
-def _known_counts(summary: Summary, attribute: Attribute) -> dict[str, list[int]]:
-    """Group -> images of each concept, for the groups with a known one."""
-    rows = {g: [row[c] for c in attribute.names] for g, row in summary.counts.get(attribute.name, {}).items()}
-    return {g: row for g, row in rows.items() if sum(row)}
+    wanted = {a.name: list(run.wanted(a.name).values()) for a in asked}
+    ps = [mean_bias_p(list(counts[a.name].values()), wanted[a.name], seed=settings.seed) for a in asked]
+    each, tests = 1 - (1 - LEVEL) / len(asked), sum(map(len, counts.values()))
+    rows = []
+    for a, p, adjusted in zip(asked, ps, holm(ps).tolist(), strict=True):
+        known, validity = list(counts[a.name].values()), _validity(stated, a)
+        e = mean_dev_rat(known, proportions=wanted[a.name], level=each, **settings.boot)
+        found = AttributeBias(
+            attribute=a.name,
+            concepts={c.name: c.target for c in a.concepts},
+            wanted=dict(zip(a.names, wanted[a.name], strict=True)),
+            proportions=summary.proportions[a.name],
+            devrat=DevRat(e.mean, e.low, e.high, e.n, expected_devrat_random([sum(row) for row in known], len(a.names), wanted[a.name])),
+            p=p,
+            p_holm=adjusted,
+            judge_validity=validity,
+            biased=adjusted <= 1 - LEVEL and (validity is None or validity.beyond_chance),
+            images_required=images_required(wanted[a.name], tests, LEVEL),
+        )
+        rows.append(found)
+    rows.sort(key=lambda row: (not row.valid, -row.above_random, row.attribute))
+    return Audit(tuple(rows), tuple(_ranking(run, summary, rows, counts)), summary, summary.problems)
 
 
 def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None:
@@ -197,85 +199,42 @@ def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None
     if stated is None or attribute.name not in stated.attributes:
         return None
     concepts = {c.target: c.name for c in attribute.concepts}
-    hits: dict[str, list[bool]] = {}
-    for r, s in zip(stated.records, stated.scores, strict=True):
-        if r.group in concepts:
-            hits.setdefault(concepts[r.group], []).append(s.labels.get(attribute.name, UNKNOWN) == concepts[r.group])
-    if len(hits) < len(concepts):
+    rows = [(r.group, seen) for r, seen in zip(stated.records, stated.labels(attribute.name), strict=True) if r.group in concepts]
+    if len({group for group, _ in rows}) < len(concepts):
         return None
-    n, right, chance = sum(map(len, hits.values())), sum(map(sum, hits.values())), 1 / len(concepts)
+    n, right, chance = len(rows), sum(concepts[group] == seen for group, seen in rows), 1 / len(concepts)
     low, high = exact_band(right, n, LEVEL)
-    by = {c: sum(found) / len(found) for c, found in hits.items()}
-    return Validity(right / n, low, high, n, by, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
+    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
 
 
 def _ranking(
-    run: ScoredRun,
-    summary: Summary,
-    counts: Mapping[str, Mapping[str, list[int]]],
-    wanted: Mapping[str, list[float]],
-    validity: Mapping[str, Validity | None],
+    run: ScoredRun, summary: Summary, rows: Sequence[AttributeBias], counts: Mapping[str, Mapping[str, tuple[int, ...]]]
 ) -> list[PromptBias]:
     """A row an attribute and group, by the least bias that its interval allows; attributes that the judge does not recognise last."""
     texts = {r.group: r.prompt for r in reversed(run.records)}
-    valid = {name: found is None or found.beyond_chance for name, found in validity.items()}
-    pairs = [(name, group, row) for name, rows in counts.items() for group, row in rows.items()]
+    pairs = [(a, list(a.wanted.values()), group, row) for a in rows for group, row in counts[a.attribute].items()]
     each = 1 - (1 - LEVEL) / len(pairs)
-    ps = [bias_p(row, wanted[name]) for name, _, row in pairs]
+    ps = [bias_p(row, wanted) for _, wanted, _, row in pairs]
     out = []
-    for (name, group, row), p, adjusted in zip(pairs, ps, holm(ps).tolist(), strict=True):
-        concepts, n = list(run.attributes[name]), sum(row)
-        e = bias_band(row, wanted[name], each)
-        far = max(range(len(row)), key=lambda i: (round(abs(row[i] / n - wanted[name][i]), 9), row[i]))
+    for (a, wanted, group, row), p, adjusted in zip(pairs, ps, holm(ps).tolist(), strict=True):
+        concepts, n = list(a.concepts), sum(row)
+        e = bias_band(row, wanted, each)
+        far = max(range(len(row)), key=lambda i: (round(abs(row[i] / n - wanted[i]), 9), row[i]))
         found = PromptBias(
-            attribute=name,
+            attribute=a.attribute,
             prompt=group,
             text=texts[group],
-            devrat=DevRat(e.mean, e.low, e.high, n, expected_devrat_random([n], len(row), wanted[name])),
+            devrat=DevRat(e.mean, e.low, e.high, n, expected_devrat_random([n], len(row), wanted)),
             counts=dict(zip(concepts, row, strict=True)),
-            unknown=summary.counts[name][group][UNKNOWN],
-            most_deviant=MostDeviant(concepts[far], row[far] / n, wanted[name][far]),
+            unknown=summary.counts[a.attribute][group][UNKNOWN],
+            most_deviant=MostDeviant(concepts[far], row[far] / n, wanted[far]),
             p=p,
             p_holm=adjusted,
-            biased=adjusted <= 1 - LEVEL and valid[name],
+            biased=adjusted <= 1 - LEVEL and a.valid,
         )
         out.append(found)
+    valid = {a.attribute: a.valid for a in rows}
     return sorted(out, key=lambda r: (not valid[r.attribute], -r.devrat.low, -r.devrat.mean, r.p, r.attribute, r.prompt))
-
-
-def _attributes(
-    attributes: Sequence[Attribute],
-    summary: Summary,
-    counts: Mapping[str, Mapping[str, list[int]]],
-    wanted: Mapping[str, list[float]],
-    validity: Mapping[str, Validity | None],
-    needed: Mapping[str, int],
-    settings: Settings,
-) -> list[AttributeBias]:
-    """A row an attribute, by how far its DevRat is above that of random sampling."""
-    each = 1 - (1 - LEVEL) / len(attributes)
-    ps = [mean_bias_p(list(counts[a.name].values()), wanted[a.name], seed=settings.seed) for a in attributes]
-    out = []
-    for a, p, adjusted in zip(attributes, ps, holm(ps).tolist(), strict=True):
-        rows, known = list(counts[a.name].values()), validity[a.name]
-        e = mean_dev_rat(rows, proportions=wanted[a.name], level=each, **settings.boot)
-        random = expected_devrat_random([sum(row) for row in rows], len(a.names), wanted[a.name])
-        found = AttributeBias(
-            attribute=a.name,
-            concepts={c.name: c.target for c in a.concepts},
-            wanted=dict(zip(a.names, wanted[a.name], strict=True)),
-            proportions=summary.proportions[a.name],
-            corrected=summary.corrected[a.name],
-            devrat=DevRat(e.mean, e.low, e.high, e.n, random),
-            prompts=len(rows),
-            p=p,
-            p_holm=adjusted,
-            judge_validity=known,
-            biased=adjusted <= 1 - LEVEL and (known is None or known.beyond_chance),
-            images_required=needed[a.name],
-        )
-        out.append(found)
-    return sorted(out, key=lambda a: (not a.valid, -a.above_random, a.attribute))
 
 
 def to_train(ranked: Sequence[AttributeBias]) -> list[str]:

@@ -19,16 +19,16 @@ def calibrate(table: str | Path, judge: TextJudge, attributes: Sequence[Attribut
     """Confusion matrices of a judge that compares images with texts.
 
     Args:
-        table: CSV with a column ``file`` (relative to the table's folder) and one column per attribute, holding a concept's name; a row
-            whose label is empty or none of the attribute's concepts is left out for that attribute.
-        judge: a judge that embeds images and texts. note: where the labels come from, kept with the matrices.
+        table: CSV with a column ``file`` (relative to the table's folder) and one column per attribute, holding a concept's name. Rows with
+            another label are left out for that attribute.
+        judge: A judge that embeds images and texts. note: Where the labels come from, kept with the matrices.
 
     Returns:
-        judge digest -> attribute -> ``classes``, ``targets`` and ``class_template`` (the texts that the judge chose between), ``min_margin``,
+        Judge digest -> attribute -> ``classes``, ``targets`` and ``class_template`` (the texts that the judge chose between), ``min_margin``,
         ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
 
     Raises:
-        ValueError: the table has no such column, or no labelled image for a concept.
+        ValueError: The table has no such column, or no labelled image for a concept.
     """
     path = Path(table)
     rows = [row for _, row in read_table(path, ["file", *(a.name for a in attributes)])]
@@ -38,17 +38,15 @@ def calibrate(table: str | Path, judge: TextJudge, attributes: Sequence[Attribut
     if all(image is None for image in images):
         raise ValueError(f"{path.name}: none of its {len(rows)} images can be read; the column 'file' is relative to the table's folder")
     vectors = iter(judge.embed_images([image for image in images if image is not None]))
-    seen = [None if image is None else next(vectors) for image in images]
-    return {judge.digest: {a.name: _matrix(a, judge, rows, seen, path.name) | {"note": note} for a in attributes}}
+    seen = [(row, None if image is None else next(vectors)) for row, image in zip(rows, images, strict=True)]
+    return {judge.digest: {a.name: _matrix(a, judge, seen, path.name) | {"note": note} for a in attributes}}
 
 
-def _matrix(
-    attribute: Attribute, judge: TextJudge, rows: Sequence[Mapping[str, str]], vectors: Sequence[Any], table: str
-) -> dict[str, Any]:
+def _matrix(attribute: Attribute, judge: TextJudge, seen: Sequence[tuple[Mapping[str, str], Any]], table: str) -> dict[str, Any]:
     texts = judge.embed_texts(class_texts(attribute.concepts))
     pairs = [
         (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])
-        for row, vector in zip(rows, vectors, strict=True)
+        for row, vector in seen
         if row[attribute.name] in attribute.names
     ]
     true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
@@ -77,17 +75,12 @@ def read_confusion(path: str | Path) -> dict[str, Any]:
 
 
 def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
-    classes, matrix = entry["classes"], entry["matrix"]
-    if (
-        list(entry["targets"]) != classes
-        or not isinstance(entry["class_template"], str)
-        or not isinstance(entry["min_margin"], float | int)
-    ):
+    classes, matrix, margin = entry["classes"], entry["matrix"], entry["min_margin"]
+    if list(entry["targets"]) != classes or not isinstance(entry["class_template"], str) or not isinstance(margin, float | int):
         raise ValueError(f"{name}: targets must name the classes, class_template be a text, min_margin a number")
-    if len(matrix) != len(classes) or any(len(row) != len(classes) + 1 for row in matrix):
-        raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts")
-    if not all(isinstance(n, int) and n >= 0 for row in matrix for n in row):
-        raise ValueError(f"{name}: counts must be whole numbers of 0 or more")
+    counts = [n for row in matrix for n in row if isinstance(n, int) and n >= 0]
+    if [len(row) for row in matrix] != [len(classes) + 1] * len(classes) or len(counts) < len(classes) * (len(classes) + 1):
+        raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts of 0 or more")
 
 
 def write_confusion(path: str | Path, found: Mapping[str, Any]) -> Path:

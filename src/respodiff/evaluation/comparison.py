@@ -19,10 +19,11 @@ from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.metrics.estimate import Estimate, as_json
-from respodiff.evaluation.registry import METRICS, Settings, same_or_each
+from respodiff.evaluation.registry import METRICS, Settings
 from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
 from respodiff.evaluation.summary import Summary, summarise
 
+Answers = Sequence[bool | None]
 Floats = NDArray[np.float64]
 
 MIN_IMAGES, MIN_PROMPTS = 50, 10
@@ -58,8 +59,7 @@ class Comparison:
     """How a run differs from the baseline.
 
     Attributes:
-        baseline: Label of the other run. paired: Pairs of images on the same noise. notes: What was left out, and why.
-        tests: Tested differences.
+        baseline: Label of the other run. paired: Pairs of images on the same noise. tests: Tested differences.
         features: Name of the judge whose vectors distances are taken on.
         drift: Mean cosine distance of paired images. frechet, kid: Distances of the two sets of images. split_half: Frechet distance of two
             halves of the baseline's images. None where vectors are missing, or images or prompts are too few.
@@ -67,7 +67,6 @@ class Comparison:
 
     baseline: str
     paired: int
-    notes: tuple[str, ...]
     tests: tuple[Difference, ...]
     features: str
     drift: Estimate | None = None
@@ -78,11 +77,6 @@ class Comparison:
     def tested(self, metric: str, attribute: str = "") -> Difference | None:
         """The tested difference of a metric; None where it was not tested."""
         return next((t for t in self.tests if (t.metric, t.attribute) == (metric, attribute)), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """The comparison as nested dictionaries and lists."""
-        found: dict[str, Any] = as_json(self)
-        return found
 
 
 def pairs_of(base: ScoredRun, run: ScoredRun) -> list[tuple[int, int]]:
@@ -110,32 +104,15 @@ def compare(base: ScoredRun, run: ScoredRun, settings: Settings | None = None) -
     """
     settings = settings or Settings()
     _check_asked_alike(base, run)
-    found, notes = pairs_of(base, run), []
-    tests: list[Difference | None] = []
-    if found:
-        tests += [_devrat(name, base, run, found, settings) for name in run.attributes if name in base.attributes]
-        groups = [run.records[j].prompt_id for _, j in found]
-        if base.header.subjects == run.header.subjects:
-            before = [s.subject_correct for s in base.scores], [s.subject_correct for s in run.scores]
-            tests.append(_yes_no("subject_accuracy", *before, found, groups))
-        else:
-            notes.append("subject accuracy is not tested: the judge chose among other subjects in the two runs")
-        flags = base.flags(), run.flags()
-        if flags[0] is not None and flags[1] is not None:
-            tests.append(_yes_no("unsafe", flags[0], flags[1], found, groups))
+    found = pairs_of(base, run)
+    tests = [_devrat(name, base, run, found, settings) for name in run.attributes if name in base.attributes]
+    if base.header.subjects == run.header.subjects:  # else the judge chose among other subjects
+        before, after = ([s.subject_correct for s in r.scores] for r in (base, run))
+        tests.append(_yes_no("subject_accuracy", before, after, run, found))
+    tests.append(_yes_no("unsafe", base.flags(), run.flags(), run, found))
     key = run.featured if run.featured == base.featured else run.primary
     far = _distances(base, run, key, found, settings)
-    return Comparison(
-        baseline=base.label,
-        paired=len(found),
-        notes=tuple(notes),
-        tests=tuple(t for t in tests if t),
-        features=run.headers[key].judge,
-        drift=far.get("drift"),
-        frechet=far.get("frechet"),
-        split_half=far.get("split_half"),
-        kid=far.get("kid"),
-    )
+    return Comparison(base.label, len(found), tuple(t for t in tests if t), run.headers[key].judge, **far)
 
 
 def _check_asked_alike(base: ScoredRun, run: ScoredRun) -> None:
@@ -146,20 +123,19 @@ def _check_asked_alike(base: ScoredRun, run: ScoredRun) -> None:
     questions = [(f"class template of {name}", a.attributes[name], b.attributes[name]) for name in a.attributes if name in b.attributes]
     for what, x, y in [*questions, ("class_template", a.class_template, b.class_template), ("min_margin", a.min_margin, b.min_margin)]:
         if x != y:
-            raise ValueError(
-                f"{base.label} and {run.label} were judged with other {what} ({x} and {y}): evaluate both alike to compare them"
-            )
+            pair = f"{base.label} and {run.label}"
+            raise ValueError(f"{pair} were judged with other {what} ({x} and {y}): evaluate both alike to compare them")
 
 
 def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[int, int]], settings: Settings) -> Difference | None:
     """DevRat of both runs on their pairs, tested by swapping the runs' labels within pairs."""
     concepts = list(run.attributes[name])
-    rows = [(run.records[j].group, base.scores[i].labels.get(name, UNKNOWN), run.scores[j].labels.get(name, UNKNOWN)) for i, j in found]
-    rows = sorted(row for row in rows if UNKNOWN not in row[1:])
+    seen, others = run.labels(name), base.labels(name)
+    rows = sorted((run.records[j].group, others[i], seen[j]) for i, j in found if UNKNOWN not in (others[i], seen[j]))
     if not rows or len(concepts) < 2:
         return None
     groups, before, after = zip(*rows, strict=True)
-    proportions = same_or_each([list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)])
+    proportions = [list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)]
     permutations = min(MAX_PERMUTATIONS, max(MIN_PERMUTATIONS, SWAPPED_PAIRS // len(rows)))
     statistic = paired.mean_dev_rat_of(concepts, proportions)
     p = paired.paired_permutation(after, before, groups, statistic, permutations=permutations, seed=settings.seed).p
@@ -168,13 +144,15 @@ def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[in
 
 
 def _yes_no(
-    metric: str, before: Sequence[bool | None], after: Sequence[bool | None], found: Sequence[tuple[int, int]], groups: Sequence[str]
+    metric: str, before: Answers | None, after: Answers | None, run: ScoredRun, found: Sequence[tuple[int, int]]
 ) -> Difference | None:
-    pairs = ((before[i], after[j], group) for (i, j), group in zip(found, groups, strict=True))
-    rows = [(bool(a), bool(b), group) for a, b, group in pairs if a is not None and b is not None]
+    """A share in both runs on their pairs, tested by McNemar; None where a run has no answers."""
+    pairs = [(before[i], after[j], run.records[j].prompt_id) for i, j in found] if before and after else []
+    rows = [(bool(a), bool(b), prompt) for a, b, prompt in pairs if a is not None and b is not None]
     if not rows:
         return None
-    test = paired.mcnemar([a for a, *_ in rows], [b for _, b, _ in rows], groups=[g for *_, g in rows])
+    a, b, prompts = zip(*rows, strict=True)
+    test = paired.mcnemar(a, b, groups=prompts)
     d = test.difference
     return Difference(d.mean, d.low, d.high, d.n, metric, "", test.p, "McNemar, exact")
 
@@ -188,26 +166,20 @@ def _distances(base: ScoredRun, run: ScoredRun, key: str, found: Sequence[tuple[
     if both:
         groups = [run.records[j].group for _, j in both]
         out["drift"] = distances.drift(y[[j for _, j in both]], x[[i for i, _ in both]], groups, **settings.boot)
-    before, base_prompts = _finite(base, x)
-    after, prompts = _finite(run, y)
-    if min(len(before), len(after)) >= MIN_IMAGES and min(len(set(prompts)), len(set(base_prompts))) >= MIN_PROMPTS:
-        out |= _between_sets(after, prompts, before, base_prompts, run.headers[key].kind == "texts", settings.seed)
+    (before, base_prompts), (after, prompts) = _finite(base, x), _finite(run, y)
+    if min(len(before), len(after)) < MIN_IMAGES or min(len(set(prompts)), len(set(base_prompts))) < MIN_PROMPTS:
+        return out
+    width, seed = after.shape[1], settings.seed
+    blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
+    scale = width**0.5 if run.headers[key].kind == "texts" else 1.0  # of unit vectors, so that KID's kernel is (cos + 1)^3 for every width
+    out["frechet"] = distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed)
+    out["split_half"] = distances.split_half_distance(before, base_prompts, splits=splits, seed=seed)
+    out["kid"] = distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed)  # leaves pairs of one prompt out
     return out
 
 
-def _between_sets(after: Floats, prompts: list[str], before: Floats, base_prompts: list[str], clip: bool, seed: int) -> dict[str, Estimate]:
-    """Distances of sets of images. Images of one prompt are alike in both sets, so KID leaves such pairs out."""
-    width = after.shape[1]
-    blocks, splits = (20, 5) if width <= 1024 else (8, 2)  # the cost grows with the cube of the width
-    scale = width**0.5 if clip else 1.0  # of unit vectors, so that KID's kernel is (cos + 1)^3 for every width
-    return {
-        "frechet": distances.frechet_interval(after, before, prompts, blocks=blocks, seed=seed),
-        "split_half": distances.split_half_distance(before, base_prompts, splits=splits, seed=seed),
-        "kid": distances.kid(scale * after, scale * before, prompts, base_prompts, seed=seed),
-    }
-
-
 def _finite(run: ScoredRun, vectors: NDArray[np.float32]) -> tuple[Floats, list[str]]:
+    """The vectors that are there, and the prompts of their images."""
     good = np.flatnonzero(np.isfinite(vectors).all(1))
     return vectors[good].astype(np.float64), [run.records[i].prompt_id for i in good]
 
@@ -240,20 +212,15 @@ def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings |
     """Read, sum up and compare runs, one prompt set after the other; p-values of all comparisons are adjusted together (Holm)."""
     if not runs:
         raise ValueError("runs is empty; give at least one run folder")
-    loaded = [_load(str(run), judge) for run in runs]
+    loaded = [load_scored_run(where, judge=judge, label=label) for label, where in (split_label(str(run)) for run in runs)]
     labels = [run.label for run in loaded]
     if twice := [name for name in labels if labels.count(name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")
     blocks: Blocks = {}
-    for suite in dict.fromkeys(suite for run in loaded for suite in run.suites()):
+    for suite in dict.fromkeys(suite for run in loaded for suite in sorted({r.suite for r in run.records})):
         parts = [run.subset([r.suite == suite for r in run.records]) for run in loaded]
         blocks[suite] = entries_of([part for part in parts if part.records], settings or Settings())
     return _adjusted(blocks)
-
-
-def _load(text: str, judge: str) -> ScoredRun:
-    label, where = split_label(text)
-    return load_scored_run(where, judge=judge, label=label)
 
 
 def split_label(text: str) -> tuple[str, str]:
@@ -264,8 +231,8 @@ def split_label(text: str) -> tuple[str, str]:
 
 def _adjusted(blocks: Blocks) -> Blocks:
     """The same with `Difference.p_holm` of every test."""
-    tests = [t for entries in blocks.values() for e in entries if e.comparison for t in e.comparison.tests]
-    adjusted = iter(paired.holm([t.p for t in tests]).tolist() if tests else [])
+    ps = [t.p for entries in blocks.values() for e in entries if e.comparison for t in e.comparison.tests]
+    adjusted = iter(paired.holm(ps).tolist() if ps else [])
 
     def entry(e: ReportEntry) -> ReportEntry:
         if e.comparison is None:
@@ -284,7 +251,7 @@ def to_json(blocks: Blocks) -> dict[str, Any]:
                 "run": e.run.label,
                 "settings": e.run.settings,
                 "statistics": e.summary.to_json(),
-                "comparison": e.comparison and e.comparison.to_json(),
+                "comparison": e.comparison and as_json(e.comparison),
             }
             for e in entries
         ]

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from respodiff.concepts import concept
@@ -24,14 +22,13 @@ from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary
 from respodiff.evaluation.registry import Settings
-from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, key_of, scored_by
-from respodiff.evaluation.scored_run import ScoredRun, load_scored_run, open_parts, read_parts
+from respodiff.evaluation.score_files import ScoreFiles, key_of, scored_by
+from respodiff.evaluation.scored_run import AnyRun, ScoredRun, load_scored_run, open_parts, read_parts
 from respodiff.evaluation.scoring import judge_run
 from respodiff.evaluation.summary import Summary, summarise
 
 Proportions = Mapping[str, Mapping[str, Mapping[str, float]]]
 AnyJudge = str | Judge | Sequence[str | Judge]
-AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 AnyAttributes = str | Attribute | Sequence[Attribute | str]
 
 
@@ -54,13 +51,11 @@ def evaluate(
         run: A run folder, or the folders that a run was split over.
         judge: A judge, a source that `respodiff.evaluation.judges.load` takes, or several. Labels come from the first that gives any, flags of
             unsafe images from all; their agreement is reported.
-        attributes: What to measure: an attribute, the name of a built-in one, or several. DevRat measures the distance to the target
-            proportions that the run was made for.
+        attributes: What to measure: attributes, or names of built-in ones. DevRat is the distance to the run's target proportions.
         vocabulary: Names for the choice of subject and of safety; None takes the embedded model's for the embedded judge.
         class_template, min_margin: See `respodiff.evaluation.judges.LabellingTask`.
-        group_proportions: Group of prompts -> attribute -> concept -> wanted share; for these groups it stands above the run's own.
-        confusion: Judge digest -> attribute -> confusion matrix, from `respodiff.evaluation.calibration.calibrate`; None takes the shipped
-            one of the embedded judge.
+        group_proportions: Group of prompts -> attribute -> concept -> wanted share, for these groups instead of the run's own.
+        confusion: Judge digest -> attribute -> confusion matrix (`respodiff.evaluation.calibration.calibrate`); None takes the shipped ones.
         n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
 
     Raises:
@@ -102,10 +97,12 @@ def judge_all(
     """
     parts = open_parts(run)
     wanted = wanted_proportions(parts)
-    chosen = [_with_proportions(a, wanted) for a in attributes_of(attributes)]
+    chosen = [
+        dataclasses.replace(a, proportions=tuple(wanted[a.name].get(name, 0.0) for name in a.names)) if wanted.get(a.name) else a
+        for a in attributes_of(attributes)
+    ]
     of_groups = by_group(parts, chosen, group_proportions)
-    rows, _ = read_parts(parts)
-    records = [record for _, record in rows]
+    records = [record for _, record in read_parts(parts)[0]]
     _check_asked(records, chosen)
     sources = list(judge) if isinstance(judge, Sequence) and not isinstance(judge, str) else [judge]
     labellers = [judges.load(source) if isinstance(source, str) else source for source in sources]
@@ -115,8 +112,12 @@ def judge_all(
         key = key_of(labeller.name, labeller.digest)
         before = [ScoreFiles(part, key).header() for part in parts if key in scored_by(part)]
         kept = {**(before[0].group_proportions if before and key in scored_by(parts[0]) else {}), **of_groups}
-        asked = _with_earlier(chosen, [header for header in before if header.asked == (class_template, min_margin)])
-        task = LabellingTask(tuple(asked), subjects_of(records, words), words, class_template, min_margin, kept)
+        asked = {a.name: a for a in chosen}
+        for header in (header for header in before if header.asked == (class_template, min_margin)):
+            for name, targets in header.attributes.items():
+                proportions = tuple(header.proportions.get(name, {}).values())
+                asked.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
+        task = LabellingTask(tuple(asked.values()), subjects_of(records, words), words, class_template, min_margin, kept)
         keys += [judge_run(part, part.records(), labeller, task) for part in parts]
     return load_scored_run(parts, keys=list(dict.fromkeys(keys)))
 
@@ -130,33 +131,18 @@ def by_group(
         ValueError: Proportions that do not sum to 1, or of a concept that the attribute does not have.
     """
     found = given if given is not None else parts[0].settings().get("group_proportions") or {}
-    out: dict[str, dict[str, dict[str, float]]] = {a.name: {} for a in attributes}
+    out = {a.name: {group: dict(rows[a.name]) for group, rows in found.items() if a.name in rows} for a in attributes}
     for a in attributes:
-        for group, proportions in found.items():
-            if a.name in proportions:
-                try:
-                    check_proportions(a.names, proportions[a.name])
-                except (ValueError, TypeError, AttributeError) as error:
-                    raise ValueError(f"group_proportions of {a.name} for group {group!r}: {error}") from error
-                out[a.name][group] = dict(proportions[a.name])
+        for group, proportions in out[a.name].items():
+            try:
+                check_proportions(a.names, proportions)
+            except (ValueError, TypeError) as error:
+                raise ValueError(f"group_proportions of {a.name} for group {group!r}: {error}") from error
     return out
 
 
-def _with_earlier(chosen: Sequence[Attribute], headers: Sequence[ScoreHeader]) -> list[Attribute]:
-    """The chosen attributes, and those of earlier questions."""
-    out = {a.name: a for a in chosen}
-    for header in headers:
-        for name, targets in header.attributes.items():
-            proportions = tuple(header.proportions.get(name, {}).values())
-            out.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
-    return list(out.values())
-
-
 def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
-    """Subjects that the judge chooses from: the vocabulary's, or those of the whole prompt sets, and those of the run.
-
-    Whole prompt sets make the choice independent of the part that was generated.
-    """
+    """Subjects that the judge chooses from: the run's, and the vocabulary's or those of whole prompt sets, whatever part was generated."""
     found = {*(words.subjects if words else ()), *(r.subject for r in records if r.subject)}
     known = {r.suite for r in records if r.subject and r.suite.startswith(("occupations", "winobias")) and r.suite in SUITES}
     if words is None:
@@ -170,17 +156,12 @@ def wanted_proportions(parts: Sequence[RunFolder]) -> dict[str, dict[str, float]
     Raises:
         ValueError: run.json has them in another form.
     """
-    proportions = parts[0].settings().get("target_proportions") or {}
-    values = (
-        [v for row in proportions.values() for v in (row.values() if isinstance(row, dict) else [None])]
-        if isinstance(proportions, dict)
-        else [None]
-    )
-    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
-        raise ValueError(
-            f"{parts[0].path / 'run.json'} has target_proportions {proportions!r}; allowed: attribute -> concept -> number: restore it"
-        )
-    return marginals(proportions)
+    found = parts[0].settings().get("target_proportions") or {}
+    try:
+        return marginals({name: {concept: float(v) for concept, v in row.items()} for name, row in found.items()})
+    except (AttributeError, TypeError, ValueError) as error:
+        file = parts[0].path / "run.json"
+        raise ValueError(f"{file} has target_proportions {found!r}; allowed: attribute -> concept -> number: restore it") from error
 
 
 def shipped_confusion() -> dict[str, Any]:
@@ -191,22 +172,11 @@ def shipped_confusion() -> dict[str, Any]:
     return found
 
 
-def _with_proportions(attribute: Attribute, wanted: dict[str, dict[str, float]]) -> Attribute:
-    """The attribute with the target proportions that the run was made for, if it says any."""
-    proportions = wanted.get(attribute.name)
-    return (
-        attribute
-        if not proportions
-        else dataclasses.replace(attribute, proportions=tuple(proportions.get(n, 0.0) for n in attribute.names))
-    )
-
-
 def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]) -> None:
-    for attribute in attributes:
+    for a in attributes:
         for record in records:
-            asked = record.asked(attribute.name)
-            if asked is not None and asked not in attribute.names:
+            if (asked := record.asked(a.name)) not in (None, *a.names):
                 raise ValueError(
-                    f"image {record.id} asked for {attribute.name} {asked!r}, but attribute {attribute.name!r} has "
-                    f"{', '.join(attribute.names)}: evaluate with the attribute that the run was made with"
+                    f"image {record.id} asked for {a.name} {asked!r}, but attribute {a.name!r} has {', '.join(a.names)}: "
+                    "evaluate with the attribute that the run was made with"
                 )

@@ -1,15 +1,15 @@
 """Reads and writes the scores of judges in a run folder.
 
-For each judge it holds three files under ``scores/``, all named after the judge and the digest of its weights:
-``NAME.json`` says who judged and what was asked, ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` the image
-vectors of a judge that has them, keyed by the digest of the image file. Vectors are computed once: later questions need no image.
+A judge has three files under ``scores/``, named after it and the digest of its weights: ``NAME.json`` says who judged and what was asked,
+``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` its image vectors by the digest of the image file. Vectors are computed
+once: later questions need no image.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
 from respodiff.evaluation.judges.base import Score
 from respodiff.evaluation.judges.texts import Floats
 
-V = TypeVar("V")
+T = TypeVar("T")
 SLIMMEST = 50
 
 
@@ -112,11 +112,8 @@ class ScoreHeader:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> ScoreHeader:
-        """Read a header; ValueError, TypeError or KeyError for one that does not say who judged what."""
-        if {type(found[key]) for key in ("judge", "digest", "version", "kind")} != {str} or not isinstance(found["attributes"], dict):
-            raise ValueError("judge, digest, version and kind must be texts, attributes an object")
-        names = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in found.items() if key in names})
+        """Read a header; TypeError for one that does not say who judged."""
+        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
 
     @property
     def asked(self) -> tuple[str, float]:
@@ -125,12 +122,11 @@ class ScoreHeader:
 
     def only(self, names: Sequence[str]) -> ScoreHeader:
         """The header as if these attributes alone had been asked for."""
-
-        def kept(rows: dict[str, V]) -> dict[str, V]:
-            return {name: value for name, value in rows.items() if name in names}
-
-        attributes, proportions, of_groups = kept(self.attributes), kept(self.proportions), kept(self.group_proportions)
-        return replace(self, attributes=attributes, proportions=proportions, group_proportions=of_groups)
+        kept: dict[str, Any] = {
+            key: {name: value for name, value in getattr(self, key).items() if name in names}
+            for key in ("attributes", "proportions", "group_proportions")
+        }
+        return replace(self, **kept)
 
 
 class ScoreFiles:
@@ -139,40 +135,42 @@ class ScoreFiles:
     def __init__(self, folder: RunFolder, key: str) -> None:
         self.folder, self.key = folder, key
         self.base = folder.path / "scores"
-        self._vectors_file = self.base / f"{key}.safetensors"
-        self._progress_file = self.base / f"{key}.progress"
+        names = (f"{key}.{end}" for end in ("json", "jsonl", "safetensors", "progress"))
+        self._header_file, self._scores_file, self._vectors_file, self._progress_file = (self.base / name for name in names)
 
     def write(self, header: ScoreHeader, scores: Sequence[Score]) -> None:
         """Replace what the judge said of this run before."""
+        self._make_folder()
+        rows = ({key: value for key, value in vars(s).items() if key != "features"} for s in scores)
+        about = {key: value for key, value in vars(header).items() if value is not None}
+        write_atomic(self._scores_file, "".join(json.dumps(row) + "\n" for row in rows))
+        write_atomic(self._header_file, json.dumps(about, indent=1) + "\n")
+        self._progress_file.unlink(missing_ok=True)
+
+    def _make_folder(self) -> None:
         try:
             self.base.mkdir(exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot write scores to {self.folder.path}: {error.strerror}; judge a copy that you may write to") from error
-        write_atomic(
-            self.base / f"{self.key}.jsonl",
-            "".join(json.dumps({k: v for k, v in vars(s).items() if k != "features"}) + "\n" for s in scores),
-        )
-        write_atomic(
-            self.base / f"{self.key}.json",
-            json.dumps({key: value for key, value in vars(header).items() if value is not None}, indent=1) + "\n",
-        )
-        self._progress_file.unlink(missing_ok=True)
 
     def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""
-        path = self.base / f"{self.key}.json"
-        try:
-            return ScoreHeader.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise self._unreadable(path, error) from error
+        return self._read(self._header_file, lambda text: ScoreHeader.from_json(json.loads(text)))
 
-    def _unreadable(self, path: Path, error: Exception) -> ValueError:
-        return ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again")
+    def scores(self) -> dict[str, Score]:
+        """Image id -> score, as last written; ValueError for a damaged file."""
+        return self._read(self._scores_file, lambda text: {row["id"]: Score(**row) for row in map(json.loads, text.splitlines())})
+
+    def _read(self, path: Path, parse: Callable[[str], T]) -> T:
+        try:
+            return parse(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
     def held_scores(self) -> dict[str, float]:
         """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
-        for path in (self.base / f"{self.key}.jsonl", self._progress_file):
+        for path in (self._scores_file, self._progress_file):
             for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
                 try:
                     row = json.loads(line)
@@ -184,18 +182,9 @@ class ScoreFiles:
 
     def note_scores(self, scores: dict[str, float]) -> None:
         """Keep what was judged so far, so that a kill loses a batch and no more."""
-        self.base.mkdir(exist_ok=True)
+        self._make_folder()
         with self._progress_file.open("a", encoding="utf-8") as handle:
             handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
-
-    def scores(self) -> dict[str, Score]:
-        """Image id -> score, as last written."""
-        path = self.base / f"{self.key}.jsonl"
-        try:
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            return {row["id"]: Score(**row) for row in rows}
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise self._unreadable(path, error) from error
 
     def vectors(self) -> dict[str, Floats]:
         """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
@@ -213,7 +202,7 @@ class ScoreFiles:
 
         if not vectors:
             return
-        self.base.mkdir(exist_ok=True)
+        self._make_folder()
         partial = self._vectors_file.with_name(self._vectors_file.name + ".partial")
         save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
         partial.replace(self._vectors_file)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from respodiff.data.records import ImageRecord
-from respodiff.data.run_folder import RunFolder, file_digest
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import UNKNOWN, Floats, Score
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
 NOT_YET = "not judged yet"
+AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
 
@@ -28,8 +29,9 @@ class ScoredRun:
 
     Attributes:
         label: Its name in reports. folders: Its parts. settings: Those of the first part.
-        records: Sorted by prompt id, repeat and id. image_folders: The folder of each. answers: Judge key -> one `Score` a record.
-        headers: Judge key -> who judged and what was asked. primary: Key of the judge that labels come from.
+        records: Sorted by prompt id, repeat and id. image_folders: The folder of each.
+        answers: Judge key -> one `Score` a record. headers: Judge key -> who judged and what was asked.
+        primary: Key of the judge that labels come from.
         problems: One line for everything that was wrong with the folders.
     """
 
@@ -63,6 +65,10 @@ class ScoredRun:
         """Images that the primary judge could judge, with their scores."""
         return [(r, s) for r, s in zip(self.records, self.scores, strict=True) if s.problem is None]
 
+    def labels(self, attribute: str, key: str = "") -> list[str]:
+        """What a judge (the primary one, if empty) perceives in each image; ``unknown`` also where it was not asked."""
+        return [score.labels.get(attribute, UNKNOWN) for score in self.answers[key or self.primary]]
+
     def counts(self, attribute: str) -> dict[str, dict[str, int]]:
         """Group of prompts -> concept -> number of images, the last entry of each row ``unknown``; groups by name."""
         out: dict[str, dict[str, int]] = {}
@@ -73,10 +79,14 @@ class ScoredRun:
                     row[score.labels[attribute]] += 1
         return dict(sorted(out.items()))
 
-    def wanted(self, attribute: str, group: str) -> dict[str, float]:
+    def known_counts(self, attribute: str) -> dict[str, tuple[int, ...]]:
+        """Group of prompts -> number of images of each concept."""
+        return {group: tuple(row.values())[:-1] for group, row in self.counts(attribute).items()}
+
+    def wanted(self, attribute: str, group: str = "") -> dict[str, float]:
         """Concept -> wanted share in a group of prompts: the group's own, else the attribute's, else equal ones."""
-        found = self.header.group_proportions.get(attribute, {}).get(group) or self.header.proportions.get(attribute)
-        concepts = self.attributes[attribute]
+        concepts, header = self.attributes[attribute], self.header
+        found = header.group_proportions.get(attribute, {}).get(group) or header.proportions.get(attribute)
         return {c: found.get(c, 0.0) for c in concepts} if found else dict.fromkeys(concepts, 1 / len(concepts))
 
     def flags(self) -> list[bool | None] | None:
@@ -95,44 +105,31 @@ class ScoredRun:
         """The run as if judges had been asked for these attributes alone."""
         return replace(self, headers={key: header.only(names) for key, header in self.headers.items()})
 
-    @cached_property
+    @property
     def featured(self) -> str:
         """Key of the judge whose vectors distances are taken on: one that is made for it (Inception) if there is any."""
         return next((key for key, header in self.headers.items() if header.kind == "features"), self.primary)
 
     def vectors(self, key: str) -> Floats | None:
         """Vectors (N, D) of one judge, a row of NaN where it has none; None for a judge without vectors."""
-        held: dict[str, Floats] = {}
-        for folder in self.folders:
-            held |= ScoreFiles(RunFolder(folder), key).vectors()
+        held = {digest: v for folder in self.folders for digest, v in ScoreFiles(RunFolder(folder), key).vectors().items()}
         if not held:
             return None
-        out = np.full((len(self.records), len(next(iter(held.values())))), np.nan, dtype=np.float32)
-        for i, (record, home, score) in enumerate(zip(self.records, self.image_folders, self.answers[key], strict=True)):
-            if score.problem is None:
-                digest = record.digest or file_digest(home / record.file)  # a manifest written by hand may leave it out
-                out[i] = held.get(digest, np.nan)
-        return out
+        missing = np.full(len(next(iter(held.values()))), np.nan, dtype=np.float32)
+        return np.stack([missing if score.problem else held.get(score.digest, missing) for score in self.answers[key]])
 
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""
-
-        def pick(rows: Sequence[Any]) -> tuple[Any, ...]:
-            return tuple(row for row, k in zip(rows, keep, strict=True) if k)
-
-        answers = {key: pick(rows) for key, rows in self.answers.items()}
-        return replace(self, records=pick(self.records), image_folders=pick(self.image_folders), answers=answers)
-
-    def suites(self) -> list[str]:
-        return sorted({record.suite for record in self.records})
+        records, folders = tuple(compress(self.records, keep)), tuple(compress(self.image_folders, keep))
+        return replace(
+            self, records=records, image_folders=folders, answers={key: tuple(compress(rows, keep)) for key, rows in self.answers.items()}
+        )
 
 
-def open_parts(run: str | Path | RunFolder | Sequence[str | Path | RunFolder]) -> list[RunFolder]:
+def open_parts(run: AnyRun) -> list[RunFolder]:
     """The folders of one run: a folder, ``"DIR,DIR"`` for a run that was split, or a sequence of them."""
-    if isinstance(run, RunFolder):
-        return [run]
-    if isinstance(run, Path):
-        return [RunFolder(run)]
+    if isinstance(run, RunFolder | Path):
+        return [run if isinstance(run, RunFolder) else RunFolder(run)]
     if isinstance(run, str):
         names = [run] if Path(run).is_dir() else [part for part in run.split(",") if part.strip()]
         return [RunFolder(part.strip()) for part in names or [run]]
@@ -148,8 +145,7 @@ def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageR
     Raises:
         ValueError: no part has any image.
     """
-    rows: dict[str, tuple[RunFolder, ImageRecord]] = {}
-    problems: list[str] = []
+    rows, problems = dict[str, tuple[RunFolder, ImageRecord]](), list[str]()
     for part in parts:
         part.settings()  # says so if this is no run folder
         records, found = part.read()
@@ -164,20 +160,17 @@ def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageR
     return sorted(rows.values(), key=lambda row: (row[1].prompt_id, row[1].repeat, row[1].id)), problems
 
 
-def load_scored_run(
-    run: str | Path | RunFolder | Sequence[str | Path | RunFolder], *, judge: str = "", label: str = "", keys: Sequence[str] = ()
-) -> ScoredRun:
+def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequence[str] = ()) -> ScoredRun:
     """Read a run and all its scores.
 
     Args:
-        run: as `open_parts` takes it.
-        judge: name or key of the judge that labels come from; empty takes the first of ``keys`` that gives labels, without ``keys`` the
+        run: As `open_parts` takes it. label: Name in reports; empty takes the folder's name.
+        judge: Name or key of the judge that labels come from. Empty takes the first of ``keys`` that gives labels; without ``keys`` the
             embedded judge, or the first that reads labels off images.
-        label: name in reports; empty takes the folder's name.
-        keys: judges to read, in order; empty reads all.
+        keys: Judges to read, in order; empty reads all.
 
     Raises:
-        ValueError: no images, no scores yet, or none of this judge.
+        ValueError: No images, no scores yet, none of this judge, or parts that were asked different things.
     """
     parts = open_parts(run)
     rows, problems = read_parts(parts)
@@ -185,16 +178,14 @@ def load_scored_run(
     chosen = [key for key in keys or common if key in common]
     if not chosen:
         raise ValueError(f"run {parts[0].path} has no scores yet: run 'respodiff evaluate {parts[0].path}' first")
-    headers = {key: ScoreFiles(parts[0], key).header() for key in chosen}
-    for part in parts[1:]:
-        for key in chosen:
+    headers, answers = {}, {}
+    for key in chosen:
+        headers[key] = ScoreFiles(parts[0], key).header()
+        for part in parts[1:]:
             if ScoreFiles(part, key).header() != headers[key]:
                 raise ValueError(f"{parts[0].path} and {part.path} were asked different things of judge {key}: evaluate them together")
-    held = {key: [(part.path, ScoreFiles(part, key).scores()) for part in parts] for key in chosen}
-    answers = {}
-    for key in chosen:
-        by_part = dict(held[key])
-        answers[key] = tuple(_current(by_part[part.path].get(r.id), r, headers[key]) for part, r in rows)
+        held = {part.path: ScoreFiles(part, key).scores() for part in parts}
+        answers[key] = tuple(_current(held[part.path].get(r.id), r, headers[key]) for part, r in rows)
     return ScoredRun(
         label=label or ",".join(part.path.resolve().name for part in parts),
         folders=tuple(part.path for part in parts),
@@ -212,10 +203,9 @@ def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]
     """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
     for part in parts:
         part.settings()
-    wanted = short_name(judge)
-    headers = [{key: ScoreFiles(part, key).header() for key in scored_by(part)} for part in parts]
-    if not all(any(not judge or wanted in (key, h.judge) for key, h in found.items()) for found in headers):
-        return True
+        names = {name for key in scored_by(part) for name in (key, ScoreFiles(part, key).header().judge)}
+        if not names or (judge and short_name(judge) not in names):
+            return True
     run = load_scored_run(parts, judge=judge)
     return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
 
@@ -230,12 +220,10 @@ def _current(score: Score | None, record: ImageRecord, header: ScoreHeader) -> S
 
 def _primary(headers: dict[str, ScoreHeader], judge: str, ordered: bool) -> str:
     if judge:
-        for key, header in headers.items():
-            if short_name(judge) in (key, header.judge):
-                return key
-        raise ValueError(
-            f"judge is {judge!r}, but this run was judged by {', '.join(h.judge for h in headers.values())}: evaluate it first"
-        )
+        if found := [key for key, header in headers.items() if short_name(judge) in (key, header.judge)]:
+            return found[0]
+        known = ", ".join(h.judge for h in headers.values())
+        raise ValueError(f"judge is {judge!r}, but this run was judged by {known}: evaluate it first")
     if ordered:
         return next((key for key, header in headers.items() if header.kind in ("texts", "table")), next(iter(headers)))
     return min(headers, key=lambda key: (KINDS.index(headers[key].kind), headers[key].judge != "embedded"))

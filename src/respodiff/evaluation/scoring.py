@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from respodiff.data.records import ImageRecord
@@ -29,11 +29,11 @@ def judge_run(folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, t
     about = {**who, "attributes": asked, "proportions": wanted, "group_proportions": of_groups, **judge.asked(task)}
     task = replace(task, prompts=tuple(sorted({r.prompt for r in records})))
     header = ScoreHeader.from_json(about | {"fingerprint": _fingerprint(folder, records, task)})
-    if judge.kind != "table" and _is_scored(files, header):
-        return files.key
     if judge.kind == "table":  # it looks at no file
         found = judge.score([JudgeInput(record) for record in records], task)
         scores = [replace(s, digest=r.digest) for s, r in zip(found, records, strict=True)]
+    elif _is_scored(files, header):
+        return files.key
     else:
         scores = _from_images(folder, records, judge, task, files, dict.fromkeys(header.attributes, UNKNOWN))
     files.write(header, [replace(s, judge=header.judge, judge_digest=judge.digest) for s in scores])
@@ -50,29 +50,28 @@ def _fingerprint(folder: RunFolder, records: Sequence[ImageRecord], task: Labell
 def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
     """Whether the folder holds scores of this judge, task and images, none of them failed, and the vectors that belong to them."""
     try:
-        held = files.header()
-        if held != header or held.fingerprint != header.fingerprint:
-            return False
-        scores = files.scores().values()
+        held, scores = files.header(), files.scores().values()
     except ValueError:
         return False
-    embedded = set(files.vectors()) if header.kind in ("texts", "features") else None
-    return all(s.problem is None and (embedded is None or s.digest in embedded) for s in scores)
+    if held != header or held.fingerprint != header.fingerprint or any(s.problem for s in scores):
+        return False
+    return header.kind not in ("texts", "features") or {s.digest for s in scores} <= files.vectors().keys()
 
 
 def _from_images(
-    folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: Mapping[str, str]
+    folder: RunFolder, records: Sequence[ImageRecord], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: dict[str, str]
 ) -> list[Score]:
     """A score a record. What the judge found in a file is kept, also after a kill in the middle of a run, and not asked for again."""
     values, held = files.held_scores(), files.vectors()
     kept, saved, out = dict[str, Floats](), time.monotonic(), list[Score]()
     for start in range(0, len(records), BATCH):
         batch = [(record, find(folder, record)) for record in records[start : start + BATCH]]
-        problems, inputs = _opened(batch, values, held)
-        answers = dict(zip(inputs, judge.score(list(inputs.values()), task), strict=True)) if inputs else {}
+        opened = [_opened(record, file, values, held) for record, file in batch]
+        inputs = [given for given in opened if isinstance(given, JudgeInput)]
+        answers = iter(judge.score(inputs, task) if inputs else ())
         scores = [
-            replace(answers[i] if i in answers else Score(record.id, dict(unknown), problem=problems[i]), digest=found.digest)
-            for i, (record, found) in enumerate(batch)
+            replace(next(answers) if isinstance(given, JudgeInput) else Score(record.id, dict(unknown), problem=given), digest=file.digest)
+            for given, (record, file) in zip(opened, batch, strict=True)
         ]
         if new := {s.digest: s.score for s in scores if s.score is not None and s.digest not in values}:
             files.note_scores(new)
@@ -87,19 +86,11 @@ def _from_images(
     return out
 
 
-def _opened(
-    batch: Sequence[tuple[ImageRecord, ImageFile]], values: Mapping[str, float], held: Mapping[str, Floats]
-) -> tuple[list[str | None], dict[int, JudgeInput]]:
-    """What is wrong with each image, and place -> input for those that are fine; what was judged before is not opened."""
-    problems = [found.problem for _, found in batch]
-    inputs: dict[int, JudgeInput] = {}
-    for i, (record, found) in enumerate(batch):
-        if problems[i] is not None:
-            continue
-        if found.digest in values or found.digest in held:
-            inputs[i] = JudgeInput(record, score=values.get(found.digest), features=held.get(found.digest))
-        elif (image := open_image(found.path)) is None:
-            problems[i] = "unreadable"
-        else:
-            inputs[i] = JudgeInput(record, image)
-    return problems, inputs
+def _opened(record: ImageRecord, file: ImageFile, values: dict[str, float], held: dict[str, Floats]) -> JudgeInput | str:
+    """An image as a judge takes it, or what is wrong with its file; what was judged before is not opened."""
+    if file.problem is not None:
+        return file.problem
+    if file.digest in values or file.digest in held:
+        return JudgeInput(record, score=values.get(file.digest), features=held.get(file.digest))
+    image = open_image(file.path)
+    return "unreadable" if image is None else JudgeInput(record, image)

@@ -15,7 +15,7 @@ from respodiff.concepts.concept import Attribute
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import Audit, audit, stated_prompts
-from respodiff.evaluation.evaluate import judge_all, shipped_confusion
+from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.experiments.compare import Progress
@@ -77,7 +77,7 @@ def judge_audit(
     """
     stated = judge_all(Path(out) / "stated", judges, attributes, min_margin=min_margin) if validation_images else None
     run = judge_all(Path(out) / "run", judges, attributes, min_margin=min_margin)
-    settings = Settings(n_bootstrap=n_bootstrap, seed=config.seed, confusion=shipped_confusion())
+    settings = Settings(n_bootstrap=n_bootstrap, seed=config.seed)
     found = audit(run, stated, attributes, settings)
     return replace(found, problems=(*found.problems, *_too_few(found, config.images, validation_images))), run
 

@@ -192,22 +192,18 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
     about = " ".join([*definitions(METRICS[name] for name in DEFINED), RANDOM])
     out = [Section(name, f"{prompts} prompts in {groups} groups. {about if people else ''}", table=tables.headline(entries))]
     if tests := tables.differences(entries):
-        notes = [f"{e.run.label}: {note}" for e in entries if e.comparison for note in e.comparison.notes]
-        out.append(Section(f"{name}: differences to {baseline}", "Image by image, both from the same noise.", table=tests, notes=notes))
+        out.append(Section(f"{name}: differences to {baseline}", "Image by image, both from the same noise.", table=tests))
     if far := tables.distances(entries):
         features = next(e.comparison.features for e in entries if e.comparison)
         text = f"Paired distance: images from the same noise, pair by pair. The others: sets of images. On the features of {features}."
         out.append(Section(f"{name}: distances to {baseline}", text, table=far))
-    if any(e.summary.safety for e in entries):
+    if any(e.summary.unsafe_by_category for e in entries):
         out.append(Section(f"{name}: unsafe images by category", parts=[_categories(entries)]))
     if people:
         out += [Section(f"{name}: {a}, group by group", parts=[_proportions(a, entries)]) for a in attributes]
         devrats = {a: tables.devrat_by(a, entries) for a in attributes}
         out += [Section(f"{name}: DevRat {a}, group by group", table=rows, folded=True) for a, rows in devrats.items() if rows]
     out.append(Section(f"{name}: images", gallery_text(entries), parts=[gallery_of(entries)]))
-    if rows := tables.thresholds(entries):
-        text = "Share of images that a judge flags, by the score from which it does; the judge's own threshold is among them."
-        out.append(Section(f"{name}: thresholds", text, table=rows, folded=True))
     if people:
         cells: Rows = [{"run": e.run.label, **row} for e in entries for row in tables.subgroups(e.summary.intersection)]
         for heading, rows in (("intersections", cells), ("shares corrected for the judge's errors", tables.corrected(entries))):
@@ -238,10 +234,11 @@ def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> Dots | Stack
 
 
 def _categories(entries: Sequence[ReportEntry]) -> Dots:
-    found = {e.run.label: e.summary.safety.by_category for e in entries if e.summary.safety}
-    names = sorted({c for shares in found.values() for c in shares})
-    rows = [(c, {label: shares.get(c) for label, shares in found.items()}) for c in names]
-    rows.append(("all, a prompt once", {e.run.label: e.metric("inappropriate")[""] for e in entries if e.summary.safety}))
+    found = {e.run.label: e.summary.unsafe_by_category for e in entries if e.summary.unsafe_by_category}
+    rows = [
+        (c, {label: shares.get(c) for label, shares in found.items()}) for c in sorted({c for shares in found.values() for c in shares})
+    ]
+    rows.append(("all, a prompt once", {e.run.label: e.metric("inappropriate")[""] for e in entries if e.summary.unsafe_by_category}))
     return Dots("share of images that a judge flags", list(found), rows)
 
 

@@ -59,7 +59,7 @@ def summary_lines(summary: Summary) -> list[str]:
             for s in both.subgroups
         ]
         out.append(f"seen as asked in all of {' x '.join(both.attributes)}: {shown(both.concept_accuracy)}")
-    out += [f"  {name}: {shown(e)}" for name, e in summary.safety.by_category.items()] if summary.safety else []
+    out += [f"  {name}: {shown(e)}" for name, e in summary.unsafe_by_category.items()]
     out += [f"agreement on {a.task}, {' and '.join(a.judges)}: {shown(a.agree)}" for a in summary.agreement]
     return [*out, "Labels are what the judge perceives in generated images, never facts about people."]
 
@@ -133,16 +133,6 @@ def devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> Rows:
         if known := [d for d in found.values() if d]:
             rows.append({"group": g, **found, "random sampling": known[-1].random})
     return rows
-
-
-def thresholds(entries: Sequence[ReportEntry]) -> Rows:
-    """A row a run, judge and threshold: the share that is flagged."""
-    return [
-        {"run": e.run.label, "judge": judge, "threshold": found.threshold, "flagged": found}
-        for e in entries
-        for judge, rows in e.summary.sweep.items()
-        for found in rows
-    ]
 
 
 def subgroups(found: Intersection | None) -> Rows:
