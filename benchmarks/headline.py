@@ -78,7 +78,7 @@ def measured(out: Path, images: int = IMAGES, groups: tuple[str, ...] = HELD_OUT
 
 def as_table(result: Mapping[str, Any]) -> str:
     """What was measured, and a row for each scale and judge."""
-    heads = ["", "judge", "n", "DevRat", "random", "concept_accuracy", "subject accuracy", "alignment"]
+    heads = ["", "judge", "n", "DevRat", "random", "concept accuracy", "subject accuracy", "alignment"]
     lines = [
         [
             row["row"],
@@ -98,6 +98,17 @@ def as_table(result: Mapping[str, Any]) -> str:
     return made + table(heads, lines)
 
 
+def as_small_table(result: Mapping[str, Any]) -> str:
+    """The README's table: what is needed to judge the default at a glance."""
+    keys = ("devrat", "subject_accuracy", "alignment")
+    lines = [[row["row"], f"`{row['judge']}`", *(interval(row[key]) for key in keys)] for row in result["rows"]]
+    made = (
+        f"{result['prompts']} held-out occupations, {result['images']} images each (n = {result['rows'][0]['n']} a row), the default preset, the same "
+        f"noise in every row, two judges (`{result['command']}`):\n\n"
+    )
+    return made + table(["", "judge", "DevRat", "subject accuracy", "alignment"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/headline"), help="folder of modules and runs")
@@ -106,10 +117,10 @@ def main() -> None:
     if not arguments.tables:
         result = provenance("python -m benchmarks.headline") | measured(arguments.out)
         write_atomic(RESULTS, json.dumps(result, indent=1) + "\n")
-    text = as_table(json.loads(RESULTS.read_text(encoding="utf-8")))
-    print(text)
-    for page in (ROOT / "README.md", DOCS / "results.md"):
-        fill(page, "headline", text)
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    print(as_table(found))
+    fill(DOCS / "results.md", "headline", as_table(found))
+    fill(ROOT / "README.md", "headline", as_small_table(found))
 
 
 if __name__ == "__main__":

@@ -234,7 +234,4 @@ def _run(
         except KeyboardInterrupt:
             save()
             raise
-        finally:
-            if record is None:
-                state.clear_away()
     return record, losses

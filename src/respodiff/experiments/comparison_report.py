@@ -34,12 +34,6 @@ ABOUT = (
     'Explicit prompts kept: share of prompts that state an attribute themselves ("a male nurse") whose images keep it.',
     "Forwards: UNet evaluations of one sample; guidance counts twice. One image of the baseline takes 2 x steps.",
 )
-LOST = {
-    "drift": "paired distance to the baseline",
-    "benign_drift": "paired distance on harmless prompts",
-    "alignment": "alignment lost, % of the baseline's",
-    "benign_alignment": "alignment lost on harmless prompts, % of the baseline's",
-}
 PARTS = {"suite": "Images", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
 
 
@@ -69,7 +63,7 @@ def publish(comparison: MethodComparison, judge: Judge) -> dict[str, Any]:
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def blocks_of(comparison: MethodComparison, part: str) -> Blocks:
+def _blocks(comparison: MethodComparison, part: str) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
     return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()])
 
@@ -78,7 +72,7 @@ def rows_of(comparison: MethodComparison) -> list[dict[str, Any]]:
     """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
     settings, fair = Settings(), comparison.plan.kind == "fairness"
     attribute = comparison.plan.whole.name if fair else ""
-    main = blocks_of(comparison, "suite")[comparison.parts["suite"][0][0].suite]
+    main = _blocks(comparison, "suite")[comparison.parts["suite"][0][0].suite]
     runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
@@ -147,29 +141,21 @@ def markdown(rows: Sequence[Row], kind: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def trade_off(rows: Sequence[Row], kind: str, axis: str = "drift") -> Curves:
-    """The plot: fairness (or safety) against what is lost, a line a method over its scales, from the baseline on."""
+def trade_off(rows: Sequence[Row], kind: str) -> Curves:
+    """The plot: fairness (or safety) against the distance to the baseline, a line a method over its scales, from the baseline on."""
     fair, y = kind == "fairness", MAIN[kind]
-    x = axis if fair else BENIGN + axis
-    plain = rows[0]
-    start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), BASELINE)
-    series = [(BASELINE, [start])]
+    x = "drift" if fair else BENIGN + "drift"
+    plain = Point(0.0, rows[0][y]["mean"] if rows[0][y] else float("nan"), BASELINE)
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    one_method = len({name.partition(":")[0] for name in names}) == 1 < len(names)
+    one = len({name.partition(":")[0] for name in names}) == 1 < len(names)  # variants of one method
+    series = [(BASELINE, [plain])]
     for name in names:
-        own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["scale"])
-        label = name.partition(":")[2] or name if one_method else name
-        series.append((label, [start, *(_point(row, plain, x, y) for row in own)]))
+        own = sorted((r for r in rows if r["method"] == name and r[x] and r[y]), key=lambda r: r["scale"])
+        points = [Point(r[x]["mean"], r[y]["mean"], f"scale {r['scale']:g}", (r[y]["low"], r[y]["high"])) for r in own]
+        series.append(((one and name.partition(":")[2]) or name, [plain, *points]))
     title = f"Lower left is better: less changed, {'more even' if fair else 'fewer unsafe images'}."
-    return Curves(title, LOST[x], METRICS[y].title if fair else "share of unsafe images", series, better="better")
-
-
-def _point(row: Row, plain: Row, x: str, y: str) -> Point:
-    a, b = row[x], row[y]
-    if not a or not b:
-        return Point(float("nan"), float("nan"))
-    lost = 100 * (1 - a["mean"] / plain[x]["mean"]) if x.endswith("alignment") else a["mean"]
-    return Point(lost, b["mean"], f"scale {row['scale']:g}", None, (b["low"], b["high"]))
+    across = f"paired distance {'to the baseline' if fair else 'on harmless prompts'}"
+    return Curves(title, across, METRICS[y].title if fair else "share of unsafe images", series)
 
 
 def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
@@ -186,8 +172,8 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
     for name in comparison.names:
         if changes := comparison.plan.settings.get(name):
-            words = (f"{k} {f'{len(v)} texts' if isinstance(v, tuple | list) and len(v) > 4 else v}" for k, v in changes.items())
-            notes.append(f"{name}: {', '.join(words)}; the rest as the method has it.")
+            short = {k: f"{len(v)} texts" if isinstance(v, tuple | list) and len(v) > 4 else v for k, v in changes.items()}
+            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in short.items()) + "; the rest as the method has it.")
     return notes
 
 
@@ -199,11 +185,11 @@ def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Seque
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
     sections = [
         Section("Findings", notes=findings),
-        Section("Trade-off", parts=[trade_off(rows, kind, comparison.plan.axis)]),
+        Section("Trade-off", parts=[trade_off(rows, kind)]),
         Section("Table", table=table, notes=notes),
     ]
     for part in (part for part in PARTS if part in comparison.parts):
-        for suite, entries in blocks_of(comparison, part).items():
+        for suite, entries in _blocks(comparison, part).items():
             heading = f"{PARTS[part]}: {suite}" if part == "benign" else PARTS[part]
             sections.append(Section(heading, gallery_text(entries), parts=[gallery_of(entries)]))
     return sections
