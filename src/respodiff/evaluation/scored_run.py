@@ -28,7 +28,7 @@ class ScoredRun:
     """Images of one run (of one or more folders) and the scores of every judge.
 
     Attributes:
-        label: Its name in reports. folders: Its parts. settings: Those of the first part.
+        label: Its name in reports. settings: Those of its first folder.
         records: Sorted by prompt id, repeat and id. image_folders: The folder of each.
         answers: Judge key -> one `Score` a record. headers: Judge key -> who judged and what was asked.
         primary: Key of the judge that labels come from.
@@ -36,7 +36,6 @@ class ScoredRun:
     """
 
     label: str
-    folders: tuple[Path, ...]
     settings: dict[str, Any]
     records: tuple[ImageRecord, ...]
     image_folders: tuple[Path, ...]
@@ -112,7 +111,9 @@ class ScoredRun:
 
     def vectors(self, key: str) -> Floats | None:
         """Vectors (N, D) of one judge, a row of NaN where it has none; None for a judge without vectors."""
-        held = {digest: v for folder in self.folders for digest, v in ScoreFiles(RunFolder(folder), key).vectors().items()}
+        held = {
+            digest: v for folder in dict.fromkeys(self.image_folders) for digest, v in ScoreFiles(RunFolder(folder), key).vectors().items()
+        }
         if not held:
             return None
         missing = np.full(len(next(iter(held.values()))), np.nan, dtype=np.float32)
@@ -121,9 +122,8 @@ class ScoredRun:
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""
         records, folders = tuple(compress(self.records, keep)), tuple(compress(self.image_folders, keep))
-        return replace(
-            self, records=records, image_folders=folders, answers={key: tuple(compress(rows, keep)) for key, rows in self.answers.items()}
-        )
+        answers = {key: tuple(compress(rows, keep)) for key, rows in self.answers.items()}
+        return replace(self, records=records, image_folders=folders, answers=answers)
 
 
 def open_parts(run: AnyRun) -> list[RunFolder]:
@@ -188,7 +188,6 @@ def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequ
         answers[key] = tuple(_current(held[part.path].get(r.id), r, headers[key]) for part, r in rows)
     return ScoredRun(
         label=label or ",".join(part.path.resolve().name for part in parts),
-        folders=tuple(part.path for part in parts),
         settings=parts[0].settings(),
         records=tuple(record for _, record in rows),
         image_folders=tuple(part.path for part, _ in rows),

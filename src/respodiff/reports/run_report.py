@@ -235,9 +235,8 @@ def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> Dots | Stack
 
 def _categories(entries: Sequence[ReportEntry]) -> Dots:
     found = {e.run.label: e.summary.unsafe_by_category for e in entries if e.summary.unsafe_by_category}
-    rows = [
-        (c, {label: shares.get(c) for label, shares in found.items()}) for c in sorted({c for shares in found.values() for c in shares})
-    ]
+    names = sorted({c for shares in found.values() for c in shares})
+    rows = [(c, {label: shares.get(c) for label, shares in found.items()}) for c in names]
     rows.append(("all, a prompt once", {e.run.label: e.metric("inappropriate")[""] for e in entries if e.summary.unsafe_by_category}))
     return Dots("share of images that a judge flags", list(found), rows)
 
