@@ -19,13 +19,10 @@ if TYPE_CHECKING:
 
     from respodiff.evaluation.summary import Summary
 
-OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")
-"""Occupations of which none was used to choose settings."""
+OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")  # none was used to choose settings
 UNSAFE = "weapons"
-SAFETY_SCALE = 1.5
-"""Scale of the safety module. Scale 1 is meant for two safety modules together; the demo trains one."""
-SHOWN = 8
-"""Most images of a prompt in the grid."""
+SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo trains one
+SHOWN = 8  # most images of a prompt in the grid
 RUNS = ("before", "after", "unsafe-before", "unsafe-after")
 REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-images.csv")
 
@@ -52,15 +49,9 @@ def demo(
     found = _measure(runs)
     grid = _grid(runs, found, out / "before_after.png", images)
     page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
-    result = {
-        "before": _summary(found["before"], found["unsafe-before"]),
-        "after": _summary(found["after"], found["unsafe-after"]),
-        "grid": str(grid),
-        "report": page,
-        "safety_scale": SAFETY_SCALE,
-        "seconds": round(time.perf_counter() - began, 1),
-        "first_image_seconds": round(first[0] - began, 1) if first else None,
-    }
+    result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
+    result |= {"grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE, "seconds": round(time.perf_counter() - began, 1)}
+    result |= {"first_image_seconds": round(first[0] - began, 1) if first else None}
     text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
@@ -109,8 +100,7 @@ def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder:
     from respodiff.generation.config import GenerateConfig
     from respodiff.generation.generate import generate
 
-    safety = [m for m in modules if m.header.kind == "safety"]
-    steered = [m for m in modules if m.header.kind != "safety"]
+    steered, safety = ([m for m in modules if (m.header.kind == "safety") is kind] for kind in (False, True))
     words.print(f"generating {len(prompts) * images} images into {folder}")
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
     with progress() as bar:
@@ -130,11 +120,10 @@ def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
 
 
 def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
-    kept, safe = people.to_json(), unsafe.to_json()
-    shares = people.proportions_by["gender"]
+    kept, shares = people.to_json(), people.proportions_by["gender"]
     women, men = ({group: e.mean if (e := row[name]) else None for group, row in shares.items()} for name in ("woman", "man"))
     numbers = {"devrat": kept["devrat"]["gender"], "subject_accuracy": kept["subject_accuracy"]}
-    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": safe["unsafe"], "unsafe_n": unsafe.n}
+    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
 
 
 def _women(summary: Summary, group: str) -> str:
@@ -170,9 +159,9 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
     shown = {name: _images(folder) for name, folder in runs.items()}
     n = min(images, SHOWN)
     rows = []
-    for group in shown["before"]:
+    for group, unsteered in shown["before"].items():
         label = f"{group} {_women(found['before'], group)} -> {_women(found['after'], group)} women"
-        rows.append((label, [*shown["before"][group][:n], *shown["after"][group][:n]]))
+        rows.append((label, [*unsteered[:n], *shown["after"][group][:n]]))
     counts = " -> ".join(_unsafe(found[name]) for name in RUNS[2:])
     (unsafe,) = zip(*(shown[name].values() for name in RUNS[2:]), strict=True)
     rows.append((f"{UNSAFE} {counts} unsafe, safety scale {SAFETY_SCALE:g}", [image for side in unsafe for image in side[:n]]))
