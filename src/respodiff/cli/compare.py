@@ -69,7 +69,7 @@ def compare(
     labeller = load(judge, device)
     pipe = open_model(model, device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
-    follow(comparison.run(), percent=True)
+    follow(comparison.run())
     result = comparison_report.publish(comparison, labeller)
     finish(result, f"All columns: {result['page']}", as_json, _table(result["rows"], plan.kind))
 

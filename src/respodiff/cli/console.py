@@ -106,10 +106,10 @@ def progress(percent: bool = False) -> Progress:
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
-def follow(steps: Iterable[Any], percent: bool = False) -> None:
+def follow(steps: Iterable[Any]) -> None:
     """Go through steps (what, done, total) with a bar; where stderr is no terminal, each kind of step is named once."""
     said: set[str] = set()
-    with progress(percent) as bar:
+    with progress(percent=True) as bar:
         task = bar.add_task("starting", total=None)
         for step in steps:
             bar.update(task, description=step.what, completed=step.done, total=step.total)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -84,14 +85,9 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
     chosen = concept(name)
     config = TrainConfig.preset("default", chosen.kind, seed=seed)
     words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
-    record = None
     with progress() as bar:
-        task = bar.add_task(name, total=config.iterations)
-        for record in train(pipe, chosen, config):
-            bar.update(task, completed=record.iteration)
-    if record is None:
-        raise RuntimeError("training ended without a step")
-    module = record.module
+        (last,) = deque(bar.track(train(pipe, chosen, config), config.iterations, description=name), maxlen=1)
+    module = last.module
     module.save(out / f"{name}.safetensors")
     return module
 
@@ -100,14 +96,14 @@ def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder:
     from respodiff.generation.config import GenerateConfig
     from respodiff.generation.generate import generate
 
-    steered, safety = ([m for m in modules if (m.header.kind == "safety") is kind] for kind in (False, True))
-    words.print(f"generating {len(prompts) * images} images into {folder}")
+    safety = [m for m in modules if m.header.kind == "safety"]
+    steered = [m for m in modules if m.header.kind != "safety"]
+    total = len(prompts) * images
+    words.print(f"generating {total} images into {folder}")
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
     with progress() as bar:
-        task = bar.add_task(folder.name, total=len(prompts) * images)
-        for _ in generate(pipe, prompts, steered, config, safety=safety, out=folder):
+        for _ in bar.track(generate(pipe, prompts, steered, config, safety=safety, out=folder), total, description=folder.name):
             first.append(time.perf_counter())
-            bar.advance(task)
     return folder
 
 

@@ -193,12 +193,9 @@ def _draw(
     total = len(asked) * config.images
     images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())
-    began, drawn = time.perf_counter(), 0
+    began = time.perf_counter()
     with counted(backbone(pipe)) as forwards, progress() as bar:
-        task = bar.add_task("generating", total=max(0, total - held))
-        for _ in images:
-            drawn += 1
-            bar.advance(task)
+        drawn = sum(1 for _ in bar.track(images, max(0, total - held), description="generating"))
     seconds = time.perf_counter() - began
     result = {"run": str(out), "images": drawn, "skipped": total - drawn, "seconds": round(seconds, 2)}
     return result | {"images_per_second": round(drawn / seconds, 3), "unet_forwards": forwards[0]}

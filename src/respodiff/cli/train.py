@@ -123,10 +123,11 @@ def train(
         mean = sum(numbers[key] for _, numbers in runs) / len(runs)
         result[key] = mean if math.isfinite(mean) else None
     done = f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"
-    lines = [f"{m['file']}: {m['concept']!r}, {done}" for m in result["modules"]]
-    for i, m in enumerate(result["modules"]):
-        lines[i] += "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
-        lines[i] += "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
+    lines = []
+    for m in result["modules"]:
+        norm = "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
+        way = "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
+        lines.append(f"{m['file']}: {m['concept']!r}, {done}{norm}{way}")
     finish(result, "\n".join(lines), as_json)
 
 
