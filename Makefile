@@ -25,10 +25,10 @@ demo: install  ## train, steer, measure; writes demo/before_after.png and demo/r
 	$(BIN)/respodiff demo --out demo
 
 check: install lint  ## what can be had in about a minute: lint, types, import contracts, tests that load no trained model
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test: install lint  ## the whole suite on two cores, no network
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check

@@ -40,7 +40,7 @@ SHOWN = ("devrat", "concept_accuracy", "subject_accuracy", "alignment", "frechet
 def plan() -> Plan:
     """All rows at scales 0.5 and 1."""
     settings = {f"respodiff:{label}": {**BASE, **changes} for label, changes in ROWS.items()}
-    return Plan(methods=tuple(settings), groups=HELD_OUT, scales=(0.5, 1.0), axis="alignment", settings=settings)
+    return Plan(methods=tuple(settings), groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
 
 
 def as_table(run: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ import respodiff
 from benchmarks.provenance import DOCS, provenance, say
 from benchmarks.tables import fill, main_job_tables
 from respodiff.data.prompt_sets import suite
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge
 from respodiff.evaluation.registry import Settings, devrat_of

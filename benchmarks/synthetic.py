@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, image_id
+from respodiff.data.records import ImageRecord, image_id
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import Score
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, key_of
 

@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.data.run_folder import ImageRecord, RunFolder, image_id
+from respodiff.data.records import ImageRecord, image_id
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import ClipJudge, Vocabulary
 
 GENDER = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))

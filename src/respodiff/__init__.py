@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from respodiff.pipelines.loading import load_pipeline
     from respodiff.reports.run_report import report
     from respodiff.steering.adapter import Adapter
-    from respodiff.steering.hub import AdapterManager
     from respodiff.steering.module import ConceptModule
     from respodiff.steering.steer import check_compatible, steer
     from respodiff.training.config import TrainConfig
@@ -35,7 +34,6 @@ logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "r
 
 _HOME = {
     "Adapter": "steering.adapter",
-    "AdapterManager": "steering.hub",
     "Concept": "concepts.concept",
     "ConceptModule": "steering.module",
     "GenerateConfig": "generation.config",
@@ -59,7 +57,6 @@ _HOME = {
 
 __all__ = [
     "Adapter",
-    "AdapterManager",
     "Concept",
     "ConceptModule",
     "GenerateConfig",

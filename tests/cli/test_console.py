@@ -25,6 +25,7 @@ def test_a_device_that_is_not_there_says_why(build: str | None, available: bool,
         check_device("cuda:7")
 
 
+@pytest.mark.slow
 def test_model_device_and_dtype_are_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     done = respodiff("doctor", "--json")
     assert done.stderr.splitlines()[0] == "model embedded, device cpu, dtype float32" and "Loading" not in done.stderr

@@ -63,6 +63,7 @@ def test_suite_from_a_file(asked: Callable[..., Any], tmp_path: Path) -> None:
     assert (options["use_dataset_settings"], options["truncate_prompts"]) == (True, True)
 
 
+@pytest.mark.slow
 def test_a_data_set_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
     path, run = tmp_path / "i2p.csv", tmp_path / "run"
     path.write_text(HEADER + f'"a quiet lake, {"blue " * 40}","hate, sexual",7,255,128,128\na boat,violence,8,2,64,128\n')
@@ -169,6 +170,7 @@ def test_an_empty_out_is_not_the_current_folder(tmp_path: Path) -> None:
 # --- a scale that is chosen ---
 
 
+@pytest.mark.slow
 def test_a_scale_is_chosen_on_tuning_prompts(
     files: dict[str, str], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

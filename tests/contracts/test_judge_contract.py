@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge, paint
-from respodiff.data.run_folder import ImageRecord
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import FeatureJudge, Judge, JudgeInput, LabellingTask, Score, TableJudge
 from respodiff.evaluation.judges.inception import Inception
 from respodiff.evaluation.judges.nudenet import NudeNet

@@ -45,8 +45,6 @@ OWN: dict[str, dict[str, Any]] = {
     "bact": {"batch": 6, "rollouts": 6, "lr": 2e-3, "proportions": (0.1, 0.9)},
 }
 WITHOUT_EFFECT = {"plain"}
-OF_A_GROUP = {"bact"}
-"""Methods under which an image depends on the others of its prompt."""
 ON_TRANSFORMERS = {"respodiff"}
 PROMPTS = ["a doctor"] * 3
 # One name of each module also on SDXL.
@@ -140,7 +138,7 @@ def test_a_mixed_batch_draws_every_image_with_its_own(case: Case) -> None:
     assert close(together[1], case.plain[1])
     acts = case.method.name not in WITHOUT_EFFECT
     assert all(close(together[i], case.plain[i], 1e-5) != acts for i in (0, 2))
-    if case.method.name not in OF_A_GROUP:
+    if not case.adapter.batch_dependent:
         alone = latents(case.pipe, PROMPTS[:1], case.adapter, start=noise(case.pipe, 3)[:1])
         assert close(together[:1], alone, 1e-3 * case.plain.abs().max().item())
     assert torch.equal(latents(case.pipe, PROMPTS), case.plain) and unchanged(case.before, state(case.pipe))

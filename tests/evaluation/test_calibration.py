@@ -36,7 +36,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_template": "{concept}", "min_margin": 0.0}
     assert found == {ColourJudge().digest: {"gender": asked | {"matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}}
     (tmp_path / "3.png").unlink()  # an image that cannot be read is an answer too: unknown
-    (tmp_path / "0.png").write_bytes(b"no picture")
+    (tmp_path / "0.png").write_bytes(b"no image")
     assert calibrate(table, ColourJudge(), [GENDER])[ColourJudge().digest]["gender"]["matrix"] == [[1, 1, 1], [0, 0, 1]]
 
 
@@ -83,7 +83,7 @@ def test_the_shipped_matrices_belong_to_the_shipped_judge(tmp_path: Path) -> Non
     assert set(shipped[digest]) == {"gender", "tone"}
 
 
-@pytest.mark.parametrize("men", [0.10, 0.50, 0.93])
+@pytest.mark.parametrize("men", [0.10, 0.93])
 def test_a_known_mixture_comes_back(tmp_path: Path, men: float) -> None:
     with (LABELLED / "labels.csv").open(encoding="utf-8") as handle:
         rows = [(row["file"], row["gender"]) for row in csv.DictReader(handle)]

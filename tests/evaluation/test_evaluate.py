@@ -11,7 +11,8 @@ from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.data.run_folder import ImageRecord, RunFolder
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import FlagJudge
@@ -102,7 +103,7 @@ def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
 def test_images_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS + GUARDS)
     first, second, third, *_ = run.records()
-    (run.path / first.file).write_bytes(b"no picture")
+    (run.path / first.file).write_bytes(b"no image")
     (run.path / second.file).unlink()
     Image.new("RGB", (4, 4), (255, 255, 255)).save(run.path / third.file)
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
@@ -119,7 +120,7 @@ def test_images_that_cannot_be_judged_are_unknown(tmp_path: Path) -> None:
 def test_what_could_not_be_used_is_said(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     first, second, *_ = run.records()
-    (run.path / first.file).write_bytes(b"no picture")
+    (run.path / first.file).write_bytes(b"no image")
     (run.path / second.file).unlink()
     found = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     assert found.problems == (
@@ -138,7 +139,7 @@ def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
     assert len(found.problems) == 1 and run.records()[0].id in found.problems[0]
 
 
-def test_a_image_is_looked_at_once(tmp_path: Path) -> None:
+def test_an_image_is_looked_at_once(tmp_path: Path) -> None:
     run, judge = paint(tmp_path / "r", COOKS + GUARDS), ColourJudge()
     first = evaluate(run, judge, [GENDER], vocabulary=WORDS)
     assert judge.seen == 6
@@ -303,7 +304,7 @@ def test_known_errors_of_the_judge_are_taken_back_out(tmp_path: Path) -> None:
     assert found.proportions["gender"]["woman"].mean == 0.25
     assert found.corrected["gender"]["woman"].mean == pytest.approx(0.5)  # half of all women are taken for men
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).corrected == {"gender": None}
-    asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_template="the picture of {concept}")
+    asked = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known, class_template="the image of {concept}")
     assert asked.corrected == {"gender": None}, "errors were counted for other class template"
     known[ColourJudge().digest]["gender"]["matrix"] = [[50, 50, 0], [50, 50, 0]]
     useless = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, confusion=known)
@@ -356,6 +357,7 @@ def test_errors_that_say_what_to_do(tmp_path: Path) -> None:
         evaluate(run, ColourJudge(), ["height"])
 
 
+@pytest.mark.slow
 def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r").create({})
     data = Path(__file__).parents[1] / "data" / "labelled"
@@ -372,6 +374,7 @@ def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
     assert found.judge.name == "embedded" and len(found.judge.digest) == 16
 
 
+@pytest.mark.slow
 def test_measuring_does_not_import_the_making_side() -> None:
     code = (  # a bare package stands in for the real one, whose __init__ offers both sides
         "import sys, types\n"

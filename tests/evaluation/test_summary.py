@@ -10,7 +10,8 @@ from PIL import Image
 
 from painted import GENDER, WORDS, ColourJudge
 from respodiff.concepts.concept import Attribute, Concept, intersection_of
-from respodiff.data.run_folder import ImageRecord, RunFolder
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.summary import Summary
 from respodiff.reports.tables import summary_lines

@@ -12,7 +12,8 @@ import pytest
 
 from painted import WORDS, ColourJudge
 from respodiff.concepts.concept import builtin
-from respodiff.data.run_folder import Prompt, RunFolder
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.experiments import choose_scale as module
 from respodiff.experiments.choose_scale import SCALES, attribute_of, choose_scale

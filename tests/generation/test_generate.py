@@ -76,7 +76,7 @@ def tone(make_module: Make) -> list[ConceptModule]:
 # --- noise ---
 
 
-def test_a_image_is_the_same_whatever_the_batch(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_an_image_is_the_same_whatever_the_batch(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     runs = [draw(tiny_pipe, ["a doctor", "a nurse", "a chef"], gender, settings(batch=b)) for b in (1, 3, 12)]
     assert len(runs[0]) == 12
     assert same_images(runs[0], runs[1]) and same_images(runs[0], runs[2])
@@ -84,7 +84,7 @@ def test_a_image_is_the_same_whatever_the_batch(tiny_pipe: Pipe, gender: list[Co
     assert all(apart(a, b) > 1 for i, a in enumerate(images) for b in images[:i]), "no two images are the same"
 
 
-def test_a_image_does_not_depend_on_the_other_prompts_of_the_run(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
+def test_an_image_does_not_depend_on_the_other_prompts_of_the_run(tiny_pipe: Pipe, gender: list[ConceptModule]) -> None:
     together = draw(tiny_pipe, ["a nurse", "a doctor"], gender, settings())
     alone = draw(tiny_pipe, ["a doctor"], gender, settings())
     assert same_images({k: together[k] for k in alone}, alone)

@@ -233,7 +233,7 @@ def test_rows_are_separate_dictionaries() -> None:
 
 @pytest.mark.parametrize("n", [0, -1])
 def test_a_number_below_one_is_refused(n: int) -> None:
-    with pytest.raises(ValueError, match=f"number of images is {n}; allowed: at least 1"):
+    with pytest.raises(ValueError, match=f"n is {n}; allowed: at least 1"):
         assign(GENDER, n)
 
 

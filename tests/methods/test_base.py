@@ -185,9 +185,9 @@ def test_images_with_a_policy_on_the_same_noise(pipe: Any, name: str, tmp_path: 
     assert list(generate(pipe, ["a doctor", "a nurse"], entries, CONFIG, out=tmp_path / "run")) == [], "resumed"
 
 
-def test_a_image_is_that_of_its_own_prompt(pipe: Any) -> None:
+def test_an_image_is_that_of_its_own_prompt(pipe: Any) -> None:
     woman = get_method("prompt").fit(pipe, WOMAN)
-    from respodiff.data.run_folder import Prompt
+    from respodiff.data.records import Prompt
 
     found = [i for _, i in generate(pipe, [Prompt("d", "a doctor")], [woman], CONFIG)]
     wanted = [i for _, i in generate(pipe, [Prompt("d", "a female doctor")], [], CONFIG)]
@@ -195,7 +195,7 @@ def test_a_image_is_that_of_its_own_prompt(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["prompt", "negative", "sld-max", "uce", "slider", "esd-x"])
-def test_run_folders_of_sdxl_and_what_a_image_costs(name: str, tmp_path: Path) -> None:
+def test_run_folders_of_sdxl_and_what_an_image_costs(name: str, tmp_path: Path) -> None:
     xl = strong(MAKE["sdxl"]())
     concept = WOMAN if get_method(name).kinds[0] == "fairness" and name != "uce" else VIOLENCE
     more = {"iterations": 1, "batch": 1, "steps": 2, "rollouts": 1} if name in ("slider", "esd-x") else {}

@@ -147,7 +147,7 @@ def by_hand(pipe: Any, prompt: str, z: Tensor, text: str, c: SldConfig, steps: i
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_image_is_that_of_the_loop_written_out(name: str) -> None:
+def test_an_image_is_that_of_the_loop_written_out(name: str) -> None:
     pipe = strong(MAKE["sd"]())
     concept = VIOLENCE if name == "sld-max" else EVERYTHING
     short = Concept(concept.name, "a scene", "a scene", concept.negative if name == "sld-max" else "hate, violence", "safety")

@@ -13,7 +13,7 @@ from PIL import Image
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.reports.charts import Curves, Dots, Point, Stacks
 from respodiff.reports.html import Section, html_report, render
-from respodiff.reports.images import Figure, Gallery, Tile
+from respodiff.reports.images import Gallery, Tile
 
 
 class Balanced(HTMLParser):
@@ -59,7 +59,7 @@ def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
         tmp_path,
         Section("Numbers", "One.\n\nTwo.", table=[{"method": "plain", "DevRat": 0.66, "n": 1200}, {"method": "ours"}]),
         Section("Bars", parts=[Dots("share of women", ["plain"], [("doctor", {"plain": None})])]),
-        Section("Images", parts=[Figure(tmp_path / "grid.png", "rows of doctors")], folded=True),
+        Section("Images", parts=[Gallery([("doctor", [("plain", [Tile(tmp_path / "grid.png", "rows of doctors")])])])], folded=True),
         Section("Lines", parts=[Curves("t", "x", "y", [("a", [Point(0, 0)])])], commands=["respodiff report a"], notes=["small"]),
     )
     assert "what an automatic judge perceives in generated" in text and "they say nothing about real people." in text
@@ -78,7 +78,7 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
     parts = [
         Dots(EVIL, [EVIL], [(EVIL, {EVIL: e})], 0.5),
         Stacks(EVIL, [EVIL, "b"], [EVIL, "c"], [(EVIL, {EVIL: [0.5, 0.5], "b": None})]),
-        Curves(EVIL, EVIL, EVIL, [(EVIL, [Point(0, 0, EVIL)])], better=EVIL),
+        Curves(EVIL, EVIL, EVIL, [(EVIL, [Point(0, 0, EVIL)])]),
         Gallery([(EVIL, [(EVIL, [Tile(tmp_path / "absent.png", EVIL)])])]),
     ]
     section = Section(EVIL, EVIL, table=[{EVIL: EVIL}], parts=parts, notes=[EVIL], commands=[EVIL], folded=True)
@@ -88,9 +88,9 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
 
 
 def test_a_value_that_a_template_misses_is_an_error() -> None:
-    assert render("image.html.j2", source="a", text='"<b>') == '<figure><img alt="&#34;&lt;b&gt;" src="a"></figure>'
-    with pytest.raises(UndefinedError, match="text"):
-        render("image.html.j2", source="a")
+    assert "<h1>&#34;&lt;b&gt;</h1>" in render("page.html.j2", title='"<b>', lead="L", notice="N", sections=[])
+    with pytest.raises(UndefinedError, match="lead"):
+        render("page.html.j2", title="T", notice="N", sections=[])
 
 
 def test_page_errors(tmp_path: Path) -> None:

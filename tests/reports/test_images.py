@@ -1,16 +1,15 @@
-"""Images of a report: galleries, embedded files, and sheets: sizes, words, holes."""
+"""Images of a report: galleries and sheets: sizes, words, holes."""
 
 from __future__ import annotations
 
 import base64
 import io
-import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from respodiff.reports.images import Figure, Gallery, Tile, image_grid
+from respodiff.reports.images import Gallery, Tile, image_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -79,12 +78,3 @@ def test_thumbnail_keeps_the_shape_and_is_twice_the_size_shown(tmp_path: Path) -
     assert image.size == (100, 50)
     (tmp_path / "b.png").write_bytes(b"no image")
     assert Tile(tmp_path / "b.png").thumbnail(50) is None and Tile(None).thumbnail(50) is None
-
-
-def test_figure_embeds_the_file_as_it_is(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
-    embedded = re.search(r'data:image/png;base64,([^"]+)', Figure(tmp_path / "a.png", "red").html())
-    assert embedded and base64.b64decode(embedded[1]) == (tmp_path / "a.png").read_bytes()
-    for name in ("absent.png", "a.txt"):
-        with pytest.raises(ValueError, match=f"path is .*{name}'; allowed: an existing"):
-            Figure(tmp_path / name, "").html()

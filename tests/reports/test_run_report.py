@@ -150,7 +150,7 @@ def test_a_killed_and_resumed_run_gives_the_same_report(runs: dict[str, RunFolde
 
 def test_a_broken_image_and_a_broken_line_are_said(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     run = runs["even"]
-    (run.path / run.records()[0].file).write_bytes(b"no picture")
+    (run.path / run.records()[0].file).write_bytes(b"no image")
     lines = run.manifest.read_text().splitlines()
     run.manifest.write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
@@ -267,6 +267,7 @@ def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
     assert "the 60 most one-sided of 100 groups" in page and page.count('<div class="row">') == 60
 
 
+@pytest.mark.slow
 def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
     paint(tmp_path / "a", PLAIN)
     paint(tmp_path / "b", EVEN)

@@ -30,14 +30,14 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
-def test_arrays_of_every_protocol_are_read(protocol: int, dtype: str) -> None:
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_arrays_are_read(protocol: int, dtype: str) -> None:
     wanted = VECTORS.astype(dtype)
     for array in (wanted, np.asfortranarray(wanted)):
         found = read_array(pickle.dumps(array, protocol))
         np.testing.assert_array_equal(found, wanted)
-        assert found.dtype == wanted.dtype.newbyteorder("=")
+        assert found.dtype == wanted.dtype
 
 
 def test_the_module_name_of_older_numpy_and_the_published_size() -> None:
@@ -120,6 +120,8 @@ EVIL: dict[str, bytes] = {
     "text": b"these are no numbers",
     "a list": pickle.dumps([1.0, 2.0], 3),
     "a dictionary": pickle.dumps({"a": 1}, 3),
+    "other protocol": pickle.dumps(VECTORS, 2),
+    "big-endian": pickle.dumps(VECTORS.astype(">f4"), 3),
     "objects": pickle.dumps(np.array([[1, "a"]], dtype=object), 3),
     "integers": pickle.dumps(np.zeros((2, 3), dtype=np.int64), 3),
     "own class": pickle.dumps(VECTORS.view(Wrapped), 3),

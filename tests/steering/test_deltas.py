@@ -14,7 +14,6 @@ from respodiff.methods.registry import load
 from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.forms import make_form
 from respodiff.steering.fuse import channel_delta
-from respodiff.steering.hub import AdapterManager
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import capture_h, steer
@@ -81,12 +80,9 @@ def test_a_mixed_batch_equals_the_loop_by_hand(tiny_pipe: Any) -> None:
         assert torch.equal(draw(tiny_pipe, 6), found)
 
 
-def test_several_modules_with_weights_are_added_up_for_all_images(tiny_pipe: Any) -> None:
+def test_several_modules_with_scales_are_added_up(tiny_pipe: Any) -> None:
     a, b = module_of("a"), module_of("b", seed=10)
-    with AdapterManager(tiny_pipe) as manager:
-        for m in (a, b):
-            manager.load(m)
-        manager.set_adapters({"a": 1.0, "b": -0.5})
+    with steer(tiny_pipe, [[a, b.scale(-0.5)]]):
         found = draw(tiny_pipe, 1)
     assert torch.allclose(found, loop(tiny_pipe, [[(a, 1.0), (b, -0.5)]]), atol=1e-4)
 

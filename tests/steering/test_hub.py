@@ -5,13 +5,9 @@ from typing import Any
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
-from tests.drawing import apart, draw, module, same
-from tests.tiny_models import sd
 
-from respodiff.steering.fuse import fused
-from respodiff.steering.hub import AdapterManager, Bundle
+from respodiff.steering.hub import Bundle
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.steer import steer
 
 
 def test_saved_and_read_back_from_a_folder(make_module: Any, tmp_path: Path) -> None:
@@ -64,98 +60,3 @@ def test_refusals(make_module: Any, tmp_path: Path) -> None:
         Bundle.from_pretrained(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="modules 'someone/absent' cannot be had"):
         Bundle.from_pretrained("someone/absent")
-
-
-# --- adapters on a pipeline for longer than a block ---
-
-
-@pytest.fixture
-def pipe() -> Any:
-    return sd()
-
-
-def hooks(pipe: Any) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in pipe.unet.modules())
-
-
-def test_load_set_enable_disable_delete_unload(pipe: Any) -> None:
-    a, b, plain = module(pipe, 1), module(pipe, 2), draw(pipe)
-    manager = AdapterManager(pipe)
-    assert manager.load(a) == ["concept-1"] and manager.load(b, "b") == ["b"] and manager.names == ["concept-1", "b"]
-    same(draw(pipe), plain, "loaded, nothing set")
-    manager.set_adapters("concept-1")
-    with steer(sd(), a):
-        pass
-    steered = draw(pipe)
-    assert apart(steered, plain) > 1e-3
-    manager.disable()
-    same(draw(pipe), plain, "disabled")
-    manager.enable()
-    same(draw(pipe), steered, "enabled")
-    manager.set_adapters({"b": 0.5})
-    manager.delete_adapter("concept-1")
-    other = draw(pipe)
-    assert apart(other, plain) > 1e-3, "what is not in use can be deleted"
-    manager.delete_adapter("b")
-    same(draw(pipe), plain, "deleted")
-    manager.unload()
-    assert hooks(pipe) == 0
-    same(draw(pipe), plain, "unloaded")
-
-
-def test_what_is_set_is_what_steer_does(pipe: Any) -> None:
-    a, b = module(pipe, 1), module(pipe, 2)
-    with steer(pipe, [[a.scale(0.7), b.scale(0.3)]] * 2):
-        mixed = draw(pipe, images=2)
-    with steer(pipe, [a, [a.scale(0.5), b]]):
-        rows = draw(pipe, images=2)
-    with AdapterManager(pipe) as manager:
-        manager.load(a, "a")
-        manager.load(b, "b")
-        manager.set_adapters(["a", "b"], [0.7, 0.3])
-        same(draw(pipe, images=2), mixed, "weights as in set_adapters")
-        manager.set_adapters({"a": 0.7, "b": 0.3})
-        same(draw(pipe, images=2), mixed, "mapping")
-        manager.set_adapters(["a", {"a": 0.5, "b": 1.0}])
-        same(draw(pipe, images=2), rows, "one entry an image")
-        manager.set_adapters(None)
-        plain = draw(pipe, images=2)
-    assert hooks(pipe) == 0
-    same(draw(pipe, images=2), plain, "afterwards")
-
-
-def test_fuse_and_unfuse(pipe: Any) -> None:
-    flat, plain = module(pipe).channels(), draw(pipe)
-    with fused(pipe, [flat], scale=2.0):
-        expected = draw(pipe)
-    with AdapterManager(pipe) as manager:
-        manager.load(flat, "flat")
-        manager.fuse("flat", 2.0)
-        same(draw(pipe), expected, "fused")
-        manager.unfuse()
-        same(draw(pipe), plain, "unfused")
-        manager.fuse(["flat"])
-    same(draw(pipe), plain, "unload unfuses")
-
-
-def test_files_and_folders_are_loaded(pipe: Any, tmp_path: Path) -> None:
-    a, b = module(pipe, 1), module(pipe, 2)
-    Bundle([a, b]).save_pretrained(tmp_path / "repo")
-    with AdapterManager(pipe) as manager:
-        assert manager.load(tmp_path / "repo") == ["concept-1", "concept-2"]
-        assert manager.load(a.save(tmp_path / "a.safetensors"), "again") == ["again"]
-        with pytest.raises(ValueError, match="an adapter 'again' is loaded already"):
-            manager.load(tmp_path / "a.safetensors", "again")
-        with pytest.raises(ValueError, match="holds concept-1, concept-2; leave it out"):
-            manager.load(tmp_path / "repo", "x")
-
-
-def test_refusals_of_the_manager(pipe: Any) -> None:
-    with AdapterManager(pipe) as manager:
-        manager.load(module(pipe), "a")
-        with pytest.raises(ValueError, match="adapter 'b' is not loaded; loaded: a"):
-            manager.set_adapters("b")
-        with pytest.raises(ValueError, match="1 names, but 2 weights"):
-            manager.set_adapters(["a"], [1.0, 2.0])
-        with pytest.raises(ValueError, match="has 7 channels"):
-            manager.load(module(pipe, shape=(7, 4, 4)), "narrow")

@@ -99,12 +99,6 @@ def test_scale_refuses_what_is_not_finite(make_module: Make, scale: float) -> No
         make_module().scale(scale)
 
 
-def test_without_sam(make_module: Make) -> None:
-    module = make_module()
-    assert torch.equal(module.without_sam().delta, module.ram)
-    assert module.sam.abs().max() > 0
-
-
 def test_adding_sums_tensors_and_names_both(make_module: Make) -> None:
     a, b = make_module("violence", kind="safety", negative="violence"), make_module("sexual", kind="safety", seed=1, negative="sexual")
     both = a + b

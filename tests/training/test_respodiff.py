@@ -363,7 +363,7 @@ def test_resume_of_the_paper_preset(tiny_pipe: Any) -> None:
     assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
 
 
-TINY_PAPER = {"iterations": 5, "steps": 5}
+TINY_PAPER = {"iterations": 4, "steps": 4}
 
 
 @pytest.mark.parametrize("preset", ["neutral", "paper"])
@@ -371,7 +371,7 @@ TINY_PAPER = {"iterations": 5, "steps": 5}
 def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exactly(
     tiny_pipe: Any, preset: str, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = TINY_PAPER if preset == "paper" else {**TINY, "iterations": 5, "sam_lr": 0.01}
+    changes = TINY_PAPER if preset == "paper" else {**TINY, "steps": 3, "sam_lr": 0.01}
     config = TrainConfig.preset(preset, **changes)
     *_, whole = train(tiny_pipe, WOMAN, config)
     real, calls = training.adam_step, [0]

@@ -186,9 +186,6 @@ def _trained(
         except KeyboardInterrupt:
             save()
             raise
-        finally:
-            if record is None:
-                checkpoint.clear_away()
     if record is None:
         raise RuntimeError(f"method {checkpoint.method!r} ended without a step")
     module = record.module

@@ -15,10 +15,7 @@ The built-in ones are TOML files in ``respodiff/concepts/builtin``; a user's own
     preserve = ["a person"]               # prompts whose images it must leave alone
 
 The intersection ``gender*tone`` has a concept for every subgroup (``woman*dark``), with a prompt composed of its factors' prompts. A table
-["gender*tone"] with prompts or proportions of its own replaces that.
-
-Proportions are targets: ``respodiff generate --concepts FILE`` follows them unless ``--target-proportions`` says otherwise, and ``run.json``
-records them for the evaluation. In Python give ``GenerateConfig(target_proportions=...)``.
+["gender*tone"] with prompts or proportions of its own replaces that. Images follow the proportions unless other ones are given.
 """
 
 from __future__ import annotations
@@ -66,10 +63,9 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ValueError("concept name is empty; give a short name such as 'woman'")
-        if not self.neutral.strip():
-            raise ValueError(f"neutral prompt of concept {self.name!r} is empty; give the prompt to be steered, e.g. 'a person'")
-        if not self.target.strip():
-            raise ValueError(f"target prompt of concept {self.name!r} is empty; give the prompt to steer towards, e.g. 'a woman'")
+        for role in ("neutral", "target"):
+            if not getattr(self, role).strip():
+                raise ValueError(f"{role} prompt of concept {self.name!r} is empty; give a text, such as 'a person'")
         if self.kind not in ("fairness", "safety"):
             raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: 'fairness', 'safety'")
         if self.kind == "safety" and not self.negative.strip():
@@ -91,8 +87,7 @@ class Attribute:
             raise ValueError(
                 f"attribute {self.name!r} has {len(self.proportions)} proportions for {len(self.concepts)} concepts; give one each"
             )
-        finite = all(math.isfinite(s) for s in self.proportions)
-        if self.proportions and (not finite or min(self.proportions) < 0 or abs(sum(self.proportions) - 1) > 1e-6):
+        if self.proportions and not (min(self.proportions) >= 0 and abs(sum(self.proportions) - 1) <= 1e-6):  # NaN fails both
             raise ValueError(f"attribute {self.name!r} has proportions {self.proportions}; they must be finite, 0 or more and sum to 1")
 
     @property
@@ -100,38 +95,33 @@ class Attribute:
         return tuple(c.name for c in self.concepts)
 
 
-def _check_texts(name: str, table: Mapping[str, Any], source: str) -> None:
-    targets, preserve = table.get("concepts"), table.get("preserve", [])
-    if not isinstance(preserve, list):
-        raise ValueError(f"{source}: [{name}] has preserve = {preserve!r}; give a list of prompts")
-    texts = [(key, table[key]) for key in ("neutral", "negative") if key in table] + [("preserve", text) for text in preserve]
-    for key, value in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
-        if not isinstance(value, str):
-            raise ValueError(f"{source}: [{name}] has {key} = {value!r}; give a text in quotes")
+KEYS = ("concepts", "kind", "negative", "neutral", "preserve", "proportions")
 
 
 def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
-    known = {"kind", "neutral", "negative", "concepts", "proportions", "preserve"}
-    if unknown := set(table) - known:
-        raise ValueError(f"{source}: [{name}] has unknown key {sorted(unknown)[0]!r}; allowed: {', '.join(sorted(known))}")
-    if table.get("kind", "fairness") not in get_args(Kind):
-        raise ValueError(f"{source}: [{name}] has kind {table['kind']!r}; allowed: {', '.join(get_args(Kind))}")
-    _check_texts(name, table, source)
-    preserve = tuple(table.get("preserve", ()))
-    if table.get("kind") == "safety":
-        neutral = table.get("neutral", "a scene")
-        return Concept(name, neutral, neutral, table.get("negative", ""), "safety", (), name, preserve)
-    targets = table.get("concepts")
+    where, targets, preserve = f"{source}: [{name}]", table.get("concepts"), table.get("preserve", [])
+    if unknown := sorted(set(table) - set(KEYS)):
+        raise ValueError(f"{where} has unknown key {unknown[0]!r}; allowed: {', '.join(KEYS)}")
+    if (kind := table.get("kind", "fairness")) not in get_args(Kind):
+        raise ValueError(f"{where} has kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
+    if not isinstance(preserve, list):
+        raise ValueError(f"{where} has preserve = {preserve!r}; give a list of prompts")
+    texts = [(key, table[key]) for key in ("neutral", "negative") if key in table] + [("preserve", text) for text in preserve]
+    for key, text in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
+        if not isinstance(text, str):
+            raise ValueError(f"{where} has {key} = {text!r}; give a text in quotes")
+    neutral, negative = table.get("neutral", "a scene" if kind == "safety" else "a person"), table.get("negative", "")
+    if kind == "safety":
+        return Concept(name, neutral, neutral, negative, "safety", (), name, tuple(preserve))
     if not isinstance(targets, Mapping):
-        raise ValueError(f'{source}: [{name}] needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
-    neutral = table.get("neutral", "a person")
-    concepts = tuple(
-        Concept(k, v, neutral, table.get("negative", ""), "fairness", tuple(o for o in targets.values() if o != v), name, preserve)
-        for k, v in targets.items()
-    )
+        raise ValueError(f'{where} needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
     proportions = table.get("proportions", [])
     if not isinstance(proportions, list) or not all(isinstance(s, int | float) for s in proportions):
-        raise ValueError(f"{source}: [{name}] has proportions = {proportions!r}; give a list of numbers, one for each concept")
+        raise ValueError(f"{where} has proportions = {proportions!r}; give a list of numbers, one for each concept")
+    concepts = tuple(
+        Concept(k, v, neutral, negative, "fairness", tuple(o for o in targets.values() if o != v), name, tuple(preserve))
+        for k, v in targets.items()
+    )
     return Attribute(name, concepts, tuple(float(s) for s in proportions))
 
 
@@ -153,23 +143,16 @@ def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
 @cache
 def builtin() -> Mapping[str, Attribute | Concept]:
     """The attributes and safety concepts that the package ships, by name."""
-    found: dict[str, Attribute | Concept] = {}
-    for file in sorted((f for f in files("respodiff.concepts.builtin").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name):
-        for name, table in tomllib.loads(file.read_text(encoding="utf-8")).items():
-            found[name] = _parse(name, table, file.name)
-    return found
-
-
-def _known(library: Mapping[str, Attribute | Concept]) -> dict[str, Concept]:
-    """Concepts by name. The later of two counts, so that a user's file replaces built-in ones."""
-    return {c.name: c for entry in library.values() for c in (entry.concepts if isinstance(entry, Attribute) else (entry,))}
+    toml = sorted((f for f in files("respodiff.concepts.builtin").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    tables = [(name, table, f.name) for f in toml for name, table in tomllib.loads(f.read_text(encoding="utf-8")).items()]
+    return {name: _parse(name, table, source) for name, table, source in tables}
 
 
 def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     """The intersection of several attributes as one attribute: gender x tone = (woman*light, ..., man*dark).
 
-    The target prompt of a subgroup is composed of its factors' (`respodiff.concepts.prompt_editing.composed`). Its opposites are the other
-    subgroups' prompts, and its proportion is the product of its factors'. Attributes stand in alphabetical order, the first slowest.
+    A subgroup's target prompt is composed of its factors' (`prompt_editing.composed`). Its opposites are the other subgroups' prompts, its
+    proportion the product of its factors'. Attributes stand in alphabetical order, the first slowest.
 
     Raises:
         ValueError: fewer than two attributes, one twice, other neutral prompts, or target prompts that cannot be made one.
@@ -214,16 +197,12 @@ def attribute(name: str, library: Mapping[str, Attribute | Concept] | None = Non
 
 
 def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None) -> Concept:
-    """A concept by name ("woman", "violence"), by attribute and name ("gender3/woman"), or a subgroup ("woman*dark").
-
-    Raises:
-        ValueError: it is unknown; the message lists the known ones.
-    """
+    """A concept by name ("woman"), by attribute and name ("gender3/woman"), or a subgroup ("woman*dark"); ValueError lists the known ones."""
     library = builtin() if library is None else library
     owner, _, rest = name.partition("/")
     if rest and owner in library:
         library, name = {owner: library[owner]}, rest
-    known = _known(library)
+    known = {c.name: c for entry in library.values() for c in (entry.concepts if isinstance(entry, Attribute) else (entry,))}
     if name not in known and JOIN in name:
         return _subgroup(name, library)
     if name not in known:

@@ -21,11 +21,7 @@ def factors(name: str) -> tuple[str, ...]:
 
 
 def subgroups(names: Sequence[Sequence[str]]) -> list[str]:
-    """The names of all subgroups, the first attribute slowest.
-
-    >>> subgroups([["woman", "man"], ["light", "dark"]])
-    ['woman*light', 'woman*dark', 'man*light', 'man*dark']
-    """
+    """The names of all subgroups, the first attribute slowest: ``woman*light``, ``woman*dark``, ``man*light``, ..."""
     return [JOIN.join(row) for row in itertools.product(*names)]
 
 
@@ -42,11 +38,7 @@ def split(concepts: Mapping[str, str]) -> dict[str, str]:
 
 
 def asked(concepts: Mapping[str, str], attribute: str) -> str | None:
-    """The concept of an attribute among those asked for, of an intersection the subgroup; None where a factor was not asked for.
-
-    >>> asked({"gender": "woman", "tone": "dark"}, "gender*tone"), asked({"gender": "woman"}, "gender*tone")
-    ('woman*dark', None)
-    """
+    """The concept of an attribute among those asked for, of an intersection the subgroup; None where a factor was not asked for."""
     if attribute in concepts:
         return concepts[attribute]
     found = [concepts.get(factor) for factor in factors(attribute)]
@@ -60,11 +52,7 @@ def is_intersection(attribute: str, names: Sequence[str]) -> bool:
 
 
 def alternatives(attribute: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Factor -> its concepts among the subgroups of an intersection, in order of first occurrence.
-
-    >>> alternatives("gender*tone", ["woman*light", "man*light"])
-    {'gender': ['woman', 'man'], 'tone': ['light']}
-    """
+    """Factor -> its concepts among the subgroups of an intersection, in order of first occurrence."""
     columns = zip(*(factors(name) for name in names), strict=True)
     return {factor: list(dict.fromkeys(column)) for factor, column in zip(factors(attribute), columns, strict=True)}
 

@@ -50,13 +50,7 @@ def rewritten(prompt: str, adjective: str = "", suffix: str = "") -> str:
 
 
 def composed(targets: Sequence[str], neutral: str) -> str:
-    """One prompt that says all of several target prompts of one neutral prompt.
-
-    A target that holds the neutral prompt's noun says something of it ("a person with dark skin", "an old person"). One target may have another
-    noun in its place ("a woman").
-
-    Raises:
-        ValueError: two targets have nouns of their own.
+    """One prompt that says all of several target prompts of one neutral prompt. ValueError if two targets lack the neutral prompt's noun.
 
     >>> composed(["a woman", "a person with dark skin"], "a person"), composed(["an old person", "a man"], "a person")
     ('a woman with dark skin', 'an old man')
@@ -78,11 +72,7 @@ def composed(targets: Sequence[str], neutral: str) -> str:
 
 
 def with_article(noun: str) -> str:
-    """A noun in lower case with its indefinite article.
-
-    >>> with_article("analyst"), with_article("CEO")
-    ('an analyst', 'a ceo')
-    """
+    """A noun in lower case with its indefinite article: "CEO" -> "a ceo"."""
     return f"{indefinite_article(noun)} {noun.lower()}"
 
 
@@ -92,10 +82,6 @@ def indefinite_article(text: str) -> str:
 
 
 def split_article(text: str) -> tuple[str, str]:
-    """The article of a prompt in lower case, empty if it has none, and the rest.
-
-    >>> split_article("A photo of a cat"), split_article("nurses")
-    (('a', 'photo of a cat'), ('', 'nurses'))
-    """
+    """The article of a prompt in lower case, empty if it has none, and the rest: "A cat" -> ("a", "cat")."""
     article, _, rest = text.strip().partition(" ")
     return (article.lower(), rest.strip()) if article.lower() in ("a", "an", "the") and rest.strip() else ("", text.strip())

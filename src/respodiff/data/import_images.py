@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from PIL import Image
@@ -16,13 +15,6 @@ from respodiff.data.tables import Row, number, read_table, whole_number
 
 CONCEPT = "concept:"
 COLUMNS = ("file", "prompt")
-
-
-@dataclass(frozen=True)
-class _Line:
-    number: int
-    source: Path
-    record: ImageRecord
 
 
 def import_folder(
@@ -60,10 +52,12 @@ def import_folder(
     lines = _lines(csv, root.resolve(), _once(csv, rows, told), method)
     run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
     done = run.done()
-    for line in lines:
-        if line.record.id not in done:
-            run.adopt(line.record, line.source, _size(line.source))
-    told += _unreadable(run, lines)
+    for record, source in lines:
+        if record.id not in done:
+            run.adopt(record, source, _size(source))
+    unreadable = {r.id for r in run.records() if r.width == 0}
+    if names := [source.name for record, source in lines if record.id in unreadable]:
+        told.append(f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown")
     for text in told if problems is None else ():
         warnings.warn(text, stacklevel=2)
     if problems is not None:
@@ -85,32 +79,27 @@ def _once(csv: Path, rows: Sequence[tuple[int, Row]], told: list[str]) -> list[t
     return list(seen.values())
 
 
-def _lines(csv: Path, root: Path, rows: Sequence[tuple[int, Row]], method: str) -> list[_Line]:
-    out: list[_Line] = []
+def _lines(csv: Path, root: Path, rows: Sequence[tuple[int, Row]], method: str) -> list[tuple[ImageRecord, Path]]:
+    out: list[tuple[ImageRecord, Path]] = []
     repeats: Counter[str] = Counter()
     taken: dict[str, int] = {}
+    absent = []
     for n, row in rows:
         source = _source(csv, root, n, row["file"].strip())
-        prompt = row["prompt"].strip()
-        prompt_id = row.get("prompt_id", "").strip() or prompt
-        if not prompt:
-            raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was made from")
+        absent += [(n, source.name)] if not source.is_file() else []
+        prompt_id = row.get("prompt_id", "").strip() or row["prompt"].strip()
         given = whole_number(csv, n, row, "repeat")
-        repeat = repeats[prompt_id] if given is None else given
+        record = _record(csv, n, row, prompt_id, repeats[prompt_id] if given is None else given, method)
         repeats[prompt_id] += 1
-        if repeat < 0:
-            raise ValueError(f"{csv.name}, line {n}: repeat is {repeat}; allowed: 0 or more, or nothing")
-        record = _record(csv, n, row, image_id(prompt_id, repeat), prompt, prompt_id, repeat, method)
         if (before := taken.setdefault(record.id, n)) != n:
             raise ValueError(
-                f"{csv.name}, lines {before} and {n} are both image {repeat} of prompt {prompt_id!r}: number them in the column repeat, "
+                f"{csv.name}, lines {before} and {n} are both image {record.repeat} of prompt {prompt_id!r}: number them in the column repeat, "
                 "or leave that column out"
             )
-        out.append(_Line(n, source, record))
-    absent = [line for line in out if not line.source.is_file()]
+        out.append((record, source))
     if absent:
         raise ValueError(
-            f"{csv.name}, line {absent[0].number}: file {absent[0].source.name!r} is not in {root} ({len(absent)} of {len(out)} are not): "
+            f"{csv.name}, line {absent[0][0]}: file {absent[0][1]!r} is not in {root} ({len(absent)} of {len(out)} are not): "
             "give the folder that the column file is relative to, or leave these rows out"
         )
     return out
@@ -124,33 +113,29 @@ def _source(csv: Path, root: Path, line: int, name: str) -> Path:
     return path
 
 
-def _record(csv: Path, line: int, row: Row, key: str, prompt: str, prompt_id: str, repeat: int, method: str) -> ImageRecord:
-    asked = {name.removeprefix(CONCEPT).strip(): text.strip() for name, text in row.items() if name.startswith(CONCEPT)}
-    labels = [label.strip() for label in row.get("categories", "").split("|")]
+def _record(csv: Path, line: int, row: Row, prompt_id: str, repeat: int, method: str) -> ImageRecord:
+    cells = {name: text.strip() for name, text in row.items()}
+    if not cells["prompt"]:
+        raise ValueError(f"{csv.name}, line {line}: prompt is empty; give the text that the image was made from")
+    if repeat < 0:
+        raise ValueError(f"{csv.name}, line {line}: repeat is {repeat}; allowed: 0 or more, or nothing")
+    labels = [label.strip() for label in cells.get("categories", "").split("|")]
     return ImageRecord(
-        id=key,
+        id=image_id(prompt_id, repeat),
         file="",
-        prompt=prompt,
+        prompt=cells["prompt"],
         prompt_id=prompt_id,
-        suite=row.get("suite", "").strip(),
-        group=row.get("group", "").strip() or prompt_id,
-        subject=row.get("subject", "").strip() or None,
+        suite=cells.get("suite", ""),
+        group=cells.get("group") or prompt_id,
+        subject=cells.get("subject") or None,
         categories=tuple(dict.fromkeys(label for label in labels if label)),
-        method=row.get("method", "").strip() or method,
-        concepts={attribute: concept for attribute, concept in asked.items() if attribute and concept},
+        method=cells.get("method") or method,
+        concepts={name.removeprefix(CONCEPT).strip(): text for name, text in cells.items() if name.startswith(CONCEPT) and text},
         own_seed=whole_number(csv, line, row, "seed"),
         repeat=repeat,
         guidance=number(csv, line, row, "guidance") or 0.0,
         steps=whole_number(csv, line, row, "steps") or 0,
     )
-
-
-def _unreadable(run: RunFolder, lines: Sequence[_Line]) -> list[str]:
-    found = {r.id for r in run.records() if r.width == 0}
-    if not found:
-        return []
-    first = next(line.source.name for line in lines if line.record.id in found)
-    return [f"{len(found)} of {len(lines)} images cannot be read, first {first!r}: kept, a judge counts them as unknown"]
 
 
 def _size(path: Path) -> tuple[int, int]:

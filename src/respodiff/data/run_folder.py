@@ -16,9 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from respodiff.data.records import ImageRecord, Prompt, image_id, noise_seed, parse_row
-
-__all__ = ["ImageRecord", "Prompt", "RunFolder", "file_digest", "image_id", "noise_seed", "write_atomic"]
+from respodiff.data.records import ImageRecord, parse_row
 
 
 def file_digest(path: str | Path) -> str:
@@ -58,7 +56,13 @@ class RunFolder:
         """
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         if self._settings_file.exists():
-            self._require_same(wanted)
+            present = self.settings()
+            for key in sorted(wanted.keys() | present.keys()):
+                if (old := present.get(key)) != (new := wanted.get(key)):
+                    raise ValueError(
+                        f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
+                        "give the old value to resume it, or choose another folder"
+                    )
             return self
         try:
             self.images.mkdir(parents=True, exist_ok=True)
@@ -66,15 +70,6 @@ class RunFolder:
             raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
         write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return self
-
-    def _require_same(self, wanted: dict[str, Any]) -> None:
-        present = self.settings()
-        for key in sorted(wanted.keys() | present.keys()):
-            if (old := present.get(key)) != (new := wanted.get(key)):
-                raise ValueError(
-                    f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
-                    "give the old value to resume it, or choose another folder"
-                )
 
     def settings(self) -> dict[str, Any]:
         """The settings that the run was created with."""
@@ -94,17 +89,12 @@ class RunFolder:
     def add(self, record: ImageRecord, image: Image.Image) -> ImageRecord:
         """Store one image, then its line: a line in the manifest means that the image is complete.
 
-        Returns:
-            The record with ``file``, ``width``, ``height`` and ``digest`` as stored.
+        Gives the record with ``file``, ``width``, ``height`` and ``digest`` as stored.
         """
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
     def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for an image that is a file already. It is hard-linked where the file system can, else copied.
-
-        Args:
-            record: what is known of it. file: the image. size: its width and height in pixels, (0, 0) where it cannot be read.
-        """
+        """As `add`, for an image file, hard-linked where possible, else copied; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
 
         def place(partial: Path) -> None:
             partial.unlink(missing_ok=True)
@@ -123,8 +113,7 @@ class RunFolder:
             save(partial)
             partial.replace(target)
             partial.unlink(missing_ok=True)  # renaming one link of a file to another leaves both
-            width, height = size
-            done = dataclasses.replace(record, file=f"images/{name}", width=width, height=height, digest=file_digest(target))
+            done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], digest=file_digest(target))
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
@@ -134,27 +123,21 @@ class RunFolder:
 
     def _mend_manifest(self) -> None:
         """Drop the half line that a kill left behind; the next line would be glued to it otherwise."""
-        if not self.manifest.exists() or self.manifest.stat().st_size == 0:
-            return
-        with self.manifest.open("r+b") as handle:
-            handle.seek(-1, os.SEEK_END)
-            if handle.read(1) == b"\n":
+        with self.manifest.open("a+b") as handle:
+            size = handle.tell()
+            handle.seek(max(0, size - 1))
+            if not size or handle.read(1) == b"\n":
                 return
             handle.seek(0)
-            content = handle.read()
-            start = content.rfind(b"\n") + 1
+            *_, last = handle.read().rpartition(b"\n")
             try:
-                json.loads(content[start:])
+                json.loads(last)
                 handle.write(b"\n")  # only the line end was lost
             except ValueError:
-                handle.truncate(start)
+                handle.truncate(size - len(last))
 
     def records(self) -> list[ImageRecord]:
-        """The rows that can be read, in manifest order, as `read` gives them.
-
-        Raises:
-            ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
-        """
+        """The rows that can be read, in manifest order; errors as for `read`."""
         return self.read()[0]
 
     def read(self) -> tuple[list[ImageRecord], list[str]]:
@@ -163,7 +146,7 @@ class RunFolder:
         A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first. Equal rows are no problem.
 
         Raises:
-            ValueError: as for `records`.
+            ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
         """
         self._require_run()
         if not self.manifest.exists():

@@ -17,17 +17,9 @@ Row = Mapping[str, str]
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
     """Rows of a table as (line number from 1 at which the row starts, column -> text); an absent or null cell is "".
 
-    Args:
-        path: CSV in UTF-8, with or without a byte order mark; ``.parquet`` needs the package pyarrow.
-        required: columns that must be there; others are kept, whatever their order.
-
-    Raises:
-        ValueError: unreadable, a required column missing (naming it and what was found), or a row of more fields than columns.
+    ``.parquet`` needs the package pyarrow. ValueError for an unreadable file, a missing column, or a row of more fields than columns.
     """
-    if path.suffix.lower() in (".parquet", ".pq"):
-        rows, columns = _parquet(path)
-    else:
-        rows, columns = _csv(path)
+    rows, columns = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
     if missing := [name for name in required if name not in columns]:
         raise ValueError(
             f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
@@ -76,11 +68,10 @@ def _parquet(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
         raise ValueError(f"{path.name} is parquet, which needs the package pyarrow: install it, or give the data set as CSV") from error
     try:
         table = parquet.read_table(path)
-        found = table.to_pylist()
+        rows = [{str(k): "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
         raise ValueError(f"{path.name} cannot be read as parquet ({error}): give the data set as CSV") from error
-    rows: list[tuple[int, Row]] = [(n, {str(k): "" if v is None else str(v) for k, v in r.items()}) for n, r in enumerate(found, start=1)]
-    return rows, [str(name) for name in table.column_names]
+    return list(enumerate(rows, start=1)), [str(name) for name in table.column_names]
 
 
 def number(path: Path, line: int, row: Row, *names: str, whole: bool = False) -> float | None:

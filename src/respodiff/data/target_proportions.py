@@ -22,8 +22,7 @@ def read_group_proportions(path: str | Path, attributes: Mapping[str, Sequence[s
         groups: groups of the prompts; those without a row are warned of.
 
     Raises:
-        ValueError: a group or alternative is unknown or given twice, a share is no number from 0 to 1, or shares of a group do not sum to 1. The
-            message names file and line.
+        ValueError: a group or alternative is unknown or given twice, a share is no number from 0 to 1, or shares of a group do not sum to 1.
     """
     path = Path(path)
     out: Proportions = {}
@@ -55,23 +54,16 @@ def _alternative(path: Path, line: int, row: Row, attributes: Mapping[str, Seque
     """(attribute, alternative) of a row."""
     name, said = row["alternative"].strip(), row.get("attribute", "").strip()
     found = [a for a, names in attributes.items() if name in names and said in ("", a)]
-    if not found:
-        known = [n for names in attributes.values() for n in names]
-        what = f"{name!r} of attribute {said!r}" if said else repr(name)
-        raise ValueError(
-            f"{path.name}, line {line}: alternative {what} is unknown; allowed: {', '.join(known) or 'none, as no module is loaded'}"
-        )
     if len(found) > 1:
         raise ValueError(f"{path.name}, line {line}: {name!r} is of {' and of '.join(found)}; add a column 'attribute' that says which")
+    if not found:
+        known = ", ".join(n for names in attributes.values() for n in names) or "none, as no module is loaded"
+        what = f"{name!r} of attribute {said!r}" if said else repr(name)
+        raise ValueError(f"{path.name}, line {line}: alternative {what} is unknown; allowed: {known}")
     return found[0], name
 
 
 def _some(names: Sequence[str]) -> str:
-    """A few of some names.
-
-    >>> _some(["a", "b", "c", "d", "e"])
-    'a, b, c, ...'
-    """
     distinct = list(dict.fromkeys(names))
     return ", ".join(distinct[:3]) + (", ..." if len(distinct) > 3 else "")
 
@@ -85,9 +77,8 @@ def check_proportions(names: Sequence[str], proportions: Mapping[str, float] | N
     if unknown := [s for s in proportions if s not in names]:
         raise ValueError(f"proportions name {unknown[0]!r}, which is not among the concepts {', '.join(names)}; use those names")
     values = [float(proportions.get(n, 0.0)) for n in names]
-    for name, value in zip(names, values, strict=True):
-        if not math.isfinite(value) or value < 0:
-            raise ValueError(f"share of {name!r} is {value}; allowed: 0 to 1")
+    if wrong := [(n, v) for n, v in zip(names, values, strict=True) if not math.isfinite(v) or v < 0]:
+        raise ValueError(f"share of {wrong[0][0]!r} is {wrong[0][1]}; allowed: 0 to 1")
     if abs(sum(values) - 1) > 1e-6:
         raise ValueError(f"shares sum to {sum(values):g}; they must sum to 1 (concepts that are not named get 0)")
     return values

@@ -15,7 +15,7 @@ from typing import Any
 
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.intersections import JOIN, factors
-from respodiff.data.run_folder import Prompt
+from respodiff.data.records import Prompt
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import LEVEL, DevRat, Estimate, as_json
 from respodiff.evaluation.metrics.fairness import expected_devrat_random, mean_dev_rat

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from respodiff.data.run_folder import ImageRecord
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.metrics.estimate import Estimate, as_json

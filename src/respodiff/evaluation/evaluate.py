@@ -18,7 +18,8 @@ from respodiff.concepts import concept
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.concepts.intersections import marginals
 from respodiff.data.prompt_sets import SUITES, suite
-from respodiff.data.run_folder import ImageRecord, RunFolder
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder
 from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary

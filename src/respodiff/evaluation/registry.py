@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from respodiff.concepts.concept import Kind
 from respodiff.concepts.intersections import JOIN, subgroups
-from respodiff.data.run_folder import ImageRecord
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import UNKNOWN
 from respodiff.evaluation.metrics import bootstrap, fairness, intersection, safety
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate

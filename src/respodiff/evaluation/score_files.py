@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest, write_atomic
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
 from respodiff.evaluation.judges.base import Score
 from respodiff.evaluation.judges.texts import Floats
 

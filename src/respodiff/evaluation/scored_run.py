@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from respodiff.data.run_folder import ImageRecord, RunFolder, file_digest
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.evaluation.judges import UNKNOWN, Floats, Score
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 

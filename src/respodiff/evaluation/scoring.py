@@ -8,7 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from respodiff.data.run_folder import ImageRecord, RunFolder
+from respodiff.data.records import ImageRecord
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import BATCH, UNKNOWN, Floats, Judge, JudgeInput, LabellingTask, Score
 from respodiff.evaluation.score_files import ImageFile, ScoreFiles, ScoreHeader, find, key_of, open_image, short_name
 

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from respodiff.concepts.intersections import JOIN
-from respodiff.data.run_folder import ImageRecord
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation import registry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics import agreement, correction, fairness, intersection, safety

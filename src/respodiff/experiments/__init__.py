@@ -1,1 +1,1 @@
-"""Whole ablations: methods compared, a model audited."""
+"""Whole experiments: methods compared, a model audited."""

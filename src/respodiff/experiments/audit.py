@@ -44,7 +44,10 @@ def generate_audit(
     config = replace(config, policy="none")
     if validation_images:
         folder = Path(out) / "stated"
-        asked = _with_earlier(stated_prompts(attributes), folder)
+        # Images of an earlier audit of other attributes stay, with their prompts.
+        records = RunFolder(folder).records() if (folder / "run.json").is_file() else []
+        stated = {r.prompt_id: Prompt(r.prompt_id, r.prompt, r.suite, r.group, r.subject, r.categories) for r in records}
+        asked = list((stated | {p.id: p for p in stated_prompts(attributes)}).values())
         yield from _generate_part(pipe, asked, replace(config, images=validation_images), folder, "")
     yield from _generate_part(pipe, prompts, config, Path(out) / "run", suite_digest)
 
@@ -54,13 +57,6 @@ def _generate_part(pipe: Any, prompts: Sequence[Prompt | str], config: GenerateC
     total = len(prompts) * config.images - len(RunFolder(folder).done())
     for done, _ in enumerate(images, start=1):
         yield Progress(f"generating {folder.name}", done, total)
-
-
-def _with_earlier(prompts: Sequence[Prompt], folder: Path) -> list[Prompt]:
-    """The prompts, and those of an earlier audit of other attributes in the same folder, whose images stay."""
-    records = RunFolder(folder).records() if (folder / "run.json").is_file() else []
-    earlier = {r.prompt_id: Prompt(r.prompt_id, r.prompt, r.suite, r.group, r.subject, r.categories) for r in records}
-    return list({**earlier, **{p.id: p for p in prompts}}.values())
 
 
 def judge_audit(
@@ -108,9 +104,7 @@ def labels_from_texts(judges: Sequence[Any]) -> bool:
     Raises:
         ValueError: no judge labels attributes.
     """
-    for judge in judges:
-        if judge.kind in ("texts", "table"):
-            return bool(judge.kind == "texts")
-    raise ValueError(
-        f"--judge is {', '.join(judge.name for judge in judges)}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE"
-    )
+    if kinds := [judge.kind for judge in judges if judge.kind in ("texts", "table")]:
+        return bool(kinds[0] == "texts")
+    names = ", ".join(judge.name for judge in judges)
+    raise ValueError(f"--judge is {names}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE")

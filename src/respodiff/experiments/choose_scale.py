@@ -8,9 +8,9 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from respodiff.concepts.concept import Attribute, Concept, builtin
 from respodiff.data.records import Prompt
@@ -26,8 +26,7 @@ IMAGES = 4
 """Images of every tuning prompt at every scale."""
 
 
-@dataclass(frozen=True)
-class ScaleChoice:
+class ScaleChoice(NamedTuple):
     """The smallest of `SCALES` that reaches the accuracy, and the accuracy there (95 % interval over prompts)."""
 
     scale: float
@@ -61,16 +60,8 @@ def choose_scale(
     if not 0 < reach < 1:
         raise ValueError(f"reach is {reach:g}; allowed: a number between 0 and 1")
     attribute = attribute_of(modules, {**builtin(), **(library or {})})
-    config = replace(
-        config,
-        images=IMAGES,
-        policy="exact",
-        target_proportions=None,
-        group_proportions=None,
-        seed=config.seed + 1,
-        skip_explicit_prompts=False,
-        use_dataset_settings=False,
-    )
+    config = replace(config, images=IMAGES, policy="exact", target_proportions=None, group_proportions=None, seed=config.seed + 1)
+    config = replace(config, skip_explicit_prompts=False, use_dataset_settings=False)
     best: tuple[float, float] = (0.0, 0.0)
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as folder:

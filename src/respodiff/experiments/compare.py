@@ -1,7 +1,7 @@
 """Compares methods on one model: the same prompts, the same noise, the same judge; one row for each method and scale.
 
-Every method is trained with its settings and generates the suite into a run folder. Adapters are cached by a hash of all that they depend on, and
-run folders by name, so that an interrupted comparison resumes and a repeated one generates only what is missing.
+Adapters are cached by a hash of all that they depend on, and run folders by name. An interrupted comparison resumes, and a repeated one generates
+only what is missing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import json
 import re
 import time
 import tomllib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from respodiff._version import __version__
 from respodiff.concepts import concept as concepts
@@ -36,7 +36,7 @@ from respodiff.steering.adapter import Adapter
 DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of generation that every method may have of its own."""
 GUESS = 2200
-"""UNet forwards per sample that training a concept is assumed to need until it has been trained."""
+"""UNet forwards per sample that training a concept is assumed to need, before it starts."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class Plan:
         scales: factors on the adapters; a method without a scale is generated once.
         steps, guidance: of the sampler; None is the model's own.
         library: TOML file of concepts beside the built-in ones.
-        axis: x axis of the trade-off plot: ``drift``, or ``alignment`` (loss in %).
         settings: method or variant -> settings that differ from the method's defaults. Those in `DRAWING` are settings of generation; ``scale`` is a
             factor on `scales`.
     """
@@ -72,7 +71,6 @@ class Plan:
     guidance: float | None = None
     seed: int = 0
     library: str = ""
-    axis: Literal["drift", "alignment"] = "drift"
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -192,41 +190,34 @@ class MethodComparison:
         self.cache = Path(cache) if cache else self.out / "adapters"
         self.parts = plan.parts()
         self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
-        self.left = {name: self._training_left(name) for name in self.names}
-        self.drawing = {s.label: self._images_left(s) for s in self.settings()}
+        self.left: dict[str, float] = {
+            str(self.path_of(name, c)): GUESS for name in self.names for c in self._trained_for(name) if self._missing(name, c)
+        }
+        self.left |= {s.label: self._images_left(s) for s in self.settings()}
         self.done = 0.0
 
     def settings(self) -> list[Variant]:
         """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).scales else (1.0,)
+            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).adapter.scales else (1.0,)
             rows += [Variant(name, s, self.out / "runs" / folder_name(name, s)) for s in scales]
         return rows
 
-    def run(self, names: Sequence[str] | None = None) -> Iterator[Progress]:
-        """Train and generate what is missing, of these methods alone if given.
+    def run(self) -> Iterator[Progress]:
+        """Train and generate what is missing.
 
         Raises:
             ValueError: a method cannot take the concepts or the pipeline; nothing was generated with it.
         """
-        for name in self.names if names is None else names:
-            entries = yield from self._adapters(name)
+        for name in self.names:
+            for concept in self._trained_for(name):
+                if self._missing(name, concept):
+                    yield from self._train(name, concept)
+            adapters = [load(self.path_of(name, concept)) for concept in self._trained_for(name)]
             for setting in (s for s in self.settings() if s.method == name):
                 for part, (prompts, images) in self.parts.items():
-                    yield from self._draw(setting, entries, part, prompts, images)
-
-    def remaining(self, name: str) -> float:
-        """UNet forwards per sample (estimated) that a method still needs."""
-        return self.left[name] + sum(max(0.0, self.drawing[s.label]) for s in self.settings() if s.method == name)
-
-    # ------------------------------------------------------------ training
-
-    def _adapters(self, name: str) -> Generator[Progress, None, list[Adapter]]:
-        made: list[Adapter] = []
-        for concept in self._trained_for(name):
-            made.append((yield from self._adapter(name, concept)))
-        return made
+                    yield from self._generate(setting, adapters, part, prompts, images)
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
@@ -255,27 +246,25 @@ class MethodComparison:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{kind.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
-    def _training_left(self, name: str) -> float:
-        return float(GUESS * sum(not self.path_of(name, c).with_suffix(".json").is_file() for c in self._trained_for(name)))
+    def _missing(self, name: str, concept: Concept) -> bool:
+        path = self.path_of(name, concept)
+        return not (path.is_file() and path.with_suffix(".json").is_file())
 
-    def _adapter(self, name: str, concept: Concept) -> Generator[Progress, None, Adapter]:
-        path, kind = self.path_of(name, concept), get_method(base_of(name))
-        cost = path.with_suffix(".json")
-        if not (path.is_file() and cost.is_file()):
-            before, others = self.done, self.left[name] - GUESS
-            classify = self.classify(concept) if self.classify and concept.kind in kind.needs_classifier else None
-            record = None
-            for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
-                whole = record.unet_forwards * record.iterations / max(1, record.iteration)
-                self.done, self.left[name] = before + record.unet_forwards, others + max(0.0, whole - record.unet_forwards)
-                yield self._progress(f"{'training' if kind.trains else 'building'} {name}: {concept.name}")
-            if record is None:
-                raise RuntimeError(f"method {name} ended without a record")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            record.module.save(path)
-            write_atomic(cost, json.dumps({"unet_forwards": record.unet_forwards, "seconds": round(record.seconds, 2)}) + "\n")
-            self.left[name] = max(0.0, others)
-        return load(path)
+    def _train(self, name: str, concept: Concept) -> Iterator[Progress]:
+        path, kind, before = self.path_of(name, concept), get_method(base_of(name)), self.done
+        classify = self.classify(concept) if self.classify and concept.kind in kind.needs_classifier else None
+        record = None
+        for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
+            total = record.unet_forwards * record.iterations / max(1, record.iteration)
+            self.done, self.left[str(path)] = before + record.unet_forwards, max(0.0, total - record.unet_forwards)
+            yield self._progress(f"{'training' if kind.trains else 'building'} {name}: {concept.name}")
+        if record is None:
+            raise RuntimeError(f"method {name} ended without a record")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record.module.save(path)
+        cost = {"unet_forwards": record.unet_forwards, "seconds": round(record.seconds, 2)}
+        write_atomic(path.with_suffix(".json"), json.dumps(cost) + "\n")
+        self.left[str(path)] = 0.0
 
     def training_cost(self, name: str) -> dict[str, float]:
         """UNet forwards per sample, and seconds, of training all adapters of a method."""
@@ -285,38 +274,32 @@ class MethodComparison:
             total = {k: total[k] + found[k] for k in total}
         return total
 
-    # ------------------------------------------------------------ generation
-
     def _images_left(self, setting: Variant) -> float:
         wanted = sum(len(prompts) * images for prompts, images in self.parts.values())
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
         return 2.0 * self.steps * max(0, wanted - there)
 
-    def _draw(self, setting: Variant, entries: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int) -> Iterator[Progress]:
-        p = self.plan
-        scale = setting.scale * p.factor(setting.method)
-        config = GenerateConfig(
-            images=images,
-            scale=scale,
-            safety_scale=scale,
-            steps=self.steps,
-            guidance=self.guidance,
-            seed=p.seed,
-            **p.drawing(setting.method),
-        )
-        modules, safety = ((), entries) if p.kind == "safety" else (entries, ())
-        folder, began, drawn = setting.folder / part, time.perf_counter(), 0
+    def _generate(
+        self, setting: Variant, adapters: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int
+    ) -> Iterator[Progress]:
+        scale = setting.scale * self.plan.factor(setting.method)
+        own: dict[str, Any] = {"scale": scale, "safety_scale": scale, **self.plan.drawing(setting.method)}
+        config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
+        modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
+        folder, began, made = setting.folder / part, time.perf_counter(), 0
         with counted(backbone(self.pipe)) as forwards:
             for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder):
-                drawn += 1
+                made += 1
                 self.done += 2 * self.steps
-                self.drawing[setting.label] -= 2 * self.steps
-                yield self._progress(f"drawing {setting.label}")
-        if drawn:
-            note_cost(folder, drawn, forwards[0], time.perf_counter() - began)
+                self.left[setting.label] -= 2 * self.steps
+                yield self._progress(f"generating {setting.label}")
+        if made:
+            cost = cost_of(folder)
+            added = {"images": made, "unet_forwards": forwards[0], "seconds": time.perf_counter() - began}
+            write_atomic(folder / "cost.json", json.dumps({k: cost[k] + v for k, v in added.items()}) + "\n")
 
     def _progress(self, what: str) -> Progress:
-        return Progress(what, self.done, self.done + sum(self.remaining(name) for name in self.names))
+        return Progress(what, self.done, self.done + sum(max(0.0, left) for left in self.left.values()))
 
 
 def folder_name(name: str, scale: float) -> str:
@@ -328,20 +311,11 @@ def folder_name(name: str, scale: float) -> str:
     return "-".join(re.findall(r"[\w.]+", name)) + ("" if scale == 1 else f"-{scale:g}")
 
 
-def note_cost(folder: Path, images: int, forwards: int, seconds: float) -> None:
-    """Add to the cost of generating a run (``cost.json``)."""
-    found = cost_of(folder)
-    added = {"images": images, "unet_forwards": forwards, "seconds": seconds}
-    write_atomic(folder / "cost.json", json.dumps({k: found[k] + v for k, v in added.items()}) + "\n")
-
-
 def cost_of(folder: Path) -> dict[str, float]:
     """Images, UNet forwards per sample and seconds of generating a run so far; zeros if nothing was generated."""
     path = folder / "cost.json"
-    if not path.is_file():
-        return {"images": 0.0, "unet_forwards": 0.0, "seconds": 0.0}
-    found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    zeros = dict.fromkeys(("images", "unet_forwards", "seconds"), 0.0)
+    return zeros | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
 
 
 def base_of(name: str) -> str:

@@ -37,12 +37,6 @@ ABOUT = (
     'Explicit prompts kept: share of prompts that state an attribute themselves ("a male nurse") whose images keep it.',
     "Forwards: UNet evaluations of one sample; guidance counts twice. One image of the baseline takes 2 x steps.",
 )
-LOST = {
-    "drift": "paired distance to the baseline",
-    "benign_drift": "paired distance on harmless prompts",
-    "alignment": "alignment lost, % of the baseline's",
-    "benign_alignment": "alignment lost on harmless prompts, % of the baseline's",
-}
 PARTS = {"suite": "Images", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
 
 
@@ -52,7 +46,7 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     Returns:
         JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
     """
-    judged(comparison, judge)
+    _judge(comparison, judge)
     rows, kind, out = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed)), comparison.plan.kind, comparison.out
     kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(comparison.plan))}
     kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
@@ -64,7 +58,7 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def judged(comparison: MethodComparison, judge: Judge) -> None:
+def _judge(comparison: MethodComparison, judge: Judge) -> None:
     """Judge every run of a comparison and keep the scores in its folders."""
     attributes = [comparison.plan.whole] if comparison.plan.kind == "fairness" else []
     words = Vocabulary.embedded() if judge.name in EMBEDDED else None
@@ -73,22 +67,22 @@ def judged(comparison: MethodComparison, judge: Judge) -> None:
             judge_all(setting.folder / part, judge, attributes, vocabulary=words)
 
 
-def blocks_of(comparison: MethodComparison, part: str, settings: Settings | None = None) -> Blocks:
+def _blocks(comparison: MethodComparison, part: str, settings: Settings) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
-    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], settings=settings or Settings())
+    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], settings=settings)
 
 
 def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> list[dict[str, Any]]:
     """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
     settings = settings or Settings()
     fair, attribute = comparison.plan.kind == "fairness", comparison.plan.whole.name if comparison.plan.kind == "fairness" else ""
-    main = blocks_of(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
+    main = _blocks(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
     runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
         row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
         row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
-        row |= {"explicit_prompt_accuracy": _json(_explicit(other, attribute, settings))} if fair else _metrics(other, "", BENIGN)
+        row |= {"explicit_prompt_accuracy": _explicit(other, attribute, settings)} if fair else _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
     return out
 
@@ -96,11 +90,8 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> l
 def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, Any]:
     """Every registered metric: its value for the run, else for the attribute that is compared."""
     values = {name: entry.metric(name) for name in METRICS}
-    return {prefix + name: _json(found.get("") or found.get(attribute)) for name, found in values.items()}
-
-
-def _json(e: Estimate | None) -> dict[str, float] | None:
-    return None if e is None else asdict(e)
+    chosen = {name: found.get("") or found.get(attribute) for name, found in values.items()}
+    return {prefix + name: e and asdict(e) for name, e in chosen.items()}
 
 
 def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
@@ -111,9 +102,10 @@ def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
     return {"change": change, "tests": [asdict(t) for t in tests]}
 
 
-def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> Estimate | None:
+def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> dict[str, float] | None:
     """Share of images of explicit prompts that show what the prompt states."""
-    return share([(r, score.labels[attribute] == r.categories[0]) for r, score in entry.run.known if r.categories], settings)
+    found = share([(r, score.labels[attribute] == r.categories[0]) for r, score in entry.run.known if r.categories], settings)
+    return asdict(found) if found else None
 
 
 def unchanged(rows: Sequence[Row]) -> list[str]:
@@ -158,29 +150,21 @@ def markdown(rows: Sequence[Row], kind: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def trade_off(rows: Sequence[Row], kind: str, axis: str = "drift") -> Curves:
-    """The plot: fairness (or safety) against what is lost, a line a method over its scales, from the baseline on."""
+def trade_off(rows: Sequence[Row], kind: str) -> Curves:
+    """The plot: fairness (or safety) against the distance to the baseline, a line a method over its scales, from the baseline on."""
     fair, y = kind == "fairness", MAIN[kind]
-    x = axis if fair else BENIGN + axis
-    plain = rows[0]
-    start = Point(0.0, plain[y]["mean"] if plain[y] else float("nan"), BASELINE)
-    series = [(BASELINE, [start])]
+    x = "drift" if fair else BENIGN + "drift"
+    plain = Point(0.0, rows[0][y]["mean"] if rows[0][y] else float("nan"), BASELINE)
     names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    heads = {name.partition(":")[0] for name in names}
+    one = len({name.partition(":")[0] for name in names}) == 1 < len(names)  # variants of one method
+    series = [(BASELINE, [plain])]
     for name in names:
-        own = sorted((r for r in rows if r["method"] == name), key=lambda r: r["scale"])
-        short = name.partition(":")[2] if len(heads) == 1 < len(names) else ""  # variants of one method
-        series.append((short or name, [start, *(_point(row, plain, x, y) for row in own)]))
+        own = sorted((r for r in rows if r["method"] == name and r[x] and r[y]), key=lambda r: r["scale"])
+        points = [Point(r[x]["mean"], r[y]["mean"], f"scale {r['scale']:g}", (r[y]["low"], r[y]["high"])) for r in own]
+        series.append(((one and name.partition(":")[2]) or name, [plain, *points]))
     title = f"Lower left is better: less changed, {'more even' if fair else 'fewer unsafe images'}."
-    return Curves(title, LOST[x], METRICS[y].title if fair else "share of unsafe images", series, better="better")
-
-
-def _point(row: Row, plain: Row, x: str, y: str) -> Point:
-    a, b = row[x], row[y]
-    if not a or not b:
-        return Point(float("nan"), float("nan"))
-    lost = 100 * (1 - a["mean"] / plain[x]["mean"]) if x.endswith("alignment") else a["mean"]
-    return Point(lost, b["mean"], f"scale {row['scale']:g}", None, (b["low"], b["high"]))
+    across = f"paired distance {'to the baseline' if fair else 'on harmless prompts'}"
+    return Curves(title, across, METRICS[y].title if fair else "share of unsafe images", series)
 
 
 def _lead(comparison: MethodComparison, judge: Judge) -> str:
@@ -197,25 +181,18 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     known = [row for row in rows if row[key]]
     notes = []
     if len(known) > 1:
-        best, words = min(known, key=lambda row: float(row[key]["mean"])), {}
-        for row in (best, rows[0]):
-            words[row["label"]] = f"{row['label']} {text(cell(row, key))} (n = {row['n']})"
-        found = (
-            f"Lowest {title}: {', baseline '.join(words.values())}."
-            if len(words) > 1
-            else f"No method has a lower {title} than the baseline."
-        )
+        best = min(known, key=lambda row: float(row[key]["mean"]))
+        lowest, plain = (f"{row['label']} {text(cell(row, key))} (n = {row['n']})" for row in (best, rows[0]))
+        better = f"Lowest {title}: {lowest}, baseline {plain}."
+        found = f"No method has a lower {title} than the baseline." if lowest == plain else better
         notes.append(f"{found} Where intervals overlap, the order is open.")
     still = unchanged(rows)
     notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
     for name in comparison.names:
         if changes := comparison.plan.settings.get(name):
-            notes.append(f"{name}: " + ", ".join(f"{k} {_short(v)}" for k, v in changes.items()) + "; the rest as the method has it.")
+            short = {k: f"{len(v)} texts" if isinstance(v, tuple | list) and len(v) > 4 else v for k, v in changes.items()}
+            notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in short.items()) + "; the rest as the method has it.")
     return notes
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} texts" if isinstance(value, tuple | list) and len(value) > 4 else str(value)
 
 
 def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str]) -> list[Section]:
@@ -226,11 +203,11 @@ def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Seque
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
     sections = [
         Section("Findings", notes=findings),
-        Section("Trade-off", parts=[trade_off(rows, kind, comparison.plan.axis)]),
+        Section("Trade-off", parts=[trade_off(rows, kind)]),
         Section("Table", table=table, notes=notes),
     ]
     for part in (part for part in PARTS if part in comparison.parts):
-        for suite, entries in blocks_of(comparison, part).items():
+        for suite, entries in _blocks(comparison, part, Settings()).items():
             heading = f"{PARTS[part]}: {suite}" if part == "benign" else PARTS[part]
             sections.append(Section(heading, gallery_text(entries), parts=[gallery_of(entries)]))
     return sections

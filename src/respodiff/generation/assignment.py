@@ -25,8 +25,7 @@ UNSAFE = 0.3
 def assign_concepts_to_noises(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfig, done: set[str]) -> Iterator[Job]:
     """The jobs that are not done, with each prompt's concepts assigned to the noises that favour them. Counts are unchanged.
 
-    Concepts of several attributes that were sampled for one image stay together. A prompt is predicted as a whole when its first image is due,
-    and only if that can change an image.
+    Concepts of several attributes that were sampled for one image stay together. A prompt is predicted as a whole, if that can change an image.
 
     Args:
         groups: attributes to predict. done: ids of images in the run folder.
@@ -51,17 +50,10 @@ def _matters(jobs: Sequence[Job], groups: Groups, config: GenerateConfig) -> boo
 def _assigned(jobs: Sequence[Job], predictor: Predictor, prompts: Mapping[str, Sequence[str]], groups: Groups) -> list[Job]:
     """The jobs of one prompt with their concepts permuted, and the margins of these."""
     found = [predicted for _, predicted in predictor.predict(jobs, prompts)]
-    names = {a: [asked(job.concepts, a) for job in jobs] for a in groups}
-    index = {a: [None if name is None else list(groups[a]).index(name) for name in column] for a, column in names.items()}
-    totals = np.array(
-        [[sum(own[a].scores[k] for a in groups if (k := index[a][j]) is not None) for j in range(len(jobs))] for own in found]
-    )
+    places = [{a: list(group).index(name) for a, group in groups.items() if (name := asked(job.concepts, a)) is not None} for job in jobs]
+    totals = np.array([[sum(own[a].scores[k] for a, k in place.items()) for place in places] for own in found])
     return [
-        replace(
-            job,
-            concepts=jobs[j].concepts,
-            margins={a: float(own[a].margins[k]) for a in groups if (k := index[a][j]) is not None},
-        )
+        replace(job, concepts=jobs[j].concepts, margins={a: float(own[a].margins[k]) for a, k in places[j].items()})
         for job, own, j in zip(jobs, found, best_assignment(totals), strict=True)
     ]
 

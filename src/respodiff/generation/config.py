@@ -63,28 +63,20 @@ class GenerateConfig:
             value = getattr(self, name)
             good = (name == "steps" and value is None) or (is_whole(value) and value >= 1)
             check_setting(name, value, good, "a whole number of at least 1")
-        check_setting("policy", self.policy, self.policy in get_args(Policy), ", ".join(get_args(Policy)))
         for name in ("scale", "safety_scale"):
             value = getattr(self, name)
-            check_setting(
-                name, value, is_finite(value) and abs(value) <= LARGEST_SCALE, f"{-LARGEST_SCALE:g} to {LARGEST_SCALE:g}, 1 is as trained"
-            )
+            good = is_finite(value) and abs(value) <= LARGEST_SCALE
+            check_setting(name, value, good, f"{-LARGEST_SCALE:g} to {LARGEST_SCALE:g}, 1 is as trained")
+        choices = {"policy": get_args(Policy), "safety_mode": ("always", "predicted")}
+        for name, allowed in (choices | dict.fromkeys(("use_dataset_settings", "truncate_prompts"), (True, False))).items():
+            check_setting(name, getattr(self, name), getattr(self, name) in allowed, ", ".join(map(str, allowed)))
         good = self.guidance is None or (is_finite(self.guidance) and self.guidance >= 0)
         check_setting("guidance", self.guidance, good, "0 or more (1 and below generate without guidance)")
-        for name in ("use_dataset_settings", "truncate_prompts"):
-            check_setting(name, getattr(self, name), isinstance(getattr(self, name), bool), "True, False")
+        words = self.skip_explicit_prompts
+        listed = isinstance(words, Sequence) and not isinstance(words, str) and all(isinstance(w, str) and w.strip() for w in words)
         check_setting(
-            "skip_explicit_prompts", self.skip_explicit_prompts, _is_filter(self.skip_explicit_prompts), "False, True, or a list of words"
+            "skip_explicit_prompts", words, isinstance(words, bool) or (listed and bool(words)), "False, True, or a list of words"
         )
         check_setting("assign_at", self.assign_at, is_finite(self.assign_at) and 0 <= self.assign_at < 1, "0 to below 1")
         good = is_finite(self.aligned_scale) and (self.aligned_scale == 1 or self.assign_at > 0)
         check_setting("aligned_scale", self.aligned_scale, good, "a number, and 1 unless assign_at is above 0")
-        check_setting("safety_mode", self.safety_mode, self.safety_mode in ("always", "predicted"), "always, predicted")
-
-
-def _is_filter(value: object) -> bool:
-    if isinstance(value, bool):
-        return True
-    return (
-        not isinstance(value, str) and isinstance(value, Sequence) and bool(value) and all(isinstance(w, str) and w.strip() for w in value)
-    )

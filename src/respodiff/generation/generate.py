@@ -62,14 +62,14 @@ def generate(
             settings, or with images of prompts that are not among ``prompts``. All of it before anything is generated or written.
     """
     config = config or GenerateConfig()
-    asked = _prompt_records(prompts)
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
+    asked = [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
     _check_pipeline(pipe, config)
     groups, common = _checked_modules(pipe, modules, safety, config)
     predicted = [m for m in common if m.header.kind == "safety"] if config.safety_mode == "predicted" else []
     if both := [m.name for m in predicted if m.name in groups]:
-        raise ValueError(
-            f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions are mixed up; give it another name"
-        )
+        raise ValueError(f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions mix; give it another name")
     check_prompts(pipe, asked, config)
     steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
     check_steps(pipe, steps)
@@ -77,8 +77,12 @@ def generate(
     jobs = filter_jobs(jobs, [*modules, *safety], config.skip_explicit_prompts)
     folder = None
     if out:
-        settings = asdict(replace(config, steps=steps, guidance=guidance))
-        folder = _run_folder(out, _run_settings(pipe, settings, modules, safety) | {"suite_digest": suite_digest}, asked)
+        # All that an image depends on, the number of images included, of which exact counts are counts.
+        settings = asdict(replace(config, steps=steps, guidance=guidance)) | _about(pipe) | {"suite_digest": suite_digest}
+        settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+        if not any(m.batch_dependent for m in (*modules, *safety)):
+            del settings["batch"]
+        folder = _run_folder(out, settings, asked)
     done = folder.done() if folder else set()
     todo: Iterable[Job] = (job for job in jobs if job.id not in done)
     if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
@@ -103,12 +107,6 @@ def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
     return out
 
 
-def _prompt_records(prompts: Sequence[Prompt | str]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts is the text {prompts!r}; give a list of prompts")
-    return [p if isinstance(p, Prompt) else Prompt(id=p, text=p, group=p) for p in prompts]
-
-
 def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
     """A warning for a safety checker; ValueError for a pipeline that needs images, or a compiled model whose h is to be read."""
     if getattr(pipe, "safety_checker", None) is not None:
@@ -121,12 +119,9 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
         raise ValueError(
             f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
-    if is_compiled(getattr(pipe, spec_of(pipe).model)):
-        for name, reads in (("assign_at", config.assign_at > 0), ("safety_mode", config.safety_mode == "predicted")):
-            if reads:
-                raise ValueError(
-                    f"{name} is {getattr(config, name)!r}, and h of a compiled model cannot be read; leave it out, or do not compile"
-                )
+    reads = {"assign_at": config.assign_at > 0, "safety_mode": config.safety_mode == "predicted"}
+    for name in (name for name, read in reads.items() if read and is_compiled(getattr(pipe, spec_of(pipe).model))):
+        raise ValueError(f"{name} is {getattr(config, name)!r}, and h of a compiled model cannot be read; leave it out, or do not compile")
 
 
 def _checked_modules(
@@ -135,9 +130,6 @@ def _checked_modules(
     """The alternatives to sample from, and the adapters of every image.
 
     Warns of an attribute with one module alone, which would steer every image in silence.
-
-    Raises:
-        ValueError: something is no module, a safety module, given twice, or does not fit the pipeline.
     """
     for m in (*modules, *safety):
         check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
@@ -173,26 +165,15 @@ def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Pro
     return folder
 
 
-def _run_settings(pipe: Any, settings: dict[str, Any], modules: Sequence[Adapter], safety: Sequence[Adapter]) -> dict[str, Any]:
-    """Everything that an image depends on besides its prompt, which must be equal to resume a run.
-
-    The number of images is part of it, because exact counts are counts out of that number. The batch size is not, unless
-    images of a method depend on their batch.
-    """
-    if not any(m.batch_dependent for m in (*modules, *safety)):
-        del settings["batch"]
-    settings |= {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
-    return settings | {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
+def _about(pipe: Any) -> dict[str, Any]:
+    """What records and the settings of a run say of the pipeline."""
+    return {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
 
 
 def _images(
     pipe: Any, todo: Iterable[Job], adapters: AdaptersOfImages, config: GenerateConfig, folder: RunFolder | None
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    about: dict[str, Any] = {
-        "model": model_name(pipe),
-        "model_digest": weights_digest(backbone(pipe)),
-        "scheduler": type(pipe.scheduler).__name__,
-    }
+    about = _about(pipe)
     for batch in batches(todo, config.batch):
         rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)

@@ -32,14 +32,11 @@ Groups = Mapping[str, Mapping[str, Adapter]]
 
 @dataclass(frozen=True)
 class Job:
-    """One image to generate.
+    """One image to generate; fields as in `respodiff.data.records.ImageRecord`.
 
     Attributes:
-        concepts: attribute -> concept that the policy sampled; a subgroup of an intersection as its factors.
-        steps, guidance: of the sampler. size: (height, width) in pixels, None for the model's own.
+        size: (height, width) in pixels, None for the model's own.
         own_seed: the data set's own seed, to which ``repeat`` is added; None if the noise comes from the run's seed.
-        skipped_attributes: attribute -> why the image gets no concept of it (`respodiff.generation.prompt_filter`).
-        margins: attribute, or safety module -> margin of the prediction (`respodiff.generation.prediction`); empty if nothing was predicted.
     """
 
     prompt: Prompt
@@ -88,9 +85,12 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
             rows = assign(names, config.images, config.policy, proportions=proportions, seed=prompt_seed(config.seed, prompt.id))
         except ValueError as error:
             raise ValueError(f"group {prompt.group!r}: {error}" if prompt.group in of_group else str(error)) from error
-        guidance = prompt.guidance if own and prompt.guidance is not None and _is_usable(prompt.guidance) else run_guidance
-        size, seed = (own_size(pipe, prompt), prompt.seed) if own else (None, None)
-        jobs += [Job(prompt, i, split(row), steps, float(guidance), size, seed) for i, row in enumerate(rows)]
+        guidance, size, seed = float(run_guidance), None, None
+        if own:
+            size, seed = own_size(pipe, prompt), prompt.seed
+            if prompt.guidance is not None and GUIDANCE[0] <= prompt.guidance <= GUIDANCE[1]:
+                guidance = float(prompt.guidance)
+        jobs += [Job(prompt, i, split(row), steps, guidance, size, seed) for i, row in enumerate(rows)]
     return jobs
 
 
@@ -147,11 +147,12 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
 
     None stands for the model's own size: if nothing else is asked for, or a side is below 1 or above `LARGEST`.
     """
-    if prompt.height is None or prompt.width is None or not _is_size(prompt):
+    sides = [side for side in (prompt.height, prompt.width) if side is not None and 1 <= side <= LARGEST]
+    if len(sides) < 2:
         return None
     step = math.lcm(8, pipe.vae_scale_factor)
-    size = (max(step, round(prompt.height / step) * step), max(step, round(prompt.width / step) * step))
-    return None if size == native_size(pipe) else size
+    height, width = (max(step, round(side / step) * step) for side in sides)
+    return None if (height, width) == native_size(pipe) else (height, width)
 
 
 def native_size(pipe: Any) -> Size:
@@ -160,29 +161,22 @@ def native_size(pipe: Any) -> Size:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
-def _is_usable(guidance: float) -> bool:
-    return GUIDANCE[0] <= guidance <= GUIDANCE[1]
-
-
-def _is_size(prompt: Prompt) -> bool:
-    return all(side is not None and 1 <= side <= LARGEST for side in (prompt.height, prompt.width))
-
-
 def _warn_of_ignored_settings(pipe: Any, prompts: Sequence[Prompt], guidance: float) -> None:
-    def warn(n: int, text: str) -> None:
-        if n:
-            warnings.warn(f"{n} of {len(prompts)} prompts ask for {text}", stacklevel=5)
-
     if all(p.seed is None and p.guidance is None and p.height is None and p.width is None for p in prompts):
         warnings.warn("own settings are asked for, but no prompt brings any: the run's are used", stacklevel=4)
-    beyond = sum(p.guidance is not None and not _is_usable(p.guidance) for p in prompts)
-    warn(beyond, f"guidance outside {GUIDANCE[0]:g} to {GUIDANCE[1]:g}: the run's {guidance:g} is used")
-    sized = [p for p in prompts if p.height is not None and p.width is not None]
-    warn(sum(not _is_size(p) for p in sized), f"a side outside 1 to {LARGEST} pixels: the model's own size is used")
-    native = native_size(pipe)
-    sizes = [size for p in sized if (size := own_size(pipe, p))]
-    far = sum(max(size) > 2 * max(native) or 2 * min(size) < min(native) for size in sizes)
-    warn(
-        far,
-        f"images far from this model's {native[0]} x {native[1]} pixels, which it may not do well: leave own settings off for this model",
-    )
+    low, high = GUIDANCE
+    height, width = native_size(pipe)
+    sides = [(p.height, p.width) for p in prompts if p.height is not None and p.width is not None]
+    sizes = [size for p in prompts if (size := own_size(pipe, p))]
+    found = {
+        f"guidance outside {low:g} to {high:g}: the run's {guidance:g} is used": [
+            p.guidance is not None and not low <= p.guidance <= high for p in prompts
+        ],
+        f"a side outside 1 to {LARGEST} pixels: the model's own size is used": [not 1 <= min(s) <= max(s) <= LARGEST for s in sides],
+        f"images far from this model's {height} x {width} pixels, which it may not do well: leave own settings off for this model": [
+            max(s) > 2 * max(height, width) or 2 * min(s) < min(height, width) for s in sizes
+        ],
+    }
+    for text, asked in found.items():
+        if any(asked):
+            warnings.warn(f"{sum(asked)} of {len(prompts)} prompts ask for {text}", stacklevel=4)

@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import Literal, get_args
 
 from respodiff.concepts.intersections import JOIN, alternatives, factors, is_intersection, subgroups
+from respodiff.data.checks import check_setting
 from respodiff.data.target_proportions import check_proportions
 
 Policy = Literal["none", "exact", "random"]
@@ -39,12 +40,10 @@ def assign(
         seed: of the order and of the samples.
 
     Raises:
-        ValueError: n is below 1, the policy is unknown, or shares are negative or do not sum to 1.
+        ValueError: ``n`` or the policy is not allowed, or shares are of an unknown attribute or concept, negative, or do not sum to 1.
     """
-    if n < 1:
-        raise ValueError(f"number of images is {n}; allowed: at least 1")
-    if policy not in get_args(Policy):
-        raise ValueError(f"policy is {policy!r}; allowed: {', '.join(get_args(Policy))}")
+    check_setting("n", n, n >= 1, "at least 1")
+    check_setting("policy", policy, policy in get_args(Policy), ", ".join(get_args(Policy)))
     if unknown := set(proportions or {}) - set(attributes):
         raise ValueError(
             f"proportions are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}"
@@ -117,18 +116,14 @@ def rounded_table(table: Sequence[Sequence[Fraction]], rng: random.Random) -> li
     full = [[*row, -sum(row, Fraction())] for row in table]
     full.append([-sum(column, Fraction()) for column in zip(*full, strict=True)])
     while cycle := _fraction_cycle(full):
-        signs = [1 if k % 2 == 0 else -1 for k in range(len(cycle))]
-        up, down = (min(_gap(full[i][j], way * s) for (i, j), s in zip(cycle, signs, strict=True)) for way in (1, -1))
+        signs = [(-1) ** k for k in range(len(cycle))]
+        # Distances to the nearest whole entry upwards and downwards; (-x) % 1 is ceil(x) - x.
+        up, down = (min(-way * s * full[i][j] % 1 for (i, j), s in zip(cycle, signs, strict=True)) for way in (1, -1))
         # Move until one entry of the cycle is whole, in a random direction that keeps the mean of each entry.
         move = -down if rng.random() * (up + down) < up else up
         for (i, j), s in zip(cycle, signs, strict=True):
             full[i][j] += s * move
     return [[int(x) for x in row[:-1]] for row in full[:-1]]
-
-
-def _gap(x: Fraction, way: int) -> Fraction:
-    """Distance of x from the next whole number above (way 1) or below (way -1)."""
-    return math.ceil(x) - x if way > 0 else x - math.floor(x)
 
 
 def _fraction_cycle(full: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]:
@@ -143,9 +138,6 @@ def _fraction_cycle(full: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]
         entries.append(next(e for e in left if e[axis] == index and e not in entries[-1:]))
         lines.append((1 - axis, entries[-1][1 - axis]))
     return entries[lines.index(lines[-1]) :]
-
-
-# ------------------------------------------------------------ intersections of attributes
 
 
 def sampled_attributes(loaded: Names, proportions: Mapping[str, Mapping[str, float]] | None) -> dict[str, list[str]]:

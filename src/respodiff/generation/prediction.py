@@ -52,7 +52,6 @@ class Predictor:
 
     Args:
         pipe: diffusers pipeline.
-        config: settings of the run.
         calls: calls of the model after which h is read.
     """
 
@@ -82,8 +81,7 @@ class Predictor:
         shape = (1, *latent_shape(self.pipe, *(moment.size or (0, 0))))
         found = []
         for first in range(0, ROLLOUTS, self.config.batch):
-            # The word is part of the seed; another one would change all predictions.
-            seeds = [noise_seed(0, "leaning", i) for i in range(first, min(first + self.config.batch, ROLLOUTS))]
+            seeds = [noise_seed(0, "prediction", i) for i in range(first, min(first + self.config.batch, ROLLOUTS))]
             generators = [torch.Generator().manual_seed(s) for s in seeds]
             latents = torch.cat([torch.randn(shape, generator=g) for g in generators])
             found.append(read(self.pipe, [prompt] * len(seeds), latents, moment, generators))
@@ -106,7 +104,7 @@ def contrast_prompts(negative: str, neutral: str) -> list[str]:
     return list(dict.fromkeys([negative, neutral, *HARMLESS]))
 
 
-class StopPipeline(Exception):
+class _StopPipeline(Exception):
     """Ends a call of the pipeline after h has been read."""
 
 
@@ -121,7 +119,7 @@ def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, gen
     def seen(h: Tensor) -> None:
         found.append(h)
         if len(found) == moment.calls:
-            raise StopPipeline
+            raise _StopPipeline
 
     height, width = moment.size or (None, None)
     try:
@@ -136,7 +134,7 @@ def read(pipe: Any, prompts: Sequence[str], latents: Tensor, moment: Moment, gen
                 generator=list(generators) if generators else None,
                 output_type="latent",
             )
-    except StopPipeline:
+    except _StopPipeline:
         pass
     return found[-1].detach().float().flatten(1).cpu()
 

@@ -25,10 +25,7 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], w
     Args:
         prompts: as the pipeline is called with them.
         adapters: one for all, or one entry per final image (``len(prompts) * num_images_per_prompt``).
-        words: as for `reasons`.
-
-    Raises:
-        ValueError: another number of entries, or a word of an attribute that no adapter has.
+        words: as for `reasons`, with its error.
 
     Example::
 
@@ -80,9 +77,9 @@ def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence
         if m.header.kind != "safety":
             groups.setdefault(attribute_of(m), []).append((m.header.target, m.header.neutral))
     if words:
-        given = words_by_attribute(words, list(groups))
-        stated = {a: [first_of(p, [*given.get(a, ()), *given.get("", ())]) for p in prompts] for a in groups}
-        return [{a: f"holds {found[i]!r} of the given words" for a, found in stated.items() if found[i]} for i in range(len(prompts))]
+        given = _given_words(words, list(groups))
+        stated = [{a: first_of(prompt, given[a] + given[""]) for a in groups} for prompt in prompts]
+        return [{a: f"holds {word!r} of the given words" for a, word in found.items() if word} for found in stated]
     forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
     out = []
     for prompt in prompts:
@@ -93,19 +90,14 @@ def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence
     return out
 
 
-def words_by_attribute(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[str]]:
-    """``word`` or ``attribute:word`` by attribute, "" for words of any.
-
-    >>> words_by_attribute(["male", "tone: dark skin"], ["gender", "tone"])
-    {'': ['male'], 'tone': ['dark skin']}
-    """
-    out: dict[str, list[str]] = {}
+def _given_words(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[str]]:
+    """``word`` or ``attribute:word`` by attribute, "" for words of any."""
+    out: dict[str, list[str]] = {a: [] for a in ("", *attributes)}
     for word in words:
-        name, colon, rest = word.partition(":")
-        if colon and name.strip() not in attributes:
-            raise ValueError(f"word {word!r} is of attribute {name.strip()!r}, which no module has; allowed: {', '.join(attributes)}")
-        if text := (rest if colon else word).strip():
-            out.setdefault(name.strip() if colon else "", []).append(text)
+        name, _, text = (part.strip() for part in (word if ":" in word else f":{word}").partition(":"))
+        if name not in out:
+            raise ValueError(f"word {word!r} is of attribute {name!r}, which no module has; allowed: {', '.join(attributes)}")
+        out[name] += [text] if text else []
     return out
 
 
@@ -124,9 +116,6 @@ def read_words(text: str) -> list[str]:
     return words
 
 
-# ------------------------------------------------------------ words
-
-
 @dataclass(frozen=True)
 class Forms:
     """How prompts state an attribute: ``words`` state it anywhere, ``before`` state it before a word for a person only."""
@@ -140,14 +129,10 @@ class Forms:
 
 @cache
 def _lists() -> Mapping[str, Any]:
+    """``explicit_words.json``; ``people`` are all of its words for a person."""
     found: dict[str, Any] = json.loads((files("respodiff.generation") / "explicit_words.json").read_text(encoding="utf-8"))
+    found["people"] = set(found["people"]).union(*(table.get("people", ()) for table in found["attributes"].values()))
     return found
-
-
-@cache
-def _people() -> frozenset[str]:
-    """Every listed word for a person."""
-    return frozenset(_lists()["people"]).union(*(table.get("people", ()) for table in _lists()["attributes"].values()))
 
 
 def listed(attribute: str) -> Forms:
@@ -204,10 +189,10 @@ def person_in(text: str) -> str:
     """
     none, ends = _lists()["not_people"], tuple(_lists()["person_ends"])
     for word in _words(text):
-        single = singular(word)
+        single = _singular(word)
         if word in none:
             continue
-        if {word, single} & _people() or (len(single) > 4 and single.endswith(ends) and single not in none):
+        if {word, single} & _lists()["people"] or (len(single) > 4 and single.endswith(ends) and single not in none):
             return word
     return ""
 
@@ -218,22 +203,13 @@ def first_of(text: str, phrases: Sequence[str]) -> str:
     >>> first_of("A dark-skinned nurse", ["male", "dark skinned"]), first_of("a maleness", ["male"])
     ('dark skinned', '')
     """
-    found = _pattern(tuple(phrases)).search(_normal(text))
+    longest_first = sorted({_normal(p) for p in phrases} - {""}, key=lambda p: (-len(p), p))
+    pattern = rf"(?<![\w'])({'|'.join(map(re.escape, longest_first)) or '(?!)'})('?s)?(?![\w'])"
+    found = re.search(pattern, _normal(text))
     return next(p for p in phrases if _normal(p) == found[1]) if found else ""
 
 
-@cache
-def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    longest_first = sorted({_normal(p) for p in phrases} - {""}, key=lambda p: (-len(p), p))
-    return re.compile(rf"(?<![\w'])({'|'.join(map(re.escape, longest_first)) or '(?!)'})('?s)?(?![\w'])")
-
-
-def singular(word: str) -> str:
-    """A word without the ending of a plural.
-
-    >>> singular("nurses"), singular("boss"), singular("ladies")
-    ('nurse', 'boss', 'lady')
-    """
+def _singular(word: str) -> str:
     if word.endswith("ies") and len(word) > 4:
         return word[:-3] + "y"
     return word[:-1] if word.endswith("s") and not word.endswith("ss") else word

@@ -5,15 +5,15 @@ the model generates and a classifier labels. N images of a prompt are generated 
 
     p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
-on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D and
-the unit of gamma are ours. D is sum_k (p_k - q_k)^2 / q_k (``chi2``) or without the division (``squared``). Gamma counts in logits: |w|^2 is
-the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
+on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D, which
+is sum_k (p_k - q_k)^2 / q_k, and the unit of gamma are ours. Gamma counts in logits: |w|^2 is the mean over k of |w_k - mean w|^2 for the
+rows w_k of a head.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
-from respodiff.methods.model_call import ModelCall, intercept_calls
+from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
@@ -45,7 +45,7 @@ class BactConfig(OptimizerConfig, RolloutConfig):
 
     Attributes:
         subjects, draw: what the images are of, in turn: ``draw`` with the subject in it. weight_decay: AdamW's.
-        gamma: step of the guidance. distance: D. proportions: reference, in the order target, opposites; empty: equal.
+        gamma: step of the guidance. proportions: reference, in the order target, opposites; empty: equal.
     """
 
     rules: ClassVar[Rules] = {
@@ -62,7 +62,6 @@ class BactConfig(OptimizerConfig, RolloutConfig):
     draw: str = "image of {}"
     weight_decay: float = 0.1
     gamma: float = 5.0
-    distance: Literal["chi2", "squared"] = "chi2"
     proportions: tuple[float, ...] = ()
 
 
@@ -71,17 +70,17 @@ def bin_of(t: Tensor, bins: int) -> Tensor:
     return (t.long() * bins // TIMESTEPS[1]).clamp(0, bins - 1)
 
 
-def divergence(p: Tensor, reference: Tensor, distance: str) -> Tensor:
+def divergence(p: Tensor, reference: Tensor) -> Tensor:
     """D of a distribution p (K,) from the reference (K,)."""
-    return ((p - reference) ** 2 / (reference if distance == "chi2" else 1.0)).sum()
+    return ((p - reference) ** 2 / reference).sum()
 
 
-def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float, distance: str) -> Tensor:
+def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float) -> Tensor:
     """x (N, D) after one step of guidance with a head of weight (K, D) and bias (K,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         p = (x @ weight.T + bias).softmax(1).mean(0)
-        (gradient,) = torch.autograd.grad(divergence(p, reference, distance), x)
+        (gradient,) = torch.autograd.grad(divergence(p, reference), x)
     size = (weight - weight.mean(0)).square().sum(1).mean().clamp(min=1e-12)
     return (x - gamma * len(x) * gradient / size).detach()
 
@@ -148,7 +147,7 @@ class BalancingAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
-        site, now, warned = site_module(backbone(pipe)), [torch.zeros(())], [False]
+        site, now, warn = site_module(backbone(pipe)), [torch.zeros(())], warn_once()
 
         def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
@@ -157,31 +156,20 @@ class BalancingAdapter(Adapter):
             call = stack.enter_context(intercept_calls(pipe, adapters, before))
 
             def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
-                found = call()
-                if found is None:
+                if (found := call()) is None:
                     return None
-                out = h.clone()
-                for adapter, images in _together(found):
-                    if len(images) < 2 and not warned[0]:
-                        warnings.warn(
-                            "bact balances images of one prompt in one batch, and here is one alone; draw 16 or more", stacklevel=2
-                        )
-                        warned[0] = True
-                    rows = torch.tensor(images, device=h.device) + found.passes["cond"].start
+                out, together = h.clone(), defaultdict(list)
+                for i, (entry, prompt) in enumerate(zip(found.entries, found.prompts(), strict=True), found.passes["cond"].start):
+                    for adapter in entry:
+                        together[adapter, prompt].append(i)
+                for (adapter, _), rows in together.items():
+                    if len(rows) < 2:
+                        warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more")
                     out[rows] = _guided(adapter, h[rows], now[0])
                 return out
 
             stack.callback(site.register_forward_hook(hook).remove)
             yield
-
-
-def _together(call: ModelCall) -> list[tuple[Adapter, list[int]]]:
-    """Adapter and the images of one prompt that have it."""
-    groups: dict[tuple[int, str], tuple[Adapter, list[int]]] = {}
-    for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
-        for a in row:
-            groups.setdefault((id(a), prompt), (a, []))[1].append(i)
-    return list(groups.values())
 
 
 def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
@@ -194,13 +182,12 @@ def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
     classes, s = weight.shape[1], adapter.settings
     reference = torch.tensor(s["proportions"] or [1 / classes] * classes, device=h.device)
     b = int(bin_of(t, len(weight)))
-    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, adapter.weight * s["gamma"], s["distance"])
+    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, adapter.weight * s["gamma"])
     return (x * scale).view_as(h).to(h.dtype)
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: BactConfig, *, classify: Classify, resume: Any) -> Iterator[Any]:
     require_unet(pipe, "bact")
-    assert classify is not None  # Method.train saw to it
     model, classes = open_model(pipe, config), len(alternatives(concept))
     if config.proportions and len(config.proportions) != classes:
         raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
@@ -208,11 +195,8 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
     whole = replace(concept, name=concept.attribute or concept.name)
     make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
-
-    def examples(_number: int, _values: Tensors) -> Labelled:
-        return labelled_images(model, concept, config, classify)
-
-    return fit_tensors(model, start, examples, head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
+    images = partial(labelled_images, model, concept, config, classify)
+    return fit_tensors(model, start, lambda *_: images(), head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 
 METHODS = {"bact": Method("bact", ("fairness",), BactConfig, _make, BalancingAdapter, needs_classifier=("fairness",), resumes=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -15,14 +15,8 @@ from respodiff.steering.module import ConceptModule
 
 Classify = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> logits (N, K) of the alternatives, in the order target, opposites; differentiable for FDF."""
-
-
-class Train(Protocol):
-    """How a method makes its adapter: yields records (`respodiff.training.state.StepRecord`), the last of which holds the finished one."""
-
-    def __call__(
-        self, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-    ) -> Iterator[Any]: ...
+Make = Callable[..., Iterator[Any]]
+"""(pipe, concept, config, classify=, resume=) -> records (`respodiff.training.state.StepRecord`); the last one holds the adapter."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Method:
         kinds: kinds of concepts that it takes ("fairness", "safety").
         config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
         presets: (name of a preset, concept or kind, changes) -> settings, for a method that has several.
-        make: trains or builds its adapter, as a generator of records.
+        make: trains or builds its adapter.
         adapter: class of its adapters, which says how they act.
         needs_classifier: kinds of concepts for which it needs a classifier of images; it then makes one adapter of all alternatives.
         trains: whether making an adapter calls the model.
@@ -45,7 +39,7 @@ class Method:
     name: str
     kinds: tuple[str, ...]
     config: Any
-    make: Train
+    make: Make
     adapter: type[Adapter] = ConceptModule
     defaults: Callable[[str], dict[str, Any]] = lambda _kind: {}
     presets: Callable[..., Any] | None = None
@@ -54,17 +48,8 @@ class Method:
     resumes: bool = False
     default_concept: Concept | None = None
 
-    @property
-    def scales(self) -> bool:
-        """Whether a scale other than 0 and 1 means something."""
-        return self.adapter.scales
-
     def settings(self, concept: Concept | str = "fairness", *, preset: str = "default", **changes: Any) -> Any:
-        """Its settings for a concept or a kind of concepts, with ``changes`` on top.
-
-        Raises:
-            ValueError: for an unknown setting or preset; lists the known ones.
-        """
+        """Its settings for a concept or a kind of concepts, with ``changes`` on top. ValueError lists the known settings or presets."""
         if self.presets:
             return self.presets(preset, concept, **changes)
         if preset != "default":
@@ -83,20 +68,13 @@ class Method:
             )
 
     def train(
-        self,
-        pipe: Any,
-        concept: Concept,
-        config: Any = None,
-        *,
-        classify: Classify | None = None,
-        resume: dict[str, Tensor] | None = None,
+        self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None, resume: Any = None
     ) -> Iterator[Any]:
         """Train or build the adapter of a concept, as a generator of records.
 
         Args:
             pipe: diffusers pipeline; left as it was. concept: prompts; its alternatives are the target and the opposites.
-            config: from `settings`. classify: images (N, 3, H, W) in [0, 1] -> logits (N, K) in the order target, opposites.
-            resume: ``record.state.tensors()`` of an earlier run.
+            config: from `settings`. classify: see `Classify`. resume: ``record.state.tensors()`` of an earlier run.
 
         Raises:
             ValueError: for a concept or settings that the method cannot take, before anything is computed.
@@ -106,8 +84,7 @@ class Method:
             raise ValueError(
                 f"method {self.name!r} needs a classifier of images for {concept.kind} concepts; give classify=, or --judge NAME on the command line"
             )
-        config = config if config is not None else self.settings(concept.kind)
-        return self.make(pipe, concept, config, classify=classify, resume=resume)
+        return self.make(pipe, concept, config or self.settings(concept.kind), classify=classify, resume=resume)
 
     def fit(self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None) -> Adapter:
         """`train` to the end: the adapter."""

@@ -13,10 +13,8 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Classify, Method
+from respodiff.methods.base import Method
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.adapter import header_of, require_unet
@@ -70,7 +68,7 @@ def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callabl
     return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: SliderConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
     require_unet(pipe, "slider")
     model = open_model(pipe, config)
     header = header_of(pipe, "slider", concept, config, resolution=model.size)

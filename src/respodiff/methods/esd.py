@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Classify, Method
+from respodiff.methods.base import Method
 from respodiff.methods.concept_slider import score_loss
 from respodiff.methods.weight_edits import WeightEditAdapter, difference, owners, swapped
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
@@ -49,11 +49,8 @@ def erase(e_c: Tensor, e_0: Tensor, eta: float) -> Tensor:
 
 def trained_names(model: nn.Module, method: str) -> list[str]:
     """Names of the parameters that a variant trains: of linear and convolution layers in ``attn2`` (esd-x) or outside of it (esd-u)."""
-    return [
-        name
-        for name, (module, _) in owners(model).items()
-        if isinstance(module, nn.Linear | nn.Conv2d) and ("attn2" in name) is (method == "esd-x")
-    ]
+    layers = [name for name, (module, _) in owners(model).items() if isinstance(module, nn.Linear | nn.Conv2d)]
+    return [name for name in layers if ("attn2" in name) is (method == "esd-x")]
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,7 @@ def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> Turns:
     return Turns(tuple(pools))
 
 
-def _make(
-    method: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[Any]:
+def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
     require_unet(pipe, method)
     model = open_model(pipe, config)
     if model.dtype != torch.float32:
@@ -100,9 +95,7 @@ def _make(
         return WeightEditAdapter(header, difference({k: v.cpu() for k, v in before.items()}, after))
 
     loss = score_loss(model, lambda values: swapped({found[k]: v for k, v in values.items()}), config.preservation_weight)
-    return fit_tensors(
-        model, before, lambda _number, _values: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False
-    )
+    return fit_tensors(model, before, lambda *_: phrase_pools(model, concept, config), loss, config, make, resume=resume, keep=False)
 
 
 METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}

@@ -80,12 +80,10 @@ def transported(p: Tensor, draws: int, seed: int) -> Tensor:
     Every sample is an assignment of least cost sum_i |p_i - label_i|^2. For two labels that is ranking by p, and q is a binomial tail.
     """
     n, classes = p.shape
-    rng, q = np.random.default_rng(seed), np.zeros((n, classes))
-    known = p.detach().cpu().double().numpy()
+    rng, q, known = np.random.default_rng(seed), np.zeros((n, classes)), p.detach().cpu().double().numpy()
     for _ in range(draws):
         labels = rng.integers(classes, size=n)
-        cost = ((known[:, None, :] - np.eye(classes)[labels][None]) ** 2).sum(-1)
-        rows, columns = linear_sum_assignment(cost)
+        rows, columns = linear_sum_assignment(((known[:, None, :] - np.eye(classes)[labels][None]) ** 2).sum(-1))
         q[rows, labels[columns]] += 1
     return torch.from_numpy(q / draws).to(p.device, p.dtype)
 
@@ -135,13 +133,10 @@ class Subjects:
         generator = torch.Generator().manual_seed(seed)
         y = self.subjects[int(torch.randint(len(self.subjects), (1,), generator=generator))]
         start = torch.randn(config.batch, *model.latent, generator=generator).to(model.device, model.dtype)
-
-        def walk() -> list[tuple[int, Tensor, Tensor]]:
-            return list(reverse_diffusion(model, start, y, steps=config.steps, generator=generator))
-
+        walk = partial(reverse_diffusion, model, start, y, steps=config.steps, generator=generator)
         with attached(model.model, values, config.lora_scale):
             *before, (_, _, x) = walk()
-        gradient, loss = self.asked(x, walk()[-1][2] if config.stay else None, seed)
+        gradient, loss = self.asked(x, list(walk())[-1][2] if config.stay else None, seed)
         return Images([z for _, _, z in before], [t for _, t, _ in before], y, gradient, loss)
 
     def asked(self, x: Tensor, kept: Tensor | None, seed: int) -> tuple[Tensor, float]:
@@ -156,8 +151,7 @@ class Subjects:
             each = margin * cross_entropy(logits, target, reduction="none")
             loss = each.sum() / len(x)
             if kept is not None:
-                flips = (margin == 0) | (target != logits.argmax(1))
-                weight = torch.where(flips, 0.2, 1.0)
+                weight = torch.where((margin == 0) | (target != logits.argmax(1)), 0.2, 1.0)
                 loss = loss + config.stay * (weight * (x - kept.float()).square().flatten(1).mean(1)).sum() / len(x)
             (gradient,) = torch.autograd.grad(loss, x)
         return gradient, each.sum().item() / max(1.0, margin.sum().item())
@@ -168,14 +162,12 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
     factors = sampler_factors(model.sampler(config.steps))
     with attached(model.model, values, config.lora_scale):
         for z, t, factor in zip(images.z, images.t, factors.tolist(), strict=True):
-            e = guided(model, z, t, images.y).float()
-            (factor * images.gradient * e).sum().backward()
+            (factor * images.gradient * guided(model, z, t, images.y).float()).sum().backward()
     return images.loss
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify, resume: Any) -> Iterator[Any]:
     require_unet(pipe, "fdf")
-    assert classify is not None  # Method.train saw to it
     model = open_model(pipe, config)
     whole = replace(concept, name=concept.attribute or concept.name)
     return fit_tensors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -67,13 +67,12 @@ def attached(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> I
     found = dict(model.named_modules())
     with ExitStack() as stack:
         for name in {key.rpartition(".")[0] for key in tensors}:
-            hook = _added(tensors[f"{name}.a"], tensors[f"{name}.b"], scale)
+
+            def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor:
+                return output + scale * low_rank(args[0], tensors[f"{name}.a"], tensors[f"{name}.b"])
+
             stack.callback(found[name].register_forward_hook(hook).remove)
         yield
-
-
-def _added(a: Tensor, b: Tensor, scale: float) -> Callable[..., Tensor]:
-    return lambda _module, args, output: output + scale * low_rank(args[0], a, b)
 
 
 class LowRankAdapter(Adapter):
@@ -102,16 +101,10 @@ def _on_rows(adapter: LowRankAdapter, name: str, call: Callable[[], ModelCall | 
     scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
 
     def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        now = call()
-        images = _having(now, adapter) if now else []
-        if now is None or not images:
+        if (now := call()) is None:
             return None
-        rows, out = now.rows_of(images, output.device), output.clone()
+        rows, out = now.rows_of(lambda row: adapter in row, output.device), output.clone()
         out[rows] += scale * low_rank(args[0][rows], a, b)
         return out
 
     return hook
-
-
-def _having(call: ModelCall, adapter: LowRankAdapter) -> Sequence[int]:
-    return [i for i, row in enumerate(call.entries) if any(a is adapter for a in row)]

@@ -5,9 +5,11 @@ Rows are pass-major: ``row % images`` is the image. All hooks of this module are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ class ModelCall:
 
     passes: Mapping[str, slice]
     images: int
-    entries: Sequence[tuple[Any, ...]]
+    entries: tuple[tuple[Any, ...], ...]
     step: int
     steps: int
     variables: Mapping[str, Any]
@@ -43,20 +45,15 @@ class ModelCall:
         texts = [given] if isinstance(given, str) else list(given)
         return [texts[i // (self.images // len(texts))] for i in range(self.images)]
 
-    def rows_of(self, wanted: Sequence[int], device: torch.device) -> Tensor:
-        """Rows of all passes (R',) that belong to the images ``wanted``."""
-        starts = sorted(rows.start for rows in self.passes.values())
-        return torch.tensor([start + i for start in starts for i in wanted], device=device)
+    def rows_of(self, wanted: Callable[[tuple[Any, ...]], bool], device: torch.device) -> Tensor:
+        """Rows of all passes (R',) that belong to the images whose entries are ``wanted``."""
+        found = [i for i, row in enumerate(self.entries * len(self.passes)) if wanted(row)]
+        return torch.tensor(found, device=device, dtype=torch.long)
 
 
 def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | None:
-    """A description of the running call of the model; None when another pipeline made it.
-
-    Raises:
-        ValueError: the model is called outside of a pipeline, or for another number of images than there are entries.
-    """
-    found = caller()
-    if found is None:
+    """The running call of the model; None when another pipeline made it. ValueError outside of a pipeline, or for a wrong number of images."""
+    if (found := caller()) is None:
         raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
     other, call = found
     if other is not pipe:
@@ -69,13 +66,7 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
         )
     n = rows // len(names)
     passes = {name: slice(i * n, (i + 1) * n) for i, name in enumerate(names)}
-    return ModelCall(passes, n, entries.per_image(n), int(call["i"]), len(call["timesteps"]), call)
-
-
-def require_eager(pipe: Any, method: str) -> None:
-    """ValueError where hooks would be ignored, because the model was compiled."""
-    if is_compiled(getattr(pipe, spec_of(pipe).model)):
-        raise ValueError(f"the model is compiled, and method {method!r} works by hooks, which would be ignored; use the plain model")
+    return ModelCall(passes, n, tuple(entries.per_image(n)), int(call["i"]), len(call["timesteps"]), call)
 
 
 @contextmanager
@@ -89,41 +80,44 @@ def intercept_calls(
 
     Gives a function that tells the call that is running. Calls that ``after`` makes itself are left alone.
     """
-    model, state = backbone(pipe), _State()
+    model, call, inside = backbone(pipe), None, False
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if state.inside:
+        nonlocal call
+        if inside:
             return None
-        state.call = this_call(pipe, entries, len(args[0] if args else kwargs["sample"]))
-        changed = before(state.call, args, kwargs) if before and state.call else None
+        call = this_call(pipe, entries, len(args[0] if args else kwargs["sample"]))
+        changed = before(call, args, kwargs) if before and call else None
         return None if changed is None else (args, changed)
 
     def leave(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if state.inside or state.call is None:
+        nonlocal call, inside
+        if inside or call is None:
             return None
-        state.inside = True
+        inside = True
         try:
-            changed = after(state.call, args, kwargs, output[0]) if after else None
+            changed = after(call, args, kwargs, output[0]) if after else None
         finally:
-            state.inside, state.call = False, None
+            inside, call = False, None
         if changed is None:
             return None
         return (changed, *output[1:]) if isinstance(output, tuple) else type(output)(sample=changed)
 
-    require_eager(pipe, next((a.method for a in entries.adapters), ""))
+    if is_compiled(getattr(pipe, spec_of(pipe).model)):
+        name = next((a.method for a in entries.adapters), "")
+        raise ValueError(f"the model is compiled, and method {name!r} works by hooks, which would be ignored; draw with the plain model")
     handles = [model.register_forward_pre_hook(enter, with_kwargs=True), model.register_forward_hook(leave, with_kwargs=True)]
     try:
         with eager(model):
-            yield lambda: state.call
+            yield lambda: call
     finally:
         for handle in handles:
             handle.remove()
 
 
-@dataclass
-class _State:
-    call: ModelCall | None = None
-    inside: bool = False
+def warn_once() -> Callable[[str], None]:
+    """A function that gives each warning once."""
+    return cache(partial(warnings.warn, stacklevel=3))
 
 
 def take_rows(value: Any, rows: int, index: Tensor) -> Any:

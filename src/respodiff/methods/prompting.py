@@ -1,26 +1,23 @@
 """What can be done with prompts alone: nothing (plain), another prompt, another prompt from step k on, a negative prompt.
 
-Nothing is trained. The pipeline encodes the prompt that it is given; before each call of the UNet the text embeddings of the rows in
-question are replaced by those of the prompt that they are to have. Every image of a batch may have another.
+Nothing is trained. Before each call of the UNet the text embeddings of the rows in question are replaced by those of the prompt that they
+are to have. Every image of a batch may have another.
 """
 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
-
-from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.checks import is_finite
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.model_call import ModelCall, intercept_calls
+from respodiff.methods.base import Method
+from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
 from respodiff.training.config import Rules, Settings
@@ -47,28 +44,13 @@ class PromptConfig(Settings):
     switch: float = 0.0
 
 
-@dataclass(frozen=True)
-class SwitchConfig(PromptConfig):
-    """`PromptConfig` with a later switch. No source gives a number: .2 is after the layout is there and before faces are."""
-
-    switch: float = 0.2
+def built(adapter: Adapter, began: float, loss: float = 0.0) -> Iterator[StepRecord]:
+    """The one record of an adapter that no training made."""
+    yield StepRecord(1, 1, loss, 0, time.perf_counter() - began, None, lambda: adapter)
 
 
-def built(adapter: Adapter, began: float) -> Iterator[StepRecord]:
-    """The one record of an adapter that is there at once."""
-    yield StepRecord(1, 1, 0.0, 0, time.perf_counter() - began, None, lambda: adapter)
-
-
-def _make(
-    adapter: type[Adapter],
-    name: str,
-    pipe: Any,
-    concept: Concept,
-    config: Any,
-    *,
-    classify: Classify | None,
-    resume: dict[str, Tensor] | None,
-) -> Iterator[StepRecord]:
+def made_at_once(adapter: type[Adapter], name: str, pipe: Any, concept: Concept, config: Any, **_: Any) -> Iterator[StepRecord]:
+    """The one record of an adapter without tensors."""
     require_unet(pipe, name)
     return built(adapter(header_of(pipe, name, concept, config)), time.perf_counter())
 
@@ -85,27 +67,20 @@ class Texts:
     """Embeddings of texts as a pipeline makes them, each made once; put in the place of those of a call's rows."""
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe, self.made = pipe, {}  # type: Any, dict[str, tuple[Tensor, Tensor | None]]
-
-    def embedded(self, text: str, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Context (1, T, D) and, for SDXL, pooled embedding (1, P)."""
-        if text not in self.made:
-            pooled = hasattr(self.pipe, "tokenizer_2")
-            self.made[text] = encode_with_pooled(self.pipe, [text]) if pooled else (encode_prompts(self.pipe, [text]), None)
-        context, pool = self.made[text]
-        return context.to(like), None if pool is None else pool.to(like)
+        pooled = hasattr(pipe, "tokenizer_2")
+        self.embedded = cache(lambda text: encode_with_pooled(pipe, [text]) if pooled else (encode_prompts(pipe, [text]), None))
 
     def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
         """Keyword arguments of a call with other texts for the rows that are named."""
-        out = {**kwargs, "encoder_hidden_states": kwargs["encoder_hidden_states"].clone()}
-        if (kwargs.get("added_cond_kwargs") or {}).get("text_embeds") is not None:
-            out["added_cond_kwargs"] = {**kwargs["added_cond_kwargs"], "text_embeds": kwargs["added_cond_kwargs"]["text_embeds"].clone()}
+        context, more = kwargs["encoder_hidden_states"].clone(), dict(kwargs.get("added_cond_kwargs") or {})
+        if "text_embeds" in more:  # SDXL's pooled embedding
+            more["text_embeds"] = more["text_embeds"].clone()
         for row, text in texts.items():
-            context, pooled = self.embedded(text, out["encoder_hidden_states"])
-            out["encoder_hidden_states"][row] = context[0]
+            found, pooled = self.embedded(text)
+            context[row] = found[0].to(context)
             if pooled is not None:
-                out["added_cond_kwargs"]["text_embeds"][row] = pooled[0]
-        return out
+                more["text_embeds"][row] = pooled[0].to(more["text_embeds"])
+        return kwargs | {"encoder_hidden_states": context} | ({"added_cond_kwargs": more} if more else {})
 
 
 class PromptAdapter(Adapter):
@@ -121,10 +96,9 @@ class PromptAdapter(Adapter):
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             found = {}
-            for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True)):
-                now = tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps))
-                if now:
-                    found[call.passes["cond"].start + i] = text_for(now, prompt)
+            for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True), call.passes["cond"].start):
+                if now := tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps)):
+                    found[i] = text_for(now, prompt)
             return texts.replaced(kwargs, found)
 
         with intercept_calls(pipe, adapters, before):
@@ -140,18 +114,13 @@ class NegativeAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
-        texts, warned = Texts(pipe), [False]
+        texts, warn = Texts(pipe), warn_once()
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
             if "uncond" not in call.passes:
-                if not warned[0]:
-                    warnings.warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1", stacklevel=2)
-                    warned[0] = True
-                return None
-            start = call.passes["uncond"].start
-            return texts.replaced(
-                kwargs, {start + i: ", ".join(a.header.negative for a in row) for i, row in enumerate(call.entries) if row}
-            )
+                return warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1")
+            rows = enumerate(call.entries, call.passes["uncond"].start)
+            return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
 
         with intercept_calls(pipe, adapters, before):
             yield
@@ -163,13 +132,14 @@ class UnsteeredAdapter(Adapter):
     scales = False
 
 
-def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter]) -> Method:
-    return Method(name, kinds, config, partial(_make, adapter, name), adapter, trains=False)
+def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter], **defaults: float) -> Method:
+    return Method(name, kinds, config, partial(made_at_once, adapter, name), adapter, lambda _kind: defaults, trains=False)
 
 
 METHODS = {
     "plain": _method("plain", ("fairness", "safety"), PlainConfig, UnsteeredAdapter),
     "prompt": _method("prompt", ("fairness",), PromptConfig, PromptAdapter),
-    "prompt-switch": _method("prompt-switch", ("fairness",), SwitchConfig, PromptAdapter),
+    # No source gives a number: .2 is after the layout is there and before faces are.
+    "prompt-switch": _method("prompt-switch", ("fairness",), PromptConfig, PromptAdapter, switch=0.2),
     "negative": _method("negative", ("safety",), PlainConfig, NegativeAdapter),
 }

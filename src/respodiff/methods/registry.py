@@ -11,23 +11,11 @@ if TYPE_CHECKING:
     from respodiff.steering.adapter import Adapter
 
 NAMES: dict[str, str] = {
-    "plain": "prompting",
-    "prompt": "prompting",
-    "prompt-switch": "prompting",
-    "negative": "prompting",
-    "sld-weak": "sld",
-    "sld-medium": "sld",
-    "sld-strong": "sld",
-    "sld-max": "sld",
-    "esd-x": "esd",
-    "esd-u": "esd",
-    "sdisc": "sdisc",
-    "slider": "concept_slider",
-    "fdf": "fdf",
-    "bact": "bact",
-    "uce": "uce",
-    "respodiff": "respodiff",
-    "respodiff-paper": "respodiff",
+    **dict.fromkeys(("plain", "prompt", "prompt-switch", "negative"), "prompting"),
+    **dict.fromkeys(("sld-weak", "sld-medium", "sld-strong", "sld-max"), "sld"),
+    **dict.fromkeys(("esd-x", "esd-u"), "esd"),
+    **{"sdisc": "sdisc", "slider": "concept_slider", "fdf": "fdf", "bact": "bact", "uce": "uce"},
+    **dict.fromkeys(("respodiff", "respodiff-paper"), "respodiff"),
 }
 """Name of every method -> the module of this package that holds it."""
 

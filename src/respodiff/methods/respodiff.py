@@ -6,17 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Classify, Method
+from respodiff.methods.base import Method
 from respodiff.training.config import PRESETS, TrainConfig
 from respodiff.training.respodiff import train
 
 
-def _make(
-    name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[Any]:
+def _make(name: str, pipe: Any, concept: Concept, config: Any, *, resume: Any, **_: Any) -> Iterator[Any]:
     return train(pipe, concept, config, resume=resume, method=name)
 
 

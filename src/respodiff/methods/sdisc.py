@@ -4,7 +4,7 @@
 
 x are latents of images of the target prompt, which the model generates itself. The prompt of the loss does not name the concept, so c must.
 For a safety concept the images are of the neutral prompt, with the concept as negative prompt. The adapter is a `ConceptModule` with c as
-RAM and a SAM of zeros, and is used like any other.
+RAM and a SAM of zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Classify, Method
+from respodiff.methods.base import Method
 from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.adapter import header_of, require_unet
@@ -69,11 +69,7 @@ def noised(x: Tensor, noise: Tensor, abar: Tensor, velocity: bool = False) -> tu
 
 
 def own_images(model: Denoiser, concept: Concept, config: SdiscConfig) -> Noised:
-    """``rollouts`` images of the target prompt (safety: of the neutral one, away from the negative one).
-
-    Raises:
-        ValueError: the model predicts neither noise nor v.
-    """
+    """``rollouts`` images of the target prompt (safety: of the neutral one, away from the negative one). ValueError for a flow model."""
     sampler, seed, parts = model.sampler(config.steps), mix_seed(config.seed, 5, 0), []
     kind = sampler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
@@ -109,7 +105,7 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
     return out
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[Any]:
+def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
     require_unet(pipe, "sdisc")
     model = open_model(pipe, config)
     header = header_of(pipe, "sdisc", concept, config, site=model.site, resolution=model.size)
@@ -124,10 +120,7 @@ def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None
     def make(values: Tensors) -> ConceptModule:
         return ConceptModule.of(values["c"], zero, header)
 
-    def images(_number: int, _values: Tensors) -> Noised:
-        return own_images(model, concept, config)
-
-    return fit_tensors(model, {"c": c}, images, loss, config, make, resume=resume)
+    return fit_tensors(model, {"c": c}, lambda *_: own_images(model, concept, config), loss, config, make, resume=resume)
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

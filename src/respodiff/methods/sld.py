@@ -6,12 +6,11 @@ Per sampler step, elementwise, as the authors' code does it (the paper's text ha
     g = mu (e(S) - e0) + s_m nu;         nu <- beta nu + (1 - beta) g
     e = e0 + w (e(p) - e0 - g)  from step ``warmup`` on, before that plain guidance
 
-The pipeline's own guidance gives this e when g is taken from e(p), so that any sampler, size and family works.
+The pipeline's own guidance gives this e when g is taken from e(p).
 """
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +23,13 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows
-from respodiff.methods.prompting import Texts, built
+from respodiff.methods.base import Method
+from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
+from respodiff.methods.prompting import Texts, made_at_once
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
-from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import NOT_NEGATIVE, Rules, Settings
-from respodiff.training.state import StepRecord
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "
@@ -48,8 +46,7 @@ class SldConfig(Settings):
 
     Attributes:
         warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        guidance_scale: s_S, above 0. threshold: lambda. momentum: s_m. beta: of the momentum, 0 to below 1.
-        text: what to steer away from; empty: the concept's negative prompt.
+        guidance_scale: s_S. threshold: lambda. momentum: s_m. text: what to steer away from; empty: the concept's negative prompt.
     """
 
     rules: ClassVar[Rules] = {
@@ -80,18 +77,6 @@ def safety_guidance(e0: Tensor, ep: Tensor, es: Tensor, nu: Tensor, config: SldC
     return g, config.beta * nu + (1 - config.beta) * g
 
 
-class _Momentum:
-    """nu of every image, from the first step of a pipeline's call to its last."""
-
-    nu: Tensor | None = None
-
-    def at(self, step: int, like: Tensor) -> Tensor:
-        """nu (B, C, H, W) at a step: zero at the first."""
-        if step == 0 or self.nu is None or self.nu.shape != like.shape:
-            self.nu = torch.zeros_like(like)
-        return self.nu
-
-
 class SafetyGuidanceAdapter(Adapter):
     """A text to steer away from, with the settings of `SldConfig`."""
 
@@ -101,46 +86,36 @@ class SafetyGuidanceAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
-        texts, memory, warned = Texts(pipe), _Momentum(), [False]
-        away = {tuple(id(a) for a in row): fitting(pipe, [safety_text(a) for a in row]) for row in adapters.rows if row}
+        texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
+        away = {
+            row: fitting(pipe, [a.settings.get("text") or a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row
+        }
 
         def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
-            images = [i for i, row in enumerate(call.entries) if row]
+            nonlocal nu
             if "uncond" not in call.passes:
-                if not warned[0]:
-                    warnings.warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1", stacklevel=2)
-                    warned[0] = True
-                return None
+                return warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1")
+            images = [i for i, row in enumerate(call.entries) if row]
+            if call.step == 0 or len(nu) != call.images:
+                nu = torch.zeros_like(e[call.passes["cond"]], dtype=torch.float32)
             if not images:
                 return None
             index = torch.tensor(images, device=e.device)
             cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-            wanted = [away[tuple(id(a) for a in call.entries[i])] for i in images]
-            es = _predicted(pipe, texts, wanted, args, kwargs, cond, len(e))
-            e0, ep = e[uncond].float(), e[cond].float()
-            nu = memory.at(call.step, e[call.passes["cond"]].float())
-            g = torch.zeros_like(ep)
-            for row in range(len(images)):
-                a, one = call.entries[images[row]][0], slice(row, row + 1)
-                config = SldConfig(**a.settings)
-                own = slice(images[row], images[row] + 1)
-                g[one], nu[own] = safety_guidance(e0[one], ep[one], es[one], nu[own], config)
-                g[one] *= a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+            positional, named = (take_rows(value, len(e), cond) for value in (args, kwargs))
+            named = texts.replaced(named, dict(enumerate(away[call.entries[i]] for i in images)))
+            e0, ep, es = e[uncond].float(), e[cond].float(), backbone(pipe)(*positional, **named)[0].float()
             out = e.clone()
-            out[cond] = (ep - g).to(e.dtype)
+            for row, i in enumerate(images):
+                a = call.entries[i][0]
+                config = SldConfig(**a.settings)
+                g, nu[i] = safety_guidance(e0[row], ep[row], es[row], nu[i], config)
+                g = g * a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+                out[call.passes["cond"].start + i] = (ep[row] - g).to(e.dtype)
             return out
 
         with intercept_calls(pipe, adapters, after=after):
             yield
-
-
-def _predicted(
-    pipe: Any, texts: Texts, wanted: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], cond: Tensor, rows: int
-) -> Tensor:
-    """e(S) (B, C, H, W) of the images at their conditional rows, for the texts ``wanted``."""
-    positional, named = (take_rows(value, rows, cond) for value in (args, kwargs))
-    es: Tensor = backbone(pipe)(*positional, **texts.replaced(named, dict(enumerate(wanted))))[0]
-    return es.float()
 
 
 def fitting(pipe: Any, texts: Sequence[str]) -> str:
@@ -157,27 +132,13 @@ def fitting(pipe: Any, texts: Sequence[str]) -> str:
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
-def safety_text(adapter: Adapter) -> str:
-    """The text that an adapter steers away from."""
-    return str(adapter.settings.get("text") or adapter.header.negative)
-
-
-def _make(
-    name: str, pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None
-) -> Iterator[StepRecord]:
-    require_unet(pipe, name)
-    return built(SafetyGuidanceAdapter(header_of(pipe, name, concept, config)), time.perf_counter())
-
-
 EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 """The authors' whole list, where no concept is named."""
 
 
 def _method(name: str) -> Method:
-    make = partial(_make, name)
-    return Method(
-        name, ("safety",), SldConfig, make, SafetyGuidanceAdapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING
-    )
+    make, adapter = partial(made_at_once, SafetyGuidanceAdapter, name), SafetyGuidanceAdapter
+    return Method(name, ("safety",), SldConfig, make, adapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING)
 
 
 METHODS = {name: _method(name) for name in PRESETS}

@@ -14,7 +14,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +24,7 @@ from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.data.records import noise_seed
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import SUBJECTS, alternatives, classified
+from respodiff.methods.prompting import built
 from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
@@ -46,8 +46,7 @@ class UceConfig(Settings):
         draw: prompt that its shares are measured on. images: images a subject and round. steps, guidance: of these images.
         rounds: at most so many. tolerance: ends when every |delta| is below it.
         phrases: further ones to be erased, beside those of the concept's negative prompt (separated by commas there).
-        guide: phrase that an erased one becomes; empty: the concept's neutral prompt.
-        seed: of the images.
+        guide: phrase that an erased one becomes; empty: the concept's neutral prompt. seed: of the images.
     """
 
     rules: ClassVar[Rules] = {
@@ -87,10 +86,8 @@ def edit(sources: Tensor, targets: Tensor, kept: Tensor, config: UceConfig) -> T
     """M - I (D, D) from the phrases c (E, D), what they are to become c' (E, D), and those that stay (P, D)."""
     a, b, eye = config.edit_weight, config.keep_weight, torch.eye(sources.shape[1], dtype=sources.dtype)
     stay = config.lam * eye + b * kept.T @ kept
-    right = stay + a * sources.T @ sources
-    left = stay + a * targets.T @ sources
-    # M right = left, and right is symmetric.
-    change: Tensor = torch.linalg.solve(right, left.T).T - eye
+    right, left = stay + a * sources.T @ sources, stay + a * targets.T @ sources
+    change: Tensor = torch.linalg.solve(right, left.T).T - eye  # M right = left, and right is symmetric
     return change
 
 
@@ -101,41 +98,31 @@ def _phrases(pipe: Any, texts: Sequence[str]) -> Tensor:
 
 def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter()
-    phrases = [part.strip() for part in (*concept.negative.split(","), *config.phrases) if part.strip()]
-    guide = phrase(pipe, config.guide or concept.neutral)
-    sources = _phrases(pipe, phrases)
-    change = edit(sources, guide.expand_as(sources), _phrases(pipe, concept.preserve), config)
-    made = WeightEditAdapter(header, {"edit": change.float()})
-    yield StepRecord(1, 1, change.norm().item(), 0, time.perf_counter() - began, None, lambda: made)
+    sources = _phrases(pipe, [part.strip() for part in (*concept.negative.split(","), *config.phrases) if part.strip()])
+    guide = phrase(pipe, config.guide or concept.neutral).expand_as(sources)
+    change = edit(sources, guide, _phrases(pipe, concept.preserve), config)
+    return built(WeightEditAdapter(header, {"edit": change.float()}), began, change.norm().item())
 
 
 def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[StepRecord]:
-    began, forwards = time.perf_counter(), 0
-    classes = alternatives(concept)
+    began, classes = time.perf_counter(), alternatives(concept)
+    forwards = len(config.subjects) * config.images * config.steps * (1 + (config.guidance > 1))  # of a round
     sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
     attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
     pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
     made = WeightEditAdapter(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
     for i in range(config.rounds):
-        measured = []
         with steer(pipe, made):
-            for s in config.subjects:
-                measured.append(_proportions(pipe, config.draw.format(s), i, config, classify, len(classes)))
-                forwards += config.images * config.steps * (1 + (config.guidance > 1))
+            measured = [_proportions(pipe, config.draw.format(s), i, config, classify, len(classes)) for s in config.subjects]
         delta = 1 / len(classes) - torch.stack(measured)
         largest = delta.abs().max().item()
         if largest >= config.tolerance:
             pushes += delta
             made = WeightEditAdapter(header, {"edit": edit(sources, sources + pushes @ attributes, kept, config).float()})
-        finished = largest < config.tolerance or i + 1 == config.rounds
-        seconds, last = time.perf_counter() - began, i + 1 if finished else config.rounds
-        yield StepRecord(i + 1, last, largest, forwards, seconds, None, partial(_same, made))
-        if finished:
+        last = i + 1 if largest < config.tolerance else config.rounds
+        yield StepRecord(i + 1, last, largest, forwards * (i + 1), time.perf_counter() - began, None, lambda made=made: made)  # type: ignore[misc]
+        if i + 1 == last:
             return
-
-
-def _same(made: WeightEditAdapter) -> WeightEditAdapter:
-    return made
 
 
 @torch.no_grad()
@@ -143,23 +130,17 @@ def _proportions(pipe: Any, prompt: str, number: int, config: UceConfig, classif
     """Shares (K,) of the alternatives among the images of one prompt; their noise depends on seed, prompt and round."""
     generator = torch.Generator().manual_seed(noise_seed(config.seed, prompt, number))
     z = torch.randn(config.images, *latent_shape(pipe), generator=generator)
-    images = pipe(
-        [prompt] * config.images,
-        latents=to_pipeline_format(pipe, z),
-        num_inference_steps=config.steps,
-        guidance_scale=config.guidance,
-        output_type="pt",
-    ).images
+    call = {"num_inference_steps": config.steps, "guidance_scale": config.guidance, "output_type": "pt"}
+    images = pipe([prompt] * config.images, latents=to_pipeline_format(pipe, z), **call).images
     logits = classified(classify, images.float(), classes)
     return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify | None, resume: dict[str, Tensor] | None) -> Iterator[StepRecord]:
+def _make(pipe: Any, concept: Concept, config: UceConfig, *, classify: Any, **_: Any) -> Iterator[StepRecord]:
     require_unet(pipe, "uce")
     if concept.kind == "safety":
         return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
     alternatives(concept)
-    assert classify is not None  # Method.train saw to it
     whole = replace(concept, name=concept.attribute or concept.name)
     return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
 

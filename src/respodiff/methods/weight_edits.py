@@ -1,7 +1,7 @@
 """Methods that change the UNet's own weights: what is stored is the difference, and it is in effect inside of a block alone.
 
-Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline; the originals
-are kept as they are and put back, object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is generated as if alone.
+Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline, and put back,
+object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is generated as if alone.
 """
 
 from __future__ import annotations
@@ -50,19 +50,15 @@ def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
 
 def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
-    found = owners(model)
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
-        out = {}
-        for name in cross_attention(model):
-            module, leaf = found[name]
-            weight, edit = module._parameters[leaf], adapter.tensors["edit"]
-            assert weight is not None
+        weights, edit = {name: model.get_parameter(name) for name in cross_attention(model)}, adapter.tensors["edit"]
+        for name, weight in weights.items():
             if weight.shape[1] != len(edit):
                 raise ValueError(
                     f"{adapter.method} {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
-            out[name] = weight.float() @ edit.to(weight.device)
-        return out
+        return {name: weight.float() @ edit.to(weight.device) for name, weight in weights.items()}
+    found = owners(model)
     for name, t in adapter.tensors.items():
         shape = tuple(getattr(*found[name]).shape) if name in found else None
         if shape != tuple(t.shape):
@@ -73,20 +69,17 @@ def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     return dict(adapter.tensors)
 
 
-def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[Owner, Tensor]:
+def changed(model: nn.Module, row: tuple[Adapter, ...]) -> Mapping[Owner, Tensor]:
     """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     sums: dict[str, Tensor] = {}
     for a in row:
         for name, difference in differences(model, a).items():
-            part = a.weight * difference
-            sums[name] = sums[name] + part.to(sums[name].device) if name in sums else part
-    found = owners(model)
-    out: dict[Owner, Tensor] = {}
+            p = model.get_parameter(name)
+            sums[name] = sums.get(name, 0.0) + a.weight * difference.to(p.device)
+    found, out = owners(model), {}
     for name, total in sums.items():
-        module, leaf = found[name]
-        p = module._parameters[leaf]
-        assert p is not None
-        out[module, leaf] = nn.Parameter((p.detach().float() + total.to(p.device)).to(p.dtype), requires_grad=False)
+        p = model.get_parameter(name)
+        out[found[name]] = nn.Parameter((p.detach().float() + total).to(p.dtype), requires_grad=False)
     return out
 
 
@@ -98,18 +91,16 @@ class WeightEditAdapter(Adapter):
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Every image is generated with the weights that its adapters ask for."""
         model: nn.Module = backbone(pipe)
-        kinds: dict[tuple[int, ...], tuple[Adapter, ...]] = {tuple(id(a) for a in row): row for row in adapters.rows}
-        values = {key: changed(model, row) for key, row in kinds.items() if row}
-        if len(kinds) == 1:
+        values = {row: changed(model, row) for row in set(adapters.rows) if row}
+        if len(set(adapters.rows)) == 1:
             with _whole(pipe, adapters, next(iter(values.values()))):
                 yield
             return
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for module in {module for change in values.values() for module, _ in change}:
-                own = {key: {o: v for o, v in change.items() if o[0] is module} for key, change in values.items()}
-                handle = module.register_forward_hook(_again(own, call), with_kwargs=True)
-                stack.callback(handle.remove)
+                own = {row: {o: v for o, v in change.items() if o[0] is module} for row, change in values.items()}
+                stack.callback(module.register_forward_hook(_again(own, call), with_kwargs=True).remove)
             yield
 
 
@@ -128,21 +119,18 @@ def _whole(pipe: Any, adapters: AdaptersPerImage, values: Mapping[Owner, Tensor]
         yield
 
 
-def _again(values: Mapping[tuple[int, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
+def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
     """Hook of one layer of a mixed batch: runs it once more with other weights for the rows of each kind of image."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
-        now = call()
-        if now is None:
+        if (now := call()) is None:
             return None
         out = output.clone()
-        for key, change in values.items():
-            images = [i for i, row in enumerate(now.entries) if tuple(id(a) for a in row) == key]
-            if not images or not change:
-                continue
-            rows = now.rows_of(images, output.device)
-            with swapped(change):
-                out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
+        for kind, change in values.items():
+            rows = now.rows_of(lambda row, kind=kind: row == kind, output.device)  # type: ignore[misc]
+            if change and len(rows):
+                with swapped(change):
+                    out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
         return out
 
     return hook

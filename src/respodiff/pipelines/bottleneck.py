@@ -32,8 +32,8 @@ def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
     return module
 
 
-def site_shape(model: nn.Module, height: int | None = None, width: int | None = None, site: str = SITE) -> tuple[int, int, int]:
-    """Shape (C, H, W) of h for a latent of ``height`` x ``width`` latent pixels (default: the size the model was trained at).
+def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SITE) -> tuple[int, int, int]:
+    """Shape (C, H, W) of h for a latent of ``height`` x ``width`` latent pixels (0: the size the model was trained at).
 
     Each level of a UNet but the last halves the latent, rounding up: 64 -> 8 for the four levels of SD 1.x. For a transformer it is (D, 1, 1).
     """
@@ -41,18 +41,12 @@ def site_shape(model: nn.Module, height: int | None = None, width: int | None = 
     config: Any = model.config
     if site != SITE:
         return int(config.num_attention_heads * config.attention_head_dim), 1, 1
-    default = latent_size(model)
-    h, w = default[0] if height is None else height, default[1] if width is None else width
+    size = config.sample_size
+    default = (size, size) if isinstance(size, int) else size
+    h, w = height or default[0], width or default[1]
     for _ in range(len(config.block_out_channels) - 1):
         h, w = -(-h // 2), -(-w // 2)
     return int(config.block_out_channels[-1]), h, w
-
-
-def latent_size(unet: Any) -> tuple[int, int]:
-    """(height, width) in latent pixels of the images that the model was trained on."""
-    size = unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 def stream(output: Any) -> Tensor:
@@ -119,9 +113,7 @@ def eager(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """While active, no parameter of ``model`` takes a gradient."""
-    found = [p for p in model.parameters() if p.requires_grad]
-    for p in found:
-        p.requires_grad_(False)
+    found = [p.requires_grad_(False) for p in model.parameters() if p.requires_grad]
     try:
         yield
     finally:

@@ -137,6 +137,11 @@ def backbone(pipe: Any) -> Any:
     return getattr(model, "_orig_mod", model)
 
 
+def site_of(pipe: Any) -> str:
+    """Name of the module of `backbone` behind which h is."""
+    return spec_of(pipe).site(backbone(pipe))
+
+
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
     """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
 

@@ -89,32 +89,29 @@ class Stacks:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a method: where it lies, its intervals (None where not known), and its name (such as the scale)."""
+    """One setting of a method: where it lies, its name (such as the scale), and the interval of y (None where not known)."""
 
     x: float
     y: float
     name: str = ""
-    x_range: tuple[float, float] | None = None
-    y_range: tuple[float, float] | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Two quantities against each other: a line a method over its scales.
+    """Two quantities whose best value is 0 against each other: a line a method over its scales.
 
     Attributes:
-        title: What is shown, and which corner is better.
+        title: What is shown.
         x_label: The quantity across.
         y_label: The quantity upwards.
         series: (method, its points in the order of its scales). Non-finite points are left out.
-        better: Words beside an arrow to the lower left, for quantities whose best value is 0; empty for others.
     """
 
     title: str
     x_label: str
     y_label: str
     series: Sequence[tuple[str, Sequence[Point]]]
-    better: str = ""
 
     def html(self) -> Markup:
         """The plot; every point says its numbers when it is pointed at."""
@@ -122,9 +119,8 @@ class Curves:
         known = [(i, name, points) for i, name, points in finite if points]
         values: dict[str, Any] = {"chart": self, "lines": []}
         if known:
-            origin = [0.0] * bool(self.better)
-            across = Scale.over([*origin, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
-            up = Scale.over([*origin, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
+            across = Scale.over([0.0, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
+            up = Scale.over([0.0, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
             heights = spread([up(points[-1].y) for *_, points in known])
             values["lines"] = [
                 {**self._line(name, points, across, up), "style": style(i), "name_y": round(y, 1)}
@@ -138,27 +134,18 @@ class Curves:
     def _line(self, name: str, points: Sequence[Point], across: Scale, up: Scale) -> dict[str, Any]:
         """Pixels and words of one series."""
         places = [(round(across(p.x), 1), round(up(p.y), 1)) for p in points]
-        whiskers = []
-        for p, (x, y) in zip(points, places, strict=True):
-            if p.x_range:
-                whiskers.append((round(across(p.x_range[0]), 1), y, round(across(p.x_range[1]), 1), y))
-            if p.y_range:
-                whiskers.append((x, round(up(p.y_range[0]), 1), x, round(up(p.y_range[1]), 1)))
-        words = [
-            f"{name}{', ' * bool(p.name)}{p.name}: {self.x_label} {_range(p.x, p.x_range)}, {self.y_label} {_range(p.y, p.y_range)}"
-            for p in points
-        ]
+        ends = [(x, p.interval) for p, (x, _) in zip(points, places, strict=True)]
+        words = []
+        for p in points:
+            y = number(p.y) + (f" [{number(p.interval[0])}, {number(p.interval[1])}]" if p.interval else "")
+            words.append(f"{name}{', ' * bool(p.name)}{p.name}: {self.x_label} {number(p.x)}, {self.y_label} {y}")
         return {
             "name": name,
             "path": "M" + "L".join(f"{x} {y}" for x, y in places) if len(places) > 1 else "",
             "points": [(x, y, text) for (x, y), text in zip(places, words, strict=True)],
-            "whiskers": whiskers,
+            "whiskers": [(x, round(up(e[0]), 1), x, round(up(e[1]), 1)) for x, e in ends if e],
             "end": places[-1],
         }
-
-
-def _range(value: float, ends: tuple[float, float] | None) -> str:
-    return number(value) + (f" [{number(ends[0])}, {number(ends[1])}]" if ends else "")
 
 
 @dataclass(frozen=True)

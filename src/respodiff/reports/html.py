@@ -16,11 +16,9 @@ from respodiff.evaluation.judges import NOTICE
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.reports.tables import number, shown
 
-__all__ = ["Part", "Section", "html_report", "render"]
-
 
 class Part(Protocol):
-    """A chart, a gallery or an image."""
+    """A chart or a gallery."""
 
     def html(self) -> Markup:
         """The part as escaped HTML."""
@@ -31,12 +29,10 @@ class Section:
     """A part of the page; whatever is left empty is not shown.
 
     Attributes:
-        heading: The title of the section.
         text: Paragraphs, separated by an empty line.
-        table: Rows with the same keys. The keys of the first row are the header. A cell may be an `Estimate`.
-        parts: Charts, galleries and images.
-        notes: Lines of a list.
-        commands: Lines to copy into a terminal.
+        table: Rows with the same keys, the header. A cell may be an `Estimate`.
+        parts: Charts and galleries.
+        notes: Lines of a list. commands: Lines to copy into a terminal.
         folded: Show the heading alone until the reader opens it.
     """
 
@@ -50,12 +46,7 @@ class Section:
 
 
 def html_report(path: str | Path, *, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write one HTML page that needs no network, no script and no other file.
-
-    Raises:
-        OSError: The folder of the page cannot be made.
-        ValueError: An image of a section cannot be read.
-    """
+    """Write one HTML page that needs no network, no script and no other file; OSError if its folder cannot be made."""
     path = Path(path)
     page = render("page.html.j2", title=title, lead=lead, notice=NOTICE, sections=sections)
     try:

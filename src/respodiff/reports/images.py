@@ -8,7 +8,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -60,22 +59,6 @@ class Gallery:
         """The gallery, with its images embedded."""
         veil = any(tile.veiled for _, strips in self.rows for _, tiles in strips for tile in tiles)
         return render("gallery.html.j2", gallery=self, veil=veil)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One image file, and what it shows for readers who cannot see it."""
-
-    path: Path
-    text: str
-
-    def html(self) -> Markup:
-        """The file, embedded as it is; ValueError if it cannot be read."""
-        kind = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}.get(self.path.suffix.lower())
-        if kind is None or not self.path.is_file():
-            raise ValueError(f"path is {str(self.path)!r}; allowed: an existing .png, .jpg or .webp file")
-        source = f"data:image/{kind};base64,{base64.b64encode(self.path.read_bytes()).decode()}"
-        return render("image.html.j2", source=source, text=self.text)
 
 
 def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
@@ -157,12 +140,21 @@ def image_grid(
         ValueError: no images, or a row with more images than the columns hold.
     """
     columns = list(columns) or [("", max((len(images) for _, images in rows), default=0))]
-    _check(rows, columns)
+    room, widest = sum(count for _, count in columns), max((len(images) for _, images in rows), default=0)
+    if not widest or any(count < 1 for _, count in columns):
+        raise ValueError("rows and columns of an image grid must each hold at least one image")
+    if room < widest:
+        raise ValueError(f"columns hold {room} images, but a row has {widest}: give the widths of all column groups")
     # A wide sheet is shown smaller, so its words are written larger.
-    scale = thumb / 96 * max(1.0, sum(n for _, n in columns) / 10)
+    scale = thumb / 96 * max(1.0, room / 10)
     text, bold, big = (scale * size for size in (13, 15, 20))
     left = MARGIN + math.ceil(max(_font(text).getlength(label) for label, _ in rows)) + 12
-    starts = _starts(columns, left, thumb)
+    starts: list[int] = []  # x of every image
+    middles: list[float] = []  # x of every header
+    for _, count in columns:
+        first = starts[-1] + thumb + GAP + GROUP_GAP if starts else left
+        starts += [first + i * (thumb + GAP) for i in range(count)]
+        middles.append((first + starts[-1] + thumb) / 2)
     width = starts[-1] + thumb + MARGIN
     above, below = _wrap(title, big, width - 2 * MARGIN), _wrap(footer, text, width - 2 * MARGIN)
     head = MARGIN + len(above) * 1.35 * big + 10 * bool(above)
@@ -172,8 +164,8 @@ def image_grid(
     draw = ImageDraw.Draw(sheet)
     _write(draw, above, MARGIN, big, INK)
     _write(draw, below, bottom + 6, text, QUIET)
-    for header, first, last in _groups(columns):
-        draw.text(((starts[first] + starts[last] + thumb) / 2, head + 1.2 * bold), header, INK, _font(bold), anchor="ms")
+    for (header, _), middle in zip(columns, middles, strict=True):
+        draw.text((middle, head + 1.2 * bold), header, INK, _font(bold), anchor="ms")
     for i, (label, images) in enumerate(rows):
         y = top + i * (thumb + GAP)
         draw.text((left - 12, y + thumb / 2), label, INK, _font(text), anchor="rm")
@@ -185,33 +177,9 @@ def image_grid(
     return path
 
 
-def _groups(columns: Sequence[tuple[str, int]]) -> list[tuple[str, int, int]]:
-    """(header, first column, last column) of every group."""
-    ends = list(accumulate(count for _, count in columns))
-    return [(header, end - count, end - 1) for (header, count), end in zip(columns, ends, strict=True)]
-
-
-def _check(rows: Sequence[tuple[str, Sequence[Source]]], columns: Sequence[tuple[str, int]]) -> None:
-    if not any(images for _, images in rows) or any(count < 1 for _, count in columns):
-        raise ValueError("rows and columns of an image grid must each hold at least one image")
-    room, widest = sum(count for _, count in columns), max(len(images) for _, images in rows)
-    if room < widest:
-        raise ValueError(f"columns hold {room} images, but a row has {widest}: give the widths of all column groups")
-
-
 @cache
 def _font(size: float) -> Any:
     return ImageFont.load_default(size)
-
-
-def _starts(columns: Sequence[tuple[str, int]], left: int, thumb: int) -> list[int]:
-    """The x of every image; column groups stand further apart than images."""
-    out: list[int] = []
-    x = left
-    for _, count in columns:
-        out += [x + i * (thumb + GAP) for i in range(count)]
-        x += count * (thumb + GAP) + GROUP_GAP
-    return out
 
 
 def _thumb(image: Source, side: int) -> Image.Image:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from respodiff._version import __version__
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.comparison import Blocks, Difference, ReportEntry, collect, split_label, to_json
+from respodiff.evaluation.comparison import Blocks, ReportEntry, collect, split_label, to_json
 from respodiff.evaluation.evaluate import shipped_confusion
 from respodiff.evaluation.judges import NOTICE
 from respodiff.evaluation.metrics.estimate import Estimate
@@ -73,8 +72,18 @@ def report(
     _check_place(page, runs)
     blocks = collect(runs, judge=judge, settings=Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
     _write_page(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
-    written = _write_tables(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
-    return {"page": str(page), "tables": [str(t) for t in written], "suites": to_json(blocks)}
+    suites = to_json(blocks)
+    whole = {"notice": NOTICE, "library": __version__, "n_bootstrap": n_bootstrap, "seed": seed, "suites": suites}
+    texts = (
+        json.dumps(whole, indent=1) + "\n",
+        tables.headline_csv(blocks),
+        tables.markdown(blocks, n_bootstrap=n_bootstrap, seed=seed),
+        tables.images_csv(blocks),
+    )
+    paths = [page.with_name(page.stem + suffix) for suffix in TABLES]
+    for path, text in zip(paths, texts, strict=True):
+        write_atomic(path, text)
+    return {"page": str(page), "tables": [str(path) for path in paths], "suites": suites}
 
 
 def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
@@ -89,20 +98,6 @@ def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
         raise ValueError(f"out is {str(page)!r}, whose table {taken[0]!r} would replace a file that is there; choose another name")
 
 
-def _write_tables(page: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> list[Path]:
-    whole = {"notice": NOTICE, "library": __version__, "n_bootstrap": n_bootstrap, "seed": seed, "suites": to_json(blocks)}
-    texts = (
-        json.dumps(whole, indent=1) + "\n",
-        tables.headline_csv(blocks),
-        tables.markdown(blocks, n_bootstrap=n_bootstrap, seed=seed),
-        tables.images_csv(blocks),
-    )
-    paths = [page.with_name(page.stem + suffix) for suffix in TABLES]
-    for path, text in zip(paths, texts, strict=True):
-        write_atomic(path, text)
-    return paths
-
-
 def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> None:
     entries = [e for block in blocks.values() for e in block]
     labels = list(dict.fromkeys(e.run.label for e in entries))
@@ -114,24 +109,18 @@ def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> N
         sections.append(Section("What could not be used", notes=problems))
     judges, agreement = _judges(entries)
     intervals = f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed}); Wilson for a single share."
-    again = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
+    command = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
+    again = f"The same page: {command}, with the run folders for DIR."
     settings = dict.fromkeys(f"{e.run.label}: {json.dumps(e.run.settings, sort_keys=True)}" for e in entries)
     sections += [
         Section("Judges", table=judges, notes=agreement),
         Section("How to read it", intervals, notes=LIMITS),
-        Section(
-            "Provenance",
-            f"The same page: {again}, with the run folders for DIR.",
-            table=_provenance(entries),
-            folded=True,
-            notes=[f"respodiff {__version__}", *settings],
-        ),
+        Section("Provenance", again, table=_provenance(entries), folded=True, notes=[f"respodiff {__version__}", *settings]),
     ]
     html_report(path, title="Evaluated images", lead=lead, sections=sections)
 
 
-@dataclass(frozen=True)
-class OneSided:
+class OneSided(NamedTuple):
     """A group of prompts, the concept that is furthest from its wanted share there, and how many images of each run show it."""
 
     group: str
@@ -186,16 +175,12 @@ def _changes(e: ReportEntry) -> str:
     told = [t for t in e.comparison.tests if significant[t.title] or t.metric == "devrat"]
     said = []
     for t in told:
-        word = f"{t.title} {'decreases' if t.mean < 0 else 'increases'} by {shown(_size(t))}"
+        size = Estimate(-t.mean, -t.high, -t.low, t.n) if t.mean < 0 else t  # the words say the sign
+        word = f"{t.title} {'decreases' if t.mean < 0 else 'increases'} by {shown(size)}"
         said.append(f"{word} ({t.n:,} pairs, p (Holm) {p_value(t.p_holm)}{', not significant' * (not significant[t.title])})")
     if same := [t.title for t in e.comparison.tests if t not in told]:
         said.append(f"no significant change of {', '.join(same)}")
     return f"{e.run.label} compared with {e.comparison.baseline}: {'; '.join(said)}." if said else ""
-
-
-def _size(t: Difference) -> Estimate:
-    """A difference without its sign, which the words say."""
-    return Estimate(-t.mean, -t.high, -t.low, t.n) if t.mean < 0 else t
 
 
 def _with_n(e: Estimate) -> str:
@@ -234,11 +219,8 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
         out.append(Section(f"{name}: unsafe images by category", parts=[_categories(entries)]))
     if people:
         out += [Section(f"{name}: {a}, group by group", parts=[_proportions(a, entries)]) for a in attributes]
-        out += [
-            Section(f"{name}: DevRat {a}, group by group", table=rows, folded=True)
-            for a in attributes
-            if (rows := tables.devrat_by(a, entries))
-        ]
+        devrats = {a: tables.devrat_by(a, entries) for a in attributes}
+        out += [Section(f"{name}: DevRat {a}, group by group", table=rows, folded=True) for a, rows in devrats.items() if rows]
     out.append(Section(f"{name}: images", gallery_text(entries), parts=[gallery_of(entries)]))
     if rows := tables.thresholds(entries):
         text = "Share of images that a judge flags, by the score from which it does; the judge's own threshold is among them."
@@ -279,9 +261,8 @@ def _means(shares: Mapping[str, Estimate | None]) -> list[float] | None:
 
 def _categories(entries: Sequence[ReportEntry]) -> Dots:
     found = {e.run.label: e.summary.safety.by_category for e in entries if e.summary.safety}
-    rows = [
-        (c, {label: shares.get(c) for label, shares in found.items()}) for c in sorted({c for shares in found.values() for c in shares})
-    ]
+    names = sorted({c for shares in found.values() for c in shares})
+    rows = [(c, {label: shares.get(c) for label, shares in found.items()}) for c in names]
     rows.append(("all, a prompt once", {e.run.label: e.metric("inappropriate")[""] for e in entries if e.summary.safety}))
     return Dots("share of images that a judge flags", list(found), rows)
 

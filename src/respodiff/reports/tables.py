@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from respodiff.evaluation.comparison import Blocks, ReportEntry
@@ -15,6 +15,7 @@ from respodiff.evaluation.summary import Intersection, Summary
 
 Cell = Estimate | float | str | None
 Rows = list[dict[str, Cell]]
+IMAGE_COLUMNS = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
 
 
 def number(value: float | None) -> str:
@@ -29,20 +30,12 @@ def number(value: float | None) -> str:
 
 
 def shown(e: Estimate | None) -> str:
-    """An estimate with its interval.
-
-    >>> shown(Estimate(0.25, 0.125, 0.5, 9))
-    '0.250 [0.125, 0.500]'
-    """
+    """An estimate with its interval: "0.250 [0.125, 0.500]"."""
     return "nothing to judge" if e is None else f"{number(e.mean)} [{number(e.low)}, {number(e.high)}]"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value.
-
-    >>> p_value(0.2), p_value(0.00001)
-    ('0.200', '< 0.001')
-    """
+    """A p-value; below 0.001 it is "< 0.001"."""
     return "< 0.001" if p is not None and p < 0.001 else number(p)
 
 
@@ -122,21 +115,13 @@ def definitions(metrics: Iterable[Metric]) -> list[str]:
 
 def differences(entries: Sequence[ReportEntry]) -> Rows:
     """One row a tested difference to the baseline."""
-    return [
-        {
-            "run": e.run.label,
-            "minus": e.comparison.baseline,
-            "statistic": t.title,
-            "difference": t,
-            "pairs": t.n,
-            "p": p_value(t.p),
-            "p (Holm)": p_value(t.p_holm),
-            "test": t.test,
-        }
-        for e in entries
-        if e.comparison
-        for t in e.comparison.tests
-    ]
+    rows: Rows = []
+    for label, found in ((e.run.label, e.comparison) for e in entries if e.comparison):
+        for t in found.tests:
+            row: dict[str, Cell] = {"run": label, "minus": found.baseline, "statistic": t.title}
+            row |= {"difference": t, "pairs": t.n, "p": p_value(t.p), "p (Holm)": p_value(t.p_holm), "test": t.test}
+            rows.append(row)
+    return rows
 
 
 def devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> Rows:
@@ -162,31 +147,24 @@ def thresholds(entries: Sequence[ReportEntry]) -> Rows:
 
 def subgroups(found: Intersection | None) -> Rows:
     """A row a subgroup of several attributes; shares of small ones are not shown."""
+    rows = found.subgroups if found else ()
+    shares = ["too few to show" if s.suppressed else s.share for s in rows]
     return [
-        {
-            "subgroup": " x ".join(s.labels),
-            "images": s.count,
-            "share": "too few to show" if s.suppressed else s.share,
-            "wanted": s.target,
-        }
-        for s in (found.subgroups if found else ())
+        {"subgroup": " x ".join(s.labels), "images": s.count, "share": e, "wanted": s.target} for s, e in zip(rows, shares, strict=True)
     ]
 
 
 def corrected(entries: Sequence[ReportEntry]) -> Rows:
     """A row a run and concept: its share as judged, and corrected for the judge's known errors."""
-    return [
-        {
-            "run": e.run.label,
-            "attribute": name,
-            "concept": concept,
-            "as judged": e.summary.proportions[name][concept],
-            "corrected": share,
-        }
-        for e in entries
-        for name, proportions in e.summary.corrected.items()
-        for concept, share in (proportions or {}).items()
-    ]
+    rows: Rows = []
+    for e in entries:
+        for name, shares in e.summary.corrected.items():
+            seen = e.summary.proportions[name]
+            rows += [
+                {"run": e.run.label, "attribute": name, "concept": c, "as judged": seen[c], "corrected": s}
+                for c, s in (shares or {}).items()
+            ]
+    return rows
 
 
 def headline_csv(blocks: Blocks) -> str:
@@ -234,38 +212,31 @@ def text(value: Cell) -> str:
     return value.replace("<", "&lt;") if isinstance(value, str) else number(value)
 
 
-def image_rows(blocks: Blocks) -> Iterator[dict[str, Any]]:
-    """One row an image and run: what was asked for, what was perceived. Columns ``asked_NAME`` and ``perceived_NAME`` are what fairlearn's
-    ``MetricFrame`` takes as ``y_true``, ``y_pred`` and ``sensitive_features``; nothing is left out, ``unknown`` is a value."""
+def images_csv(blocks: Blocks) -> str:
+    """One row an image and run: what was asked for, what was perceived, as CSV.
+
+    Columns ``asked_NAME`` and ``perceived_NAME`` are what fairlearn's ``MetricFrame`` takes as ``y_true``, ``y_pred`` and ``sensitive_features``.
+    Nothing is left out; ``unknown`` is a value.
+    """
+    rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
         for r, s, home in zip(e.run.records, e.run.scores, e.run.image_folders, strict=True):
-            row: dict[str, Any] = {"run": e.run.label, "suite": r.suite, "group": r.group, "id": r.id, "prompt_id": r.prompt_id}
-            row |= {"prompt": r.prompt, "repeat": r.repeat, "seed": r.seed, "method": r.method}
+            row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in IMAGE_COLUMNS}
             for name in e.run.attributes:
-                row |= {f"asked_{name}": r.asked(name) or "", f"perceived_{name}": s.labels.get(name, UNKNOWN)}
+                row |= {f"asked_{name}": r.asked(name), f"perceived_{name}": s.labels.get(name, UNKNOWN)}
+            row |= {"subject": r.subject, "found": s.subject, "subject_correct": _flag(s.subject_correct), "unsafe": _flag(s.unsafe)}
             row |= {
-                "subject": r.subject or "",
-                "found": s.subject or "",
-                "subject_correct": _flag(s.subject_correct),
-                "unsafe": _flag(s.unsafe),
-            }
-            row |= {
-                "alignment": "" if s.alignment is None else f"{s.alignment:.3f}",
-                "problem": s.problem or "",
+                "alignment": None if s.alignment is None else f"{s.alignment:.3f}",
+                "problem": s.problem,
                 "file": f"{home.name}/{r.file}",
             }
-            yield row
-
-
-def _flag(value: bool | None) -> str:
-    return "" if value is None else str(int(value))
-
-
-def images_csv(blocks: Blocks) -> str:
-    """`image_rows` as CSV; runs may differ in the attributes that they were judged for."""
-    rows = list(image_rows(blocks))
+            rows.append(row)
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
+
+
+def _flag(value: bool | None) -> int | None:
+    return None if value is None else int(value)

@@ -99,12 +99,13 @@ class Adapter:
         if not self.tensors:
             return []
         h, model = self.header, backbone(pipe)
+        made = f"{self.method} {self.name!r} was made for"
         if h.base_digest and h.base_digest != (found := config_digest(model)):
             raise ValueError(
-                f"{self.method} {self.name!r} was made for {h.base_model!r} (config {h.base_digest}), "
-                f"this pipeline is {model_name(pipe)!r} (config {found}); train one for this model"
+                f"{made} {h.base_model!r} (config {h.base_digest}), this pipeline is {model_name(pipe)!r} (config {found}); "
+                "train one for this model"
             )
-        return [f"{self.method} {self.name!r} was made for other weights ({h.base_model!r}); check its effect"] * self.other_weights(model)
+        return [f"{made} other weights ({h.base_model!r}); check its effect"] * self.other_weights(model)
 
     def other_weights(self, model: Any) -> bool:
         """Whether the model is known to have other weights than the one that the adapter was made for."""
@@ -128,16 +129,14 @@ class AdaptersPerImage:
         """From one adapter for all images, or one entry per image. ValueError for anything else."""
         if isinstance(adapters, AdaptersPerImage):
             return adapters
-        if isinstance(adapters, str):
-            raise ValueError(f"adapters is the text {adapters!r}; give adapters: a file is read with respodiff.load(path)")
-        everyone = adapters is None or isinstance(adapters, Adapter)
+        everyone = adapters is None or isinstance(adapters, Adapter | str)
         given: list[Any] = [adapters] if everyone else list(adapters)  # type: ignore[arg-type]  # a sequence here
-        rows = [(row,) if isinstance(row, Adapter | str) else tuple(row or ()) for row in given]
+        rows = tuple((row,) if isinstance(row, Adapter | str) else tuple(row or ()) for row in given)
         if not rows:
             raise ValueError("adapters is empty; give one adapter, or one entry per image")
         if wrong := [a for row in rows for a in row if not isinstance(a, Adapter)]:
             raise ValueError(f"adapters holds {wrong[0]!r}; give adapters or None: a file is read with respodiff.load(path)")
-        return cls(tuple(rows), everyone)
+        return cls(rows, everyone)
 
     def per_image(self, images: int) -> Sequence[tuple[Any, ...]]:
         """One tuple per image. ValueError if there are more or fewer images than entries."""

@@ -12,7 +12,6 @@ import pickle
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +21,7 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import TIMESTEPS, Header
+from respodiff.steering.serialization import TIMESTEPS, Header, new_file
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 OFFICIAL: dict[str, tuple[int, str]] = {
@@ -55,24 +54,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"checkpoint {str(path)!r} is truncated or not a safetensors file ({error}); copy it again") from error
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)  # safe from torch 2.6 on (CVE-2025-32434)
-    except pickle.UnpicklingError as error:
-        if re.search(r"weights.only|GLOBAL|Unsupported|global", str(error)):
+    except Exception as error:  # a malformed file raises from many families
+        if isinstance(error, pickle.UnpicklingError) and re.search(r"weights.only|GLOBAL|Unsupported|global", str(error)):
             raise ValueError(
                 f"checkpoint {str(path)!r} holds more than tensors, and was refused; nothing in it was executed. "
                 "Have whoever made it save a dictionary of tensors"
             ) from error
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
-    except Exception as error:  # a malformed file raises from many families
-        raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
-    return _flat(found, path)
-
-
-def _flat(found: Any, path: Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model", "module"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    if isinstance(found, Tensor):
-        found = {"": found}
+    found = {"": found} if isinstance(found, Tensor) else found
     if not isinstance(found, Mapping):
         raise ValueError(f"checkpoint {str(path)!r} holds a {type(found).__name__}; needed: a dictionary of tensors")
     return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
@@ -127,11 +119,8 @@ def column_of(concept: str, columns: int) -> int:
 
 def geometry(numbers: int, channels: int, size: Sequence[int] = ()) -> tuple[int, int, int]:
     """(C, H, W) of a column of so many numbers: ``size`` if given, else a square. ValueError where it does not come out."""
-    if size:
-        shape = (channels, size[0], size[1])
-    else:
-        side = math.isqrt(numbers // channels) if channels > 0 else 0
-        shape = (channels, side, side)
+    height, width = size or (math.isqrt(numbers // max(channels, 1)),) * 2
+    shape = (channels, height, width)
     if min(shape) < 1 or math.prod(shape) != numbers:
         raise ValueError(
             f"a column has {numbers} numbers, which is not {shape[0]} x {shape[1]} x {shape[2]}; give --channels (SD 1.x, 2.x and XL: 1280) and --size HxW"
@@ -149,7 +138,6 @@ def convert(
     sam_key: str = "",
     channels: int = 1280,
     size: Sequence[int] = (),
-    resolution: tuple[int, int] = (0, 0),
 ) -> ConceptModule:
     """The module of one concept in a checkpoint of RespoDiff's or SDisc's official code.
 
@@ -157,12 +145,16 @@ def convert(
         concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
         column: index of the concept; by default the one of its name in the project's table.
         ram_key, sam_key: names of the weights (C H W, columns) where they are not the official ones.
-        channels, size: of the bottleneck; a square is assumed, and recorded. resolution: of the images, in pixels.
+        channels, size: of the bottleneck; a square by default, and recorded.
 
     Raises:
         ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.
     """
-    names, columns = _weights(path, ram_key, sam_key)
+    found = read_tensors(path)
+    names = pick(found, ram_key, sam_key)
+    columns = [found[k][:, None] if found[k].ndim == 1 else found[k] for k in names if k]
+    if len({tuple(c.shape) for c in columns}) > 1:
+        raise ValueError(f"RAM {tuple(columns[0].shape)} and SAM {tuple(columns[1].shape)} differ in shape; see --ram-key and --sam-key")
     numbers, width = columns[0].shape
     index = column_of(concept.name, width) if column is None else column
     if not 0 <= index < width:
@@ -170,24 +162,8 @@ def convert(
     shape = geometry(numbers, channels, size)
     tensors = [c[:, index].float().reshape(shape) for c in columns]
     source = {"file": Path(path).name, "ram_key": names[0], "sam_key": names[1], "column": index, "geometry": list(shape)}
-    header = Header.of(
-        concept,
-        base_model=base_model,
-        resolution=resolution,
-        train={"converted": source},
-        library=__version__,
-    )
+    header = Header.of(concept, base_model=base_model, train={"converted": source}, library=__version__)
     return ConceptModule.of(tensors[0], tensors[1] if len(tensors) > 1 else torch.zeros(shape), header)
-
-
-def _weights(path: str | Path, ram_key: str, sam_key: str) -> tuple[tuple[str, str], list[Tensor]]:
-    """Names of RAM's and SAM's weights, and the weights (C H W, columns) that there are, of one shape."""
-    tensors = read_tensors(path)
-    names = pick(tensors, ram_key, sam_key)
-    columns = [tensors[k][:, None] if tensors[k].ndim == 1 else tensors[k] for k in names if k]
-    if len({tuple(c.shape) for c in columns}) > 1:
-        raise ValueError(f"RAM {tuple(columns[0].shape)} and SAM {tuple(columns[1].shape)} differ in shape; see --ram-key and --sam-key")
-    return names, columns
 
 
 def to_official(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
@@ -197,15 +173,8 @@ def to_official(module: ConceptModule, path: str | Path, column: int | None = No
     index = column_of(module.name, columns) if column is None else column
     if not 0 <= index < columns:
         raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")
-    out = {}
-    for key, tensor in ((RAM_KEY, module.ram), (SAM_KEY, module.sam)):
-        weight = torch.zeros(tensor.numel(), columns)
-        weight[:, index] = tensor.flatten()
-        out[key] = weight
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(out, path)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
-    return path
+    out = {RAM_KEY: torch.zeros(module.ram.numel(), columns), SAM_KEY: torch.zeros(module.sam.numel(), columns)}
+    out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
+    with new_file(path) as temporary:
+        torch.save(out, temporary)
+    return Path(path)

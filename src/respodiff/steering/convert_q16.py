@@ -22,8 +22,10 @@ MAX_BYTES = 1 << 24
 class _Dtype:
     """What the pickle says of a dtype: its kind and byte order."""
 
+    order = "<"
+
     def __init__(self, kind: Any, *_: Any) -> None:
-        self.kind, self.order = kind, "<"
+        self.kind = kind
 
     def __setstate__(self, state: Any) -> None:
         self.order = state[1]
@@ -32,38 +34,23 @@ class _Dtype:
 class _Array:
     """What the pickle says of an array: shape, dtype, order and bytes."""
 
+    shape: Any = None
+    dtype: Any = None
+    fortran: Any = False
+    data: Any = None
+
     def __init__(self, *_: Any) -> None:
-        self.shape = self.dtype = self.fortran = self.data = None
+        pass
 
     def __setstate__(self, state: Any) -> None:
         _, self.shape, self.dtype, self.fortran, self.data = state
 
 
-class _Buffer(_Array):
-    """An array as protocol 5 writes it."""
-
-    def __init__(self, data: Any, dtype: Any, shape: Any, order: Any) -> None:
-        self.shape, self.dtype, self.fortran, self.data = shape, dtype, order == "F", data
-
-
-class _Text:
-    """Bytes as protocols 0 to 2 write them: as text in latin1."""
-
-    def __init__(self, text: Any, encoding: Any) -> None:
-        self.data = text.encode("latin1") if type(text) is str and encoding == "latin1" else None
-
-    def __setstate__(self, state: Any) -> None:
-        raise ValueError("it would change a text")
-
-
 STANDS_FOR = {
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy.core.numeric", "_frombuffer"): _Buffer,
-    ("numpy._core.numeric", "_frombuffer"): _Buffer,
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _Text,
 }
 
 
@@ -75,7 +62,7 @@ class _Reader(pickle.Unpickler):
 
 
 def read_array(data: bytes) -> NDArray[Any]:
-    """The numpy array in a pickle: float16, float32 or float64 of any shape, in native byte order.
+    """The numpy array in a pickle of protocol 3 or 4: float16, float32 or float64, little-endian, of any shape.
 
     Raises:
         ValueError: the pickle holds anything else, or is cut short. Nothing in it is executed in any case.
@@ -83,28 +70,22 @@ def read_array(data: bytes) -> NDArray[Any]:
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has {len(data)} bytes, more than {MAX_BYTES}")
     try:
-        found = _Reader(io.BytesIO(data), encoding="latin1").load()
+        found = _Reader(io.BytesIO(data)).load()
     except ValueError:
         raise
     except Exception as error:  # a malformed pickle raises from many families
         raise ValueError(f"it is cut short or malformed ({type(error).__name__})") from None
-    if type(found) not in (_Array, _Buffer):
+    if type(found) is not _Array or type(found.dtype) is not _Dtype:
         raise ValueError("it is no array of numbers")
-    return _numbers(found)
-
-
-def _numbers(array: Any) -> NDArray[Any]:
-    dtype, shape, data = array.dtype, array.shape, array.data
-    if type(dtype) is not _Dtype or dtype.kind not in ("f2", "f4", "f8") or dtype.order not in ("<", ">"):
-        raise ValueError("it is an array of something else than float16, float32 or float64")
+    dtype, shape = found.dtype, found.shape
+    if dtype.kind not in ("f2", "f4", "f8") or dtype.order != "<":
+        raise ValueError("it is an array of something else than little-endian float16, float32 or float64")
     if type(shape) is not tuple or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 8:
         raise ValueError("it is an array without a shape")
-    raw = data.data if type(data) is _Text else data.encode("latin1") if type(data) is str else data
-    kind = np.dtype(dtype.order + dtype.kind)
-    if not isinstance(raw, bytes | bytearray) or math.prod(shape) * kind.itemsize != len(raw):
+    kind = np.dtype(dtype.kind)
+    if type(found.data) is not bytes or math.prod(shape) * kind.itemsize != len(found.data):
         raise ValueError("it is an array whose bytes do not fill its shape")
-    found = np.frombuffer(raw, kind).reshape(shape, order="F" if array.fortran is True else "C")
-    return np.ascontiguousarray(found.astype(kind.newbyteorder("=")))
+    return np.frombuffer(found.data, kind).reshape(shape, order="F" if found.fortran is True else "C").copy()
 
 
 def convert_q16(path: str | Path, out: str | Path) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.self_test import sample_latents
-from respodiff.steering.serialization import TIMESTEPS
+from respodiff.steering.serialization import TIMESTEPS, new_file
 from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
@@ -124,11 +124,6 @@ def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], ou
     if bias.shape != delta.shape:
         raise ValueError(f"the mid block of {str(path)!r} has {len(bias)} channels, the module {len(delta)}; train one for this model")
     tensors[found[0]] = (bias.float() + delta).to(bias.dtype)
-    temporary = Path(out).with_name(f".{Path(out).name}.tmp")
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with new_file(out) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(out)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"file {str(out)!r} cannot be written ({error}); choose a folder that is writable") from error
     return Path(out)

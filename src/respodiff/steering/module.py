@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ from torch.nn.functional import interpolate
 
 from respodiff.pipelines.bottleneck import channels_first, site_shape
 from respodiff.pipelines.loading import config_digest, model_name
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
-from respodiff.steering.forms import FORMS, Form, load_form, name_of
+from respodiff.steering.forms import FORMS, Form, load_form
 from respodiff.steering.serialization import TIMESTEPS, Header
 from respodiff.steering.steer import NoOffset, Shift
 
@@ -34,21 +34,20 @@ class ConceptModule(Adapter):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in FORMS:
-            known = f"form {self.form!r}; allowed: {', '.join(FORMS)}"
-            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: it has {known}")
+            what = f"form {self.form!r}; allowed: {', '.join(FORMS)}"
+            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: it has {what}")
         window = self.header.timesteps
-        whole = len(window) == 2 and all(isinstance(t, int) for t in window)
-        if not whole or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
+        if not all(isinstance(t, int) for t in window) or len(window) != 2 or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
-        ram, sam = self._state("ram"), self._state("sam")
-        for name, state in zip(PARTS, (ram, sam), strict=True):
-            if "r" in state and state["r"].ndim != 3:
-                raise ValueError(f"{name} has shape {tuple(state['r'].shape)}; allowed: three dimensions (C, H, W)")
+        for part in PARTS:
+            state = self._state(part)
             if self.reads_h or state.keys() != {"r"}:
                 load_form(self.form, state)
-        if {k: v.shape for k, v in ram.items()} != {k: v.shape for k, v in sam.items()}:
-            shapes = [tuple(next(iter(state.values())).shape) for state in (ram, sam)]
-            raise ValueError(f"ram has shape {shapes[0]}, but sam {shapes[1]}; they must be equal")
+            elif state["r"].ndim != 3:
+                raise ValueError(f"{part} has shape {tuple(state['r'].shape)}; allowed: three dimensions (C, H, W)")
+        ram, sam = ([tuple(v.shape) for v in self._state(part).values()] for part in PARTS)
+        if ram != sam:
+            raise ValueError(f"ram has shape {ram[0]}, but sam {sam[0]}; they must be equal")
 
     @classmethod
     def of(cls, ram: Tensor | Form, sam: Tensor | Form, header: Header) -> ConceptModule:
@@ -57,15 +56,13 @@ class ConceptModule(Adapter):
         Raises:
             ValueError: for tensors of other or unequal shapes, forms of two kinds, or values that are not finite.
         """
-        kinds: list[str] = []
-        tensors: dict[str, Tensor] = {}
-        for part, given in zip(PARTS, (ram, sam), strict=True):
-            state = given.state_dict() if isinstance(given, Form) else {"r": given}
-            one = "r" in state and state["r"].shape[1:] == (1, 1)
-            kinds.append("channel" if one else name_of(given) if isinstance(given, Form) else "constant")
-            tensors |= {f"{part}.{k}": v.detach().to("cpu", torch.float32, copy=isinstance(given, Form)) for k, v in state.items()}
-        if isinstance(ram, Form) and kinds[0] != kinds[1]:
+        kinds = [type(x).__name__.lower() if isinstance(x, Form) else "constant" for x in (ram, sam)]
+        if kinds[0] != kinds[1]:
             raise ValueError(f"ram is of form {kinds[0]!r}, but sam of form {kinds[1]!r}; they must be equal")
+        states = {part: x.state_dict() if isinstance(x, Form) else {"r": x} for part, x in zip(PARTS, (ram, sam), strict=True)}
+        if "r" in states["ram"] and states["ram"]["r"].shape[1:] == (1, 1):
+            kinds = ["channel"]
+        tensors = {f"{part}.{k}": v.detach().to("cpu", torch.float32, copy=True) for part in PARTS for k, v in states[part].items()}
         return cls(replace(header, form=kinds[0]), tensors)
 
     @property
@@ -120,26 +117,27 @@ class ConceptModule(Adapter):
         return c, h, w
 
     def within(self, low: int, high: int) -> ConceptModule:
-        """The same, but it acts at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
+        """The same, acting at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
-        What an image shows is decided early (the editing interval of Asyrp, arXiv 2210.10960): with ``within(400, 1000)`` the model
-        finishes the image unsteered. ValueError for a window that is empty or outside of 0 to 1000.
+        ``within(400, 1000)`` leaves the last steps unsteered, as Asyrp's editing interval does (arXiv 2210.10960).
+        ValueError for a window that is empty or outside of 0 to 1000.
         """
         return replace(self, header=replace(self.header, timesteps=(low, high)))
-
-    def without_sam(self) -> ConceptModule:
-        """RAM alone (the paper's first ablation)."""
-        tensors = {k: torch.zeros_like(v) if k.startswith("sam.") else v for k, v in self.tensors.items()}
-        return replace(self, tensors=tensors)
 
     def __add__(self, other: ConceptModule) -> ConceptModule:
         """Sum of two modules of one site and shape, as the paper combines safety concepts. ValueError for forms that read h."""
         if not isinstance(other, ConceptModule):
             return NotImplemented
-        _same("shape", self.name, self.shape, other.name, other.shape)
-        _same("site", self.name, self.header.site, other.name, other.header.site)
-        _same("base model config", self.name, self.header.base_digest, other.name, other.header.base_digest)
-        _same("window of timesteps", self.name, self.header.timesteps, other.name, other.header.timesteps)
+        for what, a, b in (
+            ("shape", self.shape, other.shape),
+            ("site", self.header.site, other.header.site),
+            ("base model config", self.header.base_digest, other.header.base_digest),
+            ("window of timesteps", self.header.timesteps, other.header.timesteps),
+        ):
+            if a != b:
+                raise ValueError(
+                    f"{what} differs: {self.name!r} has {a}, {other.name!r} has {b}; only modules that agree in it can be added"
+                )
         both = {k: (getattr(self.header, k), getattr(other.header, k)) for k in ("concept", "target", "neutral", "negative")}
         names: dict[str, Any] = {k: " + ".join(v for v in values if v) for k, values in both.items()}
         kind = "fairness" if "fairness" in (self.header.kind, other.header.kind) else "safety"
@@ -152,16 +150,15 @@ class ConceptModule(Adapter):
             raise ValueError(f"size is {height} x {width}; allowed: at least 1 x 1")
         if (height, width) == self.shape[1:]:
             return self
-        ram, sam = (interpolate(t[None], (height, width), mode="bilinear", antialias=True)[0] for t in (self.ram, self.sam))
-        return self._at_positions(ram, sam)
+        return self._at_positions(lambda r: interpolate(r[None], (height, width), mode="bilinear", antialias=True)[0])
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
-        ram, sam = (t.mean((-2, -1), keepdim=True) for t in (self.ram, self.sam))
-        return self._at_positions(ram, sam)
+        return self._at_positions(lambda r: r.mean((-2, -1), keepdim=True))
 
-    def _at_positions(self, ram: Tensor, sam: Tensor) -> ConceptModule:
+    def _at_positions(self, change: Callable[[Tensor], Tensor]) -> ConceptModule:
         """Constants at other positions; the norm of h grows with the square root of their number."""
+        ram, sam = change(self.ram), change(self.sam)
         spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
         return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
 
@@ -171,8 +168,7 @@ class ConceptModule(Adapter):
         Raises:
             ValueError: if the site or the number of channels differs, naming both sides.
         """
-        model, h = backbone(pipe), self.header
-        site = spec_of(pipe).site(model)
+        model, site, h = backbone(pipe), site_of(pipe), self.header
         channels = site_shape(model, site=site)[0]
         if h.site != site:
             raise ValueError(f"module {self.name!r} was trained at site {h.site!r}, this pipeline is steered at {site!r}")
@@ -185,21 +181,16 @@ class ConceptModule(Adapter):
             raise ValueError(
                 f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: ConceptModule.channels()"
             )
-        if h.base_digest and h.base_digest != config_digest(model):
-            return [f"module {self.name!r} was trained on a UNet of another configuration ({h.base_model!r}); check its effect"]
-        return [f"module {self.name!r} was trained on other weights ({h.base_model!r}); check its effect"] * self.other_weights(model)
+        other_config = h.base_digest and h.base_digest != config_digest(model)
+        if not other_config and not self.other_weights(model):
+            return []
+        what = "a UNet of another configuration" if other_config else "other weights"
+        return [f"module {self.name!r} was trained on {what} ({h.base_model!r}); check its effect"]
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[None]:
         """Every step adds the sum of an image's modules to h of its conditional row, as in the paper."""
-        with Shift(pipe, Deltas(adapters.rows), adapters).attached():
-            yield
-
-
-def _same(what: str, name_a: str, a: object, name_b: str, b: object) -> None:
-    if a != b:
-        raise ValueError(f"{what} differs: {name_a!r} has {a}, {name_b!r} has {b}; only modules that agree in it can be added")
+        return Shift(pipe, Deltas(adapters.rows), adapters).attached()
 
 
 class Deltas(NoOffset):
@@ -222,18 +213,17 @@ class Deltas(NoOffset):
             one = next((row for row in constants if len({m.shape for m in row}) > 1), None)
             what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
             raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
-        self.stacked = stacked = dict[tuple[int, int], Tensor]()
+        self.stacked: dict[tuple[int, int], Tensor] = {}
         for window in sorted({m.header.timesteps for row in constants for m in row}):
             acting = [[m.delta for m in row if m.header.timesteps == window] for row in constants]
-            sums = [torch.stack(deltas).sum(0) if deltas else torch.zeros(*shapes) for deltas in acting]
-            stacked[window] = torch.stack(sums)
+            self.stacked[window] = torch.stack([torch.stack(d).sum(0) if d else torch.zeros(*shapes) for d in acting])
         distinct = {id(m): m for row in rows for m in row if m.reads_h}.values()
         images = [slice(None)] if len(rows) == 1 else [slice(i, i + 1) for i in range(len(rows))]
         self.reading = [(m, m.forms(), [i for i, row in zip(images, rows, strict=True) for n in row if n is m]) for m in distinct]
         self.reads_h = bool(self.reading)
         self.reads_timesteps = self.reads_h or any(window != TIMESTEPS for window in self.stacked)
         self._cache: dict[tuple[Any, ...], Tensor] = {}
-        self._resized: set[tuple[int, int]] = set()  # sizes that were warned of
+        self._warned: set[tuple[int, int]] = set()  # sizes
 
     def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
         """What is added (B or 1, C, H, W) at the size of h's bottleneck; None for nothing.
@@ -248,8 +238,8 @@ class Deltas(NoOffset):
                 part = part * _acts(window, t).to(part)
             out = part if out is None else out + part
         if self.reads_h:
-            offset = self._read(channels_first(h).float(), t)
-            out = offset.to(h.dtype) if out is None else out + offset.to(h.dtype)
+            offset = self._read(channels_first(h).float(), t).to(h.dtype)
+            out = offset if out is None else out + offset
         return out
 
     @torch.no_grad()
@@ -272,12 +262,10 @@ class Deltas(NoOffset):
         key = (window, size, device, dtype)
         if key not in self._cache:
             if r.shape[2:] not in (size, (1, 1)):
-                if size not in self._resized:
-                    warnings.warn(
-                        f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this image size; check its effect",
-                        stacklevel=2,
-                    )
-                self._resized.add(size)
+                if size not in self._warned:
+                    text = f"module of {tuple(r.shape[2:])} is resized to the bottleneck {size} of this image size; check its effect"
+                    warnings.warn(text, stacklevel=2)
+                self._warned.add(size)
                 r = interpolate(r, size, mode="bilinear", antialias=True)
             self._cache[key] = r.to(device, dtype)
         return self._cache[key]

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
@@ -29,24 +29,19 @@ def examine(pipe: Any) -> dict[str, Any]:
     Raises:
         respodiff.pipelines.registry.Unsupported: for a class that is not in the table.
     """
-    model = backbone(pipe)
-    site = spec_of(pipe).site(model)
-    return {
-        "supported": True,
-        "pipeline": type(pipe).__name__,
-        "site": site,
-        "shape": list(site_shape(model, site=site)),
-        "checks": _checks(pipe),
-    }
+    site = site_of(pipe)
+    shape = site_shape(backbone(pipe), site=site)
+    return {"supported": True, "pipeline": type(pipe).__name__, "site": site, "shape": list(shape), "checks": _checks(pipe, site, shape[0])}
 
 
-def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
-    with _watched(pipe) as calls:
+def _checks(pipe: Any, site: str, channels: int) -> dict[str, dict[str, Any]]:
+    with _watched(pipe) as before:
         plain = sample_latents(pipe)
-    before = list(calls)
     if not before:
         return {"every step is steered": _result(False, "the pipeline never reached the site")}
-    module = _module(pipe, before[0])
+    # A random module of one number a channel, as large as h is on average.
+    values = torch.randn(channels, 1, 1, generator=torch.Generator().manual_seed(0)) * before[0].float().std().cpu()
+    module = ConceptModule.of(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
     with steer(pipe, module.scale(0.0)):
         zero = sample_latents(pipe)
     with steer(pipe, module), _watched(pipe) as calls:
@@ -58,24 +53,16 @@ def _checks(pipe: Any) -> dict[str, dict[str, Any]]:
     change = ((steered - plain).abs().max() / plain.abs().max().clamp(min=1e-12)).item()
     shown = ", ".join(map(str, rows)) or "none"
     return {
-        "a zero module changes no bit": _result(torch.equal(zero, plain), ""),
+        "a zero module changes no bit": _result(torch.equal(zero, plain)),
         "a module changes the image": _result(change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"),
         "conditional rows alone are shifted": _result(rows == expected, f"row {shown} of {len(passes)} ({', '.join(passes)})"),
         "every step is steered": _result(len(calls) == len(before), f"{len(calls)} of {len(before)} calls"),
-        "the pipeline is as before": _result(torch.equal(after, plain), ""),
+        "the pipeline is as before": _result(torch.equal(after, plain)),
     }
 
 
-def _result(passed: bool, detail: str) -> dict[str, Any]:
+def _result(passed: bool, detail: str = "") -> dict[str, Any]:
     return {"passed": passed, "detail": detail}
-
-
-def _module(pipe: Any, h: Tensor) -> ConceptModule:
-    """A random module of one number a channel, as large as h is on average."""
-    model = backbone(pipe)
-    site = spec_of(pipe).site(model)
-    values = torch.randn(site_shape(model, site=site)[0], 1, 1, generator=torch.Generator().manual_seed(0)) * h.float().std().cpu()
-    return ConceptModule.of(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
 
 
 def sample_latents(pipe: Any) -> Tensor:
@@ -85,27 +72,18 @@ def sample_latents(pipe: Any) -> Tensor:
     image = Image.fromarray((grey * 255).to(torch.uint8).numpy())
     mask = Image.new("L", (side, side), 255)
     images = {name: mask if name == "mask_image" else image for name in spec_of(pipe).images}
-    known = inspect.signature(type(pipe).__call__).parameters
-    more: dict[str, Any] = {name: side for name in ("height", "width") if name in known}
-    if "strength" in known:
-        more["strength"] = 0.8
-    found: Tensor = pipe(
-        "a doctor",
-        **images,
-        **more,
-        num_inference_steps=3,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(0),
-        output_type="latent",
-    ).images
+    wished: dict[str, Any] = {"height": side, "width": side, "strength": 0.8}
+    more = {k: v for k, v in wished.items() if k in inspect.signature(type(pipe).__call__).parameters}
+    more |= {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent"}
+    found: Tensor = pipe("a doctor", **images, **more, generator=torch.Generator().manual_seed(0)).images
     return found.float()
 
 
 @contextmanager
 def _watched(pipe: Any) -> Iterator[list[Tensor]]:
     """h of every call, as what follows the site receives it."""
-    model, calls = backbone(pipe), []
-    site = site_module(model, spec_of(pipe).site(model))
+    calls: list[Tensor] = []
+    site = site_module(backbone(pipe), site_of(pipe))
     handle = site.register_forward_hook(lambda _m, _a, output: calls.append(stream(output).detach().clone()))
     try:
         yield calls

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -81,8 +82,7 @@ def tensor_digest(*tensors: Tensor | np.ndarray[Any, Any]) -> str:
     digest = hashlib.sha256()
     for t in tensors:
         array = t if isinstance(t, np.ndarray) else t.detach().cpu().float().numpy()
-        digest.update(str(tuple(t.shape)).encode())
-        digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        digest.update(str(tuple(t.shape)).encode() + np.ascontiguousarray(array, np.float32).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -90,8 +90,8 @@ def digest_of(header: Header, tensors: Mapping[str, Any], scale: float) -> str:
     """First 16 hex digits of the SHA-256 of all that an image depends on: method, prompts, form, window, settings, scale and tensors."""
     names = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "form", "timesteps")
     about = {**{name: getattr(header, name) for name in names}, "train": dict(header.train), "scale": float(scale)}
-    parts = [f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors)]
     text = json.dumps(about, sort_keys=True, default=str)
+    parts = [f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors)]
     return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
 
 
@@ -115,26 +115,28 @@ def read_file(path: str | Path, framework: Literal["pt", "np"] = "pt") -> Stored
 
 
 def _read(path: Path, framework: str, whole: bool = True) -> Stored:
+    name = f"adapter file {str(path)!r}"
     if path.is_dir():
-        raise ValueError(f"adapter file {str(path)!r} is a folder; give the .safetensors file itself")
+        raise ValueError(f"{name} is a folder; give the .safetensors file itself")
     if not path.is_file():
-        raise FileNotFoundError(
-            f"adapter file {str(path)!r} does not exist; train one with: respodiff train --concept NAME --out {path.name}"
-        )
+        raise FileNotFoundError(f"{name} does not exist; train one with: respodiff train --concept NAME --out {path.name}")
     try:
-        with safe_open(path, framework or "np") as file:
+        with safe_open(path, framework) as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
             tensors = {k: file.get_tensor(k) for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, TypeError) as error:
-        raise ValueError(f"adapter file {str(path)!r} is truncated or not a safetensors file ({error}); copy or train it again") from error
+        raise ValueError(f"{name} is truncated or not a safetensors file ({error}); copy or train it again") from error
     if text is None:
-        raise ValueError(f"adapter file {str(path)!r} is a safetensors file of something else: it has no respodiff header")
+        raise ValueError(f"{name} is a safetensors file of something else: it has no respodiff header")
     try:
         found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"adapter file {str(path)!r} has a broken header ({error}); copy or train it again") from error
-    tensors = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
-    return Stored(_header(path, found), tensors, float(found.get("scale", 1.0)), found.get("digest"))
+        raise ValueError(f"{name} has a broken header ({error}); copy or train it again") from error
+    scale, digest = found.pop("scale", 1.0), found.pop("digest", None)
+    header = _header(name, found | {"scale": scale})
+    return Stored(
+        header, {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}, float(scale), digest
+    )
 
 
 KINDS: dict[str, tuple[Any, str]] = {
@@ -147,41 +149,49 @@ KINDS: dict[str, tuple[Any, str]] = {
 """Type of every value of a header that is no text."""
 
 
-def _header(path: Path, found: dict[str, Any]) -> Header:
+def _header(name: str, found: dict[str, Any]) -> Header:
     """The header, checked; keys of newer versions are a warning."""
     if found.get("format") != FORMAT:
-        raise ValueError(f"adapter file {str(path)!r} has format {found.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
+        raise ValueError(f"{name} has format {found.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
     names = {f.name for f in fields(Header)}
-    if unknown := set(found) - names - {"digest", "scale"}:
-        warnings.warn(f"{path.name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
+    if unknown := set(found) - names - {"scale"}:
+        warnings.warn(f"{name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
-        raise ValueError(f"adapter file {str(path)!r} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    for key, value in found.items():
+        raise ValueError(f"{name} has a header without {sorted(missing)[0]!r}; copy or train it again")
+    known = {k: v for k, v in found.items() if k not in unknown}
+    for key, value in known.items():
         kind, what = KINDS.get(key, (str, "a text"))
-        if key in {*names, "scale"} and not isinstance(value, kind):
-            raise ValueError(f"adapter file {str(path)!r} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
-    known: dict[str, Any] = {k: tuple(v) if k in ("resolution", "timesteps") else v for k, v in found.items() if k in names}
-    return Header(**known)
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items() if k in names}
+    return Header(**values)
 
 
 def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
     """Writes an adapter file atomically. OSError with one clear line if the folder cannot be written."""
     from safetensors.torch import save as serialized
 
-    path = Path(path)
     values = {f.name: getattr(header, f.name) for f in fields(header)}
-    digest = digest_of(header, tensors, scale)
-    text = json.dumps({**values, "train": dict(header.train), "scale": float(scale), "digest": digest})
+    text = json.dumps({**values, "train": dict(header.train), "scale": float(scale), "digest": digest_of(header, tensors, scale)})
+    copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
+    with new_file(path, "adapter file") as temporary:
+        temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
+    return Path(path)
+
+
+@contextmanager
+def new_file(path: str | Path, what: str = "file") -> Iterator[Path]:
+    """Where to write a file that is ``path`` once the block has ended, and not half of it. OSError with one line if it cannot be written."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
-        temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
+        yield temporary
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
-        raise OSError(f"adapter file {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
-    return path
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
+        if temporary.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise OSError(f"{what} {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
 
 
 def check_scale(scale: float) -> None:

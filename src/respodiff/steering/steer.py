@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
 from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
-from respodiff.pipelines.registry import backbone, caller, conditional_rows, spec_of
+from respodiff.pipelines.registry import backbone, caller, conditional_rows, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.serialization import check_scale
 
@@ -62,27 +61,16 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         if not a.scales and a.weight not in (0, 1):
             raise ValueError(f"scale of {a.method} {a.name!r} is {a.weight:g}; allowed: 0 or 1, as this method has no scale")
     acting = given.map(lambda a: a if a.weight and a.apply is not Adapter.apply else None)
-    _check_together(acting.adapters)
+    extra, others = ([a.method for a in acting.adapters if a.extra_forward is flag] for flag in (True, False))
+    if extra and others:
+        raise ValueError(f"method {extra[0]!r} calls the model once more per step, which {min(others)!r} would act on; use one of them")
     with ExitStack() as stack:
         if not acting.adapters:
             stack.enter_context(Shift(pipe, NoOffset(), given).attached())  # counts the images
         for apply in dict.fromkeys(a.apply for a in acting.adapters):
-            stack.enter_context(apply(pipe, acting.map(partial(_if_by, apply))))
+            own = acting.map(lambda a: a if a.apply is apply else None)  # noqa: B023  (called at once)
+            stack.enter_context(apply(pipe, own))
         yield
-
-
-def _if_by(apply: Any, adapter: Adapter) -> Adapter | None:
-    """The adapter, if it acts by ``apply``."""
-    return adapter if adapter.apply is apply else None
-
-
-def _check_together(acting: Sequence[Adapter]) -> None:
-    """ValueError for a method that calls the model once more per step beside another method, which would act on that call."""
-    extra = [a for a in acting if a.extra_forward]
-    if extra and (others := sorted({a.method for a in acting if not a.extra_forward})):
-        raise ValueError(
-            f"method {extra[0].method!r} calls the model once more per step, which {others[0]!r} would act on; use one of them"
-        )
 
 
 class NoOffset:
@@ -123,12 +111,11 @@ class Shift:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the model, or, where it is compiled, a place at its compiled hook; gone on exit."""
-        wrapped, model = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe)
+        wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), site_of(self.pipe)
         if is_compiled(wrapped) and self.deltas.reads_h:
             raise ValueError(
                 "the model is compiled, and modules whose form reads h need hooks, which would be ignored; use the plain model"
             )
-        name = spec_of(self.pipe).site(model)
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
             raise ValueError(
@@ -175,11 +162,10 @@ class Shift:
         rows = self.rows(args, kwargs)
         if rows is None or not self.deltas.stacked:
             return None
-        model, sample = backbone(self.pipe), _sample(args, kwargs)
-        site = spec_of(self.pipe).site(model)
-        height, width = sample.shape[-2:] if site == "mid_block" else (None, None)
-        shape = site_shape(model, height, width, site)
-        full, t = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype), self.timesteps(args, kwargs)
+        sample, site, t = _sample(args, kwargs), site_of(self.pipe), self.timesteps(args, kwargs)
+        height, width = sample.shape[-2:]  # a transformer's module does not depend on them
+        shape = site_shape(backbone(self.pipe), height, width, site)
+        full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
         added = self.deltas.at(shape[1:], full[rows], t[rows] if t.numel() > 1 else t)
         assert added is not None
         full[rows] = added.to(full.dtype)
@@ -202,10 +188,8 @@ class Shift:
         if pipe is not self.pipe:
             if not self.warned and not any(s.pipe is pipe for s in _active):
                 self.warned = True
-                warnings.warn(
-                    f"a {type(pipe).__name__} that shares the model of a steered pipeline is not steered; steer it too if it should be",
-                    stacklevel=2,
-                )
+                text = f"a {type(pipe).__name__} that shares the model of a steered pipeline is not steered; steer it too if it should be"
+                warnings.warn(text, stacklevel=2)
             return None
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
         rows = conditional_rows(pipe, len(_sample(args, kwargs)), call, context)
@@ -230,8 +214,7 @@ class HRecorder(NoOffset):
         self.seen(h)
 
 
-@contextmanager
-def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
+def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """While active, every call of the model shows h (B, C, H, W) or (B, N, C) of its conditional rows to ``seen``; nothing is changed.
 
     Raises:
@@ -241,5 +224,4 @@ def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> Iterator[None]:
         raise ValueError(
             "the model is compiled, and h inside of its call cannot be read for assign_at; use the plain model, or leave assign_at out"
         )
-    with Shift(pipe, HRecorder(seen), AdaptersPerImage.of(None)).attached():
-        yield
+    return Shift(pipe, HRecorder(seen), AdaptersPerImage.of(None)).attached()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from respodiff.concepts.concept import Concept
@@ -22,10 +22,7 @@ class Checkpoint:
         from respodiff.pipelines.loading import weights_digest
         from respodiff.pipelines.registry import backbone
 
-        self.out, self.path, self.method = out, out.with_name(f".{out.name}.unfinished"), method
-        self.partial = self.path.with_suffix(".tmp")
-        self._made: list[Path] = []
-        model = backbone(pipe)
+        self.out, self.path, self.method, model = out, out.with_name(f".{out.name}.unfinished"), method, backbone(pipe)
         about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
         self.about = json.dumps({**about, "method": method}, sort_keys=True)
 
@@ -54,8 +51,8 @@ class Checkpoint:
         if not self.out.is_file() or (resume and self.path.is_file()):
             return
         about = json.loads(self.about)
-        wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
-        wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
+        wanted = {k: about["concept"][k] for k in ("target", "neutral", "negative")} | {"concept": about["concept"]["name"]}
+        wanted |= {"train": about["config"], "base_weights": about["model"], "method": self.method}
         try:
             held = read_header(self.out)
         except ValueError as error:
@@ -74,38 +71,27 @@ class Checkpoint:
                 f"{str(self.path)!r} holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed",
                 stacklevel=2,
             )
-        parent = self.path.parent
-        self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            self.partial.touch()
-            self.partial.unlink()
+            TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
         except OSError as error:
-            self.clear_away()
             raise self._unwritable(error) from error
         return earlier
-
-    def clear_away(self) -> None:
-        """Removes the folders that `start` made, for a run that never began."""
-        for folder in self._made:
-            with suppress(OSError):
-                folder.rmdir()
 
     def write(self, tensors: dict[str, Any]) -> None:
         """Replaces the file at once."""
         from safetensors.torch import save as serialized
 
+        partial = self.path.with_suffix(".tmp")
         try:
-            self.partial.write_bytes(serialized(tensors, metadata={"about": self.about}))
-            self.partial.replace(self.path)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(serialized(tensors, metadata={"about": self.about}))
+            partial.replace(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
 
     def delete(self) -> None:
         """Removes the file of a finished run."""
-        for file in (self.path, self.partial):
-            with suppress(OSError):
-                file.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OSError:
         return OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another")

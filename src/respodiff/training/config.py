@@ -21,21 +21,15 @@ POSITIVE: Rule = (lambda v: is_finite(v) and v > 0, "a finite number above 0")
 NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and v >= 0, "a finite number of at least 0")
 STEPS: Rule = (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole")
 SEED: Rule = (lambda v: is_whole(v) and 0 <= v < 1 << 63, "0 to 2^63 - 1")
-BETAS: Rule = (
-    lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v),
-    "two numbers from 0 to below 1",
-)
+BETAS: Rule = (lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v), "two numbers, 0 to below 1")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Base of the settings of all methods. A value that breaks a rule, or is none of the choices of its type, is a ValueError of one line.
-
-    Attributes:
-        rules: name of a setting -> what its values must fulfil; those of all base classes hold as well.
-    """
+    """Base of the settings of all methods. A value that breaks a rule, or is none of the choices of its type, is a ValueError."""
 
     rules: ClassVar[Rules] = {}
+    """Name of a setting -> what its values must fulfil; the rules of all base classes hold as well."""
 
     def __post_init__(self) -> None:
         rules = {name: rule for c in reversed(type(self).__mro__) for name, rule in vars(c).get("rules", {}).items()}
@@ -52,9 +46,8 @@ class OptimizerConfig(Settings):
     """Settings of `respodiff.training.state.fit_tensors`.
 
     Attributes:
-        iterations: optimiser steps. batch: examples of each.
-        lr, betas: Adam's. decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
-        seed: everything random follows from it.
+        iterations: optimiser steps. batch: examples of each. lr, betas: Adam's. seed: everything random follows from it.
+        decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
     """
 
     rules: ClassVar[Rules] = {"iterations": COUNT, "batch": COUNT, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
@@ -77,12 +70,8 @@ class RolloutConfig(Settings):
     """
 
     rules: ClassVar[Rules] = {
-        "steps": STEPS,
-        "rollouts": COUNT,
-        "rollout_batch": COUNT,
-        "rollout_guidance": POSITIVE,
-        "height": PIXELS,
-        "width": PIXELS,
+        **{"steps": STEPS, "rollout_guidance": POSITIVE, "height": PIXELS, "width": PIXELS},
+        **{"rollouts": COUNT, "rollout_batch": COUNT},
     }
     steps: int = 16
     rollouts: int = 12
@@ -97,14 +86,11 @@ class TrainConfig(RolloutConfig):
     """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``neutral`` for fairness.
 
     Attributes:
-        iterations: Adam steps on each module. batch: latents of each.
-        objective: target score of RAM, a name in `respodiff.training.objectives.TARGETS`. target_guidance: weight w of that target.
-        ram_lr, sam_lr: learning rates of Adam. ``sam_lr`` 0 trains RAM alone.
-        sam_weight: lambda, weight of L_sem in SAM's loss; 0 trains RAM alone.
-        preservation_weight: weight of preservation in RAM's loss, on latents of the concept's ``preserve`` prompts; 0 switches it off.
-        train_scale: factor on both modules after training.
-        max_relative_norm: after that factor the norm of RAM is at most this part of the mean norm of h; 0 sets no limit.
-        betas: Adam's. decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
+        iterations: Adam steps on each module. batch: latents of each. ``betas``, ``decay`` and ``seed`` as in `OptimizerConfig`.
+        objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
+        ram_lr, sam_lr: rates of Adam. sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
+        preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
+        train_scale: factor on both modules after training, at most until RAM's norm is ``max_relative_norm`` (0: no limit) of h's mean norm.
         form: what RAM and SAM are, a name in `respodiff.steering.forms.FORMS`. Transformers take ``channel`` or ``constant``.
         init_range: ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
@@ -112,7 +98,6 @@ class TrainConfig(RolloutConfig):
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
         refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale.
         rollout_modules: ``ram`` or ``both`` steer rollouts.
-        seed: everything random in training follows from it.
     """
 
     rules: ClassVar[Rules] = {
@@ -151,10 +136,9 @@ class TrainConfig(RolloutConfig):
     def preset(cls, name: str, concept: Concept | str = "fairness", **changes: Any) -> TrainConfig:
         """Settings of a preset, with ``changes`` on top.
 
-        ``paper`` is the text at its budget. Rates, initialisation, timestep labels, guidance of rollouts and the safety target are not
-        in the text: they are the scripts' for "woman" and "violence". ``official`` is the authors' scripts, with their rates of each
-        concept; the scripts' neutral prompt of "sexual", "a gorgeous person", is the concept's matter and not set here.
-        ``neutral`` is this project's, from one pool of latents; ``default`` makes a new pool every 25 updates (fairness).
+        ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
+        "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``neutral`` is this project's, from
+        one pool of latents; ``default`` makes a new pool every 25 updates (fairness).
 
         Args:
             concept: the concept or its name; a kind ("fairness", "safety") gives what all concepts of it share.
@@ -176,28 +160,11 @@ class TrainConfig(RolloutConfig):
 Preset = Literal["default", "neutral", "paper", "official"]
 
 _PAPER: dict[str, Any] = {
-    "iterations": 5000,
-    "objective": "guided",
-    "target_guidance": 1.0,
-    "ram_lr": 1e-2,
-    "sam_lr": 1e-3,
-    "sam_weight": 0.5,
-    "preservation_weight": 0.0,
-    "train_scale": 1.0,
-    "max_relative_norm": 0.0,
-    "betas": (0.9, 0.999),
-    "decay": "constant",
-    "init_range": 0.316,
-    "batch": 1,
-    "steps": 50,
-    "timestep_labels": "official",
-    "rollouts": 1,
-    "rollout_batch": 1,
-    "rollout_prompts": "neutral",
-    "timesteps": "last",
-    "refresh_every": 1,
-    "rollout_guidance": 3.0,
-    "rollout_modules": "ram",
+    **{"iterations": 5000, "batch": 1, "ram_lr": 1e-2, "sam_lr": 1e-3, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316},
+    **{"objective": "guided", "target_guidance": 1.0, "sam_weight": 0.5, "preservation_weight": 0.0},
+    **{"train_scale": 1.0, "max_relative_norm": 0.0},
+    **{"steps": 50, "timestep_labels": "official", "timesteps": "last", "rollouts": 1, "rollout_batch": 1, "refresh_every": 1},
+    **{"rollout_prompts": "neutral", "rollout_guidance": 3.0, "rollout_modules": "ram"},
 }
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
 _SAFETY = {"train_scale": 1.25}  # two safety modules are added to one image, so that each goes less far

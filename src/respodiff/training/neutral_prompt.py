@@ -1,7 +1,6 @@
 """Ranks neutral prompts to train a concept on, from noise predictions alone.
 
-Notation: e(y) is the model's noise prediction for prompt y at a latent, e() that of the empty prompt, a_1..a_K the prompts of the
-alternatives (target and opposites), s the prompt of a subject such as "a doctor".
+Notation: e(y) is the noise prediction for prompt y, e() for the empty one, a_1..a_K are the alternatives' prompts, s that of a subject.
 
     residual = sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2      on rollouts of the alternatives, w best at every latent, sum w = 1
     distance = sum |e(y) - e(s)|^2 / sum |e(s) - e()|^2                  on rollouts of every subject
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import eager
-from respodiff.pipelines.denoiser import Condition, Denoiser
+from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.training.objectives import mixture
 from respodiff.training.rollouts import mix_seed, predict, roll_batch
@@ -48,11 +48,6 @@ class NeutralScore:
 def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed: int = 0) -> list[NeutralScore]:
     """The candidates with their scores, the best first, all measured on the same latents.
 
-    Args:
-        pipe: diffusers pipeline; left as it was.
-        concept: a fairness concept with opposites; its own neutral prompt plays no part.
-        candidates: neutral prompts, distinct. seed: of the noise.
-
     Raises:
         ValueError: a concept without alternatives; candidates that are missing, empty, repeated or too long.
     """
@@ -63,25 +58,21 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
     check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
     model = Denoiser(pipe, guidance=GUIDANCE)
 
-    def rolled(condition: Condition, n: int, *stream: int) -> tuple[Tensor, Tensor]:
-        """Latents (N, C, H, W) and timesteps (N,) of every step of ``n`` unsteered rollouts."""
-        return roll_batch(model, n, mix_seed(seed, *stream), condition, STEPS)
-
-    def e(z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return predict(model, z, t, condition, BATCH)
-
+    e = partial(predict, model, size=BATCH)
     with eager(model.model):
         alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
-        z, t = (torch.cat(rows) for rows in zip(*(rolled(c, per, 0, i) for i, c in enumerate(alternatives)), strict=True))
+        rolled = [roll_batch(model, per, mix_seed(seed, 0, i), c, STEPS) for i, c in enumerate(alternatives)]
+        z, t = (torch.cat(rows) for rows in zip(*rolled, strict=True))
         parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, model.empty)
-        subjects = [(*at, e(*at, c)) for i, c in enumerate(model.encode(SUBJECTS)) for at in [rolled(c, 2, 1 + i, 0)]]
+        visited = [(*roll_batch(model, 2, mix_seed(seed, 1 + i, 0), c, STEPS), c) for i, c in enumerate(model.encode(SUBJECTS))]
+        subjects = [(a, b, e(a, b, c)) for a, b, c in visited]
         whole = sum(_squares(score - e(a, b, model.empty)) for a, b, score in subjects)
         found = []
-        for prompt, condition in zip(candidates, model.encode(candidates), strict=True):
-            y = e(z, t, condition)
+        for prompt, c in zip(candidates, model.encode(candidates), strict=True):
+            y = e(z, t, c)
             residual = sum(_unexplained(y[i], [p[i] for p in parts]) for i in range(len(y))) / _squares(y - nothing)
-            distance = sum(_squares(e(a, b, condition) - score) for a, b, score in subjects) / whole
+            distance = sum(_squares(e(a, b, c) - score) for a, b, score in subjects) / whole
             found.append(NeutralScore(prompt, residual, distance))
     return sorted(found, key=lambda score: score.mean)
 

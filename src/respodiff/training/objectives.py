@@ -22,13 +22,8 @@ Target = Callable[[Scores, float], Tensor]
 
 
 def guided(scores: Scores, w: float) -> Tensor:
-    """e_tar = e(negative) + w (e(target) - e(negative)).
-
-    The paper's text has w = 1, which is e(target). The scripts have 4 for fairness, and 12 for safety.
-    """
-    if w == 1:
-        return scores["target"]
-    return scores["negative"] + w * (scores["target"] - scores["negative"])
+    """e_tar = e(negative) + w (e(target) - e(negative)). The paper has w = 1, which is e(target); the scripts 4, and 12 for safety."""
+    return scores["target"] if w == 1 else scores["negative"] + w * (scores["target"] - scores["negative"])
 
 
 def shift(scores: Scores, w: float) -> Tensor:
@@ -37,10 +32,7 @@ def shift(scores: Scores, w: float) -> Tensor:
 
 
 def contrast(scores: Scores, w: float) -> Tensor:
-    """e_tar = e(neutral) + w (e(target) - e(opposite)): what all alternatives share cancels.
-
-    So does the share of the target that the neutral prompt shows already. For safety it is e(neutral) + w (e(neutral) - e(negative)).
-    """
+    """e_tar = e(neutral) + w (e(target) - e(opposite)): what alternatives share cancels. Safety: e(neutral) + w (e(neutral) - e(negative))."""
     return scores["neutral"] + w * (scores["target"] - scores["opposite"])
 
 
@@ -60,10 +52,9 @@ def opposed(neutral: Tensor, target: Tensor, opposites: Sequence[Tensor]) -> Ten
 
 
 def mixture(neutral: Tensor, alternatives: Sequence[Tensor]) -> Tensor:
-    """w (K,) that minimises |e(neutral) - sum_k w_k e_k|^2 with sum_k w_k = 1, for the alternatives' scores e_k.
+    """w (K,) that minimises |e(neutral) - sum_k w_k e_k|^2 with sum_k w_k = 1, for the alternatives' scores e_k; noise can make one negative.
 
-    A neutral score is the posterior-weighted mean of the alternatives' scores, so w estimates the proportions in images of the neutral
-    prompt. It is not clamped: noise can make a weight slightly negative.
+    A neutral score is the posterior-weighted mean of the alternatives', so w estimates the proportions in images of the neutral prompt.
     """
     first, *others = (e.flatten().cpu().double() for e in alternatives)  # not every device has float64
     if not others:
@@ -79,10 +70,7 @@ def response_loss(steered: Tensor, target: Tensor) -> Tensor:
 
 
 def preservation_loss(steered: Tensor, plain: Tensor, mu: float) -> Tensor:
-    """mu mean (e[r](y) - e(y))^2 on latents of prompts y that the concept must leave alone.
-
-    L_sem is measured on the steered prompt, so its optimum cancels the steering. This one's does not.
-    """
+    """mu mean (e[r](y) - e(y))^2 on latents of prompts y that the concept must leave alone. Unlike L_sem it leaves the steering alone."""
     return mu * mse_loss(steered, plain)
 
 

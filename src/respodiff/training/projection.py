@@ -19,15 +19,14 @@ ROLLOUTS, STEPS = 2, 4
 
 @torch.no_grad()
 def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0) -> float:
-    """<e[r + s] - e, d> / |d|^2 over the latents of two short unsteered rollouts of the neutral prompt.
+    """<e[r + s] - e, d> / |d|^2 over the latents of two short unsteered rollouts: 0 is no effect, 1 as far as the target.
 
-    e is the noise prediction for the neutral prompt, e[r + s] the same with the module, and d the direction of the concept: e(target) - e,
-    or e - e(negative) for a safety concept. 0: no effect along d; 1: as far as the target. It takes 40 UNet forwards.
+    e is the prediction for the neutral prompt, e[r + s] the same with the module, d = e(target) - e (safety: e - e(negative)).
     """
     height, width = module.header.resolution
     model = open_model(pipe, TrainConfig(height=height, width=width))
     neutral, target, negative = model.encode([concept.neutral, concept.target, concept.negative])
-    forms = [form.to(model.device) for form in module.forms()]
+    r, s = (form.to(model.device) for form in module.forms())
     with eager(model.model):
         z, t = roll_batch(model, ROLLOUTS, mix_seed(seed, 5), neutral, STEPS)
         e = predict(model, z, t, neutral, ROLLOUTS)
@@ -36,7 +35,7 @@ def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0
 
         def delta(h: Tensor) -> tuple[Tensor, slice]:
             x, when = channels_first(h).float(), next(steps)
-            return module.weight * (forms[0](x, when) + forms[1](x, when)).to(h.dtype), slice(None)
+            return module.weight * (r(x, when) + s(x, when)).to(h.dtype), slice(None)
 
         with shifted(model.model, delta, model.site):
             change = predict(model, z, t, neutral, ROLLOUTS) - e

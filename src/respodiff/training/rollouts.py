@@ -1,8 +1,7 @@
 """Provides training latents: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
 
 The paper rolls one latent per step to one random timestep (``timesteps="last"``, a pool of one batch, refreshed every step). A pool of
-whole trajectories (``timesteps="all"``) gives ``steps`` latents for the price of two rollouts to the middle. Its targets are computed once,
-because they come from the frozen model alone.
+whole trajectories (``timesteps="all"``) gives ``steps`` latents for the price of two rollouts to the middle.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
@@ -46,9 +46,9 @@ class Latents:
         """``size`` of them without ``keep``, all different if there are as many."""
         generator, n = torch.Generator().manual_seed(seed), len(self.z)
         i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
-        i = i.to(self.z.device)
-        e_neu = None if self.e_neu is None else self.e_neu[i]
-        return Latents(self.z[i], self.t[i], {k: v[i] for k, v in self.y.items()}, self.e_tar[i], e_neu)
+        i, e_neu = i.to(self.z.device), self.e_neu
+        y = {k: v[i] for k, v in self.y.items()}
+        return Latents(self.z[i], self.t[i], y, self.e_tar[i], None if e_neu is None else e_neu[i])
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,15 @@ class Pool:
 
     def batch(self, iteration: int, size: int) -> Latents:
         """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
-        keep = self.latents.keep
-        kept = keep and keep.pick(mix_seed(self.seed, 3, iteration), size)
-        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=kept)
+        keep = self.latents.keep and self.latents.keep.pick(mix_seed(self.seed, 3, iteration), size)
+        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=keep)
 
 
 class Rollouts:
     """Makes the pools of one concept."""
 
     def __init__(self, model: Denoiser, concept: Concept, config: TrainConfig) -> None:
-        self.model, self.config = model, config
-        self.sampler = model.sampler(config.steps)
+        self.model, self.config, self.sampler = model, config, model.sampler(config.steps)
         if config.timestep_labels == "official" and not isinstance(self.sampler, DDIMScheduler):
             raise ValueError(
                 f"timestep_labels is 'official', which counts DDIM steps; {type(self.sampler).__name__} has others: use timestep_labels=sampler"
@@ -90,21 +88,19 @@ class Rollouts:
         """The pool of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
         config, seed, parts = self.config, mix_seed(self.config.seed, 0, number), []
         others = ("target", "opposite") if config.rollout_prompts == "all" else ()
-        sources = [self.neutral, *(c for role in others for c in self.conditions[role] if not _equal(c, self.neutral))]
+        sources = [self.neutral]
+        sources += [c for role in others for c in self.conditions[role] if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
         for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
             if n:
-                with active() if y is self.neutral else nullcontext():
-                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, delta if y is self.neutral else None))
+                with nullcontext() if i else active():
+                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, None if i else delta))
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         e_tar, e_neu = self._scores(z, t)
         keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
         return Pool(Latents(z, t, repeat(self.neutral, len(z)), e_tar, e_neu, keep), seed)
 
     def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
-        """`rollout`, with the timesteps that the settings label latents with.
-
-        The scripts' are 1000 - k (1000 / steps): up to 19 too noisy at 50 steps, and 1000 is outside of the trained range.
-        """
+        """`rollout`, labelled with the sampler's timesteps, or with the scripts' 1000 - k (1000 / steps): up to 19 too noisy at 50 steps."""
         z, t = rollout(self.model, n, seed, y, self.config, delta, self.config.timesteps == "last")
         if self.config.timestep_labels == "official":
             total = self.sampler.config.num_train_timesteps
@@ -115,7 +111,7 @@ class Rollouts:
     def _scores(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """e_tar, and e_neu if SAM or the objective reads it."""
         config, (target, roles) = self.config, TARGETS[self.config.objective]
-        needs = set(roles) | ({"neutral"} if config.trains_sam else set())
+        needs = {*roles, "neutral"} if config.trains_sam else {*roles}
         if config.objective == "guided" and config.target_guidance == 1:
             needs.discard("negative")  # cancels at guidance 1
         found = {role: [predict(self.model, z, t, c, config.rollout_batch) for c in self.conditions[role]] for role in sorted(needs)}
@@ -133,11 +129,12 @@ def preserved(model: Denoiser, prompts: Sequence[Condition], config: RolloutConf
     """Latents of the prompts to preserve, from ``config.rollouts`` rollouts of all together; None without prompts."""
     if not prompts:
         return None
-    rolled = [roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y) for i, y in enumerate(prompts)]
-    e = [predict(model, z, t, y, config.rollout_batch) for (z, t), y in zip(rolled, prompts, strict=True)]
-    ys = [repeat(y, len(z)) for (z, _), y in zip(rolled, prompts, strict=True)]
-    z, t = (torch.cat(column) for column in zip(*rolled, strict=True))
-    return Latents(z, t, join(ys), torch.cat(e))
+    parts = []
+    for i, y in enumerate(prompts):
+        z, t = roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y)
+        parts.append((z, t, repeat(y, len(z)), predict(model, z, t, y, config.rollout_batch)))
+    zs, ts, ys, es = zip(*parts, strict=True)
+    return Latents(torch.cat(zs), torch.cat(ts), join(ys), torch.cat(es))
 
 
 def rollout(
@@ -146,8 +143,7 @@ def rollout(
     """Latents (P, C, H, W) and timesteps (P,) of ``n`` rollouts of prompt y: of every step, or only the ``last`` of a random number."""
     size = config.rollout_batch
     parts = [roll_batch(model, min(size, n - i), mix_seed(seed, i), y, config.steps, delta, last) for i in range(0, n, size)]
-    z, t = (torch.cat(column) for column in zip(*parts, strict=True))
-    return z, t
+    return torch.cat([z for z, _ in parts]), torch.cat([t for _, t in parts])
 
 
 @torch.no_grad()
@@ -159,14 +155,8 @@ def roll_batch(
     noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
     # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
     stop = int(torch.randint(steps - 1, (1,), generator=generator)) if last else steps - 1
-    kept = []
-    for k, t, z in reverse_diffusion(model, noise, y, delta, steps=steps, generator=generator):
-        if k == stop or not last:
-            kept.append((z, t.expand(n)))
-        if k == stop:
-            break
-    latents, times = zip(*kept, strict=True)
-    return torch.cat(latents), torch.cat(times)
+    kept = list(islice(reverse_diffusion(model, noise, y, delta, steps=steps, generator=generator), stop + 1))[-1 if last else 0 :]
+    return torch.cat([z for _, _, z in kept]), torch.cat([t.expand(n) for _, t, _ in kept])
 
 
 @torch.no_grad()
@@ -216,10 +206,6 @@ def predict(model: Denoiser, z: Tensor, t: Tensor, y: Condition, size: int) -> T
 def equal_parts(n: int, k: int) -> list[int]:
     """n in k parts that differ by at most 1, the larger ones first."""
     return [n // k + (i < n % k) for i in range(k)]
-
-
-def _equal(a: Condition, b: Condition) -> bool:
-    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 def mix_seed(*numbers: int) -> int:

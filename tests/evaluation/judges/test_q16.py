@@ -63,6 +63,7 @@ def test_safetensors_without_prompts(tmp_path: Path) -> None:
         read_prompts(broken)
 
 
+@pytest.mark.slow
 def test_probability_is_the_softmax_of_scaled_cosines(clip: ClipJudge, images: list[Image.Image]) -> None:
     judge = Q16(clip, VECTORS, "q16:here", "0")
     p = torch.nn.functional.normalize(torch.from_numpy(VECTORS).float(), dim=-1)
@@ -88,6 +89,7 @@ def test_a_broken_image_is_unknown(clip: ClipJudge, images: list[Image.Image]) -
     np.testing.assert_allclose([scores[0], scores[2]], whole, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sources(folder: Path) -> None:
     (folder / "prompts.p").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"has no prompts file.*run: respodiff convert prompts\.p --q16"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from respodiff.data.run_folder import ImageRecord
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import TableJudge
 

@@ -63,6 +63,7 @@ def test_images_needed_is_the_first_number_that_can_tell(proportions: list[float
     assert [bias_p(row, proportions) * tests <= 0.05 for row in rows] == [False, True]
 
 
+@pytest.mark.slow
 def test_intervals_hold_at_once_and_fair_prompts_are_left_alone() -> None:
     """100 audits of 20 prompts of three concepts at 12 images: of true shares all intervals, and of even shares no rejection, in 95 %."""
     rng, prompts, n = np.random.default_rng(0), 20, 12

@@ -1,7 +1,7 @@
-"""Named lists of prompts: those of the embedded model, and the published ones (WinoBias professions, I2P, COCO captions).
+"""Provides the suites: prompts for the embedded model, WinoBias professions, I2P and COCO captions.
 
-Nothing unsafe is shipped: I2P and COCO are read from a file of the user's or downloaded on first use (`respodiff.data.prompt_sets.download`).
-A preset is a part of a suite. Its prompts keep their ids, so that the noise of an image is the same in both.
+I2P and COCO are not shipped but read from a file or downloaded (`respodiff.data.prompt_sets.download`). A preset is a part of a suite. Its prompts
+keep their ids, so that the noise of an image is the same in both.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
         world: for the suites of the embedded model, a table like its own; None takes that.
         path: for I2P and COCO, a file to read; None as for `respodiff.data.prompt_sets.download.locate`.
 
+    A file that differs from the published one is used, with a warning that says how.
+
     Raises:
-        OSError: the file is not here and cannot be downloaded; the message says where to get it and where to put it.
-        ValueError: the name is unknown, or the file cannot be read or lacks columns. A file that differs from the published one is used, with a
-            warning that says how.
+        OSError: the file is not here and cannot be downloaded.
+        ValueError: the name is unknown, or the file cannot be read or lacks columns.
     """
     if name not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
@@ -76,10 +77,9 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
     if path is not None:
         files = ", ".join([*_SOURCES, *_PRESETS])
         raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {files}; leave it out")
-    if name in embedded.BUILDERS:
-        return Suite(name, embedded.BUILDERS[name](load_world() if world is None else world))
-    images = winobias.SMALL_IMAGES if name == "winobias36-small" else winobias.images_per_prompt(2)
-    return Suite(name, winobias.prompts(name), images)
+    if name in embedded.NAMES:
+        return Suite(name, embedded.prompts(name, load_world() if world is None else world))
+    return Suite(name, winobias.prompts(name), 6 if name == "winobias36-small" else 30)
 
 
 def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> list[Prompt]:
@@ -97,9 +97,12 @@ def _from_file(name: str, path: str | Path | None) -> Suite:
     home, preset = _PRESETS.get(name, (name, None))
     source = _SOURCES[home]
     file = locate(source, path)
-    if differences := source.differences(*source.tally(file)):
+    rows = source.read(file)
+    if differences := source.differences(rows):
         warnings.warn(f"{file.name} is not the published {source.title}: {'; '.join(differences)}; used as it is", stacklevel=4)
-    prompts = source.read(file)
+    prompts = [p for p in rows if p.text]
+    if len(prompts) < len(rows):
+        warnings.warn(f"{file.name}: {len(rows) - len(prompts)} rows without a prompt are left out", stacklevel=4)
     if preset:
         prompts = [replace(p, suite=name) for p in preset(prompts)]
     if not prompts:

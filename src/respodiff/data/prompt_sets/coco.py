@@ -13,42 +13,25 @@ from respodiff.data.tables import Row, numbered, rank, read_table, read_text, wh
 PRESET_SIZE = 1000
 
 
-def tally(path: Path) -> tuple[int, list[str]]:
-    """Number of rows of a file, those without a caption included; captions carry no labels."""
-    return len(_rows(path)), []
-
-
-def _rows(path: Path) -> list[tuple[int, Row]]:
-    if path.suffix.lower() != ".txt":
-        return read_table(path, ("prompt",))
-    return [(n, {"prompt": line}) for n, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
-
-
 def read(path: Path) -> list[Prompt]:
-    """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a plain text file.
+    """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a ``.txt``, one a line.
 
-    ``.txt`` holds one caption a line. Ids come from ``image_id``, else from the caption, never from the position. All prompts are of one group,
-    "captions", so that intervals resample images.
+    Ids come from ``image_id``, else from the caption, never from the position. All prompts are of one group, "captions", so that intervals
+    resample images. Rows without a caption are prompts without a text.
 
     Raises:
         ValueError: unreadable, no column ``prompt``, or a number that is none.
     """
-    rows = _rows(path)
-    told = [(n, row) for n, row in rows if row["prompt"].strip()]
-    if len(told) < len(rows):
-        warnings.warn(f"{path.name}: {len(rows) - len(told)} rows without a caption are left out", stacklevel=2)
-    keys = [row.get("image_id", "").strip() or rank("coco30k", " ".join(row["prompt"].split())) for _, row in told]
-    ids = numbered(keys, [row["prompt"] for _, row in told])
-    return [
-        Prompt(
-            id=f"coco30k/{name}",
-            text=row["prompt"].strip(),
-            suite="coco30k",
-            group="captions",
-            seed=whole_number(path, line, row, "evaluation_seed"),
-        )
-        for name, (line, row) in zip(ids, told, strict=True)
-    ]
+    rows: list[tuple[int, Row]]
+    if path.suffix.lower() == ".txt":
+        rows = [(n, {"prompt": line}) for n, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
+    else:
+        rows = read_table(path, ("prompt",))
+    keys = [row.get("image_id", "").strip() or rank("coco30k", " ".join(row["prompt"].split())) for _, row in rows]
+    ids = numbered(keys, [row["prompt"] for _, row in rows])
+    seeds = [whole_number(path, line, row, "evaluation_seed") for line, row in rows]
+    made = zip(ids, rows, seeds, strict=True)
+    return [Prompt(f"coco30k/{name}", row["prompt"].strip(), "coco30k", "captions", seed=seed) for name, (_, row), seed in made]
 
 
 def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -58,4 +41,4 @@ def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
     return sorted(prompts, key=lambda p: (rank("coco1k", p.id), p.id))[:PRESET_SIZE]
 
 
-SOURCE = Source("COCO-30k", ("coco_30k.csv", "coco30k.csv"), size=2_460_030, rows=30_000, labels={}, images=1, read=read, tally=tally)
+SOURCE = Source("COCO-30k", ("coco_30k.csv", "coco30k.csv"), size=2_460_030, rows=30_000, labels={}, images=1, read=read)

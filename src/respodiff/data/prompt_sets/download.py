@@ -10,10 +10,10 @@ import os
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import file_digest, write_atomic
@@ -22,7 +22,6 @@ DATA = "RESPODIFF_DATA"
 """Environment variable: a folder in which data sets lie under their published names."""
 REVISION = "3d10dd1b2df4ec4e74edcadac4200c7401585138"
 HOME = f"https://raw.githubusercontent.com/rohitgandikota/erasing/{REVISION}/data"
-_TIMEOUT = 30.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Source:
         title: name in messages. names: published file names, the downloaded one first.
         size: of the download, in bytes. rows: prompts in it. labels: category -> rows that carry it; empty if there are none.
         images: images per prompt of the published protocol.
-        read: file -> prompts. tally: file -> (number of rows, every label of every row).
+        read: file -> prompts, one a row.
     """
 
     title: str
@@ -43,17 +42,16 @@ class Source:
     labels: Mapping[str, int]
     images: int
     read: Callable[[Path], list[Prompt]]
-    tally: Callable[[Path], tuple[int, list[str]]]
 
     @property
     def url(self) -> str:
         """Address that pins the content."""
         return f"{HOME}/{self.names[0]}"
 
-    def differences(self, rows: int, labels: Sequence[str]) -> list[str]:
-        """How a file of ``rows`` prompts and these labels (one entry a prompt and label) differs from the published one."""
-        found = Counter(labels)
-        out = [] if rows == self.rows else [f"{rows:,} prompts instead of {self.rows:,}"]
+    def differences(self, rows: Sequence[Prompt]) -> list[str]:
+        """How a file of these prompts differs from the published one."""
+        found = Counter(label for p in rows for label in p.categories)
+        out = [] if len(rows) == self.rows else [f"{len(rows):,} prompts instead of {self.rows:,}"]
         out += [f"{c} {found[c]:,} instead of {n:,}" for c, n in self.labels.items() if found[c] != n]
         if unknown := sorted(found.keys() - self.labels.keys()) if self.labels else []:
             out.append(f"unknown categories: {', '.join(unknown)[:200]}")
@@ -80,13 +78,7 @@ def locate(source: Source, path: str | Path | None) -> Path:
                 return kept
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "respodiff" / "data" / REVISION[:12] / source.names[0]
     if not cached.is_file():
-        _download_checked(source, cached)
-    _check_digest(cached)
-    return cached
-
-
-def _check_digest(cached: Path) -> None:
-    """Record the SHA-256 of a cached file at its first use; ValueError if it is another one later."""
+        _fetch(source, cached)
     beside, found = cached.with_name(cached.name + ".sha256"), file_digest(cached)
     if not beside.exists():
         write_atomic(beside, found + "\n")
@@ -94,6 +86,7 @@ def _check_digest(cached: Path) -> None:
         raise ValueError(
             f"{cached} has changed since its first use (SHA-256 {first[:12]}..., now {found[:12]}...): delete it and {beside.name} to fetch it again"
         )
+    return cached
 
 
 def _advice(source: Source, reason: str) -> OSError:
@@ -103,7 +96,7 @@ def _advice(source: Source, reason: str) -> OSError:
     )
 
 
-def _download_checked(source: Source, target: Path) -> None:
+def _fetch(source: Source, target: Path) -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
         raise _advice(source, "HF_HUB_OFFLINE forbids fetching it")
     try:
@@ -113,27 +106,24 @@ def _download_checked(source: Source, target: Path) -> None:
     if len(content) != source.size:
         came = f"{len(content):,}" if len(content) < source.size else f"more than {source.size:,}"
         raise _advice(source, f"what came is not it ({came} bytes)")
-    partial = target.with_name(f"{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        try:
-            wrong = source.differences(*source.tally(partial))
-        except ValueError as error:
-            wrong = [str(error)]
-        if wrong:
-            raise _advice(source, f"what came is not it ({'; '.join(wrong)})")
-        partial.replace(target)
+        with TemporaryDirectory(dir=target.parent) as folder:
+            (partial := Path(folder) / target.name).write_bytes(content)
+            try:
+                wrong = source.differences(source.read(partial))
+            except ValueError as error:
+                wrong = [str(error)]
+            if wrong:
+                raise _advice(source, f"what came is not it ({'; '.join(wrong)})")
+            partial.replace(target)
     except OSError as error:
         raise error if error.errno is None else OSError(f"cannot write to {target.parent}: {error.strerror}; set XDG_CACHE_HOME") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _download(url: str, limit: int) -> bytes:
     """At most ``limit`` bytes of what is at ``url``."""
     request = urllib.request.Request(url, headers={"User-Agent": "respodiff"})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         content: bytes = answer.read(limit)
     return content

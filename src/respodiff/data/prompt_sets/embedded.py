@@ -10,6 +10,7 @@ from typing import Any
 from respodiff.concepts.prompt_editing import with_article
 from respodiff.data.records import Prompt
 
+NAMES = ("occupations", "occupations-unseen", "unsafe", "scenes", "general")
 SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
 
 
@@ -25,43 +26,15 @@ def _slug(text: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
 
 
-def _occupations(world: dict[str, Any], suite_name: str, winobias: bool) -> list[Prompt]:
-    return [
-        Prompt(
-            id=f"{suite_name}/{_slug(row['name'])}",
-            text=with_article(row["name"]),
-            suite=suite_name,
-            group=row["name"],
-            subject=row["picture"],
-        )
-        for row in world["occupations"]
-        if row["winobias"] is winobias
-    ]
-
-
-def _unsafe(world: dict[str, Any]) -> list[Prompt]:
-    return [
-        Prompt(id=f"unsafe/{kind}-{_slug(row['prompt'])}", text=row["prompt"], suite="unsafe", group=kind, categories=(kind,))
-        for kind in ("violence", "sexual")
-        for row in world["unsafe"][kind]
-    ]
-
-
-def _scenes(world: dict[str, Any]) -> list[Prompt]:
-    texts = [prefix + world["neutral_scene"]["prompt"] for prefix in SCENE_PREFIXES]
-    return [Prompt(id=f"scenes/{_slug(text)}", text=text, suite="scenes", group="scene") for text in texts]
-
-
-def _general(world: dict[str, Any]) -> list[Prompt]:
-    return [
-        Prompt(id=f"general/{_slug(name)}", text=with_article(name), suite="general", group="general") for name in world["general_prompts"]
-    ]
-
-
-BUILDERS = {
-    "occupations": lambda world: _occupations(world, "occupations", True),
-    "occupations-unseen": lambda world: _occupations(world, "occupations-unseen", False),
-    "unsafe": _unsafe,
-    "scenes": _scenes,
-    "general": _general,
-}
+def prompts(name: str, world: dict[str, Any]) -> list[Prompt]:
+    """The prompts of one suite of `NAMES`."""
+    if name.startswith("occupations"):
+        rows = [row for row in world["occupations"] if row["winobias"] is (name == "occupations")]
+        return [Prompt(f"{name}/{_slug(row['name'])}", with_article(row["name"]), name, row["name"], row["picture"]) for row in rows]
+    if name == "unsafe":
+        unsafe = [(kind, row["prompt"]) for kind in ("violence", "sexual") for row in world["unsafe"][kind]]
+        return [Prompt(f"unsafe/{kind}-{_slug(text)}", text, name, kind, categories=(kind,)) for kind, text in unsafe]
+    if name == "scenes":
+        texts = [prefix + world["neutral_scene"]["prompt"] for prefix in SCENE_PREFIXES]
+        return [Prompt(f"scenes/{_slug(text)}", text, name, "scene") for text in texts]
+    return [Prompt(f"general/{_slug(thing)}", with_article(thing), name, "general") for thing in world["general_prompts"]]

@@ -16,14 +16,7 @@ from respodiff.data.tables import Row, number, numbered, rank, read_table, whole
 
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
 """The seven labels, in the order in which this library lists them."""
-COLUMNS = ("prompt", "categories")
 PER_CATEGORY = 100
-
-
-def tally(path: Path) -> tuple[int, list[str]]:
-    """Number of rows of a file, those without a prompt included, and every label of every row."""
-    rows = read_table(path, COLUMNS)
-    return len(rows), [label for _, row in rows for label in _labels(row)]
 
 
 def read(path: Path) -> list[Prompt]:
@@ -33,41 +26,30 @@ def read(path: Path) -> list[Prompt]:
     ``evaluation_guidance``, ``width``, ``height``, or from ``sd_seed``, ``sd_guidance_scale``, ``sd_image_width``, ``sd_image_height``.
 
     An id comes from text and seed, so that a prompt has one id, and thus one noise, in every layout, order and part of the data set. The group is
-    the prompt itself: intervals resample groups, and seven categories would be too few. Statistics per category use ``categories``.
+    the prompt itself: intervals resample groups, and seven categories would be too few. Rows without a prompt are prompts without a text.
 
     Raises:
         ValueError: unreadable, a column missing, or a number that is none.
     """
-    rows = read_table(path, COLUMNS)
-    told = [(line, row) for line, row in rows if row["prompt"].strip()]
-    if len(told) < len(rows):
-        warnings.warn(f"{path.name}: {len(rows) - len(told)} rows without a prompt are left out", stacklevel=2)
-    found = [_prompt(path, line, row) for line, row in told]
+    found = [_prompt(path, line, row) for line, row in read_table(path, ("prompt", "categories"))]
     ids = numbered([p.id for p in found], [(p.categories, str(p.guidance), str(p.width), str(p.height)) for p in found])
     return [dataclasses.replace(p, id=name, group=name) for p, name in zip(found, ids, strict=True)]
 
 
 def _prompt(path: Path, line: int, row: Row) -> Prompt:
     seed = whole_number(path, line, row, "evaluation_seed", "sd_seed")
+    labels = {" ".join(label.lower().split()) for label in row["categories"].split(",")} - {""}
+    places = {c: i for i, c in enumerate(CATEGORIES)}
     return Prompt(
         id=f"i2p/{rank('i2p', ' '.join(row['prompt'].split()), '' if seed is None else seed)}",
         text=row["prompt"].strip(),
         suite="i2p",
-        categories=_labels(row),
+        categories=tuple(sorted(labels, key=lambda label: (places.get(label, len(places)), label))),
         seed=seed,
         guidance=number(path, line, row, "evaluation_guidance", "sd_guidance_scale"),
         height=whole_number(path, line, row, "height", "sd_image_height"),
         width=whole_number(path, line, row, "width", "sd_image_width"),
     )
-
-
-def _labels(row: Row) -> tuple[str, ...]:
-    found = {" ".join(label.lower().split()) for label in row["categories"].split(",")}
-    return tuple(sorted(found - {""}, key=_place))
-
-
-def _place(label: str) -> tuple[int, str]:
-    return (CATEGORIES.index(label) if label in CATEGORIES else len(CATEGORIES), label)
 
 
 def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -78,8 +60,8 @@ def preset(prompts: Sequence[Prompt]) -> list[Prompt]:
     return [p for taken in chosen.values() for p in taken]
 
 
-def choose(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY) -> Mapping[str, list[Prompt]]:
-    """``per_category`` prompts of each of `CATEGORIES`, every prompt for one category at most.
+def choose(prompts: Sequence[Prompt]) -> Mapping[str, list[Prompt]]:
+    """`PER_CATEGORY` prompts of each of `CATEGORIES`, every prompt for one category at most.
 
     Categories in their order take the prompts of their label that are first by the hash of their id. A category without free prompts makes another
     one exchange a prompt (bipartite matching), so that it gets fewer only where no choice could fill all. The order of ``prompts`` plays no part.
@@ -90,19 +72,14 @@ def choose(prompts: Sequence[Prompt], per_category: int = PER_CATEGORY) -> Mappi
 
     def take(category: str, asked: set[str]) -> bool:
         asked.add(category)
-        for p in carries[category]:
-            if p.id not in owner:
-                owner[p.id] = category
-                return True
-        for p in carries[category]:
-            other = owner[p.id]
-            if other not in asked and take(other, asked):
-                owner[p.id] = category
-                return True
-        return False
+        free = (p for p in carries[category] if p.id not in owner)
+        given = (p for p in carries[category] if owner[p.id] not in asked and take(owner[p.id], asked))
+        if p := next(free, None) or next(given, None):
+            owner[p.id] = category
+        return p is not None
 
     for category in CATEGORIES:
-        for _ in range(per_category):
+        for _ in range(PER_CATEGORY):
             if not take(category, set()):
                 break
     return {c: [p for p in carries[c] if owner.get(p.id) == c] for c in CATEGORIES}
@@ -113,16 +90,7 @@ SOURCE = Source(
     ("unsafe-prompts4703.csv", "i2p_benchmark.csv", "i2p.csv"),
     size=1_376_625,
     rows=4703,
-    labels={
-        "sexual": 931,
-        "shocking": 856,
-        "harassment": 824,
-        "self-harm": 801,
-        "violence": 756,
-        "illegal activity": 727,
-        "hate": 231,
-    },
+    labels=dict(zip(CATEGORIES, (231, 824, 756, 801, 931, 856, 727), strict=True)),
     images=5,
     read=read,
-    tally=tally,
 )

@@ -18,7 +18,7 @@ from respodiff.evaluation.judges.texts import Floats, LabellingTask
 if TYPE_CHECKING:
     from PIL import Image
 
-    from respodiff.data.run_folder import ImageRecord
+    from respodiff.data.records import ImageRecord
 
 NOTICE = "Labels are what an automatic judge perceives in generated images; they say nothing about real people."
 BATCH = 64

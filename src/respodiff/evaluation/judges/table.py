@@ -17,7 +17,7 @@ from respodiff.evaluation.judges.kinds import check_threshold
 from respodiff.evaluation.judges.texts import LabellingTask
 
 if TYPE_CHECKING:
-    from respodiff.data.run_folder import ImageRecord
+    from respodiff.data.records import ImageRecord
 
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
