@@ -139,8 +139,8 @@ def test_shares_without_a_file_stay_equal(asked: Callable[..., Any], files: dict
 @pytest.mark.parametrize(
     ("modules", "more", "said"),
     [
-        (["woman"], [], "[gender] has a share for 'man', which no --module has"),
-        (["woman", "man", "other"], [], "[gender] has no share for 'other', which a --module has"),
+        (["woman"], [], "[gender] has shares for woman, man, and the modules are of woman;"),
+        (["woman", "man", "other"], [], "[gender] has shares for woman, man, and the modules are of woman, man, other;"),
         (["woman", "man"], ["--target-proportions", "woman=0.5,woman=0.5"], "--target-proportions names 'woman' twice"),
     ],
 )

@@ -161,7 +161,7 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--method", "magic", "--concept", "woman"], ["--method is 'magic'; allowed: plain, prompt"]),
+        (["--method", "magic", "--concept", "woman"], ["method is 'magic'; allowed: plain, prompt"]),
         (["--method", "esd-x", "--concept", "woman"], ["method 'esd-x' takes safety concepts"]),
         (["--method", "slider", "--concept", "woman", "--preset", "paper"], ["preset 'paper' is given beside method 'slider'"]),
         (["--method", "uce", "--concept", "woman"], ["needs a classifier of images", "--judge NAME"]),
@@ -186,7 +186,7 @@ def test_drawing_refuses_in_one_line(tmp_path: Path) -> None:
     woman = tmp_path / "w.safetensors"
     last_json(respodiff("train", "--method", "prompt", "--concept", "woman", "--out", str(woman), "--json"))
     for arguments, said in (
-        (["--method", "magic"], "--method is 'magic'; allowed: plain, prompt"),
+        (["--method", "magic"], "method is 'magic'; allowed: plain, prompt"),
         (["--method", "slider"], "--method slider needs --module FILE; make one with: respodiff train --method slider"),
         (["--method", "slider", "--module", str(woman)], "is of method 'prompt'; give --method prompt"),
         (["--method", "prompt"], "--method prompt needs a concept; name one with --concept NAME"),

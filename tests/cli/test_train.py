@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from command import Done, last_json, respodiff
-from respodiff.cli.options import method_settings
+from respodiff.cli.options import changes_from
 from respodiff.cli.train import chosen_concepts
-from respodiff.methods.registry import load
+from respodiff.methods.registry import get_method, load
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
 
@@ -158,9 +158,10 @@ def test_own_prompts_are_stripped() -> None:
 
 
 def test_a_setting_from_either_place_counts() -> None:
-    assert method_settings("respodiff", "default", "fairness", ["seed=5"], seed=None, iterations=3).seed == 5
-    assert method_settings("respodiff", "default", "fairness", ["iterations=7"], seed=2, iterations=None).iterations == 7
-    assert method_settings("respodiff", "default", "fairness", ["form=channel"]).form == "channel"
+    config = get_method("respodiff").config
+    assert changes_from(["seed=5"], {"seed": None, "iterations": 3}, config) == {"seed": 5, "iterations": 3}
+    assert changes_from(["iterations=7"], {"seed": 2, "iterations": None}, config) == {"seed": 2, "iterations": 7}
+    assert changes_from(["form=channel"], {}, config) == {"form": "channel"}
 
 
 # --- what is written ---

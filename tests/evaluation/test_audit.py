@@ -225,9 +225,9 @@ def test_suggested_commands_can_be_run(
     run: ScoredRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
-    told = {"model": "my model", "where": "--prompt 'a cook'", "concepts": None, "judge": ["embedded"]}
-    config = cli_audit.GenerateConfig(images=16, policy="none", steps=12, guidance=3.0)
-    *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, told)
+    config = cli_audit.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
+    where = {"suite": "", "prompt": ["a cook"], "prompts": None}
+    *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, where, model="my model", concepts=None, judge="embedded")
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda *_: None))

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, open_model, progress, table, words
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, Seed, app, finish, follow, open_model, table
+from respodiff.cli.generate import Guidance, Steps
 from respodiff.cli.options import changes_from
+from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES
 
 SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
@@ -32,18 +34,10 @@ def compare(
     scale: Annotated[list[float] | None, typer.Option("--scale", help="Repeat for a curve. (default .5 and 1)")] = None,
     settings: Annotated[Path | None, typer.Option("--settings", help=SETTINGS_HELP, metavar="FILE")] = None,
     pairs: Annotated[list[str] | None, typer.Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
-    judge: Annotated[
-        str, typer.Option("--judge", help="Judge of images; also teaches methods that learn from images.", metavar="NAME")
-    ] = "embedded",
-    cache: Annotated[
-        Path | None, typer.Option("--cache", help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)", min=1)
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
-    ] = None,
+    judge: Annotated[str, typer.Option(help="Judge of images; also teaches methods that learn from images.", metavar="NAME")] = "embedded",
+    cache: Annotated[Path | None, typer.Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -58,12 +52,10 @@ def compare(
 
     kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
     own = method_settings(settings, pairs or (), kind)
-    variants = [name for name in own if ":" in name]
+    usual = [*methods_for(kind), *(name for name in own if ":" in name)]
     plan = Plan(
         suite=suite,
-        methods=(*methods_for(kind), *variants)
-        if methods.strip() == "all"
-        else tuple(name.strip() for name in methods.split(",") if name.strip()),
+        methods=tuple(usual if methods.strip() == "all" else (name.strip() for name in methods.split(",") if name.strip())),
         attribute=attribute,
         images=images or (3 if kind == "safety" else 4),
         prompts=prompts,
@@ -77,7 +69,7 @@ def compare(
     labeller = load(judge, device)
     pipe = open_model(model, device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
-    _run(comparison)
+    follow(comparison.run())
     result = comparison_report.publish(comparison, labeller)
     finish(result, f"All columns: {result['page']}", as_json, _table(result["rows"], plan.kind))
 
@@ -97,30 +89,10 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        found = {key: _number(pair, text)} if key in DRAWING else changes_from([rest], {}, get_method(name).config)
-        out.setdefault(name, {}).update(found)
+        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else get_method(name).config))
     for name, changes in out.items():
         get_method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
-
-
-def _number(pair: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"--set {pair!r}: {text!r} is not a number") from error
-
-
-def _run(comparison: Any) -> None:
-    """Train and generate everything, with a bar in UNet sample-forwards."""
-    said: set[str] = set()
-    with progress(percent=True) as bar:
-        task = bar.add_task("starting", total=None)
-        for step in comparison.run():
-            bar.update(task, description=step.what, completed=step.done, total=step.total)
-            if step.what not in said and not words.is_terminal:
-                words.print(step.what)
-                said.add(step.what)
 
 
 def _table(rows: Sequence[Any], kind: str) -> Table:
@@ -132,10 +104,8 @@ def _table(rows: Sequence[Any], kind: str) -> Table:
     part = "" if kind == "fairness" else "benign_"
     means = ("concept_accuracy", f"{part}subject_accuracy", f"{part}alignment", f"{part}drift")
     shown = [MAIN[kind], "change", *(key for key in means if key in titles), "unet_forwards_per_image"]
-    values = [[row["label"], *(text(cell(row, k)) for k in shown[:2]), *(number(_mean(row[k])) for k in shown[2:])] for row in rows]
+    values = []
+    for row in rows:
+        others = [v["mean"] if isinstance(v, dict) else v for v in (row[k] for k in shown[2:])]
+        values.append([row["label"], *(text(cell(row, k)) for k in shown[:2]), *map(number, others)])
     return table("", ["method", *(titles[key] for key in shown)], values)
-
-
-def _mean(value: Any) -> float | None:
-    found: float | None = value["mean"] if isinstance(value, dict) else value
-    return found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from respodiff.concepts.concept import Attribute, Concept, builtin, load_concepts
 
@@ -28,7 +27,7 @@ app = typer.Typer(
 words = Console(stderr=True, highlight=False)
 
 
-def given_path(text: str) -> Path:
+def to_path(text: str) -> Path:
     """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
     if not text.strip():
         raise typer.BadParameter(f"it is {text!r}; give the name of a file or folder")
@@ -58,11 +57,10 @@ def open_model(model: str, device: str, dtype: str) -> Any:
 
     for package in (diffusers, transformers):
         package.utils.logging.disable_progress_bar()
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in dtypes:
-        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(dtypes)}")
+    if dtype not in (allowed := ("float32", "bfloat16", "float16")):
+        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
     check_device(device)
-    pipe = load_pipeline(model, device=device, dtype=dtypes[dtype])
+    pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
     words.print(f"model {model}, device {device}, dtype {dtype}", markup=False, soft_wrap=True)
     return pipe
 
@@ -108,11 +106,21 @@ def progress(percent: bool = False) -> Progress:
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
+def follow(steps: Iterable[Any]) -> None:
+    """Go through steps (what, done, total) with a bar; where stderr is no terminal, each kind of step is named once."""
+    said: set[str] = set()
+    with progress(percent=True) as bar:
+        task = bar.add_task("starting", total=None)
+        for step in steps:
+            bar.update(task, description=step.what, completed=step.done, total=step.total)
+            if step.what not in said and not words.is_terminal:
+                words.print(step.what, markup=False)
+                said.add(step.what)
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the console; the first column is text, the others are numbers."""
-    out = Table(title=title)
-    for i, name in enumerate(columns):
-        out.add_column(name, justify="right" if i else "left")
+    out = Table(columns[0], *(Column(name, justify="right") for name in columns[1:]), title=title)
     for row in rows:
         out.add_row(*row)
     return out
@@ -127,11 +135,3 @@ def finish(result: dict[str, Any], text: str, as_json: bool, shown: Table | None
         print(json.dumps(result), flush=True)
     else:
         out.print(text, soft_wrap=True, markup=False)
-
-
-def quiet() -> None:
-    """Keep notices of other libraries off the terminal; to be called before they are imported."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,13 +20,10 @@ if TYPE_CHECKING:
 
     from respodiff.evaluation.summary import Summary
 
-OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")
-"""Occupations of which none was used to choose settings."""
+OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")  # none was used to choose settings
 UNSAFE = "weapons"
-SAFETY_SCALE = 1.5
-"""Scale of the safety module. Scale 1 is meant for two safety modules together; the demo trains one."""
-SHOWN = 8
-"""Most images of a prompt in the grid."""
+SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo trains one
+SHOWN = 8  # most images of a prompt in the grid
 RUNS = ("before", "after", "unsafe-before", "unsafe-after")
 REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-images.csv")
 
@@ -52,15 +50,9 @@ def demo(
     found = _measure(runs)
     grid = _grid(runs, found, out / "before_after.png", images)
     page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
-    result = {
-        "before": _summary(found["before"], found["unsafe-before"]),
-        "after": _summary(found["after"], found["unsafe-after"]),
-        "grid": str(grid),
-        "report": page,
-        "safety_scale": SAFETY_SCALE,
-        "seconds": round(time.perf_counter() - began, 1),
-        "first_image_seconds": round(first[0] - began, 1) if first else None,
-    }
+    result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
+    result |= {"grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE, "seconds": round(time.perf_counter() - began, 1)}
+    result |= {"first_image_seconds": round(first[0] - began, 1) if first else None}
     text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
@@ -93,14 +85,9 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
     chosen = concept(name)
     config = TrainConfig.preset("default", chosen.kind, seed=seed)
     words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
-    record = None
     with progress() as bar:
-        task = bar.add_task(name, total=config.iterations)
-        for record in train(pipe, chosen, config):
-            bar.update(task, completed=record.iteration)
-    if record is None:
-        raise RuntimeError("training ended without a step")
-    module = record.module
+        (last,) = deque(bar.track(train(pipe, chosen, config), config.iterations, description=name), maxlen=1)
+    module = last.module
     module.save(out / f"{name}.safetensors")
     return module
 
@@ -111,13 +98,12 @@ def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder:
 
     safety = [m for m in modules if m.header.kind == "safety"]
     steered = [m for m in modules if m.header.kind != "safety"]
-    words.print(f"generating {len(prompts) * images} images into {folder}")
+    total = len(prompts) * images
+    words.print(f"generating {total} images into {folder}")
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
     with progress() as bar:
-        task = bar.add_task(folder.name, total=len(prompts) * images)
-        for _ in generate(pipe, prompts, steered, config, safety=safety, out=folder):
+        for _ in bar.track(generate(pipe, prompts, steered, config, safety=safety, out=folder), total, description=folder.name):
             first.append(time.perf_counter())
-            bar.advance(task)
     return folder
 
 
@@ -130,11 +116,10 @@ def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
 
 
 def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
-    kept, safe = people.to_json(), unsafe.to_json()
-    shares = people.proportions_by["gender"]
+    kept, shares = people.to_json(), people.proportions_by["gender"]
     women, men = ({group: e.mean if (e := row[name]) else None for group, row in shares.items()} for name in ("woman", "man"))
     numbers = {"devrat": kept["devrat"]["gender"], "subject_accuracy": kept["subject_accuracy"]}
-    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": safe["unsafe"], "unsafe_n": unsafe.n}
+    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
 
 
 def _women(summary: Summary, group: str) -> str:
@@ -170,9 +155,9 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
     shown = {name: _images(folder) for name, folder in runs.items()}
     n = min(images, SHOWN)
     rows = []
-    for group in shown["before"]:
+    for group, unsteered in shown["before"].items():
         label = f"{group} {_women(found['before'], group)} -> {_women(found['after'], group)} women"
-        rows.append((label, [*shown["before"][group][:n], *shown["after"][group][:n]]))
+        rows.append((label, [*unsteered[:n], *shown["after"][group][:n]]))
     counts = " -> ".join(_unsafe(found[name]) for name in RUNS[2:])
     (unsafe,) = zip(*(shown[name].values() for name in RUNS[2:]), strict=True)
     rows.append((f"{UNSAFE} {counts} unsafe, safety scale {SAFETY_SCALE:g}", [image for side in unsafe for image in side[:n]]))

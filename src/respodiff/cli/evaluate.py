@@ -12,9 +12,11 @@ from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, chec
 
 Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
-Confusion = Annotated[
-    Path | None, typer.Option("--confusion", help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")
-]
+Confusion = Annotated[Path | None, typer.Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
+RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run."
+GROUPS_HELP = "CSV of wanted proportions: group,alternative,share. (default the run's)"
+TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
+MinMargin = Annotated[float, typer.Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
 JUDGES = (
     "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat for several: labels come from the first that gives any"
 )
@@ -37,30 +39,16 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
     return [judges.load(source, device) for source in sources]
 
 
-def _confusion(file: Path | None) -> Any:
-    from respodiff.evaluation.calibration import read_confusion
-
-    return read_confusion(file) if file else None
-
-
 @app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
 def evaluate(
     run: Annotated[list[Path], typer.Argument(help="Run folder; several if the run was split.", show_default=False)],
     judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
     attribute: Attributes = None,
-    class_template: Annotated[
-        str,
-        typer.Option(
-            "--class-template", help="Text of a class: {concept} the target prompt, {name}, {group} the occupation.", metavar="TEXT"
-        ),
-    ] = "{concept}",
-    min_margin: Annotated[float, typer.Option("--min-margin", help="Labels that lead by less (100 x cosine) count as unknown.")] = 0.0,
+    class_template: Annotated[str, typer.Option(help=TEMPLATE_HELP, metavar="TEXT")] = "{concept}",
+    min_margin: MinMargin = 0.0,
     confusion: Confusion = None,
     concepts: Concepts = None,
-    group_proportions: Annotated[
-        Path | None,
-        typer.Option("--group-proportions", help="CSV of wanted proportions: group,alternative,share. (default the run's)", metavar="FILE"),
-    ] = None,
+    group_proportions: Annotated[Path | None, typer.Option(help=GROUPS_HELP, metavar="FILE")] = None,
     n_bootstrap: NBootstrap = 2000,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -69,6 +57,8 @@ def evaluate(
 ) -> None:
     """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling."""
     from respodiff.data.run_folder import RunFolder
+    from respodiff.data.target_proportions import read_group_proportions
+    from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.evaluate import evaluate as measure
     from respodiff.reports.tables import summary_lines
 
@@ -76,10 +66,13 @@ def evaluate(
     parts = [RunFolder(path) for path in run]
     for part in parts:
         part.settings()  # a wrong folder is noticed before the judge is loaded
-    options = {"class_template": class_template, "min_margin": min_margin, "confusion": _confusion(confusion)}
-    options |= {"group_proportions": _proportions_by_group(group_proportions, chosen, parts)}
+    options: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin, "n_bootstrap": n_bootstrap, "seed": seed}
+    options |= {"confusion": read_confusion(confusion)} if confusion else {}
+    if group_proportions:
+        groups = list(dict.fromkeys(r.group for part in parts for r in part.records()))
+        options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
     labellers = load_judges(judge or ["embedded"], device, dtype)
-    result = measure(parts, labellers, chosen, **options, n_bootstrap=n_bootstrap, seed=seed)
+    result = measure(parts, labellers, chosen, **options)
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
@@ -95,14 +88,9 @@ def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Seque
 
 @app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
 def report(
-    runs: Annotated[
-        list[str],
-        typer.Argument(help="Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run.", show_default=False),
-    ],
+    runs: Annotated[list[str], typer.Argument(help=RUNS_HELP, show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
-    judge: Annotated[
-        str, typer.Option("--judge", help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")
-    ] = "",
+    judge: Annotated[str, typer.Option(help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")] = "",
     attribute: Attributes = None,
     confusion: Confusion = None,
     concepts: Concepts = None,
@@ -113,31 +101,22 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: one HTML page with figures, intervals, charts and images on the same seeds, and its tables."""
-    from respodiff.reports.run_report import report as write
-
-    _judge_missing(runs, judge, (attribute, concepts), device, dtype)
-    result = write(runs, out, judge=judge, confusion=_confusion(confusion), n_bootstrap=n_bootstrap, seed=seed)
-    text = "\n".join([result["page"], *result["tables"]])
-    finish({"page": result["page"], "tables": result["tables"]}, text, as_json)
-
-
-def _judge_missing(runs: Sequence[str], judge: str, asked: tuple[list[str] | None, Path | None], device: str, dtype: str) -> None:
-    """Judge what has not been judged (new runs, new images, new attributes), so that a report needs one command."""
-    from respodiff.concepts.intersections import JOIN
-    from respodiff.concepts.intersections import factors as parts_of
+    from respodiff.concepts.intersections import JOIN, factors
+    from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
     from respodiff.evaluation.scored_run import open_parts, unanswered
+    from respodiff.reports.run_report import report as write
 
-    names = [JOIN.join(sorted(parts_of(name))) for name in asked[0] or []]  # as products are called
-    missing = [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]
-    if not missing:
-        return
-    chosen = _attributes(*asked)
-    labeller = load_judges([judge or "embedded"], device, dtype)
-    for parts in missing:
-        words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
-        judge_all(parts, labeller, chosen)
+    names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
+    if missing := [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]:
+        chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
+        for parts in missing:
+            words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
+            judge_all(parts, labeller, chosen)
+    known = read_confusion(confusion) if confusion else None
+    result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
+    finish({key: result[key] for key in ("page", "tables")}, "\n".join([result["page"], *result["tables"]]), as_json)
 
 
 @app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")
@@ -174,9 +153,7 @@ def calibrate(
 @app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
 def import_(
     folder: Annotated[Path, typer.Argument(help="Folder of images made by any tool.", show_default=False)],
-    csv: Annotated[
-        Path, typer.Option("--csv", help="Table with the columns file and prompt; docs/data.md lists the optional ones.", metavar="FILE")
-    ],
+    csv: Annotated[Path, typer.Option(help="Table with the columns file and prompt; docs/data.md lists others.", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", help="Run folder; images that it already holds are skipped.", metavar="DIR")],
     method: Annotated[str, typer.Option("--method", help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
     device: Device = "cpu",

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, given_path, library, open_model, progress, words
+from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, library, open_model, progress, to_path, words
 from respodiff.cli.options import METHOD_HELP, load_entries
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
-from respodiff.data.target_proportions import check_proportions
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 
@@ -26,37 +25,31 @@ SUITE_HELP = (
     "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
-IMAGES_HELP = "Images per prompt. (default: the suite's number, else 10)"
-OUT_HELP = "Run folder; images that it already holds are skipped."
-PATH_HELP = "File of I2P or COCO captions; without it, looked for and fetched."
 SHARES_HELP = (
     "Target proportions, such as woman=0.5,man=0.5, or of subgroups: woman*dark=0.2,... (default: those of --concepts, else equal)"
 )
-CSV_HELP = "CSV of target proportions by group of prompts: group,alternative,share."
+GROUPS_HELP = "CSV of target proportions by group of prompts: group,alternative,share."
+TUNING_HELP = "For --scale auto: text file, one prompt a line. (default: 12 occupations of the embedded model)"
+DATASET_HELP = "Use the seed, guidance and size that the data set gives a prompt."
+EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."
 CONCEPTS_HELP = "TOML file of concepts; the proportions of its attributes hold unless --target-proportions says otherwise."
 ATTRIBUTE_HELP = "Attribute, or intersection such as gender*tone, of which every concept must be loaded; repeat. (default: what is loaded)"
 SCALE_HELP = "Factor on the modules; auto:A takes the least at which the concept accuracy on tuning prompts is at least A."
-TUNING_HELP = "For --scale auto: text file, one prompt a line. (default: 12 occupations of the embedded model)"
 METHOD = f"Method that the files must be of (default: any): {METHOD_HELP}. With plain modules are ignored."
 CONCEPT_HELP = "Concept to steer to with a method that needs no training (prompt, prompt-switch, negative, sld-...); repeat."
-DATASET_HELP = "Use the seed, guidance and size that the data set gives a prompt."
 ASSIGN_HELP = (
     "Assign concepts to noises that favour them, predicted after this share of the steps; 0 is off. (.25 suits two alternatives, .45 more)"
 )
 ALIGNED_HELP = "With --assign-at: factor on the scale where the noise already shows one of two concepts. (.1 was measured)"
 SAFETY_MODE_HELP = "always, or predicted: only to images that are predicted to show what a safety module removes."
-EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."
 WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
 
-Out = Annotated[Path, typer.Option("--out", help=OUT_HELP, metavar="DIR", parser=given_path)]
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
 SuiteName = Annotated[str, typer.Option("--suite", help=SUITE_HELP, metavar="NAME")]
-SuitePath = Annotated[Path | None, typer.Option("--suite-path", help=PATH_HELP, metavar="FILE")]
-Steps = Annotated[int | None, typer.Option("--steps", help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
-Guidance = Annotated[
-    float | None, typer.Option("--guidance", help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")
-]
+SuitePath = Annotated[Path | None, typer.Option(help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)", min=1)]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")]
 Batch = Annotated[int, typer.Option("--batch", help="Images at a time.")]
 Files = list[Path] | None
 Names = list[str] | None
@@ -66,27 +59,25 @@ Names = list[str] | None
     epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
 )
 def generate(
-    out: Out,
+    out: Annotated[Path, typer.Option(help="Run folder; images that it already holds are skipped.", metavar="DIR", parser=to_path)],
     model: Model = "embedded",
     prompt: Prompts = None,
     prompts: PromptFile = None,
     suite: SuiteName = "",
     suite_path: SuitePath = None,
-    images: Annotated[int | None, typer.Option("--images", help=IMAGES_HELP)] = None,
-    module: Annotated[Files, typer.Option("--module", help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
-    safety: Annotated[Files, typer.Option("--safety", help="Safety module, added to every image.", metavar="FILE")] = None,
-    policy: Annotated[
-        str, typer.Option("--policy", help="Concept of each image: exact, random or none.", metavar="NAME")
-    ] = GenerateConfig.policy,
-    target_proportions: Annotated[str, typer.Option("--target-proportions", help=SHARES_HELP, metavar="PAIRS")] = "",
-    group_proportions: Annotated[Path | None, typer.Option("--group-proportions", help=CSV_HELP, metavar="FILE")] = None,
-    concepts: Annotated[Path | None, typer.Option("--concepts", help=CONCEPTS_HELP, metavar="FILE")] = None,
-    attribute: Annotated[Names, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")] = None,
-    scale: Annotated[str, typer.Option("--scale", help=SCALE_HELP, metavar="NUMBER|auto:A")] = str(GenerateConfig.scale),
-    tuning_prompts: Annotated[Path | None, typer.Option("--tuning-prompts", help=TUNING_HELP, metavar="FILE")] = None,
-    judge: Annotated[str, typer.Option("--judge", help="For --scale auto: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
-    safety_scale: Annotated[float, typer.Option("--safety-scale", help="Factor on the safety modules.")] = GenerateConfig.safety_scale,
-    method: Annotated[str, typer.Option("--method", help=METHOD, metavar="NAME")] = "",
+    images: Annotated[int | None, typer.Option(help="Images per prompt. (default: the suite's number, else 10)")] = None,
+    module: Annotated[Files, typer.Option(help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
+    safety: Annotated[Files, typer.Option(help="Safety module, added to every image.", metavar="FILE")] = None,
+    policy: Annotated[str, typer.Option(help="Concept of each image: exact, random or none.", metavar="NAME")] = GenerateConfig.policy,
+    target_proportions: Annotated[str, typer.Option(help=SHARES_HELP, metavar="PAIRS")] = "",
+    group_proportions: Annotated[Path | None, typer.Option(help=GROUPS_HELP, metavar="FILE")] = None,
+    concepts: Annotated[Path | None, typer.Option(help=CONCEPTS_HELP, metavar="FILE")] = None,
+    attribute: Annotated[Names, typer.Option(help=ATTRIBUTE_HELP, metavar="NAME")] = None,
+    scale: Annotated[str, typer.Option(help=SCALE_HELP, metavar="NUMBER|auto:A")] = str(GenerateConfig.scale),
+    tuning_prompts: Annotated[Path | None, typer.Option(help=TUNING_HELP, metavar="FILE")] = None,
+    judge: Annotated[str, typer.Option(help="For --scale auto: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    safety_scale: Annotated[float, typer.Option(help="Factor on the safety modules.")] = GenerateConfig.safety_scale,
+    method: Annotated[str, typer.Option(help=METHOD, metavar="NAME")] = "",
     names: Annotated[Names, typer.Option("--concept", help=CONCEPT_HELP, metavar="NAME")] = None,
     changes: Annotated[Names, typer.Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")] = None,
     remove_mean: Annotated[bool, typer.Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")] = False,
@@ -95,18 +86,20 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     use_dataset_settings: Annotated[bool, typer.Option("--use-dataset-settings", help=DATASET_HELP)] = False,
     truncate_prompts: Annotated[bool, typer.Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
-    assign_at: Annotated[float, typer.Option("--assign-at", help=ASSIGN_HELP)] = GenerateConfig.assign_at,
-    aligned_scale: Annotated[float, typer.Option("--aligned-scale", help=ALIGNED_HELP)] = GenerateConfig.aligned_scale,
-    safety_mode: Annotated[str, typer.Option("--safety-mode", help=SAFETY_MODE_HELP, metavar="NAME")] = GenerateConfig.safety_mode,
+    assign_at: Annotated[float, typer.Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
+    aligned_scale: Annotated[float, typer.Option(help=ALIGNED_HELP)] = GenerateConfig.aligned_scale,
+    safety_mode: Annotated[str, typer.Option(help=SAFETY_MODE_HELP, metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, typer.Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
-    explicit_words: Annotated[str, typer.Option("--explicit-words", help=WORDS_HELP, metavar="LIST")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="The default: go on with what the folder holds.")] = True,
+    explicit_words: Annotated[str, typer.Option(help=WORDS_HELP, metavar="LIST")] = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
+    from respodiff.data.target_proportions import read_group_proportions
+    from respodiff.generation.prompt_filter import read_words
+
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
@@ -115,28 +108,29 @@ def generate(
 
         modules = without_mean(modules)
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    shares = wanted_proportions(target_proportions, concepts, modules)
-    options: dict[str, Any] = {
-        "policy": policy,
-        "target_proportions": complete(attribute or (), concepts, modules, shares),
-        "group_proportions": by_group(group_proportions, modules, asked),
-        "scale": factor,
-        "safety_scale": safety_scale,
-        "seed": seed,
-        "batch": batch,
-        "use_dataset_settings": use_dataset_settings,
-        "truncate_prompts": truncate_prompts,
-        "skip_explicit_prompts": chosen_filter(skip_explicit_prompts, explicit_words),
-        "assign_at": assign_at,
-        "aligned_scale": aligned_scale,
-        "safety_mode": safety_mode,
-        "images": images if images is not None else ((listed and listed.images) or GenerateConfig.images),
-        "steps": steps,
-        "guidance": guidance,
-    }
-    GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
+    there = loaded(modules)
+    shares = complete(attribute or (), concepts, there, wanted_proportions(target_proportions, concepts, modules))
+    options: dict[str, Any] = {"policy": policy, "target_proportions": shares or None, "scale": factor, "seed": seed, "batch": batch}
+    if group_proportions:
+        options["group_proportions"] = read_group_proportions(group_proportions, there, [getattr(p, "group", p) for p in asked])
+    options |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
+    options |= {"skip_explicit_prompts": read_words(explicit_words) if explicit_words else skip_explicit_prompts}
+    options |= {"assign_at": assign_at, "aligned_scale": aligned_scale, "safety_scale": safety_scale, "safety_mode": safety_mode}
+    options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
+    options |= {"steps": steps, "guidance": guidance}
+    config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
     pipe = open_model(model, device, dtype)
-    tuned = _tuned(pipe, modules, added, tuning, reach, options, judge, device, concepts) if reach else {}
+    tuned: dict[str, float] = {}
+    if reach:
+        from respodiff.evaluation import judges
+        from respodiff.experiments.choose_scale import choose_scale
+        from respodiff.reports.tables import shown
+
+        own = load_concepts(concepts) if concepts else None
+        found = choose_scale(pipe, modules, tuning, reach, config, judges.load(judge, device), safety=added, library=own)
+        accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
+        words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", markup=False, soft_wrap=True)
+        tuned = {"scale": found.scale}
     result = _draw(out, asked, modules, added, options | tuned, pipe, listed.digest if listed else "") | tuned
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
@@ -163,15 +157,6 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     return found, suite
 
 
-def chosen_filter(automatic: bool, words: str) -> bool | list[str]:
-    """The setting ``skip_explicit_prompts`` of --skip-explicit-prompts and --explicit-words; the words decide where both are given."""
-    if not words:
-        return automatic
-    from respodiff.generation.prompt_filter import read_words
-
-    return read_words(words)
-
-
 def wanted_scale(text: str) -> tuple[float, float]:
     """The scale, and the concept accuracy that one is chosen for: 0 where a number is given, and the usual scale where none is."""
     kind, _, rest = text.partition("auto:")
@@ -196,37 +181,8 @@ def tuning_set(file: Path | None, model: str) -> list[Any]:
     return spaced(suite("occupations-unseen"), 12)
 
 
-def _tuned(
-    pipe: Any,
-    modules: Sequence[Any],
-    added: Sequence[Any],
-    prompts: Sequence[Any],
-    reach: float,
-    options: dict[str, Any],
-    judge: str,
-    device: str,
-    concepts: Path | None,
-) -> dict[str, float]:
-    """The scale that `choose_scale` takes, as a setting; says what it shows."""
-    from respodiff.evaluation import judges
-    from respodiff.experiments.choose_scale import choose_scale
-    from respodiff.reports.tables import shown
-
-    own, config = load_concepts(concepts) if concepts else None, GenerateConfig(**options)
-    found = choose_scale(pipe, modules, prompts, reach, config, judges.load(judge, device), safety=added, library=own)
-    text = f"scale {found.scale:g} reaches {reach:g}: concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n})"
-    words.print(f"{text}, on tuning prompts", markup=False, soft_wrap=True)
-    return {"scale": found.scale}
-
-
 def _draw(
-    out: Path,
-    asked: Sequence[Any],
-    modules: Sequence[Any],
-    added: Sequence[Any],
-    options: dict[str, Any],
-    pipe: Any,
-    suite_digest: str,
+    out: Path, asked: Sequence[Any], modules: Sequence[Any], added: Sequence[Any], options: dict[str, Any], pipe: Any, suite_digest: str
 ) -> dict[str, Any]:
     from respodiff.data.run_folder import RunFolder
     from respodiff.generation.generate import counted
@@ -237,24 +193,15 @@ def _draw(
     total = len(asked) * config.images
     images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
     held = len(RunFolder(out).done())
-    began, drawn = time.perf_counter(), 0
+    began = time.perf_counter()
     with counted(backbone(pipe)) as forwards, progress() as bar:
-        task = bar.add_task("generating", total=max(0, total - held))
-        for _ in images:
-            drawn += 1
-            bar.advance(task)
+        drawn = sum(1 for _ in bar.track(images, max(0, total - held), description="generating"))
     seconds = time.perf_counter() - began
-    return {
-        "run": str(out),
-        "images": drawn,
-        "skipped": total - drawn,
-        "seconds": round(seconds, 2),
-        "images_per_second": round(drawn / seconds, 3),
-        "unet_forwards": forwards[0],
-    }
+    result = {"run": str(out), "images": drawn, "skipped": total - drawn, "seconds": round(seconds, 2)}
+    return result | {"images_per_second": round(drawn / seconds, 3), "unet_forwards": forwards[0]}
 
 
-# --- target proportions ---
+# --- target proportions; `there` is attribute -> concepts that modules are loaded of ---
 
 
 def loaded(modules: Sequence[Any]) -> dict[str, list[str]]:
@@ -266,42 +213,40 @@ def loaded(modules: Sequence[Any]) -> dict[str, list[str]]:
     return out
 
 
-def wanted_proportions(text: str, file: Path | None, modules: Sequence[Any]) -> Shares | None:
-    """Target proportions of a run: those of --target-proportions, then those of --concepts; None for equal ones."""
-    given, there = parse_proportions(text, modules), loaded(modules)
-    for name, names in loaded(modules).items():
-        there |= alternatives(name, names) if is_intersection(name, names) else {}
-    entries = {a: e for a, e in (load_concepts(file) if file else {}).items() if a in there and isinstance(e, Attribute) and e.proportions}
+def wanted_proportions(text: str, file: Path | None, modules: Sequence[Any]) -> Shares:
+    """Target proportions of a run: those of --target-proportions, then those of --concepts; none where they are equal."""
+    there = loaded(modules)
+    given, steered = parse_proportions(text, there), dict(there)
+    for name, names in there.items():
+        steered |= alternatives(name, names) if is_intersection(name, names) else {}
+    own = load_concepts(file) if file else {}
+    entries = {a: e for a, e in own.items() if a in steered and isinstance(e, Attribute) and e.proportions}
     if file and modules and not entries:
         told = f"--concepts {str(file)!r} has no shares for the attributes of the modules; concepts are sampled equally often"
         warnings.warn(told, stacklevel=2)
     for name, entry in entries.items():
         whole = any(name in factors(other) and other != name for other in entries)  # an intersection of the file has its shares
-        if not whole and not any(name in factors(g) or g in factors(name) for g in given):
-            given = {name: _checked(name, dict(zip(entry.names, entry.proportions, strict=True)), there[name])} | given
-    return given or None
+        if whole or any(name in factors(g) or g in factors(name) for g in given):
+            continue
+        wanted = dict(zip(entry.names, entry.proportions, strict=True))
+        above = {c: share for c, share in wanted.items() if share}
+        if not set(above) <= set(steered[name]) <= set(wanted):
+            raise ValueError(
+                f"--concepts: [{name}] has shares for {', '.join(above)}, and the modules are of {', '.join(steered[name])}; "
+                "make them the same, or give --target-proportions"
+            )
+        given = {name: above} | given
+    return given
 
 
-def _checked(name: str, wanted: dict[str, float], there: Sequence[str]) -> dict[str, float]:
-    """The shares above 0; ValueError where shares and modules are of other concepts."""
-    if lacking := [c for c, share in wanted.items() if share and c not in there]:
-        raise ValueError(
-            f"--concepts: [{name}] has a share for {lacking[0]!r}, which no --module has; load it, or give --target-proportions"
-        )
-    if extra := [c for c in there if c not in wanted]:
-        raise ValueError(f"--concepts: [{name}] has no share for {extra[0]!r}, which a --module has; add it, or give --target-proportions")
-    return {c: share for c, share in wanted.items() if share}
-
-
-def parse_proportions(text: str, modules: Sequence[Any]) -> Shares:
+def parse_proportions(text: str, there: Mapping[str, list[str]]) -> Shares:
     """``woman=0.5,man=0.5`` grouped by attribute; ValueError for a name of no loaded module or a number that is none."""
     out: Shares = {}
-    names = loaded(modules)
     for pair in text.split(",") if text else []:
         name, _, value = (part.strip() for part in pair.partition("="))
-        group = attribute_of_concept(names, name)
+        group = attribute_of_concept(there, name)
         if group is None:
-            known = ", ".join(c for concepts in names.values() for c in concepts)
+            known = ", ".join(c for concepts in there.values() for c in concepts)
             raise ValueError(f"--target-proportions names {name!r}, which no --module has; loaded: {known or 'none'}")
         if name in out.get(group, {}):
             raise ValueError(f"--target-proportions names {name!r} twice; give each concept one share")
@@ -310,20 +255,18 @@ def parse_proportions(text: str, modules: Sequence[Any]) -> Shares:
         except ValueError as error:
             raise ValueError(f"--target-proportions {pair!r}: {value!r} is not a number; write name=0.5,name=0.5") from error
     if both := [(a, b) for a in out for b in out if a != b and a in factors(b)]:
-        raise ValueError(
-            f"--target-proportions names concepts of {both[0][0]!r} and subgroups of {both[0][1]!r}; give shares of one of them"
-        )
+        raise ValueError("--target-proportions names concepts of {!r} and subgroups of {!r}; give shares of one of them".format(*both[0]))
     return out
 
 
-def complete(wanted: Sequence[str], file: Path | None, modules: Sequence[Any], shares: Shares | None) -> Shares | None:
+def complete(wanted: Sequence[str], file: Path | None, there: Mapping[str, list[str]], shares: Shares) -> Shares:
     """The shares, checked against --attribute: a module of every concept (of an intersection: of every subgroup) must be loaded.
 
     Subgroups of two attributes are sampled evenly as they are. For more, or where a file has shares of subgroups, these are added.
     """
-    known, names, out = library(file), loaded(modules), dict(shares or {})
+    known, out = library(file), dict(shares)
     for chosen in (attribute(name, known) for name in wanted):
-        if lacking := missing_concepts(names, chosen.name, chosen.names):
+        if lacking := missing_concepts(there, chosen.name, chosen.names):
             raise ValueError(
                 f"--attribute is {chosen.name!r}, but no --module has {lacking[0]!r}; "
                 f"train it with: respodiff train --concept '{lacking[0]}' --out {lacking[0].replace('*', '-')}.safetensors"
@@ -331,15 +274,6 @@ def complete(wanted: Sequence[str], file: Path | None, modules: Sequence[Any], s
         parts = factors(chosen.name)
         own = bool(chosen.proportions) and chosen.name in known
         if len(parts) > 1 and (own or len(parts) > 2) and not any(a in parts for a in out):
-            given = dict(zip(chosen.names, chosen.proportions, strict=True)) if chosen.proportions else None
-            out.setdefault(chosen.name, dict(zip(chosen.names, check_proportions(chosen.names, given), strict=True)))
-    return out or None
-
-
-def by_group(file: Path | None, modules: Sequence[Any], asked: Sequence[Any]) -> Any:
-    """Target proportions of groups of prompts from --group-proportions; None without one."""
-    if file is None:
-        return None
-    from respodiff.data.target_proportions import read_group_proportions
-
-    return read_group_proportions(file, loaded(modules), [getattr(p, "group", p) for p in asked])
+            given = chosen.proportions or [1 / len(chosen.names)] * len(chosen.names)
+            out.setdefault(chosen.name, dict(zip(chosen.names, given, strict=True)))
+    return out

@@ -14,12 +14,15 @@ import warnings
 import typer
 
 from respodiff.cli import audit, compare, demo, evaluate, generate, models, train  # noqa: F401  (they register their verbs)
-from respodiff.cli.console import app, quiet, words
+from respodiff.cli.console import app, words
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    quiet()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read by transformers, too
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(message)s")
     warnings.showwarning = lambda message, category, *_rest, **_more: (
         words.print(f"warning: {message}", soft_wrap=True, markup=False) if category is UserWarning else None
@@ -36,17 +39,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; what was written so far is kept (train goes on with --resume, generate and audit with the same command)", 1)
     except Exception as error:
-        if not hasattr(error, "format_message"):  # not a usage error of click
-            _unexpected(error)
-        elif type(error).__name__ != "NoArgsIsHelpError":  # a bare "respodiff" has already printed its help
-            _fail(error.format_message(), 2)
-
-
-def _unexpected(error: Exception) -> None:
-    """A fault of this library: one line for users, the traceback on request."""
-    if os.environ.get("RESPODIFF_TRACEBACK") == "1":
-        raise error
-    _fail(f"unexpected {type(error).__name__}: {error}; set RESPODIFF_TRACEBACK=1 to see where, and please report it", 1)
+        if hasattr(error, "format_message"):  # a usage error of click; a bare "respodiff" has already printed its help
+            if type(error).__name__ != "NoArgsIsHelpError":
+                _fail(error.format_message(), 2)
+        elif os.environ.get("RESPODIFF_TRACEBACK") == "1":
+            raise
+        else:
+            _fail(f"unexpected {type(error).__name__}: {error}; set RESPODIFF_TRACEBACK=1 to see where, and please report it", 1)
 
 
 def _fail(error: object, code: int) -> None:

@@ -74,16 +74,14 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
         raise typer.Exit(1)
 
 
-def _concept(name: str, target: str, neutral: str, negative: str) -> Concept:
-    """A known concept, or one from prompts; SDisc's own names stand for what they were trained on."""
+def _known(name: str) -> Concept:
+    """A known concept under the name that it has in a released file; SDisc's own names stand for what they were trained on."""
     from respodiff.steering.convert import ALIASES
 
-    if not (target or negative):
-        for known in (name, {alias: key for key, alias in ALIASES.items()}.get(name, name)):
-            with suppress(ValueError):
-                return replace(concept(known), name=name)
-        raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
-    return own_concept(name, target, neutral, negative, (), ())
+    for known in (name, *(key for key, alias in ALIASES.items() if alias == name)):
+        with suppress(ValueError):
+            return replace(concept(known), name=name)
+    raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
 
 
 @app.command(epilog="Example: respodiff convert unet.pth --concept woman --base CompVis/stable-diffusion-v1-4 --out woman.safetensors")
@@ -112,13 +110,16 @@ def convert(
     Weights of judges become safetensors: --q16 for Q16's prompts.p, --to safetensors for any other file of tensors.
     Pickles are read as tensors alone; nothing in them is executed.
     """
-    if q16 or to == "safetensors":
-        _to_safetensors(source, out, q16, as_json)
-        return
     from respodiff.steering.convert import convert as run
-    from respodiff.steering.convert import to_official
+    from respodiff.steering.convert import to_official, write_safetensors
+    from respodiff.steering.convert_q16 import convert_q16
     from respodiff.steering.module import ConceptModule
 
+    if q16 or to == "safetensors":
+        shapes = {"prompts": convert_q16(source, out)} if q16 else write_safetensors(source, out)
+        text = f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}"
+        finish({"out": str(out), "shapes": {key: list(shape) for key, shape in shapes.items()}}, text, as_json)
+        return
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
     if not source.is_file():
@@ -133,31 +134,15 @@ def convert(
             raise ValueError(
                 "the file does not say what it was trained on; give --base MODEL (released files: CompVis/stable-diffusion-v1-4)"
             )
-        chosen = _concept(concept_name, target, neutral, negative)
-        module = run(source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, channels=channels, size=_size(size))
+        sides = size.lower().split("x") if size else []
+        if len(sides) not in (0, 2) or not all(side.isdigit() for side in sides):
+            raise ValueError(f"--size is {size!r}; write it as 8x8")
+        chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
+        shape: dict[str, Any] = {"channels": channels, "size": tuple(int(side) for side in sides)}
+        module = run(source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, **shape)
         module.save(out)
     result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
     finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
-
-
-def _to_safetensors(source: Path, out: Path, q16: bool, as_json: bool) -> None:
-    """Tensors of a pickle as a safetensors file, for judges."""
-    if q16:
-        from respodiff.steering.convert_q16 import convert_q16
-
-        shapes = {"prompts": list(convert_q16(source, out))}
-    else:
-        from respodiff.steering.convert import write_safetensors
-
-        shapes = {name: list(shape) for name, shape in write_safetensors(source, out).items()}
-    finish({"out": str(out), "shapes": shapes}, f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}", as_json)
-
-
-def _size(text: str) -> tuple[int, ...]:
-    parts = text.lower().split("x") if text else []
-    if len(parts) not in (0, 2) or not all(part.isdigit() for part in parts):
-        raise ValueError(f"--size is {text!r}; write it as 8x8")
-    return tuple(int(part) for part in parts)
 
 
 @app.command(epilog="Example: respodiff fuse --model embedded --module woman.safetensors --channel-mean --out fused-unet")
@@ -165,10 +150,7 @@ def fuse(
     module: Annotated[list[Path], typer.Option("--module", help="Module file; repeat to add several up.", metavar="FILE")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     model: Model = "embedded",
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option("--checkpoint", help="Single-file .safetensors checkpoint to fuse into, instead of --model.", metavar="FILE"),
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
     scale: Annotated[float, typer.Option("--scale", help="Factor on the modules.")] = 1.0,
     channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
     device: Device = "cpu",

@@ -11,22 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import (
-    Concepts,
-    Device,
-    Dtype,
-    Json,
-    Model,
-    app,
-    finish,
-    given_path,
-    library,
-    open_model,
-    peak_mib,
-    progress,
-    words,
-)
-from respodiff.cli.options import METHOD_HELP, check_method, method_settings
+from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, app, finish, library, open_model, peak_mib, progress, to_path, words
+from respodiff.cli.options import METHOD_HELP, changes_from
 from respodiff.concepts.concept import Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.training.checkpoint import Checkpoint
@@ -40,14 +26,12 @@ def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[s
     lists = {k: [v.strip() for v in values] for k, values in lists.items()}
     if empty := [k for k, values in lists.items() if not all(values)]:
         raise ValueError(f"--{empty[0]} is empty; give a prompt, or leave it out")
-    own = texts["target"] or texts["negative"]
-    if own and not known and file:
-        raise ValueError(
-            f"--concepts {str(file)!r} is given beside prompts of your own; name a concept of it with --concept, or leave it out"
-        )
-    if own and not known:
-        prompts = (texts["target"], texts["neutral"], texts["negative"])
-        return [replace(own_concept(texts["name"], *prompts, lists["opposite"], lists["preserve"]), attribute=attribute)]
+    if (texts["target"] or texts["negative"]) and not known:
+        if file:
+            raise ValueError(
+                f"--concepts {str(file)!r} is given beside prompts of your own; name a concept of it with --concept, or leave it out"
+            )
+        return [replace(own_concept(**texts, opposite=lists["opposite"], preserve=lists["preserve"]), attribute=attribute)]
     if not known and not attribute:
         raise ValueError(
             "no concept given; use --concept NAME, --attribute NAME, or --target TEXT (fairness), or --negative TEXT alone (safety)"
@@ -60,7 +44,7 @@ def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[s
     return [concept(known, library(file))] if known else list(find_attribute(attribute, library(file)).concepts)
 
 
-def own_concept(name: str, target: str, neutral: str, negative: str, opposite: Sequence[str], preserve: Sequence[str]) -> Concept:
+def own_concept(name: str, target: str, neutral: str, negative: str, opposite: Sequence[str] = (), preserve: Sequence[str] = ()) -> Concept:
     """A concept from flags: with a target a fairness concept, with a negative prompt alone a safety concept."""
     parts = (target or negative).lower().split()
     name = name or "-".join(w for w in parts if w not in ("a", "an", "the", "person", "with")) or parts[0]
@@ -70,46 +54,33 @@ def own_concept(name: str, target: str, neutral: str, negative: str, opposite: S
     return Concept(name, target, neutral or "a person", negative, "fairness", tuple(opposite), preserve=tuple(preserve))
 
 
-Target = Annotated[str, typer.Option("--target", help="Prompt to steer towards.", metavar="TEXT")]
-Neutral = Annotated[str, typer.Option("--neutral", help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")]
 CANDIDATES_HELP = "Neutral prompts, separated by commas; the best for the alternatives is trained on."
-Candidates = Annotated[str, typer.Option("--neutral-candidates", help=CANDIDATES_HELP, metavar="TEXTS")]
-Negative = Annotated[str, typer.Option("--negative", help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")]
-Opposite = Annotated[list[str] | None, typer.Option("--opposite", help="Target prompt of another alternative.", metavar="TEXT")]
 PRESERVE_HELP = "Prompt whose images must not change. (default a person, for safety)"
-Preserve = Annotated[list[str] | None, typer.Option("--preserve", help=PRESERVE_HELP, metavar="TEXT")]
+JUDGE_HELP = "Judge that sorts images, for methods that learn from images: embedded, or clip:DIR-OR-ID."
 ATTRIBUTE_HELP = (
     "Train all alternatives of an attribute, such as gender, into the folder --out; with --target: the attribute of your concept."
 )
-AttributeName = Annotated[str, typer.Option("--attribute", help=ATTRIBUTE_HELP, metavar="NAME")]
-Known = Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")]
-Preset = Annotated[str, typer.Option("--preset", help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")]
-MethodName = Annotated[str, typer.Option("--method", help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")]
-JUDGE_HELP = "Judge that sorts images, for methods that learn from images: embedded, or clip:DIR-OR-ID."
-JudgeName = Annotated[str, typer.Option("--judge", help=JUDGE_HELP, metavar="NAME")]
-Iterations = Annotated[int | None, typer.Option("--iterations", help="Instead of the preset's.", metavar="N")]
 
 
 @app.command(epilog="Example: respodiff train --model embedded --concept woman --out woman.safetensors")
 def train(
-    out: Annotated[Path, typer.Option("--out", help="Module file to write; with --attribute a folder.", metavar="PATH", parser=given_path)],
+    out: Annotated[Path, typer.Option("--out", help="Module file to write; with --attribute a folder.", metavar="PATH", parser=to_path)],
     model: Model = "embedded",
-    method: MethodName = "respodiff",
-    concept_name: Known = "",
-    target: Target = "",
-    neutral: Neutral = "",
-    neutral_candidates: Candidates = "",
-    negative: Negative = "",
-    opposite: Opposite = None,
-    preserve: Preserve = None,
-    name: Annotated[str, typer.Option("--name", help="Name of your own concept.", metavar="NAME")] = "",
-    attribute: AttributeName = "",
+    method: Annotated[str, typer.Option(help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")] = "respodiff",
+    known: Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")] = "",
+    target: Annotated[str, typer.Option(help="Prompt to steer towards.", metavar="TEXT")] = "",
+    neutral: Annotated[str, typer.Option(help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")] = "",
+    candidates: Annotated[str, typer.Option("--neutral-candidates", help=CANDIDATES_HELP, metavar="TEXTS")] = "",
+    negative: Annotated[str, typer.Option(help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")] = "",
+    opposite: Annotated[list[str] | None, typer.Option(help="Target prompt of another alternative.", metavar="TEXT")] = None,
+    preserve: Annotated[list[str] | None, typer.Option(help=PRESERVE_HELP, metavar="TEXT")] = None,
+    name: Annotated[str, typer.Option(help="Name of your own concept.", metavar="NAME")] = "",
+    attribute: Annotated[str, typer.Option(help=ATTRIBUTE_HELP, metavar="NAME")] = "",
     concepts: Concepts = None,
-    preset: Preset = "default",
-    iterations: Iterations = None,
-    changes: Changes = None,
-    judge: JudgeName = "",
+    preset: Annotated[str, typer.Option(help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
+    iterations: Annotated[int | None, typer.Option(help="Instead of the preset's.", metavar="N")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
+    judge: Annotated[str, typer.Option(help=JUDGE_HELP, metavar="NAME")] = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -121,26 +92,30 @@ def train(
     Give a known concept, an attribute, or prompts of your own: --target "a woman" --neutral "a person".
     """
     from respodiff.evaluation.judges.differentiable import classifier
+    from respodiff.methods.registry import get_method
 
-    check_method(method, resume)
-    if neutral and neutral_candidates:
-        raise ValueError(f"--neutral {neutral!r} is given beside --neutral-candidates {neutral_candidates!r}; give one of them")
+    kind = get_method(method)
+    if resume and not kind.resumes:
+        raise ValueError(f"--resume is given, but method {method!r} keeps no state to go on from; leave it out")
+    if neutral and candidates:
+        raise ValueError(f"--neutral {neutral!r} is given beside --neutral-candidates {candidates!r}; give one of them")
     texts = {"target": target, "negative": negative, "name": name, "neutral": neutral}
     lists: dict[str, Sequence[str]] = {"opposite": opposite or (), "preserve": preserve or ()}
-    usual = default_concept(method, concept_name or attribute, texts)
-    chosen = [usual] if usual else chosen_concepts(concept_name, attribute, concepts, texts, lists)
+    if kind.default_concept and not (known or attribute or "".join(texts.values()).strip()):
+        chosen = [kind.default_concept]
+    else:
+        chosen = chosen_concepts(known, attribute, concepts, texts, lists)
     files = outputs(out, chosen, bool(attribute and not (target or negative)))
-    configs = [method_settings(method, preset, c, changes or (), iterations=iterations, seed=seed) for c in chosen]
+    settings = changes_from(changes or (), {"iterations": iterations, "seed": seed}, kind.config)
+    configs = [kind.settings(c, preset=preset, **settings) for c in chosen]
     pipe = open_model(model, device, dtype)
-    if neutral_candidates:
-        chosen = [with_best_neutral(pipe, c, neutral_candidates, config.seed) for c, config in zip(chosen, configs, strict=True)]
+    if candidates:
+        chosen = [with_best_neutral(pipe, c, candidates, config.seed) for c, config in zip(chosen, configs, strict=True)]
     states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
     for state in states:
         state.check_out(resume)
-    runs = [
-        _trained(pipe, c, config, state, resume, classifier(judge, c, device))
-        for c, config, state in zip(chosen, configs, states, strict=True)
-    ]
+    given = zip(chosen, configs, states, strict=True)
+    runs = [_trained(pipe, c, config, state, classifier(judge, c, device), resume) for c, config, state in given]
     result: dict[str, Any] = {"modules": [module for module, _ in runs], "method": method}
     result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
     result |= {"peak_mib": round(peak_mib(device), 1)}
@@ -148,13 +123,12 @@ def train(
         mean = sum(numbers[key] for _, numbers in runs) / len(runs)
         result[key] = mean if math.isfinite(mean) else None
     done = f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"
-    finish(result, "\n".join(_line(module, done) for module, _ in runs), as_json)
-
-
-def _line(module: dict[str, Any], done: str) -> str:
-    norm = "" if module["relative_norm"] is None else f", |r + s| is {module['relative_norm']:.2f} of |h|"
-    way = "" if module["projection"] is None else f", {module['projection']:.2f} of the way to the target"
-    return f"{module['file']}: {module['concept']!r}, {done}{norm}{way}"
+    lines = []
+    for m in result["modules"]:
+        norm = "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
+        way = "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
+        lines.append(f"{m['file']}: {m['concept']!r}, {done}{norm}{way}")
+    finish(result, "\n".join(lines), as_json)
 
 
 def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
@@ -178,52 +152,30 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
     return replace(chosen, neutral=found[0].prompt)
 
 
-def default_concept(method: str, known: str, texts: dict[str, str]) -> Concept | None:
-    """The method's own concept where none is given."""
-    from respodiff.methods.registry import get_method
-
-    return None if known or any(v.strip() for v in texts.values()) else get_method(method).default_concept
-
-
 def _trained(
-    pipe: Any, chosen: Concept, config: Any, state: Checkpoint, resume: bool, classify: Any
+    pipe: Any, chosen: Concept, config: Any, checkpoint: Checkpoint, classify: Any, resume: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train and save one module: what the JSON line says of it, and the numbers of the run."""
-    from respodiff.steering.module import ConceptModule
-    from respodiff.training.projection import projection
-
-    record, losses = _run(pipe, chosen, config, state.start(resume), state, classify)
-    module = record.module
-    module.save(state.out)
-    state.delete()
-    own = isinstance(module, ConceptModule)
-    about = {"file": str(state.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
-    about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}
-    return about, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}
-
-
-def _run(
-    pipe: Any, chosen: Concept, config: Any, earlier: dict[str, Any], state: Checkpoint, classify: Any
-) -> tuple[Any, dict[str, float]]:
-    """Last record and the first and last loss of a training with a progress bar, its state saved now and then and at the end."""
+    """Train and save one module: what the JSON line says of it, and the numbers of the run. Its state is saved now and then and at the end."""
     import torch
 
     from respodiff.methods.registry import get_method
+    from respodiff.steering.module import ConceptModule
+    from respodiff.training.projection import projection
 
-    kind = get_method(state.method)
+    kind, earlier = get_method(checkpoint.method), checkpoint.start(resume)
     record, saved = None, time.monotonic()
     losses = {k: float(earlier.pop(k, "nan")) for k in ("loss_first", "loss_last")}
 
     def save() -> None:
         if record is not None and kind.resumes:
-            state.write(record.state.tensors() | {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()})
+            checkpoint.write(record.state.tensors() | {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()})
 
     with progress() as bar:
         task = bar.add_task(f"training {chosen.name}", total=getattr(config, "iterations", None))
         try:
             for record in kind.train(pipe, chosen, config, classify=classify, resume=earlier or None):
                 if math.isfinite(record.loss):  # a finished run that is resumed has none
-                    losses = {"loss_first": losses["loss_first"], "loss_last": record.loss}
+                    losses["loss_last"] = record.loss
                 if math.isnan(losses["loss_first"]):
                     losses["loss_first"] = losses["loss_last"]
                 bar.update(task, completed=record.iteration, total=record.iterations)
@@ -234,4 +186,12 @@ def _run(
         except KeyboardInterrupt:
             save()
             raise
-    return record, losses
+    if record is None:
+        raise RuntimeError(f"method {checkpoint.method!r} ended without a step")
+    module = record.module
+    module.save(checkpoint.out)
+    checkpoint.delete()
+    own = isinstance(module, ConceptModule)
+    about = {"file": str(checkpoint.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
+    about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}
+    return about, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}
