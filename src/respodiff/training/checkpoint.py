@@ -51,8 +51,8 @@ class Checkpoint:
         if not self.out.is_file() or (resume and self.path.is_file()):
             return
         about = json.loads(self.about)
-        wanted = {k: about["concept"][k] for k in ("target", "neutral", "negative")} | {"concept": about["concept"]["name"]}
-        wanted |= {"train": about["config"], "base_weights": about["model"], "method": self.method}
+        wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
+        wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
         try:
             held = read_header(self.out)
         except ValueError as error:
