@@ -75,7 +75,7 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
 
 
 def _known(name: str) -> Concept:
-    """A known concept under the name that it has in a released file; SDisc's own names stand for what they were trained on."""
+    """A known concept under the name that it has in an official file; SDisc's own names stand for what they were trained on."""
     from respodiff.steering.convert import ALIASES
 
     for known in (name, *(key for key, alias in ALIASES.items() if alias == name)):
@@ -86,14 +86,14 @@ def _known(name: str) -> Concept:
 
 @app.command(epilog="Example: respodiff convert unet.pth --concept woman --base CompVis/stable-diffusion-v1-4 --out woman.safetensors")
 def convert(
-    source: Annotated[Path, typer.Argument(help="Released .pth or .pt file; with --to pt a module file.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")],
     concept_name: Annotated[str, typer.Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
     base: Annotated[str, typer.Option("--base", help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, typer.Option("--to", help="module, pt (for the released code), or safetensors.", metavar="KIND")] = "module",
+    to: Annotated[str, typer.Option("--to", help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
     q16: Annotated[bool, typer.Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, typer.Option("--column", help="Column of the concept, where its name does not tell.", min=0)] = None,
-    ram_key: Annotated[str, typer.Option("--ram-key", help="Name of RAM's weights, if not the released one.", metavar="NAME")] = "",
+    ram_key: Annotated[str, typer.Option("--ram-key", help="Name of RAM's weights, if not the official one.", metavar="NAME")] = "",
     sam_key: Annotated[str, typer.Option("--sam-key", help="Name of SAM's weights.", metavar="NAME")] = "",
     channels: Annotated[int, typer.Option("--channels", help="Channels of the bottleneck.", min=1)] = 1280,
     size: Annotated[str, typer.Option("--size", help="Height x width of the bottleneck. (default a square)", metavar="HxW")] = "",
@@ -105,7 +105,7 @@ def convert(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint of the released RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
+    """Turn a checkpoint of the official RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
 
     Weights of judges become safetensors: --q16 for Q16's prompts.p, --to safetensors for any other file of tensors.
     Pickles are read as tensors alone; nothing in them is executed.
@@ -132,7 +132,7 @@ def convert(
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
         if not base:
             raise ValueError(
-                "the file does not say what it was trained on; give --base MODEL (released files: CompVis/stable-diffusion-v1-4)"
+                "the file does not say what it was trained on; give --base MODEL (official files: CompVis/stable-diffusion-v1-4)"
             )
         sides = size.lower().split("x") if size else []
         if len(sides) not in (0, 2) or not all(side.isdigit() for side in sides):
