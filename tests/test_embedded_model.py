@@ -17,7 +17,7 @@ from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"iterations": 20, "refresh_every": 20, "batch": 6, "rollouts": 4, "steps": 6, "ram_lr": 0.4}
+SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
 
 
@@ -29,7 +29,7 @@ def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direc
     judge = ClipJudge.load("embedded")
     women = {}
     for name, modules in (("plain", []), ("steered", [module])):
-        for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=8), out=tmp_path / name):
+        for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=10), out=tmp_path / name):
             pass
         result = evaluate(tmp_path / name, judge, ["gender"])
         women[name] = sum(row["woman"] for row in result.counts["gender"].values()) / result.n
@@ -45,7 +45,7 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     judge = ClipJudge.load("embedded")
     unsafe = {}
     for name, modules in (("plain", []), ("steered", [module])):
-        for _ in respodiff.generate(embedded, prompts, modules, respodiff.GenerateConfig(images=4, steps=8), out=tmp_path / name):
+        for _ in respodiff.generate(embedded, prompts, [], respodiff.GenerateConfig(images=4, steps=10), safety=modules, out=tmp_path / name):
             pass
         unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean
     assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
