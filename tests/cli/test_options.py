@@ -134,22 +134,20 @@ def test_the_mean_direction_is_removed(tmp_path: Path) -> None:
 
 
 def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from respodiff.training import state
-
     whole = trained("slider", tmp_path / "whole.safetensors")
-    real, calls = state.optimizer_step, [0]
+    real, calls = torch.optim.AdamW.step, [0]
 
-    def stopped(*args: Any) -> None:
+    def stopped(optimizer: Any) -> None:
         calls[0] += 1
         if calls[0] == 2:
             raise KeyboardInterrupt
-        real(*args)
+        real(optimizer)
 
     out = tmp_path / "cut.safetensors"
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]
     command = ["train", "--method", "slider", "--concept", "woman", "--out", str(out), *flags, "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(state, "optimizer_step", stopped)
+        patched.setattr(torch.optim.AdamW, "step", stopped)
         assert "stopped" in respodiff(*command).stderr
     found = last_json(respodiff(*command, "--resume"))
     assert found["modules"] == [{**whole["modules"][0], "file": str(out)}] and found["unet_forwards"] == whole["unet_forwards"]
