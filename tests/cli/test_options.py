@@ -137,11 +137,11 @@ def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: 
     whole = trained("slider", tmp_path / "whole.safetensors")
     real, calls = torch.optim.AdamW.step, [0]
 
-    def stopped(*args: Any) -> None:
+    def stopped(optimizer: Any) -> None:
         calls[0] += 1
         if calls[0] == 2:
             raise KeyboardInterrupt
-        real(*args)
+        real(optimizer)
 
     out = tmp_path / "cut.safetensors"
     flags = ["--iterations", "2", *(part for k, v in SCORES.items() for part in ("--set", f"{k}={v}"))]

@@ -66,6 +66,7 @@ def test_the_order_of_attributes_in_a_product_does_not_matter_for_the_counts() -
     assert set(Counter((row["gender"], row["tone"]) for row in rows).values()) == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 10])
 def test_over_many_prompts_no_cell_of_a_product_is_favoured(n: int) -> None:
     prompts = 1500
@@ -123,6 +124,7 @@ def test_cells_and_margins_of_a_weighted_product_are_within_one(proportions: dic
                 assert all(not cells[g, t] for t, q in wanted["tone"].items() if p * q == 0), "a share of 0 gets nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 4, 7])
 def test_over_many_prompts_a_weighted_cell_gets_its_quota(n: int) -> None:
     proportions, cells, prompts = named(WEIGHTED[0]), Counter(), 3000

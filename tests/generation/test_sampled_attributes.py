@@ -138,6 +138,7 @@ def test_an_attribute_that_must_be_even(asked: Callable[..., Any]) -> None:
     assert "no --module has 'dark'" in asked([*GENDER, *TONE[:2]], "--attribute", "gender*tone")
 
 
+@pytest.mark.slow
 def test_shares_of_cells_from_flags_and_files(asked: Callable[..., Any]) -> None:
     cells_wanted = {"gender*tone": {"woman*dark": 0.5, "man*light": 0.5}}
     for names in ([*GENDER, *TONE], SIX):

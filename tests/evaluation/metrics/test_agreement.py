@@ -56,6 +56,7 @@ def test_without_a_warning_where_draws_have_one_label() -> None:
     assert found[1] is not None and found[1].mean == 0 and -1 <= found[1].low <= 0 <= found[1].high <= 1
 
 
+@pytest.mark.slow
 def test_kappa_interval_covers() -> None:
     rng = np.random.default_rng(0)
     found = [agreement(*_judges(rng), n_bootstrap=300, seed=i)[1] for i in range(400)]

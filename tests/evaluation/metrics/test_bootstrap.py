@@ -56,6 +56,7 @@ def test_stretch_by_hand() -> None:
             stretch([1.0], 1.0, 2, level)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", FEW)
 def test_shares_cover_whatever_the_number_of_groups(groups: int) -> None:
     rng = np.random.default_rng(groups)
@@ -65,6 +66,7 @@ def test_shares_cover_whatever_the_number_of_groups(groups: int) -> None:
     assert all(e.low <= (least := wilson(row.sum(), 12 * groups)).low and e.high >= least.high for e, row in zip(found, hits, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", FEW)
 def test_means_cover_whatever_the_number_of_groups(groups: int) -> None:
     rng = np.random.default_rng(100 + groups)
@@ -73,6 +75,7 @@ def test_means_cover_whatever_the_number_of_groups(groups: int) -> None:
     assert 0.91 <= _covers([mean_interval(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(values)], 0.0) <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", FEW)
 def test_drift_covers_whatever_the_number_of_groups(groups: int) -> None:
     rng = np.random.default_rng(200 + groups)
@@ -84,6 +87,7 @@ def test_drift_covers_whatever_the_number_of_groups(groups: int) -> None:
     assert 0.91 <= _covers(found, 0.6) <= 0.99 and all(e.low >= 0 and e.high <= 2 for e in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", FEW)
 def test_flagged_shares_cover_whatever_the_number_of_prompts(groups: int) -> None:
     rng = np.random.default_rng(300 + groups)
@@ -92,6 +96,7 @@ def test_flagged_shares_cover_whatever_the_number_of_prompts(groups: int) -> Non
     assert 0.91 <= _covers([flagged_share(row, names, n_bootstrap=300, seed=i) for i, row in enumerate(flags)], 0.4) <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", FEW)
 def test_agreement_covers_whatever_the_number_of_groups(groups: int) -> None:
     """Two judges who answer alike in a share of images that differs by prompt: raw agreement .8, kappa .6."""

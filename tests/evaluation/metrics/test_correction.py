@@ -48,6 +48,7 @@ def test_a_judge_that_never_errs_changes_little() -> None:
     assert few.high - few.low > corrected[0].high - corrected[0].low  # not seen to err among 20 is not known never to err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.93])
 def test_plain_coverage_is_exact_binomial(share: float) -> None:
     """The coverage itself, without simulation: the chance of those counts whose interval holds the share."""
@@ -57,6 +58,7 @@ def test_plain_coverage_is_exact_binomial(share: float) -> None:
         assert 0.93 <= binom.pmf(np.arange(n + 1), n, share)[inside].sum() <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "n", "error"), list(itertools.product((0.1, 0.5, 0.93), (60, 200), (0.01, 0.1))))
 def test_corrected_coverage(share: float, n: int, error: float) -> None:
     """1000 judged sets of known share, each with its own 100 labelled images a class."""
@@ -77,6 +79,7 @@ def _clustered(rng: np.random.Generator, groups: int, repeats: int, beta: tuple[
     return np.stack([hits, repeats - hits], axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "beta", "least"),
     [(g, beta, 0.92) for g in (5, 36) for beta in ((2.0, 2.0), (1.0, 4.0))] + [(36, (0.5, 0.5), 0.92), (5, (0.5, 0.5), 0.9)],

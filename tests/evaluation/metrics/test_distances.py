@@ -79,6 +79,7 @@ def _prompts(rng: np.random.Generator, size: int, prompts: int = 60, repeats: in
     return np.sqrt(0.5) * (common + rng.normal(size=common.shape)) + 0.3
 
 
+@pytest.mark.slow
 def test_frechet_interval_covers() -> None:
     """The distance expected at this size lies inside about 95 % of the intervals, images of one prompt being alike."""
     rng = np.random.default_rng(0)
@@ -250,6 +251,7 @@ def test_runs_of_one_distribution_are_at_zero(counts: list[int], others: list[in
     assert np.mean([e.low <= 0 <= e.high for e in estimates]) >= 0.93
 
 
+@pytest.mark.slow
 def test_kid_interval_covers_a_shift() -> None:
     groups = _names([4] * 60)
     drawn = [_runs(np.random.default_rng(i), [4] * 60, shift=0.5) for i in range(400)]
@@ -292,6 +294,7 @@ def test_kid_refuses() -> None:
         kid(x[:4], y[:4], groups[:4], groups[:4])
 
 
+@pytest.mark.slow
 def test_many_images_in_bounded_time_and_memory() -> None:
     x, y = _runs(np.random.default_rng(1), [10] * 600, size=256)
     groups = _names([10] * 600)

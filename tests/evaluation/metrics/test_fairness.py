@@ -104,6 +104,7 @@ def test_mean_dev_rat_narrows_with_groups() -> None:
     assert many.high - many.low < 0.5 * (few.high - few.low)
 
 
+@pytest.mark.slow
 def test_mean_dev_rat_interval_covers() -> None:
     """The expected DevRat of 20 groups of known shares lies inside about 95 % of the intervals."""
     rng = np.random.default_rng(3)
@@ -115,6 +116,7 @@ def test_mean_dev_rat_interval_covers() -> None:
     assert 0.92 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beta", [(0.5, 0.5), (2.0, 2.0), (50.0, 50.0)])
 def test_intervals_cover_what_other_groups_would_give(beta: tuple[float, float]) -> None:
     """36 groups x 30 images, shares of the groups from a beta distribution: lopsided, mixed and nearly even groups."""

@@ -25,6 +25,7 @@ def test_mcnemar_agrees_with_statsmodels(table: tuple[int, int, int, int]) -> No
     assert -1 <= found.difference.low <= found.difference.mean <= found.difference.high <= 1
 
 
+@pytest.mark.slow
 def test_mcnemar_interval_covers() -> None:
     rng = np.random.default_rng(0)
     for n, before, after in ((60, 0.5, 0.3), (60, 0.1, 0.2), (200, 0.3, 0.1)):
@@ -42,6 +43,7 @@ def test_mcnemar_refuses() -> None:
             mcnemar(before, after)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
 def test_mcnemar_interval_covers_over_prompts(groups: int) -> None:
     """Prompts differ in how often a method changes an image: by .5 - .375 on average, which pairs taken as independent often miss."""
@@ -134,6 +136,7 @@ def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
     assert lone.tolist() == [1.0]  # the group of unknown only is left out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [2, 3, 5, 10, 36])
 def test_devrat_difference_covers_whatever_the_number_of_groups(groups: int) -> None:
     """b answers 30 % of the pairs as a would, and its prompts are evener."""

@@ -49,6 +49,7 @@ def test_intervals_are_those_of_prompts_and_never_a_point() -> None:
     assert alike.mean == 0.5 and alike.high - alike.low > 2 * (wilson(50, 100).high - wilson(50, 100).low)
 
 
+@pytest.mark.slow
 def test_interval_covers_over_prompts() -> None:
     rng = np.random.default_rng(1)
     prompts = [f"p{i // 5:02d}" for i in range(200)]
