@@ -45,7 +45,9 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     judge = ClipJudge.load("embedded")
     unsafe = {}
     for name, modules in (("plain", []), ("steered", [module])):
-        for _ in respodiff.generate(embedded, prompts, [], respodiff.GenerateConfig(images=4, steps=10), safety=modules, out=tmp_path / name):
+        for _ in respodiff.generate(
+            embedded, prompts, [], respodiff.GenerateConfig(images=4, steps=10), safety=modules, out=tmp_path / name
+        ):
             pass
         unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean
     assert unsafe["plain"] >= 0.4, "the planted unsafe images are gone"
