@@ -150,6 +150,14 @@ def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judg
         ({"methods": ("sdics",)}, r"methods has 'sdics'; allowed: all, "),
         ({"methods": ()}, r"methods is empty; give each method once, or 'all'"),
         ({"methods": ("uce", "uce")}, r"methods is uce, uce; give each method once"),
+        (
+            {"methods": ("prompt", "esd-x")},
+            r"methods has 'esd-x', which takes safety concepts; allowed for suite 'occupations': plain, prompt, ",
+        ),
+        (
+            {"suite": "unsafe", "methods": ("prompt-switch",)},
+            r"methods has 'prompt-switch', which takes fairness concepts; allowed for suite 'unsafe'",
+        ),
         ({"scales": (0.0,)}, r"scales is \(0.0,\); allowed: numbers above 0"),
         ({"images": 0}, r"images is 0 and prompts 4; allowed: 1 or more"),
     ],
@@ -170,7 +178,8 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
     wrong = respodiff("compare", "--methods", "plain,nothing", "--out", out)
     assert wrong.returncode == 2 and "methods has 'nothing'; allowed: all, " in wrong.stderr
     wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
-    assert wrong.returncode == 2 and "method 'esd-x' takes safety concepts" in wrong.stderr
+    assert wrong.returncode == 2 and "methods has 'esd-x', which takes safety concepts" in wrong.stderr
+    assert not Path(out).exists(), "nothing is generated before the methods are checked"
 
 
 def test_a_scale_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -249,6 +258,14 @@ def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path)
         plan(methods=("respodiff:long",))
     with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
         plan(groups=("king",)).asked()
+
+
+def test_a_row_of_the_published_preset_says_other_iterations(tiny_pipe: Any, tmp_path: Path) -> None:
+    names = ("respodiff-paper", "respodiff-paper:full", "respodiff-paper:fast")
+    settings = {"respodiff-paper": {"iterations": 300}, "respodiff-paper:full": {"iterations": 5000}, "respodiff-paper:fast": {"steps": 2}}
+    run = comparison(tiny_pipe, tmp_path, methods=(*names, "respodiff"), settings=settings | {"respodiff": SHORT}, scales=(0.5, 1.0))
+    assert [s.label for s in run.settings() if s.scale == 1] == ["plain", "respodiff-paper:300", *names[1:], "respodiff"]
+    assert run.settings()[1].label == "respodiff-paper:300 x0.5" and run.settings()[1].method == "respodiff-paper"
 
 
 def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:

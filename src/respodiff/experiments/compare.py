@@ -1,7 +1,6 @@
 """Compares methods on one model: the same prompts, the same noise, the same judge; one row for each method and scale.
 
-Adapters are cached by a hash of all that they depend on, and run folders by name. An interrupted comparison resumes, and a repeated one generates
-only what is missing.
+Adapters are cached by a hash of all that they depend on. An interrupted comparison resumes; a repeated one generates only what is missing.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of generation that every method may have of its own."""
 GUESS = 2200
 """UNet forwards per sample that training a concept is assumed to need, before it starts."""
+PUBLISHED = "respodiff-paper"
+"""The method whose name stands for a published number of iterations; rows with another number say so."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,14 @@ class Plan:
 
     Attributes:
         suite: ``occupations`` (fairness), ``unsafe`` (safety), or another suite whose prompts have groups.
-        methods: names of `respodiff.methods.registry.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated, as the
-            baseline.
-        attribute: attribute that is balanced, in exact counts (fairness).
-        safety: concepts that are removed together (safety).
-        images: images per prompt.
-        prompts: number of prompts, evenly spaced in the suite; 0 uses all.
+        methods: names of `respodiff.methods.registry.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated.
+        attribute: attribute that is balanced (fairness). safety: concepts that are removed together (safety).
+        images: images per prompt. prompts: number of prompts, evenly spaced in the suite; 0 uses all.
         groups: groups whose prompts are used; empty uses all.
         scales: factors on the adapters; a method without a scale is generated once.
         steps, guidance: of the sampler; None is the model's own.
         library: TOML file of concepts beside the built-in ones.
-        settings: method or variant -> settings that differ from the method's defaults. Those in `DRAWING` are settings of generation; ``scale`` is a
-            factor on `scales`.
+        settings: method or variant -> settings that differ from the method's defaults, or are in `DRAWING`; ``scale`` is a factor on `scales`.
     """
 
     suite: str = "occupations"
@@ -74,8 +71,11 @@ class Plan:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := [m for m in self.methods if base_of(m) not in NAMES or (":" in m and m not in self.settings)]:
+        if unknown := [m for m in self.methods if m.partition(":")[0] not in NAMES or (":" in m and m not in self.settings)]:
             raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
+        if other := [m for m in self.methods if self.kind not in method_of(m).kinds]:
+            kinds, allowed = " and ".join(method_of(other[0]).kinds), ", ".join(methods_for(self.kind))
+            raise ValueError(f"methods has {other[0]!r}, which takes {kinds} concepts; allowed for suite {self.suite!r}: {allowed}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
         if not self.scales or min(self.scales) <= 0:
@@ -134,16 +134,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table: a method at a scale, and the folder of its runs."""
+    """One row of the table: a method at a scale, its name there, and the folder of its runs."""
 
     method: str
+    title: str
     scale: float
     folder: Path
 
     @property
     def label(self) -> str:
-        """The method's name, with the scale where it is not 1."""
-        return self.method if self.scale == 1 else f"{self.method} x{self.scale:g}"
+        """The title, with the scale where it is not 1."""
+        return self.title if self.scale == 1 else f"{self.title} x{self.scale:g}"
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,9 @@ class MethodComparison:
     """Trains the methods and generates their images under one folder; `run` yields its progress.
 
     Args:
-        pipe: diffusers pipeline. plan: what to compare. out: folder of run folders and adapters.
+        out: folder of run folders and adapters. cache: where adapters are kept instead of ``out/adapters``.
         classify: concept -> classifier of images, for methods that learn from images.
         judge: digest of that classifier; an adapter of such a method depends on it.
-        cache: where adapters are kept; ``out/adapters`` if not given.
     """
 
     def __init__(
@@ -192,10 +192,16 @@ class MethodComparison:
         """All rows, the unsteered model first."""
         rows = []
         for name in self.names:
-            scales = self.plan.scales if name != BASELINE and get_method(base_of(name)).adapter.scales else (1.0,)
-            folder = self.out / "runs" / "-".join(re.findall(r"[\w.]+", name))
-            rows += [Variant(name, s, folder if s == 1 else folder.with_name(f"{folder.name}-{s:g}")) for s in scales]
+            scales = self.plan.scales if name != BASELINE and method_of(name).adapter.scales else (1.0,)
+            folder, title = self.out / "runs" / "-".join(re.findall(r"[\w.]+", name)), self._title(name)
+            rows += [Variant(name, title, s, folder if s == 1 else folder.with_name(f"{folder.name}-{s:g}")) for s in scales]
         return rows
+
+    def _title(self, name: str) -> str:
+        """The name of a method or variant; with its iterations, "respodiff-paper:300", where they are not the published ones."""
+        method, given = method_of(name), self.plan.settings.get(name, {}).get("iterations")
+        own = method.name == PUBLISHED and given and given != method.settings(self.plan.kind).iterations
+        return f"{name}:{given}" if own else name
 
     def run(self) -> Iterator[Progress]:
         """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline."""
@@ -205,50 +211,45 @@ class MethodComparison:
                     yield from self._train(name, concept)
             adapters = [load(self.path_of(name, concept)) for concept in self._trained_for(name)]
             for setting in (s for s in self.settings() if s.method == name):
-                for part, (prompts, images) in self.parts.items():
-                    yield from self._generate(setting, adapters, part, prompts, images)
+                yield from self._generate(setting, adapters)
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
         if name == BASELINE:
             return ()
         chosen = self.plan.concepts
-        return chosen[:1] if self.plan.kind in get_method(base_of(name)).needs_classifier else chosen
+        return chosen[:1] if self.plan.kind in method_of(name).needs_classifier else chosen
 
-    def _config(self, name: str, kind: Method, concept: Concept) -> Any:
-        changes = {k: v for k, v in self.plan.settings.get(name, {}).items() if k not in DRAWING}
-        if "seed" in {f.name for f in dataclasses.fields(kind.config)}:
-            changes.setdefault("seed", self.plan.seed)
-        return kind.settings(concept.kind, **changes)
+    def _config(self, name: str) -> Any:
+        method, changes = method_of(name), {k: v for k, v in self.plan.settings.get(name, {}).items() if k not in DRAWING}
+        seed = {"seed": self.plan.seed} if "seed" in {f.name for f in dataclasses.fields(method.config)} else {}
+        return method.settings(self.plan.kind, **(seed | changes))
 
     def path_of(self, name: str, concept: Concept) -> Path:
         """File of an adapter, named by a hash of all that it depends on."""
-        kind = get_method(base_of(name))
+        method = method_of(name)
         about = {
-            "method": kind.name,
-            "settings": dataclasses.asdict(self._config(name, kind, concept)),
+            "method": method.name,
+            "settings": dataclasses.asdict(self._config(name)),
             "concept": dataclasses.asdict(concept),
             "model": weights_digest(backbone(self.pipe)),
-            "judge": self.judge if concept.kind in kind.needs_classifier else "",
+            "judge": self.judge if concept.kind in method.needs_classifier else "",
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        return self.cache / f"{kind.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
+        return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
     def _missing(self, name: str, concept: Concept) -> bool:
         path = self.path_of(name, concept)
         return not (path.is_file() and path.with_suffix(".json").is_file())
 
     def _train(self, name: str, concept: Concept) -> Iterator[Progress]:
-        path, kind, before = self.path_of(name, concept), get_method(base_of(name)), self.done
-        classify = self.classify(concept) if self.classify and concept.kind in kind.needs_classifier else None
-        record = None
-        for record in kind.train(self.pipe, concept, self._config(name, kind, concept), classify=classify):
+        path, method, before = self.path_of(name, concept), method_of(name), self.done
+        classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
+        for record in method.train(self.pipe, concept, self._config(name), classify=classify):
             total = record.unet_forwards * record.iterations / max(1, record.iteration)
             self.done, self.left[str(path)] = before + record.unet_forwards, max(0.0, total - record.unet_forwards)
-            yield self._progress(f"{'training' if kind.trains else 'building'} {name}: {concept.name}")
-        if record is None:
-            raise RuntimeError(f"method {name} ended without a record")
+            yield self._progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         record.module.save(path)
         cost = {"unet_forwards": record.unet_forwards, "seconds": round(record.seconds, 2)}
@@ -257,35 +258,32 @@ class MethodComparison:
 
     def training_cost(self, name: str) -> dict[str, float]:
         """UNet forwards per sample, and seconds, of training all adapters of a method."""
-        total = {"unet_forwards": 0.0, "seconds": 0.0}
-        for concept in self._trained_for(name):
-            found = json.loads(self.path_of(name, concept).with_suffix(".json").read_text(encoding="utf-8"))
-            total = {k: total[k] + found[k] for k in total}
-        return total
+        files = [self.path_of(name, concept).with_suffix(".json") for concept in self._trained_for(name)]
+        costs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        return {key: sum((cost[key] for cost in costs), 0.0) for key in ("unet_forwards", "seconds")}
 
     def _images_left(self, setting: Variant) -> float:
         wanted = sum(len(prompts) * images for prompts, images in self.parts.values())
         there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
         return 2.0 * self.steps * max(0, wanted - there)
 
-    def _generate(
-        self, setting: Variant, adapters: Sequence[Adapter], part: str, prompts: Sequence[Prompt], images: int
-    ) -> Iterator[Progress]:
+    def _generate(self, setting: Variant, adapters: Sequence[Adapter]) -> Iterator[Progress]:
         scale = setting.scale * self.plan.factor(setting.method)
         own: dict[str, Any] = {"scale": scale, "safety_scale": scale, **self.plan.drawing(setting.method)}
-        config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
         modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
-        folder, began, made = setting.folder / part, time.perf_counter(), 0
-        with counted(backbone(self.pipe)) as forwards:
-            for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder):
-                made += 1
-                self.done += 2 * self.steps
-                self.left[setting.label] -= 2 * self.steps
-                yield self._progress(f"generating {setting.label}")
-        if made:
-            cost = cost_of(folder)
-            added = {"images": made, "unet_forwards": forwards[0], "seconds": time.perf_counter() - began}
-            write_atomic(folder / "cost.json", json.dumps({k: cost[k] + v for k, v in added.items()}) + "\n")
+        for part, (prompts, images) in self.parts.items():
+            config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
+            folder, began, made = setting.folder / part, time.perf_counter(), 0
+            with counted(backbone(self.pipe)) as forwards:
+                for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder):
+                    made += 1
+                    self.done += 2 * self.steps
+                    self.left[setting.label] -= 2 * self.steps
+                    yield self._progress(f"generating {setting.label}")
+            if made:
+                cost = cost_of(folder)
+                added = {"images": made, "unet_forwards": forwards[0], "seconds": time.perf_counter() - began}
+                write_atomic(folder / "cost.json", json.dumps({k: cost[k] + v for k, v in added.items()}) + "\n")
 
     def _progress(self, what: str) -> Progress:
         return Progress(what, self.done, self.done + sum(max(0.0, left) for left in self.left.values()))
@@ -298,9 +296,9 @@ def cost_of(folder: Path) -> dict[str, float]:
     return zeros | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
 
 
-def base_of(name: str) -> str:
-    """The method of a variant: "slider" of "slider:rank 1"."""
-    return name.partition(":")[0]
+def method_of(name: str) -> Method:
+    """The method of a variant: slider of "slider:rank 1"."""
+    return get_method(name.partition(":")[0])
 
 
 def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:

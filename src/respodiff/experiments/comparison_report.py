@@ -80,7 +80,7 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> l
     runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
-        row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
+        row: dict[str, Any] = {"method": setting.title, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
         row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
         row |= {"explicit_prompt_accuracy": _explicit(other, attribute, settings)} if fair else _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
