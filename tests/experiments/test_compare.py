@@ -60,8 +60,8 @@ def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_p
         stated = RunFolder(setting.folder / "stated").records()
         assert len(stated) == 4 and all(r.prompt.startswith("a male " if "man" in r.categories else "a female ") for r in stated)
         assert [r.categories for r in stated].count(("man",)) == 2
-    assert all(isinstance(s, Progress) and 0 <= s.done <= s.total + 1e-6 for s in steps)
-    assert steps[-1].done == pytest.approx(steps[-1].total)
+    assert all(isinstance(s, Progress) and 0 <= s.done <= s.total for s in steps)
+    assert steps[-1] == Progress("generating respodiff", 4, 4) and steps.count(Progress("generating plain", 8, 8)) == 1
     assert {s.what for s in steps} >= {"training respodiff: woman", "generating uce x0.5", "generating plain"}
     result = publish(run, judge)
     rows = {row["label"]: row for row in result["rows"]}
@@ -94,7 +94,6 @@ def test_a_killed_comparison_goes_on_and_a_second_one_draws_nothing(tiny_pipe: A
     assert len(list(again.run())) > 0
     assert files(tmp_path / "stopped" / "runs") == files(tmp_path / "whole" / "runs")
     third = comparison(tiny_pipe, tmp_path / "stopped", methods=("respodiff",))
-    assert sum(third.left.values()) == 0
     assert list(third.run()) == []
     assert publish(third, judge)["rows"][1]["unet_forwards_per_image"] == 4
 

@@ -11,8 +11,9 @@ import json
 import re
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from respodiff.steering.adapter import Adapter
 
 DRAWING = ("scale", "assign_at", "aligned_scale")
 """Settings of generation that every method may have of its own."""
-GUESS = 2200
-"""UNet forwards per sample that training a concept is assumed to need, before it starts."""
+REMOVED = ("violence", "sexual")
+"""Safety concepts that are removed together."""
 PUBLISHED = "respodiff-paper"
 """The method whose name stands for a published number of iterations; rows with another number say so."""
 
@@ -47,7 +48,7 @@ class Plan:
     Attributes:
         suite: ``occupations`` (fairness), ``unsafe`` (safety), or another suite whose prompts have groups.
         methods: names of `respodiff.methods.registry.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated.
-        attribute: attribute that is balanced (fairness). safety: concepts that are removed together (safety).
+        attribute: attribute that is balanced (fairness).
         images: images per prompt. prompts: number of prompts, evenly spaced in the suite; 0 uses all.
         groups: groups whose prompts are used; empty uses all.
         scales: factors on the adapters; a method without a scale is generated once.
@@ -59,7 +60,6 @@ class Plan:
     suite: str = "occupations"
     methods: tuple[str, ...] = field(default_factory=lambda: methods_for("fairness"))
     attribute: str = "gender"
-    safety: tuple[str, ...] = ("violence", "sexual")
     images: int = 4
     prompts: int = 0
     groups: tuple[str, ...] = ()
@@ -104,7 +104,7 @@ class Plan:
     def concepts(self) -> tuple[Concept, ...]:
         """What every method is trained for."""
         if self.kind == "safety":
-            return tuple(concepts.concept(name, self._known) for name in self.safety)
+            return tuple(concepts.concept(name, self._known) for name in REMOVED)
         return self.whole.concepts
 
     @property
@@ -149,11 +149,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being done, and how much is done of an estimated total, as UNet forwards per sample."""
+    """What is being done, and how much of it: iterations of a training, images of a run."""
 
     what: str
-    done: float
-    total: float
+    done: int
+    total: int
 
 
 class MethodComparison:
@@ -182,11 +182,6 @@ class MethodComparison:
         self.cache = Path(cache) if cache else self.out / "adapters"
         self.parts = plan.parts()
         self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
-        self.left: dict[str, float] = {
-            str(self.path_of(name, c)): GUESS for name in self.names for c in self._trained_for(name) if self._missing(name, c)
-        }
-        self.left |= {s.label: self._images_left(s) for s in self.settings()}
-        self.done = 0.0
 
     def settings(self) -> list[Variant]:
         """All rows, the unsteered model first."""
@@ -207,17 +202,16 @@ class MethodComparison:
         """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline."""
         for name in self.names:
             for concept in self._trained_for(name):
-                if self._missing(name, concept):
-                    yield from self._train(name, concept)
+                path = self.path_of(name, concept)
+                if not (path.is_file() and path.with_suffix(".json").is_file()):
+                    yield from self._train(name, concept, path)
             adapters = [load(self.path_of(name, concept)) for concept in self._trained_for(name)]
             for setting in (s for s in self.settings() if s.method == name):
                 yield from self._generate(setting, adapters)
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
-        if name == BASELINE:
-            return ()
-        chosen = self.plan.concepts
+        chosen = self.plan.concepts if name != BASELINE else ()
         return chosen[:1] if self.plan.kind in method_of(name).needs_classifier else chosen
 
     def _config(self, name: str) -> Any:
@@ -239,22 +233,15 @@ class MethodComparison:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
-    def _missing(self, name: str, concept: Concept) -> bool:
-        path = self.path_of(name, concept)
-        return not (path.is_file() and path.with_suffix(".json").is_file())
-
-    def _train(self, name: str, concept: Concept) -> Iterator[Progress]:
-        path, method, before = self.path_of(name, concept), method_of(name), self.done
+    def _train(self, name: str, concept: Concept, path: Path) -> Iterator[Progress]:
+        method = method_of(name)
         classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
         for record in method.train(self.pipe, concept, self._config(name), classify=classify):
-            total = record.unet_forwards * record.iterations / max(1, record.iteration)
-            self.done, self.left[str(path)] = before + record.unet_forwards, max(0.0, total - record.unet_forwards)
-            yield self._progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}")
+            yield Progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}", record.iteration, record.iterations)
         path.parent.mkdir(parents=True, exist_ok=True)
         record.module.save(path)
         cost = {"unet_forwards": record.unet_forwards, "seconds": round(record.seconds, 2)}
         write_atomic(path.with_suffix(".json"), json.dumps(cost) + "\n")
-        self.left[str(path)] = 0.0
 
     def training_cost(self, name: str) -> dict[str, float]:
         """UNet forwards per sample, and seconds, of training all adapters of a method."""
@@ -262,31 +249,30 @@ class MethodComparison:
         costs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         return {key: sum((cost[key] for cost in costs), 0.0) for key in ("unet_forwards", "seconds")}
 
-    def _images_left(self, setting: Variant) -> float:
-        wanted = sum(len(prompts) * images for prompts, images in self.parts.values())
-        there = sum(len(RunFolder(setting.folder / part).done()) for part in self.parts if (setting.folder / part / "run.json").is_file())
-        return 2.0 * self.steps * max(0, wanted - there)
-
     def _generate(self, setting: Variant, adapters: Sequence[Adapter]) -> Iterator[Progress]:
         scale = setting.scale * self.plan.factor(setting.method)
         own: dict[str, Any] = {"scale": scale, "safety_scale": scale, **self.plan.drawing(setting.method)}
         modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
         for part, (prompts, images) in self.parts.items():
             config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
-            folder, began, made = setting.folder / part, time.perf_counter(), 0
+            folder, began, what = setting.folder / part, time.perf_counter(), f"generating {setting.label}"
             with counted(backbone(self.pipe)) as forwards:
-                for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder):
-                    made += 1
-                    self.done += 2 * self.steps
-                    self.left[setting.label] -= 2 * self.steps
-                    yield self._progress(f"generating {setting.label}")
+                made = yield from generate_missing(what, self.pipe, prompts, modules, config, folder, safety=safety)
             if made:
                 cost = cost_of(folder)
                 added = {"images": made, "unet_forwards": forwards[0], "seconds": time.perf_counter() - began}
                 write_atomic(folder / "cost.json", json.dumps({k: cost[k] + v for k, v in added.items()}) + "\n")
 
-    def _progress(self, what: str) -> Progress:
-        return Progress(what, self.done, self.done + sum(max(0.0, left) for left in self.left.values()))
+
+def generate_missing(
+    what: str, pipe: Any, prompts: Sequence[Prompt | str], modules: Sequence[Adapter], config: GenerateConfig, folder: Path, **more: Any
+) -> Generator[Progress, None, int]:
+    """Generate what a run folder is missing (`respodiff.generation.generate.generate`). Progress counts images; returns their number."""
+    images = generate(pipe, prompts, modules, config, out=folder, **more)
+    done, total = 0, len(prompts) * config.images - len(RunFolder(folder).done())
+    for done, _ in enumerate(images, start=1):
+        yield Progress(what, done, total)
+    return done
 
 
 def cost_of(folder: Path) -> dict[str, float]:
@@ -302,11 +288,7 @@ def method_of(name: str) -> Method:
 
 
 def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:
-    """Settings of methods and variants for `Plan.settings`, from the tables [KIND.NAME] of a TOML file; lists as tuples.
-
-    Raises:
-        ValueError: the file cannot be read, or has a table of another name.
-    """
+    """Settings of methods and variants for `Plan.settings`, from the tables [KIND.NAME] of a TOML file; lists as tuples."""
     try:
         tables = tomllib.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -326,8 +308,7 @@ def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
 def stated_prompts(prompts: Sequence[Prompt], alternatives: Sequence[Concept]) -> list[Prompt]:
     """The prompts with an alternative stated in each, in turns. A method should leave such explicit prompts alone."""
     out = []
-    for i, prompt in enumerate(prompts):
-        concept = alternatives[i % len(alternatives)]
+    for prompt, concept in zip(prompts, cycle(alternatives), strict=False):
         text = rewritten(prompt.text, *rewriting(concept.target, concept.neutral))
         out.append(dataclasses.replace(prompt, id=f"stated/{prompt.group}", text=text, suite="stated", categories=(concept.name,)))
     return out

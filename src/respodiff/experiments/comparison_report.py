@@ -81,7 +81,7 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> l
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
         row: dict[str, Any] = {"method": setting.title, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
-        row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
+        row |= _metrics(entry, attribute) | {"change": _change(entry, MAIN[comparison.plan.kind], attribute)}
         row |= {"explicit_prompt_accuracy": _explicit(other, attribute, settings)} if fair else _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
     return out
@@ -94,12 +94,10 @@ def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, 
     return {prefix + name: e and asdict(e) for name, e in chosen.items()}
 
 
-def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
-    """The tested difference of the main metric to the baseline, and all tests."""
-    tests = entry.comparison.tests if entry.comparison else ()
+def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, float] | None:
+    """The tested difference of a metric to the baseline."""
     found = entry.comparison and entry.comparison.tested(metric, attribute)
-    change = found and {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-    return {"change": change, "tests": [asdict(t) for t in tests]}
+    return {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n} if found else None
 
 
 def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> dict[str, float] | None:
