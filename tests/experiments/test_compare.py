@@ -250,13 +250,13 @@ def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path)
     )
     list(run.run())
     assert [s.label for s in run.settings()] == ["plain", "respodiff", "respodiff:short"]
-    costs = [run.training_cost(s.method)["unet_forwards"] for s in run.settings()]
+    costs = [run.training_cost(s.method) for s in run.settings()]
     assert costs[0] == 0 < costs[2] < costs[1]
     assert {r.group for s in run.settings() for r in RunFolder(s.folder / "suite").records()} == {"doctor", "nurse"}
     with pytest.raises(ValueError, match=r"methods has 'respodiff:long'; allowed: .* a NAME:VARIANT needs its settings"):
         plan(methods=("respodiff:long",))
     with pytest.raises(ValueError, match=r"groups has 'king', which suite 'occupations' does not have"):
-        plan(groups=("king",)).asked()
+        plan(groups=("king",)).parts()
 
 
 def test_a_row_of_the_published_preset_says_other_iterations(tiny_pipe: Any, tmp_path: Path) -> None:
@@ -287,6 +287,4 @@ def test_the_trade_off_starts_at_the_baseline() -> None:
     curves = trade_off(rows, "fairness")
     (_, points) = curves.series[1]
     assert [(p.x, p.y) for p in points] == [(0.0, 0.8), (0.1, 0.5), (0.2, 0.2)] and curves.x_label == "paired distance to the baseline"
-    assert [name for name, _ in curves.series] == ["plain", "r:a"]
-    assert [name for name, _ in trade_off([*rows, row("r:b", 1, 1)], "fairness").series] == ["plain", "a", "b"]
     assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness").series] == ["plain", "r:a", "s"]

@@ -78,12 +78,10 @@ def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | C
 
     ValueError for modules that are not the alternatives of one attribute.
     """
-    if odd := [m.name for m in modules if m.header.kind != "fairness"]:
-        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")
-    names = {m.header.attribute or "concept" for m in modules}
-    if len(names) != 1 or "*" in "".join(names):
-        raise ValueError(f"modules are of {', '.join(sorted(names)) or 'nothing'}; give the alternatives of one attribute")
-    (name,) = names
+    names = {m.header.attribute or "concept" if m.header.kind == "fairness" else "safety" for m in modules}
+    name = ", ".join(sorted(names))
+    if len(names) != 1 or name == "safety" or "*" in name:
+        raise ValueError(f"modules are of {name or 'nothing'}; give the alternatives of one attribute, which have a concept accuracy")
     own, known = {m.name: m.header.target for m in modules}, library.get(name)
     if isinstance(known, Attribute) and own.items() <= {c.name: c.target for c in known.concepts}.items():
         return known

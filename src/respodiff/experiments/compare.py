@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import re
-import time
 import tomllib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -81,19 +80,16 @@ class Plan:
         if not self.scales or min(self.scales) <= 0:
             raise ValueError(f"scales is {self.scales}; allowed: numbers above 0, 1 is as trained")
         for name in self.settings:
-            if self.factor(name) <= 0:
-                raise ValueError(f"settings of {name!r} have scale {self.factor(name):g}; a scale is a number above 0, 1 is as trained")
-            GenerateConfig(**self.drawing(name))  # refused before anything is trained
+            drawing = self.drawing(name)
+            if drawing["scale"] <= 0:
+                raise ValueError(f"settings of {name!r} have scale {drawing['scale']:g}; a scale is a number above 0, 1 is as trained")
+            GenerateConfig(**drawing)  # refused before anything is trained
         if self.images < 1 or self.prompts < 0:
             raise ValueError(f"images is {self.images} and prompts {self.prompts}; allowed: 1 or more, and 0 (all) or more")
 
     def drawing(self, name: str) -> dict[str, Any]:
-        """Settings of generation of a method or variant, beside the scale."""
-        return {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING and k != "scale"}
-
-    def factor(self, name: str) -> float:
-        """The scale of a method or variant that counts as 1."""
-        return float(self.settings.get(name, {}).get("scale", 1.0))
+        """Settings of generation of a method or variant; its ``scale`` is the one that counts as 1."""
+        return {"scale": 1.0} | {k: float(v) for k, v in self.settings.get(name, {}).items() if k in DRAWING}
 
     @property
     def kind(self) -> str:
@@ -116,16 +112,15 @@ class Plan:
     def _known(self) -> dict[str, Attribute | Concept]:
         return {**concepts.builtin(), **(concepts.load_concepts(self.library) if self.library else {})}
 
-    def asked(self) -> list[Prompt]:
-        """The prompts of the suite that are used; ValueError for a group that the suite does not have."""
+    def parts(self) -> dict[str, tuple[list[Prompt], int]]:
+        """Part of a run -> (prompts, images per prompt): the suite, and prompts that must stay as they are (explicit or harmless ones).
+
+        ValueError for a group that the suite does not have.
+        """
         found = suite(self.suite)
         if unknown := sorted(set(self.groups) - {p.group for p in found}):
             raise ValueError(f"groups has {unknown[0]!r}, which suite {self.suite!r} does not have; leave it out")
-        return spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
-
-    def parts(self) -> dict[str, tuple[list[Prompt], int]]:
-        """Part of a run -> (prompts, images per prompt): the suite, and prompts that must stay as they are (explicit or harmless ones)."""
-        prompts = self.asked()
+        prompts = spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
         if self.kind == "fairness":
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
         benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
@@ -240,28 +235,26 @@ class MethodComparison:
             yield Progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}", record.iteration, record.iterations)
         path.parent.mkdir(parents=True, exist_ok=True)
         record.module.save(path)
-        cost = {"unet_forwards": record.unet_forwards, "seconds": round(record.seconds, 2)}
-        write_atomic(path.with_suffix(".json"), json.dumps(cost) + "\n")
+        write_atomic(path.with_suffix(".json"), json.dumps({"unet_forwards": record.unet_forwards}) + "\n")
 
-    def training_cost(self, name: str) -> dict[str, float]:
-        """UNet forwards per sample, and seconds, of training all adapters of a method."""
+    def training_cost(self, name: str) -> int:
+        """UNet forwards per sample of training all adapters of a method."""
         files = [self.path_of(name, concept).with_suffix(".json") for concept in self._trained_for(name)]
-        costs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        return {key: sum((cost[key] for cost in costs), 0.0) for key in ("unet_forwards", "seconds")}
+        return sum(json.loads(file.read_text(encoding="utf-8"))["unet_forwards"] for file in files)
 
     def _generate(self, setting: Variant, adapters: Sequence[Adapter]) -> Iterator[Progress]:
-        scale = setting.scale * self.plan.factor(setting.method)
-        own: dict[str, Any] = {"scale": scale, "safety_scale": scale, **self.plan.drawing(setting.method)}
+        own = self.plan.drawing(setting.method)
+        own["scale"] = own["safety_scale"] = setting.scale * own["scale"]
         modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
         for part, (prompts, images) in self.parts.items():
             config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
-            folder, began, what = setting.folder / part, time.perf_counter(), f"generating {setting.label}"
+            folder, what = setting.folder / part, f"generating {setting.label}"
             with counted(backbone(self.pipe)) as forwards:
                 made = yield from generate_missing(what, self.pipe, prompts, modules, config, folder, safety=safety)
             if made:
                 cost = cost_of(folder)
-                added = {"images": made, "unet_forwards": forwards[0], "seconds": time.perf_counter() - began}
-                write_atomic(folder / "cost.json", json.dumps({k: cost[k] + v for k, v in added.items()}) + "\n")
+                cost = {"images": cost["images"] + made, "unet_forwards": cost["unet_forwards"] + forwards[0]}
+                write_atomic(folder / "cost.json", json.dumps(cost) + "\n")
 
 
 def generate_missing(
@@ -275,11 +268,10 @@ def generate_missing(
     return done
 
 
-def cost_of(folder: Path) -> dict[str, float]:
-    """Images, UNet forwards per sample and seconds of generating a run so far; zeros if nothing was generated."""
+def cost_of(folder: Path) -> dict[str, int]:
+    """Images and UNet forwards per sample of generating a run so far; zeros if nothing was generated."""
     path = folder / "cost.json"
-    zeros = dict.fromkeys(("images", "unet_forwards", "seconds"), 0.0)
-    return zeros | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    return {"images": 0, "unet_forwards": 0} | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
 
 
 def method_of(name: str) -> Method:

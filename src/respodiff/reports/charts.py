@@ -57,11 +57,7 @@ class Dots:
     target: float | Mapping[str, float] | None = None
 
     def html(self) -> Markup:
-        """The chart; ValueError for a value outside of 0..1."""
-        for _, values in self.rows:
-            for name, e in values.items():
-                if e is not None and not 0 <= e.low <= e.high <= 1:
-                    raise ValueError(f"a dot chart shows shares in 0..1, got {name} {e.mean} [{e.low}, {e.high}]")
+        """The chart."""
         return render("dots.html.j2", chart=self, styles=[style(i) for i in range(len(self.series))])
 
 
@@ -109,11 +105,11 @@ class Curves:
     def html(self) -> Markup:
         """The plot; every point says its numbers when it is pointed at."""
         finite = [(i, name, [p for p in points if math.isfinite(p.x + p.y)]) for i, (name, points) in enumerate(self.series)]
-        known = [(i, name, points) for i, name, points in finite if points]
+        known = [row for row in finite if row[2]]
         if not known:
             return render("curves.html.j2", chart=self, lines=[])
-        across = Scale.over([0.0, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
-        up = Scale.over([0.0, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
+        across = Scale([0.0, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
+        up = Scale([0.0, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
         heights = spread([up(points[-1].y) for *_, points in known])
         lines = []
         for (i, name, points), height in zip(known, heights, strict=True):
@@ -130,28 +126,17 @@ class Curves:
         return f"{name}{', ' * bool(p.name)}{p.name}: {self.x_label} {number(p.x)}, {self.y_label} {y}"
 
 
-@dataclass(frozen=True)
 class Scale:
-    """Values to pixels, with round ticks.
+    """Values to pixels; all values lie between ticks of 1, 2 or 5 times a power of ten, about five of them."""
 
-    >>> s = Scale.over([0.1, 0.72], 0, 100)
-    >>> s.ticks, s(s.ticks[0]), s(s.ticks[-1])
-    ((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 100.0)
-    """
-
-    ticks: tuple[float, ...]
-    start: float
-    end: float
-
-    @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float) -> Scale:
-        """A scale that holds all values between ticks of 1, 2 or 5 times a power of ten, about five of them."""
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = min(values), max(values)
         rough = ((high - low) or abs(high) or 1.0) / 4
         power = 10.0 ** math.floor(math.log10(rough))
         step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(tuple(round(k * step, 12) for k in range(first, max(last, first + 1) + 1)), start, end)
+        self.ticks = [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+        self.start, self.end = start, end
 
     def __call__(self, value: float) -> float:
         low, high = self.ticks[0], self.ticks[-1]
@@ -165,11 +150,7 @@ class Scale:
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap.
-
-    >>> spread([100.0, 100.0, 300.0])
-    [100.0, 115.0, 300.0]
-    """
+    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap."""
     order, room = np.argsort(heights, kind="stable"), LINE * np.arange(len(heights))
     lowered = np.maximum.accumulate(np.maximum(heights, TOP + 6.0)[order] - room)  # each at least a line below the one above it
     ys = np.empty(len(heights))

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from respodiff.evaluation.comparison import ReportEntry, noise_key
 from respodiff.evaluation.score_files import confined, open_image
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.reports.html import render
+from respodiff.reports.html import Section, render
 
 PROMPTS, COLUMNS = 8, 8
 """Prompts of a prompt set that a gallery shows, and images of each."""
@@ -56,7 +56,7 @@ class Gallery:
         return render("gallery.html.j2", gallery=self, veil=veil)
 
 
-def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
+def gallery_of(heading: str, entries: Sequence[ReportEntry]) -> Section:
     """Evenly spaced prompts, the first images of each; a run that lacks the image of a column has a hole there."""
     texts = dict(sorted((r.prompt_id, r.prompt) for e in entries for r in e.run.records))
     prompts, step = list(texts), max(1, len(texts) / PROMPTS)
@@ -66,17 +66,12 @@ def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
         columns = list(dict.fromkeys(key for _, places, _ in runs for key in places.get(prompt, {})))[:COLUMNS]
         strips = [(run.label, [_asked(run, places.get(prompt, {}).get(key), flags) for key in columns]) for run, places, flags in runs]
         rows.append((texts[prompt], strips))
-    return Gallery(rows)
-
-
-def gallery_text(entries: Sequence[ReportEntry]) -> str:
-    """What the columns of the gallery share."""
     paired = all(e.comparison is None or e.comparison.paired for e in entries)
     columns = (
         "Images in a column start from the same noise." if paired else "Not all of these runs share their noise, so compare no columns."
     )
     first = "First images of some prompts, none chosen by hand."
-    return f"One row a run. {columns} {first}" if len(entries) > 1 else first
+    return Section(heading, f"One row a run. {columns} {first}" if len(entries) > 1 else first, parts=[Gallery(rows)])
 
 
 def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | None) -> Tile:

@@ -18,14 +18,13 @@ from respodiff.evaluation.scored_run import open_parts
 from respodiff.reports import tables
 from respodiff.reports.charts import Dots, Stacks
 from respodiff.reports.html import Section, html_report
-from respodiff.reports.images import gallery_of, gallery_text
+from respodiff.reports.images import gallery_of
 from respodiff.reports.tables import Cell, Rows, definitions, p_value, shown
 
 TABLES = (".json", ".csv", ".md", "-images.csv")
 MOST_GROUPS, ONE_SIDED, ALPHA = 60, 3, 0.05
 """Rows of a chart; prompts of an attribute in the table of findings; level of significance."""
 
-DEFINED = ("devrat", "concept_accuracy", "subject_accuracy")
 RANDOM = "Random sampling: the DevRat that a perfect generator would show at this number of images."
 LIMITS = (
     "A DevRat below that of random sampling means that concepts were assigned in exact numbers, not that it is better than perfect.",
@@ -92,7 +91,7 @@ def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> N
     entries = [e for block in blocks.values() for e in block]
     labels = list(dict.fromkeys(e.run.label for e in entries))
     lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary.n for e in entries):,} images: {', '.join(labels)}."
-    judges, agreement = _judges(entries)
+    agreed = [f"{e.run.label}, {line}" for e in entries for line in tables.agreements(e.summary)]
     intervals = f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed}); Wilson for a single share."
     command = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
     again = f"The same page: {command}, with the run folders for DIR."
@@ -101,7 +100,7 @@ def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> N
         *(_findings(suite, block) for suite, block in blocks.items()),
         *(section for suite, block in blocks.items() for section in _suite(suite, block)),
         Section("What could not be used", notes=[f"{e.run.label}: {line}" for e in entries for line in e.summary.problems]),
-        Section("Judges", table=judges, notes=agreement),
+        Section("Judges", table=tables.judges(e.summary for e in entries), notes=agreed),
         Section("How to read it", intervals, notes=LIMITS),
         Section("Provenance", again, table=_provenance(entries), folded=True, notes=[f"respodiff {__version__}", *settings]),
     ]
@@ -162,7 +161,7 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
     name, baseline = suite or "images", entries[0].run.label
     people, attributes = tables.about_people(entries), _attributes(entries)
     groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
-    about = " ".join([*definitions(METRICS[name] for name in DEFINED), RANDOM])
+    about = " ".join([*definitions(METRICS[key] for key in ("devrat", "concept_accuracy", "subject_accuracy")), RANDOM])
     out = [Section(name, f"{prompts} prompts in {groups} groups. {about if people else ''}", table=tables.headline(entries))]
     if tests := tables.differences(entries):
         out.append(Section(f"{name}: differences to {baseline}", "Image by image, both from the same noise.", table=tests))
@@ -175,7 +174,7 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
     if people:
         out += [Section(f"{name}: {a}, group by group", parts=[_proportions(a, entries)]) for a in attributes]
         out += [Section(f"{name}: DevRat {a}, group by group", table=tables.devrat_by(a, entries), folded=True) for a in attributes]
-    out.append(Section(f"{name}: images", gallery_text(entries), parts=[gallery_of(entries)]))
+    out.append(gallery_of(f"{name}: images", entries))
     if people:
         cells = [{"run": e.run.label, **row} for e in entries for row in tables.subgroups(e.summary.intersection)]
         out.append(Section(f"{name}: intersections", table=cells, folded=True))
@@ -212,27 +211,14 @@ def _categories(entries: Sequence[ReportEntry]) -> Dots:
     return Dots("share of images that a judge flags", list(found), rows)
 
 
-def _judges(entries: Sequence[ReportEntry]) -> tuple[Rows, list[str]]:
-    """A row a judge, and how far two judges agree."""
-    rows, agree = Rows(), []
-    for e in entries:
-        for j in e.summary.judges:
-            how = j.rule or {"table": "labels from a table", "texts": f"class template {j.class_template}"}.get(j.kind, "")
-            row: dict[str, Cell] = {"judge": j.name, "version": j.version, "weights digest": j.digest, "what it says": how}
-            rows += [row] if row not in rows else []
-        for a in e.summary.agreement:
-            kappa = f", kappa {shown(a.kappa)}" if a.kappa else ""
-            judges = " and ".join(a.judges)
-            agree.append(f"{e.run.label}, {a.task}: {judges} agree on {shown(a.agree)} (n = {a.agree.n:,}) of images{kappa}")
-    return rows, agree
-
-
 def _provenance(entries: Sequence[ReportEntry]) -> Rows:
     rows = Rows()
     for e in entries:
-        r = e.run.records[0]
-        row: dict[str, Any] = {"run": e.run.label, "suite": r.suite, "method": r.method, "model": r.model, "model digest": r.model_digest}
-        row |= {"seed": str(r.seed), "steps": r.steps, "guidance": r.guidance and f"{r.guidance:g}", "scheduler": r.scheduler}
-        row["size"] = ", ".join(sorted({f"{r.width}x{r.height}" for r in e.run.records if r.width})[:3])
-        rows.append({key: value or None for key, value in row.items()})
+        first = e.run.records[0]
+        row: dict[str, Cell] = {"run": e.run.label}
+        for key in ("suite", "method", "model", "model_digest", "seed", "steps", "guidance", "scheduler"):
+            value = getattr(first, key)
+            row[key.replace("_", " ")] = None if value in (None, "") else str(value)
+        sizes = sorted({f"{r.width}x{r.height}" for r in e.run.records if r.width})
+        rows.append(row | {"size": ", ".join(sizes[:3]) or None})
     return rows

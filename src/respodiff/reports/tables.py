@@ -56,8 +56,26 @@ def summary_lines(summary: Summary) -> list[str]:
         out += [f"{s['subgroup']}: {text(s['share'])} ({s['images']}), wanted {text(s['wanted'])}" for s in subgroups(both)]
         out.append(f"seen as asked in all of {' x '.join(both.attributes)}: {shown(both.concept_accuracy)}")
     out += [f"  {name}: {shown(e)}" for name, e in summary.unsafe_by_category.items()]
-    out += [f"agreement on {a.task}, {' and '.join(a.judges)}: {shown(a.agree)}" for a in summary.agreement]
-    return [*out, "Labels are what the judge perceives in generated images, never facts about people."]
+    return [*out, *agreements(summary), "Labels are what the judge perceives in generated images, never facts about people."]
+
+
+def agreements(summary: Summary) -> list[str]:
+    """How often two judges give the same answer, and beyond chance (Cohen's kappa): a line a question."""
+    out = []
+    for a in summary.agreement:
+        kappa = f", kappa {shown(a.kappa)}" if a.kappa else ""
+        out.append(f"{a.task}: {' and '.join(a.judges)} agree on {shown(a.agree)} of {a.agree.n:,} images{kappa}")
+    return out
+
+
+def judges(summaries: Iterable[Summary]) -> Rows:
+    """One row a judge: its name, version and digest, and how it answers."""
+    rows = Rows()
+    for j in (j for summary in summaries for j in summary.judges):
+        how = j.rule or {"table": "labels from a table", "texts": f"class template {j.class_template}"}.get(j.kind, "")
+        row: dict[str, Cell] = {"judge": j.name, "version": j.version, "weights digest": j.digest, "what it says": how}
+        rows += [row] if row not in rows else []
+    return rows
 
 
 def about_people(entries: Sequence[ReportEntry]) -> bool:
@@ -156,9 +174,9 @@ def headline_csv(blocks: Blocks) -> str:
         for row in headline(entries) + distances(entries):
             for key, value in row.items():
                 if key not in ("run", "n") and value is not None:
-                    e = value if isinstance(value, Estimate) else None
-                    cells = {"value": e.mean, "low": e.low, "high": e.high} if e else {"value": value, "low": "", "high": ""}
-                    rows.append({"suite": suite, "run": row["run"], "n": counts[str(row["run"])], "statistic": key, **cells})
+                    about = {"suite": suite, "run": row["run"], "n": counts[str(row["run"])], "statistic": key}
+                    interval = {"low": getattr(value, "low", ""), "high": getattr(value, "high", "")}
+                    rows.append({**about, "value": getattr(value, "mean", value), **interval})
     return _csv(rows)
 
 
