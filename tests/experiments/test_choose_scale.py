@@ -46,7 +46,7 @@ def test_the_least_scale_that_reaches_is_taken(tiny_pipe: Any, gender: list[Any]
     drawn = [[(r.id, r.concepts, r.seed) for r in rows] for rows in runs]
     assert all(rows == drawn[0] for rows in drawn) and {seed for _, _, seed in drawn[0]} == {CONFIG.seed + 1} and len(drawn[0]) == 8
     monkeypatch.setattr(module, "SCALES", (0.5, 1.0))
-    with pytest.raises(ValueError, match=r"no scale up to 1 reaches 0\.9: best is 0\.500 at 1"):
+    with pytest.raises(ValueError, match=r"no scale up to 1 reaches 0\.9: the best is 0\.500 at 1"):
         choose_scale(tiny_pipe, gender, PEOPLE, 0.9, CONFIG, ColourJudge())
 
 

@@ -68,9 +68,8 @@ def choose_scale(
         if found.mean >= reach:
             return ScaleChoice(scale, found)
         best = max(best, (found.mean, scale))
-    raise ValueError(
-        f"no scale up to {SCALES[-1]:g} reaches {reach:g}: best is {best[0]:.3f} at {best[1]:g}; train longer, or ask for less"
-    )
+    best_of = f"the best is {best[0]:.3f} at {best[1]:g}"
+    raise ValueError(f"no scale up to {SCALES[-1]:g} reaches {reach:g}: {best_of}; train longer, or ask for less")
 
 
 def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:

@@ -67,11 +67,9 @@ def gallery_of(heading: str, entries: Sequence[ReportEntry]) -> Section:
         strips = [(run.label, [_asked(run, places.get(prompt, {}).get(key), flags) for key in columns]) for run, places, flags in runs]
         rows.append((texts[prompt], strips))
     paired = all(e.comparison is None or e.comparison.paired for e in entries)
-    columns = (
-        "Images in a column start from the same noise." if paired else "Not all of these runs share their noise, so compare no columns."
-    )
+    noise = "Images in a column start from the same noise." if paired else "Not all of these runs share their noise: compare no columns."
     first = "First images of some prompts, none chosen by hand."
-    return Section(heading, f"One row a run. {columns} {first}" if len(entries) > 1 else first, parts=[Gallery(rows)])
+    return Section(heading, f"One row a run. {noise} {first}" if len(entries) > 1 else first, parts=[Gallery(rows)])
 
 
 def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | None) -> Tile:

@@ -218,25 +218,14 @@ def images_csv(blocks: Blocks) -> str:
     rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
         for r, s, home in zip(e.run.records, e.run.scores, e.run.image_folders, strict=True):
-            row: dict[str, Any] = {
-                "run": e.run.label,
-                "suite": r.suite,
-                "group": r.group,
-                "id": r.id,
-                "prompt_id": r.prompt_id,
-                "prompt": r.prompt,
-            }
-            row |= {"repeat": r.repeat, "seed": r.seed, "method": r.method}
+            about = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
+            row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in about}
             for name in e.run.attributes:
                 row |= {f"asked_{name}": r.asked(name), f"perceived_{name}": s.labels.get(name, UNKNOWN)}
             flags = [None if flag is None else int(flag) for flag in (s.subject_correct, s.unsafe)]
             row |= {"subject": r.subject, "found": s.subject, "subject_correct": flags[0], "unsafe": flags[1]}
-            row |= {
-                "alignment": None if s.alignment is None else f"{s.alignment:.3f}",
-                "problem": s.problem,
-                "file": f"{home.name}/{r.file}",
-            }
-            rows.append(row)
+            alignment = None if s.alignment is None else f"{s.alignment:.3f}"
+            rows.append(row | {"alignment": alignment, "problem": s.problem, "file": f"{home.name}/{r.file}"})
     return _csv(rows)
 
 
