@@ -18,6 +18,7 @@ from benchmarks.main_job import Bench
 from benchmarks.provenance import DOCS
 from benchmarks.settings import HELD_OUT
 from respodiff.data.prompt_sets import suite
+from respodiff.evaluation.judges import ClipJudge
 from respodiff.experiments.compare import Plan
 from respodiff.training.config import TrainConfig
 
@@ -68,7 +69,7 @@ def main_job(out: Path) -> None:
 def truth() -> None:
     """Takes one known mixture through files, import, judge and evaluation."""
     before = kept("measuring")["known_truth"][MIXTURE]["through files"]
-    now = known_truth(respodiff.load_judge("embedded"), MIXTURE)[MIXTURE]["through files"]
+    now = known_truth(ClipJudge.load("embedded"), MIXTURE)[MIXTURE]["through files"]
     for kind in KINDS:
         say("known truth", MIXTURE, f"man, {kind}", before[kind]["man"]["mean"], now[kind]["man"]["mean"])
 
