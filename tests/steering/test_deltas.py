@@ -96,7 +96,7 @@ def test_scale_zero_adds_nothing(tiny_pipe: Any) -> None:
 def test_h_of_a_compiled_model_cannot_be_read(tiny_pipe: Any) -> None:
     tiny_pipe.unet.compile(backend="eager")
     with (
-        pytest.raises(ValueError, match="the model is compiled, and h inside of its call cannot be read for assign_at"),
+        pytest.raises(ValueError, match="the model is compiled, and its h cannot be read for assign_at"),
         capture_h(tiny_pipe, print),
     ):
         pass

@@ -41,7 +41,7 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
     for module in modules:
         if module.header.timesteps != TIMESTEPS:
             raise ValueError(
-                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; a bias adds the same at every timestep: steer it instead"
+                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone, and a bias at all: steer it instead"
             )
         if module.shape[1:] != (1, 1):
             raise ValueError(
@@ -65,9 +65,7 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
     resnet = backbone(pipe).mid_block.resnets[-1]
     bias = resnet.conv2.bias if isinstance(resnet.conv2, nn.Conv2d) else None
     if bias is None:
-        raise ValueError(
-            f"the last convolution of the mid block is a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first"
-        )
+        raise ValueError(f"the mid block ends in a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first")
     kept = bias.detach().clone()
     with torch.no_grad():
         bias.add_((delta * float(resnet.output_scale_factor)).to(bias.device, bias.dtype))

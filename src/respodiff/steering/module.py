@@ -34,8 +34,8 @@ class ConceptModule(Adapter):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in FORMS:
-            what = f"form {self.form!r}; allowed: {', '.join(FORMS)}"
-            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: it has {what}")
+            allowed = ", ".join(FORMS)
+            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: form is {self.form!r}; allowed: {allowed}")
         window = self.header.timesteps
         if not all(isinstance(t, int) for t in window) or len(window) != 2 or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
@@ -90,19 +90,14 @@ class ConceptModule(Adapter):
 
     def _constant(self, part: str) -> Tensor:
         if self.reads_h:
-            raise ValueError(
-                f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; only constant and channel have one"
-            )
+            raise ValueError(f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; constant and channel have one")
         r = self.tensors[f"{part}.r"]
         return r if self.weight == 1 else r * self.weight
 
     def forms(self) -> tuple[Form, Form]:
         """RAM and SAM as networks, at scale 1."""
-        ram, sam = (
-            load_form(self.form, {k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")})
-            for part in PARTS
-        )
-        return ram, sam
+        ram, sam = ({k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")} for part in PARTS)
+        return load_form(self.form, ram), load_form(self.form, sam)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -136,7 +131,7 @@ class ConceptModule(Adapter):
             )
         if site != "mid_block" and self.shape[1:] != (1, 1):
             raise ValueError(
-                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: ConceptModule.channels()"
+                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: use module.channels()"
             )
         other_config = h.base_digest and h.base_digest != config_digest(model)
         if not other_config and not self.other_weights(model):

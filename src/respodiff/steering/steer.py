@@ -29,7 +29,7 @@ def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
 
 
 @contextmanager
-def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale: float = 1.0) -> Iterator[None]:
+def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
     Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper.
@@ -38,7 +38,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
             warning; a compiled model compiles once more. Threads need a pipeline each.
         adapters: one adapter of any method for all images, or a list with one entry per final image
-            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None for no steering.
+            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None.
         scale: factor on every adapter, any finite number.
 
     Raises:
@@ -95,10 +95,9 @@ _active_lock = threading.Lock()
 
 
 class Shift:
-    """Adds offsets at the bottleneck for the calls of one pipeline.
+    """Adds offsets at the bottleneck for the calls of one pipeline; ``adapters`` says for how many images the offsets are.
 
-    A model may be shared by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and the offset is
-    kept per thread. ``adapters`` says for how many images the offsets are.
+    Pipelines and threads may share a model. So every call is asked who makes it, and its rows are kept per thread.
     """
 
     def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
@@ -108,21 +107,19 @@ class Shift:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks on the model, or, where it is compiled, a place at its compiled hook; gone on exit."""
+        """Hooks on the model, or a place at its compiled hook; gone on exit."""
         wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), site_of(self.pipe)
         if is_compiled(wrapped) and self.deltas.reads_h:
-            raise ValueError(
-                "the model is compiled, and modules whose form reads h need hooks, which would be ignored; use the plain model"
-            )
+            raise ValueError("the model is compiled, and modules whose form reads h need hooks; use the plain model")
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
             raise ValueError(
-                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
+                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model, or not that block"
             )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
                 raise ValueError(
-                    "this pipeline is being steered in another thread; give each thread a pipeline of its own (from_pipe shares the weights)"
+                    "this pipeline is being steered in another thread; give each thread its own (from_pipe shares the weights)"
                 )
             _active.append(self)
         with ExitStack() as stack:
@@ -218,7 +215,5 @@ def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> AbstractContextManag
     ValueError for a compiled model, which shows nothing.
     """
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
-        raise ValueError(
-            "the model is compiled, and h inside of its call cannot be read for assign_at; use the plain model, or leave assign_at out"
-        )
+        raise ValueError("the model is compiled, and its h cannot be read for assign_at; use the plain model, or leave assign_at out")
     return Shift(pipe, _HRecorder(seen), AdaptersPerImage.of(None)).attached()
