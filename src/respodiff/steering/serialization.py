@@ -156,7 +156,7 @@ def _header(name: str, found: dict[str, Any]) -> Header:
         warnings.warn(f"{name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
         raise ValueError(f"{name} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    for key in set(found) - unknown:
+    for key in sorted(found.keys() - unknown):
         kind, what = KINDS.get(key, (str, "a text"))
         if not isinstance(found[key], kind):
             raise ValueError(f"{name} has a header with {key} = {found[key]!r}; allowed: {what}; copy or train it again")
