@@ -185,7 +185,7 @@ def test_several_judges_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.evaluation.scoring.BATCH", 2)
+    monkeypatch.setattr("respodiff.evaluation.score_files.BATCH", 2)
     run, judge = paint(tmp_path / "r", [("cook", None, (0, 0, i % 2)) for i in range(6)]), Flagger()
     for i, record in enumerate(run.records()):  # six different files
         image = Image.new("RGB", (4 + i, 4), (0, 0, 255 * (i % 2)))

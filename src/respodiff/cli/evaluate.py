@@ -135,10 +135,10 @@ def calibrate(
     """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import write_confusion
-    from respodiff.evaluation.judges import TextJudge
+    from respodiff.evaluation.judges import ClipJudge
 
     (labeller,) = load_judges([judge], device, dtype)
-    if not isinstance(labeller, TextJudge):
+    if not isinstance(labeller, ClipJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, labeller, _attributes(attribute, concepts), note=note)
     if out.resolve() == table.resolve():

@@ -22,9 +22,8 @@ from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary
 from respodiff.evaluation.registry import Settings
-from respodiff.evaluation.score_files import ScoreFiles, key_of, scored_by
+from respodiff.evaluation.score_files import ScoreFiles, judge_run, key_of, scored_by
 from respodiff.evaluation.scored_run import AnyRun, ScoredRun, load_scored_run, open_parts, read_parts
-from respodiff.evaluation.scoring import judge_run
 from respodiff.evaluation.summary import Summary, summarise
 
 Proportions = Mapping[str, Mapping[str, Mapping[str, float]]]
@@ -101,9 +100,14 @@ def judge_all(
         dataclasses.replace(a, proportions=tuple(wanted[a.name].get(name, 0.0) for name in a.names)) if wanted.get(a.name) else a
         for a in attributes_of(attributes)
     ]
-    of_groups = by_group(parts, chosen, group_proportions)
+    of_groups = _by_group(parts, chosen, group_proportions)
     records = [record for _, record in read_parts(parts)[0]]
-    _check_asked(records, chosen)
+    for a in chosen:
+        if wrong := next((r for r in records if r.asked(a.name) not in (None, *a.names)), None):
+            raise ValueError(
+                f"image {wrong.id} asked for {a.name} {wrong.asked(a.name)!r}, but attribute {a.name!r} has {', '.join(a.names)}: "
+                "evaluate with the attribute that the run was made with"
+            )
     sources = list(judge) if isinstance(judge, Sequence) and not isinstance(judge, str) else [judge]
     labellers = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []
@@ -111,25 +115,21 @@ def judge_all(
         words = vocabulary or (Vocabulary.embedded() if labeller.name in judges.EMBEDDED else None)
         key = key_of(labeller.name, labeller.digest)
         before = [ScoreFiles(part, key).header() for part in parts if key in scored_by(part)]
-        kept = {**(before[0].group_proportions if before and key in scored_by(parts[0]) else {}), **of_groups}
+        kept = {**(before[0].group_proportions if before else {}), **of_groups}
         asked = {a.name: a for a in chosen}
-        for header in (header for header in before if header.asked == (class_template, min_margin)):
-            for name, targets in header.attributes.items():
+        for header in before:
+            for name, targets in header.attributes.items() if header.asked == (class_template, min_margin) else ():
                 proportions = tuple(header.proportions.get(name, {}).values())
                 asked.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
-        task = LabellingTask(tuple(asked.values()), subjects_of(records, words), words, class_template, min_margin, kept)
-        keys += [judge_run(part, part.records(), labeller, task) for part in parts]
+        task = LabellingTask(tuple(asked.values()), _subjects(records, words), words, class_template, min_margin, kept)
+        keys += [judge_run(part, labeller, task) for part in parts]
     return load_scored_run(parts, keys=list(dict.fromkeys(keys)))
 
 
-def by_group(
+def _by_group(
     parts: Sequence[RunFolder], attributes: Sequence[Attribute], given: Proportions | None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Attribute -> group -> concept -> wanted share: those given, else those that the run was made for.
-
-    Raises:
-        ValueError: Proportions that do not sum to 1, or of a concept that the attribute does not have.
-    """
+    """Attribute -> group -> concept -> wanted share: those given, else those that the run was made for."""
     found = given if given is not None else parts[0].settings().get("group_proportions") or {}
     out = {a.name: {group: dict(rows[a.name]) for group, rows in found.items() if a.name in rows} for a in attributes}
     for a in attributes:
@@ -141,7 +141,7 @@ def by_group(
     return out
 
 
-def subjects_of(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
+def _subjects(records: Sequence[ImageRecord], words: Vocabulary | None) -> tuple[str, ...]:
     """Subjects that the judge chooses from: the run's, and the vocabulary's or those of whole prompt sets, whatever part was generated."""
     found = {*(words.subjects if words else ()), *(r.subject for r in records if r.subject)}
     known = {r.suite for r in records if r.subject and r.suite.startswith(("occupations", "winobias")) and r.suite in SUITES}
@@ -170,13 +170,3 @@ def shipped_confusion() -> dict[str, Any]:
     for part in judges.EMBEDDED.values():
         found |= json.loads((files("respodiff.embedded") / part / "confusion.json").read_text(encoding="utf-8"))
     return found
-
-
-def _check_asked(records: Sequence[ImageRecord], attributes: Sequence[Attribute]) -> None:
-    for a in attributes:
-        for record in records:
-            if (asked := record.asked(a.name)) not in (None, *a.names):
-                raise ValueError(
-                    f"image {record.id} asked for {a.name} {asked!r}, but attribute {a.name!r} has {', '.join(a.names)}: "
-                    "evaluate with the attribute that the run was made with"
-                )

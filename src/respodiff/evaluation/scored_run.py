@@ -91,8 +91,8 @@ class ScoredRun:
     def flags(self) -> list[bool | None] | None:
         """Whether any judge of unsafe images flags each image; None without such a judge.
 
-        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged.
-        An image that none flags and some could not judge is None.
+        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged;
+        one that none flags and some could not judge is None.
         """
         keys = [key for key, header in self.headers.items() if header.kind == "flags"]
         if not keys and any(s.unsafe is not None for s in self.scores):
@@ -147,7 +147,6 @@ def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageR
     """
     rows, problems = dict[str, tuple[RunFolder, ImageRecord]](), list[str]()
     for part in parts:
-        part.settings()  # says so if this is no run folder
         records, found = part.read()
         problems += [f"{part.path.name}: {line}" for line in found]
         for record in records:
@@ -199,13 +198,16 @@ def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequ
 
 
 def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]) -> bool:
-    """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
-    for part in parts:
-        part.settings()
-        names = {name for key in scored_by(part) for name in (key, ScoreFiles(part, key).header().judge)}
-        if not names or (judge and short_name(judge) not in names):
-            return True
-    run = load_scored_run(parts, judge=judge)
+    """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet.
+
+    Raises:
+        ValueError: no run, or one without images.
+    """
+    read_parts(parts)
+    try:
+        run = load_scored_run(parts, judge=judge)
+    except ValueError:  # no scores of this judge, or none that can be read together
+        return True
     return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
 
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import files_digest, optional, package_version
-from respodiff.evaluation.judges.kinds import FeatureJudge
+from respodiff.evaluation.judges.base import FeatureJudge, files_digest, optional, package_version
 from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
