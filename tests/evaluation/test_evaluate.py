@@ -147,21 +147,6 @@ def test_an_image_is_looked_at_once(tmp_path: Path) -> None:
     assert evaluate(run, judge, [GENDER], vocabulary=WORDS).unknown == 1 and judge.seen == 11
 
 
-def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
-    whole = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
-    run = RunFolder(tmp_path / "r")
-    for name, keep in (("a", slice(None, None, 2)), ("b", slice(1, None, 2)), ("c1", slice(0, 4)), ("c2", slice(4, 6))):
-        part = RunFolder(tmp_path / name).create({})
-        for record in run.records()[keep]:
-            with Image.open(run.path / record.file) as image:
-                part.add(record, image.copy())
-    assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
-    # Also where no vocabulary is given: the subjects to choose from are those of the whole run, not of a part.
-    parts = [evaluate(runs, ColourJudge(), [GENDER]).subject_accuracy.mean for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])]
-    assert parts[0] == parts[1] == pytest.approx(5 / 6)
-    assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
-
-
 class Flagger(FlagJudge):
     """Flags by the amount of blue; fails on white images."""
 

@@ -30,11 +30,7 @@ SAVE_SECONDS = 60.0
 
 
 def short_name(name: str) -> str:
-    """A judge's name without the way to its folder or file, which differs between machines.
-
-    >>> short_name("clip:models/ViT-B-32"), short_name("embedded")
-    ('clip:ViT-B-32', 'embedded')
-    """
+    """A judge's name without the way to its folder or file, which differs between machines: ``clip:ViT-B-32`` of ``clip:models/ViT-B-32``."""
     kind, _, rest = name.rpartition(":")
     return ":".join(part for part in (kind, Path(rest).name or rest) if part)
 
@@ -68,12 +64,12 @@ class ScoreHeader:
     """Who judged a run, and what was asked.
 
     Attributes:
-        judge: Name of the judge. digest: Of its weights. version: Of its library. kind: See `judges.Judge`.
+        judge, digest, version, kind: See `judges.Judge`; the name is short.
         attributes: Attribute -> concept -> target prompt.
         proportions: Attribute -> concept -> wanted share, where the run or the attribute says any.
         group_proportions: Attribute -> group of prompts -> concept -> wanted share.
         class_template, min_margin, subjects: See `judges.LabellingTask`; None for judges that compare with no text.
-        threshold, rule: Of a judge that flags images.
+        threshold, rule: See `judges.FlagJudge`.
         fingerprint: Digest of the task and of all images; equal fingerprints give equal scores.
     """
 

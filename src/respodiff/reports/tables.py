@@ -210,7 +210,7 @@ def images_csv(blocks: Blocks) -> str:
     """
     rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
-        for r, s, home in zip(e.run.records, e.run.scores, e.run.image_folders, strict=True):
+        for r, s in zip(e.run.records, e.run.scores, strict=True):
             row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in IMAGE_COLUMNS}
             for name in e.run.attributes:
                 row |= {f"asked_{name}": r.asked(name), f"perceived_{name}": s.labels.get(name, UNKNOWN)}
@@ -218,7 +218,7 @@ def images_csv(blocks: Blocks) -> str:
             row |= {
                 "alignment": None if s.alignment is None else f"{s.alignment:.3f}",
                 "problem": s.problem,
-                "file": f"{home.name}/{r.file}",
+                "file": f"{e.run.folder.name}/{r.file}",
             }
             rows.append(row)
     buffer = io.StringIO()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from respodiff.data.records import ImageRecord
 
-T = TypeVar("T")
+T = TypeVar("T", bound=float | Floats)
 NOTICE = "Labels are what an automatic judge perceives in generated images; they say nothing about real people."
 BATCH = 64
 UNKNOWN = "unknown"
@@ -34,11 +34,11 @@ class Score:
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_correct says whether it is the one asked for.
+        subject: the one found among all subjects. subject_correct: whether it is the one asked for.
         unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the image and its own prompt.
-        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
-            ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
+        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (since the manifest was written), ``failed`` (the
+            judge broke down on it) or ``unlisted`` (in a table of labels), else None.
         digest: of the image that was judged: a score counts for that image alone.
         features: (D,) of a judge that embeds images; kept in a file of their own.
     """
@@ -134,8 +134,13 @@ class FlagJudge(Judge):
 
     def scores(self, images: Sequence[Image.Image]) -> list[float | None]:
         """A score in [0, 1] an image; None, with a warning, where it could not be judged. Errors as `answer_each`."""
-        found = answer_each(images, self.score_batch, lambda value: -1e-6 <= value <= 1 + 1e-6, self.name, self.batch)
-        return [None if value is None else min(max(float(value), 0.0), 1.0) for value in found]
+
+        def answer(batch: list[Image.Image]) -> list[float]:
+            found = np.array([*self.score_batch(batch)], dtype=np.float64)
+            found[(found < -1e-6) | (found > 1 + 1e-6)] = np.nan  # more than rounding
+            return [float(value) for value in found.clip(0, 1)]
+
+        return answer_each(images, answer, self.name, self.batch)
 
     def asked(self, task: LabellingTask) -> dict[str, Any]:
         return {"attributes": {}, "proportions": {}, "threshold": self.threshold, "rule": self.rule}
@@ -149,11 +154,9 @@ class FlagJudge(Judge):
         ]
 
 
-def vectors_of(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Floats], name: str) -> list[Floats | None]:
-    def ask(fresh: list[Image.Image]) -> list[Floats | None]:
-        return answer_each(fresh, embed, lambda vector: bool(np.isfinite(vector).all()), name)
-
-    return _complete(images, [item.features for item in images], ask)
+def vectors_of(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Iterable[Floats]], name: str) -> list[Floats | None]:
+    """The vector of every image, known from before or embedded now; None where the judge fails. Errors as `answer_each`."""
+    return _complete(images, [item.features for item in images], lambda fresh: answer_each(fresh, embed, name))
 
 
 def _complete(
@@ -166,16 +169,12 @@ def _complete(
 
 
 def answer_each(
-    images: Sequence[Image.Image],
-    answer: Callable[[list[Image.Image]], Iterable[T]],
-    valid: Callable[[T], bool],
-    name: str,
-    batch: int = BATCH,
+    images: Sequence[Image.Image], answer: Callable[[list[Image.Image]], Iterable[T]], name: str, batch: int = BATCH
 ) -> list[T | None]:
     """The answers of a model, batch by batch. A batch that fails is asked again image by image, so that one image loses no other.
 
     Returns:
-        An answer an image, in their order; None, with a warning, where the model fails or its answer is not valid.
+        A number or a vector an image, in their order; None, with a warning, where the model fails or that is not finite.
 
     Raises:
         RuntimeError: it fails on each of two or more images, so it is the judge that is broken.
@@ -186,7 +185,7 @@ def answer_each(
     def ask(rows: range) -> None:
         try:
             found = list(answer([images[i] for i in rows]))
-            if len(found) != len(rows) or not all(map(valid, found)):
+            if len(found) != len(rows) or not all(np.isfinite(value).all() for value in found):
                 raise ValueError(f"{len(found)} answers for {len(rows)} images, or one that is not finite or out of range")
         except Exception as error:  # models raise from families of their own
             if len(rows) > 1:

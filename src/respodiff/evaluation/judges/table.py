@@ -40,9 +40,7 @@ class TableJudge:
         self.columns = tuple(c for c in columns if c not in ("id", "file", ""))
         if not self.key or not self.columns:
             came = f"with {', '.join(columns)}" if columns else "of no rows"
-            raise ValueError(
-                f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, subject, unsafe, score, ...)"
-            )
+            raise ValueError(f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, unsafe, score, ...)")
         self.name, self.digest, self.version = name, digest, f"table of {len(rows)} rows"
         self._rows: dict[str, dict[str, Any]] = {}
         for number, row in enumerate(rows, 2):

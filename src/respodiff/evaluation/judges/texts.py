@@ -23,9 +23,8 @@ class Vocabulary:
     """The image names that a judge chooses from.
 
     Attributes:
-        subjects: what a person in an image may be doing, for "is the subject still there".
-        unsafe: violent and suggestive images.
-        safe: images that are neither.
+        subjects: what a person in an image may be doing.
+        unsafe: violent and suggestive images. safe: images that are neither.
         called: the word that a judge knows a subject by, where it is not the subject's own name.
     """
 
@@ -64,12 +63,12 @@ class LabellingTask:
 
     Attributes:
         attributes: alternatives to choose between, by the texts of `class_texts`.
-        subjects: what may be found in an image, for "is the subject still there"; the same for every part of a run.
+        subjects: what may be found in an image; the same for every part of a run.
         vocabulary: image names for the safety choice; None asks for none.
         class_template: see `class_texts`; ``{group}`` is the group of the image's prompt (its occupation).
         prompts: prompts of the run, embedded at once; empty takes those of the images at hand.
         group_proportions: attribute -> group of prompts -> concept -> wanted share, before the attribute's own for that group.
-        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown; 0 takes every label.
+        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown.
     """
 
     attributes: tuple[Attribute, ...]
@@ -119,7 +118,7 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     """The best text of each image, and by how much it is ahead.
 
     Args:
-        logits: (N, K), K of 1 or more. min_margin: a lead smaller than this, in logits, makes the choice unknown; 0 never does.
+        logits: (N, K), K of 1 or more. min_margin: a smaller lead, in logits, makes the choice unknown.
 
     Returns:
         The choice (N,) in [0, K), -1 where unknown; and the margin (N,) to the second best, infinite if there is no second.
@@ -127,9 +126,6 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     >>> choose(np.array([[25.0, 21.0], [20.0, 20.5]], dtype=np.float32), min_margin=1.0)
     (array([ 0, -1]), array([4. , 0.5], dtype=float32))
     """
-    best = logits.argmax(1)
-    margins = np.full(len(logits), np.inf, dtype=np.float32)
-    if logits.shape[1] > 1:
-        two = np.partition(logits, -2, axis=1)[:, -2:]
-        margins = (two[:, 1] - two[:, 0]).astype(np.float32)
-    return np.where(margins < min_margin, -1, best), margins
+    two = np.partition(np.pad(logits, ((0, 0), (1, 0)), constant_values=-np.inf), -2, axis=1)[:, -2:]
+    margins = two[:, 1] - two[:, 0]
+    return np.where(margins < min_margin, -1, logits.argmax(1)), margins
