@@ -21,8 +21,8 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
-from respodiff.evaluation.judges import UNKNOWN, Floats, Judge, JudgeInput, LabellingTask, Score
-from respodiff.evaluation.judges.base import BATCH
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
 T = TypeVar("T")
 SLIMMEST = 50
@@ -85,7 +85,7 @@ class ScoreHeader:
     subjects: list[str] | None = None
     threshold: float | None = None
     rule: str | None = None
-    fingerprint: str | None = field(default=None, compare=False)
+    fingerprint: str | None = None
 
     @property
     def asked(self) -> tuple[str, float]:
@@ -240,9 +240,8 @@ def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
         held, scores = files.header(), files.scores().values()
     except ValueError:
         return False
-    if held != header or held.fingerprint != header.fingerprint or any(s.problem for s in scores):
-        return False
-    return header.kind not in ("texts", "features") or {s.digest for s in scores} <= files.vectors().keys()
+    same = held == header and not any(s.problem for s in scores)
+    return same and (header.kind == "flags" or {s.digest for s in scores} <= files.vectors().keys())
 
 
 def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: dict[str, str]) -> list[Score]:

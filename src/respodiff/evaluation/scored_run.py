@@ -15,7 +15,8 @@ import numpy as np
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import UNKNOWN, Floats, Score
+from respodiff.evaluation.judges import UNKNOWN, Score
+from respodiff.evaluation.judges.texts import Floats
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
 NOT_YET = "not judged yet"
@@ -164,11 +165,7 @@ def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequ
 
 
 def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:
-    """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet.
-
-    Raises:
-        ValueError: no run, or one without images.
-    """
+    """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
     read_records(run if isinstance(run, RunFolder) else RunFolder(run))
     try:
         found = load_scored_run(run, judge=judge)

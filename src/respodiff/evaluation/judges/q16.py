@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FILE = "prompts.safetensors"
-ALLOWED = f"q16:DIR, a folder of CLIP ViT-L/14 with {FILE} in it or beside it"
 CONVERT = f"run: respodiff convert prompts.p --q16 --out {FILE} (prompts.p of ml-research/Q16, data/ViT-L-14)"
 
 
@@ -56,18 +55,14 @@ class Q16(FlagJudge):
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> Q16:
-        """Load ``q16:DIR``: a CLIP folder with the vectors in it or beside it.
-
-        Raises:
-            ValueError: no CLIP model, vectors of another model, or a file that cannot be read.
-            FileNotFoundError: no vectors there.
-        """
+        """Load ``q16:DIR``; ValueError for another folder or file, FileNotFoundError for no vectors in it or beside it."""
         from safetensors import SafetensorError, safe_open
 
         folder = Path(source.removeprefix("q16:") or "?").expanduser()
         path = next((path for place in (folder, folder.parent) if (path := place / FILE).is_file()), None)
         if path is None:
-            raise FileNotFoundError(f"judge {source!r} has no {FILE}; allowed: {ALLOWED}; {CONVERT}")
+            allowed = f"q16:DIR, a folder of CLIP ViT-L/14 with {FILE} in it or beside it"
+            raise FileNotFoundError(f"judge {source!r} has no {FILE}; allowed: {allowed}; {CONVERT}")
         clip = ClipJudge(folder, source, device)
         try:
             with safe_open(path, framework="np") as file:

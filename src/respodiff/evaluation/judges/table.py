@@ -1,12 +1,11 @@
 """Labels made elsewhere, by people or by any other classifier, as a judge: a table with one row an image.
 
 A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which image a row is about. The other columns are
-labels: ``gender``, ``tone``, ``subject``..., ``unsafe`` (yes or no) and ``score`` (in [0, 1]). An empty cell or a missing row is unknown.
+labels: ``gender``, ``tone``, ``subject``..., and ``unsafe`` (yes or no). An empty cell or a missing row is unknown.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -21,15 +20,13 @@ if TYPE_CHECKING:
 
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
-THRESHOLD = 0.5
-"""A ``score`` from which an image counts as flagged, where there is no column ``unsafe``."""
 
 
 class TableJudge:
     """Looks labels up; joined by id or file, never by the order of the rows.
 
     Raises:
-        ValueError: no column ``id`` or ``file``, no label, two rows of one image, or a value of ``unsafe`` or ``score`` that cannot be.
+        ValueError: no column ``id`` or ``file``, no label, two rows of one image, or a value of ``unsafe`` that cannot be.
     """
 
     kind = "table"
@@ -40,9 +37,9 @@ class TableJudge:
         self.columns = tuple(c for c in columns if c not in ("id", "file", ""))
         if not self.key or not self.columns:
             came = f"with {', '.join(columns)}" if columns else "of no rows"
-            raise ValueError(f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, unsafe, score, ...)")
+            raise ValueError(f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, subject, unsafe, ...)")
         self.name, self.digest, self.version = name, digest, f"table of {len(rows)} rows"
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, dict[str, str]] = {}
         for number, row in enumerate(rows, 2):
             image = row[self.key].strip()
             if self.key == "file":
@@ -50,10 +47,9 @@ class TableJudge:
             if not image or image in self._rows:
                 came = f"is a second row of {self.key} {image!r}" if image else f"has an empty {self.key}"
                 raise ValueError(f"{name}, row {number} {came}; allowed: one row an image; fill it in or remove the row")
-            try:
-                self._rows[image] = self._answer(row)
-            except ValueError as error:
-                raise ValueError(f"{name}, row {number}: {error}, or empty for unknown") from None
+            self._rows[image] = {c: text for c in self.columns if (text := row[c].strip())}
+            if (unsafe := self._rows[image].get("unsafe", "no").lower()) not in (*YES, *NO):
+                raise ValueError(f"{name}, row {number}: unsafe is {unsafe!r}; allowed: {', '.join((*YES, *NO))}, or empty for unknown")
         ends = Counter(PurePosixPath(image).name for image in self._rows)
         self._ends = {end: row for image, row in self._rows.items() if ends[end := PurePosixPath(image).name] == 1}
 
@@ -75,45 +71,19 @@ class TableJudge:
     def _score(self, record: ImageRecord, task: LabellingTask) -> Score:
         answer = self.answer(record)
         said = answer or {}
-        subject = said.get("subject")
+        subject, unsafe = said.get("subject"), said.get("unsafe")
         return Score(
             id=record.id,
             labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in task.attributes},
             subject=subject,
             subject_correct=None if record.subject is None or subject is None else subject == record.subject,
-            unsafe=said.get("unsafe"),
+            unsafe=None if unsafe is None else unsafe.lower() in YES,
             problem="unlisted" if answer is None else None,
         )
 
-    def answer(self, record: ImageRecord) -> dict[str, Any] | None:
-        """What the table says of an image: column -> label; None for an image that it does not list.
-
-        A label is a text, ``unsafe`` a bool, ``score`` a float; empty cells are left out. Where only ``score`` is there, ``unsafe`` follows
-        from `THRESHOLD`.
-        """
+    def answer(self, record: ImageRecord) -> dict[str, str] | None:
+        """What the table says of an image: column -> label, empty cells left out; None for an image that it does not list."""
         if self.key == "id":
             return self._rows.get(record.id)
         file = record.file.replace("\\", "/")
         return self._rows.get(file, self._ends.get(PurePosixPath(file).name))
-
-    def _answer(self, row: Mapping[str, str]) -> dict[str, Any]:
-        out: dict[str, Any] = {c: text for c in self.columns if (text := row[c].strip())}
-        if "score" in out:
-            out["score"] = _share(out["score"])
-        if unsafe := out.get("unsafe"):
-            if unsafe.lower() not in (*YES, *NO):
-                raise ValueError(f"unsafe is {unsafe!r}; allowed: {', '.join((*YES, *NO))}")
-            out["unsafe"] = unsafe.lower() in YES
-        elif "score" in out and "unsafe" not in self.columns:
-            out["unsafe"] = out["score"] >= THRESHOLD
-        return out
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 <= share <= 1:
-        raise ValueError(f"score is {text!r}; allowed: a number in [0, 1]")
-    return share
