@@ -111,7 +111,8 @@ def judge_all(
         if key in scored_by(folder):
             header = ScoreFiles(folder, key).header()
             groups = header.group_proportions | of_groups
-            for name, targets in header.attributes.items() if header.asked == (class_template, min_margin) else ():
+            earlier = header.attributes if header.asked == (class_template, min_margin) else {}
+            for name, targets in earlier.items():
                 proportions = tuple(header.proportions.get(name, {}).values())
                 asked.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
         task = LabellingTask(tuple(asked.values()), _subjects(records, words), words, class_template, min_margin, groups)

@@ -146,10 +146,8 @@ class FlagJudge(Judge):
     def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """Whether every image is flagged, and its score."""
         values = zip(images, _complete(images, [item.score for item in images], self.scores), strict=True)
-        return [
-            Score(item.record.id, problem="failed") if value is None else Score(item.record.id, unsafe=value >= self.threshold, score=value)
-            for item, value in values
-        ]
+        flags = [(item.record.id, value, None if value is None else value >= self.threshold) for item, value in values]
+        return [Score(name, unsafe=flag, score=value, problem="failed" if value is None else None) for name, value, flag in flags]
 
 
 def vectors_of(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Iterable[Floats]], name: str) -> list[Floats | None]:
