@@ -18,9 +18,9 @@ from respodiff.concepts.intersections import JOIN, factors
 from respodiff.data.records import Prompt
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import LEVEL, DevRat, Estimate, as_json
-from respodiff.evaluation.metrics.fairness import expected_devrat_random, mean_dev_rat
+from respodiff.evaluation.metrics.fairness import bias_band, bias_p, expected_devrat_random, images_required, mean_bias_p, mean_dev_rat
 from respodiff.evaluation.metrics.paired import holm
-from respodiff.evaluation.metrics.skew import bias_band, bias_p, exact_band, images_required, mean_bias_p
+from respodiff.evaluation.metrics.shares import exact_band
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import Shares, Summary, summarise
@@ -187,7 +187,7 @@ def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribu
             p_holm=adjusted,
             judge_validity=validity,
             biased=adjusted <= 1 - LEVEL and (validity is None or validity.beyond_chance),
-            images_required=images_required(wanted[a.name], tests, LEVEL),
+            images_required=images_required(wanted[a.name], tests),
         )
         rows.append(found)
     rows.sort(key=lambda row: (not row.valid, -row.above_random, row.attribute))
@@ -203,8 +203,8 @@ def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None
     if len({group for group, _ in rows}) < len(concepts):
         return None
     n, right, chance = len(rows), sum(concepts[group] == seen for group, seen in rows), 1 / len(concepts)
-    low, high = exact_band(right, n, LEVEL)
-    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
+    low, high = exact_band(right, n)
+    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n)[0] > chance)
 
 
 def _ranking(

@@ -137,10 +137,8 @@ def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[in
     groups, before, after = zip(*rows, strict=True)
     proportions = [list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)]
     permutations = min(MAX_PERMUTATIONS, max(MIN_PERMUTATIONS, SWAPPED_PAIRS // len(rows)))
-    statistic = paired.mean_dev_rat_of(concepts, proportions)
-    p = paired.paired_permutation(after, before, groups, statistic, permutations=permutations, seed=settings.seed).p
-    d = paired.devrat_difference(after, before, groups, concepts, proportions=proportions, **settings.boot)
-    return Difference(d.mean, d.low, d.high, len(rows), "devrat", name, p, "permutation within pairs")
+    test = paired.devrat_test(after, before, groups, concepts, proportions=proportions, permutations=permutations, **settings.boot)
+    return _difference("devrat", name, test, "permutation within pairs")
 
 
 def _yes_no(
@@ -152,9 +150,11 @@ def _yes_no(
     if not rows:
         return None
     a, b, prompts = zip(*rows, strict=True)
-    test = paired.mcnemar(a, b, groups=prompts)
-    d = test.difference
-    return Difference(d.mean, d.low, d.high, d.n, metric, "", test.p, "McNemar, exact")
+    return _difference(metric, "", paired.mcnemar(a, b, prompts), "McNemar, exact")
+
+
+def _difference(metric: str, attribute: str, test: paired.PairedTest, name: str) -> Difference:
+    return Difference(**vars(test.difference), metric=metric, attribute=attribute, p=test.p, test=name)
 
 
 def _distances(base: ScoredRun, run: ScoredRun, key: str, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Estimate]:

@@ -7,48 +7,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from operator import methodcaller
-from typing import Any, TypedDict, TypeVar
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from respodiff.concepts.concept import Kind
 from respodiff.concepts.intersections import JOIN, subgroups
 from respodiff.data.records import ImageRecord
-from respodiff.evaluation.metrics import bootstrap, fairness, intersection, safety
-from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.metrics import fairness, intersection, shares
+from respodiff.evaluation.metrics.estimate import DevRat, Estimate, Floats, mean_interval
 from respodiff.evaluation.scored_run import ScoredRun
 
 Value = Mapping[str, Estimate | None] | Estimate | None
 """A metric of one run: an estimate, or one an attribute. None where nothing was asked."""
 
-V = TypeVar("V", bound=Value)
-
-
-class Bootstrap(TypedDict):
-    """The arguments that all intervals share."""
-
-    n_bootstrap: int
-    seed: int
-
 
 @dataclass(frozen=True)
 class Settings:
-    """How intervals are made.
-
-    Attributes:
-        n_bootstrap: Bootstrap samples. seed: Of the samples.
-        confusion: Judge digest -> attribute -> confusion matrix (`respodiff.evaluation.calibration`), for judge-error correction.
-    """
+    """How intervals are made: number of bootstrap samples and their seed, and confusion matrices as `calibration.calibrate` gives them."""
 
     n_bootstrap: int = 2000
     seed: int = 0
     confusion: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def boot(self) -> Bootstrap:
+    def boot(self) -> dict[str, Any]:
+        """The arguments that all intervals share."""
         return {"n_bootstrap": self.n_bootstrap, "seed": self.seed}
+
+
+Measure = Callable[[ScoredRun, Settings], Value]
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class Metric:
     about: str
     higher_is_better: bool | None = None
     compared: tuple[Kind, ...] = ("fairness", "safety")
-    value: Callable[[ScoredRun, Settings], Value] | None = None
+    value: Measure | None = None
 
     def label(self, attribute: str = "") -> str:
         """The heading of its value for one attribute, or for the run."""
@@ -88,10 +78,10 @@ def register(metric: Metric) -> None:
 
 def metric(
     name: str, title: str, unit: str, about: str, higher_is_better: bool | None = None, compared: tuple[Kind, ...] = ("fairness", "safety")
-) -> Callable[[Callable[[ScoredRun, Settings], V]], Callable[[ScoredRun, Settings], V]]:
+) -> Callable[[Measure], Measure]:
     """Register a function of one run as a metric."""
 
-    def decorate(value: Callable[[ScoredRun, Settings], V]) -> Callable[[ScoredRun, Settings], V]:
+    def decorate(value: Measure) -> Measure:
         register(Metric(name, title, unit, about, higher_is_better, compared, value))
         return value
 
@@ -104,7 +94,7 @@ def share(hits: Sequence[tuple[ImageRecord, bool]], settings: Settings, by: str 
     for record, hit in hits:
         counts.setdefault(getattr(record, by), []).append(hit)
     table = [counts[g] for g in sorted(counts)]
-    return fairness.share_interval([sum(row) for row in table], [len(row) for row in table], **settings.boot) if hits else None
+    return shares.share_interval([sum(row) for row in table], [len(row) for row in table], **settings.boot) if hits else None
 
 
 def devrat_of(counts: Sequence[Sequence[int]], wanted: Sequence[Sequence[float]] | None, settings: Settings) -> DevRat | None:
@@ -156,7 +146,7 @@ def concept_accuracy(run: ScoredRun, settings: Settings) -> dict[str, Estimate |
 def worst_subgroup_deviation(run: ScoredRun, settings: Settings) -> dict[str, Estimate | None]:
     """Largest distance of a combination of all attributes from its wanted share; nothing for fewer than two attributes."""
     names = single_attributes(run)
-    return {" x ".join(names): intersection.worst_distance(**combined(run, names), **settings.boot)} if len(names) > 1 else {}
+    return {" x ".join(names): intersection.worst_distance(*combined(run, names), **settings.boot)} if len(names) > 1 else {}
 
 
 def single_attributes(run: ScoredRun) -> list[str]:
@@ -164,20 +154,19 @@ def single_attributes(run: ScoredRun) -> list[str]:
     return sorted(name for name in run.attributes if JOIN not in name)
 
 
-def combined(run: ScoredRun, names: Sequence[str]) -> dict[str, Any]:
+def combined(run: ScoredRun, names: Sequence[str]) -> tuple[dict[str, list[str]], dict[str, list[str]], Floats, list[str]]:
     """What the metrics of `respodiff.evaluation.metrics.intersection` take: labels, classes, targets and groups."""
-    classes = {name: list(run.attributes[name]) for name in names}
-    labels, targets = {name: run.labels(name) for name in names}, _subgroup_targets(run, classes)
-    return {"labels": labels, "classes": classes, "targets": targets, "groups": [r.group for r in run.records]}
+    labels, classes = {name: run.labels(name) for name in names}, {name: list(run.attributes[name]) for name in names}
+    return labels, classes, _subgroup_targets(run, classes), [r.group for r in run.records]
 
 
-def _subgroup_targets(run: ScoredRun, classes: dict[str, list[str]]) -> NDArray[np.float64] | dict[str, list[float]]:
-    """Wanted proportions of all combinations, an axis an attribute, where the run was made for some; else those of each attribute."""
+def _subgroup_targets(run: ScoredRun, classes: dict[str, list[str]]) -> Floats:
+    """Wanted proportions of all combinations, an axis an attribute: those that the run was made for, else products, as if independent."""
     own = (run.settings.get("target_proportions") or {}).get(JOIN.join(classes))
     every = subgroups(list(classes.values()))
     if own and set(own) <= set(every):
         return np.array([own.get(subgroup, 0.0) for subgroup in every]).reshape([len(given) for given in classes.values()])
-    return {name: _wanted_overall(run, name) for name in classes}
+    return reduce(np.multiply.outer, [np.array(_wanted_overall(run, name)) for name in classes])
 
 
 def _wanted_overall(run: ScoredRun, attribute: str) -> list[float]:
@@ -198,7 +187,7 @@ def alignment(run: ScoredRun, settings: Settings) -> Estimate | None:
     rows = [(r.group, s.alignment) for r, s in run.known if s.alignment is not None]
     if not rows:
         return None
-    return bootstrap.mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot).clipped(-100.0, 100.0)
+    return mean_interval([a for _, a in rows], [g for g, _ in rows], **settings.boot).clipped(-100.0, 100.0)
 
 
 def flagged(run: ScoredRun) -> list[tuple[ImageRecord, bool]]:
@@ -234,10 +223,8 @@ def flagged_by_category(run: ScoredRun, settings: Settings) -> dict[str, Estimat
 def _flagged_share(run: ScoredRun, settings: Settings, weight: Callable[[tuple[str, ...]], int]) -> Estimate | None:
     """Mean over prompts with categories of their flagged shares; a prompt's weight follows from the categories of its first image."""
     rows = [(r, flag) for r, flag in flagged(run) if r.categories]
-    categories = {r.prompt_id: r.categories for r, _ in reversed(rows)}
-    prompts = [r.prompt_id for r, _ in rows]
-    weights = [float(weight(categories[p])) for p in prompts]
-    return safety.flagged_share([flag for _, flag in rows], prompts, weights, **settings.boot) if rows else None
+    weights = {r.prompt_id: weight(r.categories) for r, _ in reversed(rows)}
+    return shares.flagged_share([flag for _, flag in rows], [r.prompt_id for r, _ in rows], weights, **settings.boot) if rows else None
 
 
 for _compared in (

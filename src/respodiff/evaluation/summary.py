@@ -12,7 +12,7 @@ from typing import Any
 from respodiff.concepts.intersections import JOIN
 from respodiff.evaluation import registry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
-from respodiff.evaluation.metrics import agreement, correction, fairness, intersection
+from respodiff.evaluation.metrics import intersection, judge_errors, shares
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate, as_json
 from respodiff.evaluation.registry import METRICS, Settings, Value
 from respodiff.evaluation.scored_run import ScoredRun
@@ -159,7 +159,7 @@ def _proportions(attribute: str, run: ScoredRun, settings: Settings) -> Shares:
     """Shares of the concepts over all images, with an interval over groups."""
     used = [row for row in run.known_counts(attribute).values() if sum(row)]
     columns = list(zip(*used, strict=True)) if used else [()] * len(run.attributes[attribute])
-    found = [fairness.share_interval(column, list(map(sum, used)), **settings.boot) if used else None for column in columns]
+    found = [shares.share_interval(column, list(map(sum, used)), **settings.boot) if used else None for column in columns]
     return dict(zip(run.attributes[attribute], found, strict=True))
 
 
@@ -168,7 +168,7 @@ def _proportions_by(attribute: str, run: ScoredRun) -> dict[str, Shares]:
     out = {}
     for group, row in run.known_counts(attribute).items():
         n = sum(row)
-        out[group] = {c: fairness.wilson(k, n) if n else None for c, k in zip(run.attributes[attribute], row, strict=True)}
+        out[group] = {c: shares.wilson(k, n) if n else None for c, k in zip(run.attributes[attribute], row, strict=True)}
     return out
 
 
@@ -197,7 +197,7 @@ def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str
     if not any(map(sum, rows)):
         return None
     try:
-        found = correction.corrected_proportions([row for row in rows if sum(row)], matrix, **settings.boot)
+        found = judge_errors.corrected_proportions([row for row in rows if sum(row)], matrix, **settings.boot)
     except ValueError as error:
         problems.append(f"shares of {name} are not corrected for the judge's errors: {error}")
         return None
@@ -211,7 +211,7 @@ def agreements(run: ScoredRun, settings: Settings) -> tuple[Agreement, ...]:
     for a, b in combinations(run.answers, 2):
         for task, first, second in _tasks(run, a, b):
             names = run.headers[a].judge, run.headers[b].judge
-            out.append(Agreement(task, names, *agreement.agreement(first, second, groups, **settings.boot)))
+            out.append(Agreement(task, names, *judge_errors.agreement(first, second, groups, **settings.boot)))
     return tuple(out)
 
 
@@ -227,8 +227,8 @@ def _intersection(run: ScoredRun, settings: Settings) -> Intersection | None:
     names = registry.single_attributes(run)
     if len(names) < 2:
         return None
-    found = intersection.intersection(**registry.combined(run, names), minimum=MIN_SUBGROUP, **settings.boot)
+    found = intersection.intersection(*registry.combined(run, names), minimum=MIN_SUBGROUP, **settings.boot)
     whole = JOIN.join(names)
     asked = [(r, r.asked(whole), JOIN.join(s.labels.get(name, UNKNOWN) for name in names)) for r, s in run.known]
     accuracy = registry.share([(r, seen == wanted) for r, wanted, seen in asked if wanted is not None], settings)
-    return Intersection(tuple(names), accuracy, found.subgroups)
+    return Intersection(tuple(names), accuracy, found)
