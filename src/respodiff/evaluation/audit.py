@@ -1,10 +1,8 @@
 """Ranks attributes and prompts by how biased the images of an unsteered model are.
 
 A search over many attributes and prompts finds something in pure noise. So the intervals of the ranking hold all at once (exact, Bonferroni
-over attributes, prompts and concepts), and "biased" is said after Holm's adjustment of all tests.
-
-A zero-shot classifier that cannot recognise an attribute tends to repeat one label, which looks like maximal bias. Each attribute is
-therefore validated first on images of explicit prompts.
+over attributes, prompts and concepts), and "biased" is said after Holm's adjustment. A zero-shot classifier that cannot recognise an
+attribute tends to repeat one label, which looks like maximal bias. So each attribute is validated on images of explicit prompts.
 """
 
 from __future__ import annotations
@@ -39,10 +37,9 @@ class MostDeviant:
 
 @dataclass(frozen=True)
 class PromptBias:
-    """How biased the images of one group of prompts are in one attribute.
+    """How biased the images of one group of prompts (`prompt`, such as `text`) are in one attribute.
 
     Attributes:
-        attribute, prompt: Names of the attribute and of the group. text: A prompt of the group.
         devrat: With an interval that holds for all rows of the ranking at once.
         counts: Concept -> images. unknown: Images without a known concept.
         p, p_holm: Of the hypothesis that the proportions are as wanted; adjusted for all rows. biased: Whether it is rejected.
@@ -83,8 +80,7 @@ class AttributeBias:
     """How biased the images are in one attribute.
 
     Attributes:
-        attribute: Its name. concepts: Concept -> target prompt. wanted: Concept -> wanted share.
-        proportions: Concept -> share over all images.
+        concepts: Concept -> target prompt. wanted, proportions: Concept -> wanted share, and share over all images.
         devrat: Mean over groups, with an interval that holds for all attributes at once.
         p, p_holm: As for `PromptBias`, over attributes. biased: Whether it is shown to be biased by a valid judge.
         judge_validity: None where it was not checked.
@@ -154,14 +150,11 @@ def stated_prompts(attributes: Sequence[Attribute]) -> list[Prompt]:
 
 
 def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribute], settings: Settings | None = None) -> Audit:
-    """Rank attributes and prompts by bias.
+    """Rank attributes and prompts by bias; ValueError where the judge gave no label at all.
 
     Args:
         run: Images that were asked for no concept. stated: Images of `stated_prompts`; None where the judge is not validated.
         attributes: What the judge was asked for. settings: Of the intervals.
-
-    Raises:
-        ValueError: The judge gave no label at all.
     """
     settings = settings or Settings()
     summary = summarise(run.only([a.name for a in attributes]), settings)

@@ -60,9 +60,8 @@ class Comparison:
 
     Attributes:
         baseline: Label of the other run. paired: Pairs of images on the same noise. tests: Tested differences.
-        features: Name of the judge whose vectors distances are taken on.
-        drift: Mean cosine distance of paired images. frechet, kid: Distances of the two sets of images. split_half: Frechet distance of two
-            halves of the baseline's images. None where vectors are missing, or images or prompts are too few.
+        features: Name of the judge whose vectors distances are taken on (`respodiff.evaluation.metrics.distances`). They are None where
+            vectors are missing, or images or prompts are too few.
     """
 
     baseline: str
