@@ -14,8 +14,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.concepts.concept import concept as find_concept
 from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.pipelines.denoiser import Denoiser, encode_prompts
 from respodiff.training import respodiff as training
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture

@@ -16,9 +16,9 @@ from respodiff.concepts.intersections import split
 from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import assign, prompt_seed
+from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, noise_shape, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
-from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter
 
 GUIDANCE = (1.0, 20.0)

@@ -1,14 +1,20 @@
 """Finds the bottleneck (h-space) of a denoising model, shifts it, and runs the part of the model after it again.
 
-All of it works by forward hooks that are removed on exit. Notation of the paper: h is the output of the mid block of a UNet, D the up blocks
-that follow. In a transformer h is the image stream (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token.
+Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a transformer h is the image stream
+(R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token. Forward hooks are removed on exit.
+
+Compiled code does not look at hooks again (PyTorch, ``skip_nnmodule_hook_guards``): a hook added later is ignored, and a removed one goes on
+acting. So a compiled model gets one `CompiledHook` that stays.
 """
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +24,21 @@ SITE = "mid_block"
 RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
 """h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them; None changes nothing."""
 
+RowsOf = Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]
+"""Arguments of a call of the model -> the deltas (R, C, H, W) of all its rows, or None."""
+
+_compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
+
 
 def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
     """The module whose output is h. Raises ValueError for a model that has none."""
-    module: Any = model
-    for part in site.split("."):
-        module = getattr(module, part, None)
-    if not isinstance(module, nn.Module):
+    try:
+        return model.get_submodule(site)
+    except AttributeError as error:
         raise ValueError(
             f"model {type(model).__name__} has no {site!r}; steering needs a UNet with a mid block (Stable Diffusion 1.x, 2.x, XL) "
             "or a transformer that is in the table of respodiff.pipelines.registry"
-        )
-    return module
+        ) from error
 
 
 def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SITE) -> tuple[int, int, int]:
@@ -92,11 +101,8 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
         found = delta(stream(output))
         return None if found is None else with_stream(output, add_to_rows(stream(output), *found))
 
-    handle = site_module(model, site).register_forward_hook(hook)
-    try:
+    with site_module(model, site).register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -121,53 +127,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class Decoder:
-    """The part D of one UNet call that follows the bottleneck, to be run again with another h.
-
-    D costs about 0.6 of a forward on SD 1.x. The unsteered, the RAM and the RAM + SAM prediction of a latent share one encoder pass.
-    """
-
-    def __init__(self, unet: nn.Module, h: Tensor, calls: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-        self._unet, self.h, self._calls = unet, h, calls
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Noise prediction (B, C, H, W) from h (B, C, H, W) with the recorded skips, prompt and timestep."""
-        unet: Any = self._unet
-        for block, kwargs in self._calls:
-            h = block(**{**kwargs, "hidden_states": h})
-        if unet.conv_norm_out is not None:
-            h = unet.conv_act(unet.conv_norm_out(h))
-        out: Tensor = unet.conv_out(h)
-        return out
-
-
-class WholeCall:
-    """As `Decoder` for a transformer: the whole call again, with another image stream (B, N, D) behind the site."""
-
-    def __init__(self, model: nn.Module, h: Tensor, run: Callable[[], Tensor], site: str) -> None:
-        self._model, self.h, self._run, self._site = model, h, run, site
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Prediction (B, C, H, W) from h (B, N, D)."""
-        handle = site_module(self._model, self._site).register_forward_hook(lambda _m, _a, output: with_stream(output, h))
-        try:
-            return self._run()
-        finally:
-            handle.remove()
-
-
 def run_with_decoder(
     model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
-) -> tuple[Tensor, Decoder | WholeCall]:
-    """The prediction of ``run`` (one forward of ``model``) with ``shift`` added to h, and what runs the part after h again.
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The prediction of ``run`` (one forward of ``model``) with ``shift`` added to h; h before the shift; and D: another h -> its prediction.
 
-    The gradient reaches ``shift`` through D alone: with a frozen model the part before the site builds no graph.
+    The gradient reaches ``shift`` through D alone: with a frozen model the part before the site builds no graph. D of a UNet re-runs its
+    up blocks (about 0.6 of a forward on SD 1.x) with the recorded skips, prompt and timestep; of a transformer the whole call.
 
     Args:
         shift: a tensor (B or 1, C, H, W), a function h -> such a tensor, or None.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
+    unet: Any = model
 
     def record(block: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if args:
@@ -175,18 +148,85 @@ def run_with_decoder(
         calls.append((block, dict(call)))
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
-        h = stream(output)
-        found.append(h)
+        found.append(h := stream(output))
         if shift is None:
             return None
         return with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
 
-    blocks: Any = model.up_blocks if site == SITE else ()
-    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
-    handles.append(site_module(model, site).register_forward_hook(bottleneck))
-    try:
+    def up_blocks(h: Tensor) -> Tensor:
+        for block, kwargs in calls:
+            h = block(**{**kwargs, "hidden_states": h})
+        if unet.conv_norm_out is not None:
+            h = unet.conv_act(unet.conv_norm_out(h))
+        prediction: Tensor = unet.conv_out(h)
+        return prediction
+
+    def whole_call(h: Tensor) -> Tensor:
+        with site_module(model, site).register_forward_hook(lambda _m, _a, output: with_stream(output, h)):
+            return run()
+
+    with ExitStack() as hooks:
+        for block in unet.up_blocks if site == SITE else ():
+            hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
+        hooks.enter_context(site_module(model, site).register_forward_hook(bottleneck))
         prediction = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return prediction, Decoder(model, found[-1], calls) if site == SITE else WholeCall(model, found[-1], run, site)
+    return prediction, found[-1], up_blocks if site == SITE else whole_call
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model (or the wrapper that ``torch.compile`` made of it) runs compiled as a whole, its site included."""
+    return hasattr(model, "_orig_mod") or model.__dict__.get("_compiled_call_impl") is not None
+
+
+class CompiledHook:
+    """The hook that stays at the site of a compiled model.
+
+    It adds the sum of ``steerings``, which is computed before each call, outside of the graph; threads that share the model take turns.
+    """
+
+    def __init__(self) -> None:
+        self.delta: Tensor | None = None
+        self.lock = threading.RLock()
+        self.steerings: list[RowsOf] = []
+
+    def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
+        """A copied or pickled model carries an empty hook, which does nothing."""
+        return CompiledHook, ()
+
+    def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Part of the graph: no branch on data, so that one graph serves every mix of concepts."""
+        if self.delta is None:
+            return None
+        h = stream(output)
+        return with_stream(output, h + broadcast_to_h(self.delta, h))
+
+
+class _Entry:
+    """A compiled call, with the delta of its hook set before and reset after it."""
+
+    def __init__(self, compiled_hook: CompiledHook, call: Callable[..., Any]) -> None:
+        self.compiled_hook, self.call = compiled_hook, call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.compiled_hook.lock:
+            found = [d for rows_of in self.compiled_hook.steerings if (d := rows_of(args, kwargs)) is not None]
+            self.compiled_hook.delta = sum(found[1:], start=found[0]) if found else None
+            try:
+                return self.call(*args, **kwargs)
+            finally:
+                self.compiled_hook.delta = None
+
+
+def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
+    """The hook of a model, made once. A model that was compiled without it compiles again at its next call, with a warning."""
+    inner = getattr(model, "_orig_mod", model)
+    if inner not in _compiled_hooks:
+        _compiled_hooks[inner] = CompiledHook()
+        site_module(inner, site).register_forward_hook(_compiled_hooks[inner].hook)
+        if is_compiled(model):
+            warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
+            torch.compiler.reset()
+    call = model.__dict__.get("_compiled_call_impl")
+    if is_compiled(model) and not isinstance(call, _Entry):
+        model._compiled_call_impl = _Entry(_compiled_hooks[inner], call or model._call_impl)
+    return _compiled_hooks[inner]

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
-from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
+from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
 from respodiff.pipelines.registry import backbone, caller, conditional_rows, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.serialization import check_scale

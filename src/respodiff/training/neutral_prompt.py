@@ -20,8 +20,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import eager
-from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.text_encoding import check_length
+from respodiff.pipelines.denoiser import Denoiser, check_length
 from respodiff.training.objectives import mixture
 from respodiff.training.rollouts import mix_seed, predict, roll_batch
 

@@ -121,13 +121,13 @@ def _of(part: str, values: Tensors) -> Tensors:
 
 def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
-    e, decoder = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
+    e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
 
     def decode(other: Tensor) -> Tensor:
         model.forwards += len(e)
-        return decoder(add_to_rows(decoder.h, other, slice(None))).float()
+        return rerun(add_to_rows(h, other, slice(None))).float()
 
-    return e.float(), channels_first(decoder.h).float(), decode
+    return e.float(), channels_first(h).float(), decode
 
 
 def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
