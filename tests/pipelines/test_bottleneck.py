@@ -67,7 +67,7 @@ def test_site_shape_of_known_configurations(sample_size: Any, levels: int, asked
 def test_site_shape_is_what_the_model_really_has(tiny_unet: UNet2DConditionModel, size: tuple[int, int]) -> None:
     z, t, context = inputs(1, size)
     with torch.no_grad():
-        _, h, decode = predict(tiny_unet, z, t, context)
+        _, h, _ = predict(tiny_unet, z, t, context)
     assert tuple(h.shape[1:]) == site_shape(tiny_unet, *size)
 
 

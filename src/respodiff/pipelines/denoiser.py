@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import site_module, site_shape
+from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.latents import latent_shape, pack
 from respodiff.pipelines.registry import backbone, spec_of
 
@@ -82,8 +82,9 @@ class Denoiser:
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
         self.pipe, self.family = pipe, spec_of(pipe).family
         self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
+        self.device: torch.device = self.model.device
+        self.dtype: torch.dtype = self.model.dtype
         self.site = spec_of(pipe).site(self.model)
-        site_module(self.model, self.site)
         if hasattr(self.model, "_hf_hook"):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
@@ -98,17 +99,7 @@ class Denoiser:
         self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
         self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
         self.guides = self.family != "flux" and not self.embeds_guidance
-        self._extra = self._extra_channels() if self.family in ("sd", "sdxl") else None
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.model.dtype
-        return dtype
+        self._extra = self._extra_channels() if spec_of(pipe).model == "unet" else None
 
     @cached_property
     def empty(self) -> Condition:
@@ -157,20 +148,15 @@ class Denoiser:
             scheduler = LCMScheduler.from_config(config)
         else:
             scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-        self.restart(scheduler, steps)
-        return scheduler
-
-    def restart(self, scheduler: Any, steps: int) -> None:
-        """Timesteps of a new rollout (schedulers of LCM and flow matching count their steps)."""
-        more: dict[str, Any] = {}
-        if self.family == "flux":
-            more["sigmas"] = [1 - i / steps for i in range(steps)]  # as its pipelines do
+        # Flux's pipelines give sigmas.
+        more: dict[str, Any] = {"sigmas": [1 - i / steps for i in range(steps)]} if self.family == "flux" else {}
         if scheduler.config.get("use_dynamic_shifting"):
             # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
             c = scheduler.config
             share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
             more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
+        return scheduler
 
     def _flux(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         b, c, h, w = z.shape

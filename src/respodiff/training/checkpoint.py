@@ -15,7 +15,7 @@ from respodiff.concepts.concept import Concept
 class Checkpoint:
     """The state of one training run in the hidden file ``.NAME.unfinished`` beside the module file ``out``.
 
-    The file names concept, settings, model, dtype and method, and is read by a run of the same alone.
+    It is read by a run of the same concept, settings, model, dtype and method alone.
     """
 
     def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
@@ -39,9 +39,7 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"--resume: {str(self.path)!r} cannot be read ({error}); delete it and train again") from error
         if about != self.about:
-            raise ValueError(
-                f"--resume: {str(self.path)!r} is of another concept, model or other settings; give those, or leave --resume out"
-            )
+            raise ValueError(f"--resume: {str(self.path)!r} is of another concept, model or settings; give those, or leave --resume out")
         return tensors
 
     def check_out(self, resume: bool) -> None:
@@ -67,10 +65,8 @@ class Checkpoint:
         """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""
         earlier = self.read() if resume else {}
         if not resume and self.path.is_file():
-            warnings.warn(
-                f"{str(self.path)!r} holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed",
-                stacklevel=2,
-            )
+            text = "holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed"
+            warnings.warn(f"{str(self.path)!r} {text}", stacklevel=2)
         try:
             TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
         except OSError as error:

@@ -26,11 +26,6 @@ def guided(scores: Scores, w: float) -> Tensor:
     return scores["target"] if w == 1 else scores["negative"] + w * (scores["target"] - scores["negative"])
 
 
-def shift(scores: Scores, w: float) -> Tensor:
-    """e_tar = e(neutral) + w (e(target) - e(neutral)); w = 1 equals `guided` at 1."""
-    return scores["neutral"] + w * (scores["target"] - scores["neutral"])
-
-
 def contrast(scores: Scores, w: float) -> Tensor:
     """e_tar = e(neutral) + w (e(target) - e(opposite)): what alternatives share cancels. Safety: e(neutral) + w (e(neutral) - e(negative))."""
     return scores["neutral"] + w * (scores["target"] - scores["opposite"])
@@ -38,7 +33,6 @@ def contrast(scores: Scores, w: float) -> Tensor:
 
 TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
     "guided": (guided, ("target", "negative")),
-    "shift": (shift, ("target", "neutral")),
     "contrast": (contrast, ("target", "neutral", "opposite")),
 }
 """Name -> (function, roles it reads)."""

@@ -48,13 +48,11 @@ def train(
 ) -> Iterator[StepRecord]:
     """Train one concept; yields a record after every iteration, the last one holds the finished module.
 
-    Resumed from a run that is already finished it yields that one record, with losses of NaN.
-
     Args:
         pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
         concept: prompts to train on, or the name of a built-in concept.
         config: settings; default ``TrainConfig.preset("default", concept)``.
-        resume: ``record.state.tensors()`` of an earlier run with the same settings.
+        resume: ``record.state.tensors()`` of an earlier run; from a finished one comes that one record, with losses of NaN.
         method: name that the module's header gives as its method.
 
     Raises:
@@ -66,7 +64,7 @@ def train(
     model = open_model(pipe, config)
     r, s = forms(model, config)
     adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-    values = {**_named("ram", r), **_named("sam", s), "norms": torch.zeros(3, dtype=torch.float64)}
+    values = {**dict(r.named_parameters("ram")), **dict(s.named_parameters("sam")), "norms": torch.zeros(3, dtype=torch.float64)}
     state = TrainState(model, config, values, [adam_r, adam_s])
     if resume is not None:
         state.restore(resume)
@@ -109,10 +107,6 @@ def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
     ranges = (config.init_range, config.init_range * config.trains_sam)
     r, s = (make_form(config.form, model.shape, init_range=x, generator=generator).to(model.device) for x in ranges)
     return r, s
-
-
-def _named(part: str, form: Form) -> Tensors:
-    return {f"{part}.{k}": p for k, p in form.named_parameters()}
 
 
 def _of(part: str, values: Tensors) -> Tensors:

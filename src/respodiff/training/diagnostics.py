@@ -1,4 +1,4 @@
-"""Ranks neutral prompts to train a concept on, from noise predictions alone.
+"""Ranks neutral prompts before a training, and measures a trained module, from noise predictions alone.
 
 Notation: e(y) is the noise prediction for prompt y, e() for the empty one, a_1..a_K are the alternatives' prompts, s that of a subject.
 
@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import eager
-from respodiff.pipelines.denoiser import Denoiser, check_length
+from respodiff.pipelines.bottleneck import channels_first, eager, shifted
+from respodiff.pipelines.denoiser import check_length
+from respodiff.steering.module import ConceptModule
+from respodiff.training.config import RolloutConfig
 from respodiff.training.objectives import mixture
 from respodiff.training.rollouts import mix_seed, predict, roll_batch
+from respodiff.training.state import open_model
 
 SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
-ROLLOUTS, STEPS, GUIDANCE, BATCH = 8, 8, 3.0, 12
-"""Rollouts of all alternatives together (every subject gets two), their steps and guidance, and latents that are predicted at a time."""
+ROLLOUTS, STEPS = 8, 8
+"""Rollouts of all alternatives together (every subject gets two), and their steps."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +58,8 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
     if not candidates or not all(p.strip() for p in candidates) or len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates is {list(candidates)}; give distinct prompts, none of them empty")
     check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
-    model = Denoiser(pipe, guidance=GUIDANCE)
-
-    e = partial(predict, model, size=BATCH)
+    model = open_model(pipe, RolloutConfig())
+    e = partial(predict, model, size=12)
     with eager(model.model):
         alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
@@ -84,3 +86,28 @@ def _unexplained(score: Tensor, alternatives: Sequence[Tensor]) -> float:
 
 def _squares(x: Tensor) -> float:
     return float(x.double().square().sum())
+
+
+@torch.no_grad()
+def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0) -> float:
+    """<e[r + s] - e, d> / |d|^2 over the latents of two short unsteered rollouts: 0 is no effect, 1 as far as the target.
+
+    e is the prediction for the neutral prompt, e[r + s] the same with the module, d = e(target) - e (safety: e - e(negative)).
+    """
+    height, width = module.header.resolution
+    model = open_model(pipe, RolloutConfig(height=height, width=width))
+    neutral, target, negative = model.encode([concept.neutral, concept.target, concept.negative])
+    r, s = (form.to(model.device) for form in module.forms())
+    with eager(model.model):
+        z, t = roll_batch(model, 2, mix_seed(seed, 5), neutral, steps=4)
+        e = predict(model, z, t, neutral, 2)
+        d = e - predict(model, z, t, negative, 2) if concept.kind == "safety" else predict(model, z, t, target, 2) - e
+        steps = iter(t.split(2))
+
+        def delta(h: Tensor) -> tuple[Tensor, slice]:
+            x, when = channels_first(h).float(), next(steps)
+            return module.weight * (r(x, when) + s(x, when)).to(h.dtype), slice(None)
+
+        with shifted(model.model, delta, model.site):
+            change = predict(model, z, t, neutral, 2) - e
+    return ((change * d).sum() / d.square().sum().clamp(min=1e-12)).item()
