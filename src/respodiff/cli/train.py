@@ -190,7 +190,7 @@ def _trained(
         raise RuntimeError(f"method {checkpoint.method!r} ended without a step")
     module = record.module
     module.save(checkpoint.out)
-    checkpoint.delete()
+    checkpoint.path.unlink(missing_ok=True)
     own = isinstance(module, ConceptModule)
     about = {"file": str(checkpoint.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
     about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}

@@ -50,18 +50,14 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
     config: Any = model.config
     if site != SITE:
         return int(config.num_attention_heads * config.attention_head_dim), 1, 1
-    size = config.sample_size
+    size, factor = config.sample_size, 2 ** (len(config.block_out_channels) - 1)
     default = (size, size) if isinstance(size, int) else size
-    h, w = height or default[0], width or default[1]
-    for _ in range(len(config.block_out_channels) - 1):
-        h, w = -(-h // 2), -(-w // 2)
-    return int(config.block_out_channels[-1]), h, w
+    return int(config.block_out_channels[-1]), -(-(height or default[0]) // factor), -(-(width or default[1]) // factor)
 
 
-def stream(output: Any) -> Tensor:
+def stream(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """h in the output of a site: the output itself, or the second of (text, image)."""
-    h: Tensor = output if isinstance(output, Tensor) else output[1]
-    return h
+    return output if isinstance(output, Tensor) else output[1]
 
 
 def with_stream(output: Any, h: Tensor) -> Any:
@@ -108,12 +104,12 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """While active, ``model`` runs without the code that ``model.compile()`` made for it or its parts, so that hooks take effect."""
-    compiled = {m: m.__dict__.pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in m.__dict__}
+    compiled = {m: vars(m).pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in vars(m)}
     try:
         yield
     finally:
         for module, call in compiled.items():
-            module.__dict__["_compiled_call_impl"] = call
+            vars(module)["_compiled_call_impl"] = call
 
 
 @contextmanager
@@ -149,9 +145,7 @@ def run_with_decoder(
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
         found.append(h := stream(output))
-        if shift is None:
-            return None
-        return with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
+        return None if shift is None else with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
 
     def up_blocks(h: Tensor) -> Tensor:
         for block, kwargs in calls:
@@ -195,10 +189,8 @@ class CompiledHook:
 
     def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Part of the graph: no branch on data, so that one graph serves every mix of concepts."""
-        if self.delta is None:
-            return None
         h = stream(output)
-        return with_stream(output, h + broadcast_to_h(self.delta, h))
+        return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h))
 
 
 class _Entry:

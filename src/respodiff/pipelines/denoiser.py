@@ -16,7 +16,7 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.latents import latent_shape, pack
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of, spec_of
 
 Condition = Mapping[str, Tensor]
 
@@ -84,7 +84,7 @@ class Denoiser:
         self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
-        self.site = spec_of(pipe).site(self.model)
+        self.site = site_of(pipe)
         if hasattr(self.model, "_hf_hook"):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):

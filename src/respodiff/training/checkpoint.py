@@ -63,10 +63,10 @@ class Checkpoint:
 
     def start(self, resume: bool) -> dict[str, Any]:
         """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""
-        earlier = self.read() if resume else {}
         if not resume and self.path.is_file():
             text = "holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed"
             warnings.warn(f"{str(self.path)!r} {text}", stacklevel=2)
+        earlier = self.read() if resume else {}
         try:
             TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
         except OSError as error:
@@ -84,10 +84,6 @@ class Checkpoint:
             partial.replace(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def delete(self) -> None:
-        """Removes the file of a finished run."""
-        self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OSError:
         return OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another")

@@ -72,13 +72,13 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
         found = []
         for prompt, c in zip(candidates, model.encode(candidates), strict=True):
             y = e(z, t, c)
-            residual = sum(_unexplained(y[i], [p[i] for p in parts]) for i in range(len(y))) / _squares(y - nothing)
+            residual = sum(_unexplained(*one) for one in zip(y, *parts, strict=True)) / _squares(y - nothing)
             distance = sum(_squares(e(a, b, c) - score) for a, b, score in subjects) / whole
             found.append(NeutralScore(prompt, residual, distance))
     return sorted(found, key=lambda score: score.mean)
 
 
-def _unexplained(score: Tensor, alternatives: Sequence[Tensor]) -> float:
+def _unexplained(score: Tensor, *alternatives: Tensor) -> float:
     """min over w, sum w = 1, of |e - sum_k w_k e_k|^2 at one latent."""
     weights = mixture(score, alternatives)
     return _squares(score.cpu() - sum(w * e.cpu() for w, e in zip(weights, alternatives, strict=True)))

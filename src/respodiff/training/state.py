@@ -81,8 +81,7 @@ class TrainState:
         self.iteration += 1
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
-            rate = "ram_lr" if isinstance(self.config, TrainConfig) else "lr"
-            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower {rate}")
+            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower ram_lr or lr")
         self._commit()
         return self.record(make, loss, loss_sam)
 
@@ -130,8 +129,7 @@ class TrainState:
         out = {f"value.{k}": v for k, v in self._values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
         for name, p, optimizer in self._trained():
             out |= {f"adam.{k}.{name}": v.detach().clone() for k, v in optimizer.state.get(p, {}).items()}
-        out["counters"] = torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)
-        self._committed = out
+        self._committed = out | {"counters": torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)}
 
 
 def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
