@@ -26,7 +26,8 @@ def forward(unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor) -
 
 
 def predict(unet: UNet2DConditionModel, z: Tensor, t: Tensor, context: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
-    return run_with_decoder(unet, lambda: unet(z, t, encoder_hidden_states=context).sample, shift)
+    delta = torch.zeros(1, 1, 1, 1) if shift is None else shift
+    return run_with_decoder(unet, lambda: unet(z, t, encoder_hidden_states=context).sample, lambda h: delta.expand(-1, h.shape[1], -1, -1))
 
 
 def random_shift(rows: int = 1, seed: int = 9) -> Tensor:

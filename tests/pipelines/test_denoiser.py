@@ -65,7 +65,7 @@ def test_a_prediction_is_that_of_the_raw_unet(make: Any) -> None:
     told = conditions(pipe, "a doctor", 32, 32)
     shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        found, h, decode = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        found, h, decode = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: shift, d.site)
         expected = raw_unet(pipe.unet, z, t, told.pop("context"), shift, **told)
         close(found, expected, "prediction")
         close(decode(h + shift), expected, "decoder")
@@ -85,11 +85,11 @@ def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -
         z = z.reshape(1, 8, 8, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(1, 4, 16, 16)
     with torch.no_grad():
         t = told["timestep"][-1:] * (1000 if make is flux else 1)
-        found, h, replay = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), None, d.site)
+        found, h, replay = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: torch.zeros(1, *d.shape), d.site)
         close(pack(found) if make is flux else found, outputs[0][-1:], "prediction", 1e-4)
         close(replay(h), found, "replay")
         shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
-        moved, *_ = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), shift, d.site)
+        moved, *_ = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: shift, d.site)
         close(replay(h + shift.flatten()), moved, "replay of a moved h")
 
 

@@ -2,9 +2,6 @@
 
 Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a transformer h is the image stream
 (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token. Forward hooks are removed on exit.
-
-Compiled code does not look at hooks again (PyTorch, ``skip_nnmodule_hook_guards``): a hook added later is ignored, and a removed one goes on
-acting. So a compiled model gets one `CompiledHook` that stays.
 """
 
 from __future__ import annotations
@@ -13,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -21,11 +19,8 @@ from torch import Tensor, nn
 
 SITE = "mid_block"
 
-RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
-"""h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them; None changes nothing."""
-
-RowsOf = Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]
-"""Arguments of a call of the model -> the deltas (R, C, H, W) of all its rows, or None."""
+RowDelta = Callable[[Tensor], tuple[Tensor, slice]]
+"""h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them."""
 
 _compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
 
@@ -94,8 +89,8 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
     """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site. An all-zero delta keeps every bit."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        found = delta(stream(output))
-        return None if found is None else with_stream(output, add_to_rows(stream(output), *found))
+        h = stream(output)
+        return with_stream(output, add_to_rows(h, *delta(h)))
 
     with site_module(model, site).register_forward_hook(hook):
         yield
@@ -124,15 +119,12 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def run_with_decoder(
-    model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
+    model: nn.Module, run: Callable[[], Tensor], delta: Callable[[Tensor], Tensor], site: str = SITE
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """The prediction of ``run`` (one forward of ``model``) with ``shift`` added to h; h before the shift; and D: another h -> its prediction.
+    """The prediction of ``run`` (one forward of ``model``) with ``delta(h)`` (B or 1, C, H, W) added to h; h itself; and D: h -> prediction.
 
-    The gradient reaches ``shift`` through D alone: with a frozen model the part before the site builds no graph. D of a UNet re-runs its
+    The gradient reaches the delta through D alone: with a frozen model the part before the site builds no graph. D of a UNet re-runs its
     up blocks (about 0.6 of a forward on SD 1.x) with the recorded skips, prompt and timestep; of a transformer the whole call.
-
-    Args:
-        shift: a tensor (B or 1, C, H, W), a function h -> such a tensor, or None.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
@@ -145,7 +137,7 @@ def run_with_decoder(
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
         found.append(h := stream(output))
-        return None if shift is None else with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
+        return with_stream(output, add_to_rows(h, delta(h), slice(None)))
 
     def up_blocks(h: Tensor) -> Tensor:
         for block, kwargs in calls:
@@ -173,15 +165,16 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 class CompiledHook:
-    """The hook that stays at the site of a compiled model.
+    """The hook that stays at the site of a compiled model, as compiled code ignores hooks added later and goes on with removed ones.
 
-    It adds the sum of ``steerings``, which is computed before each call, outside of the graph; threads that share the model take turns.
+    It adds the sum of ``steerings`` (arguments of a call -> the deltas (R, C, H, W) of all its rows, or None), which are asked before each
+    call, outside of the graph; threads that share the model take turns.
     """
 
     def __init__(self) -> None:
         self.delta: Tensor | None = None
         self.lock = threading.RLock()
-        self.steerings: list[RowsOf] = []
+        self.steerings: list[Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]] = []
 
     def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
         """A copied or pickled model carries an empty hook, which does nothing."""
@@ -192,21 +185,15 @@ class CompiledHook:
         h = stream(output)
         return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h))
 
-
-class _Entry:
-    """A compiled call, with the delta of its hook set before and reset after it."""
-
-    def __init__(self, compiled_hook: CompiledHook, call: Callable[..., Any]) -> None:
-        self.compiled_hook, self.call = compiled_hook, call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.compiled_hook.lock:
-            found = [d for rows_of in self.compiled_hook.steerings if (d := rows_of(args, kwargs)) is not None]
-            self.compiled_hook.delta = sum(found[1:], start=found[0]) if found else None
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the compiled model, with the delta set before and reset after it."""
+        with self.lock:
+            found = [d for rows_of in self.steerings if (d := rows_of(args, kwargs)) is not None]
+            self.delta = sum(found[1:], start=found[0]) if found else None
             try:
-                return self.call(*args, **kwargs)
+                return call(*args, **kwargs)
             finally:
-                self.compiled_hook.delta = None
+                self.delta = None
 
 
 def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
@@ -219,6 +206,6 @@ def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
             warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
             torch.compiler.reset()
     call = model.__dict__.get("_compiled_call_impl")
-    if is_compiled(model) and not isinstance(call, _Entry):
-        model._compiled_call_impl = _Entry(_compiled_hooks[inner], call or model._call_impl)
+    if is_compiled(model) and not isinstance(call, partial):
+        model._compiled_call_impl = partial(_compiled_hooks[inner].run, call or model._call_impl)
     return _compiled_hooks[inner]

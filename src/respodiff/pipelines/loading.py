@@ -24,7 +24,7 @@ def embedded_dir(part: str) -> Path:
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
 
-    Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
+    ValueError with one line when it cannot be had or is of a class that steering does not support.
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local, given = folder.is_dir(), repr(str(source))

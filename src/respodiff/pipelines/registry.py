@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
-Family = Literal["sd", "sdxl", "sd3", "flux"]
-
 
 class Unsupported(ValueError):
     """A pipeline class that is not in the table."""
@@ -32,7 +30,7 @@ class PipelineSpec:
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
-    family: Family
+    family: Literal["sd", "sdxl", "sd3", "flux"]
     passes: tuple[str, ...] = ("uncond", "cond")
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -47,10 +45,9 @@ class PipelineSpec:
 
 SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
 LCM = replace(SD, steps=4, guidance=8.5)
-SD3_CALLS = {"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}  # the second: skip-layer guidance
-SD3 = PipelineSpec("sd3", calls=SD3_CALLS, steps=28, guidance=7.0)
-FLUX_CALLS = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
-FLUX = PipelineSpec("flux", calls=FLUX_CALLS, steps=28, guidance=3.5)
+# The second call of SD3 is skip-layer guidance.
+SD3 = PipelineSpec("sd3", calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}, steps=28, guidance=7.0)
+FLUX = PipelineSpec("flux", calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}, steps=28, guidance=3.5)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
@@ -104,10 +101,8 @@ def site_of(pipe: Any) -> str:
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
-    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
-
-    Several pipelines and threads may share a model, so that the stack alone tells who calls it.
-    """
+    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one."""
+    # Several pipelines and threads may share a model, so that the stack alone tells who calls it.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__" and isinstance(pipe := frame.f_locals.get("self"), DiffusionPipeline):
@@ -119,11 +114,8 @@ def caller() -> tuple[Any, Mapping[str, Any]] | None:
 def row_blocks(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> dict[str, slice]:
     """Name -> rows of the blocks in a call with ``rows`` rows: "cond" alone at guidance 1 and below, and with embedded guidance (LCM).
 
-    Args:
-        call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
-
-    Raises:
-        ValueError: the pipeline is one that calls its model per condition, and this is none of its known calls.
+    ``call`` holds the local variables of the pipeline's call, ``context`` is the ``encoder_hidden_states`` that the model was given.
+    ValueError for embeddings that are none of the pipeline's, if it calls its model per condition.
     """
     spec, name = spec_of(pipe), type(pipe).__name__
     known = [blocks for variable, blocks in spec.calls.items() if variable in call and call[variable] is context]

@@ -48,18 +48,16 @@ class Checkpoint:
 
         if not self.out.is_file() or (resume and self.path.is_file()):
             return
-        about = json.loads(self.about)
+        about, file = json.loads(self.about), f"--out: {str(self.out)!r}"
         wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
         wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
         try:
             held = read_header(self.out)
         except ValueError as error:
-            raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
+            raise ValueError(f"{file} exists and is no module; choose another file, or delete it") from error
         if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
-            raise ValueError(
-                f"--out: {str(self.out)!r} holds the adapter {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
-                "choose another file, or delete it"
-            )
+            names = ", ".join(other).replace("train", "settings")
+            raise ValueError(f"{file} holds the adapter {held.concept!r} with other {names}; choose another file, or delete it")
 
     def start(self, resume: bool) -> dict[str, Any]:
         """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""

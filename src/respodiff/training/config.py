@@ -131,7 +131,8 @@ class TrainConfig(RolloutConfig):
         "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``neutral`` is this project's, from
         one pool of latents; ``default`` makes a new pool every 25 updates (fairness). A ValueError lists the known presets or settings.
         """
-        check_setting("preset", name, name in get_args(Preset), ", ".join(get_args(Preset)))
+        presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
+        check_setting("preset", name, name in presets, ", ".join(presets))
         known = [f.name for f in fields(cls)]
         if unknown := set(changes) - set(known):
             raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(known)}")
@@ -142,8 +143,6 @@ class TrainConfig(RolloutConfig):
         return replace(cls(**PRESETS[name, kind]), **(rates if name == "official" else {}) | changes)
 
 
-Preset = Literal["default", "neutral", "paper", "official"]
-
 _PAPER: dict[str, Any] = {
     **{"iterations": 5000, "batch": 1, "ram_lr": 1e-2, "sam_lr": 1e-3, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316},
     **{"objective": "guided", "target_guidance": 1.0, "sam_weight": 0.5, "preservation_weight": 0.0},
@@ -152,13 +151,13 @@ _PAPER: dict[str, Any] = {
     **{"rollout_prompts": "neutral", "rollout_guidance": 3.0, "rollout_modules": "ram"},
 }
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
-_SAFETY = {"train_scale": 1.25}  # two safety modules are added to one image, so that each goes less far
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("default", "fairness"): {"refresh_every": 25},
     ("neutral", "fairness"): {},
-    ("default", "safety"): _SAFETY,
-    ("neutral", "safety"): _SAFETY,
+    # Two safety modules are added to one image, so that each goes less far.
+    ("default", "safety"): {"train_scale": 1.25},
+    ("neutral", "safety"): {"train_scale": 1.25},
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("official", "fairness"): {**_PAPER, "sam_weight": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

@@ -5,15 +5,14 @@ Notation: e(y) is the noise prediction for prompt y, e() for the empty one, a_1.
     residual = sum |e(y) - sum_k w_k e(a_k)|^2 / sum |e(y) - e()|^2      on rollouts of the alternatives, w best at every latent, sum w = 1
     distance = sum |e(y) - e(s)|^2 / sum |e(s) - e()|^2                  on rollouts of every subject
 
-Residual is 0 for a prompt whose score is a mean of the alternatives' scores. Distance is 1 for a prompt as far from subjects as no prompt.
+Residual is 0 for a mean of the alternatives' scores, distance 1 for a prompt as far from subjects as no prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,8 +31,7 @@ ROLLOUTS, STEPS = 8, 8
 """Rollouts of all alternatives together (every subject gets two), and their steps."""
 
 
-@dataclass(frozen=True)
-class NeutralScore:
+class NeutralScore(NamedTuple):
     """How well a neutral prompt stands for its alternatives; lower is better."""
 
     prompt: str
@@ -50,8 +48,7 @@ class NeutralScore:
 def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed: int = 0) -> list[NeutralScore]:
     """The candidates with their scores, the best first, all measured on the same latents.
 
-    Raises:
-        ValueError: a concept without alternatives; candidates that are missing, empty, repeated or too long.
+    ValueError for a concept without alternatives, and for candidates that are missing, empty, repeated or too long.
     """
     if concept.kind != "fairness" or not concept.opposites:
         raise ValueError(f"concept {concept.name!r} has no alternatives, which neutral prompts are held against; give one with opposites")
@@ -105,8 +102,8 @@ def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0
         steps = iter(t.split(2))
 
         def delta(h: Tensor) -> tuple[Tensor, slice]:
-            x, when = channels_first(h).float(), next(steps)
-            return module.weight * (r(x, when) + s(x, when)).to(h.dtype), slice(None)
+            at = channels_first(h).float(), next(steps)
+            return module.weight * (r(*at) + s(*at)).to(h.dtype), slice(None)
 
         with shifted(model.model, delta, model.site):
             change = predict(model, z, t, neutral, 2) - e

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 Scores = Mapping[str, Tensor]
-Target = Callable[[Scores, float], Tensor]
 
 
 def guided(scores: Scores, w: float) -> Tensor:
@@ -31,7 +30,7 @@ def contrast(scores: Scores, w: float) -> Tensor:
     return scores["neutral"] + w * (scores["target"] - scores["opposite"])
 
 
-TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
+TARGETS: dict[str, tuple[Callable[[Scores, float], Tensor], tuple[str, ...]]] = {
     "guided": (guided, ("target", "negative")),
     "contrast": (contrast, ("target", "neutral", "opposite")),
 }

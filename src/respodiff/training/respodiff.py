@@ -49,11 +49,10 @@ def train(
     """Train one concept; yields a record after every iteration, the last one holds the finished module.
 
     Args:
-        pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
-        concept: prompts to train on, or the name of a built-in concept.
-        config: settings; default ``TrainConfig.preset("default", concept)``.
+        pipe: a diffusers pipeline. Its UNet is frozen while the generator lives, and left as it was.
+        concept: prompts to train on, or the name of a built-in concept. config: default ``TrainConfig.preset("default", concept)``.
         resume: ``record.state.tensors()`` of an earlier run; from a finished one comes that one record, with losses of NaN.
-        method: name that the module's header gives as its method.
+        method: in the module's header.
 
     Raises:
         ValueError: for an unknown concept and for settings that the model or the concept cannot take, before anything is computed.
@@ -66,8 +65,7 @@ def train(
     adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
     values = {**dict(r.named_parameters("ram")), **dict(s.named_parameters("sam")), "norms": torch.zeros(3, dtype=torch.float64)}
     state = TrainState(model, config, values, [adam_r, adam_s])
-    if resume is not None:
-        state.restore(resume)
+    state.restore(resume)
     with frozen(model.model), eager(model.model):
         make = partial(_module, header_of(pipe, method, concept, config, site=model.site, resolution=model.size), config)
         rollouts = Rollouts(model, concept, config)
@@ -135,10 +133,7 @@ def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
-    """Keeps the sum of mean norms of h (B, C, H, W), their number, and the norm of r, here d (1 or B, C, H, W).
-
-    Where d is the same at every position, the norm of h is that at one of them, so that both can be compared.
-    """
+    """Keeps the sum of mean norms of h, their number, and the norm of r, here d. Where that is one vector, h's is that at one position."""
     positions = h[0].numel() / d[0].numel()
     norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
     norms[1] += 1

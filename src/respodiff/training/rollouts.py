@@ -49,10 +49,10 @@ class Latents:
     def pick(self, seed: int, size: int) -> Latents:
         """``size`` of them without ``keep``, all different if there are as many."""
         generator, n = torch.Generator().manual_seed(seed), len(self.z)
-        i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
-        i, e_neu = i.to(self.z.device), self.e_neu
-        y = {k: v[i] for k, v in self.y.items()}
-        return Latents(self.z[i], self.t[i], y, self.e_tar[i], None if e_neu is None else e_neu[i])
+        drawn = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
+        i = drawn.to(self.z.device)
+        e_neu = None if self.e_neu is None else self.e_neu[i]
+        return Latents(self.z[i], self.t[i], {k: v[i] for k, v in self.y.items()}, self.e_tar[i], e_neu)
 
 
 class Rollouts:
@@ -173,7 +173,8 @@ def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | N
     """e0 + w (e[delta](z, y) - e0), w the model's guidance (or 1 if it uses none), e0 the prediction for the empty prompt or ``away``."""
     n, twice = len(z), model.guides and model.guidance != 1
     rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
-    with shifted(model.model, lambda h: None if delta is None else (delta(channels_first(h[rows]).float(), t), rows), model.site):
+    steered = delta and shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t), rows), model.site)
+    with steered or nullcontext():
         e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
     return e[:n] + model.guidance * (e[n:] - e[:n]) if twice else e
 

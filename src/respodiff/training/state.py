@@ -60,7 +60,7 @@ class TrainState:
     ) -> None:
         self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
         self.iteration, self.seconds, self._values, self._committed = 0, 0.0, values, Tensors()
-        self._start_round()
+        self.round_start = self._copies()
         self._commit()
 
     def batches(self, make_pool: MakePool, refresh_every: int = 0) -> Iterator[Any]:
@@ -69,7 +69,7 @@ class TrainState:
         while self.iteration < self.config.iterations:
             number, since = divmod(self.iteration, refresh_every or self.config.iterations)
             if since == 0:
-                self._start_round()
+                self.round_start = self._copies()
                 pool = make_pool(number, self.round_start)
             elif pool is None:  # a resumed run makes its pool again; the forwards are counted already
                 counted, pool = self.model.forwards, make_pool(number, self.round_start)
@@ -94,8 +94,10 @@ class TrainState:
         """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
         return {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `tensors` gave; ValueError for anything else, and if shapes differ."""
+    def restore(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """Takes over what `tensors` gave, or nothing; ValueError for anything else, and if shapes differ."""
+        if tensors is None:
+            return
         if not self.keep:
             raise ValueError("resume is given, but this method trains weights of the model, whose state is not kept; train anew")
         if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
@@ -113,19 +115,19 @@ class TrainState:
         self.iteration, self.model.forwards = int(iteration), int(forwards)
         self._commit()
 
-    def _start_round(self) -> None:
-        self.round_start = {k: v.detach().clone() for k, v in self.values.items() if self.keep}
-
     def _trained(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         names = {id(p): name for name, p in self.values.items()}
         for optimizer in self.optimizers:
             yield from ((names[id(p)], p, optimizer) for group in optimizer.param_groups for p in group["params"])
 
+    def _copies(self) -> Tensors:
+        return {k: v.detach().clone() for k, v in self.values.items() if self.keep}
+
     def _commit(self) -> None:
         """Copies what is saved: an iteration changes its parts one by one, and a stop between them must not be saved."""
         if not self.keep:
             return
-        self._values = {k: v.detach().clone() for k, v in self.values.items()}
+        self._values = self._copies()
         out = {f"value.{k}": v for k, v in self._values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
         for name, p, optimizer in self._trained():
             out |= {f"adam.{k}.{name}": v.detach().clone() for k, v in optimizer.state.get(p, {}).items()}
@@ -164,8 +166,7 @@ def fit_tensors(
     values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
     adam = torch.optim.AdamW(list(values.values()), config.lr, betas=config.betas, weight_decay=weight_decay)
     state = TrainState(model, config, values, [adam], keep)
-    if resume is not None:
-        state.restore(resume)
+    state.restore(resume)
 
     def made(values: Tensors) -> Any:
         return make({k: v.detach().cpu().float().clone() for k, v in values.items()})
