@@ -19,7 +19,6 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import channels_first, eager, shifted
-from respodiff.pipelines.denoiser import check_length
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import RolloutConfig
 from respodiff.training.objectives import mixture
@@ -54,20 +53,19 @@ def choose_neutral(pipe: Any, concept: Concept, candidates: Sequence[str], seed:
         raise ValueError(f"concept {concept.name!r} has no alternatives, which neutral prompts are held against; give one with opposites")
     if not candidates or not all(p.strip() for p in candidates) or len(set(candidates)) < len(candidates):
         raise ValueError(f"candidates is {list(candidates)}; give distinct prompts, none of them empty")
-    check_length(pipe, [*candidates, *SUBJECTS, concept.target, *concept.opposites])
     model = open_model(pipe, RolloutConfig())
+    neutrals, alternatives, others = map(model.encode, (candidates, [concept.target, *concept.opposites], SUBJECTS))
     e = partial(predict, model, size=12)
     with eager(model.model):
-        alternatives = model.encode([concept.target, *concept.opposites])
         per = max(2, round(ROLLOUTS / len(alternatives)))
         rolled = [roll_batch(model, per, mix_seed(seed, 0, i), c, STEPS) for i, c in enumerate(alternatives)]
         z, t = (torch.cat(rows) for rows in zip(*rolled, strict=True))
         parts, nothing = [e(z, t, c) for c in alternatives], e(z, t, model.empty)
-        visited = [(*roll_batch(model, 2, mix_seed(seed, 1 + i, 0), c, STEPS), c) for i, c in enumerate(model.encode(SUBJECTS))]
+        visited = [(*roll_batch(model, 2, mix_seed(seed, 1 + i, 0), c, STEPS), c) for i, c in enumerate(others)]
         subjects = [(a, b, e(a, b, c)) for a, b, c in visited]
         whole = sum(_squares(score - e(a, b, model.empty)) for a, b, score in subjects)
         found = []
-        for prompt, c in zip(candidates, model.encode(candidates), strict=True):
+        for prompt, c in zip(candidates, neutrals, strict=True):
             y = e(z, t, c)
             residual = sum(_unexplained(*one) for one in zip(y, *parts, strict=True)) / _squares(y - nothing)
             distance = sum(_squares(e(a, b, c) - score) for a, b, score in subjects) / whole
