@@ -6,6 +6,7 @@ Notation of the paper: h is the output of the mid block of a UNet, D the up bloc
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -47,7 +48,8 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
         return int(config.num_attention_heads * config.attention_head_dim), 1, 1
     size, factor = config.sample_size, 2 ** (len(config.block_out_channels) - 1)
     default = (size, size) if isinstance(size, int) else size
-    return int(config.block_out_channels[-1]), -(-(height or default[0]) // factor), -(-(width or default[1]) // factor)
+    h, w = (math.ceil(pixels / factor) for pixels in (height or default[0], width or default[1]))
+    return int(config.block_out_channels[-1]), h, w
 
 
 def stream(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:

@@ -52,7 +52,7 @@ def train(
         pipe: a diffusers pipeline. Its UNet is frozen while the generator lives, and left as it was.
         concept: prompts to train on, or the name of a built-in concept. config: default ``TrainConfig.preset("default", concept)``.
         resume: ``record.state.tensors()`` of an earlier run; from a finished one comes that one record, with losses of NaN.
-        method: in the module's header.
+        method: its name in the module's header.
 
     Raises:
         ValueError: for an unknown concept and for settings that the model or the concept cannot take, before anything is computed.
