@@ -13,7 +13,7 @@ from tests.tiny_models import SIZE
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 
@@ -50,7 +50,7 @@ def draw(pipe: Any, prompt: Any = "a doctor", *, seed: int = 0, steps: int = 2, 
 def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, scale: float = 1.0) -> ConceptModule:
     """A random module for a pipeline."""
     model = backbone(pipe)
-    site = spec_of(pipe).site(model)
+    site = site_of(pipe)
     shape = shape or site_shape(model, site=site)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator) * scale
@@ -78,7 +78,7 @@ def seen(pipe: Any) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
     model, found, calls = backbone(pipe), [], []
     names = ("sample", "timestep", "encoder_hidden_states")
     first = model.register_forward_pre_hook(lambda _m, a, k: calls.append({**dict(zip(names, a, strict=False)), **k}), with_kwargs=True)
-    site = site_module(model, spec_of(pipe).site(model))
+    site = site_module(model, site_of(pipe))
     last = site.register_forward_hook(lambda _m, _a, out: found.append((stream(out).clone(), calls[-1])))
     try:
         yield found

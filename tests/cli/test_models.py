@@ -47,7 +47,7 @@ def test_doctor_of_an_unsupported_model(tmp_path: Path) -> None:
 
 
 def test_doctor_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda *_: None)
+    monkeypatch.setattr("respodiff.steering.steer.row_blocks", lambda *_: {})
     done = respodiff("doctor")
     assert done.returncode == 1 and "FAILED a module changes the image" in done.stdout
 

@@ -25,7 +25,7 @@ from respodiff import TrainConfig, fit, steer, train
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 
 Maker = Callable[[], Any]
@@ -176,7 +176,7 @@ def sizes(make: Maker) -> str:
             resized = draw(pipe, **size)
         assert [w for w in caught if "is resized to the bottleneck (6, 8)" in str(w.message)], "no warning"
         close(resized, raw_latents(pipe, interpolate(m.delta[None], (6, 8), mode="bilinear", antialias=True)[0], **size), "resized by hand")
-    flat = module(pipe, shape=(site_shape(backbone(pipe), site=spec_of(pipe).site(backbone(pipe)))[0], 1, 1))
+    flat = module(pipe, shape=(site_shape(backbone(pipe), site=site_of(pipe))[0], 1, 1))
     plain = draw(pipe, **size)
     with warnings.catch_warnings(), steer(pipe, flat):
         warnings.filterwarnings("error", message="module of")
@@ -244,7 +244,7 @@ def training(make: Maker) -> str:
     for changes in ({}, {"height": 48, "width": 64}, {"form": "channel"}, {"sam_lr": 0.1}):
         *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
         m = last.module
-        assert m.ram.abs().max() > 0 and m.header.site == spec_of(pipe).site(model)
+        assert m.ram.abs().max() > 0 and m.header.site == site_of(pipe)
         assert (m.sam.abs().max() > 0) == ("sam_lr" in changes)
         with quietly(), steer(pipe, m):
             draw(pipe)

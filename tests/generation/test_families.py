@@ -8,8 +8,8 @@ from tests.tiny_models import TINY_PIPELINES
 
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
+from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.registry import backbone
-from respodiff.pipelines.text_encoding import check_length
 
 pytestmark = pytest.mark.slow
 

@@ -96,7 +96,7 @@ def test_later_rollouts_are_drawn_with_the_slider_in_effect(plain_sd: Any) -> No
     config = tiny("slider", rollouts=1)  # of the neutral prompt
     values = {k: v + (0.5 if k.endswith(".b") else 0.0) for k, v in start(plain_sd.unet, 4, "all", 0).items()}
     pool = rollouts(open_model(plain_sd, config), WOMAN, config)
-    one, other = pool(0, start(plain_sd.unet, 4, "all", 0)).latents, pool(0, values).latents
+    one, other = pool(0, start(plain_sd.unet, 4, "all", 0)), pool(0, values)
     first = one.t == one.t.max()
     assert torch.equal(one.z[first], other.z[first]), "the same noise"
     assert not close(one.z[~first], other.z[~first], 1e-3)

@@ -14,8 +14,7 @@ from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import site_module
-from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
+from respodiff.pipelines.bottleneck import is_compiled, open_compiled_hook, site_module
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 

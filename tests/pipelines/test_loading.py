@@ -12,9 +12,9 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from tests.tiny_models import TINY_PIPELINES
 
+from respodiff.pipelines.denoiser import check_length, encode_prompts
 from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, model_name, weights_digest
 from respodiff.pipelines.registry import backbone
-from respodiff.pipelines.text_encoding import check_length, encode_prompts
 
 # --- loading ---
 

@@ -11,7 +11,7 @@ from tests.drawing import apart, draw, module, same, seen
 from tests.raw_loop import raw_flow
 from tests.tiny_models import flux, sd3
 
-from respodiff.pipelines.registry import PIPELINES, SD, Unsupported, backbone, caller, conditional_rows, spec_of
+from respodiff.pipelines.registry import PIPELINES, SD, Unsupported, backbone, caller, row_blocks, spec_of
 from respodiff.steering.steer import steer
 
 # --- the table ---
@@ -58,17 +58,17 @@ def test_backbone_is_the_model_without_its_compiled_wrapper(tiny_pipe: StableDif
 
 def test_conditional_rows_are_the_second_block_with_guidance_and_all_without(tiny_pipe: StableDiffusionPipeline) -> None:
     tiny_pipe._guidance_scale = 3.0
-    assert conditional_rows(tiny_pipe, 6, {}) == slice(3, 6)
-    assert conditional_rows(tiny_pipe, 2, {}) == slice(1, 2)
+    assert row_blocks(tiny_pipe, 6, {})["cond"] == slice(3, 6)
+    assert row_blocks(tiny_pipe, 2, {})["cond"] == slice(1, 2)
     tiny_pipe._guidance_scale = 1.0
-    assert conditional_rows(tiny_pipe, 6, {}) == slice(0, 6)
-    assert conditional_rows(tiny_pipe, 1, {}) == slice(0, 1)
+    assert row_blocks(tiny_pipe, 6, {})["cond"] == slice(0, 6)
+    assert row_blocks(tiny_pipe, 1, {})["cond"] == slice(0, 1)
 
 
 def test_an_odd_number_of_guided_rows_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:
     tiny_pipe._guidance_scale = 3.0
     with pytest.raises(ValueError, match="called with 5 rows, which is not a multiple of the 2 passes of StableDiffusionPipeline"):
-        conditional_rows(tiny_pipe, 5, {})
+        row_blocks(tiny_pipe, 5, {})
 
 
 def test_the_caller_is_found_on_the_stack(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -135,7 +135,7 @@ def test_skip_layer_guidance_of_sd3_is_a_conditional_call() -> None:
 def test_prompt_embeddings_that_nobody_knows_are_refused() -> None:
     pipe = sd3()
     with pytest.raises(ValueError, match="which rows are conditional is unknown"):
-        conditional_rows(pipe, 2, {"prompt_embeds": torch.zeros(1)}, torch.zeros(1))
+        row_blocks(pipe, 2, {"prompt_embeds": torch.zeros(1)}, torch.zeros(1))
 
 
 def test_the_hand_written_loop_of_transformers_is_the_pipeline_itself() -> None:

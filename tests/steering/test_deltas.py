@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from respodiff.methods.registry import load
-from respodiff.pipelines.text_encoding import encode_prompts
+from respodiff.pipelines.denoiser import encode_prompts
 from respodiff.steering.forms import make_form
 from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule

@@ -33,14 +33,14 @@ def test_it_notices_a_site_that_is_never_reached() -> None:
 
 
 def test_it_notices_rows_that_should_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda _pipe, rows, *_: slice(0, rows))
+    monkeypatch.setattr("respodiff.steering.steer.row_blocks", lambda _pipe, rows, *_: {"cond": slice(0, rows)})
     checks = examine(sd())["checks"]
     assert not checks["conditional rows alone are shifted"]["passed"]
     assert "row 0, 1 of 2" in checks["conditional rows alone are shifted"]["detail"]
 
 
 def test_it_notices_that_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.steering.steer.conditional_rows", lambda *_: None)
+    monkeypatch.setattr("respodiff.steering.steer.row_blocks", lambda *_: {})
     checks = examine(sd())["checks"]
     assert not checks["a module changes the image"]["passed"] and not checks["conditional rows alone are shifted"]["passed"]
     assert checks["the pipeline is as before"]["passed"]

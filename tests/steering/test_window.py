@@ -16,7 +16,7 @@ from torch import Tensor
 
 from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_module, stream
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.registry import backbone, site_of
 from respodiff.steering.convert import to_official
 from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule
@@ -40,7 +40,7 @@ def draw(pipe: Any, n: int = 1, start: int = 0) -> Tensor:
 def added(pipe: Any, modules: Any) -> Iterator[list[tuple[float, Tensor]]]:
     """Timestep of every call inside, and what steering adds to h of its last row."""
     model = backbone(pipe)
-    site = site_module(model, spec_of(pipe).site(model))
+    site = site_module(model, site_of(pipe))
     scale = 1000 if isinstance(pipe, FluxPipeline) else 1
     seen: list[tuple[float, Tensor]] = []
     times: list[float] = []
@@ -135,7 +135,7 @@ def test_transformers_are_told_their_timestep(make: Any) -> None:
     model = backbone(pipe)
     width = model.config.num_attention_heads * model.config.attention_head_dim
     ram = 3 * torch.randn(width, 1, 1, generator=torch.Generator().manual_seed(0))
-    header = Header("woman", "a woman", "a person", site=spec_of(pipe).site(model))
+    header = Header("woman", "a woman", "a person", site=site_of(pipe))
     module = ConceptModule.of(ram, torch.zeros_like(ram), header)
     call = {"num_inference_steps": 4, "output_type": "latent", "height": 32, "width": 32, "guidance_scale": 1.0}
     with added(pipe, module.within(600, 1000)) as seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from respodiff.training.objectives import TARGETS, contrast, guided, preservation_loss, response_loss, semantic_loss, shift
+from respodiff.training.objectives import TARGETS, contrast, guided, preservation_loss, response_loss, semantic_loss
 
 SCORES = {
     "target": torch.tensor([1.0, 2.0]),
@@ -17,7 +17,6 @@ SCORES = {
 def test_targets_match_their_equations() -> None:
     assert guided(SCORES, 1).tolist() == [1.0, 2.0]
     assert guided(SCORES, 4).tolist() == [0 + 4 * (1 - 0), 3 + 4 * (2 - 3)]
-    assert shift(SCORES, 3).tolist() == [0.5 + 3 * (1 - 0.5), -1 + 3 * (2 + 1)]
     assert contrast(SCORES, 2).tolist() == [0.5 + 2 * (1 - 2), -1 + 2 * (2 - 0)]
 
 

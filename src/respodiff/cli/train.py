@@ -144,7 +144,7 @@ def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
 
 def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) -> Concept:
     """The concept with the best of the neutral prompts; prints the score of each."""
-    from respodiff.training.neutral_prompt import choose_neutral
+    from respodiff.training.diagnostics import choose_neutral
 
     found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
     scores = ", ".join(f"{score.prompt!r} {score.mean:.3f}" for score in found)
@@ -160,7 +160,7 @@ def _trained(
 
     from respodiff.methods.registry import get_method
     from respodiff.steering.module import ConceptModule
-    from respodiff.training.projection import projection
+    from respodiff.training.diagnostics import projection
 
     kind, earlier = get_method(checkpoint.method), checkpoint.start(resume)
     record, saved = None, time.monotonic()
@@ -190,7 +190,7 @@ def _trained(
         raise RuntimeError(f"method {checkpoint.method!r} ended without a step")
     module = record.module
     module.save(checkpoint.out)
-    checkpoint.delete()
+    checkpoint.path.unlink(missing_ok=True)
     own = isinstance(module, ConceptModule)
     about = {"file": str(checkpoint.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
     about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}

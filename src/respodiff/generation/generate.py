@@ -23,7 +23,7 @@ from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prediction import predict_unsafe
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.methods.registry import BASELINE
-from respodiff.pipelines.compiled import is_compiled
+from respodiff.pipelines.bottleneck import is_compiled
 from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter

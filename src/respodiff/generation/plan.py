@@ -16,9 +16,9 @@ from respodiff.concepts.intersections import split
 from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import assign, prompt_seed
-from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, noise_shape, to_pipeline_format
+from respodiff.pipelines.denoiser import check_length
+from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
-from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter
 
 GUIDANCE = (1.0, 20.0)
@@ -139,7 +139,7 @@ def start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Ge
         latent = noise(pipe, config.seed, job.prompt.id, job.repeat, job.size)
         return latent, noise_generator(config.seed, f"{job.prompt.id}/steps", job.repeat)
     generator = torch.Generator("cpu").manual_seed((job.own_seed + job.repeat) % (1 << 64))
-    return torch.randn(noise_shape(pipe, job.size), generator=generator), generator
+    return torch.randn(1, *latent_shape(pipe, *(job.size or ())), generator=generator), generator
 
 
 def run_sampler(

@@ -20,7 +20,7 @@ from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules, TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss
-from respodiff.training.rollouts import Latents, Pool, Rollouts
+from respodiff.training.rollouts import Latents, Rollouts
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
@@ -57,7 +57,7 @@ def score_loss(
     return loss
 
 
-def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callable[[int, Tensors], Pool]:
+def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callable[[int, Tensors], Latents]:
     """Makes RAM's pools, with the slider in effect on all rows of neutral rollouts."""
     names = [*(f.name for f in fields(RolloutConfig)), "target_guidance", "preservation_weight", "seed"]
     source = Rollouts(model, concept, TrainConfig(**{name: getattr(config, name) for name in names}))

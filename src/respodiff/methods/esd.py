@@ -23,7 +23,7 @@ from respodiff.methods.weight_edits import WeightEditAdapter, owners, swapped
 from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
-from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
+from respodiff.training.rollouts import Latents, mix_seed, predict, preserved, rollout
 from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
@@ -57,7 +57,7 @@ def trained_names(model: nn.Module, method: str) -> list[str]:
 class Turns:
     """Pools that take turns, iteration by iteration."""
 
-    pools: tuple[Pool, ...]
+    pools: tuple[Latents, ...]
 
     def batch(self, iteration: int, size: int) -> Latents:
         """A batch of one phrase."""
@@ -73,7 +73,7 @@ def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> Turns:
         z, t = roll(config.rollouts, mix_seed(seed, 2, 0), c)
         e_c, e_0 = (predict(model, z, t, y, config.rollout_batch) for y in (c, model.empty))
         keep = preserved(model, kept, config, seed, roll)
-        pools.append(Pool(Latents(z, t, repeat(c, len(z)), erase(e_c, e_0, config.target_guidance), keep=keep), seed))
+        pools.append(Latents(z, t, repeat(c, len(z)), erase(e_c, e_0, config.target_guidance), keep=keep, seed=seed))
     return Turns(tuple(pools))
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import eager
-from respodiff.pipelines.compiled import is_compiled
+from respodiff.pipelines.bottleneck import eager, is_compiled
 from respodiff.pipelines.registry import backbone, caller, row_blocks, spec_of
 from respodiff.steering.adapter import AdaptersPerImage
 

@@ -18,7 +18,7 @@ from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
-from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
+from respodiff.pipelines.denoiser import encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
 from respodiff.training.config import Rules, Settings
 from respodiff.training.state import StepRecord
@@ -67,8 +67,7 @@ class Texts:
     """Embeddings of texts as a pipeline makes them, each made once; put in the place of those of a call's rows."""
 
     def __init__(self, pipe: Any) -> None:
-        pooled = hasattr(pipe, "tokenizer_2")
-        self.embedded = cache(lambda text: encode_with_pooled(pipe, [text]) if pooled else (encode_prompts(pipe, [text]), None))
+        self.embedded = cache(lambda text: encode_with_pooled(pipe, [text]))
 
     def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
         """Keyword arguments of a call with other texts for the rows that are named."""

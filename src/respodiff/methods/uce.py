@@ -26,9 +26,9 @@ from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import SUBJECTS, alternatives, classified
 from respodiff.methods.prompting import built
 from respodiff.methods.weight_edits import WeightEditAdapter
+from respodiff.pipelines.denoiser import encode_prompts
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
-from respodiff.pipelines.text_encoding import encode_prompts
 from respodiff.steering.adapter import header_of, require_unet
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer

@@ -1,35 +1,40 @@
 """Finds the bottleneck (h-space) of a denoising model, shifts it, and runs the part of the model after it again.
 
-All of it works by forward hooks that are removed on exit. Notation of the paper: h is the output of the mid block of a UNet, D the up blocks
-that follow. In a transformer h is the image stream (R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token.
+Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a transformer h is the image stream
+(R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token. Forward hooks are removed on exit.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 SITE = "mid_block"
 
-RowDelta = Callable[[Tensor], tuple[Tensor, slice] | None]
-"""h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them; None changes nothing."""
+RowDelta = Callable[[Tensor], tuple[Tensor, slice]]
+"""h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them."""
+
+_compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
 
 
 def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
     """The module whose output is h. Raises ValueError for a model that has none."""
-    module: Any = model
-    for part in site.split("."):
-        module = getattr(module, part, None)
-    if not isinstance(module, nn.Module):
+    try:
+        return model.get_submodule(site)
+    except AttributeError as error:
         raise ValueError(
             f"model {type(model).__name__} has no {site!r}; steering needs a UNet with a mid block (Stable Diffusion 1.x, 2.x, XL) "
             "or a transformer that is in the table of respodiff.pipelines.registry"
-        )
-    return module
+        ) from error
 
 
 def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SITE) -> tuple[int, int, int]:
@@ -41,18 +46,15 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
     config: Any = model.config
     if site != SITE:
         return int(config.num_attention_heads * config.attention_head_dim), 1, 1
-    size = config.sample_size
+    size, factor = config.sample_size, 2 ** (len(config.block_out_channels) - 1)
     default = (size, size) if isinstance(size, int) else size
-    h, w = height or default[0], width or default[1]
-    for _ in range(len(config.block_out_channels) - 1):
-        h, w = -(-h // 2), -(-w // 2)
+    h, w = (math.ceil(pixels / factor) for pixels in (height or default[0], width or default[1]))
     return int(config.block_out_channels[-1]), h, w
 
 
-def stream(output: Any) -> Tensor:
+def stream(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
     """h in the output of a site: the output itself, or the second of (text, image)."""
-    h: Tensor = output if isinstance(output, Tensor) else output[1]
-    return h
+    return output if isinstance(output, Tensor) else output[1]
 
 
 def with_stream(output: Any, h: Tensor) -> Any:
@@ -88,25 +90,22 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
     """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site. An all-zero delta keeps every bit."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        found = delta(stream(output))
-        return None if found is None else with_stream(output, add_to_rows(stream(output), *found))
+        h = stream(output)
+        return with_stream(output, add_to_rows(h, *delta(h)))
 
-    handle = site_module(model, site).register_forward_hook(hook)
-    try:
+    with site_module(model, site).register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
 def eager(model: nn.Module) -> Iterator[None]:
     """While active, ``model`` runs without the code that ``model.compile()`` made for it or its parts, so that hooks take effect."""
-    compiled = {m: m.__dict__.pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in m.__dict__}
+    compiled = {m: vars(m).pop("_compiled_call_impl") for m in model.modules() if "_compiled_call_impl" in vars(m)}
     try:
         yield
     finally:
         for module, call in compiled.items():
-            module.__dict__["_compiled_call_impl"] = call
+            vars(module)["_compiled_call_impl"] = call
 
 
 @contextmanager
@@ -120,53 +119,17 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-class Decoder:
-    """The part D of one UNet call that follows the bottleneck, to be run again with another h.
-
-    D costs about 0.6 of a forward on SD 1.x. The unsteered, the RAM and the RAM + SAM prediction of a latent share one encoder pass.
-    """
-
-    def __init__(self, unet: nn.Module, h: Tensor, calls: list[tuple[nn.Module, dict[str, Any]]]) -> None:
-        self._unet, self.h, self._calls = unet, h, calls
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Noise prediction (B, C, H, W) from h (B, C, H, W) with the recorded skips, prompt and timestep."""
-        unet: Any = self._unet
-        for block, kwargs in self._calls:
-            h = block(**{**kwargs, "hidden_states": h})
-        if unet.conv_norm_out is not None:
-            h = unet.conv_act(unet.conv_norm_out(h))
-        out: Tensor = unet.conv_out(h)
-        return out
-
-
-class WholeCall:
-    """As `Decoder` for a transformer: the whole call again, with another image stream (B, N, D) behind the site."""
-
-    def __init__(self, model: nn.Module, h: Tensor, run: Callable[[], Tensor], site: str) -> None:
-        self._model, self.h, self._run, self._site = model, h, run, site
-
-    def __call__(self, h: Tensor) -> Tensor:
-        """Prediction (B, C, H, W) from h (B, N, D)."""
-        handle = site_module(self._model, self._site).register_forward_hook(lambda _m, _a, output: with_stream(output, h))
-        try:
-            return self._run()
-        finally:
-            handle.remove()
-
-
 def run_with_decoder(
-    model: nn.Module, run: Callable[[], Tensor], shift: Tensor | Callable[[Tensor], Tensor] | None = None, site: str = SITE
-) -> tuple[Tensor, Decoder | WholeCall]:
-    """The prediction of ``run`` (one forward of ``model``) with ``shift`` added to h, and what runs the part after h again.
+    model: nn.Module, run: Callable[[], Tensor], delta: Callable[[Tensor], Tensor], site: str = SITE
+) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+    """The prediction of ``run`` (one forward of ``model``) with ``delta(h)`` (B or 1, C, H, W) added to h; h itself; and D: h -> prediction.
 
-    The gradient reaches ``shift`` through D alone: with a frozen model the part before the site builds no graph.
-
-    Args:
-        shift: a tensor (B or 1, C, H, W), a function h -> such a tensor, or None.
+    The gradient reaches the delta through D alone: with a frozen model the part before the site builds no graph. D of a UNet re-runs its
+    up blocks (about 0.6 of a forward on SD 1.x) with the recorded skips, prompt and timestep; of a transformer the whole call.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
+    unet: Any = model
 
     def record(block: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if args:
@@ -174,18 +137,76 @@ def run_with_decoder(
         calls.append((block, dict(call)))
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
-        h = stream(output)
-        found.append(h)
-        if shift is None:
-            return None
-        return with_stream(output, add_to_rows(h, shift(h) if callable(shift) else shift, slice(None)))
+        found.append(h := stream(output))
+        return with_stream(output, add_to_rows(h, delta(h), slice(None)))
 
-    blocks: Any = model.up_blocks if site == SITE else ()
-    handles = [block.register_forward_pre_hook(record, with_kwargs=True) for block in blocks]
-    handles.append(site_module(model, site).register_forward_hook(bottleneck))
-    try:
+    def up_blocks(h: Tensor) -> Tensor:
+        for block, kwargs in calls:
+            h = block(**{**kwargs, "hidden_states": h})
+        if unet.conv_norm_out is not None:
+            h = unet.conv_act(unet.conv_norm_out(h))
+        prediction: Tensor = unet.conv_out(h)
+        return prediction
+
+    def whole_call(h: Tensor) -> Tensor:
+        with site_module(model, site).register_forward_hook(lambda _m, _a, output: with_stream(output, h)):
+            return run()
+
+    with ExitStack() as hooks:
+        for block in unet.up_blocks if site == SITE else ():
+            hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
+        hooks.enter_context(site_module(model, site).register_forward_hook(bottleneck))
         prediction = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return prediction, Decoder(model, found[-1], calls) if site == SITE else WholeCall(model, found[-1], run, site)
+    return prediction, found[-1], up_blocks if site == SITE else whole_call
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether a model (or the wrapper that ``torch.compile`` made of it) runs compiled as a whole, its site included."""
+    return hasattr(model, "_orig_mod") or model.__dict__.get("_compiled_call_impl") is not None
+
+
+class CompiledHook:
+    """The hook that stays at the site of a compiled model, as compiled code ignores hooks added later and goes on with removed ones.
+
+    It adds the sum of ``steerings`` (arguments of a call -> the deltas (R, C, H, W) of all its rows, or None), which are asked before each
+    call, outside of the graph; threads that share the model take turns.
+    """
+
+    def __init__(self) -> None:
+        self.delta: Tensor | None = None
+        self.lock = threading.RLock()
+        self.steerings: list[Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]] = []
+
+    def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
+        """A copied or pickled model carries an empty hook, which does nothing."""
+        return CompiledHook, ()
+
+    def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Part of the graph: no branch on data, so that one graph serves every mix of concepts."""
+        h = stream(output)
+        return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h))
+
+    def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of the compiled model, with the delta set before and reset after it."""
+        with self.lock:
+            found = [d for rows_of in self.steerings if (d := rows_of(args, kwargs)) is not None]
+            self.delta = sum(found[1:], start=found[0]) if found else None
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.delta = None
+
+
+def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
+    """The hook of a model, made once. A model that was compiled without it compiles again at its next call, with a warning."""
+    inner = getattr(model, "_orig_mod", model)
+    if inner not in _compiled_hooks:
+        _compiled_hooks[inner] = CompiledHook()
+        site_module(inner, site).register_forward_hook(_compiled_hooks[inner].hook)
+        if is_compiled(model):
+            warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
+            torch.compiler.reset()
+    call = model.__dict__.get("_compiled_call_impl")
+    if is_compiled(model) and not isinstance(call, partial):
+        model._compiled_call_impl = partial(_compiled_hooks[inner].run, call or model._call_impl)
+    return _compiled_hooks[inner]

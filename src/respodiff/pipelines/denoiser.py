@@ -1,8 +1,7 @@
-"""Provides a pipeline's model as a function of latents, timestep and condition, the same for every family.
+"""Encodes prompts, and provides a pipeline's model as a function of latents, timestep and condition, the same for every family.
 
 A condition is a dictionary of tensors, rows first: ``context`` (B, T, D), the prompt embeddings; ``pooled`` (B, P) of SDXL, SD3 and Flux;
-``time_ids`` (B, 6) of SDXL. Latents are (B, C, H, W); Flux's packing into tokens happens inside. The prediction (noise, v or velocity) is linear
-in the prompt's part, so that targets and losses are the same for all.
+``time_ids`` (B, 6) of SDXL. Latents are (B, C, H, W); Flux's packing into tokens happens inside.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import site_module, site_shape
+from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.latents import latent_shape, pack
-from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
+from respodiff.pipelines.registry import backbone, site_of, spec_of
 
 Condition = Mapping[str, Tensor]
 
@@ -33,21 +31,60 @@ def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
     return {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 
 
+def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings (N, T, D) of the prompts, as the pipeline makes them; ValueError for a prompt that would be cut off."""
+    return encode_with_pooled(pipe, prompts)[0]
+
+
+@torch.no_grad()
+def encode_with_pooled(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    """Text embeddings (N, T, D), and pooled embeddings (N, P) for the families that have them. Errors as `encode_prompts`."""
+    check_length(pipe, prompts)
+    family, unique = spec_of(pipe).family, list(dict.fromkeys(prompts))
+    order = [unique.index(p) for p in prompts]
+    if family == "sd":
+        ids = pipe.tokenizer(unique, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids
+        return pipe.text_encoder(ids.to(pipe.text_encoder.device))[0][order], None
+    device = pipe._execution_device
+    if family == "flux":
+        context, pooled, _ = pipe.encode_prompt(unique, None, device=device)
+    else:
+        second = {"prompt_2": None, **({"prompt_3": None} if family == "sd3" else {})}
+        context, _, pooled, _ = pipe.encode_prompt(unique, **second, device=device, do_classifier_free_guidance=False)
+    context, pooled = context[order], pooled[order]
+    if family == "sdxl" and pipe.config.get("force_zeros_for_empty_prompt"):
+        filled = torch.tensor([float(bool(p)) for p in prompts], device=context.device, dtype=context.dtype)
+        context, pooled = context * filled[:, None, None], pooled * filled[:, None]
+    return context, pooled
+
+
+def check_length(pipe: Any, prompts: Sequence[str]) -> None:
+    """ValueError if a prompt has more tokens than the tokenizer takes. Of several tokenizers the one that takes most decides."""
+    tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
+    tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
+    # T5 is read up to 256 tokens by SD3 and 512 by Flux; its own limit may be a number that stands for none.
+    limit = min(tokenizer.model_max_length, {"sd3": 256, "flux": 512}.get(spec_of(pipe).family, 1 << 30))
+    for prompt in dict.fromkeys(prompts):
+        if (n := len(tokenizer(prompt).input_ids)) > limit:
+            raise ValueError(f"prompt {prompt[:60]!r}... has {n} tokens; this model takes {limit}, start and end included: shorten it")
+
+
 class Denoiser:
     """The steered model of a pipeline at one image size.
 
     Attributes:
-        model, site: the frozen module and the name of its site. shape: (C, H, W) of a module for it.
+        model, site: the UNet or transformer and the name of its site. shape: (C, H, W) of a module for it.
         size: height and width of the image in pixels. latent: (C, H, W) of a latent.
-        guidance: scale of classifier-free guidance. forwards: evaluations of one sample so far.
-        guides: whether classifier-free guidance is used; if not, ``guidance`` is embedded where the model takes one.
+        guides: whether classifier-free guidance is used, with scale ``guidance``; if not, that is embedded where the model takes one.
+        forwards: evaluations of one sample so far.
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
         self.pipe, self.family = pipe, spec_of(pipe).family
         self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
-        self.site = spec_of(pipe).site(self.model)
-        site_module(self.model, self.site)
+        self.device: torch.device = self.model.device
+        self.dtype: torch.dtype = self.model.dtype
+        self.site = site_of(pipe)
         if hasattr(self.model, "_hf_hook"):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
@@ -62,17 +99,7 @@ class Denoiser:
         self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
         self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
         self.guides = self.family != "flux" and not self.embeds_guidance
-        self._extra = self._extra_channels() if self.family in ("sd", "sdxl") else None
-
-    @property
-    def device(self) -> torch.device:
-        device: torch.device = self.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.model.dtype
-        return dtype
+        self._extra = self._extra_channels() if spec_of(pipe).model == "unet" else None
 
     @cached_property
     def empty(self) -> Condition:
@@ -84,15 +111,13 @@ class Denoiser:
         """Conditions of one row each, on the model's device."""
         if not prompts:
             return []
-        if self.family == "sd":
-            found = {"context": encode_prompts(self.pipe, prompts)}
-        else:
-            context, pooled = encode_with_pooled(self.pipe, prompts)
-            found = {"context": context, "pooled": pooled}
+        context, pooled = encode_with_pooled(self.pipe, prompts)
+        found = {"context": context} if pooled is None else {"context": context, "pooled": pooled}
         if self.family == "sdxl":
-            found["time_ids"] = self._time_ids().expand(len(prompts), -1)
-        # Time ids are pixels: in bfloat16 1024 is exact, but not every size is. The pipelines cast them all the same.
-        found = {k: v.to(self.device, self.dtype) for k, v in found.items()}
+            # Original size, crop from the corner, target size; refiners end in an aesthetic score.
+            last = [6.0] if getattr(self.pipe.config, "requires_aesthetics_score", False) else [*self.size]
+            found["time_ids"] = torch.tensor([[*self.size, 0, 0, *last]], dtype=torch.float32).expand(len(prompts), -1)
+        found = {k: v.to(self.device, self.dtype) for k, v in found.items()}  # the pipelines cast time ids as well
         return [{k: v[i : i + 1] for k, v in found.items()} for i in range(len(prompts))]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -123,20 +148,15 @@ class Denoiser:
             scheduler = LCMScheduler.from_config(config)
         else:
             scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-        self.restart(scheduler, steps)
-        return scheduler
-
-    def restart(self, scheduler: Any, steps: int) -> None:
-        """Timesteps of a new rollout (schedulers of LCM and flow matching count their steps)."""
-        more: dict[str, Any] = {}
-        if self.family == "flux":
-            more["sigmas"] = [1 - i / steps for i in range(steps)]  # as its pipelines do
+        # Flux's pipelines give sigmas.
+        more: dict[str, Any] = {"sigmas": [1 - i / steps for i in range(steps)]} if self.family == "flux" else {}
         if scheduler.config.get("use_dynamic_shifting"):
             # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
             c = scheduler.config
             share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
             more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
         scheduler.set_timesteps(steps, device=self.device, **more)
+        return scheduler
 
     def _flux(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         b, c, h, w = z.shape
@@ -152,13 +172,6 @@ class Denoiser:
             return_dict=False,
         )[0]
         return prediction.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
-
-    def _time_ids(self) -> Tensor:
-        """SDXL's size conditioning (1, 6): original size, crop from the corner, target size; refiners end in an aesthetic score (1, 5)."""
-        height, width = self.size
-        if getattr(self.pipe.config, "requires_aesthetics_score", False):
-            return torch.tensor([[height, width, 0, 0, 6.0]])
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
 
     @torch.no_grad()
     def _extra_channels(self) -> Tensor | None:

@@ -16,12 +16,7 @@ Size = tuple[int, int]
 
 def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None = None) -> Tensor:
     """Start latent (1, C, H, W) of one image, float32 on the CPU; ``size`` None is the model's own."""
-    return torch.randn(noise_shape(pipe, size), generator=noise_generator(seed, prompt_id, repeat))
-
-
-def noise_shape(pipe: Any, size: Size | None) -> tuple[int, int, int, int]:
-    """Shape (1, C, H, W) of a start latent."""
-    return 1, *latent_shape(pipe, *(size or (0, 0)))
+    return torch.randn(1, *latent_shape(pipe, *(size or ())), generator=noise_generator(seed, prompt_id, repeat))
 
 
 def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import re
 from importlib.resources import files
 from pathlib import Path
 from textwrap import shorten
@@ -15,8 +15,6 @@ from diffusers import DiffusionPipeline
 
 from respodiff.pipelines.registry import backbone, spec_of
 
-log = logging.getLogger("respodiff")
-
 
 def embedded_dir(part: str) -> Path:
     """Folder of the shipped ``pipeline`` or ``judge``, or the file ``world.json``."""
@@ -26,30 +24,27 @@ def embedded_dir(part: str) -> Path:
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
 
-    Raises ValueError with one line when it cannot be had or is of a class that steering does not support.
+    ValueError with one line when it cannot be had or is of a class that steering does not support.
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
-    local = folder.is_dir()
+    local, given = folder.is_dir(), repr(str(source))
     if folder.is_file():
         raise ValueError(
-            f"model {str(source)!r} is a single file; make a folder of it once: "
-            f"StableDiffusionPipeline.from_single_file({str(source)!r}).save_pretrained(DIR), and give that folder"
+            f"model {given} is a single file; make a folder of it once: "
+            f"StableDiffusionPipeline.from_single_file({given}).save_pretrained(DIR), and give that folder"
         )
     if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1):
-        raise ValueError(
-            f"model folder {str(source)!r} does not exist; give 'embedded', a folder with model_index.json, or a hub id OWNER/NAME"
-        )
+        raise ValueError(f"model folder {given} does not exist; give 'embedded', a folder with model_index.json, or a hub id OWNER/NAME")
     if local:
         check_folder(folder)
     name = str(folder) if local else str(source)
-    try:
-        # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn.
+    try:  # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn
         pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
         absent = "" if local else ", which is no folder here,"
         raise ValueError(
-            f"model {str(source)!r}{absent} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
+            f"model {given}{absent} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
     spec_of(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -61,32 +56,25 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
 
 def check_folder(folder: Path) -> None:
     """ValueError for a diffusers folder that lacks a part, or has its weights as variants or pickles alone."""
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(f"model folder {str(folder)!r} has no model_index.json; give the folder that a pipeline was saved in")
-    try:
-        parts = dict(json.loads(index.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"model folder {str(folder)!r} has a broken model_index.json ({error}); copy it again") from error
+    has = f"model folder {str(folder)!r} has"
     once = f"save it once: DiffusionPipeline.from_pretrained({str(folder)!r}, {{}}).save_pretrained(DIR), and give that folder"
-    for name in (k for k, v in parts.items() if isinstance(v, list) and v[0] is not None):
+    try:
+        parts = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items()
+    except FileNotFoundError:
+        raise ValueError(f"{has} no model_index.json; give the folder that a pipeline was saved in") from None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{has} a broken model_index.json ({error}); copy it again") from error
+    for name in (k for k, v in parts if isinstance(v, list) and v[0] is not None):
         files = [file.name for file in (folder / name).glob("*")]
+        weights = [file for file in files if re.fullmatch(r"((diffusion_)?pytorch_)?model.*\.(safetensors|bin)", file)]
+        readable = [file for file in weights if file.endswith(".safetensors")]
         if not files:
-            raise ValueError(f"model folder {str(folder)!r} has no {name!r}, which its model_index.json names; copy it again")
-        weights = [
-            f for f in files if f.startswith(("model", "diffusion_pytorch_model", "pytorch_model")) and f.endswith((".safetensors", ".bin"))
-        ]
-        good = [file for file in weights if file.endswith(".safetensors")]
-        if weights and not good:
-            raise ValueError(
-                f"model folder {str(folder)!r} has {name!r} as a pickle ({weights[0]}); if you trust it, {once.format('use_safetensors=False')}"
-            )
-        if good and all(file.count(".") > 1 for file in good):
-            variant = min(file.split(".")[-2].partition("-")[0] for file in good)
-            raise ValueError(
-                f"model folder {str(folder)!r} has {name!r} as the variant {variant!r} alone, which is not read; "
-                + once.format(f"variant={variant!r}")
-            )
+            raise ValueError(f"{has} no {name!r}, which its model_index.json names; copy it again")
+        if weights and not readable:
+            raise ValueError(f"{has} {name!r} as a pickle ({weights[0]}); if you trust it, {once.format('use_safetensors=False')}")
+        if readable and all(file.count(".") > 1 for file in readable):
+            variant = min(file.split(".")[-2].partition("-")[0] for file in readable)
+            raise ValueError(f"{has} {name!r} as the variant {variant!r} alone, which is not read; {once.format(f'variant={variant!r}')}")
 
 
 def config_digest(unet: Any) -> str:
@@ -96,13 +84,12 @@ def config_digest(unet: Any) -> str:
 
 
 def weights_digest(model: Any) -> str:
-    """Digest of a model's weights, from about 64 values of every parameter: cheap, and enough to distinguish two checkpoints.
+    """Digest of a model's weights, from about 64 values of every parameter in float16; a LoRA beside the model does not count.
 
-    Values are taken in float16, so that a float16 copy has the same digest. A LoRA beside the model does not count. Empty for bfloat16 and for
-    models that are offloaded to the meta device.
+    Empty for bfloat16, which rounds beyond recognition, and for models that are offloaded to the meta device.
     """
     if model.device.type == "meta" or model.dtype == torch.bfloat16:
-        return ""  # offloaded, or rounded beyond recognition
+        return ""
     digest = hashlib.sha256()
     for name, p in model.named_parameters():
         if ".lora_" in name:
@@ -122,8 +109,6 @@ def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | Non
 def model_name(pipe: Any) -> str:
     """Where the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's path."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))
-    if not source:
-        return ""
     if Path(source) == embedded_dir("pipeline"):
         return "embedded"
-    return Path(source).resolve().name if Path(source).is_absolute() or Path(source).is_dir() else source
+    return Path(source).resolve().name if source and (Path(source).is_absolute() or Path(source).is_dir()) else source

@@ -13,8 +13,6 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
-Family = Literal["sd", "sdxl", "sd3", "flux"]
-
 
 class Unsupported(ValueError):
     """A pipeline class that is not in the table."""
@@ -28,15 +26,14 @@ class PipelineSpec:
         family: how prompts are encoded and the model is called (`respodiff.pipelines.denoiser`).
         passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
         images: image arguments that the pipeline needs besides the prompt.
-        calls: for pipelines that call their model once per condition: local variable that holds the prompt embeddings of the call ->
-            row blocks of such a call (None: those of ``passes``).
+        calls: for pipelines that call their model once per condition: local variable with the call's prompt embeddings -> its row blocks.
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
-    family: Family
+    family: Literal["sd", "sdxl", "sd3", "flux"]
     passes: tuple[str, ...] = ("uncond", "cond")
     images: tuple[str, ...] = ()
-    calls: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     steps: int = 50
     guidance: float = 7.5
 
@@ -45,24 +42,13 @@ class PipelineSpec:
         """Component that is steered."""
         return "unet" if self.family in ("sd", "sdxl") else "transformer"
 
-    def site(self, model: Any) -> str:
-        """Name of the module behind which h is."""
-        if self.model == "unet":
-            return "mid_block"
-        blocks = len(model.transformer_blocks)
-        # Flux goes on with single-stream blocks, twice as many: the last block of two streams is its middle.
-        return f"transformer_blocks.{blocks // 2 if self.family == 'sd3' else blocks - 1}"
-
 
 SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
 LCM = replace(SD, steps=4, guidance=8.5)
-SD3_CALLS = {"prompt_embeds": None, "original_prompt_embeds": ("cond",)}  # the second: skip-layer guidance
-SD3 = PipelineSpec("sd3", calls=SD3_CALLS, steps=28, guidance=7.0)
-FLUX_CALLS = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
-FLUX = PipelineSpec("flux", calls=FLUX_CALLS, steps=28, guidance=3.5)
+# The second call of SD3 is skip-layer guidance.
+SD3 = PipelineSpec("sd3", calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}, steps=28, guidance=7.0)
+FLUX = PipelineSpec("flux", calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}, steps=28, guidance=3.5)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
-
-
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
 
@@ -88,11 +74,7 @@ PIPELINES: dict[str, PipelineSpec] = {
 
 
 def spec_of(pipe: Any) -> PipelineSpec:
-    """The table's row for a pipeline.
-
-    Raises:
-        Unsupported: its class is not in the table, or is a subclass with a ``__call__`` of its own.
-    """
+    """The table's row for a pipeline. Raises `Unsupported` for other classes and for a subclass with a ``__call__`` of its own."""
     kinds = type(pipe).__mro__
     known = next((i for i, kind in enumerate(kinds) if kind.__name__ in PIPELINES), None)
     if known is not None and not any("__call__" in vars(kind) for kind in kinds[:known]):
@@ -111,14 +93,16 @@ def backbone(pipe: Any) -> Any:
 
 def site_of(pipe: Any) -> str:
     """Name of the module of `backbone` behind which h is."""
-    return spec_of(pipe).site(backbone(pipe))
+    if spec_of(pipe).model == "unet":
+        return "mid_block"
+    blocks = len(backbone(pipe).transformer_blocks)
+    # Flux goes on with single-stream blocks, twice as many: the last block of two streams is its middle.
+    return f"transformer_blocks.{blocks - 1 if spec_of(pipe).family == 'flux' else blocks // 2}"
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
-    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
-
-    Several pipelines and threads may share a model, so that the stack alone tells who calls it.
-    """
+    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one."""
+    # Several pipelines and threads may share a model, so that the stack alone tells who calls it.
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__" and isinstance(pipe := frame.f_locals.get("self"), DiffusionPipeline):
@@ -130,31 +114,18 @@ def caller() -> tuple[Any, Mapping[str, Any]] | None:
 def row_blocks(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> dict[str, slice]:
     """Name -> rows of the blocks in a call with ``rows`` rows: "cond" alone at guidance 1 and below, and with embedded guidance (LCM).
 
-    Args:
-        call: local variables of the pipeline's call. context: the ``encoder_hidden_states`` that the model was given.
-
-    Raises:
-        ValueError: the pipeline is one that calls its model per condition, and this is none of its known calls.
+    ``call`` holds the local variables of the pipeline's call, ``context`` is the ``encoder_hidden_states`` that the model was given.
+    ValueError for embeddings that are none of the pipeline's, if it calls its model per condition.
     """
-    row, passes = spec_of(pipe), None
-    if row.calls:
-        names = [name for name in row.calls if name in call and call[name] is context]
-        if not names:
-            raise ValueError(
-                f"{type(pipe).__name__} called its model with prompt embeddings of its own; which rows are conditional is unknown"
-            )
-        passes = row.calls[names[0]]
-    if passes is None:
-        own = "do_classifier_free_guidance"  # a variable of the call, or else a property of the pipeline
-        passes = row.passes if (call[own] if own in call else getattr(pipe, own)) else ("cond",)
+    spec, name = spec_of(pipe), type(pipe).__name__
+    known = [blocks for variable, blocks in spec.calls.items() if variable in call and call[variable] is context]
+    if spec.calls and not known:
+        raise ValueError(f"{name} called its model with prompt embeddings of its own; which rows are conditional is unknown")
+    passes = known[0] if known else spec.passes
+    own = "do_classifier_free_guidance"  # a variable of the call, or else a property of the pipeline
+    if len(passes) > 1 and not (call[own] if own in call else getattr(pipe, own)):
+        passes = ("cond",)
     if rows % len(passes):
-        raise ValueError(
-            f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {type(pipe).__name__}"
-        )
+        raise ValueError(f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {name}")
     n = rows // len(passes)
     return {name: slice(i * n, (i + 1) * n) for i, name in enumerate(passes)}
-
-
-def conditional_rows(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = None) -> slice | None:
-    """The conditional rows of a call; None if there are none. Arguments and errors as `row_blocks`."""
-    return row_blocks(pipe, rows, call, context).get("cond")

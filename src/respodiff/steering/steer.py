@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import add_to_rows, site_module, site_shape, stream, with_stream
-from respodiff.pipelines.compiled import is_compiled, open_compiled_hook
-from respodiff.pipelines.registry import backbone, caller, conditional_rows, site_of, spec_of
+from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
+from respodiff.pipelines.registry import backbone, caller, row_blocks, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.serialization import check_scale
 
@@ -190,7 +189,7 @@ class Shift:
                 warnings.warn(text, stacklevel=2)
             return None
         context = kwargs.get("encoder_hidden_states", args[2] if len(args) > 2 else None)
-        rows = conditional_rows(pipe, len(_sample(args, kwargs)), call, context)
+        rows = row_blocks(pipe, len(_sample(args, kwargs)), call, context).get("cond")
         if rows:
             self.adapters.per_image(rows.stop - rows.start)
         return rows

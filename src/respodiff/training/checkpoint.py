@@ -15,7 +15,7 @@ from respodiff.concepts.concept import Concept
 class Checkpoint:
     """The state of one training run in the hidden file ``.NAME.unfinished`` beside the module file ``out``.
 
-    The file names concept, settings, model, dtype and method, and is read by a run of the same alone.
+    It is read by a run of the same concept, settings, model, dtype and method alone.
     """
 
     def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
@@ -39,9 +39,7 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"--resume: {str(self.path)!r} cannot be read ({error}); delete it and train again") from error
         if about != self.about:
-            raise ValueError(
-                f"--resume: {str(self.path)!r} is of another concept, model or other settings; give those, or leave --resume out"
-            )
+            raise ValueError(f"--resume: {str(self.path)!r} is of another concept, model or settings; give those, or leave --resume out")
         return tensors
 
     def check_out(self, resume: bool) -> None:
@@ -50,27 +48,23 @@ class Checkpoint:
 
         if not self.out.is_file() or (resume and self.path.is_file()):
             return
-        about = json.loads(self.about)
+        about, file = json.loads(self.about), f"--out: {str(self.out)!r}"
         wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
         wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
         try:
             held = read_header(self.out)
         except ValueError as error:
-            raise ValueError(f"--out: {str(self.out)!r} exists and is no module; choose another file, or delete it") from error
+            raise ValueError(f"{file} exists and is no module; choose another file, or delete it") from error
         if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
-            raise ValueError(
-                f"--out: {str(self.out)!r} holds the adapter {held.concept!r} with other {', '.join(other).replace('train', 'settings')}; "
-                "choose another file, or delete it"
-            )
+            names = ", ".join(other).replace("train", "settings")
+            raise ValueError(f"{file} holds the adapter {held.concept!r} with other {names}; choose another file, or delete it")
 
     def start(self, resume: bool) -> dict[str, Any]:
         """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""
-        earlier = self.read() if resume else {}
         if not resume and self.path.is_file():
-            warnings.warn(
-                f"{str(self.path)!r} holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed",
-                stacklevel=2,
-            )
+            text = "holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed"
+            warnings.warn(f"{str(self.path)!r} {text}", stacklevel=2)
+        earlier = self.read() if resume else {}
         try:
             TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
         except OSError as error:
@@ -88,10 +82,6 @@ class Checkpoint:
             partial.replace(self.path)
         except OSError as error:
             raise self._unwritable(error) from error
-
-    def delete(self) -> None:
-        """Removes the file of a finished run."""
-        self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> OSError:
         return OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another")

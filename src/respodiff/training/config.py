@@ -13,7 +13,6 @@ from respodiff.data.checks import check_setting, is_finite, is_whole
 Rule = tuple[Callable[[Any], bool], str]
 """What a value must fulfil, and the same in words."""
 Rules = Mapping[str, Rule]
-"""Name of a setting -> its rule."""
 
 COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number of at least 1")
 PIXELS: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number of pixels, or 0 for the model's own size")
@@ -29,25 +28,22 @@ class Settings:
     """Base of the settings of all methods. A value that breaks a rule, or is none of the choices of its type, is a ValueError."""
 
     rules: ClassVar[Rules] = {}
-    """Name of a setting -> what its values must fulfil; the rules of all base classes hold as well."""
+    """Name of a setting -> its rule; the rules of all base classes hold as well."""
 
     def __post_init__(self) -> None:
-        rules = {name: rule for c in reversed(type(self).__mro__) for name, rule in vars(c).get("rules", {}).items()}
-        for name, hint in get_type_hints(type(self)).items():
-            if name in rules:
-                good, allowed = rules[name]
-                check_setting(name, getattr(self, name), good(getattr(self, name)), allowed)
-            elif get_origin(hint) is Literal:
-                check_setting(name, getattr(self, name), getattr(self, name) in get_args(hint), ", ".join(get_args(hint)))
+        types = get_type_hints(type(self)).items()
+        rules: dict[str, Rule] = {k: (get_args(t).__contains__, ", ".join(get_args(t))) for k, t in types if get_origin(t) is Literal}
+        for kind in reversed(type(self).__mro__):
+            rules |= vars(kind).get("rules", {})
+        for name, (good, allowed) in rules.items():
+            check_setting(name, getattr(self, name), good(getattr(self, name)), allowed)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig(Settings):
-    """Settings of `respodiff.training.state.fit_tensors`.
+    """Settings of `respodiff.training.state.fit_tensors`: steps of Adam on ``batch`` examples each, and the seed of everything random.
 
-    Attributes:
-        iterations: optimiser steps. batch: examples of each. lr, betas: Adam's. seed: everything random follows from it.
-        decay: rate over the run: ``constant``, or ``sqrt`` = (1 - i / iterations)^(1/2).
+    ``decay`` of the rate over the run is ``constant``, or ``sqrt``: (1 - i / iterations)^(1/2).
     """
 
     rules: ClassVar[Rules] = {"iterations": COUNT, "batch": COUNT, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
@@ -61,12 +57,9 @@ class OptimizerConfig(Settings):
 
 @dataclass(frozen=True)
 class RolloutConfig(Settings):
-    """Settings of reverse diffusion through the model.
+    """Settings of reverse diffusion through the model: sampler steps, guidance scale, and image size in pixels (0: the model's own).
 
-    Attributes:
-        steps: sampler steps. rollout_guidance: guidance scale.
-        rollouts: latents or images rolled out for one pool of examples. rollout_batch: how many at a time, which bounds memory.
-        height, width: of the images in pixels; 0 is the size that the model was trained at.
+    ``rollouts`` latents or images make one pool of examples; ``rollout_batch`` are made at a time, which bounds memory.
     """
 
     rules: ClassVar[Rules] = {
@@ -86,29 +79,27 @@ class TrainConfig(RolloutConfig):
     """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``neutral`` for fairness.
 
     Attributes:
-        iterations: Adam steps on each module. batch: latents of each. ``betas``, ``decay`` and ``seed`` as in `OptimizerConfig`.
+        iterations, batch: Adam steps on each module and latents of each. ``betas``, ``decay`` and ``seed``: as in `OptimizerConfig`.
         objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
         ram_lr, sam_lr: rates of Adam. sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
         train_scale: factor on both modules after training, at most until RAM's norm is ``max_relative_norm`` (0: no limit) of h's mean norm.
-        form: what RAM and SAM are, a name in `respodiff.steering.forms.FORMS`. Transformers take ``channel`` or ``constant``.
-        init_range: ``constant`` and ``channel`` start at U(-init_range, init_range).
+        form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
         rollout_prompts: ``neutral`` (paper), or ``all``: equal parts from neutral, target and opposite prompts, the latter unsteered.
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
-        refresh_every: iterations until a new pool is rolled out through the modules as they then are, without the training scale.
-        rollout_modules: ``ram`` or ``both`` steer rollouts.
+        refresh_every: iterations until a new pool is rolled out, steered by RAM or ``both`` modules (``rollout_modules``) as they then are.
     """
 
     rules: ClassVar[Rules] = {
-        **OptimizerConfig.rules,
-        "refresh_every": COUNT,
+        **dict.fromkeys(("iterations", "batch", "refresh_every"), COUNT),
+        **{"betas": BETAS, "seed": SEED},
         **dict.fromkeys(("ram_lr", "target_guidance", "train_scale"), POSITIVE),
         **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
     }
     iterations: int = 100
     batch: int = 12
-    objective: Literal["guided", "shift", "contrast"] = "contrast"
+    objective: Literal["guided", "contrast"] = "contrast"
     target_guidance: float = 1.0
     ram_lr: float = 0.2
     sam_lr: float = 0.0
@@ -134,19 +125,14 @@ class TrainConfig(RolloutConfig):
 
     @classmethod
     def preset(cls, name: str, concept: Concept | str = "fairness", **changes: Any) -> TrainConfig:
-        """Settings of a preset, with ``changes`` on top.
+        """Settings of a preset for a concept, its name, or its kind ("fairness", "safety"), with ``changes`` on top.
 
         ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
         "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``neutral`` is this project's, from
-        one pool of latents; ``default`` makes a new pool every 25 updates (fairness).
-
-        Args:
-            concept: the concept or its name; a kind ("fairness", "safety") gives what all concepts of it share.
-
-        Raises:
-            ValueError: lists the presets, the concepts or the settings.
+        one pool of latents; ``default`` makes a new pool every 25 updates (fairness). A ValueError lists the known presets or settings.
         """
-        check_setting("preset", name, name in get_args(Preset), ", ".join(get_args(Preset)))
+        presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
+        check_setting("preset", name, name in presets, ", ".join(presets))
         known = [f.name for f in fields(cls)]
         if unknown := set(changes) - set(known):
             raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(known)}")
@@ -157,8 +143,6 @@ class TrainConfig(RolloutConfig):
         return replace(cls(**PRESETS[name, kind]), **(rates if name == "official" else {}) | changes)
 
 
-Preset = Literal["default", "neutral", "paper", "official"]
-
 _PAPER: dict[str, Any] = {
     **{"iterations": 5000, "batch": 1, "ram_lr": 1e-2, "sam_lr": 1e-3, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316},
     **{"objective": "guided", "target_guidance": 1.0, "sam_weight": 0.5, "preservation_weight": 0.0},
@@ -167,13 +151,13 @@ _PAPER: dict[str, Any] = {
     **{"rollout_prompts": "neutral", "rollout_guidance": 3.0, "rollout_modules": "ram"},
 }
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
-_SAFETY = {"train_scale": 1.25}  # two safety modules are added to one image, so that each goes less far
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("default", "fairness"): {"refresh_every": 25},
     ("neutral", "fairness"): {},
-    ("default", "safety"): _SAFETY,
-    ("neutral", "safety"): _SAFETY,
+    # Two safety modules are added to one image, so that each goes less far.
+    ("default", "safety"): {"train_scale": 1.25},
+    ("neutral", "safety"): {"train_scale": 1.25},
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("official", "fairness"): {**_PAPER, "sam_weight": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 Scores = Mapping[str, Tensor]
-Target = Callable[[Scores, float], Tensor]
 
 
 def guided(scores: Scores, w: float) -> Tensor:
@@ -26,19 +25,13 @@ def guided(scores: Scores, w: float) -> Tensor:
     return scores["target"] if w == 1 else scores["negative"] + w * (scores["target"] - scores["negative"])
 
 
-def shift(scores: Scores, w: float) -> Tensor:
-    """e_tar = e(neutral) + w (e(target) - e(neutral)); w = 1 equals `guided` at 1."""
-    return scores["neutral"] + w * (scores["target"] - scores["neutral"])
-
-
 def contrast(scores: Scores, w: float) -> Tensor:
     """e_tar = e(neutral) + w (e(target) - e(opposite)): what alternatives share cancels. Safety: e(neutral) + w (e(neutral) - e(negative))."""
     return scores["neutral"] + w * (scores["target"] - scores["opposite"])
 
 
-TARGETS: dict[str, tuple[Target, tuple[str, ...]]] = {
+TARGETS: dict[str, tuple[Callable[[Scores, float], Tensor], tuple[str, ...]]] = {
     "guided": (guided, ("target", "negative")),
-    "shift": (shift, ("target", "neutral")),
     "contrast": (contrast, ("target", "neutral", "opposite")),
 }
 """Name -> (function, roles it reads)."""

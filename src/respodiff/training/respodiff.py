@@ -48,14 +48,11 @@ def train(
 ) -> Iterator[StepRecord]:
     """Train one concept; yields a record after every iteration, the last one holds the finished module.
 
-    Resumed from a run that is already finished it yields that one record, with losses of NaN.
-
     Args:
-        pipe: a diffusers pipeline (`load_pipeline`). Its UNet is frozen while the generator lives, and left as it was.
-        concept: prompts to train on, or the name of a built-in concept.
-        config: settings; default ``TrainConfig.preset("default", concept)``.
-        resume: ``record.state.tensors()`` of an earlier run with the same settings.
-        method: name that the module's header gives as its method.
+        pipe: a diffusers pipeline. Its UNet is frozen while the generator lives, and left as it was.
+        concept: prompts to train on, or the name of a built-in concept. config: default ``TrainConfig.preset("default", concept)``.
+        resume: ``record.state.tensors()`` of an earlier run; from a finished one comes that one record, with losses of NaN.
+        method: its name in the module's header.
 
     Raises:
         ValueError: for an unknown concept and for settings that the model or the concept cannot take, before anything is computed.
@@ -66,10 +63,9 @@ def train(
     model = open_model(pipe, config)
     r, s = forms(model, config)
     adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-    values = {**_named("ram", r), **_named("sam", s), "norms": torch.zeros(3, dtype=torch.float64)}
+    values = {**dict(r.named_parameters("ram")), **dict(s.named_parameters("sam")), "norms": torch.zeros(3, dtype=torch.float64)}
     state = TrainState(model, config, values, [adam_r, adam_s])
-    if resume is not None:
-        state.restore(resume)
+    state.restore(resume)
     with frozen(model.model), eager(model.model):
         make = partial(_module, header_of(pipe, method, concept, config, site=model.site, resolution=model.size), config)
         rollouts = Rollouts(model, concept, config)
@@ -111,23 +107,19 @@ def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
     return r, s
 
 
-def _named(part: str, form: Form) -> Tensors:
-    return {f"{part}.{k}": p for k, p in form.named_parameters()}
-
-
 def _of(part: str, values: Tensors) -> Tensors:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
 def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
-    e, decoder = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
+    e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
 
     def decode(other: Tensor) -> Tensor:
         model.forwards += len(e)
-        return decoder(add_to_rows(decoder.h, other, slice(None))).float()
+        return rerun(add_to_rows(h, other, slice(None))).float()
 
-    return e.float(), channels_first(decoder.h).float(), decode
+    return e.float(), channels_first(h).float(), decode
 
 
 def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
@@ -141,10 +133,7 @@ def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
-    """Keeps the sum of mean norms of h (B, C, H, W), their number, and the norm of r, here d (1 or B, C, H, W).
-
-    Where d is the same at every position, the norm of h is that at one of them, so that both can be compared.
-    """
+    """Keeps the sum of mean norms of h, their number, and the norm of r, here d. Where that is one vector, h's is that at one position."""
     positions = h[0].numel() / d[0].numel()
     norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
     norms[1] += 1

@@ -1,14 +1,11 @@
-"""Provides training latents: reverse diffusion of the neutral prompt through the steered model, kept as a pool.
-
-The paper rolls one latent per step to one random timestep (``timesteps="last"``, a pool of one batch, refreshed every step). A pool of
-whole trajectories (``timesteps="all"``) gives ``steps`` latents for the price of two rollouts to the middle.
-"""
+"""Provides training latents: reverse diffusion of the neutral prompt through the steered model, kept as a pool."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import islice
 
 import torch
@@ -27,12 +24,13 @@ Delta = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents with what the frozen model predicts there: a pool of P, or a batch of it.
+    """Latents with what the frozen model predicts there: the pool of a round, or a batch of it.
 
     Attributes:
         z: (P, C, H, W). t: timesteps (P,). y: condition of P rows.
         e_tar: (P, C, H, W), what the trained model should predict. e_neu: e(z, y_neu), where SAM or the target reads it.
         keep: latents of the prompts to preserve, with the frozen model's own predictions as ``e_tar``; None if there are none.
+        seed: of a pool's batches.
     """
 
     z: Tensor
@@ -41,27 +39,20 @@ class Latents:
     e_tar: Tensor
     e_neu: Tensor | None = None
     keep: Latents | None = None
+    seed: int = 0
+
+    def batch(self, iteration: int, size: int) -> Latents:
+        """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
+        keep = self.keep and self.keep.pick(mix_seed(self.seed, 3, iteration), size)
+        return replace(self.pick(mix_seed(self.seed, 1, iteration), size), keep=keep)
 
     def pick(self, seed: int, size: int) -> Latents:
         """``size`` of them without ``keep``, all different if there are as many."""
         generator, n = torch.Generator().manual_seed(seed), len(self.z)
-        i = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
-        i, e_neu = i.to(self.z.device), self.e_neu
-        y = {k: v[i] for k, v in self.y.items()}
-        return Latents(self.z[i], self.t[i], y, self.e_tar[i], None if e_neu is None else e_neu[i])
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Training latents of one round."""
-
-    latents: Latents
-    seed: int
-
-    def batch(self, iteration: int, size: int) -> Latents:
-        """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
-        keep = self.latents.keep and self.latents.keep.pick(mix_seed(self.seed, 3, iteration), size)
-        return replace(self.latents.pick(mix_seed(self.seed, 1, iteration), size), keep=keep)
+        drawn = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
+        i = drawn.to(self.z.device)
+        e_neu = None if self.e_neu is None else self.e_neu[i]
+        return Latents(self.z[i], self.t[i], {k: v[i] for k, v in self.y.items()}, self.e_tar[i], e_neu)
 
 
 class Rollouts:
@@ -73,23 +64,19 @@ class Rollouts:
             raise ValueError(
                 f"timestep_labels is 'official', which counts DDIM steps; {type(self.sampler).__name__} has others: use timestep_labels=sampler"
             )
-        prompts = {
-            "neutral": [concept.neutral],
-            "target": [concept.target],
-            "negative": [concept.negative],
-            "opposite": concept.opposites or (concept.negative or concept.neutral,),
-            "preserve": concept.preserve if config.preservation_weight else (),
-        }
+        prompts: dict[str, tuple[str, ...]] = {role: (getattr(concept, role),) for role in ("neutral", "target", "negative")}
+        prompts["opposite"] = concept.opposites or (concept.negative or concept.neutral,)
+        prompts["preserve"] = concept.preserve if config.preservation_weight else ()
         self.conditions = {role: model.encode(group) for role, group in prompts.items()}
         (self.neutral,) = self.conditions["neutral"]
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Pool:
+    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Latents:
         """The pool of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
-        config, seed, parts = self.config, mix_seed(self.config.seed, 0, number), []
-        others = ("target", "opposite") if config.rollout_prompts == "all" else ()
-        sources = [self.neutral]
-        sources += [c for role in others for c in self.conditions[role] if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
+        config, seed, parts, sources = self.config, mix_seed(self.config.seed, 0, number), [], [self.neutral]
+        if config.rollout_prompts == "all":
+            others = self.conditions["target"] + self.conditions["opposite"]
+            sources += [c for c in others if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
         for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
             if n:
                 with nullcontext() if i else active():
@@ -97,7 +84,7 @@ class Rollouts:
         z, t = (torch.cat(column) for column in zip(*parts, strict=True))
         e_tar, e_neu = self._scores(z, t)
         keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
-        return Pool(Latents(z, t, repeat(self.neutral, len(z)), e_tar, e_neu, keep), seed)
+        return Latents(z, t, repeat(self.neutral, len(z)), e_tar, e_neu, keep, seed)
 
     def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
         """`rollout`, labelled with the sampler's timesteps, or with the scripts' 1000 - k (1000 / steps): up to 19 too noisy at 50 steps."""
@@ -113,7 +100,7 @@ class Rollouts:
         config, (target, roles) = self.config, TARGETS[self.config.objective]
         needs = {*roles, "neutral"} if config.trains_sam else {*roles}
         if config.objective == "guided" and config.target_guidance == 1:
-            needs.discard("negative")  # cancels at guidance 1
+            needs.discard("negative")  # cancels
         found = {role: [predict(self.model, z, t, c, config.rollout_batch) for c in self.conditions[role]] for role in sorted(needs)}
         scores = {role: columns[0] for role, columns in found.items()}
         if len(opposites := found.get("opposite", [])) > 1:
@@ -150,7 +137,7 @@ def rollout(
 def roll_batch(
     model: Denoiser, n: int, seed: int, y: Condition, steps: int, delta: Delta | None = None, last: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """`rollout` of few enough: the latents of the first step of every rollout, then of the second, ..."""
+    """`rollout` in one batch: the latents of the first step of every rollout, then of the second, ..."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
     # Paper: k ~ U{0 .. steps - 2}, k = 0 leaves pure noise.
@@ -172,7 +159,7 @@ def reverse_diffusion(
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Reverse diffusion (eta 0) of prompt y from noise z (B, C, H, W), steered by ``delta``, at the guidance of the model.
 
-    Gives step k, its timestep and the latent before every step; then (steps, 0, z_0). ``away`` takes the place of the empty prompt.
+    Gives step k, its timestep and the latent before every step; then (steps, 0, z_0).
     """
     sampler = model.sampler(steps)
     more = {"generator": generator} if isinstance(sampler, LCMScheduler) else {}
@@ -183,18 +170,13 @@ def reverse_diffusion(
 
 
 def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | None = None, away: Condition | None = None) -> Tensor:
-    """e0 + w (e[delta](z, y) - e0), w the model's guidance and e0 the prediction for the empty prompt, or for ``away``.
-
-    It is e[delta](z, y) at w = 1, and for models without classifier-free guidance.
-    """
+    """e0 + w (e[delta](z, y) - e0), w the model's guidance (or 1 if it uses none), e0 the prediction for the empty prompt or ``away``."""
     n, twice = len(z), model.guides and model.guidance != 1
     rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
-    with shifted(model.model, lambda h: None if delta is None else (delta(channels_first(h[rows]).float(), t), rows), model.site):
+    steered = delta and shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t), rows), model.site)
+    with steered or nullcontext():
         e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
-    if not twice:
-        return e
-    e_0, e_y = e.chunk(2)
-    return e_0 + model.guidance * (e_y - e_0)
+    return e[:n] + model.guidance * (e[n:] - e[:n]) if twice else e
 
 
 @torch.no_grad()
@@ -210,7 +192,4 @@ def equal_parts(n: int, k: int) -> list[int]:
 
 def mix_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers, so that no two purposes share a stream."""
-    value = 0
-    for n in numbers:
-        value = (value * 6364136223846793005 + n + 1442695040888963407) % (1 << 63)
-    return value
+    return reduce(lambda seed, n: (seed * 6364136223846793005 + n + 1442695040888963407) % (1 << 63), numbers, 0)

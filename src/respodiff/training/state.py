@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,10 +30,8 @@ class StepRecord:
     Attributes:
         iteration, iterations: how many are done, and of how many.
         loss: mean over the batch, before the update; RespoDiff's is L_resp. loss_sam: lambda L_sem; 0 where SAM is not trained.
-        unet_forwards: UNet evaluations per sample since the start, the unconditional half included; a re-run decoder counts as one.
-        seconds: since the start, earlier parts of a resumed run included.
+        unet_forwards, seconds: evaluations per sample (a re-run decoder counts as one) and time since the start of the whole run.
         state: live; ``state.tensors()``, to resume from, is of the last finished iteration at any moment, also after an interrupt.
-        make: makes the adapter as it is after this iteration.
     """
 
     iteration: int
@@ -51,11 +50,9 @@ class StepRecord:
 
 
 class TrainState:
-    """Tensors, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
+    """Tensors ``values``, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
 
-    Args:
-        values: name -> tensor of the run, changed in place; what no optimiser holds is kept all the same.
-        keep: keep copies to resume from; without, records show the newest values (for tensors of the size of a model).
+    With ``keep`` false (for tensors of the size of a model) there are no copies to resume from, and records show the newest values.
     """
 
     def __init__(
@@ -63,21 +60,20 @@ class TrainState:
     ) -> None:
         self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
         self.iteration, self.seconds, self._values, self._committed = 0, 0.0, values, Tensors()
-        self._start_round()
+        self.round_start = self._copies()
         self._commit()
 
     def batches(self, make_pool: MakePool, refresh_every: int = 0) -> Iterator[Any]:
         """A batch for every iteration that is left; a new pool every ``refresh_every`` iterations (0: one for all)."""
-        self._began = time.perf_counter() - self.seconds
-        pool = None
+        self._began, pool = time.perf_counter() - self.seconds, None
         while self.iteration < self.config.iterations:
             number, since = divmod(self.iteration, refresh_every or self.config.iterations)
             if since == 0:
-                self._start_round()
-            if since == 0 or pool is None:
+                self.round_start = self._copies()
+                pool = make_pool(number, self.round_start)
+            elif pool is None:  # a resumed run makes its pool again; the forwards are counted already
                 counted, pool = self.model.forwards, make_pool(number, self.round_start)
-                if since:  # a resumed run makes its pool again; the forwards are counted already
-                    self.model.forwards = counted
+                self.model.forwards = counted
             yield pool.batch(self.iteration, self.config.batch)
 
     def finish(self, make: Callable[[Tensors], Any], loss: float, loss_sam: float = 0.0) -> StepRecord:
@@ -85,22 +81,23 @@ class TrainState:
         self.iteration += 1
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
-            rate = "ram_lr" if isinstance(self.config, TrainConfig) else "lr"
-            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower {rate}")
+            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower ram_lr or lr")
         self._commit()
         return self.record(make, loss, loss_sam)
 
     def record(self, make: Callable[[Tensors], Any], loss: float = math.nan, loss_sam: float = math.nan) -> StepRecord:
         """What the last iteration did; of a finished run that is resumed the losses are not known."""
-        values, counters = self._values, (self.model.forwards, self.seconds)
-        return StepRecord(self.iteration, self.config.iterations, loss, *counters, self, lambda: make(values), loss_sam)
+        now = partial(make, self._values)
+        return StepRecord(self.iteration, self.config.iterations, loss, self.model.forwards, self.seconds, self, now, loss_sam)
 
     def tensors(self) -> Tensors:
         """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
         return {k: v.cpu().contiguous().clone() for k, v in self._committed.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave. Raises ValueError for anything else, and if shapes differ."""
+    def restore(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """Takes over what `tensors` gave, or nothing; ValueError for anything else, and if shapes differ."""
+        if tensors is None:
+            return
         if not self.keep:
             raise ValueError("resume is given, but this method trains weights of the model, whose state is not kept; train anew")
         if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
@@ -118,24 +115,23 @@ class TrainState:
         self.iteration, self.model.forwards = int(iteration), int(forwards)
         self._commit()
 
-    def _start_round(self) -> None:
-        self.round_start = {k: v.detach().clone() for k, v in self.values.items() if self.keep}
-
     def _trained(self) -> Iterator[tuple[str, Tensor, Optimizer]]:
         names = {id(p): name for name, p in self.values.items()}
         for optimizer in self.optimizers:
             yield from ((names[id(p)], p, optimizer) for group in optimizer.param_groups for p in group["params"])
 
+    def _copies(self) -> Tensors:
+        return {k: v.detach().clone() for k, v in self.values.items() if self.keep}
+
     def _commit(self) -> None:
         """Copies what is saved: an iteration changes its parts one by one, and a stop between them must not be saved."""
         if not self.keep:
             return
-        self._values = {k: v.detach().clone() for k, v in self.values.items()}
+        self._values = self._copies()
         out = {f"value.{k}": v for k, v in self._values.items()} | {f"round.{k}": v for k, v in self.round_start.items()}
         for name, p, optimizer in self._trained():
             out |= {f"adam.{k}.{name}": v.detach().clone() for k, v in optimizer.state.get(p, {}).items()}
-        out["counters"] = torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)
-        self._committed = out
+        self._committed = out | {"counters": torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)}
 
 
 def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
@@ -159,19 +155,18 @@ def fit_tensors(
     weight_decay: float = 0.0,
     keep: bool = True,
 ) -> Iterator[StepRecord]:
-    """Train tensors with one loss and AdamW; yields a record after every iteration.
+    """Train copies of ``tensors`` with one loss and AdamW; yields a record after every iteration.
 
     Args:
-        tensors: name -> start, copied. examples: makes the pool of a round (`TrainState.batches`).
+        examples: makes the pool of a round, which has ``refresh_every`` iterations (0: all).
         loss: (tensors, batch) -> loss, having called ``backward`` itself, so that hooks it needs may be active meanwhile.
         make: makes the adapter of copies on the CPU in float32. resume: ``record.state.tensors()`` of an earlier run.
-        refresh_every: iterations of a round; 0 is one round. keep: see `TrainState`.
+        keep: see `TrainState`.
     """
     values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
     adam = torch.optim.AdamW(list(values.values()), config.lr, betas=config.betas, weight_decay=weight_decay)
     state = TrainState(model, config, values, [adam], keep)
-    if resume is not None:
-        state.restore(resume)
+    state.restore(resume)
 
     def made(values: Tensors) -> Any:
         return make({k: v.detach().cpu().float().clone() for k, v in values.items()})

@@ -9,8 +9,8 @@ import torch
 
 from respodiff.concepts.concept import Concept, concept
 from respodiff.pipelines.denoiser import Denoiser, repeat
-from respodiff.training import neutral_prompt
-from respodiff.training.neutral_prompt import choose_neutral
+from respodiff.training import diagnostics
+from respodiff.training.diagnostics import choose_neutral
 from respodiff.training.rollouts import mix_seed, roll_batch
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ SUBJECTS = ("a doctor", "a nurse")
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("ROLLOUTS", 4), ("STEPS", 3), ("SUBJECTS", SUBJECTS)):
-        monkeypatch.setattr(neutral_prompt, name, value)
+        monkeypatch.setattr(diagnostics, name, value)
 
 
 def test_residual_and_distance_by_hand(tiny_pipe: Any) -> None:
