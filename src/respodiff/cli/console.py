@@ -1,19 +1,16 @@
-"""What all verbs share: the application, common flags, the opening of models, progress and the last line."""
+"""What all verbs share: the application, the opening of models, progress and the last line."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
-
-from respodiff.concepts.concept import Attribute, Concept, builtin, load_concepts
 
 app = typer.Typer(
     name="respodiff",
@@ -25,26 +22,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 words = Console(stderr=True, highlight=False)
-
-
-def to_path(text: str) -> Path:
-    """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
-    if not text.strip():
-        raise typer.BadParameter(f"it is {text!r}; give the name of a file or folder")
-    return Path(text)
-
-
-Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
-Model = Annotated[str, typer.Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
-Seed = Annotated[int, typer.Option("--seed", help="Everything random follows from it.", min=0)]
-Concepts = Annotated[Path | None, typer.Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
-
-
-def library(file: Path | None) -> dict[str, Attribute | Concept]:
-    """The built-in attributes and concepts, and those of a user's file."""
-    return {**builtin(), **(load_concepts(file) if file else {})}
 
 
 def open_model(model: str, device: str, dtype: str) -> Any:

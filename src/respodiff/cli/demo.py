@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, open_model, progress, table, words
+from respodiff.cli.console import app, finish, open_model, progress, table, words
+from respodiff.cli.options import Device, Dtype, Json, Seed
 from respodiff.concepts.concept import concept
+from respodiff.generation.config import GenerateConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,29 +31,35 @@ REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-image
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, typer.Option("--images", help="Images per prompt; at least 4.", min=4)] = 8,
+    out: Annotated[Path, Option(help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
+    images: Annotated[int, Option(help="Images per prompt; at least 4.", min=4)] = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train, generate before and after from the same noise, measure, and write an image and a report. About 7 minutes on 2 CPU cores."""
+    from respodiff.data.prompt_sets import suite
+    from respodiff.evaluation import judges
+    from respodiff.evaluation.evaluate import evaluate
     from respodiff.reports.run_report import report
 
     began = time.perf_counter()
     pipe = open_model("embedded", device, dtype)
     _clear(out)
     *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
-    trained, first = time.perf_counter() - began, list[float]()
-    jobs = zip(RUNS, (_prompts(), _prompts(), [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
-    runs = {name: _generate(pipe, texts, modules, out / name, images, seed, first) for name, texts, modules in jobs}
-    found = _measure(runs)
+    trained, times = time.perf_counter() - began, list[float]()
+    people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
+    jobs = zip(RUNS, (people, people, [UNSAFE], [UNSAFE]), ([], gender, [], []), ([], [], [], [violence]), strict=True)
+    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
+    runs = {name: _generate(pipe, texts, steered, safety, config, out / name, times) for name, texts, steered, safety in jobs}
+    judge = judges.load("embedded")
+    found = {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
     grid = _grid(runs, found, out / "before_after.png", images)
     page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
     result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
     result |= {"grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE, "seconds": round(time.perf_counter() - began, 1)}
-    result |= {"first_image_seconds": round(first[0] - began, 1) if first else None}
+    result |= {"first_image_seconds": round(times[0] - began, 1)}
     text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
@@ -64,18 +71,11 @@ def _clear(out: Path) -> None:
         for name in RUNS:
             if (out / name / "run.json").is_file():
                 shutil.rmtree(out / name)
-        for file in (*REPORT, ".writable"):
-            (out / file).touch()  # noticed now, not after minutes of training
+        for file in REPORT:
+            (out / file).touch()  # an error is noticed now, not after minutes of training
             (out / file).unlink()
     except OSError as error:
         raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _prompts() -> list[Any]:
-    from respodiff.data.prompt_sets import suite
-
-    known = {p.group: p for p in suite("occupations")}
-    return [known[name] for name in OCCUPATIONS]
 
 
 def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
@@ -87,32 +87,20 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
     words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
     with progress() as bar:
         (last,) = deque(bar.track(train(pipe, chosen, config), config.iterations, description=name), maxlen=1)
-    module = last.module
-    module.save(out / f"{name}.safetensors")
-    return module
+    last.module.save(out / f"{name}.safetensors")
+    return last.module
 
 
-def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int, first: list[float]) -> Path:
-    from respodiff.generation.config import GenerateConfig
+def _generate(pipe: Any, prompts: Any, modules: Any, safety: Any, config: GenerateConfig, folder: Path, times: list[float]) -> Path:
+    """A run folder; the time at which each image was done is added to ``times``."""
     from respodiff.generation.generate import generate
 
-    safety = [m for m in modules if m.header.kind == "safety"]
-    steered = [m for m in modules if m.header.kind != "safety"]
-    total = len(prompts) * images
+    total = len(prompts) * config.images
     words.print(f"generating {total} images into {folder}")
-    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
+    drawn = generate(pipe, prompts, modules, config, safety=safety, out=folder)
     with progress() as bar:
-        for _ in bar.track(generate(pipe, prompts, steered, config, safety=safety, out=folder), total, description=folder.name):
-            first.append(time.perf_counter())
+        times += [time.perf_counter() for _ in bar.track(drawn, total, description=folder.name)]
     return folder
-
-
-def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
-    from respodiff.evaluation.evaluate import evaluate
-    from respodiff.evaluation.judges import ClipJudge
-
-    judge = ClipJudge.load("embedded")
-    return {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
 
 
 def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, open_model
+from respodiff.cli.console import app, finish, open_model
+from respodiff.cli.options import Device, Dtype, Json, Model, Seed
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
