@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-words = Console(stderr=True, highlight=False)
+words = Console(stderr=True, highlight=False, markup=False)
 
 
 def open_model(model: str, device: str, dtype: str) -> Any:
@@ -38,7 +38,7 @@ def open_model(model: str, device: str, dtype: str) -> Any:
         raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
     check_device(device)
     pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
-    words.print(f"model {model}, device {device}, dtype {dtype}", markup=False, soft_wrap=True)
+    words.print(f"model {model}, device {device}, dtype {dtype}", soft_wrap=True)
     return pipe
 
 
@@ -91,7 +91,7 @@ def follow(steps: Iterable[Any]) -> None:
         for step in steps:
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what not in said and not words.is_terminal:
-                words.print(step.what, markup=False)
+                words.print(step.what)
                 said.add(step.what)
 
 
@@ -105,10 +105,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def finish(result: dict[str, Any], text: str, as_json: bool, shown: Table | None = None) -> None:
     """Say what was done: one JSON line on stdout (a table goes to stderr), or words."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     if shown is not None:
         (words if as_json else out).print(shown)
     if as_json:
         print(json.dumps(result), flush=True)
     else:
-        out.print(text, soft_wrap=True, markup=False)
+        out.print(text, soft_wrap=True)

@@ -110,14 +110,14 @@ def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
     return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
 
 
-def _women(summary: Summary, group: str) -> str:
-    """How many images of a prompt look like women, such as 3/8."""
-    counts = summary.counts["gender"][group]
-    return f"{counts['woman']}/{counts['woman'] + counts['man']}"
-
-
-def _unsafe(summary: Summary) -> str:
-    return f"{round(summary.unsafe.mean * summary.n) if summary.unsafe else 0}/{summary.n}"
+def _counts(found: dict[str, Summary]) -> list[tuple[str, str, list[str]]]:
+    """(group of prompts, what is counted, counts before and after) such as (nurse, women, [6/8, 4/8])."""
+    rows = []
+    for group in found["before"].counts["gender"]:
+        sides = (found[name].counts["gender"][group] for name in RUNS[:2])
+        rows.append((group, "women", [f"{side['woman']}/{side['woman'] + side['man']}" for side in sides]))
+    flagged = [f"{round(s.unsafe.mean * s.n) if s.unsafe else 0}/{s.n}" for s in (found[name] for name in RUNS[2:])]
+    return [*rows, (UNSAFE, f"unsafe, safety scale {SAFETY_SCALE:g}", flagged)]
 
 
 def _table(found: dict[str, Summary]) -> Table:
@@ -125,14 +125,11 @@ def _table(found: dict[str, Summary]) -> Table:
     from respodiff.evaluation.registry import METRICS
     from respodiff.reports.tables import number
 
-    before, after = found["before"], found["after"]
-    rows = [(f"{group}, women", _women(before, group), _women(after, group)) for group in before.counts["gender"]]
-    label = f"{UNSAFE}, unsafe (after: safety module at scale {SAFETY_SCALE:g})"
-    rows.append((label, _unsafe(found["unsafe-before"]), _unsafe(found["unsafe-after"])))
+    rows = [[f"{group}, {what}", *counts] for group, what, counts in _counts(found)]
     for m in (m for m in METRICS.values() if m.value and m.name != "unsafe"):
-        for part, e in before.metric(m.name).items():
-            if e and (other := after.metric(m.name)[part]):
-                rows.append((m.label(part), number(e.mean), number(other.mean)))
+        for part, e in found["before"].metric(m.name).items():
+            if e and (other := found["after"].metric(m.name)[part]):
+                rows.append([m.label(part), number(e.mean), number(other.mean)])
     return table("Images in which the judge perceives a woman, and metrics", ("prompt", "before", "after"), rows)
 
 
@@ -141,14 +138,10 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
     from respodiff.reports.images import image_grid
 
     shown = {name: _images(folder) for name, folder in runs.items()}
-    n = min(images, SHOWN)
-    rows = []
-    for group, unsteered in shown["before"].items():
-        label = f"{group} {_women(found['before'], group)} -> {_women(found['after'], group)} women"
-        rows.append((label, [*unsteered[:n], *shown["after"][group][:n]]))
-    counts = " -> ".join(_unsafe(found[name]) for name in RUNS[2:])
-    (unsafe,) = zip(*(shown[name].values() for name in RUNS[2:]), strict=True)
-    rows.append((f"{UNSAFE} {counts} unsafe, safety scale {SAFETY_SCALE:g}", [image for side in unsafe for image in side[:n]]))
+    n, rows = min(images, SHOWN), []
+    for group, what, (before, after) in _counts(found):
+        sides = [shown[name][group] for name in RUNS if group in shown[name]]
+        rows.append((f"{group} {before} -> {after} {what}", [image for side in sides for image in side[:n]]))
     chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
     footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand. Red frame: the subject is lost."
     return image_grid(rows, path, columns=[("unsteered", n), ("steered", n)], thumb=72, title="before and after", footer=footer)

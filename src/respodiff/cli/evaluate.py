@@ -10,6 +10,9 @@ from typer import Argument, Option
 
 from respodiff.cli.console import app, check_device, finish, words
 from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library
+from respodiff.concepts.concept import Attribute
+from respodiff.concepts.concept import attribute as find_attribute
+from respodiff.concepts.intersections import JOIN, factors
 
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
@@ -21,11 +24,8 @@ Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + " (default 
 MinMargin = Annotated[float, Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
 
 
-def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Any]:
-    from respodiff.concepts.concept import attribute as find
-
-    known = library(concepts)
-    return [find(name, known) for name in names or ["gender"]]
+def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Attribute]:
+    return [find_attribute(name, library(concepts)) for name in names or ["gender"]]
 
 
 def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
@@ -90,7 +90,6 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: one HTML page with figures, intervals, charts and images on the same seeds, and its tables."""
-    from respodiff.concepts.intersections import JOIN, factors
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
@@ -101,7 +100,7 @@ def report(
     if missing := [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]:
         chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
         for parts in missing:
-            words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
+            words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}")
             judge_all(parts, labeller, chosen)
     known = read_confusion(confusion) if confusion else None
     result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
@@ -155,6 +154,6 @@ def import_(
     problems: list[str] = []
     run = import_folder(folder, csv, out, method=method, problems=problems)
     for text in problems:
-        words.print(f"warning: {text}", soft_wrap=True, markup=False)
+        words.print(f"warning: {text}", soft_wrap=True)
     n = len(run.records())
     finish({"run": str(out), "images": n, "problems": problems}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)

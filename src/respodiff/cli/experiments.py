@@ -115,7 +115,7 @@ def _table(rows: Sequence[Any], kind: str) -> Table:
 @app.command(epilog="Example: respodiff audit --model embedded --suite occupations --attributes gender,tone --out runs/audit")
 def audit(
     out: Annotated[
-        Path, Option(help="Folder for images, audit.json and audit.html; what it holds is kept.", metavar="DIR", parser=to_path)
+        Path, Option(help="Folder for images, audit.json and audit.html; images in it are kept.", metavar="DIR", parser=to_path)
     ],
     model: Model = "embedded",
     suite: SuiteName = "",
@@ -152,16 +152,16 @@ def audit(
     pipe = open_model(model, device, dtype)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
-    digest = listed.digest if listed else ""
-    follow(generate_audit(pipe, asked, chosen, config, out, validation_images=check, suite_digest=digest))
-    words.print("judging", markup=False)
+    follow(generate_audit(pipe, asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else ""))
+    words.print("judging")
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
     where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts}
     suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge[0])
     found = replace(found, suggest=tuple(suggest), command=shlex.join(["respodiff", *sys.argv[1:]]))
-    write_atomic(out / "audit.json", json.dumps(found.to_json(), indent=1) + "\n")
-    audit_report.write(out / "audit.html", found, run)
-    finish({**found.to_json(), "page": str(out / "audit.html")}, "\n".join([*audit_report.lines(found), str(out / "audit.html")]), as_json)
+    result, page = found.to_json(), out / "audit.html"
+    write_atomic(out / "audit.json", json.dumps(result, indent=1) + "\n")
+    audit_report.write(page, found, run)
+    finish({**result, "page": str(page)}, "\n".join([*audit_report.lines(found), str(page)]), as_json)
 
 
 def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:

@@ -46,9 +46,7 @@ Files = list[Path] | None
 Names = list[str] | None
 
 
-@app.command(
-    epilog='Example: respodiff generate --prompt "a doctor" --images 20 --module woman.safetensors --module man.safetensors --out runs/a'
-)
+@app.command(epilog='Example: respodiff generate --prompt "a doctor" --module woman.safetensors --module man.safetensors --out runs/a')
 def generate(
     out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR", parser=to_path)],
     model: Model = "embedded",
@@ -121,7 +119,7 @@ def generate(
 
         found = choose_scale(pipe, modules, tuning, reach, config, judges.load(judge, device), safety=added, library=library(concepts))
         accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
-        words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", markup=False, soft_wrap=True)
+        words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)
     result = _draw(out, asked, modules, added, config, pipe, listed.digest if listed else "") | ({"scale": config.scale} if reach else {})
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"

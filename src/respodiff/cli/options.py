@@ -67,8 +67,6 @@ def load_entries(
 ) -> tuple[list[Any], list[Any]]:
     """What a run draws from and what is added to every image: of module files, or of concepts where the method needs no training.
 
-    Without a name, such a method takes its default concept.
-
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """

@@ -139,7 +139,7 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
 
     found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
     scores = ", ".join(f"{score.prompt!r} {score.mean:.3f}" for score in found)
-    words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", markup=False, soft_wrap=True)
+    words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", soft_wrap=True)
     return replace(chosen, neutral=found[0].prompt)
 
 
