@@ -131,10 +131,10 @@ def calibrate(
     if out.resolve() == table.resolve():
         raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
     write_confusion(out, found)
-    rows = [(name, entry) for entries in found.values() for name, entry in entries.items()]
-    right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}
-    text = "\n".join([f"{name}: {right[name]:.3f} right of {entry['n']}" for name, entry in rows] + [str(out)])
-    finish({"out": str(out), "accuracy": right, "n": {name: entry["n"] for name, entry in rows}}, text, as_json)
+    n = {name: entry["n"] for name, entry in found[labeller.digest].items()}
+    right = {name: sum(row[i] for i, row in enumerate(entry["matrix"])) / n[name] for name, entry in found[labeller.digest].items()}
+    lines = [f"{name}: {share:.3f} right of {n[name]}" for name, share in right.items()]
+    finish({"out": str(out), "accuracy": right, "n": n}, "\n".join([*lines, str(out)]), as_json)
 
 
 @app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
