@@ -71,7 +71,6 @@ def generate(
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "",
     names: Annotated[Names, Option("--concept", help="Concept, for methods that need no training; repeat.", metavar="NAME")] = None,
     changes: Annotated[Names, Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")] = None,
-    remove_mean: Annotated[bool, Option("--remove-mean", help="Take from sdisc modules what all alternatives share.")] = False,
     steps: Steps = None,
     guidance: Guidance = None,
     batch: Batch = GenerateConfig.batch,
@@ -95,10 +94,6 @@ def generate(
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
-    if remove_mean:
-        from respodiff.methods.sdisc import without_mean
-
-        modules = without_mean(modules)
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     there = {a: list(group) for a, group in by_attribute([m for m in modules if m.header.kind == "fairness"]).items()}
     shares = wanted_proportions(target_proportions, concepts, attribute or (), there)
