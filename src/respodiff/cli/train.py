@@ -33,17 +33,13 @@ def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[s
         raise ValueError(f"--{empty[0]} is empty; give a prompt, or leave it out")
     if (texts["target"] or texts["negative"]) and not known:
         if file:
-            raise ValueError(
-                f"--concepts {str(file)!r} is given beside prompts of your own; name one of it with --concept, or leave it out"
-            )
+            raise ValueError(f"--concepts {str(file)!r} is given beside prompts of your own; leave it out, or name one with --concept")
         return [replace(own_concept(**texts, opposite=lists["opposite"], preserve=lists["preserve"]), attribute=attribute)]
     if not known and not attribute:
         raise ValueError("no concept given; use --concept NAME, --attribute NAME, --target TEXT (fairness), or --negative TEXT (safety)")
     if given := [k for k, v in {**texts, **lists, "attribute": attribute if known else ""}.items() if v]:
         chosen = f"--concept {known!r}" if known else f"--attribute {attribute!r}"
-        raise ValueError(
-            f"--{given[0]} is given beside {chosen}, which brings its own; leave one out, or use --target (and --neutral, ...)"
-        )
+        raise ValueError(f"--{given[0]} is given beside {chosen}, which brings its own; leave one out, or describe yours with --target")
     return [concept(known, library(file))] if known else list(find_attribute(attribute, library(file)).concepts)
 
 
