@@ -42,7 +42,7 @@ def plan_of(kind: str) -> Plan:
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:
-    """Trains, generates and measures what is missing; the content of ``compare.json`` without tests."""
+    """Trains, generates and measures what is missing; the content of ``compare.json``."""
     judge = ClipJudge.load("embedded")
     comparison = MethodComparison(
         load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
@@ -51,11 +51,9 @@ def compared(plan: Plan, out: Path) -> dict[str, Any]:
     for step in comparison.run():
         if step.what != said:
             said = step.what
-            say(f"{said} ({step.done / step.total:.0%})")
+            say(said)
     comparison_report.publish(comparison, judge)
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    for row in result["rows"]:
-        row.pop("tests", None)
     return result
 
 

@@ -97,9 +97,8 @@ def test_a_label_with_markup_is_text(runs: dict[str, RunFolder], tmp_path: Path)
     assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
 
 
-def test_a_single_run_says_what_it_reaches(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_a_single_run_says_which_prompts_are_one_sided(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     page = Path(report(names(runs)[:1], tmp_path / "r.html")["page"]).read_text()
-    assert "Mean DevRat of gender: 0.875 [" in page and "(n = 16); random sampling: 0.273." in page
     assert "plain: in 8 of 8 images, “guard” looked like a man; expected 4.</p>" in page
 
 
@@ -251,7 +250,7 @@ def test_runs_that_were_asked_otherwise_are_not_compared(runs: dict[str, RunFold
 
 def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     same = Path(report(names(runs), tmp_path / "a.html")["page"]).read_text()
-    assert "images in a column start from the same noise" in same
+    assert "Images in a column start from the same noise" in same
     other = paint(tmp_path / "other", EVEN, seed=5)
     evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
     page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()

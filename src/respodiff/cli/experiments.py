@@ -82,8 +82,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     Raises:
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
-    from respodiff.experiments.compare import DRAWING, base_of, read_settings
-    from respodiff.methods.registry import get_method
+    from respodiff.experiments.compare import DRAWING, method_of, read_settings
 
     out = read_settings(file, kind) if file else {}
     for pair in pairs:
@@ -91,9 +90,9 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else get_method(name).config))
+        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else method_of(name).config))
     for name, changes in out.items():
-        get_method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
+        method_of(name).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
 
 
