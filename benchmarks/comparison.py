@@ -20,8 +20,7 @@ from benchmarks.provenance import DOCS, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.evaluation.judges import ClipJudge, classifier
 from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged

@@ -14,8 +14,7 @@ from respodiff.cli.experiments import method_settings
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.evaluation.judges import load
-from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.evaluation.judges import classifier, load
 from respodiff.experiments.compare import MethodComparison, Plan, Progress, spaced
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
 from respodiff.methods.registry import NAMES, methods_for

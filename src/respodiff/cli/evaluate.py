@@ -14,7 +14,7 @@ from respodiff.concepts.concept import Attribute
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.concepts.intersections import JOIN, factors
 
-RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run."
+RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
@@ -40,7 +40,7 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
 
 @app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
 def evaluate(
-    run: Annotated[list[Path], Argument(help="Run folder; several if the run was split.", show_default=False)],
+    run: Annotated[Path, Argument(help="Run folder.", show_default=False)],
     judge: Judges = None,
     attribute: Attributes = None,
     class_template: Annotated[str, Option(help=TEMPLATE_HELP, metavar="TEXT")] = "{concept}",
@@ -62,16 +62,15 @@ def evaluate(
     from respodiff.reports.tables import summary_lines
 
     chosen = _attributes(attribute, concepts)
-    parts = [RunFolder(path) for path in run]
-    for part in parts:
-        part.settings()  # a wrong folder is noticed before the judge is loaded
+    folder = RunFolder(run)
+    folder.settings()  # a wrong folder is noticed before the judge is loaded
     options: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin, "n_bootstrap": n_bootstrap, "seed": seed}
     options["confusion"] = read_confusion(confusion) if confusion else None
     if group_proportions:
-        groups = list(dict.fromkeys(r.group for part in parts for r in part.records()))
+        groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
     labellers = load_judges(judge or ["embedded"], device, dtype)
-    result = measure(parts, labellers, chosen, **options)
+    result = measure(folder, labellers, chosen, **options)
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
@@ -93,14 +92,14 @@ def report(
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
-    from respodiff.evaluation.scored_run import open_parts, unanswered
+    from respodiff.evaluation.scored_run import unanswered
     from respodiff.reports.run_report import report as write
 
     names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
-    if missing := [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]:
+    if missing := [run for text in runs if unanswered(run := split_label(text)[1], judge, names)]:
         chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
         for parts in missing:
-            words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}")
+            words.print(f"judging {Path(run).name} with {labeller[0].name}")
             judge_all(parts, labeller, chosen)
     known = read_confusion(confusion) if confusion else None
     result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
@@ -122,10 +121,10 @@ def calibrate(
     """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import write_confusion
-    from respodiff.evaluation.judges import TextJudge
+    from respodiff.evaluation.judges import ClipJudge
 
     (labeller,) = load_judges([judge], device, dtype)
-    if not isinstance(labeller, TextJudge):
+    if not isinstance(labeller, ClipJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, labeller, _attributes(attribute, concepts))
     if out.resolve() == table.resolve():

@@ -55,8 +55,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
-    from respodiff.evaluation.judges import load
-    from respodiff.evaluation.judges.differentiable import classifier
+    from respodiff.evaluation.judges import classifier, load
     from respodiff.experiments import comparison_report
     from respodiff.experiments.compare import MethodComparison, Plan
     from respodiff.methods.registry import methods_for

@@ -76,7 +76,7 @@ def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | No
     """The i-th image of a run; veiled where its prompt is unsafe or a judge flagged it (images of the embedded model are emoji, never veiled)."""
     record = run.records[i]
     veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
-    return Tile(confined(run.image_folders[i], record.file), run.scores[i].problem or caption, veiled)
+    return Tile(confined(run.folder, record.file), run.scores[i].problem or caption, veiled)
 
 
 def _places(run: ScoredRun) -> dict[str, dict[Hashable, int]]:

@@ -14,7 +14,6 @@ from respodiff.evaluation.evaluate import shipped_confusion
 from respodiff.evaluation.judges import NOTICE
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings
-from respodiff.evaluation.scored_run import open_parts
 from respodiff.reports import tables
 from respodiff.reports.charts import Dots, Stacks
 from respodiff.reports.html import Section, html_report
@@ -49,7 +48,7 @@ def report(
     """Write the report of one run or several.
 
     Args:
-        runs: Run folders that have been evaluated. ``NAME=DIR`` names one, ``DIR,DIR`` joins the parts of a run that was split.
+        runs: Run folders that have been evaluated. ``NAME=DIR`` names one.
         out: The page. ``.json``, ``.csv``, ``.md`` and ``-images.csv`` of the same name are written beside it.
         judge: The judge that labels come from, where a run has several. Empty takes the first that reads labels off images.
         confusion: See `respodiff.evaluation.evaluate`. n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
@@ -79,9 +78,9 @@ def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
     """ValueError for a page whose tables would replace a run's own files, or a file that was there before."""
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"out is {str(page)!r}; give the name of the page, such as report.html: the tables get their names from it")
-    for part in (part for run in runs for part in open_parts(split_label(str(run))[1])):
-        if page.resolve().is_relative_to(part.path.resolve()):
-            raise ValueError(f"out is {str(page)!r}, inside of run folder {part.path.name!r}; choose a place outside of the runs")
+    for folder in (Path(split_label(str(run))[1]) for run in runs):
+        if page.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"out is {str(page)!r}, inside of run folder {folder.name!r}; choose a place outside of the runs")
     there = [page.with_name(page.stem + suffix) for suffix in TABLES]
     if not page.exists() and (taken := [path.name for path in there if path.exists()]):
         raise ValueError(f"out is {str(page)!r}, whose table {taken[0]!r} would replace a file that is there; choose another name")

@@ -217,7 +217,7 @@ def images_csv(blocks: Blocks) -> str:
     """
     rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
-        for r, s, home in zip(e.run.records, e.run.scores, e.run.image_folders, strict=True):
+        for r, s in zip(e.run.records, e.run.scores, strict=True):
             about = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
             row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in about}
             for name in e.run.attributes:
@@ -225,7 +225,7 @@ def images_csv(blocks: Blocks) -> str:
             flags = [None if flag is None else int(flag) for flag in (s.subject_correct, s.unsafe)]
             row |= {"subject": r.subject, "found": s.subject, "subject_correct": flags[0], "unsafe": flags[1]}
             alignment = None if s.alignment is None else f"{s.alignment:.3f}"
-            rows.append(row | {"alignment": alignment, "problem": s.problem, "file": f"{home.name}/{r.file}"})
+            rows.append(row | {"alignment": alignment, "problem": s.problem, "file": f"{e.run.folder.name}/{r.file}"})
     return _csv(rows)
 
 
