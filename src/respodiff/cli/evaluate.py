@@ -98,9 +98,9 @@ def report(
     names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
     if missing := [run for text in runs if unanswered(run := split_label(text)[1], judge, names)]:
         chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
-        for parts in missing:
+        for run in missing:
             words.print(f"judging {Path(run).name} with {labeller[0].name}")
-            judge_all(parts, labeller, chosen)
+            judge_all(run, labeller, chosen)
     known = read_confusion(confusion) if confusion else None
     result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
     finish({key: result[key] for key in ("page", "tables")}, "\n".join([result["page"], *result["tables"]]), as_json)
