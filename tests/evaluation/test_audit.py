@@ -20,8 +20,7 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import AttributeBias, MostDeviant, audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FlagJudge
-from respodiff.evaluation.metrics.fairness import expected_devrat_random
-from respodiff.evaluation.metrics.skew import bias_band
+from respodiff.evaluation.metrics.fairness import bias_band, expected_devrat_random
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.reports.audit_report import lines, write
 

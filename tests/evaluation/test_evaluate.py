@@ -16,7 +16,8 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import FlagJudge
-from respodiff.evaluation.metrics.fairness import expected_devrat_random, wilson
+from respodiff.evaluation.metrics.fairness import expected_devrat_random
+from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import METRICS
 
 COOKS = [

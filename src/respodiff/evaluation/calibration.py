@@ -11,7 +11,7 @@ from respodiff.concepts.concept import Attribute
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge, class_texts
-from respodiff.evaluation.metrics.correction import confusion_matrix
+from respodiff.evaluation.metrics.judge_errors import confusion_matrix
 from respodiff.evaluation.score_files import open_image
 
 
