@@ -1,4 +1,4 @@
-"""``respodiff compare``: its help and its table. What it compares is tested in tests/experiments."""
+"""``respodiff compare``: its help and its table. What it compares is tested in tests/experiments, audits in tests/evaluation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 from rich.console import Console
 
 from command import respodiff
-from respodiff.cli.compare import _table
+from respodiff.cli.experiments import _table
 from respodiff.experiments.comparison_report import columns_of
 
 
-def test_help_names_the_prompt_sets() -> None:
+def test_help_names_the_prompt_sets_and_the_tables_of_settings() -> None:
     done = respodiff("compare", "--help")
     assert "winobias36" in done.stdout and "unsafe" in done.stdout
+    assert "[fairness.NAME]" in done.stdout and "[safety.NAME]" in done.stdout, "rich takes no bracket for markup"
 
 
 @pytest.mark.parametrize(("kind", "main"), [("fairness", "devrat"), ("safety", "unsafe")])

@@ -15,7 +15,7 @@ from painted import WORDS, ColourJudge, paint
 from respodiff.cli import demo
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.scored_run import load_scored_run
-from respodiff.generation import config
+from respodiff.generation.config import GenerateConfig
 from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
@@ -29,7 +29,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(TrainConfig, "preset", staticmethod(quick))
     monkeypatch.setattr(demo, "OCCUPATIONS", ("mechanic", "nurse"))
-    monkeypatch.setattr(config, "GenerateConfig", partial(config.GenerateConfig, steps=2))
+    monkeypatch.setattr(demo, "GenerateConfig", partial(GenerateConfig, steps=2))
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
     assert set(result) >= {"before", "after", "grid", "report", "seconds", "first_image_seconds"}
@@ -69,15 +69,16 @@ def test_check_of_the_folder_leaves_nothing_in_it(tmp_path: Path) -> None:
 def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("nurse", None, (int(i > 5), 0, 0)) for i in range(8)]
     judged = evaluate(paint(tmp_path / "run", rows), ColourJudge(), "gender", vocabulary=WORDS)
-    found = dict.fromkeys(demo.RUNS, judged)
     monkeypatch.setattr("respodiff.cli.demo.open_model", lambda *_: None)
+    monkeypatch.setattr("respodiff.evaluation.evaluate.evaluate", lambda *_: judged)
     monkeypatch.setattr("respodiff.reports.run_report.report", lambda *_, **__: {"page": "report.html"})
-    for name, result in (("_train", None), ("_generate", None), ("_measure", found), ("_grid", "grid")):
+    for name, result in (("_train", None), ("_grid", "grid")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)
+    monkeypatch.setattr(demo, "_generate", lambda *given: given[-1].append(0.0))
     done = respodiff("demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else []))
     assert done.returncode == 0, done.stderr
     shown, other = (done.stderr, done.stdout) if as_json else (done.stdout, done.stderr)
-    assert "nurse, women" in shown and "6/8" in shown and "safety module at scale 1.5" in " ".join(shown.split())
+    assert "nurse, women" in shown and "6/8" in shown and "unsafe, safety scale 1.5" in " ".join(shown.split())
     assert "subject accuracy" in shown and "nurse, women" not in other
     if as_json:
         assert last_json(done)["before"]["women"] == {"nurse": 0.75} and last_json(done)["before"]["men"] == {"nurse": 0.25}
@@ -98,7 +99,7 @@ def test_occupations_of_the_demo_chose_no_settings() -> None:
         "hairdresser",
         "lawyer",
     }
-    assert len(set(demo.OCCUPATIONS)) == 6 and tuned.isdisjoint(demo.OCCUPATIONS) and demo._prompts()
+    assert len(set(demo.OCCUPATIONS)) == 6 and tuned.isdisjoint(demo.OCCUPATIONS)
 
 
 def test_images_without_their_subject_have_a_red_frame(tmp_path: Path) -> None:

@@ -121,17 +121,6 @@ def test_safety_of_another_method_on_top(tmp_path: Path) -> None:
     assert {r.method for r in rows} == {"slider+negative"}
 
 
-def test_the_mean_direction_is_removed(tmp_path: Path) -> None:
-    files = [tmp_path / f"{c}.safetensors" for c in ("woman", "man")]
-    for f in files:
-        trained("sdisc", f, f.stem)
-    flags = [part for f in files for part in ("--module", str(f))]
-    a, b = load(files[0]), load(files[1])
-    rows = drawn(tmp_path / "run", *flags, "--remove-mean")
-    assert all(m not in (a.digest, b.digest) for r in rows for m in r.modules) and {r.method for r in rows} == {"sdisc"}
-    refused(respodiff("generate", "--prompt", "x", "--method", "plain", "--concept", "woman", "--remove-mean", "--out", str(tmp_path / "c")), "sdisc", "'woman' is of method 'plain'")  # fmt: skip
-
-
 def test_a_stopped_slider_resumes_to_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained("slider", tmp_path / "whole.safetensors")
     real, calls = torch.optim.AdamW.step, [0]

@@ -14,8 +14,7 @@ import pytest
 
 from command import last_json, respodiff
 from painted import GENDER, WORDS, ColourJudge, Painted, paint
-from respodiff.cli import audit as cli_audit
-from respodiff.cli import generate, train
+from respodiff.cli import experiments, generate, train
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import AttributeBias, MostDeviant, audit, stated_prompts, to_train
@@ -155,8 +154,8 @@ def tiny(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A model of random weights and a judge of colours; counts calls of the model."""
     calls = [0]
     tiny_pipe.unet.register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
-    monkeypatch.setattr(cli_audit, "open_model", lambda *_: tiny_pipe)
-    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [ColourJudge()])
+    monkeypatch.setattr(experiments, "open_model", lambda *_: tiny_pipe)
+    monkeypatch.setattr(experiments, "load_judges", lambda *_: [ColourJudge()])
     return calls
 
 
@@ -224,9 +223,9 @@ def test_suggested_commands_can_be_run(
     run: ScoredRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
-    config = cli_audit.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
+    config = experiments.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     where = {"suite": "", "prompt": ["a cook"], "prompts": None}
-    *trainings, drawing, report = cli_audit.suggested(found, tmp_path, config, where, model="my model", concepts=None, judge="embedded")
+    *trainings, drawing, report = experiments.suggested(found, tmp_path, config, where, model="my model", concepts=None, judge="embedded")
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda *_: None))
@@ -241,8 +240,8 @@ def test_suggested_commands_can_be_run(
         make_module(name, "gender", seed=i).save(out)
     assert [name for name, _ in seen] == ["woman", "man"]
     assert respodiff(*shlex.split(drawing)[1:]).returncode == 0
-    out, asked, modules, _, options, model, _ = seen[-1]
-    assert (out, asked, [m.name for m in modules], options["images"], model[0]) == (
+    out, asked, modules, _, config, model, _ = seen[-1]
+    assert (out, asked, [m.name for m in modules], config.images, model[0]) == (
         tmp_path / "steered",
         ["a cook"],
         ["woman", "man"],
@@ -268,6 +267,6 @@ def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_
 
 def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = type("Flags", (FlagJudge,), {"name": "nudenet"})()
-    monkeypatch.setattr(cli_audit, "load_judges", lambda *_: [flags])
+    monkeypatch.setattr(experiments, "load_judges", lambda *_: [flags])
     done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
     assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from command import respodiff
-from respodiff.cli.compare import method_settings
+from respodiff.cli.experiments import method_settings
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate

@@ -15,7 +15,7 @@ from respodiff.methods.concept_slider import rollouts
 from respodiff.methods.esd import erase, phrase_pools, trained_names
 from respodiff.methods.lora import layers, low_rank, start
 from respodiff.methods.registry import get_method
-from respodiff.methods.sdisc import noised, own_images, without_mean
+from respodiff.methods.sdisc import noised, own_images
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import TrainConfig
 from respodiff.training.rollouts import mix_seed
@@ -139,16 +139,6 @@ def test_the_images_are_those_of_the_pipeline(plain_sd: Any) -> None:
     assert close(found.x, latents(plain_sd, ["a woman"] * 2, steps=3, guidance=4.0, start=z), 1e-3) and model.forwards == 3 * 2 * 2
     unsafe = own_images(model, VIOLENCE, config)
     assert close(unsafe.x, latents(plain_sd, ["a scene"] * 2, steps=3, guidance=4.0, start=z, negative_prompt=["violence"] * 2), 1e-3)
-
-
-def test_the_mean_direction_is_removed(make_module: Any) -> None:
-    a, b, c = (make_module(n, seed=i, method="sdisc") for i, n in enumerate("abc"))
-    found = without_mean([a, b, c])
-    mean = (a.ram + a.sam + b.ram + b.sam + c.ram + c.sam) / 3
-    assert torch.allclose(found[1].delta, b.ram + b.sam - mean, atol=1e-5) and found[1].name == "b"
-    assert torch.stack([m.delta for m in found]).sum(0).abs().max() < 1e-4
-    with pytest.raises(ValueError, match="1 module\\(s\\) given; removing the mean direction needs all alternatives"):
-        without_mean([a])
 
 
 def test_sdisc_of_a_v_model_and_settings_that_it_has_not() -> None:

@@ -1,19 +1,16 @@
-"""What all verbs share: the application, common flags, the opening of models, progress and the last line."""
+"""What all verbs share: the application, the opening of models, progress and the last line."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
-
-from respodiff.concepts.concept import Attribute, Concept, builtin, load_concepts
 
 app = typer.Typer(
     name="respodiff",
@@ -24,27 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-words = Console(stderr=True, highlight=False)
-
-
-def to_path(text: str) -> Path:
-    """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
-    if not text.strip():
-        raise typer.BadParameter(f"it is {text!r}; give the name of a file or folder")
-    return Path(text)
-
-
-Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
-Model = Annotated[str, typer.Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
-Seed = Annotated[int, typer.Option("--seed", help="Everything random follows from it.", min=0)]
-Concepts = Annotated[Path | None, typer.Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
-
-
-def library(file: Path | None) -> dict[str, Attribute | Concept]:
-    """The built-in attributes and concepts, and those of a user's file."""
-    return {**builtin(), **(load_concepts(file) if file else {})}
+words = Console(stderr=True, highlight=False, markup=False)
 
 
 def open_model(model: str, device: str, dtype: str) -> Any:
@@ -61,7 +38,7 @@ def open_model(model: str, device: str, dtype: str) -> Any:
         raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
     check_device(device)
     pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
-    words.print(f"model {model}, device {device}, dtype {dtype}", markup=False, soft_wrap=True)
+    words.print(f"model {model}, device {device}, dtype {dtype}", soft_wrap=True)
     return pipe
 
 
@@ -114,7 +91,7 @@ def follow(steps: Iterable[Any]) -> None:
         for step in steps:
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what not in said and not words.is_terminal:
-                words.print(step.what, markup=False)
+                words.print(step.what)
                 said.add(step.what)
 
 
@@ -128,10 +105,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def finish(result: dict[str, Any], text: str, as_json: bool, shown: Table | None = None) -> None:
     """Say what was done: one JSON line on stdout (a table goes to stderr), or words."""
-    out = Console(highlight=False)
+    out = Console(highlight=False, markup=False)
     if shown is not None:
         (words if as_json else out).print(shown)
     if as_json:
         print(json.dumps(result), flush=True)
     else:
-        out.print(text, soft_wrap=True, markup=False)
+        out.print(text, soft_wrap=True)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from respodiff.cli.console import Device, Dtype, Json, Seed, app, finish, open_model, progress, table, words
+from respodiff.cli.console import app, finish, open_model, progress, table, words
+from respodiff.cli.options import Device, Dtype, Json, Seed
 from respodiff.concepts.concept import concept
+from respodiff.generation.config import GenerateConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -30,29 +31,35 @@ REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-image
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, typer.Option("--images", help="Images per prompt; at least 4.", min=4)] = 8,
+    out: Annotated[Path, Option(help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
+    images: Annotated[int, Option(help="Images per prompt; at least 4.", min=4)] = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train, generate before and after from the same noise, measure, and write an image and a report. About 7 minutes on 2 CPU cores."""
+    from respodiff.data.prompt_sets import suite
+    from respodiff.evaluation import judges
+    from respodiff.evaluation.evaluate import evaluate
     from respodiff.reports.run_report import report
 
     began = time.perf_counter()
     pipe = open_model("embedded", device, dtype)
     _clear(out)
     *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
-    trained, first = time.perf_counter() - began, list[float]()
-    jobs = zip(RUNS, (_prompts(), _prompts(), [UNSAFE], [UNSAFE]), ([], gender, [], [violence]), strict=True)
-    runs = {name: _generate(pipe, texts, modules, out / name, images, seed, first) for name, texts, modules in jobs}
-    found = _measure(runs)
+    trained, times = time.perf_counter() - began, list[float]()
+    people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
+    jobs = zip(RUNS, (people, people, [UNSAFE], [UNSAFE]), ([], gender, [], []), ([], [], [], [violence]), strict=True)
+    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
+    runs = {name: _generate(pipe, texts, steered, safety, config, out / name, times) for name, texts, steered, safety in jobs}
+    judge = judges.load("embedded")
+    found = {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
     grid = _grid(runs, found, out / "before_after.png", images)
     page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
     result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
     result |= {"grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE, "seconds": round(time.perf_counter() - began, 1)}
-    result |= {"first_image_seconds": round(first[0] - began, 1) if first else None}
+    result |= {"first_image_seconds": round(times[0] - began, 1)}
     text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
@@ -64,18 +71,11 @@ def _clear(out: Path) -> None:
         for name in RUNS:
             if (out / name / "run.json").is_file():
                 shutil.rmtree(out / name)
-        for file in (*REPORT, ".writable"):
-            (out / file).touch()  # noticed now, not after minutes of training
+        for file in REPORT:
+            (out / file).touch()  # an error is noticed now, not after minutes of training
             (out / file).unlink()
     except OSError as error:
         raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
-
-
-def _prompts() -> list[Any]:
-    from respodiff.data.prompt_sets import suite
-
-    known = {p.group: p for p in suite("occupations")}
-    return [known[name] for name in OCCUPATIONS]
 
 
 def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
@@ -87,32 +87,20 @@ def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
     words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
     with progress() as bar:
         (last,) = deque(bar.track(train(pipe, chosen, config), config.iterations, description=name), maxlen=1)
-    module = last.module
-    module.save(out / f"{name}.safetensors")
-    return module
+    last.module.save(out / f"{name}.safetensors")
+    return last.module
 
 
-def _generate(pipe: Any, prompts: Sequence[Any], modules: Sequence[Any], folder: Path, images: int, seed: int, first: list[float]) -> Path:
-    from respodiff.generation.config import GenerateConfig
+def _generate(pipe: Any, prompts: Any, modules: Any, safety: Any, config: GenerateConfig, folder: Path, times: list[float]) -> Path:
+    """A run folder; the time at which each image was done is added to ``times``."""
     from respodiff.generation.generate import generate
 
-    safety = [m for m in modules if m.header.kind == "safety"]
-    steered = [m for m in modules if m.header.kind != "safety"]
-    total = len(prompts) * images
+    total = len(prompts) * config.images
     words.print(f"generating {total} images into {folder}")
-    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
+    drawn = generate(pipe, prompts, modules, config, safety=safety, out=folder)
     with progress() as bar:
-        for _ in bar.track(generate(pipe, prompts, steered, config, safety=safety, out=folder), total, description=folder.name):
-            first.append(time.perf_counter())
+        times += [time.perf_counter() for _ in bar.track(drawn, total, description=folder.name)]
     return folder
-
-
-def _measure(runs: dict[str, Path]) -> dict[str, Summary]:
-    from respodiff.evaluation.evaluate import evaluate
-    from respodiff.evaluation.judges import ClipJudge
-
-    judge = ClipJudge.load("embedded")
-    return {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
 
 
 def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
@@ -122,14 +110,14 @@ def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
     return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
 
 
-def _women(summary: Summary, group: str) -> str:
-    """How many images of a prompt look like women, such as 3/8."""
-    counts = summary.counts["gender"][group]
-    return f"{counts['woman']}/{counts['woman'] + counts['man']}"
-
-
-def _unsafe(summary: Summary) -> str:
-    return f"{round(summary.unsafe.mean * summary.n) if summary.unsafe else 0}/{summary.n}"
+def _counts(found: dict[str, Summary]) -> list[tuple[str, str, list[str]]]:
+    """(group of prompts, what is counted, counts before and after) such as (nurse, women, [6/8, 4/8])."""
+    rows = []
+    for group in found["before"].counts["gender"]:
+        sides = (found[name].counts["gender"][group] for name in RUNS[:2])
+        rows.append((group, "women", [f"{side['woman']}/{side['woman'] + side['man']}" for side in sides]))
+    flagged = [f"{round(s.unsafe.mean * s.n) if s.unsafe else 0}/{s.n}" for s in (found[name] for name in RUNS[2:])]
+    return [*rows, (UNSAFE, f"unsafe, safety scale {SAFETY_SCALE:g}", flagged)]
 
 
 def _table(found: dict[str, Summary]) -> Table:
@@ -137,14 +125,11 @@ def _table(found: dict[str, Summary]) -> Table:
     from respodiff.evaluation.registry import METRICS
     from respodiff.reports.tables import number
 
-    before, after = found["before"], found["after"]
-    rows = [(f"{group}, women", _women(before, group), _women(after, group)) for group in before.counts["gender"]]
-    label = f"{UNSAFE}, unsafe (after: safety module at scale {SAFETY_SCALE:g})"
-    rows.append((label, _unsafe(found["unsafe-before"]), _unsafe(found["unsafe-after"])))
+    rows = [[f"{group}, {what}", *counts] for group, what, counts in _counts(found)]
     for m in (m for m in METRICS.values() if m.value and m.name != "unsafe"):
-        for part, e in before.metric(m.name).items():
-            if e and (other := after.metric(m.name)[part]):
-                rows.append((m.label(part), number(e.mean), number(other.mean)))
+        for part, e in found["before"].metric(m.name).items():
+            if e and (other := found["after"].metric(m.name)[part]):
+                rows.append([m.label(part), number(e.mean), number(other.mean)])
     return table("Images in which the judge perceives a woman, and metrics", ("prompt", "before", "after"), rows)
 
 
@@ -153,14 +138,10 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
     from respodiff.reports.images import image_grid
 
     shown = {name: _images(folder) for name, folder in runs.items()}
-    n = min(images, SHOWN)
-    rows = []
-    for group, unsteered in shown["before"].items():
-        label = f"{group} {_women(found['before'], group)} -> {_women(found['after'], group)} women"
-        rows.append((label, [*unsteered[:n], *shown["after"][group][:n]]))
-    counts = " -> ".join(_unsafe(found[name]) for name in RUNS[2:])
-    (unsafe,) = zip(*(shown[name].values() for name in RUNS[2:]), strict=True)
-    rows.append((f"{UNSAFE} {counts} unsafe, safety scale {SAFETY_SCALE:g}", [image for side in unsafe for image in side[:n]]))
+    n, rows = min(images, SHOWN), []
+    for group, what, (before, after) in _counts(found):
+        sides = [shown[name][group] for name in RUNS if group in shown[name]]
+        rows.append((f"{group} {before} -> {after} {what}", [image for side in sides for image in side[:n]]))
     chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
     footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand. Red frame: the subject is lost."
     return image_grid(rows, path, columns=[("unsteered", n), ("steered", n)], thumb=72, title="before and after", footer=footer)

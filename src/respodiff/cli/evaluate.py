@@ -6,27 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, check_device, finish, library, words
+from respodiff.cli.console import app, check_device, finish, words
+from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library
+from respodiff.concepts.concept import Attribute
+from respodiff.concepts.concept import attribute as find_attribute
+from respodiff.concepts.intersections import JOIN, factors
 
-Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
-NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
-Confusion = Annotated[Path | None, typer.Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
-GROUPS_HELP = "CSV of wanted proportions: group,alternative,share. (default the run's)"
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
-MinMargin = Annotated[float, typer.Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
-JUDGES = (
-    "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat for several: labels come from the first that gives any"
-)
+JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
+Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
+NBootstrap = Annotated[int, Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
+Confusion = Annotated[Path | None, Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
+Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + " (default embedded)", metavar="NAME")]
+MinMargin = Annotated[float, Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
 
 
-def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Any]:
-    from respodiff.concepts.concept import attribute as find
-
-    known = library(concepts)
-    return [find(name, known) for name in names or ["gender"]]
+def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Attribute]:
+    return [find_attribute(name, library(concepts)) for name in names or ["gender"]]
 
 
 def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
@@ -41,14 +40,14 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
 
 @app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
+    run: Annotated[Path, Argument(help="Run folder.", show_default=False)],
+    judge: Judges = None,
     attribute: Attributes = None,
-    class_template: Annotated[str, typer.Option(help=TEMPLATE_HELP, metavar="TEXT")] = "{concept}",
+    class_template: Annotated[str, Option(help=TEMPLATE_HELP, metavar="TEXT")] = "{concept}",
     min_margin: MinMargin = 0.0,
     confusion: Confusion = None,
     concepts: Concepts = None,
-    group_proportions: Annotated[Path | None, typer.Option(help=GROUPS_HELP, metavar="FILE")] = None,
+    group_proportions: Annotated[Path | None, Option(help="CSV of wanted proportions. (default the run's)", metavar="FILE")] = None,
     n_bootstrap: NBootstrap = 2000,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -66,7 +65,7 @@ def evaluate(
     folder = RunFolder(run)
     folder.settings()  # a wrong folder is noticed before the judge is loaded
     options: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin, "n_bootstrap": n_bootstrap, "seed": seed}
-    options |= {"confusion": read_confusion(confusion)} if confusion else {}
+    options["confusion"] = read_confusion(confusion) if confusion else None
     if group_proportions:
         groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
@@ -75,21 +74,11 @@ def evaluate(
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
-def _proportions_by_group(file: Path | None, chosen: Sequence[Any], parts: Sequence[Any]) -> Any:
-    """Wanted proportions of the run's groups from a table; None without one."""
-    if file is None:
-        return None
-    from respodiff.data.target_proportions import read_group_proportions
-
-    groups = dict.fromkeys(r.group for part in parts for r in part.records())
-    return read_group_proportions(file, {a.name: a.names for a in chosen}, list(groups))
-
-
 @app.command(epilog="Example: respodiff report before=runs/a after=runs/b --out report.html")
 def report(
-    runs: Annotated[list[str], typer.Argument(help=RUNS_HELP, show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
-    judge: Annotated[str, typer.Option(help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")] = "",
+    runs: Annotated[list[str], Argument(help=RUNS_HELP, show_default=False)],
+    out: Annotated[Path, Option(help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
+    judge: Annotated[str, Option(help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")] = "",
     attribute: Attributes = None,
     confusion: Confusion = None,
     concepts: Concepts = None,
@@ -100,7 +89,6 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: one HTML page with figures, intervals, charts and images on the same seeds, and its tables."""
-    from respodiff.concepts.intersections import JOIN, factors
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
@@ -111,7 +99,7 @@ def report(
     if missing := [run for text in runs if unanswered(run := split_label(text)[1], judge, names)]:
         chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
         for run in missing:
-            words.print(f"judging {Path(run).name} with {labeller[0].name}", markup=False)
+            words.print(f"judging {Path(run).name} with {labeller[0].name}")
             judge_all(run, labeller, chosen)
     known = read_confusion(confusion) if confusion else None
     result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
@@ -120,11 +108,10 @@ def report(
 
 @app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")
 def calibrate(
-    table: Annotated[Path, typer.Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Confusion file.", metavar="FILE")],
-    judge: Annotated[str, typer.Option("--judge", help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    table: Annotated[Path, Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
+    out: Annotated[Path, Option(help="Confusion file.", metavar="FILE")],
+    judge: Annotated[str, Option(help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
     attribute: Attributes = None,
-    note: Annotated[str, typer.Option("--note", help="Where the labels come from; kept in the file.", metavar="TEXT")] = "",
     concepts: Concepts = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -139,22 +126,22 @@ def calibrate(
     (labeller,) = load_judges([judge], device, dtype)
     if not isinstance(labeller, ClipJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
-    found = measure(table, labeller, _attributes(attribute, concepts), note=note)
+    found = measure(table, labeller, _attributes(attribute, concepts))
     if out.resolve() == table.resolve():
         raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
     write_confusion(out, found)
-    rows = [(name, entry) for entries in found.values() for name, entry in entries.items()]
-    right = {name: sum(entry["matrix"][i][i] for i in range(len(entry["classes"]))) / entry["n"] for name, entry in rows}
-    text = "\n".join([f"{name}: {right[name]:.3f} right of {entry['n']}" for name, entry in rows] + [str(out)])
-    finish({"out": str(out), "accuracy": right, "n": {name: entry["n"] for name, entry in rows}}, text, as_json)
+    n = {name: entry["n"] for name, entry in found[labeller.digest].items()}
+    right = {name: sum(row[i] for i, row in enumerate(entry["matrix"])) / n[name] for name, entry in found[labeller.digest].items()}
+    lines = [f"{name}: {share:.3f} right of {n[name]}" for name, share in right.items()]
+    finish({"out": str(out), "accuracy": right, "n": n}, "\n".join([*lines, str(out)]), as_json)
 
 
 @app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder of images made by any tool.", show_default=False)],
-    csv: Annotated[Path, typer.Option(help="Table with the columns file and prompt; docs/data.md lists others.", metavar="FILE")],
-    out: Annotated[Path, typer.Option("--out", help="Run folder; images that it already holds are skipped.", metavar="DIR")],
-    method: Annotated[str, typer.Option("--method", help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
+    folder: Annotated[Path, Argument(help="Folder of images made by any tool.", show_default=False)],
+    csv: Annotated[Path, Option(help="Table with the columns file and prompt; docs/data.md lists others.", metavar="FILE")],
+    out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR")],
+    method: Annotated[str, Option(help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -166,6 +153,6 @@ def import_(
     problems: list[str] = []
     run = import_folder(folder, csv, out, method=method, problems=problems)
     for text in problems:
-        words.print(f"warning: {text}", soft_wrap=True, markup=False)
+        words.print(f"warning: {text}", soft_wrap=True)
     n = len(run.records())
     finish({"run": str(out), "images": n, "problems": problems}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)

@@ -13,7 +13,7 @@ import warnings
 
 import typer
 
-from respodiff.cli import audit, compare, demo, evaluate, generate, models, train  # noqa: F401  (they register their verbs)
+from respodiff.cli import demo, evaluate, experiments, generate, models, train  # noqa: F401  (they register their verbs)
 from respodiff.cli.console import app, words
 
 
@@ -25,15 +25,13 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(message)s")
     warnings.showwarning = lambda message, category, *_rest, **_more: (
-        words.print(f"warning: {message}", soft_wrap=True, markup=False) if category is UserWarning else None
+        words.print(f"warning: {message}", soft_wrap=True) if category is UserWarning else None
     )
     try:
         code = app(standalone_mode=False)  # Typer returns its exit code; newer versions return 130 after Ctrl-C
         if code == 130:
             raise KeyboardInterrupt
         sys.exit(code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except (ValueError, OSError, RuntimeError) as error:
         _fail(error, 2 if isinstance(error, ValueError) else 1)
     except (KeyboardInterrupt, typer.Abort):
@@ -50,8 +48,8 @@ def main() -> None:
 
 def _fail(error: object, code: int) -> None:
     text = " ".join(str(error).split()) or type(error).__name__
-    words.print("[red]error:[/]", end=" ")
-    words.print(text, markup=False, soft_wrap=True)
+    words.print("error:", style="red", end=" ")
+    words.print(text, soft_wrap=True)
     sys.exit(code)
 
 

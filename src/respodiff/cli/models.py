@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Exit, Option
 
-from respodiff.cli.console import Device, Dtype, Json, Model, Seed, app, finish, open_model
+from respodiff.cli.console import app, finish, open_model
+from respodiff.cli.options import Device, Dtype, Json, Model, Seed
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 
@@ -18,8 +19,8 @@ HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribu
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
 def inspect(
-    module: Annotated[Path, typer.Argument(help="A module file.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", help="Also check the module against this model.", metavar="MODEL")] = "",
+    module: Annotated[Path, Argument(help="A module file.", show_default=False)],
+    model: Annotated[str, Option(help="Also check the module against this model.", metavar="MODEL")] = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -65,13 +66,13 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
     except Unsupported as error:
         result = {"supported": False, "pipeline": str(error).split()[1], "site": "", "shape": [], "checks": {}, "reason": str(error)}
         finish(result, str(error), as_json)
-        raise typer.Exit(1) from error
+        raise Exit(1) from error
     checks = result["checks"]
     lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
     lines += [f"{'ok    ' if c['passed'] else 'FAILED'} {name}{': ' * bool(c['detail'])}{c['detail']}" for name, c in checks.items()]
     finish(result, "\n".join(lines), as_json)
     if not all(check["passed"] for check in checks.values()):
-        raise typer.Exit(1)
+        raise Exit(1)
 
 
 def _known(name: str) -> Concept:
@@ -86,16 +87,16 @@ def _known(name: str) -> Concept:
 
 @app.command(epilog="Example: respodiff convert unet.pth --concept woman --base CompVis/stable-diffusion-v1-4 --out woman.safetensors")
 def convert(
-    source: Annotated[Path, typer.Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="File to write.", metavar="FILE")],
-    concept_name: Annotated[str, typer.Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
-    base: Annotated[str, typer.Option("--base", help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, typer.Option("--to", help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
-    q16: Annotated[bool, typer.Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
-    column: Annotated[int | None, typer.Option("--column", help="Column of the concept, where its name does not tell.", min=0)] = None,
-    target: Annotated[str, typer.Option("--target", help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
-    neutral: Annotated[str, typer.Option("--neutral", help="Its neutral prompt.", metavar="TEXT")] = "",
-    negative: Annotated[str, typer.Option("--negative", help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
+    source: Annotated[Path, Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
+    out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
+    concept_name: Annotated[str, Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
+    base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
+    to: Annotated[str, Option(help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
+    q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
+    column: Annotated[int | None, Option(help="Column of the concept, where its name does not tell.", min=0)] = None,
+    target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
+    neutral: Annotated[str, Option(help="Its neutral prompt.", metavar="TEXT")] = "",
+    negative: Annotated[str, Option(help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -117,8 +118,6 @@ def convert(
         return
     if to not in ("module", "pt"):
         raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
-    if not source.is_file():
-        raise ValueError(f"checkpoint {str(source)!r} is no file; give the path of a checkpoint, or of a module file with --to pt")
     if to == "pt":
         module = ConceptModule.load(source)
         to_official(module, out, column)
@@ -126,9 +125,7 @@ def convert(
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
         if not base:
-            raise ValueError(
-                "the file does not say what it was trained on; give --base MODEL (official files: CompVis/stable-diffusion-v1-4)"
-            )
+            raise ValueError("the file does not say what it was trained on; give --base MODEL (official: CompVis/stable-diffusion-v1-4)")
         chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
         module = run(source, chosen, base_model=base, column=column)
         module.save(out)
@@ -138,12 +135,12 @@ def convert(
 
 @app.command(epilog="Example: respodiff fuse --model embedded --module woman.safetensors --channel-mean --out fused-unet")
 def fuse(
-    module: Annotated[list[Path], typer.Option("--module", help="Module file; repeat to add several up.", metavar="FILE")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
+    module: Annotated[list[Path], Option(help="Module file; repeat to add several up.", metavar="FILE")],
+    out: Annotated[Path, Option(help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     model: Model = "embedded",
-    checkpoint: Annotated[Path | None, typer.Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
-    scale: Annotated[float, typer.Option("--scale", help="Factor on the modules.")] = 1.0,
-    channel_mean: Annotated[bool, typer.Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
+    checkpoint: Annotated[Path | None, Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
+    scale: Annotated[float, Option(help="Factor on the modules.")] = 1.0,
+    channel_mean: Annotated[bool, Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,

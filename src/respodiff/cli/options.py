@@ -1,4 +1,4 @@
-"""What verbs need of methods: settings from flags, adapters from files or concepts."""
+"""Flags that verbs share, and what is made of them: paths, settings of methods, adapters from files or concepts."""
 
 from __future__ import annotations
 
@@ -7,25 +7,43 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
-from respodiff.cli.console import library
-from respodiff.concepts.concept import concept
+from typer import BadParameter, Option
+
+from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
 from respodiff.methods.registry import BASELINE, NAMES
 
-METHOD_HELP = ", ".join(NAMES)
+Json = Annotated[bool, Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
+Model = Annotated[str, Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
+Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Dtype = Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
+Seed = Annotated[int, Option("--seed", help="Everything random follows from it.", min=0)]
+Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
+
+
+def to_path(text: str) -> Path:
+    """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
+    if not text.strip():
+        raise BadParameter(f"it is {text!r}; give the name of a file or folder")
+    return Path(text)
+
+
+def library(file: Path | None) -> dict[str, Attribute | Concept]:
+    """The built-in attributes and concepts, and those of a user's file."""
+    return {**builtin(), **(load_concepts(file) if file else {})}
 
 
 def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """Settings from ``--set KEY=VALUE`` pairs and flags (None: not given); ValueError for one that ``config`` has not or cannot read."""
-    hints, known = get_type_hints(config), [f.name for f in fields(config)]
-    changes: dict[str, Any] = {k: v for k, v in flags.items() if v is not None}
-    if unknown := [key for key in changes if key not in known]:
-        raise ValueError(f"--{unknown[0]} is given, which this method has not; its settings: {', '.join(known) or 'none'}")
+    hints, names = get_type_hints(config), [f.name for f in fields(config)]
+    known, changes = ", ".join(names) or "none", {k: v for k, v in flags.items() if v is not None}
+    if unknown := [key for key in changes if key not in names]:
+        raise ValueError(f"--{unknown[0]} is given, which this method has not; its settings: {known}")
     for pair in pairs:
         key, _, text = pair.partition("=")
-        if key not in known:
-            raise ValueError(f"--set {pair!r}: setting {key!r} is unknown; allowed: {', '.join(known) or 'none'}")
+        if key not in names:
+            raise ValueError(f"--set {pair!r}: setting {key!r} is unknown; allowed: {known}")
         if flags.get(key) is not None:
             raise ValueError(f"--set {pair!r} is given beside --{key} {flags[key]}; give one of them")
         hint = hints[key]
@@ -49,8 +67,6 @@ def load_entries(
 ) -> tuple[list[Any], list[Any]]:
     """What a run draws from and what is added to every image: of module files, or of concepts where the method needs no training.
 
-    Without a name, such a method takes its default concept.
-
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """
@@ -59,23 +75,20 @@ def load_entries(
 
     quick = get_method(method) if method and not get_method(method).trains else None
     if (names or pairs) and not quick:
-        which = "--set" if pairs and not names else "--concept"
-        known = ", ".join(name for name in NAMES if not get_method(name).trains)
-        raise ValueError(f"{which} is for methods that need no training ({known}), --method is {method!r}; give --module FILE")
+        flag, known = "--concept" if names else "--set", ", ".join(name for name in NAMES if not get_method(name).trains)
+        raise ValueError(f"{flag} is for methods that need no training ({known}), --method is {method!r}; give --module FILE")
     if method == BASELINE and not names:
         return [], []
-    added, modules = [load(path) for path in safety], [load(path) for path in alternatives]
-    for path, m in zip(safety, added, strict=True):
+    modules, added = [load(path) for path in alternatives], [load(path) for path in safety]
+    for m in added:
         if m.header.kind == "fairness":
-            warnings.warn(f"--safety {str(path)!r} is the fairness module {m.name!r}: every image is steered to it", stacklevel=2)
-    for path, m in zip(alternatives or safety, modules or added, strict=True):
+            warnings.warn(f"--safety is the fairness module {m.name!r}: every image is steered to it", stacklevel=2)
+    for m in modules or added:
         if method and m.method != method:
-            raise ValueError(f"--method is {method!r}, but {str(path)!r} is of method {m.header.method!r}; give --method {m.header.method}")
+            raise ValueError(f"--method is {method!r}, but module {m.name!r} is of method {m.method!r}; give --method {m.method}")
     if not quick:
         if method and not (modules or added):
-            raise ValueError(
-                f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME --out FILE"
-            )
+            raise ValueError(f"--method {method} needs --module FILE; make one with: respodiff train --method {method} --concept NAME")
         return modules, added
     concepts = [concept(name, library(file)) for name in names]
     if not (concepts or modules or added):

@@ -7,17 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
-from respodiff.cli.console import Concepts, Device, Dtype, Json, Model, app, finish, library, open_model, peak_mib, progress, to_path, words
-from respodiff.cli.options import METHOD_HELP, changes_from
+from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
+from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, to_path
 from respodiff.concepts.concept import Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
+from respodiff.methods.registry import NAMES
 from respodiff.training.checkpoint import Checkpoint
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
+LOSSES = ("loss_first", "loss_last")
+METHOD_HELP = f"{', '.join(NAMES)} (docs/methods.md)."
+ATTRIBUTE_HELP = "Train all alternatives of a known attribute into the folder --out; with --target: attribute of your own concept."
 
 
 def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[str, str], lists: dict[str, Sequence[str]]) -> list[Concept]:
@@ -28,19 +33,13 @@ def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[s
         raise ValueError(f"--{empty[0]} is empty; give a prompt, or leave it out")
     if (texts["target"] or texts["negative"]) and not known:
         if file:
-            raise ValueError(
-                f"--concepts {str(file)!r} is given beside prompts of your own; name a concept of it with --concept, or leave it out"
-            )
+            raise ValueError(f"--concepts {str(file)!r} is given beside prompts of your own; leave it out, or name one with --concept")
         return [replace(own_concept(**texts, opposite=lists["opposite"], preserve=lists["preserve"]), attribute=attribute)]
     if not known and not attribute:
-        raise ValueError(
-            "no concept given; use --concept NAME, --attribute NAME, or --target TEXT (fairness), or --negative TEXT alone (safety)"
-        )
+        raise ValueError("no concept given; use --concept NAME, --attribute NAME, --target TEXT (fairness), or --negative TEXT (safety)")
     if given := [k for k, v in {**texts, **lists, "attribute": attribute if known else ""}.items() if v]:
         chosen = f"--concept {known!r}" if known else f"--attribute {attribute!r}"
-        raise ValueError(
-            f"--{given[0]} is given beside {chosen}, which brings its own; leave one of them out, or use --target (and --neutral, ...)"
-        )
+        raise ValueError(f"--{given[0]} is given beside {chosen}, which brings its own; leave one out, or describe yours with --target")
     return [concept(known, library(file))] if known else list(find_attribute(attribute, library(file)).concepts)
 
 
@@ -54,37 +53,29 @@ def own_concept(name: str, target: str, neutral: str, negative: str, opposite: S
     return Concept(name, target, neutral or "a person", negative, "fairness", tuple(opposite), preserve=tuple(preserve))
 
 
-CANDIDATES_HELP = "Neutral prompts, separated by commas; the best for the alternatives is trained on."
-PRESERVE_HELP = "Prompt whose images must not change. (default a person, for safety)"
-JUDGE_HELP = "Judge that sorts images, for methods that learn from images: embedded, or clip:DIR-OR-ID."
-ATTRIBUTE_HELP = (
-    "Train all alternatives of an attribute, such as gender, into the folder --out; with --target: the attribute of your concept."
-)
-
-
 @app.command(epilog="Example: respodiff train --model embedded --concept woman --out woman.safetensors")
 def train(
-    out: Annotated[Path, typer.Option("--out", help="Module file to write; with --attribute a folder.", metavar="PATH", parser=to_path)],
+    out: Annotated[Path, Option(help="Module file to write; with --attribute a folder.", metavar="PATH", parser=to_path)],
     model: Model = "embedded",
-    method: Annotated[str, typer.Option(help=f"{METHOD_HELP} (docs/methods.md).", metavar="NAME")] = "respodiff",
-    known: Annotated[str, typer.Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")] = "",
-    target: Annotated[str, typer.Option(help="Prompt to steer towards.", metavar="TEXT")] = "",
-    neutral: Annotated[str, typer.Option(help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")] = "",
-    candidates: Annotated[str, typer.Option("--neutral-candidates", help=CANDIDATES_HELP, metavar="TEXTS")] = "",
-    negative: Annotated[str, typer.Option(help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")] = "",
-    opposite: Annotated[list[str] | None, typer.Option(help="Target prompt of another alternative.", metavar="TEXT")] = None,
-    preserve: Annotated[list[str] | None, typer.Option(help=PRESERVE_HELP, metavar="TEXT")] = None,
-    name: Annotated[str, typer.Option(help="Name of your own concept.", metavar="NAME")] = "",
-    attribute: Annotated[str, typer.Option(help=ATTRIBUTE_HELP, metavar="NAME")] = "",
+    method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "respodiff",
+    known: Annotated[str, Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")] = "",
+    target: Annotated[str, Option(help="Prompt to steer towards.", metavar="TEXT")] = "",
+    neutral: Annotated[str, Option(help="Prompt that is steered. (default a person; safety: a scene)", metavar="TEXT")] = "",
+    candidates: Annotated[str, Option("--neutral-candidates", help="Several, with commas; the best is used.", metavar="TEXTS")] = "",
+    negative: Annotated[str, Option(help="Prompt to steer away from; alone it makes a safety concept.", metavar="TEXT")] = "",
+    opposite: Annotated[list[str] | None, Option(help="Target prompt of another alternative.", metavar="TEXT")] = None,
+    preserve: Annotated[list[str] | None, Option(help="Prompt whose images must not change.", metavar="TEXT")] = None,
+    name: Annotated[str, Option(help="Name of your own concept.", metavar="NAME")] = "",
+    attribute: Annotated[str, Option(help=ATTRIBUTE_HELP, metavar="NAME")] = "",
     concepts: Concepts = None,
-    preset: Annotated[str, typer.Option(help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
-    iterations: Annotated[int | None, typer.Option(help="Instead of the preset's.", metavar="N")] = None,
-    changes: Annotated[list[str] | None, typer.Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
-    judge: Annotated[str, typer.Option(help=JUDGE_HELP, metavar="NAME")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    preset: Annotated[str, Option(help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
+    iterations: Annotated[int | None, Option(help="Instead of the preset's.", metavar="N")] = None,
+    changes: Annotated[list[str] | None, Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
+    judge: Annotated[str, Option(help="For methods that learn from images: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "",
+    resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int | None, typer.Option("--seed", help="Everything random follows from it. (default 0)", min=0)] = None,
+    seed: Annotated[int | None, Option("--seed", help="Everything random follows from it. (default 0)", min=0)] = None,
     as_json: Json = False,
 ) -> None:
     """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.
@@ -116,18 +107,16 @@ def train(
         state.check_out(resume)
     given = zip(chosen, configs, states, strict=True)
     runs = [_trained(pipe, c, config, state, classifier(judge, c, device), resume) for c, config, state in given]
-    result: dict[str, Any] = {"modules": [module for module, _ in runs], "method": method}
+    result: dict[str, Any] = {"modules": [module for module, _ in runs], "method": method, "peak_mib": round(peak_mib(device), 1)}
     result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
-    result |= {"peak_mib": round(peak_mib(device), 1)}
-    for key in ("loss_first", "loss_last"):
-        mean = sum(numbers[key] for _, numbers in runs) / len(runs)
-        result[key] = mean if math.isfinite(mean) else None
-    done = f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"
-    lines = []
+    for key in LOSSES:
+        found = [numbers[key] for _, numbers in runs if key in numbers]
+        result[key] = fmean(found) if len(found) == len(runs) else None
+    lines = [f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"]
     for m in result["modules"]:
         norm = "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
         way = "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
-        lines.append(f"{m['file']}: {m['concept']!r}, {done}{norm}{way}")
+        lines.append(f"{m['file']}: {m['concept']!r}{norm}{way}")
     finish(result, "\n".join(lines), as_json)
 
 
@@ -136,9 +125,7 @@ def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
     if not folder and out.is_dir():
         raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
     if folder and (out.is_file() or out.suffix == ".safetensors"):
-        raise ValueError(
-            f"--out is {str(out)!r}, but --attribute trains {len(chosen)} modules; give a folder, such as {str(out.with_suffix(''))!r}"
-        )
+        raise ValueError(f"--out is the file {str(out)!r}, but --attribute trains {len(chosen)} modules; give a folder")
     return [out / f"{c.name.replace('*', '-')}.safetensors" for c in chosen] if folder else [out]
 
 
@@ -148,7 +135,7 @@ def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) ->
 
     found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
     scores = ", ".join(f"{score.prompt!r} {score.mean:.3f}" for score in found)
-    words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", markup=False, soft_wrap=True)
+    words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", soft_wrap=True)
     return replace(chosen, neutral=found[0].prompt)
 
 
@@ -163,8 +150,9 @@ def _trained(
     from respodiff.training.diagnostics import projection
 
     kind, earlier = get_method(checkpoint.method), checkpoint.start(resume)
-    record, saved = None, time.monotonic()
-    losses = {k: float(earlier.pop(k, "nan")) for k in ("loss_first", "loss_last")}
+    losses = {k: float(earlier.pop(k)) for k in LOSSES if k in earlier}
+    record: Any = None
+    saved = time.monotonic()
 
     def save() -> None:
         if record is not None and kind.resumes:
@@ -175,9 +163,7 @@ def _trained(
         try:
             for record in kind.train(pipe, chosen, config, classify=classify, resume=earlier or None):
                 if math.isfinite(record.loss):  # a finished run that is resumed has none
-                    losses["loss_last"] = record.loss
-                if math.isnan(losses["loss_first"]):
-                    losses["loss_first"] = losses["loss_last"]
+                    losses = {"loss_first": record.loss, **losses, "loss_last": record.loss}
                 bar.update(task, completed=record.iteration, total=record.iterations)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
@@ -186,8 +172,6 @@ def _trained(
         except KeyboardInterrupt:
             save()
             raise
-    if record is None:
-        raise RuntimeError(f"method {checkpoint.method!r} ended without a step")
     module = record.module
     module.save(checkpoint.out)
     checkpoint.path.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ RAM and a SAM of zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,26 +80,6 @@ def own_images(model: Denoiser, concept: Concept, config: SdiscConfig) -> Noised
         *_, (_, _, x) = reverse_diffusion(model, z, target, steps=config.steps, generator=generator, away=away)
         parts.append(x)
     return Noised(torch.cat(parts), neutral, sampler.alphas_cumprod, kind == "v_prediction", seed)
-
-
-def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
-    """The modules of each attribute less their mean: what all directions share is a fault of the images, not the attribute.
-
-    Raises:
-        ValueError: a module of another method; fewer than two modules of an attribute, or of different shapes.
-    """
-    out = []
-    for attribute in dict.fromkeys(m.header.attribute for m in modules):
-        group = [m for m in modules if m.header.attribute == attribute]
-        if wrong := [m for m in group if m.method not in METHODS]:
-            raise ValueError(f"the mean is removed from modules of method sdisc alone, {wrong[0].name!r} is of method {wrong[0].method!r}")
-        if len(group) < 2:
-            raise ValueError(f"{len(group)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
-        if len({m.shape for m in group}) > 1:
-            raise ValueError(f"modules have shapes {sorted({m.shape for m in group})}; the mean direction needs one shape")
-        mean = torch.stack([m.delta for m in group]).mean(0)
-        out += [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in group]
-    return out
 
 
 def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, resume: Any, **_: Any) -> Iterator[Any]:

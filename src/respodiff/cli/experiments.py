@@ -1,0 +1,197 @@
+"""``respodiff compare`` and ``audit``: many images of one model, by several methods or for many attributes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from rich.table import Table
+from typer import Option
+
+from respodiff.cli.console import app, finish, follow, open_model, table, words
+from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, load_judges
+from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, read_prompts
+from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, Seed, changes_from, library, to_path
+from respodiff.concepts.concept import Attribute, attribute, load_concepts
+from respodiff.generation.config import GenerateConfig
+from respodiff.methods.registry import NAMES
+
+if TYPE_CHECKING:
+    from respodiff.evaluation.audit import Audit
+
+SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at, aligned_scale; repeat."
+SETTINGS_HELP = r"TOML file of settings: a table \[fairness.NAME] or \[safety.NAME] for a method, or for a variant as NAME:LABEL."
+METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
+ATTRIBUTES_HELP = "Names, separated by commas, such as age,gender*tone. (default gender,tone and those of --concepts)"
+CHECK_HELP = "Images of every concept's own prompt, to measure the validity of the judge; 0 leaves it out."
+
+
+@app.command(epilog="Example: respodiff compare --model embedded --suite occupations --methods plain,sdisc,respodiff --out runs/c")
+def compare(
+    out: Annotated[Path, Option(help="Folder for runs, adapters and the table.", metavar="DIR")],
+    model: Model = "embedded",
+    suite: Annotated[str, Option(help=SUITE_HELP, metavar="NAME")] = "occupations",
+    methods: Annotated[str, Option(help=METHODS_HELP, metavar="NAMES")] = "all",
+    attribute: Annotated[str, Option(help="Attribute to balance: gender, tone, ...", metavar="NAME")] = "gender",
+    concepts: Concepts = None,
+    images: Annotated[int | None, Option(help="Images a prompt. (default 4, unsafe 3)", min=1)] = None,
+    prompts: Annotated[int, Option(help="Use so many prompts, evenly spaced. (default 0: all)", min=0)] = 0,
+    scale: Annotated[list[float] | None, Option(help="Repeat for a curve. (default .5 and 1)")] = None,
+    settings: Annotated[Path | None, Option(help=SETTINGS_HELP, metavar="FILE")] = None,
+    pairs: Annotated[list[str] | None, Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
+    judge: Annotated[str, Option(help="Judge of images; also teaches methods that learn from images.", metavar="NAME")] = "embedded",
+    cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
+    from respodiff.evaluation.judges import classifier, load
+    from respodiff.experiments import comparison_report
+    from respodiff.experiments.compare import MethodComparison, Plan
+    from respodiff.methods.registry import methods_for
+
+    kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
+    own = method_settings(settings, pairs or (), kind)
+    usual = [*methods_for(kind), *(name for name in own if ":" in name)]
+    chosen = usual if methods.strip() == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
+    drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0))}
+    plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
+    labeller = load(judge, device)
+    pipe = open_model(model, device, dtype)
+    comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
+    follow(comparison.run())
+    result = comparison_report.publish(comparison, labeller)
+    finish(result, f"All columns: {result['page']}", as_json, _table(result["rows"], plan.kind))
+
+
+def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:
+    """Method or variant -> settings: those of a TOML file with NAME.KEY=VALUE pairs on top.
+
+    Raises:
+        ValueError: the file cannot be read, or a method cannot take a setting.
+    """
+    from respodiff.experiments.compare import DRAWING, method_of, read_settings
+
+    out = read_settings(file, kind) if file else {}
+    for pair in pairs:
+        name, _, rest = pair.partition(".")
+        key, _, text = rest.partition("=")
+        if name not in NAMES or not text:
+            raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
+        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else method_of(name).config))
+    for name, changes in out.items():
+        method_of(name).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
+    return out
+
+
+def _table(rows: Sequence[Any], kind: str) -> Table:
+    """The main metric and the difference to the baseline with intervals, and means of the metrics that a console has room for."""
+    from respodiff.experiments.comparison_report import MAIN, cell, columns_of
+    from respodiff.reports.tables import number, text
+
+    titles, main, part = columns_of(kind), MAIN[kind], "" if kind == "fairness" else "benign_"
+    means = ["concept_accuracy", f"{part}subject_accuracy", f"{part}alignment", f"{part}drift", "unet_forwards_per_image"]
+    means = [key for key in means if key in titles]
+    values = []
+    for row in rows:
+        others = [v["mean"] if isinstance(v, dict) else v for v in (row[key] for key in means)]
+        values.append([row["label"], text(cell(row, main)), text(cell(row, "change")), *map(number, others)])
+    return table("", ["method", *(titles[key] for key in (main, "change", *means))], values)
+
+
+@app.command(epilog="Example: respodiff audit --model embedded --suite occupations --attributes gender,tone --out runs/audit")
+def audit(
+    out: Annotated[
+        Path, Option(help="Folder for images, audit.json and audit.html; images in it are kept.", metavar="DIR", parser=to_path)
+    ],
+    model: Model = "embedded",
+    suite: SuiteName = "",
+    suite_path: SuitePath = None,
+    prompt: Prompts = None,
+    prompts: PromptFile = None,
+    attributes: Annotated[str, Option(help=ATTRIBUTES_HELP, metavar="NAMES")] = "",
+    concepts: Concepts = None,
+    images: Annotated[int, Option(help="Images a prompt.", min=2)] = 16,
+    check: Annotated[int, Option("--validation-images", help=CHECK_HELP, min=0)] = 8,
+    judge: Judges = None,
+    min_margin: MinMargin = 0.0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    batch: Batch = GenerateConfig.batch,
+    n_bootstrap: NBootstrap = 2000,
+    device: Device = "cpu",
+    dtype: Dtype = "float32",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit resumes."""
+    from respodiff.data.run_folder import write_atomic
+    from respodiff.experiments.audit import generate_audit, judge_audit, labels_from_texts
+    from respodiff.pipelines.loading import sampling_settings
+    from respodiff.reports import audit_report
+
+    chosen = chosen_attributes(attributes, concepts)
+    suite, judge = suite or ("" if prompt or prompts else "occupations"), judge or ["embedded"]
+    asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
+    config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
+    labellers = load_judges(judge, device, "float32")
+    check = check if labels_from_texts(labellers) else 0
+    pipe = open_model(model, device, dtype)
+    steps, guidance = sampling_settings(pipe, steps, guidance)
+    config = replace(config, steps=steps, guidance=guidance)
+    follow(generate_audit(pipe, asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else ""))
+    words.print("judging")
+    found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
+    where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts}
+    suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge[0])
+    found = replace(found, suggest=tuple(suggest), command=shlex.join(["respodiff", *sys.argv[1:]]))
+    result, page = found.to_json(), out / "audit.html"
+    write_atomic(out / "audit.json", json.dumps(result, indent=1) + "\n")
+    audit_report.write(page, found, run)
+    finish({**result, "page": str(page)}, "\n".join([*audit_report.lines(found), str(page)]), as_json)
+
+
+def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
+    """Attributes by name; ValueError for one that is not known or given twice."""
+    own = [n for n, entry in (load_concepts(file) if file else {}).items() if isinstance(entry, Attribute)]
+    given = [name.strip() for name in names.split(",") if name.strip()] or list(dict.fromkeys(["gender", "tone", *own]))
+    found = [attribute(name, library(file)) for name in given]
+    if twice := [a.name for a in found if [b.name for b in found].count(a.name) > 1]:
+        raise ValueError(f"--attributes has {twice[0]!r} twice; give each attribute once")
+    return found
+
+
+def suggested(
+    found: Audit, out: Path, config: GenerateConfig, where: Mapping[str, Any], *, model: str, concepts: Path | None, judge: str
+) -> list[str]:
+    """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
+    from respodiff.evaluation.audit import to_train
+
+    names = to_train(found.attributes)
+    if not names:
+        return []
+    modules = {name: out / "modules" / f"{name.replace('*', '-')}.safetensors" for name in names}
+    wanted = {"attribute": [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)], "concepts": concepts}
+    draw = {"images": config.images, "steps": config.steps, "guidance": f"{config.guidance:g}", "seed": config.seed}
+    return [
+        *(_command("train", model=model, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
+        _command("generate", model=model, **where, **draw, module=list(modules.values()), **wanted, out=out / "steered"),
+        _command("report", f"plain={out / 'run'}", f"steered={out / 'steered'}", judge=judge, **wanted, out=out / "steered.html"),
+    ]
+
+
+def _command(*arguments: str, **flags: Any) -> str:
+    """A command line; a flag is repeated for each value of a list, and left out where there is none."""
+    given = [(f"--{key.replace('_', '-')}", v) for key, values in flags.items() for v in (values if isinstance(values, list) else [values])]
+    return shlex.join(["respodiff", *arguments, *(part for flag, v in given if v not in (None, "") for part in (flag, str(v)))])
