@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -25,14 +25,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
-from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
-from respodiff.pipelines.bottleneck import site_module
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
+from respodiff.methods.model_call import intercept_calls, warn_once
+from respodiff.pipelines.bottleneck import shifted, site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.steering.serialization import TIMESTEPS
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import equal_parts, mix_seed, reverse_diffusion
@@ -40,16 +38,15 @@ from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
-class BactConfig(OptimizerConfig, RolloutConfig):
+class BactConfig(OptimizerConfig, RolloutConfig, SubjectConfig):
     """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps to learn from, and
 
     Attributes:
-        subjects, draw: what the images are of, in turn: ``draw`` with the subject in it. weight_decay: AdamW's.
+        subjects, draw: what the images are of, in turn. weight_decay: AdamW's.
         gamma: step of the guidance. proportions: reference, in the order target, opposites; empty: equal.
     """
 
     rules: ClassVar[Rules] = {
-        **SUBJECTS,
         **dict.fromkeys(("weight_decay", "gamma"), NOT_NEGATIVE),
         "proportions": (lambda v: not v or (min(v) > 0 and abs(sum(v) - 1) < 1e-6), "numbers above 0 that sum to 1, one an alternative"),
     }
@@ -58,8 +55,6 @@ class BactConfig(OptimizerConfig, RolloutConfig):
     decay: Literal["constant", "sqrt"] = "sqrt"
     steps: int = 20
     rollouts: int = 288
-    subjects: tuple[str, ...] = PROFESSIONS
-    draw: str = "image of {}"
     weight_decay: float = 0.1
     gamma: float = 5.0
     proportions: tuple[float, ...] = ()
@@ -70,17 +65,12 @@ def bin_of(t: Tensor, bins: int) -> Tensor:
     return (t.long() * bins // TIMESTEPS[1]).clamp(0, bins - 1)
 
 
-def divergence(p: Tensor, reference: Tensor) -> Tensor:
-    """D of a distribution p (K,) from the reference (K,)."""
-    return ((p - reference) ** 2 / reference).sum()
-
-
 def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float) -> Tensor:
     """x (N, D) after one step of guidance with a head of weight (K, D) and bias (K,)."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         p = (x @ weight.T + bias).softmax(1).mean(0)
-        (gradient,) = torch.autograd.grad(divergence(p, reference), x)
+        (gradient,) = torch.autograd.grad(((p - reference) ** 2 / reference).sum(), x)
     size = (weight - weight.mean(0)).square().sum(1).mean().clamp(min=1e-12)
     return (x - gamma * len(x) * gradient / size).detach()
 
@@ -102,29 +92,23 @@ class Labelled:
 
 
 @torch.no_grad()
-def labelled_images(model: Denoiser, concept: Concept, config: BactConfig, classify: Classify) -> Labelled:
+def labelled_images(model: Denoiser, config: BactConfig, classify: Classify) -> Labelled:
     """``rollouts`` images of the subjects in turn, with h of their conditional rows and the classifier's labels."""
-    seed, found, labels = mix_seed(config.seed, 7, 0), [], []
-    for i, n in enumerate(equal_parts(config.rollouts, len(config.subjects))):
-        (y,), generator = model.encode([config.draw.format(config.subjects[i])]), torch.Generator().manual_seed(mix_seed(seed, i))
+    seed, seen, found, labels = mix_seed(config.seed, 7, 0), list[Tensor](), [], []
+
+    def record(h: Tensor) -> None:
+        seen.append(h.flatten(1).float())
+
+    for i, (prompt, n) in enumerate(zip(config.prompts, equal_parts(config.rollouts, len(config.prompts)), strict=True)):
+        (y,), generator = model.encode([prompt]), torch.Generator().manual_seed(mix_seed(seed, i))
         noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
         for z in noise.split(config.rollout_batch) if n else ():
-            with recorded_h(model, len(z)) as seen:
+            seen.clear()
+            with shifted(model.model, record, model.site):
                 *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, generator=generator)
-            found.append(torch.stack(seen, 1))
-            labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
+            found.append(torch.stack([h[-len(z) :] for h in seen], 1))
+            labels.append(classify(decoded(model.pipe, x).clamp(0, 1)).argmax(1))
     return Labelled(torch.cat(found), model.sampler(config.steps).timesteps, torch.cat(labels).to(model.device), seed)
-
-
-@contextmanager
-def recorded_h(model: Denoiser, rows: int) -> Iterator[list[Tensor]]:
-    """A list that h (rows, D) of the last rows of every call of the model is appended to."""
-    seen: list[Tensor] = []
-    handle = site_module(model.model, model.site).register_forward_hook(lambda _m, _a, h: seen.append(h[-rows:].flatten(1).float()))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
@@ -147,13 +131,8 @@ class BalancingAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
-        site, now, warn = site_module(backbone(pipe)), [torch.zeros(())], warn_once()
-
-        def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
-
-        with ExitStack() as stack:
-            call = stack.enter_context(intercept_calls(pipe, adapters, before))
+        warn = warn_once()
+        with intercept_calls(pipe, adapters) as call:
 
             def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
                 if (found := call()) is None:
@@ -165,11 +144,14 @@ class BalancingAdapter(Adapter):
                 for (adapter, _), rows in together.items():
                     if len(rows) < 2:
                         warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more")
-                    out[rows] = _guided(adapter, h[rows], now[0])
+                    out[rows] = _guided(adapter, h[rows], found.variables["timesteps"][found.step])
                 return out
 
-            stack.callback(site.register_forward_hook(hook).remove)
-            yield
+            handle = site_module(backbone(pipe)).register_forward_hook(hook)
+            try:
+                yield
+            finally:
+                handle.remove()
 
 
 def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
@@ -186,16 +168,14 @@ def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
     return (x * scale).view_as(h).to(h.dtype)
 
 
-def _make(pipe: Any, concept: Concept, config: BactConfig, *, classify: Classify, resume: Any) -> Iterator[Any]:
-    require_unet(pipe, "bact")
-    model, classes = open_model(pipe, config), len(alternatives(concept))
+def _make(pipe: Any, concept: Concept, config: BactConfig, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
+    model, classes = open_model(pipe, config), 1 + len(concept.opposites)
     if config.proportions and len(config.proportions) != classes:
         raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
     shapes = {"weight": (config.steps, classes, math.prod(model.shape)), "bias": (config.steps, classes), "scale": (1,)}
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
-    whole = replace(concept, name=concept.attribute or concept.name)
-    make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
-    images = partial(labelled_images, model, concept, config, classify)
+    make = partial(BalancingAdapter, header(resolution=model.size))
+    images = partial(labelled_images, model, config, classify)
     return fit_tensors(model, start, lambda *_: images(), head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 

@@ -14,10 +14,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
+from respodiff.methods.base import MakeHeader, Method
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules, TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss
 from respodiff.training.rollouts import Latents, Pool, Rollouts
@@ -43,7 +42,7 @@ class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
 
 
 def score_loss(
-    model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float
+    model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float = 0.0
 ) -> Callable[[Tensors, Latents], float]:
     """RAM's loss of other parameters theta, which ``active`` makes the model predict with."""
 
@@ -64,17 +63,15 @@ def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callabl
     return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
 
 
-def _make(pipe: Any, concept: Concept, config: SliderConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
-    require_unet(pipe, "slider")
+def _make(pipe: Any, concept: Concept, config: SliderConfig, *, header: MakeHeader, resume: Any, **_: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    header = header_of(pipe, "slider", concept, config, resolution=model.size)
     return fit_tensors(
         model,
         start(model.model, config.rank, config.where, config.seed),
         rollouts(model, concept, config),
         score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight),
         config,
-        partial(LowRankAdapter, header),
+        partial(LowRankAdapter, header(resolution=model.size)),
         resume=resume,
         refresh_every=config.refresh_every,
         weight_decay=config.weight_decay,

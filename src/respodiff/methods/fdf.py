@@ -16,7 +16,7 @@ cross-attention, any differentiable classifier of whole images, and a distance o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -28,12 +28,9 @@ from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
-from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Condition, Denoiser
-from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
@@ -43,12 +40,12 @@ DRAWS = 200
 
 
 @dataclass(frozen=True)
-class FdfConfig(OptimizerConfig, LoraConfig):
+class FdfConfig(OptimizerConfig, LoraConfig, SubjectConfig):
     """Settings of the optimiser (``batch`` is N) and of low-rank changes, and
 
     Attributes:
         steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`.
-        subjects, draw: what is generated, one subject a step: ``draw`` with the subject in it.
+        subjects, draw: what is generated, one subject a step.
         uncertain: share of samples in which a target may differ and still count.
         stay: weight of the distance to the original model's latents; 0 leaves it, and its pass, out.
 
@@ -56,7 +53,6 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     """
 
     rules: ClassVar[Rules] = {
-        **SUBJECTS,
         **{name: RolloutConfig.rules[name] for name in ("steps", "rollout_guidance", "height", "width")},
         "uncertain": (lambda v: is_finite(v) and 0 <= v < 0.5, "0 to below 0.5"),
         "stay": NOT_NEGATIVE,
@@ -68,8 +64,6 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     height: int = 0
     width: int = 0
     where: Literal["all", "self", "cross"] = "cross"
-    subjects: tuple[str, ...] = PROFESSIONS
-    draw: str = "image of {}"
     uncertain: float = 0.2
     stay: float = 1.0
 
@@ -90,15 +84,15 @@ def transported(p: Tensor, draws: int, seed: int) -> Tensor:
 
 def sampler_factors(scheduler: Any) -> Tensor:
     """A_t dx_0/de_t (S,): what DDIM's linear map (eta 0) makes of a change of each prediction, times the adjustment."""
-    abar, alphas = scheduler.alphas_cumprod.double().cpu(), scheduler.alphas.double().cpu()
-    times = [int(t) for t in scheduler.timesteps]
-    ratio = scheduler.config.num_train_timesteps // len(times)
-    later = [abar[t - ratio] if t >= ratio else scheduler.final_alpha_cumprod.double().cpu() for t in times]
-    own = torch.stack([(1 - b).sqrt() - (b * (1 - abar[t]) / abar[t]).sqrt() for t, b in zip(times, later, strict=True)])
-    carried = torch.stack([(b / abar[t]).sqrt() for t, b in zip(times, later, strict=True)])
-    after = torch.stack([carried[i + 1 :].prod() for i in range(len(times))])
-    adjust = torch.stack([(abar[t] * (1 - abar[t])).sqrt() / (1 - alphas[t]) for t in times])
-    return own * after * adjust / adjust.log().mean().exp()
+    cumulated, alphas, final = (x.double().cpu() for x in (scheduler.alphas_cumprod, scheduler.alphas, scheduler.final_alpha_cumprod))
+    t = scheduler.timesteps.long().cpu()
+    ratio = scheduler.config.num_train_timesteps // len(t)
+    abar, later = cumulated[t], torch.where(t >= ratio, cumulated[t - ratio], final)
+    own, carried = (1 - later).sqrt() - (later * (1 - abar) / abar).sqrt(), (later / abar).sqrt()
+    after = torch.stack([carried[i + 1 :].prod() for i in range(len(t))])
+    adjust = (abar * (1 - abar)).sqrt() / (1 - alphas[t])
+    factors: Tensor = own * after * adjust / adjust.log().mean().exp()
+    return factors
 
 
 @dataclass(frozen=True)
@@ -119,12 +113,12 @@ class Images:
 class Subjects:
     """Generates images of one subject a step, with what is trained in effect, and finds dL/dx_0."""
 
-    def __init__(self, model: Denoiser, concept: Concept, config: FdfConfig, classify: Classify) -> None:
+    def __init__(self, model: Denoiser, config: FdfConfig, classify: Classify) -> None:
         sampler = model.sampler(config.steps)
         if sampler.config.get("prediction_type", "epsilon") != "epsilon" or not hasattr(sampler, "final_alpha_cumprod"):
             raise ValueError("the model does not predict noise for DDIM steps; method 'fdf' is for models that do")
-        self.model, self.config, self.classify, self.classes = model, config, classify, len(alternatives(concept))
-        self.subjects = [model.encode([config.draw.format(s)])[0] for s in config.subjects]
+        self.model, self.config, self.classify = model, config, classify
+        self.subjects = [model.encode([prompt])[0] for prompt in config.prompts]
 
     @torch.no_grad()
     def pool(self, number: int, values: Tensors) -> Images:
@@ -144,7 +138,7 @@ class Subjects:
         config = self.config
         with torch.enable_grad():
             x = x.detach().float().requires_grad_()
-            logits = classified(self.classify, decoded(self.model.pipe, x).clamp(0, 1), self.classes)
+            logits = self.classify(decoded(self.model.pipe, x).clamp(0, 1))
             q = transported(logits.softmax(1), DRAWS, seed % (1 << 32))
             likely, target = q.max(1)
             margin = (likely >= 1 - config.uncertain).float()
@@ -166,17 +160,15 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
     return images.loss
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify, resume: Any) -> Iterator[Any]:
-    require_unet(pipe, "fdf")
+def _make(pipe: Any, _concept: Concept, config: Any, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    whole = replace(concept, name=concept.attribute or concept.name)
     return fit_tensors(
         model,
         start(model.model, config.rank, config.where, config.seed),
-        Subjects(model, concept, config, classify).pool,
+        Subjects(model, config, classify).pool,
         partial(images_loss, model, config),
         config,
-        partial(LowRankAdapter, header_of(pipe, "fdf", whole, config, kind="attribute", resolution=model.size)),
+        partial(LowRankAdapter, header(resolution=model.size)),
         resume=resume,
         refresh_every=1,
         weight_decay=config.weight_decay,

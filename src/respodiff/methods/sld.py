@@ -23,7 +23,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
-from respodiff.methods.base import Method
+from respodiff.methods.base import Method, phrases
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
 from respodiff.methods.prompting import Texts, made_at_once
 from respodiff.pipelines.registry import backbone
@@ -46,7 +46,7 @@ class SldConfig(Settings):
 
     Attributes:
         warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        guidance_scale: s_S. threshold: lambda. momentum: s_m. text: what to steer away from; empty: the concept's negative prompt.
+        guidance_scale: s_S. threshold: lambda. momentum: s_m.
     """
 
     rules: ClassVar[Rules] = {
@@ -58,7 +58,6 @@ class SldConfig(Settings):
     threshold: float = 0.01
     momentum: float = 0.3
     beta: float = 0.4
-    text: str = ""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -87,9 +86,7 @@ class SafetyGuidanceAdapter(Adapter):
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
-        away = {
-            row: fitting(pipe, [a.settings.get("text") or a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row
-        }
+        away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
 
         def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
             nonlocal nu
@@ -120,15 +117,15 @@ class SafetyGuidanceAdapter(Adapter):
 
 def fitting(pipe: Any, texts: Sequence[str]) -> str:
     """The texts together, without repeats; phrases at the end that the model would not read are left out, with a warning."""
-    phrases = list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
-    for n in range(len(phrases), 0, -1):
+    parts = list(dict.fromkeys(part for text in texts for part in phrases(text)))
+    for n in range(len(parts), 0, -1):
         try:
-            check_length(pipe, [", ".join(phrases[:n])])
+            check_length(pipe, [", ".join(parts[:n])])
         except ValueError:
             continue
-        if n < len(phrases):
-            warnings.warn(f"the safety text is longer than this model reads: from {phrases[n]!r} on it is left out", stacklevel=4)
-        return ", ".join(phrases[:n])
+        if n < len(parts):
+            warnings.warn(f"the safety text is longer than this model reads: from {parts[n]!r} on it is left out", stacklevel=4)
+        return ", ".join(parts[:n])
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
@@ -137,7 +134,7 @@ EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 
 
 def _method(name: str) -> Method:
-    make, adapter = partial(made_at_once, SafetyGuidanceAdapter, name), SafetyGuidanceAdapter
+    make, adapter = partial(made_at_once, SafetyGuidanceAdapter), SafetyGuidanceAdapter
     return Method(name, ("safety",), SldConfig, make, adapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING)
 
 

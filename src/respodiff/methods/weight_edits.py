@@ -19,19 +19,15 @@ from respodiff.steering.adapter import Adapter, AdaptersPerImage
 Owner = tuple[nn.Module, str]
 
 
-def owners(model: nn.Module) -> dict[str, Owner]:
-    """Parameter name -> (module that holds it, its name there)."""
-    return {
-        f"{path}.{leaf}" if path else leaf: (module, leaf)
-        for path, module in model.named_modules()
-        for leaf, p in module._parameters.items()
-        if p is not None
-    }
+def owner(model: nn.Module, name: str) -> Owner:
+    """(module that holds a parameter, its name there)."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
 
 
 def cross_attention(model: nn.Module) -> list[str]:
     """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``."""
-    return [name for name in owners(model) if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    return [name for name, _ in model.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
 
 
 @contextmanager
@@ -49,37 +45,32 @@ def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
 
 def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
+    known = dict(model.named_parameters())
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
-        weights, edit = {name: model.get_parameter(name) for name in cross_attention(model)}, adapter.tensors["edit"]
+        edit, weights = adapter.tensors["edit"], {name: known[name] for name in cross_attention(model)}
         for name, weight in weights.items():
             if weight.shape[1] != len(edit):
                 raise ValueError(
                     f"{adapter.method} {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
         return {name: weight.float() @ edit.to(weight.device) for name, weight in weights.items()}
-    found = owners(model)
     for name, t in adapter.tensors.items():
-        shape = tuple(getattr(*found[name]).shape) if name in found else None
-        if shape != tuple(t.shape):
+        if name not in known or known[name].shape != t.shape:
+            there = tuple(known[name].shape) if name in known else "none of that name"
             raise ValueError(
-                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {shape or 'none of that name'}; "
-                "make it for this model"
+                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {there}; make it for this model"
             )
     return dict(adapter.tensors)
 
 
 def changed(model: nn.Module, row: tuple[Adapter, ...]) -> Mapping[Owner, Tensor]:
     """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
-    sums: dict[str, Tensor] = {}
+    known, sums = dict(model.named_parameters()), dict[str, Tensor]()
     for a in row:
         for name, difference in differences(model, a).items():
-            p = model.get_parameter(name)
-            sums[name] = sums.get(name, 0.0) + a.weight * difference.to(p.device)
-    found, out = owners(model), {}
-    for name, total in sums.items():
-        p = model.get_parameter(name)
-        out[found[name]] = nn.Parameter((p.detach().float() + total).to(p.dtype), requires_grad=False)
-    return out
+            sums[name] = sums.get(name, 0.0) + a.weight * difference.to(known[name].device)
+    new = {name: (known[name].detach().float() + total).to(known[name].dtype) for name, total in sums.items()}
+    return {owner(model, name): nn.Parameter(value, requires_grad=False) for name, value in new.items()}
 
 
 class WeightEditAdapter(Adapter):
@@ -92,7 +83,8 @@ class WeightEditAdapter(Adapter):
         model: nn.Module = backbone(pipe)
         values = {row: changed(model, row) for row in set(adapters.rows) if row}
         if len(set(adapters.rows)) == 1:
-            with _whole(pipe, adapters, next(iter(values.values()))):
+            (change,), held = values.values(), ExitStack()  # closed at the end too, where a call failed half-way
+            with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(change)), lambda *_: held.close()):
                 yield
             return
         with ExitStack() as stack:
@@ -101,14 +93,6 @@ class WeightEditAdapter(Adapter):
                 own = {row: {o: v for o, v in change.items() if o[0] is module} for row, change in values.items()}
                 stack.callback(module.register_forward_hook(_again(own, call), with_kwargs=True).remove)
             yield
-
-
-@contextmanager
-def _whole(pipe: Any, adapters: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
-    """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
-    held = ExitStack()
-    with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(values)), lambda *_: held.close()):
-        yield
 
 
 def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
