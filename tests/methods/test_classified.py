@@ -61,10 +61,6 @@ def test_bad_input_is_one_line(plain_sd: Any) -> None:
         tiny("fdf", uncertain=0.5)
     with pytest.raises(ValueError, match="the model does not predict noise for DDIM steps"):
         get_method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
-    with pytest.raises(ValueError, match=r"proportions is \(0.5, 0.6\)"):
-        get_method("bact").settings(proportions=(0.5, 0.6))
-    with pytest.raises(ValueError, match="proportions has 3 numbers for 2 alternatives"):
-        get_method("bact").fit(plain_sd, WOMAN, tiny("bact", proportions=(0.2, 0.2, 0.6)), classify=classify)
 
 
 # --- FDF ---
@@ -163,11 +159,10 @@ def test_images_are_decoded_as_the_pipeline_does(pipe: Any) -> None:
 def test_guidance_of_two_images_by_hand() -> None:
     g = torch.Generator().manual_seed(0)
     x, w, b = (torch.randn(*s, generator=g, dtype=torch.float64) for s in ((3, 5), (2, 5), (2,)))
-    reference = torch.tensor([0.3, 0.7], dtype=torch.float64)
-    found = balanced(x, w, b, reference, 0.8)
+    found = balanced(x, w, b, 0.8)
     p = (x @ w.T + b).softmax(1)
     mean = p.mean(0)
-    slope = 2 * (mean - reference) / reference
+    slope = 4 * (mean - 0.5)
     gradient = torch.zeros_like(x)
     for i in range(3):
         for k in range(2):
@@ -175,7 +170,7 @@ def test_guidance_of_two_images_by_hand() -> None:
     size = sum((w[k] - (w[0] + w[1]) / 2).square().sum() for k in range(2)) / 2
     assert torch.allclose(found, x - 0.8 * 3 * gradient / size)
     after = (found @ w.T + b).softmax(1).mean(0)
-    assert ((after - reference) ** 2 / reference).sum() < ((mean - reference) ** 2 / reference).sum()
+    assert (after - 0.5).abs().max() < (mean - 0.5).abs().max()
 
 
 def test_bins_of_timesteps() -> None:
@@ -213,7 +208,7 @@ def test_what_is_recorded_is_h_of_the_conditional_rows(plain_sd: Any) -> None:
 def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> None:
     g = torch.Generator().manual_seed(2)
     tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
-    config = get_method("bact").settings(steps=4, gamma=3.0, proportions=(0.4, 0.6))
+    config = get_method("bact").settings(steps=4, gamma=3.0)
     made = BalancingAdapter(header_of(plain_sd, "bact", WOMAN, config), tensors)
     seen: dict[str, Tensor] = {}
 
@@ -233,12 +228,11 @@ def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> Non
         handle.remove()
     wanted = seen["before"].clone()
     b = int(plain_sd.scheduler.timesteps[0]) * 4 // 1000
-    reference = torch.tensor([0.4, 0.6])
     for images in ([0, 2], [1, 3]):
         rows = [5 + i for i in images]
         x = (wanted[rows].flatten(1) / 0.5).requires_grad_()
         p = (x @ tensors["weight"][b].T + tensors["bias"][b]).softmax(1).mean(0)
-        ((p - reference) ** 2 / reference).sum().backward()
+        (2 * (p - 0.5) ** 2).sum().backward()
         assert x.grad is not None
         size = (tensors["weight"][b][0] - tensors["weight"][b][1]).square().sum() / 4
         wanted[rows] = ((x - 3.0 * 2 * x.grad / size) * 0.5).detach().view(2, 32, 4, 4)

@@ -227,7 +227,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         "sdisc": {"lr": 0.1, "batch": 8, "rollouts": 96, "iterations": 400, "steps": 16, "decay": "constant"},
         "esd-x": {"target_guidance": 2.0, "lr": 5e-5, "iterations": 200, "batch": 4, "preservation_weight": 0.0},
         "fdf": {"batch": 12, "steps": 10, "iterations": 60, "lr": 1e-3, "uncertain": 0.2, "where": "cross", "weight_decay": 0.01},
-        "bact": {"rollouts": 288, "steps": 20, "proportions": ()},
+        "bact": {"rollouts": 288, "steps": 20, "gamma": 5.0},
         "uce": {"lam": 0.5, "edit_weight": 1.0, "keep_weight": 1.0, "images": 10, "steps": 20, "rounds": 30, "tolerance": 0.05},
     }  # fmt: skip
     for name, values in wanted.items():

@@ -1,13 +1,12 @@
-"""BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
+"""BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to equal proportions.
 
 Heads g_b, one per bin of timesteps, predict from h which alternative an image will show. They are trained with cross-entropy on images that
 the model generates and a classifier labels. N images of a prompt are generated together; at every step, with x = h / scale (the rms of h),
 
-    p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
+    p = 1/N sum_i softmax g_b(x_i);   L = sum_k (p_k - 1/K)^2 / (1/K);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
-on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D, which
-is sum_k (p_k - q_k)^2 / q_k, and the unit of gamma are ours. Gamma counts in logits: |w|^2 is the mean over k of |w_k - mean w|^2 for the
-rows w_k of a head.
+on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: L and the
+unit of gamma are ours. Gamma counts in logits: |w|^2 is the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -39,17 +38,9 @@ from respodiff.training.state import Tensors, fit_tensors, open_model
 
 @dataclass(frozen=True)
 class BactConfig(OptimizerConfig, RolloutConfig, SubjectConfig):
-    """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps to learn from, and
+    """Settings of AdamW, of ``rollouts`` images of ``steps`` steps to learn from, and ``gamma``, the step of the guidance."""
 
-    Attributes:
-        subjects, draw: what the images are of, in turn. weight_decay: AdamW's.
-        gamma: step of the guidance. proportions: reference, in the order target, opposites; empty: equal.
-    """
-
-    rules: ClassVar[Rules] = {
-        **dict.fromkeys(("weight_decay", "gamma"), NOT_NEGATIVE),
-        "proportions": (lambda v: not v or (min(v) > 0 and abs(sum(v) - 1) < 1e-6), "numbers above 0 that sum to 1, one an alternative"),
-    }
+    rules: ClassVar[Rules] = {"weight_decay": NOT_NEGATIVE, "gamma": NOT_NEGATIVE}
     batch: int = 128
     lr: float = 3e-5
     decay: Literal["constant", "sqrt"] = "sqrt"
@@ -57,7 +48,6 @@ class BactConfig(OptimizerConfig, RolloutConfig, SubjectConfig):
     rollouts: int = 288
     weight_decay: float = 0.1
     gamma: float = 5.0
-    proportions: tuple[float, ...] = ()
 
 
 def bin_of(t: Tensor, bins: int) -> Tensor:
@@ -65,8 +55,9 @@ def bin_of(t: Tensor, bins: int) -> Tensor:
     return (t.long() * bins // TIMESTEPS[1]).clamp(0, bins - 1)
 
 
-def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float) -> Tensor:
-    """x (N, D) after one step of guidance with a head of weight (K, D) and bias (K,)."""
+def balanced(x: Tensor, weight: Tensor, bias: Tensor, gamma: float) -> Tensor:
+    """x (N, D) after one step of guidance to equal proportions with a head of weight (K, D) and bias (K,)."""
+    reference = torch.full_like(bias, 1 / len(bias))
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         p = (x @ weight.T + bias).softmax(1).mean(0)
@@ -132,7 +123,8 @@ class BalancingAdapter(Adapter):
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
         warn = warn_once()
-        with intercept_calls(pipe, adapters) as call:
+        with ExitStack() as stack:
+            call = stack.enter_context(intercept_calls(pipe, adapters))
 
             def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
                 if (found := call()) is None:
@@ -147,11 +139,8 @@ class BalancingAdapter(Adapter):
                     out[rows] = _guided(adapter, h[rows], found.variables["timesteps"][found.step])
                 return out
 
-            handle = site_module(backbone(pipe)).register_forward_hook(hook)
-            try:
-                yield
-            finally:
-                handle.remove()
+            stack.callback(site_module(backbone(pipe)).register_forward_hook(hook).remove)
+            yield
 
 
 def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
@@ -161,17 +150,13 @@ def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
         raise ValueError(
             f"bact {adapter.name!r} is for h of {weight.shape[2]} numbers, this image size has {h[0].numel()}; train it for this size"
         )
-    classes, s = weight.shape[1], adapter.settings
-    reference = torch.tensor(s["proportions"] or [1 / classes] * classes, device=h.device)
     b = int(bin_of(t, len(weight)))
-    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, adapter.weight * s["gamma"])
+    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], adapter.weight * adapter.settings["gamma"])
     return (x * scale).view_as(h).to(h.dtype)
 
 
 def _make(pipe: Any, concept: Concept, config: BactConfig, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
     model, classes = open_model(pipe, config), 1 + len(concept.opposites)
-    if config.proportions and len(config.proportions) != classes:
-        raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
     shapes = {"weight": (config.steps, classes, math.prod(model.shape)), "bias": (config.steps, classes), "scale": (1,)}
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
     make = partial(BalancingAdapter, header(resolution=model.size))

@@ -17,13 +17,14 @@ from respodiff.steering.adapter import Adapter, header_of, require_unet
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.training.config import Rules, Settings
+from respodiff.training.state import StepRecord
 
 Classify = Callable[[Tensor], Tensor]
 """Images (N, 3, H, W) in [0, 1] -> logits (N, K) of the alternatives, in the order target, opposites; differentiable for FDF."""
 MakeHeader = Callable[..., Header]
 """(fields that differ) -> header of the adapter that is being made."""
-Make = Callable[..., Iterator[Any]]
-"""(pipe, concept, config, header=, classify=, resume=) -> records (`respodiff.training.state.StepRecord`); the last one holds the adapter."""
+Make = Callable[..., Iterator[StepRecord]]
+"""(pipe, concept, config, header=, classify=, resume=) -> records; the last one holds the adapter."""
 
 
 @dataclass(frozen=True)
@@ -31,30 +32,31 @@ class Method:
     """One way to steer the images of a pipeline.
 
     Attributes:
-        name: key in `respodiff.methods.registry.NAMES`.
-        kinds: kinds of concepts that it takes ("fairness", "safety").
+        name: key in `respodiff.methods.registry.NAMES`. kinds: kinds of concepts that it takes ("fairness", "safety").
         config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
         presets: (name of a preset, concept or kind, changes) -> settings, for a method that has several.
-        make: trains or builds its adapter.
-        adapter: class of its adapters, which says how they act.
+        make: trains or builds its adapter; None where there are no tensors. adapter: class of its adapters, which says how they act.
         needs_classifier: kinds of concepts for which it needs a classifier of images; it then makes one adapter of all alternatives.
-        trains: whether making an adapter calls the model. resumes: whether a stopped training can go on.
-        transformers: whether it takes pipelines with a transformer.
+        resumes: whether a stopped training can go on. transformers: whether it takes pipelines with a transformer.
         default_concept: the concept that is taken where none is named.
     """
 
     name: str
     kinds: tuple[str, ...]
     config: Any
-    make: Make
+    make: Make | None = None
     adapter: type[Adapter] = ConceptModule
     defaults: Callable[[str], dict[str, Any]] = lambda _kind: {}
     presets: Callable[..., Any] | None = None
     needs_classifier: tuple[str, ...] = ()
-    trains: bool = True
     resumes: bool = False
     transformers: bool = False
     default_concept: Concept | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to make."""
+        return self.make is not None
 
     def settings(self, concept: Concept | str = "fairness", *, preset: str = "default", **changes: Any) -> Any:
         """Its settings for a concept or a kind of concepts, with ``changes`` on top. ValueError lists the known settings or presets."""
@@ -77,14 +79,11 @@ class Method:
 
     def train(
         self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None, resume: Any = None
-    ) -> Iterator[Any]:
+    ) -> Iterator[StepRecord]:
         """Train or build the adapter of a concept, as a generator of records; the pipeline is left as it was.
 
-        Args:
-            config: from `settings`. classify: see `Classify`. resume: ``record.state.tensors()`` of an earlier run.
-
-        Raises:
-            ValueError: for a concept or settings that the method cannot take, before anything is computed.
+        ``config`` is from `settings`, ``resume`` is ``record.state.tensors()`` of an earlier run. ValueError for a concept or settings that
+        the method cannot take, before anything is computed.
         """
         self.check(concept)
         if not self.transformers:
@@ -94,6 +93,8 @@ class Method:
             classify = checked(self.name, concept, classify)
             about, more = replace(concept, name=concept.attribute or concept.name), {"kind": "attribute"}
         header = partial(header_of, pipe, self.name, about, config, **more)
+        if self.make is None:
+            return built(self.adapter(header()))
         return self.make(pipe, concept, config, header=header, classify=classify, resume=resume)
 
     def fit(self, pipe: Any, concept: Concept, config: Any = None, *, classify: Classify | None = None) -> Adapter:
@@ -101,6 +102,11 @@ class Method:
         (last,) = deque(self.train(pipe, concept, config, classify=classify), maxlen=1)
         made: Adapter = last.module
         return made
+
+
+def built(adapter: Adapter, seconds: float = 0.0, loss: float = 0.0) -> Iterator[StepRecord]:
+    """The one record of an adapter that no training made."""
+    yield StepRecord(1, 1, loss, 0, seconds, None, lambda: adapter)
 
 
 def checked(method: str, concept: Concept, classify: Classify | None) -> Classify:
@@ -116,9 +122,8 @@ def checked(method: str, concept: Concept, classify: Classify | None) -> Classif
 
     def logits(images: Tensor) -> Tensor:
         found, wanted = classify(images), (len(images), 1 + len(concept.opposites))
-        if not isinstance(found, Tensor) or found.shape != wanted:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"classify gave {shape} for {len(images)} images; allowed: logits of shape {wanted}")
+        if found.shape != wanted:
+            raise ValueError(f"classify gave {tuple(found.shape)} for {len(images)} images; allowed: logits of shape {wanted}")
         return found.float()
 
     return logits

@@ -19,20 +19,16 @@ from torch import nn
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import MakeHeader, Method, phrases
 from respodiff.methods.concept_slider import score_loss
-from respodiff.methods.weight_edits import WeightEditAdapter, owner, swapped
+from respodiff.methods.weight_edits import WeightEditAdapter, swapped
 from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import Latents, Pool, mix_seed, predict, preserved, rollout
-from respodiff.training.state import Tensors, fit_tensors, open_model
+from respodiff.training.state import fit_tensors, open_model
 
 
 @dataclass(frozen=True)
 class EsdConfig(OptimizerConfig, RolloutConfig):
-    """Settings of the optimiser and of rollouts (the authors': 200 iterations, Adam 5e-5, eta 2, one latent an iteration), and
-
-    Attributes:
-        target_guidance: eta. preservation_weight: weight of preservation, on the concept's ``preserve`` prompts; 0 switches it off.
-    """
+    """Settings of the optimiser and of rollouts, eta (``target_guidance``), and the weight of preservation; 0 switches it off."""
 
     rules: ClassVar[Rules] = {"target_guidance": POSITIVE, "preservation_weight": NOT_NEGATIVE}
     batch: int = 4
@@ -43,8 +39,9 @@ class EsdConfig(OptimizerConfig, RolloutConfig):
 
 def trained_names(model: nn.Module, method: str) -> list[str]:
     """Names of the parameters that a variant trains: of linear and convolution layers in ``attn2`` (esd-x) or outside of it (esd-u)."""
-    layers = [name for name, _ in model.named_parameters() if isinstance(owner(model, name)[0], nn.Linear | nn.Conv2d)]
-    return [name for name in layers if ("attn2" in name) is (method == "esd-x")]
+    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    chosen = [(path, module) for path, module in layers if ("attn2" in path) is (method == "esd-x")]
+    return [f"{path}.{leaf}" for path, module in chosen for leaf, _ in module.named_parameters()]
 
 
 def phrase_pools(model: Denoiser, concept: Concept, config: EsdConfig) -> list[Pool]:
@@ -64,15 +61,17 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, header
     if model.dtype != torch.float32:
         raise ValueError(f"dtype is {model.dtype}; steps of {config.lr:g} are lost in it: train {method} in float32 (--dtype float32)")
     before = {name: model.model.get_parameter(name).detach() for name in trained_names(model.model, method)}
-    about = header(resolution=model.size)
-
-    def make(after: Tensors) -> WeightEditAdapter:
-        return WeightEditAdapter(about, {k: v - before[k].cpu() for k, v in after.items()})
-
-    pools = cache(partial(phrase_pools, model, concept, config))
-    loss = score_loss(model, lambda values: swapped({owner(model.model, k): v for k, v in values.items()}), config.preservation_weight)
+    about, pools = header(resolution=model.size), cache(partial(phrase_pools, model, concept, config))
     return fit_tensors(
-        model, before, lambda i, _: pools()[i % len(pools())], loss, config, make, resume=resume, refresh_every=1, keep=False
+        model,
+        before,
+        lambda i, _: pools()[i % len(pools())],
+        score_loss(model, partial(swapped, model.model), config.preservation_weight),
+        config,
+        lambda after: WeightEditAdapter(about, {k: v - before[k].cpu() for k, v in after.items()}),
+        resume=resume,
+        refresh_every=1,
+        keep=False,
     )
 
 

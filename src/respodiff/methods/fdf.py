@@ -9,8 +9,8 @@ final latent x_0,
 reaches the UNet's predictions e_t through the sampler's linear map alone (its input latents are detached), each times
 A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1.
 
-Reduced: the authors train the text encoder (rank 50) with a face detector, face embeddings, CLIP and DINOv2 features. Here it is LoRA on
-cross-attention, any differentiable classifier of whole images, and a distance of latents in place of features.
+Reduced: the authors train the text encoder with a face detector and features of faces. Here it is LoRA on cross-attention, any
+differentiable classifier of whole images, and a distance of latents.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from torch.nn.functional import cross_entropy
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
 from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
-from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
 from respodiff.pipelines.denoiser import Condition, Denoiser
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
-from respodiff.training.state import Tensors, fit_tensors, open_model
+from respodiff.training.state import Tensors, open_model
 
 DRAWS = 200
 """Samples of N labels that a target is averaged over."""
@@ -44,12 +44,9 @@ class FdfConfig(OptimizerConfig, LoraConfig, SubjectConfig):
     """Settings of the optimiser (``batch`` is N) and of low-rank changes, and
 
     Attributes:
-        steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`.
-        subjects, draw: what is generated, one subject a step.
+        steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`; a step generates one of the subjects.
         uncertain: share of samples in which a target may differ and still count.
-        stay: weight of the distance to the original model's latents; 0 leaves it, and its pass, out.
-
-    The authors': N 24, 19 to 23 steps, guidance 7.5, AdamW 5e-5, decay 1e-2, 2k to 10k steps.
+        stay: weight of the distance to the original model's latents.
     """
 
     rules: ClassVar[Rules] = {
@@ -130,10 +127,11 @@ class Subjects:
         walk = partial(reverse_diffusion, model, start, y, steps=config.steps, generator=generator)
         with attached(model.model, values, config.lora_scale):
             *before, (_, _, x) = walk()
-        gradient, loss = self.asked(x, list(walk())[-1][2] if config.stay else None, seed)
+        *_, (_, _, kept) = walk()
+        gradient, loss = self.asked(x, kept, seed)
         return Images([z for _, _, z in before], [t for _, t, _ in before], y, gradient, loss)
 
-    def asked(self, x: Tensor, kept: Tensor | None, seed: int) -> tuple[Tensor, float]:
+    def asked(self, x: Tensor, kept: Tensor, seed: int) -> tuple[Tensor, float]:
         """dL/dx_0 (N, C, H, W) and the mean cross-entropy of the images whose target is sure."""
         config = self.config
         with torch.enable_grad():
@@ -143,10 +141,9 @@ class Subjects:
             likely, target = q.max(1)
             margin = (likely >= 1 - config.uncertain).float()
             each = margin * cross_entropy(logits, target, reduction="none")
-            loss = each.sum() / len(x)
-            if kept is not None:
-                weight = torch.where((margin == 0) | (target != logits.argmax(1)), 0.2, 1.0)
-                loss = loss + config.stay * (weight * (x - kept.float()).square().flatten(1).mean(1)).sum() / len(x)
+            weight = torch.where((margin == 0) | (target != logits.argmax(1)), 0.2, 1.0)
+            moved = (weight * (x - kept.float()).square().flatten(1).mean(1)).sum()
+            loss = each.sum() / len(x) + config.stay * moved / len(x)
             (gradient,) = torch.autograd.grad(loss, x)
         return gradient, each.sum().item() / max(1.0, margin.sum().item())
 
@@ -162,17 +159,8 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
 
 def _make(pipe: Any, _concept: Concept, config: Any, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    return fit_tensors(
-        model,
-        start(model.model, config.rank, config.where, config.seed),
-        Subjects(model, config, classify).pool,
-        partial(images_loss, model, config),
-        config,
-        partial(LowRankAdapter, header(resolution=model.size)),
-        resume=resume,
-        refresh_every=1,
-        weight_decay=config.weight_decay,
-    )
+    pools, loss = Subjects(model, config, classify).pool, partial(images_loss, model, config)
+    return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=1)
 
 
 METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, LowRankAdapter, needs_classifier=("fairness",), resumes=True)}

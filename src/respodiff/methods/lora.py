@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from respodiff.methods.base import MakeHeader
 from respodiff.methods.model_call import intercept_calls
+from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
+from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
@@ -54,6 +58,23 @@ def start(model: nn.Module, rank: int, where: str, seed: int) -> dict[str, Tenso
         a = torch.randn(rank, layer.in_features, generator=generator) / layer.in_features**0.5
         out |= {f"{name}.a": a.to(layer.weight.device), f"{name}.b": torch.zeros(layer.out_features, rank, device=layer.weight.device)}
     return out
+
+
+def fit_low_rank(
+    model: Denoiser,
+    config: Any,
+    header: MakeHeader,
+    examples: MakePool,
+    loss: Callable[[Tensors, Any], float],
+    *,
+    resume: Any,
+    refresh_every: int,
+) -> Iterator[StepRecord]:
+    """`fit_tensors` of low-rank changes, from their start to a `LowRankAdapter`."""
+    tensors, make = start(model.model, config.rank, config.where, config.seed), partial(LowRankAdapter, header(resolution=model.size))
+    return fit_tensors(
+        model, tensors, examples, loss, config, make, resume=resume, refresh_every=refresh_every, weight_decay=config.weight_decay
+    )
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

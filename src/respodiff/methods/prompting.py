@@ -6,20 +6,18 @@ are to have. Every image of a batch may have another.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.checks import is_finite
-from respodiff.methods.base import MakeHeader, Method
+from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import Rules, Settings
-from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,6 @@ class PromptConfig(Settings):
 
     rules: ClassVar[Rules] = {"switch": (lambda v: is_finite(v) and 0 <= v <= 1, "0 to 1, the share of steps before the switch")}
     switch: float = 0.0
-
-
-def built(adapter: Adapter, seconds: float = 0.0, loss: float = 0.0) -> Iterator[StepRecord]:
-    """The one record of an adapter that no training made."""
-    yield StepRecord(1, 1, loss, 0, seconds, None, lambda: adapter)
-
-
-def made_at_once(adapter: type[Adapter], *_: Any, header: MakeHeader, **__: Any) -> Iterator[StepRecord]:
-    """The one record of an adapter without tensors."""
-    return built(adapter(header()))
 
 
 class Texts:
@@ -66,8 +54,7 @@ class PromptAdapter(Adapter):
     scales = False
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
         texts = Texts(pipe)
 
@@ -79,8 +66,7 @@ class PromptAdapter(Adapter):
                         found[i] = rewritten(found.get(i, prompt), *rewriting(a.header.target, a.header.neutral))
             return texts.replaced(kwargs, found)
 
-        with intercept_calls(pipe, adapters, before):
-            yield
+        return intercept_calls(pipe, adapters, before)
 
 
 class NegativeAdapter(Adapter):
@@ -89,8 +75,7 @@ class NegativeAdapter(Adapter):
     scales = False
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
         texts, warn = Texts(pipe), warn_once()
 
@@ -100,8 +85,7 @@ class NegativeAdapter(Adapter):
             rows = enumerate(call.entries, call.passes["uncond"].start)
             return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
 
-        with intercept_calls(pipe, adapters, before):
-            yield
+        return intercept_calls(pipe, adapters, before)
 
 
 class UnsteeredAdapter(Adapter):
@@ -110,14 +94,10 @@ class UnsteeredAdapter(Adapter):
     scales = False
 
 
-def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter], **defaults: float) -> Method:
-    return Method(name, kinds, config, partial(made_at_once, adapter), adapter, lambda _kind: defaults, trains=False)
-
-
 METHODS = {
-    "plain": _method("plain", ("fairness", "safety"), Settings, UnsteeredAdapter),
-    "prompt": _method("prompt", ("fairness",), PromptConfig, PromptAdapter),
+    "plain": Method("plain", ("fairness", "safety"), Settings, adapter=UnsteeredAdapter),
+    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter),
     # No source gives a number: .2 is after the layout is there and before faces are.
-    "prompt-switch": _method("prompt-switch", ("fairness",), PromptConfig, PromptAdapter, switch=0.2),
-    "negative": _method("negative", ("safety",), Settings, NegativeAdapter),
+    "prompt-switch": Method("prompt-switch", ("fairness",), PromptConfig, adapter=PromptAdapter, defaults=lambda _kind: {"switch": 0.2}),
+    "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter),
 }

@@ -24,7 +24,7 @@ from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import OptimizerConfig, RolloutConfig
 from respodiff.training.rollouts import Latents, mix_seed, reverse_diffusion
-from respodiff.training.state import Tensors, fit_tensors, open_model
+from respodiff.training.state import fit_tensors, open_model
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def own_images(model: Denoiser, concept: Concept, config: SdiscConfig) -> Noised
 
 
 def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
-    """The modules of each attribute less their mean. ValueError for other methods' modules, single ones, and different shapes."""
+    """The modules of each attribute less their mean. ValueError for modules of other methods, and for one alone."""
     out = []
     for attribute in dict.fromkeys(m.header.attribute for m in modules):
         group = [m for m in modules if m.header.attribute == attribute]
@@ -81,8 +81,6 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
             raise ValueError(f"the mean is removed from modules of method sdisc alone, {wrong[0].name!r} is of method {wrong[0].method!r}")
         if len(group) < 2:
             raise ValueError(f"{len(group)} module(s) given; removing the mean direction needs all alternatives of an attribute, 2 or more")
-        if len({m.shape for m in group}) > 1:
-            raise ValueError(f"modules have shapes {sorted({m.shape for m in group})}; the mean direction needs one shape")
         mean = torch.stack([m.delta for m in group]).mean(0)
         out += [ConceptModule.of(m.delta - mean, torch.zeros_like(m.sam), m.header) for m in group]
     return out
@@ -91,12 +89,15 @@ def without_mean(modules: Sequence[ConceptModule]) -> list[ConceptModule]:
 def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, header: MakeHeader, resume: Any, **_: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
     zeros, about = torch.zeros(model.shape, device=model.device), header(site=model.site, resolution=model.size)
-    loss = score_loss(model, lambda values: shifted(model.model, lambda _h: (values["c"][None], slice(None)), model.site))
-
-    def make(values: Tensors) -> ConceptModule:
-        return ConceptModule.of(values["c"], zeros, about)
-
-    return fit_tensors(model, {"c": zeros}, lambda *_: own_images(model, concept, config), loss, config, make, resume=resume)
+    return fit_tensors(
+        model,
+        {"c": zeros},
+        lambda *_: own_images(model, concept, config),
+        score_loss(model, lambda values: shifted(model.model, lambda _h: (values["c"][None], slice(None)), model.site)),
+        config,
+        lambda values: ConceptModule.of(values["c"], zeros, about),
+        resume=resume,
+    )
 
 
 METHODS = {"sdisc": Method("sdisc", ("fairness", "safety"), SdiscConfig, _make, resumes=True)}

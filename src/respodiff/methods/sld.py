@@ -12,10 +12,9 @@ The pipeline's own guidance gives this e when g is taken from e(p).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +24,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method, phrases
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
-from respodiff.methods.prompting import Texts, made_at_once
+from respodiff.methods.prompting import Texts
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.text_encoding import check_length
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
@@ -36,8 +35,6 @@ TEXT = (
     "illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
 )
 """What the authors steer away from."""
-STEPS = 50
-"""Sampler steps that ``warmup`` is counted at."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,7 @@ class SafetyGuidanceAdapter(Adapter):
     extra_forward = True
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
         away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
@@ -95,24 +91,21 @@ class SafetyGuidanceAdapter(Adapter):
             images = [i for i, row in enumerate(call.entries) if row]
             if call.step == 0 or len(nu) != len(call.entries):
                 nu = torch.zeros_like(e[call.passes["cond"]], dtype=torch.float32)
-            if not images:
-                return None
             index = torch.tensor(images, device=e.device)
             cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-            positional, named = (take_rows(value, len(e), cond) for value in (args, kwargs))
-            named = texts.replaced(named, dict(enumerate(away[call.entries[i]] for i in images)))
-            e0, ep, es = e[uncond].float(), e[cond].float(), backbone(pipe)(*positional, **named)[0].float()
+            named = texts.replaced(take_rows(kwargs, len(e), cond), dict(enumerate(away[call.entries[i]] for i in images)))
+            es = backbone(pipe)(*(take_rows(value, len(e), cond) for value in args), **named)[0].float()
+            e0, ep = e[uncond].float(), e[cond].float()
             out = e.clone()
             for row, i in enumerate(images):
                 a = call.entries[i][0]
                 config = SldConfig(**a.settings)
                 g, nu[i] = safety_guidance(e0[row], ep[row], es[row], nu[i], config)
-                g = g * a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+                g = g * a.weight * (call.step >= round(config.warmup * call.steps / 50))
                 out[call.passes["cond"].start + i] = (ep[row] - g).to(e.dtype)
             return out
 
-        with intercept_calls(pipe, adapters, after=after):
-            yield
+        return intercept_calls(pipe, adapters, after=after)
 
 
 def fitting(pipe: Any, texts: Sequence[str]) -> str:
@@ -134,8 +127,8 @@ EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 
 
 def _method(name: str) -> Method:
-    make, adapter = partial(made_at_once, SafetyGuidanceAdapter), SafetyGuidanceAdapter
-    return Method(name, ("safety",), SldConfig, make, adapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING)
+    defaults, adapter = PRESETS[name], SafetyGuidanceAdapter
+    return Method(name, ("safety",), SldConfig, adapter=adapter, defaults=lambda _kind: defaults, default_concept=EVERYTHING)
 
 
 METHODS = {name: _method(name) for name in PRESETS}

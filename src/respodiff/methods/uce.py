@@ -5,8 +5,8 @@ v* and phrases P that are to stay,
 
     W* = (lam W + sum_E a v* c^T + sum_P b (W c) c^T) (lam I + sum_E a c c^T + sum_P b c c^T)^-1
 
-Erasing takes v* = W c_guide, debiasing v* = W c + sum_j delta_j W a_j with the alternatives a_j and delta_j = desired - measured share,
-summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all layers: M - I is what is stored.
+Erasing takes v* = W c_guide with the neutral prompt's c_guide, debiasing v* = W c + sum_j delta_j W a_j with the alternatives a_j and
+delta_j = desired - measured share, summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all layers: M - I is stored.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.records import noise_seed
-from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, phrases
-from respodiff.methods.prompting import built
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, built, phrases
 from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone

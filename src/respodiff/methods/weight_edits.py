@@ -6,6 +6,7 @@ object by object. In a mixed batch every changed layer runs again for the rows o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,14 +17,6 @@ from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 
-Owner = tuple[nn.Module, str]
-
-
-def owner(model: nn.Module, name: str) -> Owner:
-    """(module that holds a parameter, its name there)."""
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
-
 
 def cross_attention(model: nn.Module) -> list[str]:
     """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``."""
@@ -31,16 +24,15 @@ def cross_attention(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
-    """While active, parameters are other tensors (trained ones, or stored ones); afterwards they are the same objects as before."""
-    kept = [(module, leaf, module._parameters[leaf]) for module, leaf in values]
-    try:
-        for (module, leaf), value in values.items():
-            module._parameters[leaf] = value  # type: ignore[assignment]  # a trained tensor need not be a Parameter
+def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, the named parameters are other tensors (trained or stored ones); afterwards they are the same objects as before."""
+    with ExitStack() as stack:
+        for name, value in values.items():
+            path, _, leaf = name.rpartition(".")
+            parameters: Any = model.get_submodule(path)._parameters  # a trained tensor need not be a Parameter
+            stack.callback(parameters.__setitem__, leaf, parameters[leaf])
+            parameters[leaf] = value
         yield
-    finally:
-        for module, leaf, parameter in kept:
-            module._parameters[leaf] = parameter
 
 
 def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
@@ -63,14 +55,14 @@ def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     return dict(adapter.tensors)
 
 
-def changed(model: nn.Module, row: tuple[Adapter, ...]) -> Mapping[Owner, Tensor]:
-    """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
+def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[str, Tensor]:
+    """Parameter name -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     known, sums = dict(model.named_parameters()), dict[str, Tensor]()
     for a in row:
         for name, difference in differences(model, a).items():
             sums[name] = sums.get(name, 0.0) + a.weight * difference.to(known[name].device)
     new = {name: (known[name].detach().float() + total).to(known[name].dtype) for name, total in sums.items()}
-    return {owner(model, name): nn.Parameter(value, requires_grad=False) for name, value in new.items()}
+    return {name: nn.Parameter(value, requires_grad=False) for name, value in new.items()}
 
 
 class WeightEditAdapter(Adapter):
@@ -84,18 +76,22 @@ class WeightEditAdapter(Adapter):
         values = {row: changed(model, row) for row in set(adapters.rows) if row}
         if len(set(adapters.rows)) == 1:
             (change,), held = values.values(), ExitStack()  # closed at the end too, where a call failed half-way
-            with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(change)), lambda *_: held.close()):
+            with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(model, change)), lambda *_: held.close()):
                 yield
             return
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
-            for module in {module for change in values.values() for module, _ in change}:
-                own = {row: {o: v for o, v in change.items() if o[0] is module} for row, change in values.items()}
-                stack.callback(module.register_forward_hook(_again(own, call), with_kwargs=True).remove)
+            layers: dict[str, dict[tuple[Adapter, ...], dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
+            for row, change in values.items():
+                for name, value in change.items():
+                    path, _, leaf = name.rpartition(".")
+                    layers[path][row][leaf] = value
+            for path, own in layers.items():
+                stack.callback(model.get_submodule(path).register_forward_hook(_again(own, call), with_kwargs=True).remove)
             yield
 
 
-def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
+def _again(values: Mapping[tuple[Adapter, ...], Mapping[str, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
     """Hook of one layer of a mixed batch: runs it once more with other weights for the rows of each kind of image."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -104,9 +100,8 @@ def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: C
         out = output.clone()
         for kind, change in values.items():
             rows = now.rows_of(lambda row, kind=kind: row == kind, output.device)  # type: ignore[misc]
-            if change and len(rows):
-                with swapped(change):
-                    out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
+            with swapped(module, change):
+                out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
         return out
 
     return hook
