@@ -25,12 +25,7 @@ WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.
 
 @dataclass(frozen=True)
 class LoraConfig(Settings):
-    """Settings of low-rank changes.
-
-    Attributes:
-        rank, alpha: the changes act times alpha / rank. where: layers that are changed: ``all`` attention, ``self`` or ``cross``.
-        weight_decay: AdamW's.
-    """
+    """Settings of low-rank changes of ``all`` attention, ``self`` or ``cross``, which act times alpha / rank; weight decay is AdamW's."""
 
     rules: ClassVar[Rules] = {"rank": COUNT, "alpha": POSITIVE, "weight_decay": NOT_NEGATIVE}
     rank: int = 4

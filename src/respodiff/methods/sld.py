@@ -39,11 +39,9 @@ TEXT = (
 
 @dataclass(frozen=True)
 class SldConfig(Settings):
-    """Settings, by the letters above; the defaults are the authors' medium.
+    """Settings: s_S is ``guidance_scale``, lambda ``threshold``, s_m ``momentum``; the defaults are the authors' medium.
 
-    Attributes:
-        warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        guidance_scale: s_S. threshold: lambda. momentum: s_m.
+    Nothing is bent in the first ``warmup`` of 50 steps; of another number of steps, in the same share.
     """
 
     rules: ClassVar[Rules] = {
