@@ -41,7 +41,7 @@ def filled(pipe: Any, name: str = "plain") -> Adapter:
 def test_every_name_is_a_method_of_that_name() -> None:
     for name in NAMES:
         found = get_method(name)
-        assert found.name == name and found.kinds and callable(found.make)
+        assert found.name == name and found.kinds and issubclass(found.adapter, Adapter)
 
 
 def test_bad_input_is_one_line(pipe: Any) -> None:
