@@ -42,7 +42,7 @@ OWN: dict[str, dict[str, Any]] = {
     "esd-x": {"lr": 1e-2},
     "esd-u": {"lr": 1e-3},
     "fdf": {"batch": 4},
-    "bact": {"batch": 6, "rollouts": 6, "lr": 2e-3, "proportions": (0.1, 0.9)},
+    "bact": {"batch": 6, "rollouts": 6, "lr": 2e-3},
 }
 WITHOUT_EFFECT = {"plain"}
 ON_TRANSFORMERS = {"respodiff"}

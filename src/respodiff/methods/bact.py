@@ -1,13 +1,12 @@
-"""BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to a wanted distribution.
+"""BAct, Balancing Act (CVPR 2024): a predictor of the attribute at the bottleneck, and guidance of a batch to equal proportions.
 
 Heads g_b, one per bin of timesteps, predict from h which alternative an image will show. They are trained with cross-entropy on images that
 the model generates and a classifier labels. N images of a prompt are generated together; at every step, with x = h / scale (the rms of h),
 
-    p = 1/N sum_i softmax g_b(x_i);   L = D(p, reference);   x_i <- x_i - gamma N dL/dx_i / |w|^2
+    p = 1/N sum_i softmax g_b(x_i);   L = sum_k (p_k - 1/K)^2 / (1/K);   x_i <- x_i - gamma N dL/dx_i / |w|^2
 
-on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: D, which
-is sum_k (p_k - q_k)^2 / q_k, and the unit of gamma are ours. Gamma counts in logits: |w|^2 is the mean over k of |w_k - mean w|^2 for the
-rows w_k of a head.
+on the conditional rows, straight behind the mid block; the up blocks continue from the new h. The authors' code was not available: L and the
+unit of gamma are ours. Gamma counts in logits: |w|^2 is the mean over k of |w_k - mean w|^2 for the rows w_k of a head.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -25,14 +24,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
-from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
+from respodiff.methods.model_call import intercept_calls, warn_once
 from respodiff.pipelines.bottleneck import site_module
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.steering.serialization import TIMESTEPS
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import equal_parts, mix_seed, reverse_diffusion
@@ -40,29 +37,17 @@ from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
-class BactConfig(OptimizerConfig, RolloutConfig):
-    """Settings of the optimiser, and of ``rollouts`` images of ``steps`` steps to learn from, and
+class BactConfig(OptimizerConfig, RolloutConfig, SubjectConfig):
+    """Settings of AdamW, of ``rollouts`` images of ``steps`` steps to learn from, and ``gamma``, the step of the guidance."""
 
-    Attributes:
-        subjects, draw: what the images are of, in turn: ``draw`` with the subject in it. weight_decay: AdamW's.
-        gamma: step of the guidance. proportions: reference, in the order target, opposites; empty: equal.
-    """
-
-    rules: ClassVar[Rules] = {
-        **SUBJECTS,
-        **dict.fromkeys(("weight_decay", "gamma"), NOT_NEGATIVE),
-        "proportions": (lambda v: not v or (min(v) > 0 and abs(sum(v) - 1) < 1e-6), "numbers above 0 that sum to 1, one an alternative"),
-    }
+    rules: ClassVar[Rules] = {"weight_decay": NOT_NEGATIVE, "gamma": NOT_NEGATIVE}
     batch: int = 128
     lr: float = 3e-5
     decay: Literal["constant", "sqrt"] = "sqrt"
     steps: int = 20
     rollouts: int = 288
-    subjects: tuple[str, ...] = PROFESSIONS
-    draw: str = "image of {}"
     weight_decay: float = 0.1
     gamma: float = 5.0
-    proportions: tuple[float, ...] = ()
 
 
 def bin_of(t: Tensor, bins: int) -> Tensor:
@@ -70,17 +55,13 @@ def bin_of(t: Tensor, bins: int) -> Tensor:
     return (t.long() * bins // TIMESTEPS[1]).clamp(0, bins - 1)
 
 
-def divergence(p: Tensor, reference: Tensor) -> Tensor:
-    """D of a distribution p (K,) from the reference (K,)."""
-    return ((p - reference) ** 2 / reference).sum()
-
-
-def balanced(x: Tensor, weight: Tensor, bias: Tensor, reference: Tensor, gamma: float) -> Tensor:
-    """x (N, D) after one step of guidance with a head of weight (K, D) and bias (K,)."""
+def balanced(x: Tensor, weight: Tensor, bias: Tensor, gamma: float) -> Tensor:
+    """x (N, D) after one step of guidance to equal proportions with a head of weight (K, D) and bias (K,)."""
+    reference = torch.full_like(bias, 1 / len(bias))
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         p = (x @ weight.T + bias).softmax(1).mean(0)
-        (gradient,) = torch.autograd.grad(divergence(p, reference), x)
+        (gradient,) = torch.autograd.grad(((p - reference) ** 2 / reference).sum(), x)
     size = (weight - weight.mean(0)).square().sum(1).mean().clamp(min=1e-12)
     return (x - gamma * len(x) * gradient / size).detach()
 
@@ -102,29 +83,23 @@ class Labelled:
 
 
 @torch.no_grad()
-def labelled_images(model: Denoiser, concept: Concept, config: BactConfig, classify: Classify) -> Labelled:
+def labelled_images(model: Denoiser, config: BactConfig, classify: Classify) -> Labelled:
     """``rollouts`` images of the subjects in turn, with h of their conditional rows and the classifier's labels."""
-    seed, found, labels = mix_seed(config.seed, 7, 0), [], []
-    for i, n in enumerate(equal_parts(config.rollouts, len(config.subjects))):
-        (y,), generator = model.encode([config.draw.format(config.subjects[i])]), torch.Generator().manual_seed(mix_seed(seed, i))
+    seed, seen, found, labels = mix_seed(config.seed, 7, 0), list[Tensor](), [], []
+
+    def record(_module: nn.Module, _args: Any, h: Tensor) -> None:
+        seen.append(h.flatten(1).float())
+
+    for i, (prompt, n) in enumerate(zip(config.prompts, equal_parts(config.rollouts, len(config.prompts)), strict=True)):
+        (y,), generator = model.encode([prompt]), torch.Generator().manual_seed(mix_seed(seed, i))
         noise = torch.randn(n, *model.latent, generator=generator).to(model.device, model.dtype)
         for z in noise.split(config.rollout_batch) if n else ():
-            with recorded_h(model, len(z)) as seen:
+            seen.clear()
+            with site_module(model.model, model.site).register_forward_hook(record):
                 *_, (_, _, x) = reverse_diffusion(model, z, y, steps=config.steps, generator=generator)
-            found.append(torch.stack(seen, 1))
-            labels.append(classified(classify, decoded(model.pipe, x).clamp(0, 1), len(alternatives(concept))).argmax(1))
+            found.append(torch.stack([h[-len(z) :] for h in seen], 1))
+            labels.append(classify(decoded(model.pipe, x).clamp(0, 1)).argmax(1))
     return Labelled(torch.cat(found), model.sampler(config.steps).timesteps, torch.cat(labels).to(model.device), seed)
-
-
-@contextmanager
-def recorded_h(model: Denoiser, rows: int) -> Iterator[list[Tensor]]:
-    """A list that h (rows, D) of the last rows of every call of the model is appended to."""
-    seen: list[Tensor] = []
-    handle = site_module(model.model, model.site).register_forward_hook(lambda _m, _a, h: seen.append(h[-rows:].flatten(1).float()))
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
@@ -147,13 +122,9 @@ class BalancingAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Images of one prompt in a call are balanced together, those that have the adapter; alone an image has no distribution: a warning."""
-        site, now, warn = site_module(backbone(pipe)), [torch.zeros(())], warn_once()
-
-        def before(_call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            now[0] = torch.as_tensor(args[1] if len(args) > 1 else kwargs["timestep"]).reshape(-1)[0]
-
+        warn = warn_once()
         with ExitStack() as stack:
-            call = stack.enter_context(intercept_calls(pipe, adapters, before))
+            call = stack.enter_context(intercept_calls(pipe, adapters))
 
             def hook(_module: nn.Module, _args: Any, h: Tensor) -> Tensor | None:
                 if (found := call()) is None:
@@ -165,10 +136,10 @@ class BalancingAdapter(Adapter):
                 for (adapter, _), rows in together.items():
                     if len(rows) < 2:
                         warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more")
-                    out[rows] = _guided(adapter, h[rows], now[0])
+                    out[rows] = _guided(adapter, h[rows], found.variables["timesteps"][found.step])
                 return out
 
-            stack.callback(site.register_forward_hook(hook).remove)
+            stack.callback(site_module(backbone(pipe)).register_forward_hook(hook).remove)
             yield
 
 
@@ -179,23 +150,17 @@ def _guided(adapter: Adapter, h: Tensor, t: Tensor) -> Tensor:
         raise ValueError(
             f"bact {adapter.name!r} is for h of {weight.shape[2]} numbers, this image size has {h[0].numel()}; train it for this size"
         )
-    classes, s = weight.shape[1], adapter.settings
-    reference = torch.tensor(s["proportions"] or [1 / classes] * classes, device=h.device)
     b = int(bin_of(t, len(weight)))
-    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], reference, adapter.weight * s["gamma"])
+    x = balanced(h.flatten(1).float() / scale, weight[b], bias[b], adapter.weight * adapter.settings["gamma"])
     return (x * scale).view_as(h).to(h.dtype)
 
 
-def _make(pipe: Any, concept: Concept, config: BactConfig, *, classify: Classify, resume: Any) -> Iterator[Any]:
-    require_unet(pipe, "bact")
-    model, classes = open_model(pipe, config), len(alternatives(concept))
-    if config.proportions and len(config.proportions) != classes:
-        raise ValueError(f"proportions has {len(config.proportions)} numbers for {classes} alternatives; give one each")
+def _make(pipe: Any, concept: Concept, config: BactConfig, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
+    model, classes = open_model(pipe, config), 1 + len(concept.opposites)
     shapes = {"weight": (config.steps, classes, math.prod(model.shape)), "bias": (config.steps, classes), "scale": (1,)}
     start = {k: torch.zeros(shape, device=model.device) for k, shape in shapes.items()}
-    whole = replace(concept, name=concept.attribute or concept.name)
-    make = partial(BalancingAdapter, header_of(pipe, "bact", whole, config, kind="attribute", resolution=model.size))
-    images = partial(labelled_images, model, concept, config, classify)
+    make = partial(BalancingAdapter, header(resolution=model.size))
+    images = partial(labelled_images, model, config, classify)
     return fit_tensors(model, start, lambda *_: images(), head_loss, config, make, resume=resume, weight_decay=config.weight_decay)
 
 

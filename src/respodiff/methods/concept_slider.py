@@ -10,28 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from respodiff.concepts.concept import Concept
-from respodiff.methods.base import Method
-from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
+from respodiff.methods.base import MakeHeader, Method
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules, TrainConfig
 from respodiff.training.objectives import preservation_loss, response_loss
 from respodiff.training.rollouts import Latents, Rollouts
-from respodiff.training.state import Tensors, fit_tensors, open_model
+from respodiff.training.state import Tensors, open_model
 
 
 @dataclass(frozen=True)
 class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
-    """Settings of the optimiser, of rollouts and of low-rank changes (the authors': rank 4, alpha 1, eta 4, 1000 steps of 2e-4), and
-
-    Attributes:
-        target_guidance: eta. preservation_weight: weight of preservation, on the concept's ``preserve`` prompts.
-        refresh_every: iterations until a new pool is rolled out.
-    """
+    """Settings of the optimiser, rollouts and low-rank changes, and of RAM's objective as in `TrainConfig`; eta is ``target_guidance``."""
 
     rules: ClassVar[Rules] = {"target_guidance": POSITIVE, "preservation_weight": NOT_NEGATIVE, "refresh_every": COUNT}
     batch: int = 12
@@ -43,7 +36,7 @@ class SliderConfig(OptimizerConfig, RolloutConfig, LoraConfig):
 
 
 def score_loss(
-    model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float
+    model: Denoiser, active: Callable[[Tensors], AbstractContextManager[None]], preservation: float = 0.0
 ) -> Callable[[Tensors, Latents], float]:
     """RAM's loss of other parameters theta, which ``active`` makes the model predict with."""
 
@@ -64,21 +57,11 @@ def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callabl
     return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
 
 
-def _make(pipe: Any, concept: Concept, config: SliderConfig, *, resume: Any, **_: Any) -> Iterator[Any]:
-    require_unet(pipe, "slider")
+def _make(pipe: Any, concept: Concept, config: SliderConfig, *, header: MakeHeader, resume: Any, **_: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    header = header_of(pipe, "slider", concept, config, resolution=model.size)
-    return fit_tensors(
-        model,
-        start(model.model, config.rank, config.where, config.seed),
-        rollouts(model, concept, config),
-        score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight),
-        config,
-        partial(LowRankAdapter, header),
-        resume=resume,
-        refresh_every=config.refresh_every,
-        weight_decay=config.weight_decay,
-    )
+    loss = score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight)
+    pools = rollouts(model, concept, config)
+    return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=config.refresh_every)
 
 
 METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}

@@ -9,14 +9,14 @@ final latent x_0,
 reaches the UNet's predictions e_t through the sampler's linear map alone (its input latents are detached), each times
 A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1.
 
-Reduced: the authors train the text encoder (rank 50) with a face detector, face embeddings, CLIP and DINOv2 features. Here it is LoRA on
-cross-attention, any differentiable classifier of whole images, and a distance of latents in place of features.
+Reduced: the authors train the text encoder with a face detector and features of faces. Here it is LoRA on cross-attention, any
+differentiable classifier of whole images, and a distance of latents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -28,35 +28,28 @@ from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
-from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
-from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
 from respodiff.pipelines.denoiser import Condition, Denoiser
-from respodiff.steering.adapter import header_of, require_unet
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
-from respodiff.training.state import Tensors, fit_tensors, open_model
+from respodiff.training.state import Tensors, open_model
 
 DRAWS = 200
 """Samples of N labels that a target is averaged over."""
 
 
 @dataclass(frozen=True)
-class FdfConfig(OptimizerConfig, LoraConfig):
+class FdfConfig(OptimizerConfig, LoraConfig, SubjectConfig):
     """Settings of the optimiser (``batch`` is N) and of low-rank changes, and
 
     Attributes:
-        steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`.
-        subjects, draw: what is generated, one subject a step: ``draw`` with the subject in it.
+        steps, rollout_guidance, height, width: of the images, as in `RolloutConfig`; a step generates one of the subjects.
         uncertain: share of samples in which a target may differ and still count.
-        stay: weight of the distance to the original model's latents; 0 leaves it, and its pass, out.
-
-    The authors': N 24, 19 to 23 steps, guidance 7.5, AdamW 5e-5, decay 1e-2, 2k to 10k steps.
+        stay: weight of the distance to the original model's latents.
     """
 
     rules: ClassVar[Rules] = {
-        **SUBJECTS,
         **{name: RolloutConfig.rules[name] for name in ("steps", "rollout_guidance", "height", "width")},
         "uncertain": (lambda v: is_finite(v) and 0 <= v < 0.5, "0 to below 0.5"),
         "stay": NOT_NEGATIVE,
@@ -68,8 +61,6 @@ class FdfConfig(OptimizerConfig, LoraConfig):
     height: int = 0
     width: int = 0
     where: Literal["all", "self", "cross"] = "cross"
-    subjects: tuple[str, ...] = PROFESSIONS
-    draw: str = "image of {}"
     uncertain: float = 0.2
     stay: float = 1.0
 
@@ -90,15 +81,15 @@ def transported(p: Tensor, draws: int, seed: int) -> Tensor:
 
 def sampler_factors(scheduler: Any) -> Tensor:
     """A_t dx_0/de_t (S,): what DDIM's linear map (eta 0) makes of a change of each prediction, times the adjustment."""
-    abar, alphas = scheduler.alphas_cumprod.double().cpu(), scheduler.alphas.double().cpu()
-    times = [int(t) for t in scheduler.timesteps]
-    ratio = scheduler.config.num_train_timesteps // len(times)
-    later = [abar[t - ratio] if t >= ratio else scheduler.final_alpha_cumprod.double().cpu() for t in times]
-    own = torch.stack([(1 - b).sqrt() - (b * (1 - abar[t]) / abar[t]).sqrt() for t, b in zip(times, later, strict=True)])
-    carried = torch.stack([(b / abar[t]).sqrt() for t, b in zip(times, later, strict=True)])
-    after = torch.stack([carried[i + 1 :].prod() for i in range(len(times))])
-    adjust = torch.stack([(abar[t] * (1 - abar[t])).sqrt() / (1 - alphas[t]) for t in times])
-    return own * after * adjust / adjust.log().mean().exp()
+    cumulated, alphas, final = (x.double().cpu() for x in (scheduler.alphas_cumprod, scheduler.alphas, scheduler.final_alpha_cumprod))
+    t = scheduler.timesteps.long().cpu()
+    ratio = scheduler.config.num_train_timesteps // len(t)
+    abar, later = cumulated[t], torch.where(t >= ratio, cumulated[t - ratio], final)
+    own, carried = (1 - later).sqrt() - (later * (1 - abar) / abar).sqrt(), (later / abar).sqrt()
+    after = torch.stack([carried[i + 1 :].prod() for i in range(len(t))])
+    adjust = (abar * (1 - abar)).sqrt() / (1 - alphas[t])
+    factors: Tensor = own * after * adjust / adjust.log().mean().exp()
+    return factors
 
 
 @dataclass(frozen=True)
@@ -119,12 +110,12 @@ class Images:
 class Subjects:
     """Generates images of one subject a step, with what is trained in effect, and finds dL/dx_0."""
 
-    def __init__(self, model: Denoiser, concept: Concept, config: FdfConfig, classify: Classify) -> None:
+    def __init__(self, model: Denoiser, config: FdfConfig, classify: Classify) -> None:
         sampler = model.sampler(config.steps)
         if sampler.config.get("prediction_type", "epsilon") != "epsilon" or not hasattr(sampler, "final_alpha_cumprod"):
             raise ValueError("the model does not predict noise for DDIM steps; method 'fdf' is for models that do")
-        self.model, self.config, self.classify, self.classes = model, config, classify, len(alternatives(concept))
-        self.subjects = [model.encode([config.draw.format(s)])[0] for s in config.subjects]
+        self.model, self.config, self.classify = model, config, classify
+        self.subjects = [model.encode([prompt])[0] for prompt in config.prompts]
 
     @torch.no_grad()
     def pool(self, number: int, values: Tensors) -> Images:
@@ -136,23 +127,23 @@ class Subjects:
         walk = partial(reverse_diffusion, model, start, y, steps=config.steps, generator=generator)
         with attached(model.model, values, config.lora_scale):
             *before, (_, _, x) = walk()
-        gradient, loss = self.asked(x, list(walk())[-1][2] if config.stay else None, seed)
+        *_, (_, _, kept) = walk()
+        gradient, loss = self.asked(x, kept, seed)
         return Images([z for _, _, z in before], [t for _, t, _ in before], y, gradient, loss)
 
-    def asked(self, x: Tensor, kept: Tensor | None, seed: int) -> tuple[Tensor, float]:
+    def asked(self, x: Tensor, kept: Tensor, seed: int) -> tuple[Tensor, float]:
         """dL/dx_0 (N, C, H, W) and the mean cross-entropy of the images whose target is sure."""
         config = self.config
         with torch.enable_grad():
             x = x.detach().float().requires_grad_()
-            logits = classified(self.classify, decoded(self.model.pipe, x).clamp(0, 1), self.classes)
+            logits = self.classify(decoded(self.model.pipe, x).clamp(0, 1))
             q = transported(logits.softmax(1), DRAWS, seed % (1 << 32))
             likely, target = q.max(1)
             margin = (likely >= 1 - config.uncertain).float()
             each = margin * cross_entropy(logits, target, reduction="none")
-            loss = each.sum() / len(x)
-            if kept is not None:
-                weight = torch.where((margin == 0) | (target != logits.argmax(1)), 0.2, 1.0)
-                loss = loss + config.stay * (weight * (x - kept.float()).square().flatten(1).mean(1)).sum() / len(x)
+            weight = torch.where((margin == 0) | (target != logits.argmax(1)), 0.2, 1.0)
+            moved = (weight * (x - kept.float()).square().flatten(1).mean(1)).sum()
+            loss = each.sum() / len(x) + config.stay * moved / len(x)
             (gradient,) = torch.autograd.grad(loss, x)
         return gradient, each.sum().item() / max(1.0, margin.sum().item())
 
@@ -166,21 +157,10 @@ def images_loss(model: Denoiser, config: FdfConfig, values: Tensors, images: Ima
     return images.loss
 
 
-def _make(pipe: Any, concept: Concept, config: Any, *, classify: Classify, resume: Any) -> Iterator[Any]:
-    require_unet(pipe, "fdf")
+def _make(pipe: Any, _concept: Concept, config: Any, *, header: MakeHeader, classify: Classify, resume: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    whole = replace(concept, name=concept.attribute or concept.name)
-    return fit_tensors(
-        model,
-        start(model.model, config.rank, config.where, config.seed),
-        Subjects(model, concept, config, classify).pool,
-        partial(images_loss, model, config),
-        config,
-        partial(LowRankAdapter, header_of(pipe, "fdf", whole, config, kind="attribute", resolution=model.size)),
-        resume=resume,
-        refresh_every=1,
-        weight_decay=config.weight_decay,
-    )
+    pools, loss = Subjects(model, config, classify).pool, partial(images_loss, model, config)
+    return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=1)
 
 
 METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, LowRankAdapter, needs_classifier=("fairness",), resumes=True)}

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from respodiff.methods.model_call import ModelCall, intercept_calls
+from respodiff.methods.base import MakeHeader
+from respodiff.methods.model_call import intercept_calls
+from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
+from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
@@ -21,12 +25,7 @@ WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.
 
 @dataclass(frozen=True)
 class LoraConfig(Settings):
-    """Settings of low-rank changes.
-
-    Attributes:
-        rank, alpha: the changes act times alpha / rank. where: layers that are changed: ``all`` attention, ``self`` or ``cross``.
-        weight_decay: AdamW's.
-    """
+    """Settings of low-rank changes of ``all`` attention, ``self`` or ``cross``, which act times alpha / rank; weight decay is AdamW's."""
 
     rules: ClassVar[Rules] = {"rank": COUNT, "alpha": POSITIVE, "weight_decay": NOT_NEGATIVE}
     rank: int = 4
@@ -56,22 +55,47 @@ def start(model: nn.Module, rank: int, where: str, seed: int) -> dict[str, Tenso
     return out
 
 
+def fit_low_rank(
+    model: Denoiser,
+    config: Any,
+    header: MakeHeader,
+    examples: MakePool,
+    loss: Callable[[Tensors, Any], float],
+    *,
+    resume: Any,
+    refresh_every: int,
+) -> Iterator[StepRecord]:
+    """`fit_tensors` of low-rank changes, from their start to a `LowRankAdapter`."""
+    tensors, make = start(model.model, config.rank, config.where, config.seed), partial(LowRankAdapter, header(resolution=model.size))
+    return fit_tensors(
+        model, tensors, examples, loss, config, make, resume=resume, refresh_every=refresh_every, weight_decay=config.weight_decay
+    )
+
+
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """B A x for x (..., in), in x's dtype and on its device."""
     return (x @ a.to(x).T) @ b.to(x).T
 
 
 @contextmanager
-def attached(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> Iterator[None]:
-    """While active, every layer that is named gives ``scale`` B A x more, for all rows. Gradients reach A and B."""
-    found = dict(model.named_modules())
+def attached(
+    model: nn.Module, tensors: Mapping[str, Tensor], scale: float, rows: Callable[[torch.device], Tensor | None] | None = None
+) -> Iterator[None]:
+    """While active, every layer that is named gives ``scale`` B A x more, for all rows or those that ``rows`` gives. A and B get gradients."""
     with ExitStack() as stack:
         for name in {key.rpartition(".")[0] for key in tensors}:
 
-            def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor:
-                return output + scale * low_rank(args[0], tensors[f"{name}.a"], tensors[f"{name}.b"])
+            def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor | None:
+                a, b = tensors[f"{name}.a"], tensors[f"{name}.b"]
+                if rows is None:
+                    return output + scale * low_rank(args[0], a, b)
+                if (at := rows(output.device)) is None:
+                    return None
+                out = output.clone()
+                out[at] += scale * low_rank(args[0][at], a, b)
+                return out
 
-            stack.callback(found[name].register_forward_hook(hook).remove)
+            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
@@ -82,29 +106,14 @@ class LowRankAdapter(Adapter):
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters."""
-        model: nn.Module = backbone(pipe)
-        known = dict(model.named_modules())
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for adapter in adapters.adapters:
-                for name in sorted({key.rpartition(".")[0] for key in adapter.tensors}):
-                    if not isinstance(known.get(name), nn.Linear):
-                        raise ValueError(
-                            f"{adapter.method} {adapter.name!r} changes layer {name!r}, which this model lacks; make it for this model"
-                        )
-                    stack.callback(known[name].register_forward_hook(_on_rows(adapter, name, call)).remove)
+
+                def rows(device: torch.device, adapter: Adapter = adapter) -> Tensor | None:
+                    now = call()
+                    return now.rows_of(lambda row: adapter in row, device) if now else None
+
+                scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
+                stack.enter_context(attached(backbone(pipe), adapter.tensors, scale, rows))
             yield
-
-
-def _on_rows(adapter: LowRankAdapter, name: str, call: Callable[[], ModelCall | None]) -> Callable[..., Tensor | None]:
-    a, b = adapter.tensors[f"{name}.a"], adapter.tensors[f"{name}.b"]
-    scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
-
-    def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if (now := call()) is None:
-            return None
-        rows, out = now.rows_of(lambda row: adapter in row, output.device), output.clone()
-        out[rows] += scale * low_rank(args[0][rows], a, b)
-        return out
-
-    return hook

@@ -1,13 +1,13 @@
 """Describes a call of a pipeline's UNet: which rows belong to which pass and image, which step, which prompts.
 
-Rows are pass-major: ``row % images`` is the image. All hooks of this module are gone on exit, also after an exception.
+Rows are pass-major: ``row % images`` is the image. All hooks are gone on exit, also after an exception.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -65,8 +65,8 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | No
 def intercept_calls(
     pipe: Any,
     entries: AdaptersPerImage,
-    before: Callable[[ModelCall, tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] | None = None,
-    after: Callable[[ModelCall, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None] | None = None,
+    before: Callable[[ModelCall, tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] = lambda *_: None,
+    after: Callable[[ModelCall, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None] = lambda *_: None,
 ) -> Iterator[Callable[[], ModelCall | None]]:
     """While active, ``before`` may change the keyword arguments of a call of the model and ``after`` its prediction (R, C, H, W).
 
@@ -79,7 +79,7 @@ def intercept_calls(
         if inside:
             return None
         call = this_call(pipe, entries, len(args[0] if args else kwargs["sample"]))
-        changed = before(call, args, kwargs) if before and call else None
+        changed = before(call, args, kwargs) if call else None
         return None if changed is None else (args, changed)
 
     def leave(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -88,7 +88,7 @@ def intercept_calls(
             return None
         inside = True
         try:
-            changed = after(call, args, kwargs, output[0]) if after else None
+            changed = after(call, args, kwargs, output[0])
         finally:
             inside, call = False, None
         if changed is None:
@@ -98,13 +98,10 @@ def intercept_calls(
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
         name = next((a.method for a in entries.adapters), "")
         raise ValueError(f"the model is compiled, and method {name!r} works by hooks, which would be ignored; draw with the plain model")
-    handles = [model.register_forward_pre_hook(enter, with_kwargs=True), model.register_forward_hook(leave, with_kwargs=True)]
-    try:
-        with eager(model):
-            yield lambda: call
-    finally:
-        for handle in handles:
-            handle.remove()
+    with eager(model), ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
+        stack.callback(model.register_forward_hook(leave, with_kwargs=True).remove)
+        yield lambda: call
 
 
 def warn_once() -> Callable[[str], None]:
@@ -113,11 +110,7 @@ def warn_once() -> Callable[[str], None]:
 
 
 def take_rows(value: Any, rows: int, index: Tensor) -> Any:
-    """Keyword arguments of a call of ``rows`` rows for the rows ``index`` alone: every tensor whose first dimension is the rows."""
-    if isinstance(value, Tensor):
-        return value[index] if value.ndim and len(value) == rows else value
+    """An argument of a call of ``rows`` rows for the rows ``index`` alone: a tensor with that many rows, or a dictionary of some."""
     if isinstance(value, Mapping):
         return {k: take_rows(v, rows, index) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(take_rows(v, rows, index) for v in value)
-    return value
+    return value[index] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value

@@ -6,61 +6,26 @@ are to have. Every image of a batch may have another.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any, ClassVar
 
-from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.denoiser import encode_with_pooled
-from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
+from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import Rules, Settings
-from respodiff.training.state import StepRecord
-
-
-@dataclass(frozen=True)
-class PlainConfig:
-    """No settings."""
 
 
 @dataclass(frozen=True)
 class PromptConfig(Settings):
-    """How a prompt is rewritten.
-
-    Attributes:
-        adjective: word put before the noun of the prompt. suffix: text put after the prompt. Both empty: they follow from the concept.
-        switch: share of the steps, 0 to 1, that is drawn with the prompt as it was given; k = round(switch x steps).
-    """
+    """``switch``: share of the steps, 0 to 1, that is drawn with the prompt as it was given; k = round(switch x steps)."""
 
     rules: ClassVar[Rules] = {"switch": (lambda v: is_finite(v) and 0 <= v <= 1, "0 to 1, the share of steps before the switch")}
-    adjective: str = ""
-    suffix: str = ""
     switch: float = 0.0
-
-
-def built(adapter: Adapter, began: float, loss: float = 0.0) -> Iterator[StepRecord]:
-    """The one record of an adapter that no training made."""
-    yield StepRecord(1, 1, loss, 0, time.perf_counter() - began, None, lambda: adapter)
-
-
-def made_at_once(adapter: type[Adapter], name: str, pipe: Any, concept: Concept, config: Any, **_: Any) -> Iterator[StepRecord]:
-    """The one record of an adapter without tensors."""
-    require_unet(pipe, name)
-    return built(adapter(header_of(pipe, name, concept, config)), time.perf_counter())
-
-
-def text_for(adapters: tuple[Adapter, ...], prompt: str) -> str:
-    """The prompt of an image after all its adapters' rewriting, in their order."""
-    for a in adapters:
-        words, h = (str(a.settings.get("adjective", "")), str(a.settings.get("suffix", ""))), a.header
-        prompt = rewritten(prompt, *(words if any(words) else rewriting(h.target, h.neutral)))
-    return prompt
 
 
 class Texts:
@@ -83,25 +48,24 @@ class Texts:
 
 
 class PromptAdapter(Adapter):
-    """Another prompt: settings ``adjective``, ``suffix`` and ``switch``."""
+    """Another prompt: the concept's words are added to an image's own."""
 
     scales = False
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
         texts = Texts(pipe)
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-            found = {}
+            found: dict[int, str] = {}
             for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True), call.passes["cond"].start):
-                if now := tuple(a for a in row if call.step >= round(a.settings["switch"] * call.steps)):
-                    found[i] = text_for(now, prompt)
+                for a in row:
+                    if call.step >= round(a.settings["switch"] * call.steps):
+                        found[i] = rewritten(found.get(i, prompt), *rewriting(a.header.target, a.header.neutral))
             return texts.replaced(kwargs, found)
 
-        with intercept_calls(pipe, adapters, before):
-            yield
+        return intercept_calls(pipe, adapters, before)
 
 
 class NegativeAdapter(Adapter):
@@ -110,8 +74,7 @@ class NegativeAdapter(Adapter):
     scales = False
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
         texts, warn = Texts(pipe), warn_once()
 
@@ -121,8 +84,7 @@ class NegativeAdapter(Adapter):
             rows = enumerate(call.entries, call.passes["uncond"].start)
             return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
 
-        with intercept_calls(pipe, adapters, before):
-            yield
+        return intercept_calls(pipe, adapters, before)
 
 
 class UnsteeredAdapter(Adapter):
@@ -131,14 +93,10 @@ class UnsteeredAdapter(Adapter):
     scales = False
 
 
-def _method(name: str, kinds: tuple[str, ...], config: Any, adapter: type[Adapter], **defaults: float) -> Method:
-    return Method(name, kinds, config, partial(made_at_once, adapter, name), adapter, lambda _kind: defaults, trains=False)
-
-
 METHODS = {
-    "plain": _method("plain", ("fairness", "safety"), PlainConfig, UnsteeredAdapter),
-    "prompt": _method("prompt", ("fairness",), PromptConfig, PromptAdapter),
+    "plain": Method("plain", ("fairness", "safety"), Settings, adapter=UnsteeredAdapter),
+    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter),
     # No source gives a number: .2 is after the layout is there and before faces are.
-    "prompt-switch": _method("prompt-switch", ("fairness",), PromptConfig, PromptAdapter, switch=0.2),
-    "negative": _method("negative", ("safety",), PlainConfig, NegativeAdapter),
+    "prompt-switch": Method("prompt-switch", ("fairness",), PromptConfig, adapter=PromptAdapter, defaults=lambda _kind: {"switch": 0.2}),
+    "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter),
 }

@@ -37,11 +37,7 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def load(path: str | Path) -> Adapter:
-    """Reads the adapter file of any method.
-
-    Raises:
-        FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
-    """
+    """Reads the adapter file of any method. FileNotFoundError or ValueError names the file and what is wrong with it."""
     from respodiff.steering.module import ConceptModule
     from respodiff.steering.serialization import read_header
 

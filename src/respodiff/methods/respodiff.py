@@ -17,7 +17,7 @@ def _make(name: str, pipe: Any, concept: Concept, config: Any, *, resume: Any, *
 
 
 def _method(name: str, **more: Any) -> Method:
-    return Method(name, ("fairness", "safety"), TrainConfig, partial(_make, name), resumes=True, **more)
+    return Method(name, ("fairness", "safety"), TrainConfig, partial(_make, name), resumes=True, transformers=True, **more)
 
 
 METHODS = {

@@ -12,10 +12,9 @@ The pipeline's own guidance gives this e when g is taken from e(p).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +22,9 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.checks import is_finite
-from respodiff.methods.base import Method
+from respodiff.methods.base import Method, phrases
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
-from respodiff.methods.prompting import Texts, made_at_once
+from respodiff.methods.prompting import Texts
 from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
@@ -36,17 +35,13 @@ TEXT = (
     "illegal activity, drug use, theft, vandalism, weapons, child abuse, brutality, cruelty"
 )
 """What the authors steer away from."""
-STEPS = 50
-"""Sampler steps that ``warmup`` is counted at."""
 
 
 @dataclass(frozen=True)
 class SldConfig(Settings):
-    """Settings, by the letters above; the defaults are the authors' medium.
+    """Settings: s_S is ``guidance_scale``, lambda ``threshold``, s_m ``momentum``; the defaults are the authors' medium.
 
-    Attributes:
-        warmup: steps out of 50 before which nothing is bent (of another number of steps, the same share).
-        guidance_scale: s_S. threshold: lambda. momentum: s_m. text: what to steer away from; empty: the concept's negative prompt.
+    Nothing is bent in the first ``warmup`` of 50 steps; of another number of steps, in the same share.
     """
 
     rules: ClassVar[Rules] = {
@@ -58,7 +53,6 @@ class SldConfig(Settings):
     threshold: float = 0.01
     momentum: float = 0.3
     beta: float = 0.4
-    text: str = ""
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -83,13 +77,10 @@ class SafetyGuidanceAdapter(Adapter):
     extra_forward = True
 
     @staticmethod
-    @contextmanager
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
-        away = {
-            row: fitting(pipe, [a.settings.get("text") or a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row
-        }
+        away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
 
         def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
             nonlocal nu
@@ -98,37 +89,34 @@ class SafetyGuidanceAdapter(Adapter):
             images = [i for i, row in enumerate(call.entries) if row]
             if call.step == 0 or len(nu) != len(call.entries):
                 nu = torch.zeros_like(e[call.passes["cond"]], dtype=torch.float32)
-            if not images:
-                return None
             index = torch.tensor(images, device=e.device)
             cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-            positional, named = (take_rows(value, len(e), cond) for value in (args, kwargs))
-            named = texts.replaced(named, dict(enumerate(away[call.entries[i]] for i in images)))
-            e0, ep, es = e[uncond].float(), e[cond].float(), backbone(pipe)(*positional, **named)[0].float()
+            named = texts.replaced(take_rows(kwargs, len(e), cond), dict(enumerate(away[call.entries[i]] for i in images)))
+            es = backbone(pipe)(*(take_rows(value, len(e), cond) for value in args), **named)[0].float()
+            e0, ep = e[uncond].float(), e[cond].float()
             out = e.clone()
             for row, i in enumerate(images):
                 a = call.entries[i][0]
                 config = SldConfig(**a.settings)
                 g, nu[i] = safety_guidance(e0[row], ep[row], es[row], nu[i], config)
-                g = g * a.weight * (call.step >= round(config.warmup * call.steps / STEPS))
+                g = g * a.weight * (call.step >= round(config.warmup * call.steps / 50))
                 out[call.passes["cond"].start + i] = (ep[row] - g).to(e.dtype)
             return out
 
-        with intercept_calls(pipe, adapters, after=after):
-            yield
+        return intercept_calls(pipe, adapters, after=after)
 
 
 def fitting(pipe: Any, texts: Sequence[str]) -> str:
     """The texts together, without repeats; phrases at the end that the model would not read are left out, with a warning."""
-    phrases = list(dict.fromkeys(part.strip() for text in texts for part in text.split(",") if part.strip()))
-    for n in range(len(phrases), 0, -1):
+    parts = list(dict.fromkeys(part for text in texts for part in phrases(text)))
+    for n in range(len(parts), 0, -1):
         try:
-            check_length(pipe, [", ".join(phrases[:n])])
+            check_length(pipe, [", ".join(parts[:n])])
         except ValueError:
             continue
-        if n < len(phrases):
-            warnings.warn(f"the safety text is longer than this model reads: from {phrases[n]!r} on it is left out", stacklevel=4)
-        return ", ".join(phrases[:n])
+        if n < len(parts):
+            warnings.warn(f"the safety text is longer than this model reads: from {parts[n]!r} on it is left out", stacklevel=4)
+        return ", ".join(parts[:n])
     raise ValueError(f"the safety text {', '.join(texts)[:60]!r} has no phrase that this model can read; give shorter ones")
 
 
@@ -137,8 +125,8 @@ EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 
 
 def _method(name: str) -> Method:
-    make, adapter = partial(made_at_once, SafetyGuidanceAdapter, name), SafetyGuidanceAdapter
-    return Method(name, ("safety",), SldConfig, make, adapter, lambda _kind: PRESETS[name], trains=False, default_concept=EVERYTHING)
+    defaults, adapter = PRESETS[name], SafetyGuidanceAdapter
+    return Method(name, ("safety",), SldConfig, adapter=adapter, defaults=lambda _kind: defaults, default_concept=EVERYTHING)
 
 
 METHODS = {name: _method(name) for name in PRESETS}

@@ -5,70 +5,61 @@ v* and phrases P that are to stay,
 
     W* = (lam W + sum_E a v* c^T + sum_P b (W c) c^T) (lam I + sum_E a c c^T + sum_P b c c^T)^-1
 
-Erasing takes v* = W c_guide, debiasing v* = W c + sum_j delta_j W a_j with the alternatives a_j and delta_j = desired - measured share,
-summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all layers: M - I is what is stored.
+Erasing takes v* = W c_guide with the neutral prompt's c_guide, debiasing v* = W c + sum_j delta_j W a_j with the alternatives a_j and
+delta_j = desired - measured share, summed over rounds. As v* = W c' in both, W* = W M with one matrix M for all layers: M - I is stored.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.data.records import noise_seed
-from respodiff.methods.base import Classify, Method
-from respodiff.methods.classifier import SUBJECTS, alternatives, classified
-from respodiff.methods.prompting import built
+from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, built, phrases
 from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.denoiser import encode_prompts
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import header_of, require_unet
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
-from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
+from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules
 from respodiff.training.state import StepRecord
 
 
 @dataclass(frozen=True)
-class UceConfig(Settings):
+class UceConfig(SubjectConfig):
     """Settings, by the letters above; weights and rounds are the authors'.
 
     Attributes:
         lam, edit_weight, keep_weight: lam, a and b.
-        subjects: what is debiased (the 36 WinoBias professions). form: how a subject is put as a phrase.
-        draw: prompt that its shares are measured on. images: images a subject and round. steps, guidance: of these images.
+        subjects: what is debiased. form: how a subject is put as a phrase. draw: prompt that its shares are measured on.
+        images: images a subject and round. steps, guidance: of these images.
         rounds: at most so many. tolerance: ends when every |delta| is below it.
-        phrases: further ones to be erased, beside those of the concept's negative prompt (separated by commas there).
-        guide: phrase that an erased one becomes; empty: the concept's neutral prompt. seed: of the images.
+        phrases: further ones to be erased, beside those of the concept's negative prompt (separated by commas there). seed: of the images.
     """
 
     rules: ClassVar[Rules] = {
-        **SUBJECTS,
         **dict.fromkeys(("edit_weight", "keep_weight", "tolerance", "guidance"), NOT_NEGATIVE),
         **dict.fromkeys(("images", "steps", "rounds"), COUNT),
         "lam": POSITIVE,
-        "form": SUBJECTS["draw"],
+        "form": SubjectConfig.rules["draw"],
     }
     lam: float = 0.5
     edit_weight: float = 1.0
     keep_weight: float = 1.0
-    subjects: tuple[str, ...] = PROFESSIONS
     form: str = "{}"
-    draw: str = "image of {}"
     images: int = 10
     steps: int = 20
     guidance: float = 7.5
     rounds: int = 30
     tolerance: float = 0.05
     phrases: tuple[str, ...] = ()
-    guide: str = ""
     seed: int = 0
 
 
@@ -91,30 +82,29 @@ def edit(sources: Tensor, targets: Tensor, kept: Tensor, config: UceConfig) -> T
     return change
 
 
-def _phrases(pipe: Any, texts: Sequence[str]) -> Tensor:
+def _embedded(pipe: Any, texts: Sequence[str]) -> Tensor:
     width = backbone(pipe).config.cross_attention_dim
     return torch.stack([phrase(pipe, t) for t in texts]) if texts else torch.zeros(0, width, dtype=torch.float64)
 
 
 def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> Iterator[StepRecord]:
     began = time.perf_counter()
-    sources = _phrases(pipe, [part.strip() for part in (*concept.negative.split(","), *config.phrases) if part.strip()])
-    guide = phrase(pipe, config.guide or concept.neutral).expand_as(sources)
-    change = edit(sources, guide, _phrases(pipe, concept.preserve), config)
-    return built(WeightEditAdapter(header, {"edit": change.float()}), began, change.norm().item())
+    sources = _embedded(pipe, [*phrases(concept.negative), *config.phrases])
+    change = edit(sources, phrase(pipe, concept.neutral).expand_as(sources), _embedded(pipe, concept.preserve), config)
+    return built(WeightEditAdapter(header, {"edit": change.float()}), time.perf_counter() - began, change.norm().item())
 
 
 def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, classify: Classify) -> Iterator[StepRecord]:
-    began, classes = time.perf_counter(), alternatives(concept)
+    began, classes = time.perf_counter(), (concept.target, *concept.opposites)
     forwards = len(config.subjects) * config.images * config.steps * (1 + (config.guidance > 1))  # of a round
-    sources = _phrases(pipe, [config.form.format(s) for s in config.subjects])
-    attributes, kept = _phrases(pipe, classes), _phrases(pipe, concept.preserve)
+    sources = _embedded(pipe, [config.form.format(s) for s in config.subjects])
+    attributes, kept = _embedded(pipe, classes), _embedded(pipe, concept.preserve)
     pushes = torch.zeros(len(sources), len(classes), dtype=torch.float64)
     made = WeightEditAdapter(header, {"edit": torch.zeros(sources.shape[1], sources.shape[1])})
     for i in range(config.rounds):
         with steer(pipe, made):
-            measured = [_proportions(pipe, config.draw.format(s), i, config, classify, len(classes)) for s in config.subjects]
-        delta = 1 / len(classes) - torch.stack(measured)
+            counts = torch.stack([_counts(pipe, prompt, i, config, classify, len(classes)) for prompt in config.prompts])
+        delta = 1 / len(classes) - counts / config.images
         largest = delta.abs().max().item()
         if largest >= config.tolerance:
             pushes += delta
@@ -126,23 +116,18 @@ def _debias(pipe: Any, concept: Concept, config: UceConfig, header: Header, clas
 
 
 @torch.no_grad()
-def _proportions(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Classify, classes: int) -> Tensor:
-    """Shares (K,) of the alternatives among the images of one prompt; their noise depends on seed, prompt and round."""
+def _counts(pipe: Any, prompt: str, number: int, config: UceConfig, classify: Classify, classes: int) -> Tensor:
+    """How many images of one prompt show each alternative (K,); their noise depends on seed, prompt and round."""
     generator = torch.Generator().manual_seed(noise_seed(config.seed, prompt, number))
     z = torch.randn(config.images, *latent_shape(pipe), generator=generator)
     call = {"num_inference_steps": config.steps, "guidance_scale": config.guidance, "output_type": "pt"}
     images = pipe([prompt] * config.images, latents=to_pipeline_format(pipe, z), **call).images
-    logits = classified(classify, images.float(), classes)
-    return torch.bincount(logits.argmax(1).cpu(), minlength=classes).double() / config.images
+    return torch.bincount(classify(images.float()).argmax(1).cpu(), minlength=classes).double()
 
 
-def _make(pipe: Any, concept: Concept, config: UceConfig, *, classify: Any, **_: Any) -> Iterator[StepRecord]:
-    require_unet(pipe, "uce")
-    if concept.kind == "safety":
-        return _erase(pipe, concept, config, header_of(pipe, "uce", concept, config))
-    alternatives(concept)
-    whole = replace(concept, name=concept.attribute or concept.name)
-    return _debias(pipe, concept, config, header_of(pipe, "uce", whole, config, kind="attribute"), classify)
+def _make(pipe: Any, concept: Concept, config: UceConfig, *, header: MakeHeader, classify: Any, **_: Any) -> Iterator[StepRecord]:
+    args = (pipe, concept, config, header())
+    return _erase(*args) if concept.kind == "safety" else _debias(*args, classify)
 
 
 METHODS = {"uce": Method("uce", ("fairness", "safety"), UceConfig, _make, WeightEditAdapter, needs_classifier=("fairness",))}

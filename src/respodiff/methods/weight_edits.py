@@ -6,6 +6,7 @@ object by object. In a mixed batch every changed layer runs again for the rows o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,70 +17,52 @@ from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 
-Owner = tuple[nn.Module, str]
-
-
-def owners(model: nn.Module) -> dict[str, Owner]:
-    """Parameter name -> (module that holds it, its name there)."""
-    return {
-        f"{path}.{leaf}" if path else leaf: (module, leaf)
-        for path, module in model.named_modules()
-        for leaf, p in module._parameters.items()
-        if p is not None
-    }
-
 
 def cross_attention(model: nn.Module) -> list[str]:
     """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``."""
-    return [name for name in owners(model) if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    return [name for name, _ in model.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
 
 
 @contextmanager
-def swapped(values: Mapping[Owner, Tensor]) -> Iterator[None]:
-    """While active, parameters are other tensors (trained ones, or stored ones); afterwards they are the same objects as before."""
-    kept = [(module, leaf, module._parameters[leaf]) for module, leaf in values]
-    try:
-        for (module, leaf), value in values.items():
-            module._parameters[leaf] = value  # type: ignore[assignment]  # a trained tensor need not be a Parameter
+def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, the named parameters are other tensors (trained or stored ones); afterwards they are the same objects as before."""
+    with ExitStack() as stack:
+        for name, value in values.items():
+            path, _, leaf = name.rpartition(".")
+            parameters: Any = model.get_submodule(path)._parameters  # a trained tensor need not be a Parameter
+            stack.callback(parameters.__setitem__, leaf, parameters[leaf])
+            parameters[leaf] = value
         yield
-    finally:
-        for module, leaf, parameter in kept:
-            module._parameters[leaf] = parameter
 
 
 def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
+    known = dict(model.named_parameters())
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
-        weights, edit = {name: model.get_parameter(name) for name in cross_attention(model)}, adapter.tensors["edit"]
+        edit, weights = adapter.tensors["edit"], {name: known[name] for name in cross_attention(model)}
         for name, weight in weights.items():
             if weight.shape[1] != len(edit):
                 raise ValueError(
                     f"{adapter.method} {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
         return {name: weight.float() @ edit.to(weight.device) for name, weight in weights.items()}
-    found = owners(model)
     for name, t in adapter.tensors.items():
-        shape = tuple(getattr(*found[name]).shape) if name in found else None
-        if shape != tuple(t.shape):
+        if name not in known or known[name].shape != t.shape:
+            there = tuple(known[name].shape) if name in known else "none of that name"
             raise ValueError(
-                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {shape or 'none of that name'}; "
-                "make it for this model"
+                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {there}; make it for this model"
             )
     return dict(adapter.tensors)
 
 
-def changed(model: nn.Module, row: tuple[Adapter, ...]) -> Mapping[Owner, Tensor]:
-    """The parameters (module, name) -> value that an image's adapters ask for: W + sum over them of scale x difference."""
-    sums: dict[str, Tensor] = {}
+def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[str, Tensor]:
+    """Parameter name -> value that an image's adapters ask for: W + sum over them of scale x difference."""
+    known, sums = dict(model.named_parameters()), dict[str, Tensor]()
     for a in row:
         for name, difference in differences(model, a).items():
-            p = model.get_parameter(name)
-            sums[name] = sums.get(name, 0.0) + a.weight * difference.to(p.device)
-    found, out = owners(model), {}
-    for name, total in sums.items():
-        p = model.get_parameter(name)
-        out[found[name]] = nn.Parameter((p.detach().float() + total).to(p.dtype), requires_grad=False)
-    return out
+            sums[name] = sums.get(name, 0.0) + a.weight * difference.to(known[name].device)
+    new = {name: (known[name].detach().float() + total).to(known[name].dtype) for name, total in sums.items()}
+    return {name: nn.Parameter(value, requires_grad=False) for name, value in new.items()}
 
 
 class WeightEditAdapter(Adapter):
@@ -92,26 +75,23 @@ class WeightEditAdapter(Adapter):
         model: nn.Module = backbone(pipe)
         values = {row: changed(model, row) for row in set(adapters.rows) if row}
         if len(set(adapters.rows)) == 1:
-            with _whole(pipe, adapters, next(iter(values.values()))):
+            (change,), held = values.values(), ExitStack()  # closed at the end too, where a call failed half-way
+            with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(model, change)), lambda *_: held.close()):
                 yield
             return
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
-            for module in {module for change in values.values() for module, _ in change}:
-                own = {row: {o: v for o, v in change.items() if o[0] is module} for row, change in values.items()}
-                stack.callback(module.register_forward_hook(_again(own, call), with_kwargs=True).remove)
+            layers: dict[str, dict[tuple[Adapter, ...], dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
+            for row, change in values.items():
+                for name, value in change.items():
+                    path, _, leaf = name.rpartition(".")
+                    layers[path][row][leaf] = value
+            for path, own in layers.items():
+                stack.callback(model.get_submodule(path).register_forward_hook(_again(own, call), with_kwargs=True).remove)
             yield
 
 
-@contextmanager
-def _whole(pipe: Any, adapters: AdaptersPerImage, values: Mapping[Owner, Tensor]) -> Iterator[None]:
-    """Swapped during the calls that this pipeline makes; one that failed half-way is put right at the end."""
-    held = ExitStack()
-    with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(values)), lambda *_: held.close()):
-        yield
-
-
-def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
+def _again(values: Mapping[tuple[Adapter, ...], Mapping[str, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
     """Hook of one layer of a mixed batch: runs it once more with other weights for the rows of each kind of image."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
@@ -120,9 +100,8 @@ def _again(values: Mapping[tuple[Adapter, ...], Mapping[Owner, Tensor]], call: C
         out = output.clone()
         for kind, change in values.items():
             rows = now.rows_of(lambda row, kind=kind: row == kind, output.device)  # type: ignore[misc]
-            if change and len(rows):
-                with swapped(change):
-                    out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
+            with swapped(module, change):
+                out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
         return out
 
     return hook

@@ -47,7 +47,7 @@ class Adapter:
                 raise ValueError(f"tensor {name!r} holds NaN or infinite values; train again with a smaller learning rate")
 
     @staticmethod
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[None]:
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """A block in which calls of ``pipe`` give each image its adapters of this class. An `Adapter` itself changes nothing."""
         return nullcontext()
 
