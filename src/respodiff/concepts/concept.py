@@ -142,9 +142,8 @@ def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
 @cache
 def builtin() -> Mapping[str, Attribute | Concept]:
     """The attributes and safety concepts that the package ships, by name."""
-    toml = sorted((f for f in files("respodiff.concepts.builtin").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    tables = [(name, table, f.name) for f in toml for name, table in tomllib.loads(f.read_text(encoding="utf-8")).items()]
-    return {name: _parse(name, table, source) for name, table, source in tables}
+    shipped = sorted((Path(str(files("respodiff.concepts"))) / "builtin").glob("*.toml"))
+    return {name: entry for file in shipped for name, entry in load_concepts(file).items()}
 
 
 def intersection_of(attributes: Sequence[Attribute]) -> Attribute:

@@ -27,14 +27,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.checks import is_finite
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
 from respodiff.methods.base import Classify, Method
 from respodiff.methods.classifier import SUBJECTS, alternatives, classified, decoded
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, start
 from respodiff.pipelines.denoiser import Condition, Denoiser
 from respodiff.steering.adapter import header_of, require_unet
-from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
+from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules, is_finite
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, fit_tensors, open_model
 

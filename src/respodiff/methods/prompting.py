@@ -15,12 +15,11 @@ from typing import Any, ClassVar
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
-from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.text_encoding import encode_prompts, encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, header_of, require_unet
-from respodiff.training.config import Rules, Settings
+from respodiff.training.config import Rules, Settings, is_finite
 from respodiff.training.state import StepRecord
 
 

@@ -17,7 +17,7 @@ SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
 @cache
 def load_world() -> dict[str, Any]:
     """The embedded model's table: occupations with planted proportions, unsafe, neutral and general prompts."""
-    text = (files("respodiff.embedded") / "world.json").read_text(encoding="utf-8")
+    text = (files("respodiff") / "embedded" / "world.json").read_text(encoding="utf-8")
     world: dict[str, Any] = json.loads(text)
     return world
 
