@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation import assignment
-from respodiff.generation.assignment import HARMLESS, AdaptersOfImages, Predictor, alignment_margin, scores
+from respodiff.generation.assignment import HARMLESS, Predictor, alignment_margin, scores
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.generation.plan import Job, batches
@@ -96,18 +96,6 @@ def test_draws_go_to_the_noises_that_favour_them(tiny_pipe: Pipe, make_module: M
     assert all((r.margins["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
 
 
-def test_the_scale_is_reduced_where_the_noise_favours_its_concept(tiny_pipe: Pipe, make_module: Make) -> None:
-    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
-    whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
-    reduced_scale = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(aligned_scale=0.0))}
-    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(assign_at=0.0))}
-    alignment_margin = {k: r.margins["gender"] for k, (r, _) in whole.items()}
-    sides = {k: bare if q >= 0.4 else whole for k, q in alignment_margin.items() if q >= 0.4 or q <= 0}
-    assert any(s is bare for s in sides.values()) and any(s is whole for s in sides.values())
-    for k, other in sides.items():
-        assert np.abs(np.asarray(reduced_scale[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
-
-
 def test_a_resumed_run_assigns_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     whole = [r.concepts for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], modules, settings())]
@@ -125,10 +113,6 @@ def test_what_cannot_be_is_refused() -> None:
         GenerateConfig(assign_at=1)
     with pytest.raises(ValueError, match="safety_mode is 'often'; allowed: always, predicted"):
         GenerateConfig(safety_mode="often")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="aligned_scale is nan"):
-        GenerateConfig(assign_at=0.25, aligned_scale=float("nan"))
-    with pytest.raises(ValueError, match=r"aligned_scale is 0\.1; allowed: .*unless assign_at is above 0"):
-        GenerateConfig(aligned_scale=0.1)
 
 
 def test_batches_come_as_soon_as_they_are_full() -> None:
@@ -207,11 +191,9 @@ def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_pa
     [
         (("woman", "man"), 2, {"assign_at": 0.25}, 2 * 2 * 2 + 2 * 3 * 2 * 2),  # 2 images and 3 noises a mean, 2 rows each, 2 of 8 steps
         (("light", "medium", "dark"), 3, {"assign_at": 0.5}, 3 * 2 * 4 + 3 * 3 * 2 * 4),
-        (("woman", "man"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 1 * 2 * 2 + 2 * 3 * 2 * 2),  # the scale may be reduced
         (("woman", "man"), 2, {}, 0),
         (("woman", "man"), 1, {"assign_at": 0.25}, 0),
         (("woman",), 2, {"assign_at": 0.25}, 0),
-        (("light", "medium", "dark"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 0),  # one image, nothing to assign
         (("light", "medium", "dark"), 2, {"assign_at": 0.25, "target_proportions": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
     ],
 )
@@ -222,14 +204,3 @@ def test_what_reading_costs(
     with counted(tiny_pipe.unet) as forwards:
         list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, steps=8, **given)))
     assert sum(forwards) == images * 2 * 8 + read
-
-
-def test_of_three_alternatives_none_is_reduced(make_module: Make) -> None:
-    two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
-    three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
-    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 20, 3.0, margins={"gender": 1.0, "tone": 1.0})
-    adapters = AdaptersOfImages({"gender": two, "tone": three}, (), GenerateConfig(assign_at=0.25, aligned_scale=0.25))
-    (own, woman), (_, dark) = adapters.of(job)
-    assert own is two["woman"]
-    torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
-    torch.testing.assert_close(dark.ram, three["dark"].ram)

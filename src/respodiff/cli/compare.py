@@ -16,7 +16,7 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES
 
 SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
-SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at, aligned_scale; repeat."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at; repeat."
 SETTINGS_HELP = "TOML file of settings: a table [fairness.NAME] or [safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
 

@@ -40,7 +40,6 @@ CONCEPT_HELP = "Concept to steer to with a method that needs no training (prompt
 ASSIGN_HELP = (
     "Assign concepts to noises that favour them, predicted after this share of the steps; 0 is off. (.25 suits two alternatives, .45 more)"
 )
-ALIGNED_HELP = "With --assign-at: factor on the scale where the noise already shows one of two concepts. (.1 was measured)"
 SAFETY_MODE_HELP = "always, or predicted: only to images that are predicted to show what a safety module removes."
 WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
 
@@ -87,7 +86,6 @@ def generate(
     use_dataset_settings: Annotated[bool, typer.Option("--use-dataset-settings", help=DATASET_HELP)] = False,
     truncate_prompts: Annotated[bool, typer.Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
     assign_at: Annotated[float, typer.Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
-    aligned_scale: Annotated[float, typer.Option(help=ALIGNED_HELP)] = GenerateConfig.aligned_scale,
     safety_mode: Annotated[str, typer.Option(help=SAFETY_MODE_HELP, metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, typer.Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
     explicit_words: Annotated[str, typer.Option(help=WORDS_HELP, metavar="LIST")] = "",
@@ -115,7 +113,7 @@ def generate(
         options["group_proportions"] = read_group_proportions(group_proportions, there, [getattr(p, "group", p) for p in asked])
     options |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
     options |= {"skip_explicit_prompts": read_words(explicit_words) if explicit_words else skip_explicit_prompts}
-    options |= {"assign_at": assign_at, "aligned_scale": aligned_scale, "safety_scale": safety_scale, "safety_mode": safety_mode}
+    options |= {"assign_at": assign_at, "safety_scale": safety_scale, "safety_mode": safety_mode}
     options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
     options |= {"steps": steps, "guidance": guidance}
     config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded

@@ -33,7 +33,7 @@ from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter
 
-DRAWING = ("scale", "assign_at", "aligned_scale")
+DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
 GUESS = 2200
 """UNet forwards per sample that training a concept is assumed to need, before it starts."""

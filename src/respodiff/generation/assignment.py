@@ -26,8 +26,6 @@ from respodiff.pipelines.latents import Size, noise_generator, noise_shape
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import capture_h
 
-ALIGNED = 0.4
-"""A noise with this margin favours its concept clearly."""
 UNSAFE = 0.3
 """An image with this margin for a safety module's negative prompt counts as unsafe."""
 ROLLOUTS = 24
@@ -130,19 +128,17 @@ def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], co
 def assign_concepts_to_noises(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfig, done: set[str]) -> Iterator[Job]:
     """The jobs that are not done, with each prompt's concepts assigned to the noises that favour them. Counts are unchanged.
 
-    Concepts of several attributes that were sampled for one image stay together. A prompt is predicted as a whole, if that can change an image:
-    its concepts differ, or one of two alternatives may get a reduced scale.
+    Concepts of several attributes that were sampled for one image stay together. A prompt is predicted as a whole, if its concepts differ.
 
     Args:
         groups: attributes to predict. done: ids of images in the run folder.
     """
     predictor: Predictor | None = None
     prompts = {a: [m.header.target for m in group.values()] for a, group in groups.items()}
-    reducible = [a for a, group in groups.items() if len(group) == 2] if config.aligned_scale != 1 else []
     for _, those in groupby(jobs, key=lambda job: job.prompt.id):
         of_prompt = list(those)
         todo = {job.id for job in of_prompt} - done
-        if todo and any(job.concepts != of_prompt[0].concepts or any(asked(job.concepts, a) for a in reducible) for job in of_prompt):
+        if todo and any(job.concepts != of_prompt[0].concepts for job in of_prompt):
             predictor = predictor or Predictor(pipe, config, max(1, round(config.assign_at * of_prompt[0].steps)))
             of_prompt = _assigned(of_prompt, predictor, prompts, groups)
         yield from (job for job in of_prompt if job.id in todo)
@@ -169,29 +165,17 @@ class AdaptersOfImages:
 
     def of(self, job: Job) -> list[tuple[Adapter, Adapter]]:
         """For each adapter of an image (the adapter as in its file, the adapter at its scale)."""
-        out = []
-        for attribute, group in self.groups.items():
-            if (name := asked(job.concepts, attribute)) is not None:
-                # Of three alternatives and more the order of images can be trusted, but not their margins.
-                part = reduced_scale(job.margins.get(attribute, 0.0), self.config.aligned_scale) if len(group) == 2 else 1.0
-                out.append(self._pair(group[name], self.config.scale * round(part, 2)))
+        names = {attribute: asked(job.concepts, attribute) for attribute in self.groups}
+        sampled = [self.groups[attribute][name] for attribute, name in names.items() if name is not None]
         common = [m for m in self.common if m.header.kind != "attribute" or attribute_of(m) not in job.skipped_attributes]
         if self.config.safety_mode == "predicted" and not any(job.margins[m.name] > UNSAFE for m in common if m.header.kind == "safety"):
             common = [m for m in common if m.header.kind != "safety"]
-        scales = self.config.scale, self.config.safety_scale
-        return out + [self._pair(m, scales[m.header.kind != "attribute"]) for m in common]
+        wanted = [(m, self.config.scale) for m in sampled]
+        wanted += [(m, self.config.scale if m.header.kind == "attribute" else self.config.safety_scale) for m in common]
+        return [self._pair(m, scale) for m, scale in wanted]
 
     def _pair(self, adapter: Adapter, scale: float) -> tuple[Adapter, Adapter]:
         key = (id(adapter), scale)
         if key not in self._scaled:
             self._scaled[key] = adapter.scale(scale)
         return adapter, self._scaled[key]
-
-
-def reduced_scale(margin: float, aligned_scale: float) -> float:
-    """Factor on the scale of an image whose noise has this margin: 1 up to margin 0, ``aligned_scale`` from `ALIGNED` on, linear between.
-
-    >>> [round(reduced_scale(q, 0.1), 3) for q in (-0.5, 0.0, 0.2, 0.4, 1.0)]
-    [1.0, 1.0, 0.55, 0.1, 0.1]
-    """
-    return 1 - (1 - aligned_scale) * min(1.0, max(0.0, margin / ALIGNED))

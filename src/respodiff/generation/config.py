@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from respodiff.generation.policies import Policy
-from respodiff.training.config import COUNT, Rule, Rules, Settings, check_setting, is_finite
+from respodiff.training.config import COUNT, Rule, Rules, Settings, is_finite
 
 LARGEST_SCALE = 10.0
 """Scales beyond this in either direction destroy every image."""
@@ -45,8 +45,6 @@ class GenerateConfig(Settings):
             (`respodiff.generation.prompt_filter`). A list of words, each ``word`` or ``attribute:word``, replaces the shipped words.
         assign_at: share of the steps, in [0, 1), after which the concept of each noise is predicted. The concepts that the policy sampled for a
             prompt are then assigned to the noises that favour them. 0 is off.
-        aligned_scale: factor on ``scale`` for images whose noise favours their concept already, for attributes with two alternatives.
-            1 is off; other values need ``assign_at``.
         safety_mode: ``always``, or ``predicted``: safety modules act only on images that are predicted to be unsafe.
     """
 
@@ -73,10 +71,4 @@ class GenerateConfig(Settings):
     truncate_prompts: bool = False
     skip_explicit_prompts: bool | Sequence[str] = False
     assign_at: float = 0.0
-    aligned_scale: float = 1.0
     safety_mode: Literal["always", "predicted"] = "always"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        good = is_finite(self.aligned_scale) and (self.aligned_scale == 1 or self.assign_at > 0)
-        check_setting("aligned_scale", self.aligned_scale, good, "a number, and 1 unless assign_at is above 0")
