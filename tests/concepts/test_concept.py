@@ -118,7 +118,7 @@ def test_a_safety_concept_is_no_attribute() -> None:
     [
         ('[hat]\nconcept = { a = "b" }\n', r"\[hat\] has unknown key 'concept'; allowed: concepts, kind"),
         ('[hat]\nneutral = "a person"\n', r"\[hat\] needs concepts = .*or kind = \"safety\""),
-        ('[hat]\nconcepts = ["a", "b"]\n', r"\[hat\] needs concepts ="),
+        ('[hat]\nconcepts = ["a", "b"]\n', r"\[hat\] has concepts = .*; give \{ name ="),
         ('[hat]\nconcepts = { a = "only one" }\n', r"'hat' has 1 concept\(s\); at least 2"),
         ('[hat]\nconcepts = { a = "x", b = "y" }\nproportions = [1.0]\n', "'hat' has 1 proportions for 2 concepts"),
         ('[hat]\nconcepts = { a = "x", b = " " }\n', "target prompt of concept 'b' is empty"),
@@ -154,7 +154,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         ({"name": " ", "target": "x"}, "concept name is empty"),
         ({"name": "x", "target": ""}, "target prompt of concept 'x' is empty"),
         ({"name": "x", "target": "y", "neutral": "  "}, "neutral prompt of concept 'x' is empty"),
-        ({"name": "x", "target": "y", "kind": "other"}, "kind of concept 'x' is 'other'; allowed: 'fairness', 'safety'"),
+        ({"name": "x", "target": "y", "kind": "other"}, "kind of concept 'x' is 'other'; allowed: fairness, safety"),
         ({"name": "x", "target": "y", "kind": "safety"}, "'x' has no negative prompt"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,10 +43,9 @@ def generate(
     The noise of an image depends on (run seed, prompt id, repeat) alone, or on the data set's own seed with ``config.use_dataset_settings``.
 
     Args:
-        pipe: diffusers pipeline. prompts: texts or `Prompt` records.
+        prompts: texts or `Prompt` records.
         modules: alternatives to sample from, adapters of any method. Several attributes are combined (gender x tone), with a module of every
             concept or of every subgroup (attribute ``gender*tone``). An adapter of a whole attribute is added to every image.
-        config: see `GenerateConfig`.
         safety: adapters added to every image.
         out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
@@ -114,10 +112,7 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
 def _checked_modules(
     pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter], config: GenerateConfig
 ) -> tuple[Groups, list[Adapter]]:
-    """The alternatives to sample from, and the adapters of every image.
-
-    Warns of an attribute with one module alone, which would steer every image in silence.
-    """
+    """The alternatives to sample from, and the adapters of every image."""
     for m in (*modules, *safety):
         check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
     if wrong := [m.name for m in modules if m.header.kind == "safety"]:
@@ -162,7 +157,7 @@ def _images(
     for batch in batches(todo, config.batch):
         rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
-        with steer(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
+        with steer(pipe, [[scaled for _, scaled in row] for row in rows]):
             images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
         for job, row, image in zip(batch, rows, images, strict=True):
             record = replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
@@ -192,17 +187,6 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageR
         guidance=job.guidance,
         steps=job.steps,
     )
-
-
-@contextmanager
-def _without_truncation_log(pipe: Any) -> Iterator[None]:
-    """While active, the pipeline does not repeat for every batch that ends of prompts are cut off."""
-    log = logging.getLogger(type(pipe).__module__)
-    log.addFilter(keep := lambda record: "truncated" not in str(record.msg))
-    try:
-        yield
-    finally:
-        log.removeFilter(keep)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -109,6 +110,11 @@ def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) 
             raise ValueError(f"{error}, or have it cut off there with truncate_prompts=True (--truncate-prompts)") from error
     elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
         warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
+        logging.getLogger(type(pipe).__module__).addFilter(_is_not_of_truncation)  # diffusers would repeat it for every batch
+
+
+def _is_not_of_truncation(record: logging.LogRecord) -> bool:
+    return "truncated" not in str(record.msg)
 
 
 def check_steps(pipe: Any, steps: int) -> None:
