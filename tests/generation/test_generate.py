@@ -563,9 +563,6 @@ def test_a_run_that_cannot_be_drawn_leaves_no_folder(tiny_pipe: Pipe, make_modul
     for modules, safety in (([wrong], []), ([], [wrong])):
         with pytest.raises(ValueError, match=r"'woman' has 32 channels, the bottleneck .* has 64"):
             generate(tiny_pipe, ["a doctor"], modules, settings(), safety=safety, out=tmp_path / "run")
-    for steps in (1000, 5000):  # with the offset of 1 of its scheduler the last of 1000 steps would be beyond the table
-        with pytest.raises(ValueError, match=f"steps is {steps}; allowed: 1 to 999, which is what DDIMScheduler"):
-            generate(tiny_pipe, ["a doctor"], (), settings(steps=steps), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

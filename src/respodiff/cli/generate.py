@@ -41,7 +41,6 @@ ASSIGN_HELP = (
     "Assign concepts to noises that favour them, predicted after this share of the steps; 0 is off. (.25 suits two alternatives, .45 more)"
 )
 SAFETY_MODE_HELP = "always, or predicted: only to images that are predicted to show what a safety module removes."
-WORDS_HELP = "The same, by your words: word,attribute:word, or a file with one a line."
 
 Prompts = Annotated[list[str] | None, typer.Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
 PromptFile = Annotated[Path | None, typer.Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
@@ -88,7 +87,6 @@ def generate(
     assign_at: Annotated[float, typer.Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
     safety_mode: Annotated[str, typer.Option(help=SAFETY_MODE_HELP, metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, typer.Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
-    explicit_words: Annotated[str, typer.Option(help=WORDS_HELP, metavar="LIST")] = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -96,7 +94,6 @@ def generate(
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
-    from respodiff.generation.prompt_filter import read_words
 
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
@@ -112,7 +109,7 @@ def generate(
     if group_proportions:
         options["group_proportions"] = read_group_proportions(group_proportions, there, [getattr(p, "group", p) for p in asked])
     options |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
-    options |= {"skip_explicit_prompts": read_words(explicit_words) if explicit_words else skip_explicit_prompts}
+    options |= {"skip_explicit_prompts": skip_explicit_prompts}
     options |= {"assign_at": assign_at, "safety_scale": safety_scale, "safety_mode": safety_mode}
     options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
     options |= {"steps": steps, "guidance": guidance}

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from respodiff.generation.policies import Policy
 from respodiff.training.config import COUNT, Rule, Rules, Settings, is_finite
 
 LARGEST_SCALE = 10.0
 """Scales beyond this in either direction destroy every image."""
-
-
-def _is_filter(value: Any) -> bool:
-    listed = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    return isinstance(value, bool) or (listed and all(isinstance(word, str) and word.strip() for word in value))
 
 
 SCALE: Rule = (lambda v: is_finite(v) and abs(v) <= LARGEST_SCALE, f"{-LARGEST_SCALE:g} to {LARGEST_SCALE:g}, 1 is as trained")
@@ -42,7 +37,7 @@ class GenerateConfig(Settings):
             has its seed + i. The run's guidance replaces one outside of 1 to 20. Sizes are rounded to what the pipeline takes.
         truncate_prompts: whether prompts that are longer than the model reads are cut, with one warning, instead of refused.
         skip_explicit_prompts: whether prompts that state an attribute, or name no person, get no concept of it
-            (`respodiff.generation.prompt_filter`). A list of words, each ``word`` or ``attribute:word``, replaces the shipped words.
+            (`respodiff.generation.prompt_filter`).
         assign_at: share of the steps, in [0, 1), after which the concept of each noise is predicted. The concepts that the policy sampled for a
             prompt are then assigned to the noises that favour them. 0 is off.
         safety_mode: ``always``, or ``predicted``: safety modules act only on images that are predicted to be unsafe.
@@ -51,10 +46,9 @@ class GenerateConfig(Settings):
     rules: ClassVar[Rules] = {
         **dict.fromkeys(("images", "batch"), COUNT),
         **dict.fromkeys(("scale", "safety_scale"), SCALE),
-        **dict.fromkeys(("use_dataset_settings", "truncate_prompts"), SWITCH),
+        **dict.fromkeys(("use_dataset_settings", "truncate_prompts", "skip_explicit_prompts"), SWITCH),
         "steps": (lambda v: v is None or COUNT[0](v), COUNT[1]),
         "guidance": (lambda v: v is None or (is_finite(v) and v >= 0), "0 or more (1 and below generate without guidance)"),
-        "skip_explicit_prompts": (_is_filter, "False, True, or a list of words"),
         "assign_at": (lambda v: is_finite(v) and 0 <= v < 1, "0 to below 1"),
     }
     images: int = 10
@@ -69,6 +63,6 @@ class GenerateConfig(Settings):
     batch: int = 12
     use_dataset_settings: bool = False
     truncate_prompts: bool = False
-    skip_explicit_prompts: bool | Sequence[str] = False
+    skip_explicit_prompts: bool = False
     assign_at: float = 0.0
     safety_mode: Literal["always", "predicted"] = "always"

@@ -17,7 +17,7 @@ from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises, predict_unsafe
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
+from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, plan, run_sampler, start
 from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.methods.registry import BASELINE
@@ -68,9 +68,9 @@ def generate(
         raise ValueError(f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions mix; give it another name")
     check_prompts(pipe, asked, config)
     steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
-    check_steps(pipe, steps)
     jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
-    jobs = filter_jobs(jobs, [*modules, *safety], config.skip_explicit_prompts)
+    if config.skip_explicit_prompts:
+        jobs = filter_jobs(jobs, [*modules, *safety])
     about: dict[str, Any] = {
         "model": model_name(pipe),
         "model_digest": weights_digest(backbone(pipe)),

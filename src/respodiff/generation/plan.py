@@ -117,16 +117,6 @@ def _is_not_of_truncation(record: logging.LogRecord) -> bool:
     return "truncated" not in str(record.msg)
 
 
-def check_steps(pipe: Any, steps: int) -> None:
-    """ValueError for more sampler steps than the scheduler has timesteps, which would fail at the first image."""
-    config = pipe.scheduler.config
-    # Leading timesteps are moved up by the offset, and the model must know the last one too.
-    offset = config.get("steps_offset", 0) if config.get("timestep_spacing") == "leading" else 0
-    most = config.get("num_train_timesteps", steps + offset) - offset
-    if steps > most:
-        raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
-
-
 def batches(jobs: Iterable[Job], most: int) -> Iterator[Sequence[Job]]:
     """The jobs in batches of at most ``most``, each of one guidance and one size; a batch comes as soon as it is full."""
     alike: dict[tuple[float, Size | None], list[Job]] = {}

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from respodiff.concepts.prompt_editing import rewriting
-from respodiff.data.tables import read_text
 from respodiff.generation.plan import Job, attribute_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 
@@ -27,13 +25,12 @@ class Forms(NamedTuple):
     before: list[str]
 
 
-def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row]) -> list[Row]:
     """Adapters for `steer`, without those of attributes that a prompt states; safety modules stay.
 
     Args:
         prompts: as the pipeline is called with them.
         adapters: one for all, or one entry per final image (``len(prompts) * num_images_per_prompt``).
-        words: as for `reasons`, with its error.
 
     Example::
 
@@ -47,7 +44,7 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], w
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
     held = AdaptersPerImage.of(rows)
-    skipped = [why for why in reasons(prompts, held.adapters, words) for _ in range(len(rows) // len(prompts))]
+    skipped = [why for why in reasons(prompts, held.adapters) for _ in range(len(rows) // len(prompts))]
     out: list[Row] = []
     for row, before, why in zip(held.rows, rows, skipped, strict=True):
         kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in why)
@@ -55,13 +52,11 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], w
     return out
 
 
-def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
-    """The jobs of a run without concepts of skipped attributes, and with the reasons; ``prompt_filter`` is ``skip_explicit_prompts``."""
-    if not prompt_filter:
-        return list(jobs)
+def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter]) -> list[Job]:
+    """The jobs of a run without concepts of skipped attributes, and with the reasons."""
     common = {attribute_of(m) for m in adapters if m.header.kind == "attribute"}
     texts = list(dict.fromkeys(job.prompt.text for job in jobs))
-    found = dict(zip(texts, reasons(texts, adapters, () if isinstance(prompt_filter, bool) else prompt_filter), strict=True))
+    found = dict(zip(texts, reasons(texts, adapters), strict=True))
     out = []
     for job in jobs:
         why = {a: text for a, text in found[job.prompt.text].items() if a in job.concepts or a in common}
@@ -69,24 +64,12 @@ def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter], prompt_filter:
     return out
 
 
-def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
-    """For each prompt the skipped attributes of the adapters, each with the reason.
-
-    Args:
-        adapters: of any attributes. Safety modules are never skipped.
-        words: ``word`` or ``attribute:word``; they decide in place of the shipped words.
-
-    Raises:
-        ValueError: a word of an attribute that no adapter has.
-    """
+def reasons(prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[dict[str, str]]:
+    """For each prompt the skipped attributes of the adapters, each with the reason. Safety modules are never skipped."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for m in adapters:
         if m.header.kind != "safety":
             groups.setdefault(attribute_of(m), []).append((m.header.target, m.header.neutral))
-    if words:
-        given = _given_words(words, list(groups))
-        stated = [{a: first_of(prompt, given[a] + given[""]) for a in groups} for prompt in prompts]
-        return [{a: f"holds {word!r} of the given words" for a, word in found.items() if word} for found in stated]
     forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
     return [
         {a: f"states {a}: {word!r}" for a, f in forms.items() if (word := stated_in(prompt, f))}
@@ -94,26 +77,6 @@ def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence
         else dict.fromkeys(forms, "no person")
         for prompt in prompts
     ]
-
-
-def _given_words(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[str]]:
-    """``word`` or ``attribute:word`` by attribute, "" for words of any."""
-    out: dict[str, list[str]] = {a: [] for a in ("", *attributes)}
-    for word in words:
-        *owner, text = (part.strip() for part in word.split(":", 1))
-        if (name := "".join(owner)) not in out:
-            raise ValueError(f"word {word!r} is of attribute {name!r}, which no module has; allowed: {', '.join(attributes)}")
-        out[name] += [text] if text else []
-    return out
-
-
-def read_words(text: str) -> list[str]:
-    """Words of a file, one a line (``#`` begins a comment), or of a list with commas; ValueError if there is none."""
-    lines = read_text(Path(text)).splitlines() if "," not in text and Path(text).is_file() else text.split(",")
-    words = [word for line in lines if (word := line.partition("#")[0].strip())]
-    if not words:
-        raise ValueError(f"--explicit-words {text!r} holds no word; give word,word or a text file with one word a line")
-    return words
 
 
 @cache
