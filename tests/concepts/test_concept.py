@@ -120,7 +120,7 @@ def test_a_safety_concept_is_no_attribute() -> None:
         ('[hat]\nneutral = "a person"\n', r"\[hat\] needs concepts = .*or kind = \"safety\""),
         ('[hat]\nconcepts = ["a", "b"]\n', r"\[hat\] has concepts = .*; give \{ name ="),
         ('[hat]\nconcepts = { a = "only one" }\n', r"'hat' has 1 concept\(s\); at least 2"),
-        ('[hat]\nconcepts = { a = "x", b = "y" }\nproportions = [1.0]\n', "'hat' has 1 proportions for 2 concepts"),
+        ('[hat]\nconcepts = { a = "x", b = "y" }\nproportions = [1.0]\n', r"'hat' has proportions \(1.0,\); give 2 that are finite"),
         ('[hat]\nconcepts = { a = "x", b = " " }\n', "target prompt of concept 'b' is empty"),
         ('[hat]\nneutral = ""\nconcepts = { a = "x", b = "y" }\n', "neutral prompt of concept 'a' is empty"),
         ('[hat]\nconcepts = { a = "x", b = 3 }\n', r"\[hat\] has b = 3; give a text in quotes"),

@@ -82,12 +82,9 @@ class Attribute:
     def __post_init__(self) -> None:
         if len(self.concepts) < 2:
             raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
-        if self.proportions and len(self.proportions) != len(self.concepts):
-            raise ValueError(
-                f"attribute {self.name!r} has {len(self.proportions)} proportions for {len(self.concepts)} concepts; give one each"
-            )
-        if self.proportions and not (min(self.proportions) >= 0 and abs(sum(self.proportions) - 1) <= 1e-6):  # NaN fails both
-            raise ValueError(f"attribute {self.name!r} has proportions {self.proportions}; they must be finite, 0 or more and sum to 1")
+        n, shares = len(self.concepts), self.proportions
+        if shares and not (len(shares) == n and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN fails both
+            raise ValueError(f"attribute {self.name!r} has proportions {shares}; give {n} that are finite, 0 or more and sum to 1")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -96,9 +93,7 @@ class Attribute:
 
 FORMS: Mapping[str, tuple[type, str]] = {
     "concepts": (dict, '{ name = "target prompt", ... }'),
-    "kind": (str, "a text in quotes"),
-    "negative": (str, "a text in quotes"),
-    "neutral": (str, "a text in quotes"),
+    **dict.fromkeys(("kind", "negative", "neutral"), (str, "a text in quotes")),
     "preserve": (list, "a list of prompts"),
     "proportions": (list, "a list of numbers, one for each concept"),
 }

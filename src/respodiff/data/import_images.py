@@ -28,7 +28,6 @@ def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, met
             ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the image's noise; images without one are never paired),
             ``repeat`` (default: counted per prompt), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and
             ``concept:ATTRIBUTE`` for every attribute with a concept asked for.
-        out: run folder to write to.
         method: name of the method where the table has none.
 
     Raises:

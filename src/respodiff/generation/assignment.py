@@ -160,22 +160,16 @@ class AdaptersOfImages:
     """The adapters of each image at the scales of the run: those of its concepts in ``groups``, and the ``common`` ones of every image."""
 
     def __init__(self, groups: Groups, common: Sequence[Adapter], config: GenerateConfig) -> None:
-        self.groups, self.common, self.config = groups, common, config
-        self._scaled: dict[tuple[int, float], Adapter] = {}
+        self.by_need = config.safety_mode == "predicted"
+        self.groups = {a: {name: (m, m.scale(config.scale)) for name, m in group.items()} for a, group in groups.items()}
+        self.common = [(m, m.scale(config.scale if m.header.kind == "attribute" else config.safety_scale)) for m in common]
 
     def of(self, job: Job) -> list[tuple[Adapter, Adapter]]:
         """For each adapter of an image (the adapter as in its file, the adapter at its scale)."""
         names = {attribute: asked(job.concepts, attribute) for attribute in self.groups}
-        sampled = [self.groups[attribute][name] for attribute, name in names.items() if name is not None]
-        common = [m for m in self.common if m.header.kind != "attribute" or attribute_of(m) not in job.skipped_attributes]
-        if self.config.safety_mode == "predicted" and not any(job.margins[m.name] > UNSAFE for m in common if m.header.kind == "safety"):
-            common = [m for m in common if m.header.kind != "safety"]
-        wanted = [(m, self.config.scale) for m in sampled]
-        wanted += [(m, self.config.scale if m.header.kind == "attribute" else self.config.safety_scale) for m in common]
-        return [self._pair(m, scale) for m, scale in wanted]
-
-    def _pair(self, adapter: Adapter, scale: float) -> tuple[Adapter, Adapter]:
-        key = (id(adapter), scale)
-        if key not in self._scaled:
-            self._scaled[key] = adapter.scale(scale)
-        return adapter, self._scaled[key]
+        out = [self.groups[attribute][name] for attribute, name in names.items() if name is not None]
+        safe = self.by_need and not any(job.margins[m.name] > UNSAFE for m, _ in self.common if m.header.kind == "safety")
+        for m, scaled in self.common:
+            skipped = attribute_of(m) in job.skipped_attributes if m.header.kind == "attribute" else safe and m.header.kind == "safety"
+            out += [] if skipped else [(m, scaled)]
+        return out

@@ -71,11 +71,8 @@ def generate(
     jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
     if config.skip_explicit_prompts:
         jobs = filter_jobs(jobs, [*modules, *safety])
-    about: dict[str, Any] = {
-        "model": model_name(pipe),
-        "model_digest": weights_digest(backbone(pipe)),
-        "scheduler": type(pipe.scheduler).__name__,
-    }
+    about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
+    about["model_digest"] = weights_digest(backbone(pipe))
     folder = None
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
