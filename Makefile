@@ -37,7 +37,7 @@ lint: install
 	$(BIN)/lint-imports
 
 # Two at a time, a thread each: 1.5 times as fast as one by one. What is done is kept, so that a killed run goes on where it was.
-figures: install  ## every table of docs/results.md and docs/measuring.md (about 3 hours on 2 cores)
+figures: install  ## every table of docs/results.md (about 3 hours on 2 cores)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(FIGURES)
 
 figure-main-job: install  # about 120 minutes of one core

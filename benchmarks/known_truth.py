@@ -58,8 +58,8 @@ def exact(rows: Sequence[tuple[str, str]], proportions: dict[str, float], n: int
     return [by_class[c][rng.integers(len(by_class[c]))] for c, k in counts.items() for _ in range(k)]
 
 
-def known_truth(judge: ClipJudge) -> dict[str, Any]:
-    """Gender and tone: recovered mixtures of real run folders, and coverage over simulated sets."""
+def known_truth(judge: ClipJudge, only: str = "") -> dict[str, Any]:
+    """Gender and tone: recovered mixtures of real run folders, and coverage over simulated sets; of one mixture if ``only`` names it."""
     out: dict[str, Any] = {}
     jobs = [("gender", {"woman": 1 - m, "man": m}) for m in MIXTURES] + [("tone", {"light": 0.72, "medium": 0.18, "dark": 0.10})]
     for name, proportions in jobs:
@@ -69,6 +69,8 @@ def known_truth(judge: ClipJudge) -> dict[str, Any]:
         matrix = correction.confusion_matrix([c for _, c in learn], [seen[0][f] for f, _ in learn], chosen.names)[:, :-1]
         label = f"{name} {', '.join(f'{c} {s:.2f}' for c, s in proportions.items())}"
         for n in SIZES:
+            if only not in ("", f"{label}, n = {n}"):
+                continue
             out[f"{label}, n = {n}"] = {
                 "truth": proportions,
                 "n": n,

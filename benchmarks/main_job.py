@@ -1,10 +1,10 @@
-"""The preset ``neutral`` drawn by chance, and safety, on the embedded model: every figure of docs/results.md comes from here.
+"""Measures the preset ``neutral``, with random assignment, and safety: section "Preset neutral" of docs/results.md.
 
-    python -m benchmarks.main_job --out runs/main_job          (about 90 minutes on 2 CPU cores; a killed run goes on where it was)
-    python -m benchmarks.main_job --tables                     (DevRat's intervals anew from the kept counts, and the tables)
+    python -m benchmarks.main_job --out runs/main_job          (about 120 minutes of one core; a killed run continues)
+    python -m benchmarks.main_job --tables                     (intervals of DevRat from the kept counts, and the tables)
 
-Trains the modules with the preset ``neutral``, draws every suite with and without them on the same noise, judges the images, and writes
-docs/results/main_job.json (figures with n, intervals and provenance) and docs/results.md (the same as tables).
+Trains the modules, generates every suite with and without them from the same noise, judges the images, and writes
+docs/results/main_job.json and the tables of docs/results.md.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def train_all(out: Path) -> dict[str, dict[str, Any]]:
 
 
 class Bench:
-    """Draws and judges one setting at a time, keeping what is done."""
+    """Generates and judges one setting at a time; what is done is kept."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.pipe, self.judge = out, load_pipeline("embedded"), ClipJudge.load("embedded")
@@ -80,11 +80,11 @@ class Bench:
         attributes: Sequence[str] = ("gender",),
         **config: Any,
     ) -> dict[str, Any]:
-        """Evaluation of one run folder (drawn first if it is not complete)."""
-        folder, began, drawn = self.out / name, time.perf_counter(), 0
+        """Evaluation of one run folder, which is generated first if it is not complete."""
+        folder, began, made = self.out / name, time.perf_counter(), 0
         settings = GenerateConfig(**{"images": IMAGES, **config})
         for _ in generate(self.pipe, prompts, modules, settings, out=folder):
-            drawn += 1
+            made += 1
         seconds = time.perf_counter() - began
         result = evaluate(folder, self.judge, attributes).to_json()
         result |= {
@@ -95,7 +95,7 @@ class Bench:
             "safety_scale": settings.safety_scale,
         }
         say(
-            f"{name}: {drawn} drawn in {seconds:.0f} s, DevRat {brief(result['devrat'])}, kept {brief(result['subject_accuracy'])}, unsafe {brief(result['unsafe'])}"
+            f"{name}: {made} images in {seconds:.0f} s, DevRat {brief(result['devrat'])}, subject accuracy {brief(result['subject_accuracy'])}, unsafe {brief(result['unsafe'])}"
         )
         return result
 

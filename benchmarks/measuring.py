@@ -1,11 +1,11 @@
-"""Can the evaluator be trusted, and is it fast: every figure of docs/measuring.md comes from here.
+"""Measures the evaluator's error and speed: the sections "Known truth" and "Speed of evaluation" of docs/results.md.
 
     python -m benchmarks.measuring          (about 10 minutes on 2 CPU cores)
 
 Known truth: sets of labelled images of a chosen mixture go through import, judge and evaluation, and the mixture must come back within
 its interval; coverage is counted over simulated sets. The paper's protocol: random levels at its sample sizes. Speed: 2,000 images from file
 to report, beside transformers' own zero-shot pipeline on the same images and model; 30,000 rows from kept scores to report.
-Writes docs/results/measuring.json and the tables of docs/measuring.md.
+Writes docs/results/measuring.json and the tables of docs/results.md.
 """
 
 from __future__ import annotations
@@ -155,18 +155,18 @@ def main() -> None:
         say(json.dumps(results["large"]))
     (DOCS / "results" / "measuring.json").write_text(json.dumps(results, indent=1) + "\n")
     write(results)
-    say("written: docs/results/measuring.json and the tables of docs/measuring.md")
+    say("written: docs/results/measuring.json and the tables of docs/results.md")
 
 
 def write(results: dict[str, Any]) -> None:
-    """Fill the tables of docs/measuring.md."""
-    path = DOCS / "measuring.md"
+    """Fill the tables of docs/results.md."""
+    path = DOCS / "results.md"
     fill(path, "truth", truth_table(results["known_truth"]))
     fill(path, "speed", speed_table(results["speed"], results["large"]))
     p = results["protocol"]
     rows = [
-        ["random level, n = 150, two concepts", f"{p['random level n=150 C=2']:.4f}"],
-        ["random level, n = 150, three concepts", f"{p['random level n=150 C=3']:.4f}"],
+        ["random, n = 150, two concepts", f"{p['random level n=150 C=2']:.4f}"],
+        ["random, n = 150, three concepts", f"{p['random level n=150 C=3']:.4f}"],
         ["largest deviation of DevRat from the paper's formula, 2 x 36 x 150 labels", f"{p['largest deviation from formula']:.1e}"],
     ]
     fill(path, "protocol", table(["what", "found"], rows))
@@ -179,7 +179,9 @@ def truth_table(found: dict[str, Any]) -> str:
         covered = [" / ".join(f"{c[str(k)][kind]:.3f}" for kind in KINDS) for k in (SETS, MANY)]
         rows.append([label, *(interval(files[kind][last]) for kind in KINDS), *covered])
     header = ["mixture", *(f"one set, {kind}" for kind in KINDS), f"coverage, {SETS} sets", f"coverage, {MANY} sets"]
-    text = f"n images a set; shares of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
+    text = (
+        f"n images per set; the proportion is that of the last concept named; coverage of the nominal 95 % interval: {' / '.join(KINDS)}."
+    )
     return text + "\n\n" + table(header, rows)
 
 
@@ -188,7 +190,7 @@ def speed_table(s: dict[str, Any], big: dict[str, Any]) -> str:
         f"{s['images']:,} images: judge (gender, tone, subject, safety) and report": s["judge and report"],
         "the same, scores kept": s["report again"],
         f"{s['rival']['images']} images, {s['rival']['what']}": s["rival"],
-        f"{big['rows']:,} rows in two runs, {big['vector']} numbers an image, scores kept: report": big,
+        f"{big['rows']:,} rows in two runs, {big['vector']} numbers per image, scores kept: report": big,
     }
     rows = [[what, str(t["seconds"]), str(t["peak_mib"])] for what, t in timed.items()]
     ratio = f"Per image {s['ratio_per_image']:.1f} times as fast as the zero-shot pipeline, both with start-up."

@@ -6,17 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-HEAD = """The core of the default, RAM trained from the neutral prompt alone, acting at every step, with the counts assigned by chance (`--assign-at 0`); and safety.
-What the default adds to it: [method.md](method.md). Made by `{command}` (respodiff {library}, torch {torch}, {cpu_cores} CPU cores, run seed {run_seed}, judge {judge[name]} {judge[digest]}); all
-figures with counts per prompt are in [results/main_job.json](results/main_job.json). Brackets hold 95 % intervals from a cluster bootstrap
-over prompts. Labels are what an automatic judge perceives in generated images; they say nothing about real people.
-
-DevRat: 0 for the wanted proportions, 1 for one group only. *Floor*: mean DevRat of a perfect generator that draws concepts at random, at the same
-n. *Control*: share of images in which the judge sees the concept that was asked for. *Kept*: share in which it still finds the subject
-that the prompt names, in parentheses relative to the plain model; subjects were asked for by their own names here, some of which the judge
-does not know (asked as it knows them, .870 plain and .819 at scale 1: [judges.md](judges.md)). *Alignment*: 100 x cosine of image and own prompt.
-"""
-
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(r) + " |" for r in (header, ["---"] * len(header), *rows)]
@@ -42,20 +31,20 @@ def fairness_row(label: str, r: Mapping[str, Any], attribute: str, plain: Mappin
     ]
 
 
-FAIRNESS = ["setting", "n", "DevRat", "random", "concept_accuracy", "kept", "alignment"]
+FAIRNESS = ["setting", "n", "DevRat", "random", "concept accuracy", "subject accuracy", "alignment"]
 
 
 def fairness_tables(f: Mapping[str, Any]) -> str:
     plain = f["plain"]
-    rows = [fairness_row("plain model", plain, "gender", plain)]
+    rows = [fairness_row("unsteered", plain, "gender", plain)]
     rows += [fairness_row(f"exact, scale {s}", r, "gender", plain) for s, r in sorted(f["exact"].items())]
     rows.append(fairness_row("random, scale 1.0", f["random"], "gender", plain))
-    text = "### Gender, the 36 occupations\n\n" + table(FAIRNESS, rows)
-    rows = [fairness_row("plain model", plain, "tone", plain)]
+    text = "### Gender, 36 occupations\n\n" + table(FAIRNESS, rows)
+    rows = [fairness_row("unsteered", plain, "tone", plain)]
     rows += [fairness_row(f"exact, scale {s}", r, "tone", plain) for s, r in sorted(f["tone"].items())]
-    text += "\n### Skin tone, the 36 occupations\n\n" + table(FAIRNESS, rows)
+    text += "\n### Skin tone, 36 occupations\n\n" + table(FAIRNESS, rows)
     unseen = f["unseen-plain"]
-    rows = [fairness_row("plain model", unseen, "gender", unseen), fairness_row("exact, scale 1.0", f["unseen-exact"], "gender", unseen)]
+    rows = [fairness_row("unsteered", unseen, "gender", unseen), fairness_row("exact, scale 1.0", f["unseen-exact"], "gender", unseen)]
     text += "\n### Gender, 49 occupations used neither in training nor in tuning\n\n" + table(FAIRNESS, rows)
     rows = [
         fairness_row("RAM alone", f["exact"]["1.0"], "gender", plain),
@@ -77,7 +66,7 @@ def safety_table(s: Mapping[str, Any]) -> str:
         kept = r["people"]["subject_accuracy"]["mean"]
         rows.append(
             [
-                "plain model" if label == "plain" else f"scale {label}",
+                "unsteered" if label == "plain" else f"scale {label}",
                 interval(r["unsafe"]["unsafe"]),
                 ", ".join(f"{k} {v:.2f}" for k, v in proportions.items()),
                 interval(r["scenes"]["unsafe"]),
@@ -85,8 +74,8 @@ def safety_table(s: Mapping[str, Any]) -> str:
             ]
         )
     n = {k: s["plain"][k]["n"] for k in ("unsafe", "scenes", "people")}
-    head = f"\n### Safety: violence and sexual modules together\n\nn = {n['unsafe']} images of unsafe prompts, {n['scenes']} of neutral scenes, {n['people']} of people at work, per row.\n\n"
-    return head + table(["setting", "unsafe, unsafe prompts", "by kind", "unsafe, neutral scenes", "kept, people"], rows)
+    head = f"\n### Safety: modules violence and sexual together\n\nn = {n['unsafe']} images of unsafe prompts, {n['scenes']} of neutral scenes and {n['people']} of people at work per row.\n\n"
+    return head + table(["setting", "unsafe, unsafe prompts", "by kind", "unsafe, neutral scenes", "subject accuracy, people"], rows)
 
 
 def training_table(t: Mapping[str, Mapping[str, Any]]) -> str:
@@ -103,7 +92,7 @@ def identity_table(i: Mapping[str, Any]) -> str:
 
 def main_job_tables(results: Mapping[str, Any]) -> str:
     """All tables of the preset `neutral`."""
-    text = HEAD.format(**results["provenance"]) + "\n" + fairness_tables(results["fairness"]) + safety_table(results["safety"])
+    text = fairness_tables(results["fairness"]) + safety_table(results["safety"])
     return text + training_table(results["training"]) + identity_table(results["identities"])
 
 

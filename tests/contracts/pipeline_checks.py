@@ -19,6 +19,7 @@ from tests.drawing import apart, close, draw, module, same, seen
 from tests.raw_loop import raw_flow, raw_latents
 from tests.tiny_models import small
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from respodiff import TrainConfig, fit, steer, train
 from respodiff.concepts.concept import Concept
@@ -174,7 +175,7 @@ def sizes(make: Maker) -> str:
             warnings.simplefilter("always")
             resized = draw(pipe, **size)
         assert [w for w in caught if "is resized to the bottleneck (6, 8)" in str(w.message)], "no warning"
-        close(resized, raw_latents(pipe, m.resize(6, 8).delta, **size), "resized by hand")
+        close(resized, raw_latents(pipe, interpolate(m.delta[None], (6, 8), mode="bilinear", antialias=True)[0], **size), "resized by hand")
     flat = module(pipe, shape=(site_shape(backbone(pipe), site=spec_of(pipe).site(backbone(pipe)))[0], 1, 1))
     plain = draw(pipe, **size)
     with warnings.catch_warnings(), steer(pipe, flat):

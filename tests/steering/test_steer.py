@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from respodiff.pipelines.loading import config_digest, weights_digest
 from respodiff.steering.module import ConceptModule
@@ -247,6 +248,10 @@ def test_a_wrong_number_of_entries_is_refused_at_the_call(tiny_pipe: Pipe, make_
     assert hooks(tiny_pipe) == 0
 
 
+def resized(r: Tensor, side: int) -> Tensor:
+    return interpolate(r[None], (side, side), mode="bilinear", antialias=True)[0]
+
+
 def refused(pipe: Any, modules: Any, message: str, **kwargs: Any) -> None:
     with pytest.raises(ValueError, match=message), steer(pipe, modules, **kwargs):
         pytest.fail("steer() let it in")
@@ -283,10 +288,16 @@ def test_a_file_name_in_place_of_a_module_is_refused(tiny_pipe: Pipe) -> None:
     )
 
 
-def test_modules_of_several_shapes_are_refused(tiny_pipe: Pipe, make_module: Make) -> None:
-    small = make_module("man", shape=(64, 2, 2))
-    refused(tiny_pipe, [[make_module(), small]], r"modules of one image have shapes .*\(64, 2, 2\).*ConceptModule\.resize")
-    refused(tiny_pipe, [make_module(), small], r"modules have shapes \[\(64, 2, 2\), \(64, 4, 4\)\]; resize them to one")
+@pytest.mark.filterwarnings("ignore:module of")
+def test_modules_of_several_shapes_are_added_up(tiny_pipe: Pipe, make_module: Make) -> None:
+    wide, small, flat = (make_module(str(n), seed=n, shape=(64, n, n)) for n in (4, 2, 1))
+    together = wide.delta + resized(small.delta, 4) + flat.delta
+    one = ConceptModule.of(together, torch.zeros_like(together), wide.header)
+    with steer(tiny_pipe, [[wide, small, flat], small, None]):
+        found = draw(tiny_pipe, 3)
+    with steer(tiny_pipe, [one, small, None]):
+        torch.testing.assert_close(draw(tiny_pipe, 3), found, atol=1e-4, rtol=0)
+    assert torch.equal(found[2], draw(tiny_pipe, 3)[2])
 
 
 # --- warnings ---
@@ -297,7 +308,7 @@ def test_another_spatial_size_is_resized_with_one_warning(tiny_pipe: Pipe, make_
     with pytest.warns(UserWarning, match=r"module of \(2, 2\) is resized to the bottleneck \(4, 4\)") as caught, steer(tiny_pipe, small):
         out = draw(tiny_pipe, 2, steps=3)
     assert len(caught) == 1, "once, not at every step"
-    with steer(tiny_pipe, small.resize(4, 4)):
+    with steer(tiny_pipe, ConceptModule.of(resized(small.ram, 4), resized(small.sam, 4), small.header)):
         assert torch.allclose(draw(tiny_pipe, 2, steps=3), out, atol=1e-5)
 
 

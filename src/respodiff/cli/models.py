@@ -93,10 +93,6 @@ def convert(
     to: Annotated[str, typer.Option("--to", help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
     q16: Annotated[bool, typer.Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, typer.Option("--column", help="Column of the concept, where its name does not tell.", min=0)] = None,
-    ram_key: Annotated[str, typer.Option("--ram-key", help="Name of RAM's weights, if not the official one.", metavar="NAME")] = "",
-    sam_key: Annotated[str, typer.Option("--sam-key", help="Name of SAM's weights.", metavar="NAME")] = "",
-    channels: Annotated[int, typer.Option("--channels", help="Channels of the bottleneck.", min=1)] = 1280,
-    size: Annotated[str, typer.Option("--size", help="Height x width of the bottleneck. (default a square)", metavar="HxW")] = "",
     target: Annotated[str, typer.Option("--target", help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
     neutral: Annotated[str, typer.Option("--neutral", help="Its neutral prompt.", metavar="TEXT")] = "",
     negative: Annotated[str, typer.Option("--negative", help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
@@ -111,12 +107,11 @@ def convert(
     Pickles are read as tensors alone; nothing in them is executed.
     """
     from respodiff.steering.convert import convert as run
-    from respodiff.steering.convert import to_official, write_safetensors
-    from respodiff.steering.convert_q16 import convert_q16
+    from respodiff.steering.convert import convert_q16, to_official, write_safetensors
     from respodiff.steering.module import ConceptModule
 
     if q16 or to == "safetensors":
-        shapes = {"prompts": convert_q16(source, out)} if q16 else write_safetensors(source, out)
+        shapes = (convert_q16 if q16 else write_safetensors)(source, out)
         text = f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}"
         finish({"out": str(out), "shapes": {key: list(shape) for key, shape in shapes.items()}}, text, as_json)
         return
@@ -134,12 +129,8 @@ def convert(
             raise ValueError(
                 "the file does not say what it was trained on; give --base MODEL (official files: CompVis/stable-diffusion-v1-4)"
             )
-        sides = size.lower().split("x") if size else []
-        if len(sides) not in (0, 2) or not all(side.isdigit() for side in sides):
-            raise ValueError(f"--size is {size!r}; write it as 8x8")
         chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
-        shape: dict[str, Any] = {"channels": channels, "size": tuple(int(side) for side in sides)}
-        module = run(source, chosen, base_model=base, column=column, ram_key=ram_key, sam_key=sam_key, **shape)
+        module = run(source, chosen, base_model=base, column=column)
         module.save(out)
     result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
     finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)

@@ -70,8 +70,7 @@ def broadcast_to_h(delta: Tensor, h: Tensor) -> Tensor:
     if delta.shape[1] != h.shape[-1 if h.ndim == 3 else 1] or delta.shape[2:] not in ((1, 1), channels_first(h).shape[2:]):
         what = tuple(h.shape[1:]) if h.ndim == 4 else (h.shape[-1], 1, 1)
         raise ValueError(
-            f"module shape is {tuple(delta.shape[1:])}, but the bottleneck of this call is {what}; "
-            "resize the module to it with ConceptModule.resize(height, width)"
+            f"module shape is {tuple(delta.shape[1:])}, but the bottleneck of this call is {what}; give images of the size of training"
         )
     delta = delta.flatten(2).transpose(1, 2) if h.ndim == 3 else delta
     return delta.to(device=h.device, dtype=h.dtype)

@@ -82,11 +82,7 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a file of this class of adapters; `respodiff.load` reads a file of any method.
-
-        Raises:
-            FileNotFoundError, ValueError: one line that names the file and what is wrong with it.
-        """
+        """Reads a file of this class of adapters; `respodiff.load` reads a file of any method. Raises as `read_file`."""
         header, tensors, scale, _ = read_file(path)
         try:
             return cls(header, tensors, scale)
@@ -125,10 +121,8 @@ class AdaptersPerImage:
     everyone: bool = False
 
     @classmethod
-    def of(cls, adapters: Row | Sequence[Row] | AdaptersPerImage) -> AdaptersPerImage:
+    def of(cls, adapters: Row | Sequence[Row]) -> AdaptersPerImage:
         """From one adapter for all images, or one entry per image. ValueError for anything else."""
-        if isinstance(adapters, AdaptersPerImage):
-            return adapters
         everyone = adapters is None or isinstance(adapters, Adapter | str)
         given: list[Any] = [adapters] if everyone else list(adapters)  # type: ignore[arg-type]  # a sequence here
         rows = tuple((row,) if isinstance(row, Adapter | str) else tuple(row or ()) for row in given)

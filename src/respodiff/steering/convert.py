@@ -1,18 +1,21 @@
-"""Converts checkpoints of the authors' RespoDiff and SDisc code into modules, and back.
+"""Converts checkpoints of the authors' RespoDiff and SDisc code into modules and back, and pickles of judges into safetensors.
 
 RespoDiff's code saves two bias-free linear layers on a one-hot concept, ``controlnet.fc1.weight`` (RAM) and
 ``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10). SDisc's saves one, ``controlnet.fc1.weight`` (C H W, 100). A column is the
-tensor of one concept. Both files are pickles. They are read as tensors alone: nothing in them is executed.
+tensor of one concept. Pickles are read as tensors alone: nothing in them is executed.
 """
 
 from __future__ import annotations
 
 import math
 import pickle
+import pickletools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,18 +27,10 @@ from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import TIMESTEPS, Header, new_file
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
-OFFICIAL: dict[str, tuple[int, str]] = {
-    "woman": (0, "a woman"),
-    "man": (1, "a man"),
-    "young": (2, "young"),
-    "old": (3, "old"),
-    "white": (3, "a white-race person"),
-    "black": (4, "a black-race person"),
-    "asian": (5, "a Asian-race person"),
-    "sexual": (6, "sexual"),
-    "violence": (7, "violence"),
-}
-"""Concept -> (column, prompt) in the authors' table, in which "old" and "white" are one column."""
+CHANNELS = 1280
+"""Channels of the bottleneck of SD 1.x, 2.x and XL."""
+OFFICIAL = {"woman": 0, "man": 1, "young": 2, "old": 3, "white": 3, "black": 4, "asian": 5, "sexual": 6, "violence": 7}
+"""Columns of RespoDiff's concepts, in which "old" and "white" are one."""
 SDISC = ("female", "male", "young", "old", "whiterace", "blackrace", "asianrace", "antisexual")
 """Concepts of SDisc's columns, in order."""
 ALIASES = {"woman": "female", "man": "male", "white": "whiterace", "black": "blackrace", "asian": "asianrace", "sexual": "antisexual"}
@@ -61,13 +56,65 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
                 "Have whoever made it save a dictionary of tensors"
             ) from error
         raise ValueError(f"checkpoint {str(path)!r} is truncated or not a checkpoint; copy it again") from error
-    for key in ("state_dict", "model", "module"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    found = {"": found} if isinstance(found, Tensor) else found
     if not isinstance(found, Mapping):
         raise ValueError(f"checkpoint {str(path)!r} holds a {type(found).__name__}; needed: a dictionary of tensors")
     return {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def convert(path: str | Path, concept: Concept, *, base_model: str, column: int | None = None) -> ConceptModule:
+    """The module of one concept in a checkpoint of RespoDiff's or SDisc's official code.
+
+    Args:
+        concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
+        column: index of the concept; by default the one of its name in the project's table.
+
+    Raises:
+        ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.
+    """
+    found = read_tensors(path)
+    rams, sams = ([k for k in found if k.endswith(key)] for key in (RAM_KEY, SAM_KEY))
+    if len(rams) != 1 or len(sams) > 1:
+        held = ", ".join(f"{k} {tuple(v.shape)}" for k, v in list(found.items())[:12]) or "nothing"
+        raise ValueError(f"checkpoint {str(path)!r} holds {held}; needed: one {RAM_KEY}, and for RespoDiff one {SAM_KEY}")
+    layers = [found[k] for k in (*rams, *sams)]
+    if len({tuple(layer.shape) for layer in layers}) > 1 or layers[0].ndim != 2:
+        raise ValueError(f"RAM and SAM have shapes {[tuple(layer.shape) for layer in layers]}; allowed: one shape (C H W, columns)")
+    numbers, columns = layers[0].shape
+    index = _column(concept.name, columns, column)
+    side = math.isqrt(numbers // CHANNELS)
+    if side < 1 or CHANNELS * side**2 != numbers:
+        raise ValueError(f"a column has {numbers} numbers, which is not {CHANNELS} x {side} x {side}; give a file for SD 1.x, 2.x or XL")
+    tensors = [layer[:, index].float().reshape(CHANNELS, side, side) for layer in layers]
+    source = {"file": Path(path).name, "ram_key": rams[0], "sam_key": "".join(sams), "column": index, "geometry": [CHANNELS, side, side]}
+    header = Header.of(concept, base_model=base_model, train={"converted": source}, library=__version__)
+    return ConceptModule.of(tensors[0], tensors[1] if sams else torch.zeros_like(tensors[0]), header)
+
+
+def _column(concept: str, columns: int, given: int | None) -> int:
+    """Column of a concept in a file of so many columns: the given one, or that of the project's table."""
+    if given is not None:
+        if not 0 <= given < columns:
+            raise ValueError(f"--column is {given}; allowed: 0 to {columns - 1}")
+        return given
+    known = {10: OFFICIAL, 100: {name: i for i, name in enumerate(SDISC)}}.get(columns, {})
+    name = concept if concept in known else ALIASES.get(concept, concept)
+    if name not in known:
+        raise ValueError(f"concept {concept!r} has no known column among {columns}; known: {', '.join(known) or 'none'}; give --column N")
+    if len(shared := [c for c in known if known[c] == known[name]]) > 1:
+        raise ValueError(f"column {known[name]} of official files is used for {' and '.join(shared)}; say which it is with --column")
+    return known[name]
+
+
+def to_official(module: ConceptModule, path: str | Path, column: int | None = None) -> Path:
+    """Write a module as a ``.pt`` for the official code: both weights (C H W, 10), zero but for the module's column."""
+    if module.header.timesteps != TIMESTEPS:
+        raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
+    index = _column(module.name, 10, column)
+    out = {key: torch.zeros(module.delta.numel(), 10) for key in (RAM_KEY, SAM_KEY)}
+    out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
+    with new_file(path) as temporary:
+        torch.save(out, temporary)
+    return Path(path)
 
 
 def write_safetensors(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
@@ -76,105 +123,48 @@ def write_safetensors(path: str | Path, out: str | Path) -> dict[str, tuple[int,
     Raises:
         ValueError, FileNotFoundError: as `read_tensors`; or a new name that does not end in .safetensors.
     """
+    return _written(read_tensors(path), path, out)
+
+
+def convert_q16(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
+    """Writes the vectors of Q16's ``prompts.p`` as a safetensors file with one tensor ``prompts`` (2, D); otherwise as `write_safetensors`.
+
+    ValueError for a file that is anything but the pickle of two vectors of float16. It is not unpickled in any case.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"prompts file {str(path)!r} does not exist; give prompts.p of ml-research/Q16 (data/ViT-L-14)")
+    return _written({"prompts": _pickled_vectors(Path(path))}, path, out)
+
+
+def _pickled_vectors(path: Path) -> Tensor:
+    """The array (2, D) that a pickle of protocol 3 holds.
+
+    The opcodes are listed and not run. They have to be those of numpy's own pickle of the array that the file's bytes make.
+    """
+    try:
+        steps = _steps(path.read_bytes())
+        numbers = np.frombuffer(max((arg for _, arg in steps if isinstance(arg, bytes)), key=len, default=b""), "<f2")
+        for vectors in (numbers.reshape(2, -1), numbers.reshape(2, -1, order="F")):
+            if steps == _steps(pickle.dumps(vectors, 3)):
+                return torch.from_numpy(vectors.copy())
+    except ValueError:  # cut short, or no pickle
+        pass
+    raise ValueError(
+        f"prompts file {path.name} was refused and nothing in it was run; allowed: the pickle of one numpy array (2, D) of float16; "
+        "download it again from ml-research/Q16"
+    )
+
+
+def _steps(data: bytes) -> list[tuple[str, Any]]:
+    """Opcodes of a pickle with their arguments. numpy 2 renamed numpy.core."""
+    found = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(data)]
+    return [(name, arg.replace("numpy._core", "numpy.core") if isinstance(arg, str) else arg) for name, arg in found]
+
+
+def _written(tensors: Mapping[str, Tensor], path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
-    tensors = {name: tensor.clone().contiguous() for name, tensor in read_tensors(path).items()}
     if not tensors:
         raise ValueError(f"checkpoint {str(path)!r} holds no tensor at its top level; give a dictionary of tensors")
-    save_file(tensors, out)
+    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def pick(tensors: Mapping[str, Tensor], ram_key: str = "", sam_key: str = "") -> tuple[str, str]:
-    """Names of the RAM and the SAM weights ("" where there is no SAM). ValueError with a list of what was found where it is not clear."""
-    listed = ", ".join(f"{k or '(unnamed)'} {tuple(v.shape)}" for k, v in list(tensors.items())[:12]) or "nothing"
-    for flag, key in (("--ram-key", ram_key), ("--sam-key", sam_key)):
-        if key and key not in tensors:
-            raise ValueError(f"{flag} {key!r} is not in the checkpoint; it holds {listed}")
-    likely = [k for k, v in tensors.items() if v.ndim in (1, 2) and v.is_floating_point() and "bias" not in k and v.shape[0] >= 320]
-    sams = [sam_key] if sam_key else [k for k in likely if re.search(r"residual|fc2|sam\b|semantic", k) and k != ram_key]
-    rams = [ram_key] if ram_key else [k for k in likely if k not in sams]
-    if len(rams) != 1 or len(sams) > 1:
-        raise ValueError(f"which tensors are RAM and SAM is not clear; say it with --ram-key and --sam-key. The checkpoint holds {listed}")
-    return rams[0], sams[0] if sams else ""
-
-
-def column_of(concept: str, columns: int) -> int:
-    """Column of a concept in a file of so many columns. ValueError where the tables do not tell."""
-    if columns == 1:
-        return 0
-    if columns == 10 and concept in OFFICIAL:
-        column = OFFICIAL[concept][0]
-        if twice := [c for c, (other, _) in OFFICIAL.items() if other == column and c != concept]:
-            raise ValueError(
-                f"column {column} of official files is used for both {concept!r} and {twice[0]!r}; say which it is with --column {column}"
-            )
-        return column
-    name = ALIASES.get(concept, concept)
-    if columns == 100 and name in SDISC:
-        return SDISC.index(name)
-    known = OFFICIAL if columns == 10 else SDISC if columns == 100 else ()
-    raise ValueError(f"concept {concept!r} has no known column among {columns}; known: {', '.join(known) or 'none'}; give --column N")
-
-
-def geometry(numbers: int, channels: int, size: Sequence[int] = ()) -> tuple[int, int, int]:
-    """(C, H, W) of a column of so many numbers: ``size`` if given, else a square. ValueError where it does not come out."""
-    height, width = size or (math.isqrt(numbers // max(channels, 1)),) * 2
-    shape = (channels, height, width)
-    if min(shape) < 1 or math.prod(shape) != numbers:
-        raise ValueError(
-            f"a column has {numbers} numbers, which is not {shape[0]} x {shape[1]} x {shape[2]}; give --channels (SD 1.x, 2.x and XL: 1280) and --size HxW"
-        )
-    return shape
-
-
-def convert(
-    path: str | Path,
-    concept: Concept,
-    *,
-    base_model: str,
-    column: int | None = None,
-    ram_key: str = "",
-    sam_key: str = "",
-    channels: int = 1280,
-    size: Sequence[int] = (),
-) -> ConceptModule:
-    """The module of one concept in a checkpoint of RespoDiff's or SDisc's official code.
-
-    Args:
-        concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
-        column: index of the concept; by default the one of its name in the project's table.
-        ram_key, sam_key: names of the weights (C H W, columns) where they are not the official ones.
-        channels, size: of the bottleneck; a square by default, and recorded.
-
-    Raises:
-        ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.
-    """
-    found = read_tensors(path)
-    names = pick(found, ram_key, sam_key)
-    columns = [found[k][:, None] if found[k].ndim == 1 else found[k] for k in names if k]
-    if len({tuple(c.shape) for c in columns}) > 1:
-        raise ValueError(f"RAM {tuple(columns[0].shape)} and SAM {tuple(columns[1].shape)} differ in shape; see --ram-key and --sam-key")
-    numbers, width = columns[0].shape
-    index = column_of(concept.name, width) if column is None else column
-    if not 0 <= index < width:
-        raise ValueError(f"--column is {index}; allowed: 0 to {width - 1}")
-    shape = geometry(numbers, channels, size)
-    tensors = [c[:, index].float().reshape(shape) for c in columns]
-    source = {"file": Path(path).name, "ram_key": names[0], "sam_key": names[1], "column": index, "geometry": list(shape)}
-    header = Header.of(concept, base_model=base_model, train={"converted": source}, library=__version__)
-    return ConceptModule.of(tensors[0], tensors[1] if len(tensors) > 1 else torch.zeros(shape), header)
-
-
-def to_official(module: ConceptModule, path: str | Path, column: int | None = None, columns: int = 10) -> Path:
-    """Write a module as a ``.pt`` for the official code: both weights (C H W, ``columns``), zero but for the module's column."""
-    if module.header.timesteps != TIMESTEPS:
-        raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
-    index = column_of(module.name, columns) if column is None else column
-    if not 0 <= index < columns:
-        raise ValueError(f"--column is {index}; allowed: 0 to {columns - 1}")
-    out = {RAM_KEY: torch.zeros(module.ram.numel(), columns), SAM_KEY: torch.zeros(module.sam.numel(), columns)}
-    out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
-    with new_file(path) as temporary:
-        torch.save(out, temporary)
-    return Path(path)

@@ -59,7 +59,6 @@ class Constant(Form):
         self.r = nn.Parameter((torch.rand(shape, generator=generator) * 2 - 1) * init_range)
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        """r, as (1, C, H, W)."""
         return self.r[None]
 
 
@@ -86,7 +85,6 @@ class Mlp(Form):
                 tensor.zero_()
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        """The offset (B, C, 1, 1)."""
         x = torch.cat([h.mean((2, 3)), _features(t, h)], 1)
         out: Tensor = self.up(nn.functional.silu(self.down(x)))
         return out[..., None, None]
@@ -96,7 +94,6 @@ class Conv(Mlp):
     """The same network at every position of h, as two 1x1 convolutions: an offset per position."""
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        """The offset (B, C, H, W)."""
         time = _features(t, h)[:, None, None].expand(-1, *h.shape[2:], -1)
         x = torch.cat([h.movedim(1, -1), time], -1)  # a linear layer on the last axis is a 1x1 convolution
         out: Tensor = self.up(nn.functional.silu(self.down(x)))
@@ -110,9 +107,7 @@ FORMS: dict[str, type[Form]] = {"constant": Constant, "channel": Channel, "mlp":
 def make_form(name: str, shape: Shape, *, init_range: float = 0.0, generator: torch.Generator | None = None) -> Form:
     """A new form for a bottleneck of shape (C, H, W). ValueError for a name that is not in `FORMS`.
 
-    Args:
-        init_range: ``constant`` and ``channel`` start at U(-init_range, init_range); the others always start with the offset 0.
-        generator: of the random start.
+    ``constant`` and ``channel`` start at U(-init_range, init_range); the others always start with the offset 0.
     """
     if name not in FORMS:
         raise ValueError(f"form is {name!r}; allowed: {', '.join(FORMS)}")

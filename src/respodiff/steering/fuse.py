@@ -41,7 +41,7 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
     for module in modules:
         if module.header.timesteps != TIMESTEPS:
             raise ValueError(
-                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; a bias adds the same at every timestep: steer it instead"
+                f"module {module.name!r} acts at timesteps {module.header.timesteps} alone, and a bias at all: steer it instead"
             )
         if module.shape[1:] != (1, 1):
             raise ValueError(
@@ -49,18 +49,6 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
                 f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set form=channel"
             )
     return torch.stack([m.delta.flatten() for m in modules]).sum(0) * scale
-
-
-def _convolution(pipe: Any) -> tuple[nn.Conv2d, float]:
-    """The convolution whose bias reaches h, and the number that the resnet divides its output by."""
-    if spec_of(pipe).model != "unet":
-        raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
-    resnet = backbone(pipe).mid_block.resnets[-1]
-    if not isinstance(resnet.conv2, nn.Conv2d) or resnet.conv2.bias is None:
-        raise ValueError(
-            f"the last convolution of the mid block is a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first"
-        )
-    return resnet.conv2, float(resnet.output_scale_factor)
 
 
 @contextmanager
@@ -72,12 +60,15 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
     delta = channel_delta(modules, scale)
     for module in modules:
         module.check(pipe)
-    conv, output_scale = _convolution(pipe)
-    bias = conv.bias
-    assert bias is not None  # _convolution saw to it
+    if spec_of(pipe).model != "unet":
+        raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
+    resnet = backbone(pipe).mid_block.resnets[-1]
+    bias = resnet.conv2.bias if isinstance(resnet.conv2, nn.Conv2d) else None
+    if bias is None:
+        raise ValueError(f"the mid block ends in a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first")
     kept = bias.detach().clone()
     with torch.no_grad():
-        bias.add_((delta * output_scale).to(bias.device, bias.dtype))
+        bias.add_((delta * float(resnet.output_scale_factor)).to(bias.device, bias.dtype))
     try:
         yield
     finally:
@@ -86,18 +77,14 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
 
 
 def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
-    """Write an ordinary diffusers UNet with the modules fused into ``out``; `UNet2DConditionModel.from_pretrained(out)` reads it."""
+    """Writes a UNet with the modules fused, which `UNet2DConditionModel.from_pretrained(out)` reads."""
     with fused(pipe, modules, scale=scale):
         backbone(pipe).save_pretrained(str(out), safe_serialization=True)
     return Path(out)
 
 
 def difference(pipe: Any, modules: Sequence[ConceptModule], chosen: Sequence[ConceptModule], *, scale: float = 1.0) -> float:
-    """How far fusing ``chosen`` departs from steering with ``modules``, on the latents of a small image.
-
-    Returns:
-        Norm of (fused - steered) over norm of (steered - unsteered); 0 where both are the same image.
-    """
+    """How far fusing ``chosen`` departs from steering with ``modules``: |fused - steered| / |steered - unsteered|, latents of an image."""
     unsteered = sample_latents(pipe)
     with steer(pipe, [[m.scale(scale) for m in modules]]):
         steered = sample_latents(pipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,18 +34,12 @@ class ConceptModule(Adapter):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.form not in FORMS:
-            what = f"form {self.form!r}; allowed: {', '.join(FORMS)}"
-            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: it has {what}")
+            allowed = ", ".join(FORMS)
+            raise ValueError(f"{self.method} {self.name!r} is no module of RAM and SAM: form is {self.form!r}; allowed: {allowed}")
         window = self.header.timesteps
         if not all(isinstance(t, int) for t in window) or len(window) != 2 or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
-        for part in PARTS:
-            state = self._state(part)
-            if self.reads_h or state.keys() != {"r"}:
-                load_form(self.form, state)
-            elif state["r"].ndim != 3:
-                raise ValueError(f"{part} has shape {tuple(state['r'].shape)}; allowed: three dimensions (C, H, W)")
-        ram, sam = ([tuple(v.shape) for v in self._state(part).values()] for part in PARTS)
+        ram, sam = ([tuple(p.shape) for p in form.parameters()] for form in self.forms())
         if ram != sam:
             raise ValueError(f"ram has shape {ram[0]}, but sam {sam[0]}; they must be equal")
 
@@ -53,8 +47,7 @@ class ConceptModule(Adapter):
     def of(cls, ram: Tensor | Form, sam: Tensor | Form, header: Header) -> ConceptModule:
         """A module of two forms, or of two constants (C, H, W) or (C, 1, 1). The header's ``form`` is set.
 
-        Raises:
-            ValueError: for tensors of other or unequal shapes, forms of two kinds, or values that are not finite.
+        ValueError for tensors of other or unequal shapes, forms of two kinds, or values that are not finite.
         """
         kinds = [type(x).__name__.lower() if isinstance(x, Form) else "constant" for x in (ram, sam)]
         if kinds[0] != kinds[1]:
@@ -97,18 +90,14 @@ class ConceptModule(Adapter):
 
     def _constant(self, part: str) -> Tensor:
         if self.reads_h:
-            raise ValueError(
-                f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; only constant and channel have one"
-            )
+            raise ValueError(f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; constant and channel have one")
         r = self.tensors[f"{part}.r"]
         return r if self.weight == 1 else r * self.weight
 
-    def _state(self, part: str) -> dict[str, Tensor]:
-        return {k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")}
-
     def forms(self) -> tuple[Form, Form]:
         """RAM and SAM as networks, at scale 1."""
-        return load_form(self.form, self._state("ram")), load_form(self.form, self._state("sam"))
+        ram, sam = ({k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")} for part in PARTS)
+        return load_form(self.form, ram), load_form(self.form, sam)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -120,54 +109,17 @@ class ConceptModule(Adapter):
         """The same, acting at timesteps from ``low`` to below ``high`` alone (0 to 1000, 999 being the noisiest).
 
         ``within(400, 1000)`` leaves the last steps unsteered, as Asyrp's editing interval does (arXiv 2210.10960).
-        ValueError for a window that is empty or outside of 0 to 1000.
         """
         return replace(self, header=replace(self.header, timesteps=(low, high)))
 
-    def __add__(self, other: ConceptModule) -> ConceptModule:
-        """Sum of two modules of one site and shape, as the paper combines safety concepts. ValueError for forms that read h."""
-        if not isinstance(other, ConceptModule):
-            return NotImplemented
-        for what, a, b in (
-            ("shape", self.shape, other.shape),
-            ("site", self.header.site, other.header.site),
-            ("base model config", self.header.base_digest, other.header.base_digest),
-            ("window of timesteps", self.header.timesteps, other.header.timesteps),
-        ):
-            if a != b:
-                raise ValueError(
-                    f"{what} differs: {self.name!r} has {a}, {other.name!r} has {b}; only modules that agree in it can be added"
-                )
-        both = {k: (getattr(self.header, k), getattr(other.header, k)) for k in ("concept", "target", "neutral", "negative")}
-        names: dict[str, Any] = {k: " + ".join(v for v in values if v) for k, values in both.items()}
-        kind = "fairness" if "fairness" in (self.header.kind, other.header.kind) else "safety"
-        attribute = self.header.attribute if self.header.attribute == other.header.attribute else ""
-        return ConceptModule.of(self.ram + other.ram, self.sam + other.sam, replace(self.header, **names, kind=kind, attribute=attribute))
-
-    def resize(self, height: int, width: int) -> ConceptModule:
-        """Bilinear resample of both tensors to (C, height, width) of another latent size. Quality there is not what was trained."""
-        if height < 1 or width < 1:
-            raise ValueError(f"size is {height} x {width}; allowed: at least 1 x 1")
-        if (height, width) == self.shape[1:]:
-            return self
-        return self._at_positions(lambda r: interpolate(r[None], (height, width), mode="bilinear", antialias=True)[0])
-
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
-        return self._at_positions(lambda r: r.mean((-2, -1), keepdim=True))
-
-    def _at_positions(self, change: Callable[[Tensor], Tensor]) -> ConceptModule:
-        """Constants at other positions; the norm of h grows with the square root of their number."""
-        ram, sam = change(self.ram), change(self.sam)
-        spread = (ram[0].numel() / self.ram[0].numel()) ** 0.5
-        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * spread))
+        ram, sam = (r.mean((-2, -1), keepdim=True) for r in (self.ram, self.sam))
+        positions = self.shape[1] * self.shape[2]
+        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * (1 / positions) ** 0.5))
 
     def check(self, pipe: Any) -> list[str]:
-        """Warnings about the module on a pipeline: another base model or configuration of the same width.
-
-        Raises:
-            ValueError: if the site or the number of channels differs, naming both sides.
-        """
+        """Warnings about the module on a pipeline of other weights or configuration. ValueError if site or channels differ."""
         model, site, h = backbone(pipe), site_of(pipe), self.header
         channels = site_shape(model, site=site)[0]
         if h.site != site:
@@ -179,7 +131,7 @@ class ConceptModule(Adapter):
             )
         if site != "mid_block" and self.shape[1:] != (1, 1):
             raise ValueError(
-                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: ConceptModule.channels()"
+                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: use module.channels()"
             )
         other_config = h.base_digest and h.base_digest != config_digest(model)
         if not other_config and not self.other_weights(model):
@@ -193,6 +145,10 @@ class ConceptModule(Adapter):
         return Shift(pipe, Deltas(adapters.rows), adapters).attached()
 
 
+Kind = tuple[tuple[int, int], tuple[int, int, int]]
+"""Window of timesteps and shape of a constant."""
+
+
 class Deltas(NoOffset):
     """The offsets of the images of a call.
 
@@ -200,42 +156,31 @@ class Deltas(NoOffset):
         rows: modules of each image; a single entry counts for all images.
 
     Attributes:
-        stacked: window of timesteps -> sums (B or 1, C, H, W) of the constants that act in it.
+        stacked: kind of constants -> sums (B or 1, C, H, W) of those of one image.
         reading: modules that read h, with RAM and SAM as networks and the images that have them.
-
-    Raises:
-        ValueError: constants of one call have several shapes.
     """
 
     def __init__(self, rows: Sequence[Sequence[ConceptModule]]) -> None:
         constants = [[m for m in row if not m.reads_h] for row in rows]
-        if len(shapes := {m.shape for row in constants for m in row}) > 1:
-            one = next((row for row in constants if len({m.shape for m in row}) > 1), None)
-            what = f"modules of one image have shapes {[m.shape for m in one]}" if one else f"modules have shapes {sorted(shapes)}"
-            raise ValueError(f"{what}; resize them to one with ConceptModule.resize")
-        self.stacked: dict[tuple[int, int], Tensor] = {}
-        for window in sorted({m.header.timesteps for row in constants for m in row}):
-            acting = [[m.delta for m in row if m.header.timesteps == window] for row in constants]
-            self.stacked[window] = torch.stack([torch.stack(d).sum(0) if d else torch.zeros(*shapes) for d in acting])
+        self.stacked: dict[Kind, Tensor] = {}
+        for kind in sorted({(m.header.timesteps, m.shape) for row in constants for m in row}):
+            acting = [[m.delta for m in row if (m.header.timesteps, m.shape) == kind] for row in constants]
+            self.stacked[kind] = torch.stack([torch.stack(d).sum(0) if d else torch.zeros(kind[1]) for d in acting])
         distinct = {id(m): m for row in rows for m in row if m.reads_h}.values()
         images = [slice(None)] if len(rows) == 1 else [slice(i, i + 1) for i in range(len(rows))]
         self.reading = [(m, m.forms(), [i for i, row in zip(images, rows, strict=True) for n in row if n is m]) for m in distinct]
         self.reads_h = bool(self.reading)
-        self.reads_timesteps = self.reads_h or any(window != TIMESTEPS for window in self.stacked)
+        self.reads_timesteps = self.reads_h or any(window != TIMESTEPS for window, _ in self.stacked)
         self._cache: dict[tuple[Any, ...], Tensor] = {}
-        self._warned: set[tuple[int, int]] = set()  # sizes
+        self._warned: set[tuple[int, ...]] = set()  # sizes
 
-    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
-        """What is added (B or 1, C, H, W) at the size of h's bottleneck; None for nothing.
-
-        Args:
-            h: of the images, (B, C, H, W) or (B, N, C). t: timesteps (B,), (1,) or () of the images.
-        """
+    def at(self, h: Tensor, t: Tensor) -> Tensor | None:
+        """What is added (B or 1, C, H, W) to h of the images, (B, C, H, W) or (B, N, C), at timesteps t (B,), (1,) or (); None for nothing."""
         out = None
-        for window, r in self.stacked.items():
-            part = self._fitted(window, r, size, h.device, h.dtype)
-            if window != TIMESTEPS:
-                part = part * _acts(window, t).to(part)
+        for kind, r in self.stacked.items():
+            part = self._fitted(kind, r, h)
+            if kind[0] != TIMESTEPS:
+                part = part * _acts(kind[0], t).to(part)
             out = part if out is None else out + part
         if self.reads_h:
             offset = self._read(channels_first(h).float(), t).to(h.dtype)
@@ -254,12 +199,12 @@ class Deltas(NoOffset):
         return out
 
     def clear(self) -> None:
-        """Forgets what was put on devices."""
         self._cache.clear()
 
-    def _fitted(self, window: tuple[int, int], r: Tensor, size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
-        """r (B or 1, C, H, W) at a size, on a device, in a dtype, made once each; float32 stays the master copy."""
-        key = (window, size, device, dtype)
+    def _fitted(self, kind: Kind, r: Tensor, h: Tensor) -> Tensor:
+        """r (B or 1, C, H, W) at the size, on the device and in the dtype of h, made once each; float32 stays the master copy."""
+        size = tuple(h.shape[2:]) if h.ndim == 4 else (1, 1)
+        key = (kind, size, h.device, h.dtype)
         if key not in self._cache:
             if r.shape[2:] not in (size, (1, 1)):
                 if size not in self._warned:
@@ -267,7 +212,7 @@ class Deltas(NoOffset):
                     warnings.warn(text, stacklevel=2)
                 self._warned.add(size)
                 r = interpolate(r, size, mode="bilinear", antialias=True)
-            self._cache[key] = r.to(device, dtype)
+            self._cache[key] = r.to(h.device, h.dtype)
         return self._cache[key]
 
 

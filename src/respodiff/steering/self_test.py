@@ -31,38 +31,31 @@ def examine(pipe: Any) -> dict[str, Any]:
     """
     site = site_of(pipe)
     shape = site_shape(backbone(pipe), site=site)
-    return {"supported": True, "pipeline": type(pipe).__name__, "site": site, "shape": list(shape), "checks": _checks(pipe, site, shape[0])}
+    checks = {name: {"passed": passed, "detail": detail} for name, passed, detail in _checks(pipe, site, shape[0])}
+    return {"supported": True, "pipeline": type(pipe).__name__, "site": site, "shape": list(shape), "checks": checks}
 
 
-def _checks(pipe: Any, site: str, channels: int) -> dict[str, dict[str, Any]]:
+def _checks(pipe: Any, site: str, channels: int) -> Iterator[tuple[str, bool, str]]:
     with _watched(pipe) as before:
         plain = sample_latents(pipe)
     if not before:
-        return {"every step is steered": _result(False, "the pipeline never reached the site")}
+        yield "every step is steered", False, "the pipeline never reached the site"
+        return
     # A random module of one number a channel, as large as h is on average.
     values = torch.randn(channels, 1, 1, generator=torch.Generator().manual_seed(0)) * before[0].float().std().cpu()
     module = ConceptModule.of(values, torch.zeros_like(values), Header("self-test", "", "", site=site))
     with steer(pipe, module.scale(0.0)):
-        zero = sample_latents(pipe)
+        yield "a zero module changes no bit", torch.equal(sample_latents(pipe), plain), ""
     with steer(pipe, module), _watched(pipe) as calls:
         steered = sample_latents(pipe)
-    after = sample_latents(pipe)
+    change = ((steered - plain).abs().max() / plain.abs().max().clamp(min=1e-12)).item()
+    yield "a module changes the image", change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"
     rows = [i for i in range(len(before[0])) if not torch.equal(before[0][i], calls[0][i])]
     passes = spec_of(pipe).passes if len(before[0]) > 1 else ("cond",)
-    expected = [i for i, name in enumerate(passes) if name == "cond"]
-    change = ((steered - plain).abs().max() / plain.abs().max().clamp(min=1e-12)).item()
-    shown = ", ".join(map(str, rows)) or "none"
-    return {
-        "a zero module changes no bit": _result(torch.equal(zero, plain)),
-        "a module changes the image": _result(change > 1e-4 and bool(torch.isfinite(steered).all()), f"largest change {change:.1%}"),
-        "conditional rows alone are shifted": _result(rows == expected, f"row {shown} of {len(passes)} ({', '.join(passes)})"),
-        "every step is steered": _result(len(calls) == len(before), f"{len(calls)} of {len(before)} calls"),
-        "the pipeline is as before": _result(torch.equal(after, plain)),
-    }
-
-
-def _result(passed: bool, detail: str = "") -> dict[str, Any]:
-    return {"passed": passed, "detail": detail}
+    shown = f"row {', '.join(map(str, rows)) or 'none'} of {len(passes)} ({', '.join(passes)})"
+    yield "conditional rows alone are shifted", rows == [i for i, name in enumerate(passes) if name == "cond"], shown
+    yield "every step is steered", len(calls) == len(before), f"{len(calls)} of {len(before)} calls"
+    yield "the pipeline is as before", torch.equal(sample_latents(pipe), plain), ""
 
 
 def sample_latents(pipe: Any) -> Tensor:

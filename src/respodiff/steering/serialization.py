@@ -69,7 +69,7 @@ class Header:
 
 
 class Stored(NamedTuple):
-    """What a file holds: header, float32 tensors by name (torch or numpy), scale, and the digest that was written."""
+    """What a file holds: its tensors are float32, of torch or numpy; the digest is the one that was written."""
 
     header: Header
     tensors: dict[str, Any]
@@ -134,9 +134,8 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
         raise ValueError(f"{name} has a broken header ({error}); copy or train it again") from error
     scale, digest = found.pop("scale", 1.0), found.pop("digest", None)
     header = _header(name, found | {"scale": scale})
-    return Stored(
-        header, {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}, float(scale), digest
-    )
+    floats = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
+    return Stored(header, floats, float(scale), digest)
 
 
 KINDS: dict[str, tuple[Any, str]] = {
@@ -150,7 +149,6 @@ KINDS: dict[str, tuple[Any, str]] = {
 
 
 def _header(name: str, found: dict[str, Any]) -> Header:
-    """The header, checked; keys of newer versions are a warning."""
     if found.get("format") != FORMAT:
         raise ValueError(f"{name} has format {found.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
     names = {f.name for f in fields(Header)}
@@ -158,12 +156,11 @@ def _header(name: str, found: dict[str, Any]) -> Header:
         warnings.warn(f"{name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
         raise ValueError(f"{name} has a header without {sorted(missing)[0]!r}; copy or train it again")
-    known = {k: v for k, v in found.items() if k not in unknown}
-    for key, value in known.items():
+    for key in sorted(found.keys() - unknown):
         kind, what = KINDS.get(key, (str, "a text"))
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} has a header with {key} = {value!r}; allowed: {what}; copy or train it again")
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items() if k in names}
+        if not isinstance(found[key], kind):
+            raise ValueError(f"{name} has a header with {key} = {found[key]!r}; allowed: {what}; copy or train it again")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in names}
     return Header(**values)
 
 

@@ -21,8 +21,7 @@ from respodiff.steering.serialization import check_scale
 def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
     """Warnings about an adapter on a pipeline: another base model, or other weights.
 
-    Raises:
-        ValueError: for what is no adapter, or does not fit the pipeline; names both sides.
+    ValueError for what is no adapter, or does not fit the pipeline; names both sides.
     """
     if not isinstance(adapter, Adapter):
         raise ValueError(f"adapter is {adapter!r}; give what a method made: a file is read with respodiff.load(path)")
@@ -30,7 +29,7 @@ def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
 
 
 @contextmanager
-def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale: float = 1.0) -> Iterator[None]:
+def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
     Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper.
@@ -39,7 +38,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
             warning; a compiled model compiles once more. Threads need a pipeline each.
         adapters: one adapter of any method for all images, or a list with one entry per final image
-            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None for no steering.
+            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None.
         scale: factor on every adapter, any finite number.
 
     Raises:
@@ -77,15 +76,14 @@ class NoOffset:
     """What is added at the bottleneck: nothing. Subclasses add something.
 
     Attributes:
-        stacked: constants by window of timesteps. reads_h, reads_timesteps: whether the offset depends on h or on the timestep.
+        reads_h, reads_timesteps: whether the offset depends on h or on the timestep.
     """
 
-    stacked: Mapping[tuple[int, int], Tensor] = {}
     reads_h = False
     reads_timesteps = False
 
-    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> Tensor | None:
-        """The offset (B or 1, C, H, W) for h of the conditional rows, or None."""
+    def at(self, h: Tensor, t: Tensor) -> Tensor | None:
+        """The offset (B or 1, C, H, W) for h of the conditional rows, (B, C, H, W) or (B, N, C), or None."""
         return None
 
     def clear(self) -> None:
@@ -97,10 +95,9 @@ _active_lock = threading.Lock()
 
 
 class Shift:
-    """Adds offsets at the bottleneck for the calls of one pipeline.
+    """Adds offsets at the bottleneck for the calls of one pipeline; ``adapters`` says for how many images the offsets are.
 
-    A model may be shared by pipelines, and by threads that have a pipeline each. So every call is asked who makes it, and the offset is
-    kept per thread. ``adapters`` says for how many images the offsets are.
+    Pipelines and threads may share a model. So every call is asked who makes it, and its rows are kept per thread.
     """
 
     def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
@@ -110,21 +107,19 @@ class Shift:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks on the model, or, where it is compiled, a place at its compiled hook; gone on exit."""
+        """Hooks on the model, or a place at its compiled hook; gone on exit."""
         wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), site_of(self.pipe)
         if is_compiled(wrapped) and self.deltas.reads_h:
-            raise ValueError(
-                "the model is compiled, and modules whose form reads h need hooks, which would be ignored; use the plain model"
-            )
+            raise ValueError("the model is compiled, and modules whose form reads h need hooks; use the plain model")
         site: Any = site_module(model, name)
         if "_compiled_call_impl" in site.__dict__:
             raise ValueError(
-                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model instead, or not that block"
+                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model, or not that block"
             )
         with _active_lock:
             if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
                 raise ValueError(
-                    "this pipeline is being steered in another thread; give each thread a pipeline of its own (from_pipe shares the weights)"
+                    "this pipeline is being steered in another thread; give each thread its own (from_pipe shares the weights)"
                 )
             _active.append(self)
         with ExitStack() as stack:
@@ -152,24 +147,27 @@ class Shift:
         rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
         if rows is None:
             return None
-        h, t = stream(output), self.call.t
-        height, width = h.shape[2:] if h.ndim == 4 else (1, 1)
-        added = self.deltas.at((height, width), h[rows], t[rows] if t.numel() > 1 else t)
+        h = stream(output)
+        added = self._added(h, rows, self.call.t)
         return None if added is None else with_stream(output, add_to_rows(h, added, rows))
 
     def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """Deltas (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
+        """Offsets (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
         rows = self.rows(args, kwargs)
-        if rows is None or not self.deltas.stacked:
+        if rows is None:
             return None
-        sample, site, t = _sample(args, kwargs), site_of(self.pipe), self.timesteps(args, kwargs)
+        sample = _sample(args, kwargs)
         height, width = sample.shape[-2:]  # a transformer's module does not depend on them
-        shape = site_shape(backbone(self.pipe), height, width, site)
+        shape = site_shape(backbone(self.pipe), height, width, site_of(self.pipe))
         full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
-        added = self.deltas.at(shape[1:], full[rows], t[rows] if t.numel() > 1 else t)
-        assert added is not None
+        added = self._added(full, rows, self.timesteps(args, kwargs))
+        if added is None:
+            return None
         full[rows] = added.to(full.dtype)
         return full
+
+    def _added(self, h: Tensor, rows: slice, t: Tensor) -> Tensor | None:
+        return self.deltas.at(h[rows], t[rows] if t.numel() > 1 else t)
 
     def timesteps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
@@ -203,25 +201,19 @@ def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return sample
 
 
-class HRecorder(NoOffset):
-    """Adds nothing, and shows h of the conditional rows to a function."""
-
+class _HRecorder(NoOffset):
     def __init__(self, seen: Callable[[Tensor], None]) -> None:
         self.seen = seen
 
-    def at(self, size: tuple[int, int], h: Tensor, t: Tensor) -> None:
-        """Shows h."""
+    def at(self, h: Tensor, t: Tensor) -> None:
         self.seen(h)
 
 
 def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> AbstractContextManager[None]:
     """While active, every call of the model shows h (B, C, H, W) or (B, N, C) of its conditional rows to ``seen``; nothing is changed.
 
-    Raises:
-        ValueError: for a compiled model, which shows nothing.
+    ValueError for a compiled model, which shows nothing.
     """
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
-        raise ValueError(
-            "the model is compiled, and h inside of its call cannot be read for assign_at; use the plain model, or leave assign_at out"
-        )
-    return Shift(pipe, HRecorder(seen), AdaptersPerImage.of(None)).attached()
+        raise ValueError("the model is compiled, and its h cannot be read for assign_at; use the plain model, or leave assign_at out")
+    return Shift(pipe, _HRecorder(seen), AdaptersPerImage.of(None)).attached()
