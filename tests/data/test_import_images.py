@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,15 +64,6 @@ def test_cut_off_import_goes_on(theirs: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in run.images.iterdir()) == sorted(Path(r.file).name for r in before)
     with pytest.raises(ValueError, match="was made with table_digest="):
         import_folder(theirs, table(theirs, "a.png,a nurse"), tmp_path / "run")
-
-
-def test_copied_where_links_are_not_to_be_had(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError("no links here")
-
-    monkeypatch.setattr("os.link", refuse)
-    (found,) = import_folder(theirs, table(theirs, "a.png,a doctor"), tmp_path / "run").records()
-    assert (tmp_path / "run" / found.file).stat().st_nlink == 1 and found.digest == file_digest(theirs / "a.png")
 
 
 def test_unreadable_image_is_kept_and_told(theirs: Path, tmp_path: Path) -> None:

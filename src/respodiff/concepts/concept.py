@@ -133,10 +133,8 @@ def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"concept file {str(path)!r} cannot be read: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"concept file {str(path)!r} is not TOML: {error}") from error
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"concept file {str(path)!r} cannot be read as TOML ({error})") from error
     if wrong := [name for name, table in tables.items() if not isinstance(table, Mapping)]:
         raise ValueError(f"{path}: {wrong[0]!r} is not a table; write [{wrong[0]}] and its keys below it")
     return {name: _parse(name, table, str(path)) for name, table in tables.items()}
@@ -153,10 +151,8 @@ def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     """The intersection of several attributes as one attribute: gender x tone = (woman*light, ..., man*dark).
 
     A subgroup's target prompt is composed of its factors' (`prompt_editing.composed`). Its opposites are the other subgroups' prompts, its
-    proportion the product of its factors'. Attributes stand in alphabetical order, the first slowest.
-
-    Raises:
-        ValueError: fewer than two attributes, one twice, different neutral prompts, or target prompts that cannot be made one.
+    proportion the product of its factors'. Attributes stand in alphabetical order, the first slowest. ValueError for fewer than two
+    attributes, one twice, different neutral prompts, or target prompts that cannot be made one.
     """
     chosen = sorted(attributes, key=lambda a: a.name)
     name = JOIN.join(a.name for a in chosen)

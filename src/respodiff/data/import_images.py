@@ -19,8 +19,8 @@ COLUMNS = ("file", "prompt")
 def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported") -> RunFolder:
     """Make a run folder from a folder of images and a CSV, to be evaluated and reported like any other.
 
-    Images are hard-linked where possible, else copied, in their own format. An interrupted import resumes. An image that cannot be read is part of
-    the run, with a warning, and a judge counts it as unknown.
+    Images are copied in their own format. An interrupted import resumes. An image that cannot be read is part of the run, with a warning, and a
+    judge counts it as unknown.
 
     Args:
         folder: folder of the images, which may lie in subfolders.

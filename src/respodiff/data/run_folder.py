@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -84,24 +83,15 @@ class RunFolder:
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
     def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for an image file, hard-linked where possible, else copied; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
+        """As `add`, for a copy of an image file as it is; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
+        return self._store(record, f"{record.id}{file.suffix.lower()}", size, lambda partial: shutil.copyfile(file, partial))
 
-        def place(partial: Path) -> None:
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(file.resolve(), partial)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(file, partial)
-
-        return self._store(record, f"{record.id}{file.suffix.lower()}", size, place)
-
-    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], None]) -> ImageRecord:
+    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], object]) -> ImageRecord:
         target = self.images / name
         partial = target.with_name(target.name + ".partial")
         try:
             save(partial)
             partial.replace(target)
-            partial.unlink(missing_ok=True)  # renaming one link of a file to another leaves both
             done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], digest=file_digest(target))
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:

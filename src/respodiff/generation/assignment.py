@@ -81,11 +81,9 @@ class Predictor:
         return torch.cat(found).mean(0)
 
     def read(self, prompts: Sequence[str], latents: Tensor, at: Job, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """h (B, F) of the conditional rows of B unsteered images, flattened, float32 on the CPU. The pipeline is stopped there.
+        """h (B, F) of the conditional rows of B unsteered images from start latents (B, C, H, W), float32 on the CPU.
 
-        Args:
-            prompts: one text an image. latents: start latents (B, C, H, W). at: has steps, guidance and size. generators: for schedulers that add
-                noise.
+        Steps, guidance and size are those of ``at``. The pipeline is stopped after h has been read.
         """
         found: list[Tensor] = []
 
@@ -104,8 +102,7 @@ class Predictor:
 
 def scores(h: Tensor, means: Tensor) -> Array:
     """Scores w (B, K) of h (B, F) for means (K, F). The difference of two is half that of the squared distances to both means."""
-    found: Array = (h @ means.T - means.square().sum(1) / 2).numpy()
-    return found
+    return (h @ means.T - means.square().sum(1) / 2).numpy()
 
 
 def alignment_margin(h: Tensor, means: Tensor) -> Array:
@@ -114,8 +111,7 @@ def alignment_margin(h: Tensor, means: Tensor) -> Array:
     gaps = torch.cdist(means, means).square() / 2
     margins = (w[:, :, None] - w[:, None, :]) / gaps.clamp_min(1e-12)
     margins[:, range(len(means)), range(len(means))] = torch.inf
-    found: Array = margins.amin(2).numpy()
-    return found
+    return margins.amin(2).numpy()
 
 
 def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], config: GenerateConfig) -> Iterator[Job]:
@@ -126,12 +122,9 @@ def predict_unsafe(pipe: Any, jobs: Iterable[Job], safety: Sequence[Adapter], co
 
 
 def assign_concepts_to_noises(pipe: Any, jobs: Sequence[Job], groups: Groups, config: GenerateConfig, done: set[str]) -> Iterator[Job]:
-    """The jobs that are not done, with each prompt's concepts assigned to the noises that favour them. Counts are unchanged.
+    """The jobs whose id is not in ``done``, with each prompt's concepts assigned to the noises that favour them. Counts are unchanged.
 
     Concepts of several attributes that were sampled for one image stay together. A prompt is predicted as a whole, if its concepts differ.
-
-    Args:
-        groups: attributes to predict. done: ids of images in the run folder.
     """
     predictor: Predictor | None = None
     prompts = {a: [m.header.target for m in group.values()] for a, group in groups.items()}

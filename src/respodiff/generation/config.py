@@ -9,11 +9,8 @@ from typing import ClassVar, Literal
 from respodiff.generation.policies import Policy
 from respodiff.training.config import COUNT, Rule, Rules, Settings, is_finite
 
-LARGEST_SCALE = 10.0
-"""Scales beyond this in either direction destroy every image."""
-
-
-SCALE: Rule = (lambda v: is_finite(v) and abs(v) <= LARGEST_SCALE, f"{-LARGEST_SCALE:g} to {LARGEST_SCALE:g}, 1 is as trained")
+SCALE: Rule = (lambda v: is_finite(v) and abs(v) <= 10, "-10 to 10, 1 is as trained")
+"""Scales beyond these destroy every image."""
 SWITCH: Rule = (lambda v: isinstance(v, bool), "True, False")
 
 

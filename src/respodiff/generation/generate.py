@@ -38,7 +38,7 @@ def generate(
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Generate ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
+    """Yield (record, image) for ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
 
     The noise of an image depends on (run seed, prompt id, repeat) alone, or on the data set's own seed with ``config.use_dataset_settings``.
 
@@ -49,9 +49,6 @@ def generate(
         safety: adapters added to every image.
         out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
-
-    Yields:
-        (record, image) for each generated image.
 
     Raises:
         ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other

@@ -52,7 +52,6 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Id of the image."""
         return image_id(self.prompt.id, self.repeat)
 
 
@@ -62,15 +61,9 @@ def attribute_of(adapter: Adapter) -> str:
 
 
 def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]], config: GenerateConfig) -> list[Job]:
-    """The jobs of a run: ``config.images`` of every prompt, in the order of the prompts.
+    """The jobs of a run, ``config.images`` of every prompt; ``names`` is attribute -> concepts to sample from.
 
-    Warns once of each kind of data set setting that cannot be followed.
-
-    Args:
-        names: attribute -> concepts to sample from.
-
-    Raises:
-        ValueError: proportions that do not sum to 1, or of an unknown group or concept.
+    Warns once of each kind of data set setting that cannot be followed. ValueError for wrong proportions.
     """
     steps, run_guidance = sampling_settings(pipe, config.steps, config.guidance)
     if config.use_dataset_settings:

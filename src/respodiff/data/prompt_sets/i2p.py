@@ -15,7 +15,6 @@ from respodiff.data.records import Prompt
 from respodiff.data.tables import Row, number, numbered, rank, read_table, whole_number
 
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
-"""The seven labels, in the order in which this library lists them."""
 PER_CATEGORY = 100
 
 
