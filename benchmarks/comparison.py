@@ -20,8 +20,7 @@ from benchmarks.provenance import DOCS, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
-from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.evaluation.judges import ClipJudge, classifier
 from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
@@ -42,7 +41,7 @@ def plan_of(kind: str) -> Plan:
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:
-    """Trains, generates and measures what is missing; the content of ``compare.json`` without tests."""
+    """Trains, generates and measures what is missing; the content of ``compare.json``."""
     judge = ClipJudge.load("embedded")
     comparison = MethodComparison(
         load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
@@ -51,11 +50,9 @@ def compared(plan: Plan, out: Path) -> dict[str, Any]:
     for step in comparison.run():
         if step.what != said:
             said = step.what
-            say(f"{said} ({step.done / step.total:.0%})")
+            say(said)
     comparison_report.publish(comparison, judge)
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    for row in result["rows"]:
-        row.pop("tests", None)
     return result
 
 

@@ -18,7 +18,7 @@ from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge, choose, class_texts
-from respodiff.evaluation.metrics import correction, fairness
+from respodiff.evaluation.metrics import judge_errors, shares
 from respodiff.evaluation.score_files import open_image
 from respodiff.generation.policies import exact_counts
 
@@ -66,7 +66,7 @@ def known_truth(judge: ClipJudge, only: str = "") -> dict[str, Any]:
         chosen = attribute(name)
         learn, use = halves(labelled(name, chosen.names))
         seen = perceive(judge, chosen, [file for file, _ in learn + use])
-        matrix = correction.confusion_matrix([c for _, c in learn], [seen[0][f] for f, _ in learn], chosen.names)[:, :-1]
+        matrix = judge_errors.confusion_matrix([c for _, c in learn], [seen[0][f] for f, _ in learn], chosen.names)[:, :-1]
         label = f"{name} {', '.join(f'{c} {s:.2f}' for c, s in proportions.items())}"
         for n in SIZES:
             if only not in ("", f"{label}, n = {n}"):
@@ -136,15 +136,15 @@ def coverage(
     hits = dict.fromkeys(KINDS, 0)
     for _ in range(sets):
         learn = [row for c in names for row in exact(rows, {c: 1.0}, half, rng)]
-        matrix = correction.confusion_matrix([c for _, c in learn], [labels[f] for f, _ in learn], names)[:, :-1]
+        matrix = judge_errors.confusion_matrix([c for _, c in learn], [labels[f] for f, _ in learn], names)[:, :-1]
         files = [f for f, _ in draw(rows, proportions, n, rng)]
         plain, certain = ([table[f] for f in files] for table in (labels, margin))
         known = [label for label in certain if label != UNKNOWN]
         counts = [plain.count(c) for c in names]
         found = (
-            fairness.share_interval([counts[-1]], [n]),
-            fairness.share_interval([known.count(last)], [len(known)]),
-            correction.corrected_proportions([counts], matrix, n_bootstrap=500, seed=int(rng.integers(1 << 30)))[-1],
+            shares.share_interval([counts[-1]], [n]),
+            shares.share_interval([known.count(last)], [len(known)]),
+            judge_errors.corrected_proportions([counts], matrix, n_bootstrap=500, seed=int(rng.integers(1 << 30)))[-1],
         )
         for kind, e in zip(KINDS, found, strict=True):
             hits[kind] += e.low <= proportions[last] <= e.high

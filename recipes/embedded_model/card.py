@@ -31,7 +31,7 @@ from respodiff.data.run_folder import RunFolder, write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, Vocabulary
 from respodiff.evaluation.metrics.estimate import Estimate
-from respodiff.evaluation.metrics.fairness import wilson
+from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import Settings, share
 from respodiff.evaluation.score_files import open_image
 from respodiff.evaluation.scored_run import ScoredRun

@@ -20,7 +20,7 @@ from respodiff.concepts.concept import Attribute, Concept, attribute
 from respodiff.data.tables import read_table
 from respodiff.evaluation.calibration import calibrate, write_confusion
 from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.metrics.fairness import share_interval
+from respodiff.evaluation.metrics.shares import share_interval
 from respodiff.evaluation.score_files import open_image
 
 HELD_OUT = "whole combinations of subject and style that no judge saw in training"

@@ -13,8 +13,7 @@ from PIL import Image
 from command import Done, last_json, respodiff
 from method_tools import WOMAN, latents
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import ClipJudge
-from respodiff.evaluation.judges.differentiable import classifier
+from respodiff.evaluation.judges import ClipJudge, classifier
 from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.pipelines.registry import backbone
 

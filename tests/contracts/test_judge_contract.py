@@ -15,12 +15,11 @@ from PIL import Image
 from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import FeatureJudge, Judge, JudgeInput, LabellingTask, Score, TableJudge
+from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
 from respodiff.evaluation.judges.inception import Inception
-from respodiff.evaluation.judges.nudenet import NudeNet
-from respodiff.evaluation.judges.open_nsfw import OpenNsfw
 from respodiff.evaluation.judges.q16 import Q16
+from respodiff.evaluation.score_files import judge_run
 from respodiff.evaluation.scored_run import KINDS
-from respodiff.evaluation.scoring import judge_run
 
 BAD = (0, 255, 0)
 """The colour of an image that every model here breaks down on."""
@@ -135,7 +134,7 @@ def test_scores_of_a_run_are_those_of_its_images_also_a_second_time(judge: Judge
     records = run.records()
     if isinstance(judge, TableJudge):
         judge = TableJudge([{"id": r.id, "gender": "woman"} for r in records[:2]], digest="d" * 16)
-    key = judge_run(run, records, judge, QUESTION)
+    key = judge_run(run, judge, QUESTION)
     path = run.path / "scores" / f"{key}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["id"] for row in rows] == [r.id for r in records] and "features" not in rows[0]
@@ -143,7 +142,7 @@ def test_scores_of_a_run_are_those_of_its_images_also_a_second_time(judge: Judge
     assert {(row["judge_digest"], row["digest"]) for row in rows} == {(judge.digest, r.digest) for r in records}
     assert (run.path / "scores" / f"{key}.safetensors").is_file() == (judge.kind in ("texts", "features"))
     first = path.read_text()
-    assert judge_run(run, records, judge, QUESTION) == key and path.read_text() == first
+    assert judge_run(run, judge, QUESTION) == key and path.read_text() == first
 
 
 def test_a_feature_judge_needs_one_function() -> None:

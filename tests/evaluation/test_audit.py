@@ -21,8 +21,7 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import AttributeBias, MostDeviant, audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FlagJudge
-from respodiff.evaluation.metrics.fairness import expected_devrat_random
-from respodiff.evaluation.metrics.skew import bias_band
+from respodiff.evaluation.metrics.fairness import bias_band, expected_devrat_random
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.reports.audit_report import lines, write
 
@@ -125,7 +124,7 @@ def test_page_and_console_say_the_same(run: ScoredRun, stated: ScoredRun, tmp_pa
     said = "\n".join(lines(found))
     assert "gender: mean DevRat 0.667" in said and "2 of 3 prompts shown to be biased" in said
     assert "mechanic: man 16 of 16 (wanted 0.500), DevRat 1.000 [" in said and "hat: mean DevRat" in said
-    assert "judge not valid: what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
+    assert "judge not valid, what a prompt states is seen in 0.500" in said and "respodiff train --concept woman" in said
     page = write(tmp_path / "audit.html", found, run).read_text()
     for text in (
         "gender: man 16 of 16 (wanted 0.500)",

@@ -16,7 +16,8 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation import evaluate as evaluation
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import FlagJudge
-from respodiff.evaluation.metrics.fairness import expected_devrat_random, wilson
+from respodiff.evaluation.metrics.fairness import expected_devrat_random
+from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import METRICS
 
 COOKS = [
@@ -147,21 +148,6 @@ def test_an_image_is_looked_at_once(tmp_path: Path) -> None:
     assert evaluate(run, judge, [GENDER], vocabulary=WORDS).unknown == 1 and judge.seen == 11
 
 
-def test_a_split_run_gives_the_same_numbers(tmp_path: Path) -> None:
-    whole = evaluate(paint(tmp_path / "r", COOKS + GUARDS), ColourJudge(), [GENDER], vocabulary=WORDS)
-    run = RunFolder(tmp_path / "r")
-    for name, keep in (("a", slice(None, None, 2)), ("b", slice(1, None, 2)), ("c1", slice(0, 4)), ("c2", slice(4, 6))):
-        part = RunFolder(tmp_path / name).create({})
-        for record in run.records()[keep]:
-            with Image.open(run.path / record.file) as image:
-                part.add(record, image.copy())
-    assert evaluate([tmp_path / "b", tmp_path / "a"], ColourJudge(), [GENDER], vocabulary=WORDS) == whole
-    # Also where no vocabulary is given: the subjects to choose from are those of the whole run, not of a part.
-    parts = [evaluate(runs, ColourJudge(), [GENDER]).subject_accuracy.mean for runs in (tmp_path / "r", [tmp_path / "c1", tmp_path / "c2"])]
-    assert parts[0] == parts[1] == pytest.approx(5 / 6)
-    assert evaluate(f"{tmp_path / 'a'},{tmp_path / 'b'}", ColourJudge(), [GENDER], vocabulary=WORDS) == whole
-
-
 class Flagger(FlagJudge):
     """Flags by the amount of blue; fails on white images."""
 
@@ -185,7 +171,7 @@ def test_several_judges_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("respodiff.evaluation.scoring.BATCH", 2)
+    monkeypatch.setattr("respodiff.evaluation.score_files.BATCH", 2)
     run, judge = paint(tmp_path / "r", [("cook", None, (0, 0, i % 2)) for i in range(6)]), Flagger()
     for i, record in enumerate(run.records()):  # six different files
         image = Image.new("RGB", (4 + i, 4), (0, 0, 255 * (i % 2)))

@@ -20,7 +20,7 @@ from respodiff.data.target_proportions import read_group_proportions
 from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate, judge_all
 from respodiff.evaluation.metrics.fairness import dev_rat, expected_devrat_random, mean_dev_rat
-from respodiff.evaluation.metrics.paired import devrat_difference, mean_dev_rat_of
+from respodiff.evaluation.metrics.paired import devrat_test
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
@@ -167,7 +167,7 @@ def test_devrat_against_each_groups_own_target_by_hand() -> None:
     assert turned == found, "the order of the groups has no influence"
     assert mean_dev_rat(counts, proportions=[0.75, 0.25]) == mean_dev_rat(counts, proportions=[[0.75, 0.25]] * 3)
     assert expected_devrat_random([5, 2], 2, [[1.0, 0.0], [0.5, 0.5]]) == pytest.approx((0.0 + 0.5) / 2)
-    with pytest.raises(ValueError, match=r"one row per group \(3\), got 2"):
+    with pytest.raises(ValueError, match="proportions must be"):
         mean_dev_rat(counts, proportions=proportions[:2])
     with pytest.raises(ValueError, match="sum to 1"):
         dev_rat(counts, [[0.75, 0.25], [0.75, 0.35], [0.5, 0.5]])
@@ -175,14 +175,11 @@ def test_devrat_against_each_groups_own_target_by_hand() -> None:
 
 def test_pairs_are_tested_against_each_groups_own_target() -> None:
     proportions = [[0.75, 0.25], [0.25, 0.75]]
-    measure = mean_dev_rat_of(["w", "m"], proportions)
     labels = np.array([["w", "w", "w", "m", "w", "m", "m", "m"], ["m", "m", "m", "m", "w", "m", "m", "m"]])
-    index = np.array([0] * 4 + [1] * 4)
-    assert measure(labels, index).tolist() == pytest.approx([0.0, (1.0 + 0.0) / 2])
-    groups = ["b"] * 4 + ["a"] * 4  # in order of first sight, not of name
-    found = devrat_difference(labels[1], labels[0], groups, ["w", "m"], proportions=proportions, n_bootstrap=100)
+    groups = ["a"] * 4 + ["b"] * 4
+    found = devrat_test(labels[1], labels[0], groups, ["w", "m"], proportions=proportions, n_bootstrap=100).difference
     assert found.mean == pytest.approx(0.5)
-    turned = devrat_difference(labels[1][::-1], labels[0][::-1], groups[::-1], ["w", "m"], proportions=proportions[::-1], n_bootstrap=100)
+    turned = devrat_test(labels[1][::-1], labels[0][::-1], groups[::-1], ["w", "m"], proportions=proportions, n_bootstrap=100).difference
     assert turned == found
 
 

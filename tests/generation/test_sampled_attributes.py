@@ -100,7 +100,8 @@ def test_what_is_missing_is_attribute_of_concept() -> None:
 
 def test_a_run_for_shares_of_cells_is_held_against_their_margins(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "r").create({"target_proportions": {"gender*tone": {"woman*dark": 0.25, "man*dark": 0.75}}})
-    assert wanted_proportions([run])["gender"] == {"woman": 0.25, "man": 0.75} and wanted_proportions([run])["tone"] == {"dark": 1.0}
+    found = wanted_proportions(run)
+    assert found["gender"] == {"woman": 0.25, "man": 0.75} and found["tone"] == {"dark": 1.0}
 
 
 # --- the command line ---

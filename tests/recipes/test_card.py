@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def run(rows: list[dict[str, Any]], judge: str = "embedded") -> ScoredRun:
         scores.append(Score(str(i), labels, subject_correct=row.get("kept"), unsafe=row.get("unsafe"), problem=row.get("problem")))
     attributes = {"gender": {"woman": "a woman", "man": "a man"}, "tone": {t: t for t in TONES}}
     header = ScoreHeader(judge, "0", "", "texts", attributes)
-    return ScoredRun("r", {}, tuple(records), (), {"k": tuple(scores)}, {"k": header}, "k", ())
+    return ScoredRun("r", {}, tuple(records), Path(), {"k": tuple(scores)}, {"k": header}, "k", ())
 
 
 def people(group: str, men: int, women: int, tones: tuple[int, int, int], **more: Any) -> list[dict[str, Any]]:

@@ -24,11 +24,6 @@ def test_dots_and_whiskers_stand_where_the_numbers_are() -> None:
     assert "wanted, by group" in own and re.findall(r'class="wanted" style="left:([\d.]+)%"', own) == ["25.00"]
 
 
-def test_dots_refuse_what_is_no_share() -> None:
-    with pytest.raises(ValueError, match=r"shares in 0\.\.1, got a 25"):
-        Dots("t", ["a"], [("x", {"a": Estimate(25, 20, 30, 5)})]).html()
-
-
 def test_stacks_add_up() -> None:
     text = Stacks("tone", ["plain", "ours"], ["light", "medium", "dark"], [("doctor", {"plain": [0.5, 0.25, 0.25], "ours": None})]).html()
     assert re.findall(r'<i class="k(\d)" style="width:([\d.]+)%"', text) == [("0", "50.00"), ("1", "25.00"), ("2", "25.00")]
@@ -64,7 +59,7 @@ def test_points_stand_where_the_numbers_are() -> None:
     ],
 )
 def test_ticks_are_round_and_hold_all_values(values: list[float], ticks: tuple[float, ...]) -> None:
-    scale = Scale.over(values, 0, 1)
+    scale = Scale(values, 0, 1)
     assert scale.ticks == pytest.approx(ticks)
     assert scale.ticks[0] <= min(values) and max(values) <= scale.ticks[-1]
 

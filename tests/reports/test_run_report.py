@@ -97,9 +97,8 @@ def test_a_label_with_markup_is_text(runs: dict[str, RunFolder], tmp_path: Path)
     assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
 
 
-def test_a_single_run_says_what_it_reaches(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_a_single_run_says_which_prompts_are_one_sided(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     page = Path(report(names(runs)[:1], tmp_path / "r.html")["page"]).read_text()
-    assert "Mean DevRat of gender: 0.875 [" in page and "(n = 16); random sampling: 0.273." in page
     assert "plain: in 8 of 8 images, “guard” looked like a man; expected 4.</p>" in page
 
 
@@ -111,25 +110,13 @@ def tables(runs: list[str], out: Path) -> tuple[Any, ...]:
     return (*texts, [re.sub(r",[^,]*/images", ",images", re.sub(r"plain2?|even2?", "run", line)) for line in images])
 
 
-def test_order_and_split_of_a_run_change_nothing(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+def test_order_of_the_manifest_and_of_the_scores_changes_nothing(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     before = tables(names(runs), tmp_path / "a" / "report.html")
     for run in runs.values():
         for file in (run.manifest, *(run.path / "scores").glob("*.jsonl")):
             lines = file.read_text().splitlines()
             file.write_text("\n".join(lines[1::2] + lines[::2][::-1]) + "\n")
     assert tables(names(runs), tmp_path / "b" / "report.html") == before
-    halves = []
-    for i in range(2):
-        half = RunFolder(tmp_path / f"half{i}").create({})
-        half.images.mkdir(exist_ok=True)
-        for record in runs["even"].records()[i::2]:
-            (half.path / record.file).write_bytes((runs["even"].path / record.file).read_bytes())
-            with half.manifest.open("a") as handle:
-                handle.write(next(line for line in runs["even"].manifest.read_text().splitlines() if f'"{record.id}"' in line) + "\n")
-        halves.append(str(half.path))
-    evaluate(halves, ColourJudge(), [GENDER], vocabulary=WORDS)
-    split = tables([str(runs["plain"].path), f"even={','.join(halves)}"], tmp_path / "c" / "report.html")
-    assert split == before
 
 
 def test_a_killed_and_resumed_run_gives_the_same_report(runs: dict[str, RunFolder], tmp_path: Path) -> None:
@@ -251,7 +238,7 @@ def test_runs_that_were_asked_otherwise_are_not_compared(runs: dict[str, RunFold
 
 def test_the_page_says_whether_columns_share_their_noise(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     same = Path(report(names(runs), tmp_path / "a.html")["page"]).read_text()
-    assert "images in a column start from the same noise" in same
+    assert "Images in a column start from the same noise" in same
     other = paint(tmp_path / "other", EVEN, seed=5)
     evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
     page = Path(report([str(runs["plain"].path), str(other.path)], tmp_path / "b.html")["page"]).read_text()

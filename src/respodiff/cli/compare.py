@@ -44,8 +44,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
-    from respodiff.evaluation.judges import load
-    from respodiff.evaluation.judges.differentiable import classifier
+    from respodiff.evaluation.judges import classifier, load
     from respodiff.experiments import comparison_report
     from respodiff.experiments.compare import MethodComparison, Plan
     from respodiff.methods.registry import methods_for
@@ -80,8 +79,7 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     Raises:
         ValueError: the file cannot be read, or a method cannot take a setting.
     """
-    from respodiff.experiments.compare import DRAWING, base_of, read_settings
-    from respodiff.methods.registry import get_method
+    from respodiff.experiments.compare import DRAWING, method_of, read_settings
 
     out = read_settings(file, kind) if file else {}
     for pair in pairs:
@@ -89,9 +87,9 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
         key, _, text = rest.partition("=")
         if name not in NAMES or not text:
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
-        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else get_method(name).config))
+        out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else method_of(name).config))
     for name, changes in out.items():
-        get_method(base_of(name)).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
+        method_of(name).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
 
 

@@ -13,7 +13,7 @@ from respodiff.cli.console import Concepts, Device, Dtype, Json, Seed, app, chec
 Attributes = Annotated[list[str] | None, typer.Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, typer.Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
 Confusion = Annotated[Path | None, typer.Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
-RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one, DIR,DIR joins a split run."
+RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 GROUPS_HELP = "CSV of wanted proportions: group,alternative,share. (default the run's)"
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 MinMargin = Annotated[float, typer.Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
@@ -41,7 +41,7 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
 
 @app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")
 def evaluate(
-    run: Annotated[list[Path], typer.Argument(help="Run folder; several if the run was split.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
     judge: Annotated[list[str] | None, typer.Option("--judge", help=JUDGES + ". (default embedded)", metavar="NAME")] = None,
     attribute: Attributes = None,
     class_template: Annotated[str, typer.Option(help=TEMPLATE_HELP, metavar="TEXT")] = "{concept}",
@@ -63,16 +63,15 @@ def evaluate(
     from respodiff.reports.tables import summary_lines
 
     chosen = _attributes(attribute, concepts)
-    parts = [RunFolder(path) for path in run]
-    for part in parts:
-        part.settings()  # a wrong folder is noticed before the judge is loaded
+    folder = RunFolder(run)
+    folder.settings()  # a wrong folder is noticed before the judge is loaded
     options: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin, "n_bootstrap": n_bootstrap, "seed": seed}
     options |= {"confusion": read_confusion(confusion)} if confusion else {}
     if group_proportions:
-        groups = list(dict.fromkeys(r.group for part in parts for r in part.records()))
+        groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
     labellers = load_judges(judge or ["embedded"], device, dtype)
-    result = measure(parts, labellers, chosen, **options)
+    result = measure(folder, labellers, chosen, **options)
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 
@@ -105,15 +104,15 @@ def report(
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.evaluate import judge_all
-    from respodiff.evaluation.scored_run import open_parts, unanswered
+    from respodiff.evaluation.scored_run import unanswered
     from respodiff.reports.run_report import report as write
 
     names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
-    if missing := [parts for text in runs if unanswered(parts := open_parts(split_label(text)[1]), judge, names)]:
+    if missing := [run for text in runs if unanswered(run := split_label(text)[1], judge, names)]:
         chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
-        for parts in missing:
-            words.print(f"judging {', '.join(part.path.name for part in parts)} with {labeller[0].name}", markup=False)
-            judge_all(parts, labeller, chosen)
+        for run in missing:
+            words.print(f"judging {Path(run).name} with {labeller[0].name}", markup=False)
+            judge_all(run, labeller, chosen)
     known = read_confusion(confusion) if confusion else None
     result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
     finish({key: result[key] for key in ("page", "tables")}, "\n".join([result["page"], *result["tables"]]), as_json)
@@ -135,10 +134,10 @@ def calibrate(
     """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import write_confusion
-    from respodiff.evaluation.judges import TextJudge
+    from respodiff.evaluation.judges import ClipJudge
 
     (labeller,) = load_judges([judge], device, dtype)
-    if not isinstance(labeller, TextJudge):
+    if not isinstance(labeller, ClipJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     found = measure(table, labeller, _attributes(attribute, concepts), note=note)
     if out.resolve() == table.resolve():

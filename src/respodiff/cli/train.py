@@ -91,7 +91,7 @@ def train(
 
     Give a known concept, an attribute, or prompts of your own: --target "a woman" --neutral "a person".
     """
-    from respodiff.evaluation.judges.differentiable import classifier
+    from respodiff.evaluation.judges import classifier
     from respodiff.methods.registry import get_method
 
     kind = get_method(method)

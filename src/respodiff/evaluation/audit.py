@@ -1,10 +1,8 @@
 """Ranks attributes and prompts by how biased the images of an unsteered model are.
 
 A search over many attributes and prompts finds something in pure noise. So the intervals of the ranking hold all at once (exact, Bonferroni
-over attributes, prompts and concepts), and "biased" is said after Holm's adjustment of all tests.
-
-A zero-shot classifier that cannot recognise an attribute tends to repeat one label, which looks like maximal bias. Each attribute is
-therefore validated first on images of explicit prompts.
+over attributes, prompts and concepts), and "biased" is said after Holm's adjustment. A zero-shot classifier that cannot recognise an
+attribute tends to repeat one label, which looks like maximal bias. So each attribute is validated on images of explicit prompts.
 """
 
 from __future__ import annotations
@@ -18,9 +16,9 @@ from respodiff.concepts.intersections import JOIN, factors
 from respodiff.data.records import Prompt
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import LEVEL, DevRat, Estimate, as_json
-from respodiff.evaluation.metrics.fairness import expected_devrat_random, mean_dev_rat
+from respodiff.evaluation.metrics.fairness import bias_band, bias_p, expected_devrat_random, images_required, mean_bias_p, mean_dev_rat
 from respodiff.evaluation.metrics.paired import holm
-from respodiff.evaluation.metrics.skew import bias_band, bias_p, exact_band, images_required, mean_bias_p
+from respodiff.evaluation.metrics.shares import exact_band
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import Shares, Summary, summarise
@@ -39,10 +37,9 @@ class MostDeviant:
 
 @dataclass(frozen=True)
 class PromptBias:
-    """How biased the images of one group of prompts are in one attribute.
+    """How biased the images of one group of prompts (`prompt`, such as `text`) are in one attribute.
 
     Attributes:
-        attribute, prompt: Names of the attribute and of the group. text: A prompt of the group.
         devrat: With an interval that holds for all rows of the ranking at once.
         counts: Concept -> images. unknown: Images without a known concept.
         p, p_holm: Of the hypothesis that the proportions are as wanted; adjusted for all rows. biased: Whether it is rejected.
@@ -83,8 +80,7 @@ class AttributeBias:
     """How biased the images are in one attribute.
 
     Attributes:
-        attribute: Its name. concepts: Concept -> target prompt. wanted: Concept -> wanted share.
-        proportions: Concept -> share over all images.
+        concepts: Concept -> target prompt. wanted, proportions: Concept -> wanted share, and share over all images.
         devrat: Mean over groups, with an interval that holds for all attributes at once.
         p, p_holm: As for `PromptBias`, over attributes. biased: Whether it is shown to be biased by a valid judge.
         judge_validity: None where it was not checked.
@@ -154,14 +150,11 @@ def stated_prompts(attributes: Sequence[Attribute]) -> list[Prompt]:
 
 
 def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribute], settings: Settings | None = None) -> Audit:
-    """Rank attributes and prompts by bias.
+    """Rank attributes and prompts by bias; ValueError where the judge gave no label at all.
 
     Args:
         run: Images that were asked for no concept. stated: Images of `stated_prompts`; None where the judge is not validated.
         attributes: What the judge was asked for. settings: Of the intervals.
-
-    Raises:
-        ValueError: The judge gave no label at all.
     """
     settings = settings or Settings()
     summary = summarise(run.only([a.name for a in attributes]), settings)
@@ -187,7 +180,7 @@ def audit(run: ScoredRun, stated: ScoredRun | None, attributes: Sequence[Attribu
             p_holm=adjusted,
             judge_validity=validity,
             biased=adjusted <= 1 - LEVEL and (validity is None or validity.beyond_chance),
-            images_required=images_required(wanted[a.name], tests, LEVEL),
+            images_required=images_required(wanted[a.name], tests),
         )
         rows.append(found)
     rows.sort(key=lambda row: (not row.valid, -row.above_random, row.attribute))
@@ -203,8 +196,8 @@ def _validity(stated: ScoredRun | None, attribute: Attribute) -> Validity | None
     if len({group for group, _ in rows}) < len(concepts):
         return None
     n, right, chance = len(rows), sum(concepts[group] == seen for group, seen in rows), 1 / len(concepts)
-    low, high = exact_band(right, n, LEVEL)
-    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n, LEVEL)[0] > chance)
+    low, high = exact_band(right, n)
+    return Validity(right / n, low, high, n, beyond_chance=low > chance, enough=exact_band(n, n)[0] > chance)
 
 
 def _ranking(

@@ -10,12 +10,12 @@ from typing import Any
 from respodiff.concepts.concept import Attribute
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
-from respodiff.evaluation.judges import UNKNOWN, TextJudge, class_texts
-from respodiff.evaluation.metrics.correction import confusion_matrix
+from respodiff.evaluation.judges import UNKNOWN, ClipJudge, class_texts
+from respodiff.evaluation.metrics.judge_errors import confusion_matrix
 from respodiff.evaluation.score_files import open_image
 
 
-def calibrate(table: str | Path, judge: TextJudge, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
+def calibrate(table: str | Path, judge: ClipJudge, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
     """Confusion matrices of a judge that compares images with texts.
 
     Args:
@@ -42,7 +42,7 @@ def calibrate(table: str | Path, judge: TextJudge, attributes: Sequence[Attribut
     return {judge.digest: {a.name: _matrix(a, judge, seen, path.name) | {"note": note} for a in attributes}}
 
 
-def _matrix(attribute: Attribute, judge: TextJudge, seen: Sequence[tuple[Mapping[str, str], Any]], table: str) -> dict[str, Any]:
+def _matrix(attribute: Attribute, judge: ClipJudge, seen: Sequence[tuple[Mapping[str, str], Any]], table: str) -> dict[str, Any]:
     texts = judge.embed_texts(class_texts(attribute.concepts))
     pairs = [
         (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])

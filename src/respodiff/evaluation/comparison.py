@@ -60,9 +60,8 @@ class Comparison:
 
     Attributes:
         baseline: Label of the other run. paired: Pairs of images on the same noise. tests: Tested differences.
-        features: Name of the judge whose vectors distances are taken on.
-        drift: Mean cosine distance of paired images. frechet, kid: Distances of the two sets of images. split_half: Frechet distance of two
-            halves of the baseline's images. None where vectors are missing, or images or prompts are too few.
+        features: Name of the judge whose vectors distances are taken on (`respodiff.evaluation.metrics.distances`). They are None where
+            vectors are missing, or images or prompts are too few.
     """
 
     baseline: str
@@ -137,10 +136,8 @@ def _devrat(name: str, base: ScoredRun, run: ScoredRun, found: Sequence[tuple[in
     groups, before, after = zip(*rows, strict=True)
     proportions = [list(run.wanted(name, g).values()) for g in dict.fromkeys(groups)]
     permutations = min(MAX_PERMUTATIONS, max(MIN_PERMUTATIONS, SWAPPED_PAIRS // len(rows)))
-    statistic = paired.mean_dev_rat_of(concepts, proportions)
-    p = paired.paired_permutation(after, before, groups, statistic, permutations=permutations, seed=settings.seed).p
-    d = paired.devrat_difference(after, before, groups, concepts, proportions=proportions, **settings.boot)
-    return Difference(d.mean, d.low, d.high, len(rows), "devrat", name, p, "permutation within pairs")
+    test = paired.devrat_test(after, before, groups, concepts, proportions=proportions, permutations=permutations, **settings.boot)
+    return _difference("devrat", name, test, "permutation within pairs")
 
 
 def _yes_no(
@@ -152,9 +149,11 @@ def _yes_no(
     if not rows:
         return None
     a, b, prompts = zip(*rows, strict=True)
-    test = paired.mcnemar(a, b, groups=prompts)
-    d = test.difference
-    return Difference(d.mean, d.low, d.high, d.n, metric, "", test.p, "McNemar, exact")
+    return _difference(metric, "", paired.mcnemar(a, b, prompts), "McNemar, exact")
+
+
+def _difference(metric: str, attribute: str, test: paired.PairedTest, name: str) -> Difference:
+    return Difference(**vars(test.difference), metric=metric, attribute=attribute, p=test.p, test=name)
 
 
 def _distances(base: ScoredRun, run: ScoredRun, key: str, found: Sequence[tuple[int, int]], settings: Settings) -> dict[str, Estimate]:

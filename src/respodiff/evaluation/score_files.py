@@ -1,4 +1,4 @@
-"""Reads and writes the scores of judges in a run folder.
+"""Scores the images of a run folder with a judge, and keeps the scores there.
 
 A judge has three files under ``scores/``, named after it and the digest of its weights: ``NAME.json`` says who judged and what was asked,
 ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` its image vectors by the digest of the image file. Vectors are computed
@@ -7,10 +7,12 @@ once: later questions need no image.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,19 +21,16 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
-from respodiff.evaluation.judges.base import Score
-from respodiff.evaluation.judges.texts import Floats
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
 T = TypeVar("T")
 SLIMMEST = 50
+SAVE_SECONDS = 60.0
 
 
 def short_name(name: str) -> str:
-    """A judge's name without the way to its folder or file, which differs between machines.
-
-    >>> short_name("clip:models/ViT-B-32"), short_name("embedded")
-    ('clip:ViT-B-32', 'embedded')
-    """
+    """A judge's name without the way to its folder or file, which differs between machines: ``clip:ViT-B-32`` of ``clip:models/ViT-B-32``."""
     kind, _, rest = name.rpartition(":")
     return ":".join(part for part in (kind, Path(rest).name or rest) if part)
 
@@ -43,28 +42,6 @@ def key_of(name: str, digest: str) -> str:
     'clip-ViT-B-32-01234567'
     """
     return re.sub(r"[^A-Za-z0-9-]+", "-", short_name(name)).strip("-")[:60] + "-" + digest[:8]
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file as found: its digest, or in a word why it cannot be judged."""
-
-    path: Path
-    digest: str
-    problem: str | None
-
-
-def find(folder: RunFolder, record: ImageRecord) -> ImageFile:
-    """The file of one record; a file other than the manifest describes is a problem, not another image."""
-    path = confined(folder.path, record.file)
-    if path is None:
-        return ImageFile(folder.path, "", "outside")
-    if not path.is_file():
-        return ImageFile(path, "", "missing")
-    digest = file_digest(path)
-    if not record.digest or digest == record.digest:
-        return ImageFile(path, digest, None)
-    return ImageFile(path, digest, "unreadable" if open_image(path) is None else "changed")
 
 
 def confined(folder: Path, file: str) -> Path | None:
@@ -87,12 +64,12 @@ class ScoreHeader:
     """Who judged a run, and what was asked.
 
     Attributes:
-        judge: Name of the judge. digest: Of its weights. version: Of its library. kind: See `judges.Judge`.
+        judge, digest, version, kind: See `judges.Judge`; the name is short.
         attributes: Attribute -> concept -> target prompt.
         proportions: Attribute -> concept -> wanted share, where the run or the attribute says any.
         group_proportions: Attribute -> group of prompts -> concept -> wanted share.
         class_template, min_margin, subjects: See `judges.LabellingTask`; None for judges that compare with no text.
-        threshold, rule: Of a judge that flags images.
+        threshold, rule: See `judges.FlagJudge`.
         fingerprint: Digest of the task and of all images; equal fingerprints give equal scores.
     """
 
@@ -108,12 +85,7 @@ class ScoreHeader:
     subjects: list[str] | None = None
     threshold: float | None = None
     rule: str | None = None
-    fingerprint: str | None = field(default=None, compare=False)
-
-    @classmethod
-    def from_json(cls, found: dict[str, Any]) -> ScoreHeader:
-        """Read a header; TypeError for one that does not say who judged."""
-        return cls(**{f.name: found[f.name] for f in fields(cls) if f.name in found})
+    fingerprint: str | None = None
 
     @property
     def asked(self) -> tuple[str, float]:
@@ -155,7 +127,7 @@ class ScoreFiles:
 
     def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""
-        return self._read(self._header_file, lambda text: ScoreHeader.from_json(json.loads(text)))
+        return self._read(self._header_file, lambda text: ScoreHeader(**json.loads(text)))
 
     def scores(self) -> dict[str, Score]:
         """Image id -> score, as last written; ValueError for a damaged file."""
@@ -198,6 +170,7 @@ class ScoreFiles:
         return dict(zip(digests, table, strict=False))
 
     def write_vectors(self, vectors: dict[str, Floats]) -> None:
+        """Replace the vectors, unless there are none."""
         from safetensors.numpy import save_file
 
         if not vectors:
@@ -211,3 +184,97 @@ class ScoreFiles:
 def scored_by(folder: RunFolder) -> list[str]:
     """Keys of the judges that have judged a run folder, in name order."""
     return sorted(path.stem for path in (folder.path / "scores").glob("*.json") if path.with_suffix(".jsonl").is_file())
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A record and its image file as found: its digest, and in a word why it cannot be judged, if so."""
+
+    record: ImageRecord
+    path: Path
+    digest: str = ""
+    problem: str | None = None
+
+
+def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask) -> str:
+    """Judge the images of a run folder, keep the scores there, and return the key that they are kept under.
+
+    Scores of the same task and the same images are left as they are: a judge that loads its model when it is first used then loads none.
+    """
+    files = ScoreFiles(folder, key_of(judge.name, judge.digest))
+    asked = {a.name: {c.name: c.target for c in a.concepts} for a in task.attributes}
+    wanted = {a.name: dict(zip(a.names, a.proportions, strict=True)) for a in task.attributes if a.proportions}
+    of_groups = {a: {group: dict(row) for group, row in rows.items()} for a, rows in task.group_proportions.items() if a in asked and rows}
+    images = [_listed(folder.path, record) for record in folder.records()]
+    task = replace(task, prompts=tuple(sorted({i.record.prompt for i in images})))
+    seen = [(i.record.id, i.record.prompt, i.record.group, i.record.subject, i.digest, i.problem) for i in images]
+    text = json.dumps([asdict(task), seen], sort_keys=True, default=str)
+    who = {"judge": short_name(judge.name), "digest": judge.digest, "version": judge.version, "kind": judge.kind}
+    about = {**who, "attributes": asked, "proportions": wanted, "group_proportions": of_groups, **judge.asked(task)}
+    header = ScoreHeader(**about, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
+    if judge.kind == "table":  # it looks at no file
+        found = judge.score([JudgeInput(i.record) for i in images], task)
+        scores = [replace(s, digest=i.record.digest) for s, i in zip(found, images, strict=True)]
+    elif _is_scored(files, header):
+        return files.key
+    else:
+        scores = _from_images(images, judge, task, files, dict.fromkeys(header.attributes, UNKNOWN))
+    files.write(header, [replace(s, judge=header.judge, judge_digest=judge.digest) for s in scores])
+    return files.key
+
+
+def _listed(folder: Path, record: ImageRecord) -> _Listed:
+    """A file other than the manifest describes is a problem, not another image."""
+    path = confined(folder, record.file)
+    if path is None or not path.is_file():
+        return _Listed(record, folder, problem="outside" if path is None else "missing")
+    digest = file_digest(path)
+    if digest == (record.digest or digest):
+        return _Listed(record, path, digest)
+    return _Listed(record, path, digest, "unreadable" if open_image(path) is None else "changed")
+
+
+def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
+    """Whether the folder holds scores of this judge, task and images, none of them failed, and the vectors that belong to them."""
+    try:
+        held, scores = files.header(), files.scores().values()
+    except ValueError:
+        return False
+    same = held == header and not any(s.problem for s in scores)
+    return same and (header.kind == "flags" or {s.digest for s in scores} <= files.vectors().keys())
+
+
+def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: dict[str, str]) -> list[Score]:
+    """A score an image. What the judge found in a file is kept, also after a kill in the middle of a run, and not asked for again."""
+    values, held = files.held_scores(), files.vectors()
+    kept, saved, out = dict[str, Floats](), time.monotonic(), list[Score]()
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        given = [_given(image, values, held) for image in batch]
+        inputs = [item for item in given if isinstance(item, JudgeInput)]
+        answers = iter(judge.score(inputs, task) if inputs else ())
+        scores = [
+            replace(next(answers) if isinstance(item, JudgeInput) else Score(i.record.id, dict(unknown), problem=item), digest=i.digest)
+            for item, i in zip(given, batch, strict=True)
+        ]
+        if new := {s.digest: s.score for s in scores if s.score is not None and s.digest not in values}:
+            files.note_scores(new)
+            values |= new
+        kept |= {s.digest: s.features for s in scores if s.features is not None}
+        out += [replace(s, features=None) for s in scores]
+        if time.monotonic() - saved > SAVE_SECONDS:
+            files.write_vectors({**held, **kept})
+            saved = time.monotonic()
+    if kept.keys() != held.keys():
+        files.write_vectors(kept)
+    return out
+
+
+def _given(image: _Listed, values: dict[str, float], held: dict[str, Floats]) -> JudgeInput | str:
+    """An image as a judge takes it, or what is wrong with its file; what was judged before is not opened."""
+    if image.problem is not None:
+        return image.problem
+    if image.digest in values or image.digest in held:
+        return JudgeInput(image.record, score=values.get(image.digest), features=held.get(image.digest))
+    pixels = open_image(image.path)
+    return "unreadable" if pixels is None else JudgeInput(image.record, pixels)

@@ -1,6 +1,6 @@
 """Reads a run and the scores of its judges from its folder; summaries, comparisons and reports are made from it.
 
-Rows are joined by image id and sorted. So nothing depends on the order of manifest lines, or on how a run was split over folders.
+Rows are joined by image id and sorted, so nothing depends on the order of manifest lines.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ import numpy as np
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import UNKNOWN, Floats, Score
+from respodiff.evaluation.judges import UNKNOWN, Score
+from respodiff.evaluation.judges.texts import Floats
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
 NOT_YET = "not judged yet"
-AnyRun = str | Path | RunFolder | Sequence[str | Path | RunFolder]
+AnyRun = str | Path | RunFolder
 KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """Images of one run (of one or more folders) and the scores of every judge.
+    """Images of one run and the scores of every judge.
 
     Attributes:
-        label: Its name in reports. settings: Those of its first folder.
-        records: Sorted by prompt id, repeat and id. image_folders: The folder of each.
+        label: Its name in reports.
+        records: Sorted by prompt id, repeat and id.
         answers: Judge key -> one `Score` a record. headers: Judge key -> who judged and what was asked.
         primary: Key of the judge that labels come from.
-        problems: One line for everything that was wrong with the folders.
+        problems: One line for everything that was wrong with the folder.
     """
 
     label: str
     settings: dict[str, Any]
     records: tuple[ImageRecord, ...]
-    image_folders: tuple[Path, ...]
+    folder: Path
     answers: dict[str, tuple[Score, ...]]
     headers: dict[str, ScoreHeader]
     primary: str
@@ -91,8 +92,8 @@ class ScoredRun:
     def flags(self) -> list[bool | None] | None:
         """Whether any judge of unsafe images flags each image; None without such a judge.
 
-        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged.
-        An image that none flags and some could not judge is None.
+        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged;
+        one that none flags and some could not judge is None.
         """
         keys = [key for key, header in self.headers.items() if header.kind == "flags"]
         if not keys and any(s.unsafe is not None for s in self.scores):
@@ -111,102 +112,66 @@ class ScoredRun:
 
     def vectors(self, key: str) -> Floats | None:
         """Vectors (N, D) of one judge, a row of NaN where it has none; None for a judge without vectors."""
-        held = {
-            digest: v for folder in dict.fromkeys(self.image_folders) for digest, v in ScoreFiles(RunFolder(folder), key).vectors().items()
-        }
-        if not held:
+        if not (held := ScoreFiles(RunFolder(self.folder), key).vectors()):
             return None
         missing = np.full(len(next(iter(held.values()))), np.nan, dtype=np.float32)
         return np.stack([missing if score.problem else held.get(score.digest, missing) for score in self.answers[key]])
 
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""
-        records, folders = tuple(compress(self.records, keep)), tuple(compress(self.image_folders, keep))
         answers = {key: tuple(compress(rows, keep)) for key, rows in self.answers.items()}
-        return replace(self, records=records, image_folders=folders, answers=answers)
+        return replace(self, records=tuple(compress(self.records, keep)), answers=answers)
 
 
-def open_parts(run: AnyRun) -> list[RunFolder]:
-    """The folders of one run: a folder, ``"DIR,DIR"`` for a run that was split, or a sequence of them."""
-    if isinstance(run, RunFolder | Path):
-        return [run if isinstance(run, RunFolder) else RunFolder(run)]
-    if isinstance(run, str):
-        names = [run] if Path(run).is_dir() else [part for part in run.split(",") if part.strip()]
-        return [RunFolder(part.strip()) for part in names or [run]]
-    parts = [part for entry in run for part in open_parts(entry)]
-    if not parts:
-        raise ValueError("run is an empty list; give the folder of a run, or the folders that it was split over")
-    return parts
-
-
-def read_parts(parts: Sequence[RunFolder]) -> tuple[list[tuple[RunFolder, ImageRecord]], list[str]]:
-    """All rows of a run, sorted, and a line for each problem; an image that two parts hold counts once.
-
-    Raises:
-        ValueError: no part has any image.
-    """
-    rows, problems = dict[str, tuple[RunFolder, ImageRecord]](), list[str]()
-    for part in parts:
-        part.settings()  # says so if this is no run folder
-        records, found = part.read()
-        problems += [f"{part.path.name}: {line}" for line in found]
-        for record in records:
-            if record.id in rows and rows[record.id][1].digest != record.digest:
-                other = rows[record.id][0].path.name
-                problems.append(f"image {record.id} is in {other} and in {part.path.name} with other content: the second counts")
-            rows[record.id] = (part, record)
-    if not rows:
-        raise ValueError(f"run folder {', '.join(str(p.path) for p in parts)} has no images yet: generate some first")
-    return sorted(rows.values(), key=lambda row: (row[1].prompt_id, row[1].repeat, row[1].id)), problems
+def read_records(folder: RunFolder) -> tuple[list[ImageRecord], list[str]]:
+    """The records of a run, sorted, and a line for each problem; ValueError if there are none."""
+    records, problems = folder.read()
+    if not records:
+        raise ValueError(f"run folder {folder.path} has no images yet: generate some first")
+    return sorted(records, key=lambda r: (r.prompt_id, r.repeat, r.id)), [f"{folder.path.name}: {line}" for line in problems]
 
 
 def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequence[str] = ()) -> ScoredRun:
     """Read a run and all its scores.
 
     Args:
-        run: As `open_parts` takes it. label: Name in reports; empty takes the folder's name.
+        label: Name in reports; empty takes the folder's name.
         judge: Name or key of the judge that labels come from. Empty takes the first of ``keys`` that gives labels; without ``keys`` the
             embedded judge, or the first that reads labels off images.
         keys: Judges to read, in order; empty reads all.
 
     Raises:
-        ValueError: No images, no scores yet, none of this judge, or parts that were asked different things.
+        ValueError: No images, no scores yet, or none of this judge.
     """
-    parts = open_parts(run)
-    rows, problems = read_parts(parts)
-    common = [key for key in scored_by(parts[0]) if all(key in scored_by(part) for part in parts)]
-    chosen = [key for key in keys or common if key in common]
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    records, problems = read_records(folder)
+    there = scored_by(folder)
+    chosen = [key for key in keys or there if key in there]
     if not chosen:
-        raise ValueError(f"run {parts[0].path} has no scores yet: run 'respodiff evaluate {parts[0].path}' first")
-    headers, answers = {}, {}
-    for key in chosen:
-        headers[key] = ScoreFiles(parts[0], key).header()
-        for part in parts[1:]:
-            if ScoreFiles(part, key).header() != headers[key]:
-                raise ValueError(f"{parts[0].path} and {part.path} were asked different things of judge {key}: evaluate them together")
-        held = {part.path: ScoreFiles(part, key).scores() for part in parts}
-        answers[key] = tuple(_current(held[part.path].get(r.id), r, headers[key]) for part, r in rows)
+        raise ValueError(f"run {folder.path} has no scores yet: run 'respodiff evaluate {folder.path}' first")
+    files = {key: ScoreFiles(folder, key) for key in chosen}
+    headers = {key: file.header() for key, file in files.items()}
+    held = {key: file.scores() for key, file in files.items()}
     return ScoredRun(
-        label=label or ",".join(part.path.resolve().name for part in parts),
-        settings=parts[0].settings(),
-        records=tuple(record for _, record in rows),
-        image_folders=tuple(part.path for part, _ in rows),
-        answers=answers,
+        label=label or folder.path.resolve().name,
+        settings=folder.settings(),
+        records=tuple(records),
+        folder=folder.path,
+        answers={key: tuple(_current(held[key].get(r.id), r, headers[key]) for r in records) for key in chosen},
         headers=headers,
         primary=_primary(headers, judge, bool(keys)),
         problems=tuple(problems),
     )
 
 
-def unanswered(parts: Sequence[RunFolder], judge: str, attributes: Sequence[str]) -> bool:
+def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:
     """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
-    for part in parts:
-        part.settings()
-        names = {name for key in scored_by(part) for name in (key, ScoreFiles(part, key).header().judge)}
-        if not names or (judge and short_name(judge) not in names):
-            return True
-    run = load_scored_run(parts, judge=judge)
-    return any(s.problem == NOT_YET for s in run.scores) or not set(attributes) <= set(run.attributes)
+    read_records(run if isinstance(run, RunFolder) else RunFolder(run))
+    try:
+        found = load_scored_run(run, judge=judge)
+    except ValueError:  # no scores of this judge, or damaged ones
+        return True
+    return any(s.problem == NOT_YET for s in found.scores) or not set(attributes) <= set(found.attributes)
 
 
 def _current(score: Score | None, record: ImageRecord, header: ScoreHeader) -> Score:

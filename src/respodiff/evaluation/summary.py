@@ -12,7 +12,7 @@ from typing import Any
 from respodiff.concepts.intersections import JOIN
 from respodiff.evaluation import registry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
-from respodiff.evaluation.metrics import agreement, correction, fairness, intersection
+from respodiff.evaluation.metrics import intersection, judge_errors, shares
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate, as_json
 from respodiff.evaluation.registry import METRICS, Settings, Value
 from respodiff.evaluation.scored_run import ScoredRun
@@ -61,8 +61,7 @@ class Summary:
 
     Attributes:
         n, unknown: Images, and those among them that the primary judge could not judge.
-        devrat, concept_accuracy: By attribute.
-        subject_accuracy, alignment, unsafe: See `respodiff.evaluation.registry`.
+        devrat, concept_accuracy: By attribute; these and the following: see `respodiff.evaluation.registry`.
         more: All other registered metrics by name.
         devrat_by: Attribute -> group of prompts -> DevRat. unsafe_by: Group -> flagged share.
         unsafe_by_category: Flagged share of the prompts with a safety category; empty without categories.
@@ -158,18 +157,19 @@ def _failures(run: ScoredRun) -> list[str]:
 def _proportions(attribute: str, run: ScoredRun, settings: Settings) -> Shares:
     """Shares of the concepts over all images, with an interval over groups."""
     used = [row for row in run.known_counts(attribute).values() if sum(row)]
-    columns = list(zip(*used, strict=True)) if used else [()] * len(run.attributes[attribute])
-    found = [fairness.share_interval(column, list(map(sum, used)), **settings.boot) if used else None for column in columns]
-    return dict(zip(run.attributes[attribute], found, strict=True))
+    totals = [sum(row) for row in used]
+    return {
+        c: shares.share_interval([row[i] for row in used], totals, **settings.boot) if used else None
+        for i, c in enumerate(run.attributes[attribute])
+    }
 
 
 def _proportions_by(attribute: str, run: ScoredRun) -> dict[str, Shares]:
     """Shares of the concepts in each group, with Wilson's interval."""
-    out = {}
-    for group, row in run.known_counts(attribute).items():
-        n = sum(row)
-        out[group] = {c: fairness.wilson(k, n) if n else None for c, k in zip(run.attributes[attribute], row, strict=True)}
-    return out
+    return {
+        group: {c: shares.wilson(k, sum(row)) if sum(row) else None for c, k in zip(run.attributes[attribute], row, strict=True)}
+        for group, row in run.known_counts(attribute).items()
+    }
 
 
 def _devrat_by(attribute: str, run: ScoredRun, settings: Settings) -> dict[str, DevRat | None]:
@@ -197,7 +197,7 @@ def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str
     if not any(map(sum, rows)):
         return None
     try:
-        found = correction.corrected_proportions([row for row in rows if sum(row)], matrix, **settings.boot)
+        found = judge_errors.corrected_proportions([row for row in rows if sum(row)], matrix, **settings.boot)
     except ValueError as error:
         problems.append(f"shares of {name} are not corrected for the judge's errors: {error}")
         return None
@@ -206,13 +206,12 @@ def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str
 
 def agreements(run: ScoredRun, settings: Settings) -> tuple[Agreement, ...]:
     """The agreement of every two judges that answered the same question."""
-    out = []
     groups = [r.group for r in run.records]
-    for a, b in combinations(run.answers, 2):
-        for task, first, second in _tasks(run, a, b):
-            names = run.headers[a].judge, run.headers[b].judge
-            out.append(Agreement(task, names, *agreement.agreement(first, second, groups, **settings.boot)))
-    return tuple(out)
+    return tuple(
+        Agreement(task, (run.headers[a].judge, run.headers[b].judge), *judge_errors.agreement(first, second, groups, **settings.boot))
+        for a, b in combinations(run.answers, 2)
+        for task, first, second in _tasks(run, a, b)
+    )
 
 
 def _tasks(run: ScoredRun, a: str, b: str) -> list[tuple[str, list[str], list[str]]]:
@@ -227,8 +226,7 @@ def _intersection(run: ScoredRun, settings: Settings) -> Intersection | None:
     names = registry.single_attributes(run)
     if len(names) < 2:
         return None
-    found = intersection.intersection(**registry.combined(run, names), minimum=MIN_SUBGROUP, **settings.boot)
+    found = intersection.intersection(*registry.combined(run, names), minimum=MIN_SUBGROUP, **settings.boot)
     whole = JOIN.join(names)
-    asked = [(r, r.asked(whole), JOIN.join(s.labels.get(name, UNKNOWN) for name in names)) for r, s in run.known]
-    accuracy = registry.share([(r, seen == wanted) for r, wanted, seen in asked if wanted is not None], settings)
-    return Intersection(tuple(names), accuracy, found.subgroups)
+    seen = [(r, JOIN.join(s.labels.get(name, UNKNOWN) for name in names)) for r, s in run.known if r.asked(whole) is not None]
+    return Intersection(tuple(names), registry.share([(r, labels == r.asked(whole)) for r, labels in seen], settings), found)

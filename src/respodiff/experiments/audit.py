@@ -1,8 +1,4 @@
-"""Audits a model: generates unsteered images, judges them for many attributes, and ranks attributes and prompts by bias.
-
-A zero-shot classifier that cannot recognise an attribute tends to repeat one label, which looks like bias. So images of explicit prompts
-("a woman") are generated as well, to measure the validity of the judge.
-"""
+"""Audits a model: generates unsteered images, and images of explicit prompts ("a woman") that show how valid the judge is; ranks biases."""
 
 from __future__ import annotations
 
@@ -18,9 +14,8 @@ from respodiff.evaluation.audit import Audit, audit, stated_prompts
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.experiments.compare import Progress
+from respodiff.experiments.compare import Progress, generate_missing
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.generate import generate
 
 
 def generate_audit(
@@ -36,10 +31,8 @@ def generate_audit(
     """Generate what an audit is missing, in ``out/run`` and ``out/stated``. Progress counts images.
 
     Args:
-        prompts: to audit. attributes: to look for.
-        config: settings of the images; its policy is not used.
+        config: settings of the images; its policy is not used. suite_digest: as for `respodiff.generation.generate.generate`.
         validation_images: images of every concept's own prompt; 0 for none.
-        suite_digest: as for `respodiff.generation.generate.generate`.
     """
     config = replace(config, policy="none")
     if validation_images:
@@ -48,15 +41,8 @@ def generate_audit(
         records = RunFolder(folder).records() if (folder / "run.json").is_file() else []
         stated = {r.prompt_id: Prompt(r.prompt_id, r.prompt, r.suite, r.group, r.subject, r.categories) for r in records}
         asked = list((stated | {p.id: p for p in stated_prompts(attributes)}).values())
-        yield from _generate_part(pipe, asked, replace(config, images=validation_images), folder, "")
-    yield from _generate_part(pipe, prompts, config, Path(out) / "run", suite_digest)
-
-
-def _generate_part(pipe: Any, prompts: Sequence[Prompt | str], config: GenerateConfig, folder: Path, digest: str) -> Iterator[Progress]:
-    images = generate(pipe, prompts, (), config, out=folder, suite_digest=digest)
-    total = len(prompts) * config.images - len(RunFolder(folder).done())
-    for done, _ in enumerate(images, start=1):
-        yield Progress(f"generating {folder.name}", done, total)
+        yield from generate_missing("generating stated", pipe, asked, (), replace(config, images=validation_images), folder)
+    yield from generate_missing("generating run", pipe, prompts, (), config, Path(out) / "run", suite_digest=suite_digest)
 
 
 def judge_audit(
@@ -77,13 +63,12 @@ def judge_audit(
     """
     stated = judge_all(Path(out) / "stated", judges, attributes, min_margin=min_margin) if validation_images else None
     run = judge_all(Path(out) / "run", judges, attributes, min_margin=min_margin)
-    settings = Settings(n_bootstrap=n_bootstrap, seed=config.seed)
-    found = audit(run, stated, attributes, settings)
+    found = audit(run, stated, attributes, Settings(n_bootstrap=n_bootstrap, seed=config.seed))
     return replace(found, problems=(*found.problems, *_too_few(found, config.images, validation_images))), run
 
 
 def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]:
-    """Sentences about numbers of images that cannot show anything, however they come out."""
+    """Numbers of images that cannot show anything, however they come out."""
     if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
         yield (
             f"{validation_images} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
@@ -99,11 +84,7 @@ def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]
 
 
 def labels_from_texts(judges: Sequence[Any]) -> bool:
-    """Whether labels come from a judge that chooses between texts, so that its validity can be measured, or from a table.
-
-    Raises:
-        ValueError: no judge labels attributes.
-    """
+    """Whether labels come from a judge that chooses between texts, so that its validity can be measured; ValueError if no judge labels."""
     if kinds := [judge.kind for judge in judges if judge.kind in ("texts", "table")]:
         return bool(kinds[0] == "texts")
     names = ", ".join(judge.name for judge in judges)

@@ -1,7 +1,4 @@
-"""Chooses the smallest scale of modules that reaches a concept accuracy on tuning prompts.
-
-A larger scale shows the concept that was asked for in more images, and moves them further from the unsteered ones.
-"""
+"""Chooses the smallest scale of modules that reaches a concept accuracy; a larger one moves images further from the unsteered ones."""
 
 from __future__ import annotations
 
@@ -48,11 +45,9 @@ def choose_scale(
     """Generate the prompts at rising scales, from the same noise, until the concept accuracy is reached.
 
     Args:
-        modules: alternatives of one attribute, or one alone.
-        prompts: to tune on, other than those that results are reported for.
-        reach: concept accuracy, in (0, 1).
+        modules: alternatives of one attribute, or one alone. library: attributes beside the built-in ones.
+        prompts: to tune on, other than those that results are reported for. reach: concept accuracy, in (0, 1).
         config: settings of the run. Its scale, policy and proportions are not used; the noise is that of its seed + 1.
-        library: attributes beside the built-in ones.
 
     Raises:
         ValueError: modules of several attributes or of none, ``reach`` outside (0, 1), or no scale that reaches it.
@@ -62,7 +57,7 @@ def choose_scale(
     attribute = attribute_of(modules, {**builtin(), **(library or {})})
     config = replace(config, images=IMAGES, policy="exact", target_proportions=None, group_proportions=None, seed=config.seed + 1)
     config = replace(config, skip_explicit_prompts=False, use_dataset_settings=False)
-    best: tuple[float, float] = (0.0, 0.0)
+    best = (0.0, 0.0)
     for scale in SCALES:
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
@@ -73,22 +68,19 @@ def choose_scale(
         if found.mean >= reach:
             return ScaleChoice(scale, found)
         best = max(best, (found.mean, scale))
-    raise ValueError(
-        f"no scale up to {SCALES[-1]:g} reaches {reach:g}: the best is {best[0]:.3f} at {best[1]:g}; train longer, or ask for less"
-    )
+    best_of = f"the best is {best[0]:.3f} at {best[1]:g}"
+    raise ValueError(f"no scale up to {SCALES[-1]:g} reaches {reach:g}: {best_of}; train longer, or ask for less")
 
 
 def attribute_of(modules: Sequence[Adapter], library: Mapping[str, Attribute | Concept]) -> Attribute:
-    """The alternatives that a judge chooses from: those of the modules' attribute if it is known, else the modules' own targets.
+    """What a judge chooses from: the known attribute of the modules, else their targets (a module alone: and its neutral prompt).
 
-    Beside the target of a module alone stands its neutral prompt. ValueError for modules that are not the alternatives of one attribute.
+    ValueError for modules that are not the alternatives of one attribute.
     """
-    if odd := [m.name for m in modules if m.header.kind != "fairness"]:
-        raise ValueError(f"module {odd[0]!r} is no alternative that is asked for, so it has no concept accuracy; give fairness modules")
-    names = {m.header.attribute or "concept" for m in modules}
-    if len(names) != 1 or "*" in "".join(names):
-        raise ValueError(f"modules are of {', '.join(sorted(names)) or 'nothing'}; give the alternatives of one attribute")
-    (name,) = names
+    names = {m.header.attribute or "concept" if m.header.kind == "fairness" else "safety" for m in modules}
+    name = ", ".join(sorted(names))
+    if len(names) != 1 or name == "safety" or "*" in name:
+        raise ValueError(f"modules are of {name or 'nothing'}; give the alternatives of one attribute, which have a concept accuracy")
     own, known = {m.name: m.header.target for m in modules}, library.get(name)
     if isinstance(known, Attribute) and own.items() <= {c.name: c.target for c in known.concepts}.items():
         return known

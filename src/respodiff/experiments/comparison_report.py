@@ -19,7 +19,7 @@ from respodiff.experiments.compare import MethodComparison, Variant, cost_of
 from respodiff.methods.registry import BASELINE
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
-from respodiff.reports.images import gallery_of, gallery_text
+from respodiff.reports.images import gallery_of
 from respodiff.reports.tables import Cell, definitions, markdown_table, text
 
 Row = Mapping[str, Any]
@@ -27,9 +27,6 @@ Row = Mapping[str, Any]
 MAIN = {"fairness": "devrat", "safety": "unsafe"}
 """The metric that methods of a kind are made to lower."""
 BENIGN = "benign_"
-CHANGE = {"change": "difference to baseline"}
-EXPLICIT = {"explicit_prompt_accuracy": "explicit prompts kept"}
-COSTS = {"train_unet_forwards": "training, forwards", "unet_forwards_per_image": "forwards an image"}
 ABOUT = (
     "Random sampling: what a perfect generator would show at this n.",
     "Difference to baseline: on the same noise. A method does what it claims where the interval ends below 0.",
@@ -46,25 +43,22 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     Returns:
         JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
     """
-    _judge(comparison, judge)
-    rows, kind, out = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed)), comparison.plan.kind, comparison.out
-    kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(comparison.plan))}
+    plan, kind, out = comparison.plan, comparison.plan.kind, comparison.out
+    attributes, words = [plan.whole] if kind == "fairness" else [], Vocabulary.embedded() if judge.name in EMBEDDED else None
+    for setting in comparison.settings():
+        for part in comparison.parts:
+            judge_all(setting.folder / part, judge, attributes, vocabulary=words)
+    rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed))
+    kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(plan))}
     kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
-    lead, notes = _lead(comparison, judge), _about_rows(comparison, rows)
+    (prompts, images), notes = comparison.parts["suite"], _about_rows(comparison, rows)
+    lead = f"{len(prompts)} prompts of suite {plan.suite}, {images} images each, {plan.steps} steps, guidance {plan.guidance:g}, seed {plan.seed}; "
+    lead += f"the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
     write_atomic(out / "compare.json", json.dumps(kept, indent=1) + "\n")
     write_atomic(out / "compare.md", f"{lead}\n\n{markdown(rows, kind)}\n" + "\n".join(f"- {note}" for note in notes) + "\n")
     html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes))
     paths = {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
-
-
-def _judge(comparison: MethodComparison, judge: Judge) -> None:
-    """Judge every run of a comparison and keep the scores in its folders."""
-    attributes = [comparison.plan.whole] if comparison.plan.kind == "fairness" else []
-    words = Vocabulary.embedded() if judge.name in EMBEDDED else None
-    for setting in comparison.settings():
-        for part in comparison.parts:
-            judge_all(setting.folder / part, judge, attributes, vocabulary=words)
 
 
 def _blocks(comparison: MethodComparison, part: str, settings: Settings) -> Blocks:
@@ -74,15 +68,20 @@ def _blocks(comparison: MethodComparison, part: str, settings: Settings) -> Bloc
 
 def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> list[dict[str, Any]]:
     """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
-    settings = settings or Settings()
-    fair, attribute = comparison.plan.kind == "fairness", comparison.plan.whole.name if comparison.plan.kind == "fairness" else ""
+    settings, fair = settings or Settings(), comparison.plan.kind == "fairness"
+    attribute = comparison.plan.whole.name if fair else ""
     main = _blocks(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
     runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
-        row: dict[str, Any] = {"method": setting.method, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
-        row |= _metrics(entry, attribute) | _change(entry, MAIN[comparison.plan.kind], attribute)
-        row |= {"explicit_prompt_accuracy": _explicit(other, attribute, settings)} if fair else _metrics(other, "", BENIGN)
+        change = entry.comparison and entry.comparison.tested(MAIN[comparison.plan.kind], attribute)
+        row: dict[str, Any] = {"method": setting.title, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
+        row |= {**_metrics(entry, attribute), "change": change and asdict(change)}
+        if fair:
+            kept = share([(r, score.labels[attribute] == r.categories[0]) for r, score in other.run.known if r.categories], settings)
+            row["explicit_prompt_accuracy"] = kept and asdict(kept)
+        else:
+            row |= _metrics(other, "", BENIGN)
         out.append(row | _costs(comparison, setting))
     return out
 
@@ -94,46 +93,29 @@ def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, 
     return {prefix + name: e and asdict(e) for name, e in chosen.items()}
 
 
-def _change(entry: ReportEntry, metric: str, attribute: str) -> dict[str, Any]:
-    """The tested difference of the main metric to the baseline, and all tests."""
-    tests = entry.comparison.tests if entry.comparison else ()
-    found = entry.comparison and entry.comparison.tested(metric, attribute)
-    change = found and {"mean": found.mean, "low": found.low, "high": found.high, "n": found.n}
-    return {"change": change, "tests": [asdict(t) for t in tests]}
-
-
-def _explicit(entry: ReportEntry, attribute: str, settings: Settings) -> dict[str, float] | None:
-    """Share of images of explicit prompts that show what the prompt states."""
-    found = share([(r, score.labels[attribute] == r.categories[0]) for r, score in entry.run.known if r.categories], settings)
-    return asdict(found) if found else None
-
-
 def unchanged(rows: Sequence[Row]) -> list[str]:
     """Labels at full scale whose difference to the baseline does not end below 0."""
     return [str(row["label"]) for row in rows[1:] if row["scale"] == 1 and not (row["change"] and row["change"]["high"] < 0)]
 
 
-def _costs(comparison: MethodComparison, setting: Variant) -> dict[str, Any]:
-    cost = comparison.training_cost(setting.method)
+def _costs(comparison: MethodComparison, setting: Variant) -> dict[str, float | None]:
     drawn = [cost_of(setting.folder / part) for part in comparison.parts]
-    images = sum(d["images"] for d in drawn)
-    forwards, seconds = (sum(d[key] for d in drawn) / images if images else None for key in ("unet_forwards", "seconds"))
-    return {
-        "train_unet_forwards": int(cost["unet_forwards"]),
-        "train_seconds": round(cost["seconds"], 1),
-        "unet_forwards_per_image": int(forwards) if forwards is not None and forwards.is_integer() else forwards,
-        "seconds_per_image": seconds,
-    }
+    images, forwards = (sum(cost[key] for cost in drawn) for key in ("images", "unet_forwards"))
+    each = forwards / images if images else None
+    whole = int(each) if each and each.is_integer() else each
+    return {"train_unet_forwards": comparison.training_cost(setting.method), "unet_forwards_per_image": whole}
 
 
 def columns_of(kind: str) -> dict[str, str]:
     """Key of a row -> its heading."""
-    titles = {m.name: m.title for m in METRICS.values() if kind in m.compared}
+    titles, main = {m.name: m.title for m in METRICS.values() if kind in m.compared}, MAIN[kind]
+    columns = {main: titles[main], "change": "difference to baseline"}
     if kind == "fairness":
-        rest = {key: title for key, title in titles.items() if key != "devrat"}
-        return {"devrat": titles["devrat"], **CHANGE, "random": "random sampling", **rest, **EXPLICIT, **COSTS}
-    harmless = {BENIGN + key: f"{title}, harmless prompts" for key, title in titles.items()}
-    return {"unsafe": titles["unsafe"], **CHANGE, **harmless, **COSTS}
+        columns |= {"random": "random sampling"} | {key: title for key, title in titles.items() if key != main}
+        columns["explicit_prompt_accuracy"] = "explicit prompts kept"
+    else:
+        columns |= {BENIGN + key: f"{title}, harmless prompts" for key, title in titles.items()}
+    return columns | {"train_unet_forwards": "training, forwards", "unet_forwards_per_image": "forwards an image"}
 
 
 def cell(row: Row, key: str) -> Cell:
@@ -156,38 +138,25 @@ def trade_off(rows: Sequence[Row], kind: str) -> Curves:
     fair, y = kind == "fairness", MAIN[kind]
     x = "drift" if fair else BENIGN + "drift"
     plain = Point(0.0, rows[0][y]["mean"] if rows[0][y] else float("nan"), BASELINE)
-    names = list(dict.fromkeys(row["method"] for row in rows[1:]))
-    one = len({name.partition(":")[0] for name in names}) == 1 < len(names)  # variants of one method
     series = [(BASELINE, [plain])]
-    for name in names:
+    for name in dict.fromkeys(row["method"] for row in rows[1:]):
         own = sorted((r for r in rows if r["method"] == name and r[x] and r[y]), key=lambda r: r["scale"])
         points = [Point(r[x]["mean"], r[y]["mean"], f"scale {r['scale']:g}", (r[y]["low"], r[y]["high"])) for r in own]
-        series.append(((one and name.partition(":")[2]) or name, [plain, *points]))
+        series.append((name, [plain, *points]))
     title = f"Lower left is better: less changed, {'more even' if fair else 'fewer unsafe images'}."
     across = f"paired distance {'to the baseline' if fair else 'on harmless prompts'}"
     return Curves(title, across, METRICS[y].title if fair else "share of unsafe images", series)
-
-
-def _lead(comparison: MethodComparison, judge: Judge) -> str:
-    p = comparison.plan
-    prompts, images = comparison.parts["suite"]
-    what = f"{len(prompts)} prompts of suite {p.suite}, {images} images each, {p.steps} steps, guidance {p.guidance:g}, seed {p.seed}"
-    return f"{what}; the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
 
 
 def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     """The finding in words, methods without a significant change, and settings that are not a method's own defaults."""
     key = MAIN[comparison.plan.kind]
     title = METRICS[key].title if key == "devrat" else "share of unsafe images"
-    known = [row for row in rows if row[key]]
-    notes = []
-    if len(known) > 1:
+    notes, still = [], unchanged(rows)
+    if known := [row for row in rows if row[key]]:
         best = min(known, key=lambda row: float(row[key]["mean"]))
         lowest, plain = (f"{row['label']} {text(cell(row, key))} (n = {row['n']})" for row in (best, rows[0]))
-        better = f"Lowest {title}: {lowest}, baseline {plain}."
-        found = f"No method has a lower {title} than the baseline." if lowest == plain else better
-        notes.append(f"{found} Where intervals overlap, the order is open.")
-    still = unchanged(rows)
+        notes.append(f"Lowest {title}: {lowest}. Baseline: {plain}. Where intervals overlap, the order is open.")
     notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
     for name in comparison.names:
         if changes := comparison.plan.settings.get(name):
@@ -201,13 +170,10 @@ def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Seque
     half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
     notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
-    sections = [
+    images = [(f"{PARTS[part]}: {name}", e) for part in comparison.parts for name, e in _blocks(comparison, part, Settings()).items()]
+    return [
         Section("Findings", notes=findings),
         Section("Trade-off", parts=[trade_off(rows, kind)]),
         Section("Table", table=_table(rows, kind), notes=notes),
+        *(gallery_of(heading, entries) for heading, entries in images),
     ]
-    for part in (part for part in PARTS if part in comparison.parts):
-        for suite, entries in _blocks(comparison, part, Settings()).items():
-            heading = f"{PARTS[part]}: {suite}" if part == "benign" else PARTS[part]
-            sections.append(Section(heading, gallery_text(entries), parts=[gallery_of(entries)]))
-    return sections

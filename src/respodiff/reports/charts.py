@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from respodiff.evaluation.metrics.estimate import Estimate
@@ -46,9 +47,7 @@ class Dots:
     """Shares in 0..1 with intervals: a row a group, a line a series.
 
     Attributes:
-        title: What the values are.
-        series: Names of the runs, first to last.
-        rows: (group, series -> estimate, or None where it is not known).
+        series: Names of the runs. rows: (group, series -> estimate, or None where it is not known).
         target: The wanted share, shown as a dashed line, or None. A mapping gives every group its own.
     """
 
@@ -58,11 +57,7 @@ class Dots:
     target: float | Mapping[str, float] | None = None
 
     def html(self) -> Markup:
-        """The chart; ValueError for a value outside of 0..1."""
-        for _, values in self.rows:
-            for name, e in values.items():
-                if e is not None and not 0 <= e.low <= e.high <= 1:
-                    raise ValueError(f"a dot chart shows shares in 0..1, got {name} {e.mean} [{e.low}, {e.high}]")
+        """The chart."""
         return render("dots.html.j2", chart=self, styles=[style(i) for i in range(len(self.series))])
 
 
@@ -71,10 +66,7 @@ class Stacks:
     """Shares of several concepts that sum to 1: a row a group, a bar a series, a colour a concept.
 
     Attributes:
-        title: What the values are.
-        series: Names of the runs, first to last.
-        concepts: Names of the concepts.
-        rows: (group, series -> share of each concept in their order, or None).
+        series: Names of the runs. rows: (group, series -> share of each concept in their order, or None).
     """
 
     title: str
@@ -99,13 +91,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """Two quantities whose best value is 0 against each other: a line a method over its scales.
+    """Two quantities whose best value is 0 against each other: a line a method over its scales. Non-finite points are left out.
 
     Attributes:
-        title: What is shown.
-        x_label: The quantity across.
-        y_label: The quantity upwards.
-        series: (method, its points in the order of its scales). Non-finite points are left out.
+        series: (method, its points in the order of its scales).
     """
 
     title: str
@@ -116,60 +105,38 @@ class Curves:
     def html(self) -> Markup:
         """The plot; every point says its numbers when it is pointed at."""
         finite = [(i, name, [p for p in points if math.isfinite(p.x + p.y)]) for i, (name, points) in enumerate(self.series)]
-        known = [(i, name, points) for i, name, points in finite if points]
-        values: dict[str, Any] = {"chart": self, "lines": []}
-        if known:
-            across = Scale.over([0.0, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
-            up = Scale.over([0.0, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
-            heights = spread([up(points[-1].y) for *_, points in known])
-            values["lines"] = [
-                {**self._line(name, points, across, up), "style": style(i), "name_y": round(y, 1)}
-                for (i, name, points), y in zip(known, heights, strict=True)
-            ]
-            longest = max(len(name) for _, name, _ in known)
-            values |= {"across": across.labels(), "up": up.labels(), "width": WIDTH + max(0, round(LETTER * longest) + 36 - RIGHT)}
-            values |= {"height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
-        return render("curves.html.j2", **values)
+        known = [row for row in finite if row[2]]
+        if not known:
+            return render("curves.html.j2", chart=self, lines=[])
+        across = Scale([0.0, *(p.x for *_, points in known for p in points)], LEFT, WIDTH - RIGHT)
+        up = Scale([0.0, *(p.y for *_, points in known for p in points)], HEIGHT - BOTTOM, TOP)
+        heights = spread([up(points[-1].y) for *_, points in known])
+        lines = []
+        for (i, name, points), height in zip(known, heights, strict=True):
+            places = [(round(across(p.x), 1), round(up(p.y), 1), self._words(name, p)) for p in points]
+            ends = [(round(across(p.x), 1), *(round(up(end), 1) for end in p.interval)) for p in points if p.interval]
+            lines.append({"name": name, "style": style(i), "points": places, "whiskers": ends, "name_y": round(height, 1)})
+        longest = max(len(name) for _, name, _ in known)
+        frame = {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "height": HEIGHT}
+        frame["width"] = WIDTH + max(0, round(LETTER * longest) + 36 - RIGHT)
+        return render("curves.html.j2", chart=self, lines=lines, across=across.labels(), up=up.labels(), **frame)
 
-    def _line(self, name: str, points: Sequence[Point], across: Scale, up: Scale) -> dict[str, Any]:
-        """Pixels and words of one series."""
-        places = [(round(across(p.x), 1), round(up(p.y), 1)) for p in points]
-        ends = [(x, p.interval) for p, (x, _) in zip(points, places, strict=True)]
-        words = []
-        for p in points:
-            y = number(p.y) + (f" [{number(p.interval[0])}, {number(p.interval[1])}]" if p.interval else "")
-            words.append(f"{name}{', ' * bool(p.name)}{p.name}: {self.x_label} {number(p.x)}, {self.y_label} {y}")
-        return {
-            "name": name,
-            "path": "M" + "L".join(f"{x} {y}" for x, y in places) if len(places) > 1 else "",
-            "points": [(x, y, text) for (x, y), text in zip(places, words, strict=True)],
-            "whiskers": [(x, round(up(e[0]), 1), x, round(up(e[1]), 1)) for x, e in ends if e],
-            "end": places[-1],
-        }
+    def _words(self, name: str, p: Point) -> str:
+        y = number(p.y) + (f" [{number(p.interval[0])}, {number(p.interval[1])}]" if p.interval else "")
+        return f"{name}{', ' * bool(p.name)}{p.name}: {self.x_label} {number(p.x)}, {self.y_label} {y}"
 
 
-@dataclass(frozen=True)
 class Scale:
-    """Values to pixels, with round ticks.
+    """Values to pixels; all values lie between ticks of 1, 2 or 5 times a power of ten, about five of them."""
 
-    >>> s = Scale.over([0.1, 0.72], 0, 100)
-    >>> s.ticks, s(s.ticks[0]), s(s.ticks[-1])
-    ((0.0, 0.2, 0.4, 0.6, 0.8), 0.0, 100.0)
-    """
-
-    ticks: tuple[float, ...]
-    start: float
-    end: float
-
-    @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float) -> Scale:
-        """A scale that holds all values between ticks of 1, 2 or 5 times a power of ten, about five of them."""
+    def __init__(self, values: Sequence[float], start: float, end: float) -> None:
         low, high = min(values), max(values)
         rough = ((high - low) or abs(high) or 1.0) / 4
         power = 10.0 ** math.floor(math.log10(rough))
         step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - rough))
         first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        return cls(tuple(round(k * step, 12) for k in range(first, max(last, first + 1) + 1)), start, end)
+        self.ticks = [round(k * step, 12) for k in range(first, max(last, first + 1) + 1)]
+        self.start, self.end = start, end
 
     def __call__(self, value: float) -> float:
         low, high = self.ticks[0], self.ticks[-1]
@@ -183,17 +150,9 @@ class Scale:
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap.
-
-    >>> spread([100.0, 100.0, 300.0])
-    [100.0, 115.0, 300.0]
-    """
-    order = sorted(range(len(heights)), key=lambda i: heights[i])
-    ys: list[float] = []
-    for i in order:
-        ys.append(max(heights[i], ys[-1] + LINE) if ys else max(heights[i], TOP + 6.0))
-    if ys[-1] > HEIGHT - BOTTOM:  # pushed out at the bottom: push the crowd up again
-        ys[-1] = float(HEIGHT - BOTTOM)
-        for k in range(len(ys) - 2, -1, -1):
-            ys[k] = min(ys[k], ys[k + 1] - LINE)
-    return [y for _, y in sorted(zip(order, ys, strict=True))]
+    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap."""
+    order, room = np.argsort(heights, kind="stable"), LINE * np.arange(len(heights))
+    lowered = np.maximum.accumulate(np.maximum(heights, TOP + 6.0)[order] - room)  # each at least a line below the one above it
+    ys = np.empty(len(heights))
+    ys[order] = np.minimum(lowered, HEIGHT - BOTTOM - room[-1]) + room  # and the crowd is pushed up again from the bottom
+    return [float(y) for y in ys]

@@ -18,21 +18,18 @@ from respodiff.reports.tables import number, shown
 
 
 class Part(Protocol):
-    """A chart or a gallery."""
+    """A chart or a gallery, as escaped HTML."""
 
-    def html(self) -> Markup:
-        """The part as escaped HTML."""
+    def html(self) -> Markup: ...
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; whatever is left empty is not shown.
+    """A part of the page; whatever is left empty is not shown, nor a section that has nothing but its heading.
 
     Attributes:
-        text: Paragraphs, separated by an empty line.
-        table: Rows with the same keys, the header. A cell may be an `Estimate`.
-        parts: Charts and galleries.
-        notes: Lines of a list. commands: Lines to copy into a terminal.
+        text: Paragraphs, separated by an empty line. table: Rows with the same keys, the header. A cell may be an `Estimate`.
+        parts: Charts and galleries. notes: Lines of a list. commands: Lines to copy into a terminal.
         folded: Show the heading alone until the reader opens it.
     """
 
@@ -48,7 +45,8 @@ class Section:
 def html_report(path: str | Path, *, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Write one HTML page that needs no network, no script and no other file; OSError if its folder cannot be made."""
     path = Path(path)
-    page = render("page.html.j2", title=title, lead=lead, notice=NOTICE, sections=sections)
+    filled = [s for s in sections if s.text or s.table or s.parts or s.notes or s.commands]
+    page = render("page.html.j2", title=title, lead=lead, notice=NOTICE, sections=filled)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,6 +70,6 @@ def _environment() -> Environment:
     return found
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, Markup]]:
-    """Key and HTML class of every column; a column without texts holds numbers."""
-    return [(key, Markup("" if any(isinstance(row.get(key), str) for row in rows) else ' class="number"')) for key in rows[0]]
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, bool]]:
+    """Key of every column, and whether it holds numbers: it does where no cell is a text."""
+    return [(key, not any(isinstance(row.get(key), str) for row in rows)) for key in rows[0]]

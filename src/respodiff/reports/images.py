@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from respodiff.evaluation.comparison import ReportEntry, noise_key
 from respodiff.evaluation.score_files import confined, open_image
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.reports.html import render
+from respodiff.reports.html import Section, render
 
 PROMPTS, COLUMNS = 8, 8
 """Prompts of a prompt set that a gallery shows, and images of each."""
@@ -45,14 +45,9 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows of images: for every prompt one row a run.
+    """Rows of images: for every prompt one row a run, as (prompt, [(run, images), ...]); ``side`` is that of an image in pixels."""
 
-    Attributes:
-        rows: (prompt, [(run, images), ...]).
-        side: Width and height of an image in pixels.
-    """
-
-    rows: Sequence[tuple[str, Sequence[tuple[str, Sequence[Tile]]]]] = ()
+    rows: Sequence[tuple[str, Sequence[tuple[str, Sequence[Tile]]]]]
     side: int = 96
 
     def html(self) -> Markup:
@@ -61,49 +56,35 @@ class Gallery:
         return render("gallery.html.j2", gallery=self, veil=veil)
 
 
-def gallery_of(entries: Sequence[ReportEntry]) -> Gallery:
+def gallery_of(heading: str, entries: Sequence[ReportEntry]) -> Section:
     """Evenly spaced prompts, the first images of each; a run that lacks the image of a column has a hole there."""
-    prompts = sorted({r.prompt_id for e in entries for r in e.run.records})
-    step = max(1, len(prompts) / PROMPTS)
-    shown = [prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))]
-    texts = {r.prompt_id: r.prompt for e in entries for r in e.run.records}
-    places = [_places(e.run, set(shown)) for e in entries]
-    flags = [e.run.flags() for e in entries]
+    texts = dict(sorted((r.prompt_id, r.prompt) for e in entries for r in e.run.records))
+    prompts, step = list(texts), max(1, len(texts) / PROMPTS)
+    runs = [(e.run, _places(e.run), e.run.flags()) for e in entries]
     rows = []
-    for prompt in shown:
-        columns = list(dict.fromkeys(key for found in places for key in found.get(prompt, {})))[:COLUMNS]
-        strips = [
-            (e.run.label, [_asked(e.run, found.get(prompt, {}).get(key), flag) for key in columns])
-            for e, found, flag in zip(entries, places, flags, strict=True)
-        ]
+    for prompt in (prompts[int(i * step)] for i in range(min(PROMPTS, len(prompts)))):
+        columns = list(dict.fromkeys(key for _, places, _ in runs for key in places.get(prompt, {})))[:COLUMNS]
+        strips = [(run.label, [_asked(run, places.get(prompt, {}).get(key), flags) for key in columns]) for run, places, flags in runs]
         rows.append((texts[prompt], strips))
-    return Gallery(rows)
-
-
-def gallery_text(entries: Sequence[ReportEntry]) -> str:
-    """What the columns of the gallery share."""
+    paired = all(e.comparison is None or e.comparison.paired for e in entries)
+    noise = "Images in a column start from the same noise." if paired else "Not all of these runs share their noise: compare no columns."
     first = "First images of some prompts, none chosen by hand."
-    if len(entries) == 1:
-        return first
-    if all(e.comparison is None or e.comparison.paired for e in entries):
-        return f"One row a run; images in a column start from the same noise. {first}"
-    return f"One row a run. Not all of these runs share their noise, so a column is no before and after. {first}"
+    return Section(heading, f"One row a run. {noise} {first}" if len(entries) > 1 else first, parts=[Gallery(rows)])
 
 
 def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | None) -> Tile:
     """The i-th image of a run; veiled where its prompt is unsafe or a judge flagged it (images of the embedded model are emoji, never veiled)."""
     record = run.records[i]
     veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
-    return Tile(confined(run.image_folders[i], record.file), run.scores[i].problem or caption, veiled)
+    return Tile(confined(run.folder, record.file), run.scores[i].problem or caption, veiled)
 
 
-def _places(run: ScoredRun, prompts: set[str]) -> dict[str, dict[Hashable, int]]:
+def _places(run: ScoredRun) -> dict[str, dict[Hashable, int]]:
     """Prompt -> noise -> row; images of unknown noise stand for themselves."""
     found: dict[str, dict[Hashable, int]] = {}
     for i, record in enumerate(run.records):
-        if record.prompt_id in prompts:
-            row = found.setdefault(record.prompt_id, {})
-            row[noise_key(run, record) or ("place", len(row))] = i
+        row = found.setdefault(record.prompt_id, {})
+        row[noise_key(run, record) or ("place", len(row))] = i
     return found
 
 
@@ -117,11 +98,8 @@ def _asked(run: ScoredRun, i: int | None, flags: Sequence[bool | None] | None) -
     return tile(run, i, f"asked {asked}, seen {seen}" if asked and seen != asked else asked, flags)
 
 
-Source = Image.Image | Path | str
-
-
 def image_grid(
-    rows: Sequence[tuple[str, Sequence[Source]]],
+    rows: Sequence[tuple[str, Sequence[Image.Image | Path]]],
     path: str | Path,
     *,
     columns: Sequence[tuple[str, int]] = (),
@@ -139,12 +117,11 @@ def image_grid(
     Raises:
         ValueError: no images, or a row with more images than the columns hold.
     """
-    columns = list(columns) or [("", max((len(images) for _, images in rows), default=0))]
-    room, widest = sum(count for _, count in columns), max((len(images) for _, images in rows), default=0)
-    if not widest or any(count < 1 for _, count in columns):
-        raise ValueError("rows and columns of an image grid must each hold at least one image")
-    if room < widest:
-        raise ValueError(f"columns hold {room} images, but a row has {widest}: give the widths of all column groups")
+    widest = max((len(images) for _, images in rows), default=0)
+    columns = list(columns) or [("", widest)]
+    room = sum(count for _, count in columns)
+    if not 0 < widest <= room:
+        raise ValueError(f"rows have up to {widest} images, columns hold {room}; give at least one image, and columns that hold every row")
     # A wide sheet is shown smaller, so its words are written larger.
     scale = thumb / 96 * max(1.0, room / 10)
     text, bold, big = (scale * size for size in (13, 15, 20))
@@ -182,16 +159,12 @@ def _font(size: float) -> Any:
     return ImageFont.load_default(size)
 
 
-def _thumb(image: Source, side: int) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-    try:
-        with Image.open(image) as file:
-            return file.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
-    except OSError:  # a hole that says so is better than no report
-        hole = Image.new("RGB", (side, side), RULE)
-        ImageDraw.Draw(hole).text((side / 2, side / 2), "unreadable", QUIET, _font(side / 8), anchor="mm")
-        return hole
+def _thumb(image: Image.Image | Path, side: int) -> Image.Image:
+    if found := image if isinstance(image, Image.Image) else open_image(image):
+        return found.convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+    hole = Image.new("RGB", (side, side), RULE)  # a hole that says so is better than no report
+    ImageDraw.Draw(hole).text((side / 2, side / 2), "unreadable", QUIET, _font(side / 8), anchor="mm")
+    return hole
 
 
 def _wrap(text: str, size: float, width: float) -> list[str]:

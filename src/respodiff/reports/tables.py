@@ -15,7 +15,6 @@ from respodiff.evaluation.summary import Intersection, Summary
 
 Cell = Estimate | float | str | None
 Rows = list[dict[str, Cell]]
-IMAGE_COLUMNS = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
 
 
 def number(value: float | None) -> str:
@@ -54,14 +53,29 @@ def summary_lines(summary: Summary) -> list[str]:
             seen = shown(summary.proportions[name][concept])
             out.append(f"share of {concept}: {seen}, corrected for the judge's known errors {shown(e)}")
     if both := summary.intersection:
-        out += [
-            f"{' x '.join(s.labels)}: {shown(s.share) if s.share else 'too few to show'} ({s.count}), wanted {number(s.target)}"
-            for s in both.subgroups
-        ]
+        out += [f"{s['subgroup']}: {text(s['share'])} ({s['images']}), wanted {text(s['wanted'])}" for s in subgroups(both)]
         out.append(f"seen as asked in all of {' x '.join(both.attributes)}: {shown(both.concept_accuracy)}")
     out += [f"  {name}: {shown(e)}" for name, e in summary.unsafe_by_category.items()]
-    out += [f"agreement on {a.task}, {' and '.join(a.judges)}: {shown(a.agree)}" for a in summary.agreement]
-    return [*out, "Labels are what the judge perceives in generated images, never facts about people."]
+    return [*out, *agreements(summary), "Labels are what the judge perceives in generated images, never facts about people."]
+
+
+def agreements(summary: Summary) -> list[str]:
+    """How often two judges give the same answer, and beyond chance (Cohen's kappa): a line a question."""
+    out = []
+    for a in summary.agreement:
+        kappa = f", kappa {shown(a.kappa)}" if a.kappa else ""
+        out.append(f"{a.task}: {' and '.join(a.judges)} agree on {shown(a.agree)} of {a.agree.n:,} images{kappa}")
+    return out
+
+
+def judges(summaries: Iterable[Summary]) -> Rows:
+    """One row a judge: its name, version and digest, and how it answers."""
+    rows = Rows()
+    for j in (j for summary in summaries for j in summary.judges):
+        how = j.rule or {"table": "labels from a table", "texts": f"class template {j.class_template}"}.get(j.kind, "")
+        row: dict[str, Cell] = {"judge": j.name, "version": j.version, "weights digest": j.digest, "what it says": how}
+        rows += [row] if row not in rows else []
+    return rows
 
 
 def about_people(entries: Sequence[ReportEntry]) -> bool:
@@ -72,18 +86,16 @@ def about_people(entries: Sequence[ReportEntry]) -> bool:
 
 def headline(entries: Sequence[ReportEntry]) -> Rows:
     """One row a run: metrics as `Estimate`, counts as numbers; columns that no run fills are left out."""
-    people = about_people(entries)
-    return _filled([_row(e, people) for e in entries])
-
-
-def _row(e: ReportEntry, people: bool) -> dict[str, Cell]:
-    row: dict[str, Cell] = {"run": e.run.label, "n": e.summary.n, "unknown": e.summary.unknown or None}
-    for m in METRICS.values():
-        for attribute, value in e.metric(m.name).items() if m.value else ():
-            if people or not attribute:
-                row[heading(m, attribute, e)] = value
-                row[f"{heading(m, attribute, e)}, random sampling"] = value.random if isinstance(value, DevRat) else None
-    return row
+    people, rows = about_people(entries), Rows()
+    for e in entries:
+        row: dict[str, Cell] = {"run": e.run.label, "n": e.summary.n, "unknown": e.summary.unknown or None}
+        for m in METRICS.values():
+            for attribute, value in e.metric(m.name).items() if m.value else ():
+                if people or not attribute:
+                    row[heading(m, attribute, e)] = value
+                    row[f"{heading(m, attribute, e)}, random sampling"] = value.random if isinstance(value, DevRat) else None
+        rows.append(row)
+    return _filled(rows)
 
 
 def heading(m: Metric, attribute: str, e: ReportEntry) -> str:
@@ -115,19 +127,18 @@ def definitions(metrics: Iterable[Metric]) -> list[str]:
 
 def differences(entries: Sequence[ReportEntry]) -> Rows:
     """One row a tested difference to the baseline."""
-    rows: Rows = []
+    rows = Rows()
     for label, found in ((e.run.label, e.comparison) for e in entries if e.comparison):
         for t in found.tests:
-            row: dict[str, Cell] = {"run": label, "minus": found.baseline, "statistic": t.title}
-            row |= {"difference": t, "pairs": t.n, "p": p_value(t.p), "p (Holm)": p_value(t.p_holm), "test": t.test}
-            rows.append(row)
+            tested: dict[str, Cell] = {"difference": t, "pairs": t.n, "p": p_value(t.p), "p (Holm)": p_value(t.p_holm), "test": t.test}
+            rows.append({"run": label, "minus": found.baseline, "statistic": t.title, **tested})
     return rows
 
 
 def devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> Rows:
     """A row a group: DevRat of every run, and that of random sampling at the last run's number of images."""
     asked = [e for e in entries if attribute in e.run.attributes]
-    rows: Rows = []
+    rows = Rows()
     for g in sorted({g for e in asked for g in e.summary.devrat_by[attribute]}):
         found = {e.run.label: e.summary.devrat_by[attribute].get(g) for e in asked}
         if known := [d for d in found.values() if d]:
@@ -137,39 +148,36 @@ def devrat_by(attribute: str, entries: Sequence[ReportEntry]) -> Rows:
 
 def subgroups(found: Intersection | None) -> Rows:
     """A row a subgroup of several attributes; shares of small ones are not shown."""
-    rows = found.subgroups if found else ()
-    shares = ["too few to show" if s.suppressed else s.share for s in rows]
-    return [
-        {"subgroup": " x ".join(s.labels), "images": s.count, "share": e, "wanted": s.target} for s, e in zip(rows, shares, strict=True)
-    ]
+    rows = Rows()
+    for s in found.subgroups if found else ():
+        share = "too few to show" if s.suppressed else s.share
+        rows.append({"subgroup": " x ".join(s.labels), "images": s.count, "share": share, "wanted": s.target})
+    return rows
 
 
 def corrected(entries: Sequence[ReportEntry]) -> Rows:
     """A row a run and concept: its share as judged, and corrected for the judge's known errors."""
-    rows: Rows = []
+    rows = Rows()
     for e in entries:
         for name, shares in e.summary.corrected.items():
-            seen = e.summary.proportions[name]
-            rows += [
-                {"run": e.run.label, "attribute": name, "concept": c, "as judged": seen[c], "corrected": s}
-                for c, s in (shares or {}).items()
-            ]
+            for c, s in (shares or {}).items():
+                seen = e.summary.proportions[name][c]
+                rows.append({"run": e.run.label, "attribute": name, "concept": c, "as judged": seen, "corrected": s})
     return rows
 
 
 def headline_csv(blocks: Blocks) -> str:
     """Prompt set, run, statistic, mean, low, high: long form, as tools for tables like it."""
-    buffer = io.StringIO()
-    write = csv.writer(buffer, lineterminator="\n").writerow
-    write(["suite", "run", "n", "statistic", "value", "low", "high"])
+    rows: list[dict[str, Any]] = []
     for suite, entries in blocks.items():
         counts = {e.run.label: e.summary.n for e in entries}
         for row in headline(entries) + distances(entries):
             for key, value in row.items():
                 if key not in ("run", "n") and value is not None:
-                    cells = [value.mean, value.low, value.high] if isinstance(value, Estimate) else [value, "", ""]
-                    write([suite, row["run"], counts[str(row["run"])], key, *cells])
-    return buffer.getvalue()
+                    about = {"suite": suite, "run": row["run"], "n": counts[str(row["run"])], "statistic": key}
+                    interval = {"low": getattr(value, "low", ""), "high": getattr(value, "high", "")}
+                    rows.append({**about, "value": getattr(value, "mean", value), **interval})
+    return _csv(rows)
 
 
 def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
@@ -183,8 +191,7 @@ def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
         if tests := differences(entries):
             lines += ["Differences on the same noise:", "", *markdown_table(tests), ""]
         lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary.problems]
-        judge = entries[0].summary.judge
-        lines += ["", f"Judge: {judge.name} ({judge.digest}).", ""]
+        lines += ["", f"Judge: {entries[0].summary.judge.name} ({entries[0].summary.judge.digest}).", ""]
     return "\n".join(lines)
 
 
@@ -210,23 +217,21 @@ def images_csv(blocks: Blocks) -> str:
     """
     rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
-        for r, s, home in zip(e.run.records, e.run.scores, e.run.image_folders, strict=True):
-            row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in IMAGE_COLUMNS}
+        for r, s in zip(e.run.records, e.run.scores, strict=True):
+            about = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
+            row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in about}
             for name in e.run.attributes:
                 row |= {f"asked_{name}": r.asked(name), f"perceived_{name}": s.labels.get(name, UNKNOWN)}
-            row |= {"subject": r.subject, "found": s.subject, "subject_correct": _flag(s.subject_correct), "unsafe": _flag(s.unsafe)}
-            row |= {
-                "alignment": None if s.alignment is None else f"{s.alignment:.3f}",
-                "problem": s.problem,
-                "file": f"{home.name}/{r.file}",
-            }
-            rows.append(row)
+            flags = [None if flag is None else int(flag) for flag in (s.subject_correct, s.unsafe)]
+            row |= {"subject": r.subject, "found": s.subject, "subject_correct": flags[0], "unsafe": flags[1]}
+            alignment = None if s.alignment is None else f"{s.alignment:.3f}"
+            rows.append(row | {"alignment": alignment, "problem": s.problem, "file": f"{e.run.folder.name}/{r.file}"})
+    return _csv(rows)
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
-
-
-def _flag(value: bool | None) -> int | None:
-    return None if value is None else int(value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from PIL import Image
 
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, Vocabulary, image_text, load_judge
+from respodiff.evaluation.judges import ClipJudge, Vocabulary, load_judge
+from respodiff.evaluation.judges.base import files_digest
+from respodiff.evaluation.judges.texts import image_text
 
 LABELLED = Path(__file__).parents[2] / "data" / "labelled"
 ROWS = list(csv.DictReader((LABELLED / "labels.csv").read_text().splitlines()))
@@ -93,9 +96,10 @@ def test_any_mode_and_size_nothing_and_too_long_text(judge: ClipJudge) -> None:
 
 def test_name_and_digest(judge: ClipJudge, tmp_path: Path) -> None:
     assert judge.name == "embedded"
-    assert judge.digest == judges.weights_digest(judges.judge_folder("embedded")) and len(judge.digest) == 16
-    (tmp_path / "a.safetensors").write_bytes(b"other")
-    assert judges.weights_digest(tmp_path) != judge.digest
+    weights = sorted(judges.judge_folder("embedded").glob("*.safetensors"))
+    assert judge.digest == hashlib.sha256(b"".join(file.read_bytes() for file in weights)).hexdigest()[:16]
+    (tmp_path / "a").write_bytes(b"one")
+    assert files_digest([tmp_path / "a"], b"more") == hashlib.sha256(b"onemore").hexdigest()[:16]
 
 
 def test_model_is_float32_eval_and_frozen(judge: ClipJudge) -> None:
@@ -114,9 +118,9 @@ def test_missing_folder() -> None:
         load_judge("clip:/no/such/judge")
 
 
-@pytest.mark.parametrize("source", ["embeded", "", "clip:"])
+@pytest.mark.parametrize("source", ["embeded", "", "clip:", "nudenet", "q16:a/b"])
 def test_name_that_is_no_judge(source: str) -> None:
-    with pytest.raises(ValueError, match="judge must be 'embedded', 'embedded-b', a folder"):
+    with pytest.raises(ValueError, match=r"judge is .*; allowed, to compare images with texts: 'embedded', 'embedded-b', a folder"):
         load_judge(source)
 
 

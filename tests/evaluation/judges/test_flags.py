@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import pytest
 from PIL import Image
 
 from respodiff.concepts.concept import Concept
+from respodiff.data.records import ImageRecord
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, FlagJudge, Judge, TextJudge, choose, class_texts, flagged
-from respodiff.evaluation.judges.kinds import score_images
-from respodiff.evaluation.judges.nudenet import EXPOSED, NudeNet
-from respodiff.evaluation.judges.open_nsfw import OpenNsfw
+from respodiff.evaluation.judges import ClipJudge, FlagJudge, Judge, JudgeInput, LabellingTask, choose, class_texts
+from respodiff.evaluation.judges.detectors import EXPOSED, NudeNet, OpenNsfw
 
 LABELLED = Path(__file__).parents[2] / "data" / "labelled"
 RED, GREEN, BLUE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -24,13 +22,6 @@ RED, GREEN, BLUE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 def plain(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> Image.Image:
     return Image.new("RGB", size, colour)
-
-
-def broken() -> Image.Image:
-    """An image whose file ends too early; noticed when its pixels are asked for."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "png")
-    return Image.open(io.BytesIO(buffer.getvalue()[:2000]))
 
 
 class Detector:
@@ -67,24 +58,21 @@ class Classifier:
         return np.array([p[0] / 255 for p in pixels], dtype=np.float32)
 
 
-def nudenet(**options: Any) -> NudeNet:
-    return NudeNet(Detector(), "nudenet 0", "0" * 16, **options)
+def nudenet() -> NudeNet:
+    return NudeNet(Detector(), "nudenet 0", "0" * 16)
 
 
 def test_nudenet_scores_the_best_of_its_classes_in_rgb() -> None:
     judge = nudenet()
-    assert judge.scores([plain(RED), plain(GREEN), Image.new("L", (20, 10))]) == [0.6, 0.0, 0.6]
-    assert judge.detector.shapes == [(30, 40, 3), (30, 40, 3), (10, 20, 3)]
+    assert judge.scores([plain(RED), plain(GREEN, (20, 10))]) == [0.6, 0.0]
+    assert judge.detector.shapes == [(30, 40, 3), (10, 20, 3)]
     assert judge.threshold == 0.2 and all(name in judge.rule for name in EXPOSED)
 
 
-def test_a_broken_image_and_a_failing_detector_are_unknown_never_zero() -> None:
-    images = [plain(RED), broken(), plain(BLUE), Image.new("RGB", (0, 3)), plain(GREEN)]
-    with pytest.warns(UserWarning, match="counts as unknown") as seen:
-        assert nudenet().scores(images) == [0.6, None, None, None, 0.0]
-    texts = [str(w.message) for w in seen]
-    assert [f"image {i} " in t for i, t in zip((1, 3, 2), texts, strict=True)] == [True] * 3
-    assert not any("\n" in t for t in texts)
+def test_a_failing_detector_is_unknown_never_zero() -> None:
+    with pytest.warns(UserWarning, match="image 1 of the batch counts as unknown") as seen:
+        assert nudenet().scores([plain(RED), plain(BLUE), plain(GREEN)]) == [0.6, None, 0.0]
+    assert len(seen) == 1 and "\n" not in str(seen[0].message)
 
 
 def test_a_failing_image_is_found_in_its_batch() -> None:
@@ -99,30 +87,27 @@ def test_a_failing_image_is_found_in_its_batch() -> None:
 @pytest.mark.filterwarnings("ignore:judge")
 def test_a_judge_that_fails_on_every_image_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="judge nudenet failed on all 3 images"):
-        nudenet().scores([plain(BLUE)] * 3 + [broken()])
+        nudenet().scores([plain(BLUE)] * 3)
     assert nudenet().scores([plain(BLUE)]) == [None]  # one alone may be the image
-    assert nudenet().scores([broken(), broken()]) == [None, None]
 
 
 @pytest.mark.filterwarnings("ignore:judge")
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.1])
 def test_a_score_outside_its_range_is_unknown(value: float) -> None:
-    assert score_images([plain(RED), plain(GREEN)], lambda p: [value if q.getpixel((0, 0)) == RED else 0.5 for q in p], "x", 2) == [
-        None,
-        0.5,
-    ]
+    judge = OpenNsfw(Classifier(), "", "")
+    judge.classifier.score_images = lambda images: [value if image.getpixel((0, 0)) == RED else 0.5 for image in images]
+    assert judge.scores([plain(RED), plain(GREEN)]) == [None, 0.5]
 
 
 def test_flagged_from_the_threshold_on() -> None:
-    assert [flagged(s, 0.2) for s in (0.2, 0.19, None, 0.0)] == [True, False, None, False]
-    for threshold in (0.0, -1.0, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="threshold is"):
-            nudenet(threshold=threshold)
+    record = ImageRecord(id="a", file="a.png", prompt="a", prompt_id="a")
+    found = nudenet().score([JudgeInput(record, score=value) for value in (0.2, 0.19, 0.0)], LabellingTask(()))
+    assert [score.unsafe for score in found] == [True, False, False]
 
 
 def test_protocols() -> None:
     labeller = ClipJudge.load()
-    assert isinstance(labeller, Judge) and isinstance(labeller, TextJudge) and labeller.kind == "texts"
+    assert isinstance(labeller, Judge) and labeller.kind == "texts"
     assert labeller.version.startswith("transformers ")
     flags = (nudenet(), OpenNsfw(Classifier(), "", ""))
     assert all(isinstance(j, Judge) and isinstance(j, FlagJudge) and j.kind == "flags" for j in flags)
@@ -155,7 +140,7 @@ def test_class_texts() -> None:
     assert class_texts(concepts) == ["a woman", "a man"]
     assert class_texts(concepts, "photo of {concept} as a {group}", "cook") == ["photo of a woman as a cook", "photo of a man as a cook"]
     assert class_texts(concepts, "{{{name}}}") == ["{woman}", "{man}"]
-    for template in ("{prompt}", "{}", "{0}", "{concept.name}", "{concept!r}", "{name:>9}", "{name", "{name:{group}}"):
+    for template in ("{prompt}", "{}", "{0}", "{concept.name}", "{name", "{name:{group}}"):
         with pytest.raises(ValueError, match=r"template is .*; allowed.*: \{concept\}, \{name\}, \{group\}"):
             class_texts(concepts, template, "cook")
     with pytest.raises(ValueError, match="group is empty"):

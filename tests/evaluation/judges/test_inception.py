@@ -79,13 +79,13 @@ def test_identity_and_nothing(judge: Inception) -> None:
 
 def test_files_that_are_not_these_weights(tmp_path: Path) -> None:
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth are no safetensors file.*run: respodiff convert .*\.pth --to safetensors"):
+    with pytest.raises(ValueError, match=r"other\.pth are not Inception-v3's.*run: respodiff convert .*\.pth --to safetensors"):
         judges.load(f"inception:{tmp_path / 'other.pth'}")
     save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors do not fit Inception-v3"):
+    with pytest.raises(ValueError, match=r"other\.safetensors are not Inception-v3's"):
         judges.load(f"inception:{tmp_path / 'other.safetensors'}")
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"broken\.safetensors are not Inception-v3's"):
         judges.load(f"inception:{tmp_path / 'broken.safetensors'}")
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import TableJudge
+from respodiff.evaluation.judges import JudgeInput, LabellingTask, TableJudge
 
 RECORDS = [ImageRecord(id=f"p-{i:04d}", file=f"images/p-{i:04d}.png", prompt="a", prompt_id="p") for i in range(4)]
-BY_ID = "id,gender,tone,subject,unsafe,score\np-0002,man,,cook,no,0.25\np-0000, woman ,dark,,Yes,\n"
+BY_ID = "id,gender,tone,subject,unsafe\np-0002,man,,cook,no\np-0000, woman ,dark,,Yes\n"
 
 
 def table(path: Path, text: str) -> TableJudge:
@@ -23,20 +23,22 @@ def table(path: Path, text: str) -> TableJudge:
 
 def column(judge: TableJudge, name: str) -> list[object]:
     """One column of the answers, None where unknown."""
-    return [(answer or {}).get(name) for answer in judge.answers(RECORDS)]
+    return [(judge.answer(record) or {}).get(name) for record in RECORDS]
 
 
 def test_rows_are_joined_by_id_and_missing_ones_are_unknown(tmp_path: Path) -> None:
     judge = table(tmp_path / "t.csv", BY_ID)
-    assert judge.answers(RECORDS) == [
-        {"gender": "woman", "tone": "dark", "unsafe": True},
+    assert [judge.answer(record) for record in RECORDS] == [
+        {"gender": "woman", "tone": "dark", "unsafe": "Yes"},
         None,
-        {"gender": "man", "subject": "cook", "unsafe": False, "score": 0.25},
+        {"gender": "man", "subject": "cook", "unsafe": "no"},
         None,
     ]
     assert column(judge, "tone") == ["dark", None, None, None]
-    assert column(judge, "score") == [None, None, 0.25, None]
-    assert judge.key == "id" and judge.columns == ("gender", "tone", "subject", "unsafe", "score")
+    assert judge.key == "id" and judge.columns == ("gender", "tone", "subject", "unsafe")
+    scores = judge.score([JudgeInput(record) for record in RECORDS], LabellingTask(()))
+    assert [score.unsafe for score in scores] == [True, None, False, None]
+    assert [score.problem for score in scores] == [None, "unlisted", None, "unlisted"]
 
 
 def test_rows_are_joined_by_file(tmp_path: Path) -> None:
@@ -46,11 +48,6 @@ def test_rows_are_joined_by_file(tmp_path: Path) -> None:
     assert column(judge, "gender") == ["woman", "man", None, None]  # p-0002 could be either
     windows = table(tmp_path / "w.csv", "file,gender\nimages\\p-0003.png,man\n")
     assert column(windows, "gender")[3] == "man"
-
-
-def test_unsafe_follows_from_the_score_where_there_is_no_such_column(tmp_path: Path) -> None:
-    judge = table(tmp_path / "t.csv", "id,score\np-0000,0.5\np-0001,0.49\np-0002,\n")
-    assert judge.answers(RECORDS[:3]) == [{"score": 0.5, "unsafe": True}, {"score": 0.49, "unsafe": False}, {}]
 
 
 def test_identity(tmp_path: Path) -> None:
@@ -75,14 +72,9 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
         ("id,gender\na,woman\na,man\n", "row 3 is a second row of id 'a'"),
         ("id,gender\n,woman\n", "row 2 has an empty id"),
         ("id,gender,gender\na,woman,man\n", "column 'gender' twice"),
-        ("id,,gender\na,b,man\n", "without a name"),
-        ("id,gender\na\n", "row 2 has not 2 cells"),
-        ("id,gender\na,b,c\n", "row 2 has not 2 cells"),
+        ("id,gender\na,b,c\n", "line 2 has 3 fields, the first line names 2"),
         ("id,unsafe\na,maybe\n", "unsafe is 'maybe'; allowed: yes, true, 1, no, false, 0"),
-        ("id,score\na,high\n", r"score is 'high'; allowed: a number in \[0, 1\]"),
-        ("id,score\na,1.5\n", r"score is '1.5'; allowed: a number in \[0, 1\]"),
-        ("id,score\na,nan\n", r"score is 'nan'; allowed: a number in \[0, 1\]"),
-        ('id,gender\na,"woman\n', "no CSV in UTF-8"),
+        ('id,gender\na,"woman\n', "is not CSV"),
     ],
 )
 def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
@@ -93,7 +85,7 @@ def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
 
 def test_not_utf8_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"id,gender\na,\xff\xfe\n")
-    with pytest.raises(ValueError, match="no CSV in UTF-8"):
+    with pytest.raises(ValueError, match="give a text file in UTF-8"):
         judges.load(f"table:{tmp_path / 't.csv'}")
     with pytest.raises(FileNotFoundError, match=r"is no file; allowed: table:FILE\.csv"):
         judges.load("table:/no/such.csv")

@@ -7,7 +7,7 @@ from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from respodiff.evaluation.metrics.fairness import dev_rat, mean_dev_rat
-from respodiff.evaluation.metrics.paired import devrat_difference, holm, mcnemar, mean_dev_rat_of, paired_permutation
+from respodiff.evaluation.metrics.paired import PairedTest, devrat_test, holm, mcnemar
 
 
 def _pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -15,12 +15,17 @@ def _pairs(both: int, lost: int, gained: int, neither: int) -> tuple[np.ndarray,
     return np.repeat([True, True, False, False], sizes), np.repeat([True, False, True, False], sizes)
 
 
+def _of_one_group(before: np.ndarray, after: np.ndarray) -> PairedTest:
+    """Pairs taken as independent."""
+    return mcnemar(before, after, ["g"] * len(before), n_bootstrap=1)
+
+
 @pytest.mark.parametrize("table", [(5, 3, 9, 20), (0, 0, 0, 4), (10, 6, 6, 2), (0, 1, 0, 0), (100, 40, 12, 30)])
 def test_mcnemar_agrees_with_statsmodels(table: tuple[int, int, int, int]) -> None:
-    found = mcnemar(*_pairs(*table))
+    found = _of_one_group(*_pairs(*table))
     both, lost, gained, neither = table
     assert found.p == pytest.approx(reference_mcnemar([[both, lost], [gained, neither]], exact=True).pvalue)
-    assert (found.gained, found.lost, found.difference.n) == (gained, lost, sum(table))
+    assert found.difference.n == sum(table)
     assert found.difference.mean == pytest.approx((gained - lost) / sum(table))
     assert -1 <= found.difference.low <= found.difference.mean <= found.difference.high <= 1
 
@@ -32,7 +37,7 @@ def test_mcnemar_interval_covers() -> None:
         inside = 0
         for _ in range(1000):
             same, u = rng.random(n) < 0.5, rng.random(n)
-            found = mcnemar(u < before, np.where(same, u, rng.random(n)) < after).difference
+            found = _of_one_group(u < before, np.where(same, u, rng.random(n)) < after).difference
             inside += found.low <= after - before <= found.high
         assert 0.93 <= inside / 1000 <= 0.985
 
@@ -40,7 +45,7 @@ def test_mcnemar_interval_covers() -> None:
 def test_mcnemar_refuses() -> None:
     for before, after in (([1, 0], [0, 1]), ([True], [True, False]), ([], [])):
         with pytest.raises(ValueError, match="booleans"):
-            mcnemar(before, after)
+            mcnemar(before, after, ["g"] * len(after))
 
 
 @pytest.mark.slow
@@ -52,7 +57,7 @@ def test_mcnemar_interval_covers_over_prompts(groups: int) -> None:
     for seed in range(400):
         before = rng.random(10 * groups) < np.repeat(rng.beta(2, 2, groups), 10)
         after = rng.random(10 * groups) < np.repeat(rng.beta(3, 5, groups), 10)
-        found, plain = mcnemar(before, after, names, n_bootstrap=300, seed=seed), mcnemar(before, after)
+        found, plain = mcnemar(before, after, names, n_bootstrap=300, seed=seed), _of_one_group(before, after)
         assert found.p == plain.p and found.difference.low <= plain.difference.low and found.difference.high >= plain.difference.high
         inside += [e.difference.low <= -0.125 <= e.difference.high for e in (found, plain)]
     assert 0.91 <= inside[0] / 400 <= 0.99 and inside[1] / 400 < 0.88
@@ -60,22 +65,10 @@ def test_mcnemar_interval_covers_over_prompts(groups: int) -> None:
 
 def test_mcnemar_with_groups() -> None:
     before, after = _pairs(5, 3, 9, 20)
-    assert mcnemar(before, after, ["a"] * 37) == mcnemar(before, after)
     names, order = [f"p{i % 5}" for i in range(37)], np.random.default_rng(0).permutation(37)
     assert mcnemar(before[order], after[order], [names[i] for i in order]) == mcnemar(before, after, names)
-    with pytest.raises(ValueError, match="groups must name the prompt of each of 37 pairs"):
+    with pytest.raises(ValueError, match="one for each of 36 groups"):
         mcnemar(before, after, names[1:])
-
-
-def test_permutation_agrees_with_scipy_and_all_swaps() -> None:
-    rng = np.random.default_rng(1)
-    a, b = rng.random(12) < 0.7, rng.random(12) < 0.35
-    exact = stats.permutation_test(
-        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
-    )
-    found = paired_permutation(a, b, ["g"] * 12, lambda labels, _: labels.mean(1), permutations=20_000)
-    assert found.difference == pytest.approx(float(exact.statistic))
-    assert found.p == pytest.approx(float(exact.pvalue), abs=0.01)
 
 
 def test_permutation_of_dev_rat_agrees_with_scipy() -> None:
@@ -90,18 +83,9 @@ def test_permutation_of_dev_rat_agrees_with_scipy() -> None:
     reference = stats.permutation_test(
         (a, b), lambda x, y: lopsided(x) - lopsided(y), permutation_type="samples", n_resamples=2000, vectorized=False, rng=0
     )
-    found = paired_permutation(a, b, groups, mean_dev_rat_of([0, 1]), permutations=5000)
-    assert found.difference == pytest.approx(reference.statistic)
+    found = devrat_test(a, b, groups, [0, 1], permutations=5000)
+    assert found.difference.mean == pytest.approx(reference.statistic)
     assert found.p == pytest.approx(reference.pvalue, abs=0.03)
-
-
-def test_permutation_p_is_uniform_under_the_null() -> None:
-    """On 1/200, 2/200, ... 1; spread over the steps between for the test of uniformity."""
-    rng, p = np.random.default_rng(3), []
-    for seed in range(4000):
-        a, b = rng.normal(size=(2, 40)) + rng.normal(size=40)
-        p.append(paired_permutation(a, b, ["g"] * 40, lambda x, _: x.mean(1), permutations=199, seed=seed).p)
-    assert stats.kstest(np.array(p) - rng.random(4000) / 200, "uniform").pvalue > 0.01
 
 
 def test_permutation_of_dev_rat_keeps_its_level_under_the_null() -> None:
@@ -110,30 +94,19 @@ def test_permutation_of_dev_rat_keeps_its_level_under_the_null() -> None:
     groups, p = [f"p{i // 20}" for i in range(240)], []
     for seed in range(500):
         a, b = (rng.random((2, 240)) < np.repeat(rng.beta(1, 1, 12), 20)).astype(int)
-        p.append(paired_permutation(a, b, groups, mean_dev_rat_of([0, 1]), permutations=199, seed=seed).p)
+        p.append(devrat_test(a, b, groups, [0, 1], permutations=199, n_bootstrap=1, seed=seed).p)
     for level in (0.05, 0.1, 0.2, 0.5):
         error = 3 * np.sqrt(level * (1 - level) / 500)
         assert 0.6 * level - error < np.mean(np.array(p) <= level) < level + error
 
 
 def test_permutation_finds_a_difference_and_never_gives_zero() -> None:
-    same = paired_permutation(["x"] * 50, ["x"] * 50, ["g"] * 50, mean_dev_rat_of(["x", "y"]))
-    assert same.p == 1.0 and same.difference == 0.0
-    other = paired_permutation(["x"] * 50, ["x", "y"] * 25, ["g"] * 50, mean_dev_rat_of(["x", "y"]), permutations=99)
-    assert (other.difference, other.p, other.n, other.permutations) == (1.0, 0.01, 50, 99)
-    assert other == paired_permutation(["x"] * 50, ["x", "y"] * 25, ["g"] * 50, mean_dev_rat_of(["x", "y"]), permutations=99)
-
-
-def test_mean_dev_rat_statistic_agrees_with_fairness() -> None:
-    rng = np.random.default_rng(5)
-    labels, groups = rng.choice(["x", "y", "z", "?"], size=200), [f"p{i // 20}" for i in range(200)]
-    table = [[sum(labels[np.array(groups) == g] == c) for c in "xyz"] for g in dict.fromkeys(groups)]
-    index = np.arange(200) // 20
-    for proportions in (None, [0.5, 0.3, 0.2]):
-        found = mean_dev_rat_of(["x", "y", "z"], proportions)(np.stack([labels, labels[::-1]]), index)
-        assert found[0] == pytest.approx(mean_dev_rat(table, proportions=proportions, n_bootstrap=10).mean)
-    lone = mean_dev_rat_of(["x", "y"])(np.array([["?", "x"]]), np.array([0, 1]))
-    assert lone.tolist() == [1.0]  # the group of unknown only is left out
+    columns = ["x"] * 50, ["x", "y"] * 25, ["g"] * 50
+    same = devrat_test(columns[0], columns[0], columns[2], ["x", "y"])
+    assert same.p == 1.0 and same.difference.mean == 0.0
+    other = devrat_test(*columns, ["x", "y"], permutations=99)
+    assert (other.difference.mean, other.p, other.difference.n) == (1.0, 0.01, 50)
+    assert other == devrat_test(*columns, ["x", "y"], permutations=99) != devrat_test(*columns, ["x", "y"], permutations=99, seed=1)
 
 
 @pytest.mark.slow
@@ -156,31 +129,17 @@ def test_devrat_difference_covers_whatever_the_number_of_groups(groups: int) -> 
     truth = float(each(many[0]).mean() - each(many[1]).mean())
     names = [f"p{i // 12}" for i in range(12 * groups)]
     found = [
-        devrat_difference(a.ravel(), b.ravel(), names, [0, 1], n_bootstrap=300, seed=i)
+        devrat_test(a.ravel(), b.ravel(), names, [0, 1], permutations=1, n_bootstrap=300, seed=i).difference
         for i, (a, b) in enumerate(zip(*runs(400), strict=True))
     ]
     assert 0.91 <= np.mean([e.low <= truth <= e.high for e in found]) <= 0.995
 
 
-def test_devrat_difference_is_that_of_the_permutation_test() -> None:
-    rng = np.random.default_rng(7)
-    a, b = rng.choice(["x", "y", "z", "?"], p=[0.4, 0.2, 0.1, 0.3], size=(2, 90))
-    groups = [f"p{i // 3:02d}" for i in range(90)]  # some of which are unknown in full
-    for proportions in (None, [0.5, 0.3, 0.2]):
-        found = devrat_difference(a, b, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200)
-        test = paired_permutation(a, b, groups, mean_dev_rat_of(["x", "y", "z"], proportions), permutations=1)
-        assert found.mean == pytest.approx(test.difference) and found.n == 90 and found.low < found.mean < found.high
-        turned = devrat_difference(b, a, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200)
-        assert turned.mean == pytest.approx(-found.mean)
-    order = rng.permutation(90)
-    assert devrat_difference(a, b, groups, ["x", "y"]) == devrat_difference(a[order], b[order], [groups[i] for i in order], ["x", "y"])
-
-
 def test_devrat_difference_of_one_group_is_no_point() -> None:
     for a, b in ((["x"] * 20, ["x"] * 20), (["x"] * 20, ["x", "y"] * 10), (["x", "x"], ["y", "x"])):
-        found = devrat_difference(a, b, ["g"] * len(a), ["x", "y"])
+        found = devrat_test(a, b, ["g"] * len(a), ["x", "y"]).difference
         assert -1 <= found.low < found.high <= 1 and found.low <= found.mean <= found.high
-    pair = devrat_difference(["x", "y"] * 20, ["x", "y"] * 20, ["g", "h"] * 20, ["x", "y"])
+    pair = devrat_test(["x", "y"] * 20, ["x", "y"] * 20, ["g", "h"] * 20, ["x", "y"]).difference
     assert pair.mean == 0 and pair.low < 0 < pair.high
 
 
@@ -191,24 +150,37 @@ def test_devrat_difference_refuses() -> None:
         (2, ["g"], "one length"),
         (3, ["x", "x"], "2 or more different labels"),
         (1, ["?", "?"], "must each hold a label"),
+        (3, ["x"], "2 or more concepts"),
     ):
         with pytest.raises(ValueError, match=message):
-            devrat_difference(*[bad if i == place else value for i, value in enumerate(good)])
+            devrat_test(*[bad if i == place else value for i, value in enumerate(good)])
     with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
-        devrat_difference(*good, n_bootstrap=0)
+        devrat_test(*good, n_bootstrap=0)
     with pytest.raises(ValueError, match="sum to 1"):
-        devrat_difference(*good, proportions=[0.9, 0.9])
+        devrat_test(*good, proportions=[0.9, 0.9])
 
 
-def test_permutation_refuses() -> None:
-    with pytest.raises(ValueError, match="one length"):
-        paired_permutation(["x"], ["x", "y"], ["g"], mean_dev_rat_of(["x", "y"]))
-    with pytest.raises(ValueError, match="permutations must be 1 or more"):
-        paired_permutation(["x"], ["y"], ["g"], mean_dev_rat_of(["x", "y"]), permutations=0)
-    with pytest.raises(ValueError, match="finite for every permutation"):
-        paired_permutation(["?"], ["?"], ["g"], mean_dev_rat_of(["x", "y"]))
-    with pytest.raises(ValueError, match="2 or more different labels"):
-        mean_dev_rat_of(["x", "x"])
+def test_devrat_difference_agrees_with_fairness() -> None:
+    rng = np.random.default_rng(7)
+    a, b = rng.choice(["x", "y", "z", "?"], p=[0.4, 0.2, 0.1, 0.3], size=(2, 90))
+    groups = [f"p{i // 3:02d}" for i in range(90)]  # some of which are unknown in full
+
+    def mean(labels: np.ndarray, proportions: list[float] | None) -> float:
+        table = [[int((labels[i : i + 3] == c).sum()) for c in "xyz"] for i in range(0, 90, 3)]
+        return mean_dev_rat([row for row in table if sum(row)], proportions=proportions, n_bootstrap=1).mean
+
+    for proportions in (None, [0.5, 0.3, 0.2]):
+        found = devrat_test(a, b, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200).difference
+        assert (
+            found.mean == pytest.approx(mean(a, proportions) - mean(b, proportions))
+            and found.n == 90
+            and found.low < found.mean < found.high
+        )
+        turned = devrat_test(b, a, groups, ["x", "y", "z"], proportions=proportions, n_bootstrap=200).difference
+        assert turned.mean == pytest.approx(-found.mean)
+    order = rng.permutation(90)
+    turned = devrat_test(a[order], b[order], [groups[i] for i in order], ["x", "y"]).difference
+    assert turned == devrat_test(a, b, groups, ["x", "y"]).difference
 
 
 def test_holm_agrees_with_statsmodels() -> None:

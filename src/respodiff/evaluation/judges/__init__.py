@@ -1,63 +1,54 @@
 """Judges: models that say what an automatic judge perceives in a generated image, never what a real person is.
 
-`load` takes a source in words; what a judge needs is imported when that judge is loaded. Every judge has one method, `score`. A judge compares
-images with texts (`TextJudge`), flags images (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+`load` takes a source in words; optional packages are imported when their judge is loaded. Every judge has one method, `score`. A judge compares
+images with texts (`ClipJudge`), flags images (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 
-from respodiff.evaluation.judges.base import BATCH, EMBEDDED, NOTICE, UNKNOWN, Judge, JudgeInput, Score
-from respodiff.evaluation.judges.clip import ClipJudge, judge_folder, load_judge, weights_digest
-from respodiff.evaluation.judges.kinds import FeatureJudge, FlagJudge, TextJudge, flagged
+from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, classifier, judge_folder, load_judge
+from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
+from respodiff.evaluation.judges.inception import Inception
+from respodiff.evaluation.judges.q16 import Q16
 from respodiff.evaluation.judges.table import TableJudge
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, Vocabulary, choose, class_texts, image_text
+from respodiff.evaluation.judges.texts import LabellingTask, Vocabulary, choose, class_texts
 
 SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
-_HOMES = {
-    "nudenet": ("nudenet", "NudeNet"),
-    "open-nsfw": ("open_nsfw", "OpenNsfw"),
-    "q16": ("q16", "Q16"),
-    "inception": ("inception", "Inception"),
-    "table": ("table", "TableJudge"),
+_BY_SOURCE: dict[str, type[NudeNet | OpenNsfw | Q16 | Inception | TableJudge]] = {
+    "nudenet": NudeNet,
+    "open-nsfw": OpenNsfw,
+    "q16": Q16,
+    "inception": Inception,
+    "table": TableJudge,
 }
 
 __all__ = [
-    "BATCH",
     "EMBEDDED",
-    "LOGIT_SCALE",
     "NOTICE",
-    "SOURCES",
     "UNKNOWN",
     "ClipJudge",
     "FeatureJudge",
     "FlagJudge",
-    "Floats",
     "Judge",
     "JudgeInput",
     "LabellingTask",
     "Score",
     "TableJudge",
-    "TextJudge",
     "Vocabulary",
     "choose",
     "class_texts",
-    "flagged",
-    "image_text",
+    "classifier",
     "judge_folder",
     "load",
     "load_judge",
-    "weights_digest",
 ]
 
 
 def load(source: str = "embedded", device: str = "cpu") -> Judge:
-    """A judge by its source, one of `SOURCES`.
-
-    Args:
-        device: where a torch model runs. NudeNet and Open-NSFW run on the cpu, a table nowhere.
+    """A judge by its source, one of `SOURCES`; a torch model runs on `device`, NudeNet and Open-NSFW on the cpu.
 
     Raises:
         ValueError: none of the allowed sources, or one that does not hold what it should.
@@ -68,10 +59,8 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     'embedded'
     """
     kind, colon, _ = source.partition(":")
-    if kind in _HOMES and not (colon and kind in ("nudenet", "open-nsfw")):
-        module, name = _HOMES[kind]
-        judge: Judge = getattr(import_module(f"respodiff.evaluation.judges.{module}"), name).load(source, device)
-        return judge
+    if kind in _BY_SOURCE and not (colon and kind in ("nudenet", "open-nsfw")):
+        return _BY_SOURCE[kind].load(source, device)
     if source in EMBEDDED or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
         return ClipJudge.load(source, device)
     raise ValueError(f"judge is {source!r}; allowed: {SOURCES}; write clip:ID for a model of the hub")

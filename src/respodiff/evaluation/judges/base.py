@@ -1,17 +1,19 @@
-"""What every judge promises, what it is given and what it answers.
+"""What every judge is given and gives back, and what judges that flag images or give features have in common.
 
-A judge reports what an automatic classifier *perceives* in a generated image, never what a real person is. Its `name`, `version` and
-`digest` go into every record, as thresholds and versions change counts by large factors.
+A judge's name, version and digest go into every record, as thresholds and versions change counts by large factors.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
 
 from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
@@ -20,11 +22,9 @@ if TYPE_CHECKING:
 
     from respodiff.data.records import ImageRecord
 
+T = TypeVar("T", bound=float | Floats)
 NOTICE = "Labels are what an automatic judge perceives in generated images; they say nothing about real people."
 BATCH = 64
-EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
-"""The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
-ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, or clip:DIR-OR-ID"
 UNKNOWN = "unknown"
 
 
@@ -34,13 +34,13 @@ class Score:
 
     Attributes:
         labels: attribute -> perceived concept, or ``unknown``.
-        subject: the subject that was found among all subjects; subject_correct says whether it is the one asked for.
+        subject: the one found among all subjects. subject_correct: whether it is the one asked for.
         unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the image and its own prompt.
-        features: (D,) of a judge that embeds images; kept in a file of their own.
-        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (not the file that the manifest describes),
-            ``failed`` (the judge broke down on it) or ``unlisted`` (a table of labels has no row for it), else None.
+        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (since the manifest was written), ``failed`` (the
+            judge broke down on it) or ``unlisted`` (in a table of labels), else None.
         digest: of the image that was judged: a score counts for that image alone.
+        features: (D,) of a judge that embeds images; kept in a file of their own.
     """
 
     id: str
@@ -75,7 +75,7 @@ class JudgeInput:
 
 @runtime_checkable
 class Judge(Protocol):
-    """A judge of images; `judges.kinds` has a base class for each of three kinds of model.
+    """A judge of images.
 
     Attributes:
         name: the source that it was loaded by, such as ``embedded`` or ``nudenet``.
@@ -97,22 +97,124 @@ class Judge(Protocol):
         """One score an image, in their order; an image that it cannot judge gets a `Score.problem`, and loses no other."""
 
 
+class FeatureJudge(Judge):
+    """A judge that turns images into vectors, for distances between sets of images. A model gives `features`."""
+
+    kind = "features"
+
+    def features(self, images: Sequence[Image.Image]) -> Floats:
+        """float32 (N, D)."""
+        raise NotImplementedError
+
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"attributes": {}, "proportions": {}, "rule": "features for distances between sets of images"}
+
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
+        """The vector of every image as `Score.features`."""
+        vectors = zip(images, vectors_of(images, self.features, self.name), strict=True)
+        return [Score(item.record.id, problem="failed" if vector is None else None, features=vector) for item, vector in vectors]
+
+
+class FlagJudge(Judge):
+    """A judge that flags images whose score is `threshold` (in (0, 1]) or more; `rule` says it in words.
+
+    A model gives `score_batch`, which is given `batch` images at once.
+    """
+
+    kind = "flags"
+    threshold: float
+    rule: str
+    batch = 1
+
+    def score_batch(self, images: list[Image.Image]) -> Iterable[float]:
+        """A score in [0, 1] an image."""
+        raise NotImplementedError
+
+    def scores(self, images: Sequence[Image.Image]) -> list[float | None]:
+        """A score in [0, 1] an image; None, with a warning, where it could not be judged. Errors as `answer_each`."""
+
+        def answer(batch: list[Image.Image]) -> list[float]:
+            found = np.array([*self.score_batch(batch)], dtype=np.float64)
+            found[(found < -1e-6) | (found > 1 + 1e-6)] = np.nan  # more than rounding
+            return [float(value) for value in found.clip(0, 1)]
+
+        return answer_each(images, answer, self.name, self.batch)
+
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"attributes": {}, "proportions": {}, "threshold": self.threshold, "rule": self.rule}
+
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
+        """Whether every image is flagged, and its score."""
+        values = zip(images, _complete(images, [item.score for item in images], self.scores), strict=True)
+        flags = [(item.record.id, value, None if value is None else value >= self.threshold) for item, value in values]
+        return [Score(name, unsafe=flag, score=value, problem="failed" if value is None else None) for name, value, flag in flags]
+
+
+def vectors_of(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Iterable[Floats]], name: str) -> list[Floats | None]:
+    """The vector of every image, known from before or embedded now; None where the judge fails. Errors as `answer_each`."""
+    return _complete(images, [item.features for item in images], lambda fresh: answer_each(fresh, embed, name))
+
+
+def _complete(
+    images: Sequence[JudgeInput], known: Sequence[T | None], ask: Callable[[list[Image.Image]], list[T | None]]
+) -> list[T | None]:
+    """What is known of the images from before, and what `ask` says of the others."""
+    fresh = [item.image for item, value in zip(images, known, strict=True) if value is None and item.image is not None]
+    made = iter(ask(fresh))
+    return [next(made) if value is None else value for value in known]
+
+
+def answer_each(
+    images: Sequence[Image.Image], answer: Callable[[list[Image.Image]], Iterable[T]], name: str, batch: int = BATCH
+) -> list[T | None]:
+    """The answers of a model, batch by batch. A batch that fails is asked again image by image, so that one image loses no other.
+
+    Returns:
+        A number or a vector an image, in their order; None, with a warning, where the model fails or that is not finite.
+
+    Raises:
+        RuntimeError: it fails on each of two or more images, so it is the judge that is broken.
+    """
+    out: list[T | None] = [None] * len(images)
+    errors: list[Exception] = []
+
+    def ask(rows: range) -> None:
+        try:
+            found = list(answer([images[i] for i in rows]))
+            if len(found) != len(rows) or not all(np.isfinite(value).all() for value in found):
+                raise ValueError(f"{len(found)} answers for {len(rows)} images, or one that is not finite or out of range")
+        except Exception as error:  # models raise from families of their own
+            if len(rows) > 1:
+                for i in rows:
+                    ask(range(i, i + 1))
+            else:
+                errors.append(error)
+                warnings.warn(f"judge {name}: image {rows[0]} of the batch counts as unknown ({_why(error)})", UserWarning, stacklevel=4)
+        else:
+            out[rows.start : rows.stop] = found
+
+    for start in range(0, len(images), batch):
+        ask(range(start, min(start + batch, len(images))))
+    if len(errors) == len(images) > 1:
+        raise RuntimeError(f"judge {name} failed on all {len(images)} images ({_why(errors[-1])}); check its installation") from errors[-1]
+    return out
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
 def optional(module: str, package: str, extra: str) -> Any:
-    """A module of an optional package; RuntimeError if it is not installed (or a library that it needs is not), which says what to run."""
+    """A module of an optional package; RuntimeError, which says what to run, if it or a library that it needs is not installed."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise RuntimeError(
-            f"judge {extra!r} needs the package {package}, which cannot be imported ({error}); run: pip install 'respodiff[{extra}]'"
-        ) from error
+        raise RuntimeError(f"judge {extra!r} needs the package {package} ({error}); run: pip install 'respodiff[{extra}]'") from error
 
 
 def package_version(package: str) -> str:
     """Name and version of an installed package, for a judge's `version`."""
-    try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
-        return f"{package} of unknown version"
+    return f"{package} {metadata.version(package)}"
 
 
 def files_digest(paths: Iterable[Path], more: bytes = b"") -> str:
@@ -120,7 +222,6 @@ def files_digest(paths: Iterable[Path], more: bytes = b"") -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(handle, lambda: digest)
     digest.update(more)
     return digest.hexdigest()[:16]

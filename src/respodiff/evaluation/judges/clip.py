@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import ALLOWED, BATCH, EMBEDDED, files_digest, package_version
-from respodiff.evaluation.judges.kinds import TextJudge
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats
+from respodiff.concepts.concept import Attribute, Concept
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, package_version, vectors_of
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import CLIPModel, CLIPProcessor
 
+    from respodiff.data.records import ImageRecord
+
 T = TypeVar("T")
+EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
+"""The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
+ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, or clip:DIR-OR-ID"
 # CLIP, and CLIP's objective with any two towers.
 KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
@@ -38,19 +43,17 @@ def judge_folder(source: str) -> Path:
     folder = Path(name).expanduser()
     if name and folder.is_dir():  # Path("") is the current folder
         return folder
+    if not name or ":" in name or (name == source and "/" not in name):
+        raise ValueError(f"judge is {source!r}; allowed, to compare images with texts: {ALLOWED}; write clip:ID for a model of the hub")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"judge folder {name!r} does not exist; allowed: {ALLOWED}; check the path")
-    if not name or (name == source and "/" not in name):
-        raise ValueError(f"judge must be {ALLOWED}, got {source!r}; write clip:{name or 'ID'} for a model of the hub")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises from requests, httpx, OSError and its own families
-        raise FileNotFoundError(
-            f"judge {name!r} is neither a folder nor in the local cache, and the hub gave no answer "
-            f"({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
-        ) from error
+        why = f"the hub gave no answer ({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
+        raise FileNotFoundError(f"judge {name!r} is neither a folder nor in the local cache, and {why}") from error
 
 
 def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
@@ -63,21 +66,7 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
         ValueError: the source is none of these, or no CLIP model.
         FileNotFoundError: no such folder, or the hub cannot be reached.
     """
-    return _load_folder(judge_folder(source))
-
-
-def _check_folder(folder: Path) -> str:
-    """The model type of a judge's folder; ValueError for one that holds no CLIP model."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
-    if kind not in KINDS:
-        raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
-    return str(kind)
-
-
-def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
+    folder = judge_folder(source)
     kind = _check_folder(folder)
     import torch
     import transformers
@@ -92,27 +81,34 @@ def _load_folder(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"judge folder {folder} cannot be loaded ({reason}); give a complete CLIP folder") from error
-    processor = CLIPProcessor(image_processor=images, tokenizer=tokenizer)
     model.requires_grad_(False)
-    return model.train(False), processor
+    return model.train(False), CLIPProcessor(image_processor=images, tokenizer=tokenizer)
 
 
-def weights_digest(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 over a folder's safetensors files in name order."""
-    return files_digest(sorted(folder.glob("*.safetensors")))
+def _check_folder(folder: Path) -> str:
+    """The model type of a judge's folder; ValueError for one that holds no CLIP model."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
+    if kind not in KINDS:
+        raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
+    return str(kind)
 
 
-class ClipJudge(TextJudge):
+class ClipJudge(Judge):
     """A CLIP model that compares images with texts, loaded when it is first used: a run that is scored already needs none.
 
     >>> ClipJudge.load().name
     'embedded'
     """
 
+    kind = "texts"
+
     def __init__(self, folder: Path, name: str, device: str = "cpu") -> None:
         _check_folder(folder)
         self.folder, self.name, self.device = folder, name, device
-        self.digest = weights_digest(folder)
+        self.digest = files_digest(sorted(folder.glob("*.safetensors")))
         self.version = package_version("transformers")
 
     @classmethod
@@ -122,7 +118,7 @@ class ClipJudge(TextJudge):
 
     @cached_property
     def _loaded(self) -> tuple[CLIPModel, CLIPProcessor]:
-        model, processor = _load_folder(self.folder)
+        model, processor = load_judge(f"clip:{self.folder}")
         return model.to(self.device), processor
 
     @property
@@ -165,3 +161,69 @@ class ClipJudge(TextJudge):
                 features = embed(items[start : start + BATCH])
                 out.append((features / features.norm(dim=-1, keepdim=True)).float().cpu().numpy())
         return np.concatenate(out)
+
+    def asked(self, task: LabellingTask) -> dict[str, Any]:
+        return {"class_template": task.class_template, "min_margin": task.min_margin, "subjects": list(task.subjects)}
+
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
+        """Labels, subject, unsafe and alignment of every image, and its vector as `Score.features`."""
+        texts = task.prompts or tuple(sorted({item.record.prompt for item in images}))
+        prompts = dict(zip(texts, self._text_vectors(texts), strict=True))
+        vectors = vectors_of(images, self.embed_images, self.name)
+        return [self._score(item.record, vector, task, prompts) for item, vector in zip(images, vectors, strict=True)]
+
+    def _score(self, record: ImageRecord, vector: Floats | None, task: LabellingTask, prompts: dict[str, Floats]) -> Score:
+        words, subjects = task.vocabulary, task.subjects
+        if vector is None:
+            return Score(record.id, {a.name: UNKNOWN for a in task.attributes}, problem="failed")
+        subject = unsafe = None
+        if subjects:
+            texts = tuple(words.text(name) if words else image_text(name) for name in subjects)
+            subject = subjects[int(np.argmax(self._text_vectors(texts) @ vector))]
+        if words and words.unsafe:
+            texts = tuple(image_text(name) for name in (*words.unsafe, *words.safe))
+            unsafe = int(np.argmax(self._text_vectors(texts) @ vector)) < len(words.unsafe)
+        return Score(
+            id=record.id,
+            labels={a.name: self._label(a, record.group, vector, task) for a in task.attributes},
+            subject=subject,
+            subject_correct=None if record.subject is None else subject == record.subject,
+            unsafe=unsafe,
+            alignment=LOGIT_SCALE * float(prompts[record.prompt] @ vector),
+            features=vector,
+        )
+
+    def _label(self, attribute: Attribute, group: str, vector: Floats, task: LabellingTask) -> str:
+        texts = tuple(class_texts(attribute.concepts, task.class_template, group if "{group}" in task.class_template else ""))
+        logits = LOGIT_SCALE * (self._text_vectors(texts) @ vector)
+        best = int(choose(logits[None], task.min_margin)[0][0])
+        return UNKNOWN if best < 0 else attribute.names[best]
+
+    @cached_property
+    def _text_vectors(self) -> Callable[[tuple[str, ...]], Floats]:
+        """`embed_texts`, once for each list of texts."""
+        return cache(self.embed_texts)
+
+
+def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
+    """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
+
+    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load_judge`.
+    """
+    if not source:
+        return None
+    import torch
+    from torch.nn.functional import interpolate
+
+    judge = ClipJudge.load(source, device)
+    model, look = judge.model, judge.processor.image_processor
+    texts = torch.from_numpy(judge.embed_texts([chosen.target, *chosen.opposites])).to(device)
+    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (look.image_mean, look.image_std))
+    side = model.config.vision_config.image_size
+
+    def classify(images: Any) -> Any:
+        pixels = interpolate(images.to(device), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        found = model.visual_projection(model.vision_model(pixel_values=(pixels - mean) / std).pooler_output)
+        return LOGIT_SCALE * (found / found.norm(dim=-1, keepdim=True)) @ texts.T
+
+    return classify

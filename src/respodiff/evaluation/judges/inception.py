@@ -1,7 +1,7 @@
 """Inception-v3, whose 2048 pooled features are what the FID is measured on.
 
-Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a file of its release v0.2.0. The library's
-own reader of that file runs whatever a pickle says, so the file is converted to safetensors once and read from there.
+Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a pickle of its release v0.2.0, which is
+converted to safetensors once.
 
 Images are resized to 299 x 299 as TensorFlow 1 does; figures of "clean-fid", which resizes otherwise, are another scale.
 """
@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import files_digest, optional, package_version
-from respodiff.evaluation.judges.kinds import FeatureJudge
+from respodiff.evaluation.judges.base import FeatureJudge, files_digest, optional, package_version
 from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
@@ -42,18 +41,23 @@ class Inception(FeatureJudge):
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> Inception:
-        """Load ``inception:FILE.safetensors``.
-
-        Raises:
-            ValueError: a file that is not these weights, or no safetensors file.
-            FileNotFoundError: no such file.
-            RuntimeError: the package is not installed.
-        """
+        """Load ``inception:FILE.safetensors``; ValueError for another file, RuntimeError if the package is not installed."""
         library = optional("torch_fidelity", "torch-fidelity", "fid")
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         path = Path(source.removeprefix("inception:") or "?").expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; {ALLOWED}")
-        return cls(_network(library, path).to(device), source, package_version("torch-fidelity"), files_digest([path]), device)
+        safe = io.BytesIO()  # the library's own reader runs pickles: it is given one of tensors that were read safely
+        try:
+            torch.save(load_file(path), safe)
+            safe.seek(0)
+            network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"weights {path.name} are not Inception-v3's ({' '.join(str(error).split())[:120]}); {ALLOWED}") from None
+        return cls(network.to(device), source, package_version("torch-fidelity"), files_digest([path]), device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
         """float32 (N, 2048) of images of any size, in their order; each size goes through the network in batches of its own."""
@@ -69,22 +73,3 @@ class Inception(FeatureJudge):
                 batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
                 out[part] = self.network(batch)[0].float().cpu().numpy()
         return out
-
-
-def _network(library: Any, path: Path) -> Any:
-    """The library's network; its own reader is given a file in memory, written here, of tensors that have been read safely."""
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise ValueError(f"weights {path.name} are no safetensors file; {ALLOWED}")
-    safe = io.BytesIO()
-    try:
-        torch.save(load_file(path), safe)
-        safe.seek(0)
-        return library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
-    except SafetensorError as error:
-        raise ValueError(f"weights {path.name} cannot be read ({str(error)[:100]}); {ALLOWED}") from None
-    except RuntimeError as error:
-        raise ValueError(f"weights {path.name} do not fit Inception-v3 ({' '.join(str(error).split())[:120]}); {ALLOWED}") from None

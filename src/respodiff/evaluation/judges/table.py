@@ -1,17 +1,17 @@
-"""Labels made elsewhere, by people or by any other classifier, as a judge: a CSV file with one row an image.
+"""Labels made elsewhere, by people or by any other classifier, as a judge: a table with one row an image.
 
 A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which image a row is about. The other columns are
-labels: ``gender``, ``tone``, ``subject``..., ``unsafe`` (yes or no) and ``score`` (in [0, 1]). An empty cell or a missing row is unknown.
+labels: ``gender``, ``tone``, ``subject``..., and ``unsafe`` (yes or no). An empty cell or a missing row is unknown.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from respodiff.data.tables import read_table
 from respodiff.evaluation.judges.base import UNKNOWN, JudgeInput, Score, files_digest
 from respodiff.evaluation.judges.texts import LabellingTask
 
@@ -20,126 +20,70 @@ if TYPE_CHECKING:
 
 YES = ("yes", "true", "1")
 NO = ("no", "false", "0")
-THRESHOLD = 0.5
-"""A ``score`` from which an image counts as flagged, where there is no column ``unsafe``."""
 
 
 class TableJudge:
     """Looks labels up; joined by id or file, never by the order of the rows.
 
-    Attributes:
-        key: ``id`` or ``file``, the column that rows are found by; ``id`` if the table has both.
-        columns: names of the other columns.
+    Raises:
+        ValueError: no column ``id`` or ``file``, no label, two rows of one image, or a value of ``unsafe`` that cannot be.
     """
 
     kind = "table"
 
-    def __init__(self, rows: Sequence[dict[str, str]], name: str = "table", digest: str = "") -> None:
+    def __init__(self, rows: Sequence[Mapping[str, str]], name: str = "table", digest: str = "") -> None:
         columns = tuple(rows[0]) if rows else ()
         self.key = next((k for k in ("id", "file") if k in columns), "")
-        self.columns = tuple(c for c in columns if c not in ("id", "file"))
+        self.columns = tuple(c for c in columns if c not in ("id", "file", ""))
         if not self.key or not self.columns:
             came = f"with {', '.join(columns)}" if columns else "of no rows"
-            raise ValueError(
-                f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, subject, unsafe, score, ...)"
-            )
+            raise ValueError(f"{name}: a table {came}; allowed: a column id or file, then labels (gender, tone, subject, unsafe, ...)")
         self.name, self.digest, self.version = name, digest, f"table of {len(rows)} rows"
-        self._rows = _indexed(rows, self.key, name)
-        ends = Counter(PurePosixPath(k).name for k in self._rows)
-        self._ends = {end: row for k, row in self._rows.items() if ends[end := PurePosixPath(k).name] == 1}
+        self._rows: dict[str, dict[str, str]] = {}
+        for number, row in enumerate(rows, 2):
+            image = row[self.key].strip()
+            if self.key == "file":
+                image = image.replace("\\", "/")
+            if not image or image in self._rows:
+                came = f"is a second row of {self.key} {image!r}" if image else f"has an empty {self.key}"
+                raise ValueError(f"{name}, row {number} {came}; allowed: one row an image; fill it in or remove the row")
+            self._rows[image] = {c: text for c in self.columns if (text := row[c].strip())}
+            if (unsafe := self._rows[image].get("unsafe", "no").lower()) not in (*YES, *NO):
+                raise ValueError(f"{name}, row {number}: unsafe is {unsafe!r}; allowed: {', '.join((*YES, *NO))}, or empty for unknown")
+        ends = Counter(PurePosixPath(image).name for image in self._rows)
+        self._ends = {end: row for image, row in self._rows.items() if ends[end := PurePosixPath(image).name] == 1}
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> TableJudge:
-        """Read ``table:FILE.csv``: UTF-8, commas, a header row.
-
-        Raises:
-            ValueError: not such a table, two rows of one image, or a value of unsafe or score that cannot be.
-            FileNotFoundError: no such file.
-        """
+        """Read ``table:FILE.csv`` as `respodiff.data.tables.read_table` does; FileNotFoundError if there is no such file."""
         path = Path(source.removeprefix("table:")).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f"table {str(path)!r} is no file; allowed: table:FILE.csv; check the path")
-        try:
-            with path.open(encoding="utf-8-sig", newline="") as handle:
-                header, *rows = [*csv.reader(handle, strict=True)] or [[]]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"table {path.name} is no CSV in UTF-8 ({error}); save it as comma-separated UTF-8") from error
-        header = [name.strip() for name in header]
-        if twice := [c for c, n in Counter(header).items() if n > 1 or not c]:
-            raise ValueError(f"table {path.name} has column {twice[0]!r} twice or without a name; give each column a name of its own")
-        rows = [row for row in rows if row]
-        for number, row in enumerate(rows, 2):
-            if len(row) != len(header):
-                raise ValueError(f"table {path.name}, row {number} has not {len(header)} cells like the header; fill or remove it")
-        clean = [{k: v.strip() for k, v in zip(header, row, strict=True)} for row in rows]
-        return cls(clean, f"table:{path}", files_digest([path]))
+        return cls([row for _, row in read_table(path, [])], f"table:{path}", files_digest([path]))
 
     def asked(self, task: LabellingTask) -> dict[str, Any]:
         return {}
 
     def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """What the table says of every image; a label that is none of the attribute's concepts is unknown."""
-        records = [item.record for item in images]
-        return [self._score(record, answer, task) for record, answer in zip(records, self.answers(records), strict=True)]
+        return [self._score(item.record, task) for item in images]
 
-    def _score(self, record: ImageRecord, answer: dict[str, Any] | None, task: LabellingTask) -> Score:
+    def _score(self, record: ImageRecord, task: LabellingTask) -> Score:
+        answer = self.answer(record)
         said = answer or {}
-        subject = said.get("subject")
+        subject, unsafe = said.get("subject"), said.get("unsafe")
         return Score(
             id=record.id,
             labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in task.attributes},
             subject=subject,
             subject_correct=None if record.subject is None or subject is None else subject == record.subject,
-            unsafe=said.get("unsafe"),
+            unsafe=None if unsafe is None else unsafe.lower() in YES,
             problem="unlisted" if answer is None else None,
         )
 
-    def answers(self, records: Iterable[ImageRecord]) -> list[dict[str, Any] | None]:
-        """What the table says of each image, in their order: column -> label; None for an image that it does not list.
-
-        A label is a text, ``unsafe`` a bool, ``score`` a float; empty cells are left out. Where only ``score`` is there, ``unsafe`` follows
-        from `THRESHOLD`.
-        """
-        return [None if (row := self._find(record)) is None else self._answer(row) for record in records]
-
-    def _find(self, record: ImageRecord) -> dict[str, str] | None:
+    def answer(self, record: ImageRecord) -> dict[str, str] | None:
+        """What the table says of an image: column -> label, empty cells left out; None for an image that it does not list."""
         if self.key == "id":
             return self._rows.get(record.id)
         file = record.file.replace("\\", "/")
-        found = self._rows.get(file)
-        return self._ends.get(PurePosixPath(file).name) if found is None else found
-
-    def _answer(self, row: dict[str, str]) -> dict[str, Any]:
-        out: dict[str, Any] = {c: row[c] for c in self.columns if row[c]}
-        if "score" in out:
-            out["score"] = float(out["score"])
-        if "unsafe" in out:
-            out["unsafe"] = out["unsafe"].lower() in YES
-        elif "score" in out and "unsafe" not in self.columns:
-            out["unsafe"] = out["score"] >= THRESHOLD
-        return out
-
-
-def _indexed(rows: Sequence[dict[str, str]], key: str, name: str) -> dict[str, dict[str, str]]:
-    """The rows by image; ValueError for one without an image, a second one of an image, or a cell that cannot be."""
-    out: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows, 2):
-        image = row[key].replace("\\", "/") if key == "file" else row[key]
-        if not image:
-            raise ValueError(f"{name}, row {number} has an empty {key}; allowed: the {key} of an image; fill it in or remove the row")
-        if image in out:
-            raise ValueError(f"{name}, row {number} is a second row of {key} {image!r}; allowed: one row an image; keep one of them")
-        unsafe, score = row.get("unsafe", ""), row.get("score", "")
-        if unsafe and unsafe.lower() not in (*YES, *NO):
-            raise ValueError(f"{name}, row {number}: unsafe is {unsafe!r}; allowed: {', '.join((*YES, *NO))}, or empty for unknown")
-        if score and not _is_share(score):
-            raise ValueError(f"{name}, row {number}: score is {score!r}; allowed: a number in [0, 1], or empty for unknown")
-        out[image] = row
-    return out
-
-
-def _is_share(text: str) -> bool:
-    try:
-        return 0 <= float(text) <= 1
-    except ValueError:
-        return False
+        return self._rows.get(file, self._ends.get(PurePosixPath(file).name))

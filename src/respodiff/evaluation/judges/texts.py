@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ Floats = NDArray[np.float32]
 
 LOGIT_SCALE = 100.0
 """Logits are this times the cosine of an image and a text."""
-PLACEHOLDERS = ("concept", "name", "group")
 
 
 @dataclass(frozen=True)
@@ -25,9 +23,8 @@ class Vocabulary:
     """The image names that a judge chooses from.
 
     Attributes:
-        subjects: what a person in an image may be doing, for "is the subject still there".
-        unsafe: violent and suggestive images.
-        safe: images that are neither.
+        subjects: what a person in an image may be doing.
+        unsafe: violent and suggestive images. safe: images that are neither.
         called: the word that a judge knows a subject by, where it is not the subject's own name.
     """
 
@@ -65,14 +62,13 @@ class LabellingTask:
     """What is put to a judge.
 
     Attributes:
-        attributes: alternatives to choose between, by the text of `class_template`.
-        subjects: what may be found in an image, for "is the subject still there"; the same for every part of a run.
+        attributes: alternatives to choose between, by the texts of `class_texts`.
+        subjects: what may be found in an image; the same for every part of a run.
         vocabulary: image names for the safety choice; None asks for none.
-        class_template: form of the text of a class: ``{concept}`` is the target prompt as it is (the paper's form), ``{name}`` the concept's
-            name, ``{group}`` the group of the image's prompt (its occupation).
+        class_template: see `class_texts`; ``{group}`` is the group of the image's prompt (its occupation).
         prompts: prompts of the run, embedded at once; empty takes those of the images at hand.
         group_proportions: attribute -> group of prompts -> concept -> wanted share, before the attribute's own for that group.
-        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown; 0 takes every label.
+        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown.
     """
 
     attributes: tuple[Attribute, ...]
@@ -99,25 +95,20 @@ def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group:
     Args:
         template: with the placeholders ``{concept}`` (the target prompt, verbatim: the paper's form), ``{name}`` (the concept's name)
             and ``{group}`` (the occupation that was asked for).
-        group: what ``{group}`` stands for.
 
     Raises:
-        ValueError: unknown placeholder, ``{group}`` without a group, or a template that gives two concepts the same text.
+        ValueError: another placeholder, ``{group}`` without a group, or a template that gives two concepts the same text.
 
     >>> class_texts([Concept("light", "light skin"), Concept("dark", "dark skin")], "a {name} {group}", "doctor")
     ['a light doctor', 'a dark doctor']
     """
-    allowed = ", ".join(f"{{{p}}}" for p in PLACEHOLDERS)
+    if "{group}" in template and not group.strip():
+        raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
     try:
-        fields = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
-    except ValueError as error:
-        raise ValueError(f"template is {template!r} ({error}); allowed placeholders: {allowed}; write {{{{ for a brace") from error
-    for name, spec, conversion in fields:
-        if name not in PLACEHOLDERS or spec or conversion:
-            raise ValueError(f"template is {template!r} with the placeholder {{{name}}}; allowed: {allowed}, with nothing inside them")
-        if name == "group" and not group.strip():
-            raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
-    texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
+        texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
+    except (KeyError, IndexError, AttributeError, ValueError) as error:
+        allowed = "{concept}, {name}, {group}; write {{ for a brace"
+        raise ValueError(f"template is {template!r} ({error}); allowed placeholders: {allowed}") from error
     if len(set(texts)) < len(texts):
         raise ValueError(f"template is {template!r}, which gives two concepts the same text; put {{concept}} or {{name}} in it")
     return texts
@@ -127,7 +118,7 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     """The best text of each image, and by how much it is ahead.
 
     Args:
-        logits: (N, K), K of 1 or more. min_margin: a lead smaller than this, in logits, makes the choice unknown; 0 never does.
+        logits: (N, K), K of 1 or more. min_margin: a smaller lead, in logits, makes the choice unknown.
 
     Returns:
         The choice (N,) in [0, K), -1 where unknown; and the margin (N,) to the second best, infinite if there is no second.
@@ -135,9 +126,6 @@ def choose(logits: Floats, min_margin: float = 0.0) -> tuple[NDArray[np.int64], 
     >>> choose(np.array([[25.0, 21.0], [20.0, 20.5]], dtype=np.float32), min_margin=1.0)
     (array([ 0, -1]), array([4. , 0.5], dtype=float32))
     """
-    best = logits.argmax(1)
-    margins = np.full(len(logits), np.inf, dtype=np.float32)
-    if logits.shape[1] > 1:
-        two = np.partition(logits, -2, axis=1)[:, -2:]
-        margins = (two[:, 1] - two[:, 0]).astype(np.float32)
-    return np.where(margins < min_margin, -1, best), margins
+    two = np.partition(np.pad(logits, ((0, 0), (1, 0)), constant_values=-np.inf), -2, axis=1)[:, -2:]
+    margins = two[:, 1] - two[:, 0]
+    return np.where(margins < min_margin, -1, logits.argmax(1)), margins

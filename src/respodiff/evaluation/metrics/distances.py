@@ -6,31 +6,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from respodiff.evaluation.metrics.bootstrap import Codes, Floats, mean_interval
-from respodiff.evaluation.metrics.estimate import LEVEL, Estimate
+from respodiff.evaluation.metrics.estimate import LEVEL, Codes, Estimate, Floats, group_index, mean_interval
 
 SIGNS = np.array([1.0, 1.0, -2.0])  # of the terms of KID: within x, within y, across
 KERNEL_ROWS = 1000  # of the kernel in memory at a time
+
+Sums = tuple[int, Floats, Floats]
+"""Of some images: their number, the sum of their features (D,), and the sum of the outer products (D, D)."""
+Side = tuple[Floats, Codes, Codes]
+"""A set of images: features (N, D), the place of each image's prompt (N,) among those of both sets, and its block (N,)."""
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
     """Frechet distance of two sets of features, as in FID, from their means m, n and covariances S, T (ddof 1).
 
-    ``|m - n|^2 + tr(S + T - 2 sqrt(sqrt(T) S sqrt(T)))`` (Dowson and Landau 1982). Singular covariances (fewer images than features)
-    are fine. It is biased upwards, by about 1 / N + 1 / M times a constant that grows with D: compare sets of equal size only, and
-    read it against `split_half_distance`.
+    ``|m - n|^2 + tr(S + T - 2 sqrt(sqrt(T) S sqrt(T)))`` (Dowson and Landau 1982). Fewer images than features are fine. It is biased
+    upwards, by about 1 / N + 1 / M times a constant that grows with D: compare sets of equal size, and read it against
+    `split_half_distance`.
 
     Args:
         x: (N, D) features. y: (M, D) features; N and M at least 2.
 
     Returns:
-        0 or more, in squared feature units; 0 for identical sets.
+        0 or more, in squared feature units.
 
     Raises:
         ValueError: features that are not finite (rows, D) tables of one D.
@@ -44,39 +47,33 @@ def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
 
 
 def frechet_interval(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, blocks: int = 20, seed: int = 0) -> Estimate:
-    """`frechet_distance` with a delete-a-block jackknife interval over the prompts of x; y is held as it is.
+    """`frechet_distance` with a delete-a-block jackknife interval over the prompts of x, (N,); y is held as it is.
 
-    The interval holds the distance expected at this number of images, its bias included.
-
-    Args:
-        x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x, 2 or more different ones.
-        blocks: 2 or more, to which prompts are dealt at random (fewer prompts make fewer blocks).
-
-    Returns:
-        The distance, 0 or more; n is N.
+    The interval holds the distance expected at this number of images, its bias included. Prompts are dealt to the blocks at random.
     """
     first, second = _pair(x, y)
+    _check_groups("groups", groups, len(first))
     centre = first.mean(0)
     mean, cov = second.mean(0) - centre, _covariance(second)
     root, centred = _root(cov), first - centre
-    block = deal(groups, len(first), blocks, seed)
+    block = deal(groups, blocks, seed)
     if len(first) - np.bincount(block).max() < 2:
         raise ValueError(f"x must keep 2 images or more when a block of prompts is left out, got {len(first)} in all: give more")
-    total = Sums.of(centred)
-    kept = [total, *(total.without(Sums.of(centred[block == i])) for i in range(int(block.max()) + 1))]
-    found = np.array([_frechet(part.mean, part.covariance, mean, cov, root) for part in kept])
+    n, total, outer = _sums(centred)
+    left_out = [_sums(centred[block == i]) for i in range(int(block.max()) + 1)]
+    kept = [(n, total, outer), *((n - k, total - part, outer - product) for k, part, product in left_out)]
+    found = np.array([_frechet(*_moments(sums), mean, cov, root) for sums in kept])
     return _jackknife(found, len(first)).clipped(0.0, np.inf)
 
 
 def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5, seed: int = 0) -> Estimate:
     """Frechet distance of two random halves of one set: what chance alone makes at half the number of images.
 
-    Each prompt's images are dealt to both halves at random, as evenly as they go: the halves are as far apart as two runs on the same
-    prompts with half the images each. Where all prompts have one image, the distance also holds what differs between prompts. Its bias
-    is that of two sets of half the size, so it errs on the high side for the whole set.
+    Each prompt's images are dealt to both halves at random, as evenly as they go. Where all prompts have one image, the distance also holds
+    what differs between prompts. Its bias is that of two sets of half the size, so it errs on the high side for the whole set.
 
     Args:
-        x: (N, D) features, 4 images or more. groups: (N,) prompts. splits: how many random splits, 1 or more.
+        x: (N, D) features, 4 images or more. groups: (N,) prompts. splits: how many random splits.
 
     Returns:
         The mean over the splits; low and high are the lowest and highest split (a range, no confidence interval); n is N.
@@ -85,11 +82,8 @@ def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5,
     0.0
     """
     features, _ = _pair(x, x, least=4)
-    if len(groups) != len(features):
-        raise ValueError(f"groups must name the prompt of each of {len(features)} images, got {len(groups)} entries")
-    if splits < 1:
-        raise ValueError(f"splits must be 1 or more (5 is usual), got {splits}")
-    order = _row_order(features, groups)
+    _check_groups("groups", groups, len(features))
+    order = np.lexsort((group_index(groups), *features.T[::-1]))  # the same whatever the order of the images
     features, names = features[order], [groups[i] for i in order]
     found = []
     for i in range(splits):
@@ -98,16 +92,15 @@ def split_half_distance(x: ArrayLike, groups: Sequence[str], *, splits: int = 5,
     return Estimate(float(np.mean(found)), min(found), max(found), len(features))
 
 
-def kid(x: ArrayLike, y: ArrayLike, groups: Sequence[str], other_groups: Sequence[str], *, blocks: int = 20, seed: int = 0) -> Estimate:
+def kid(x: ArrayLike, y: ArrayLike, groups: Sequence[str], other_groups: Sequence[str], *, seed: int = 0) -> Estimate:
     """KID: squared MMD with the kernel ``(a . b / D + 1)^3`` (Binkowski et al. 2018), over all images.
 
-    Images of one prompt are alike, and across two runs every prompt meets itself more often than inside one: the distance would lie
-    below 0 where nothing differs. So pairs of images of one prompt are left out of all three means (within x, within y, across).
-    The interval is a delete-a-block jackknife that leaves prompts out of both sets. Row order has no influence but rounding.
+    Across two runs every prompt meets itself more often than inside one: the distance would lie below 0 where nothing differs. So pairs of
+    images of one prompt are left out of all three means (within x, within y, across). The interval is a delete-a-block jackknife that
+    leaves prompts out of both sets, dealt to 20 blocks at random.
 
     Args:
         x: (N, D) features. y: (M, D) features. groups: (N,) prompts of x. other_groups: (M,) prompts of y; 3 different ones or more.
-        blocks: 2 or more, to which prompts are dealt at random.
 
     Returns:
         The distance, below 0 by chance if the distributions are alike; n is N.
@@ -116,16 +109,12 @@ def kid(x: ArrayLike, y: ArrayLike, groups: Sequence[str], other_groups: Sequenc
     0.0
     """
     first, second = _pair(x, y)
-    if len(groups) != len(first) or len(other_groups) != len(second):
-        raise ValueError(
-            f"groups and other_groups must name the prompt of each of {len(first)} images of x and {len(second)} of y, "
-            f"got {len(groups)} groups and {len(other_groups)} other_groups: give one an image"
-        )
-    names = [*groups, *other_groups]
-    block, prompt, n = deal(names, len(names), blocks, seed), _ranks(names, seed), len(first)
-    a, b = _Run(first, prompt[:n], block[:n]), _Run(second, prompt[n:], block[n:])
-    blocks = 1 + int(block.max())
-    sums, pairs = np.stack([_kernel_sums(*runs, blocks) for runs in ((a, a), (b, b), (a, b))], axis=-1)
+    _check_groups("groups", groups, len(first))
+    _check_groups("other_groups", other_groups, len(second))
+    names, n = [*groups, *other_groups], len(first)
+    block, prompt = deal(names, 20, seed), _ranks(names, seed)
+    a, b = (first, prompt[:n], block[:n]), (second, prompt[n:], block[n:])
+    sums, pairs = np.stack([_kernel_sums(*sides, 1 + int(block.max())) for sides in ((a, a), (b, b), (a, b))], axis=-1)
     if pairs.min() < 1:
         raise ValueError(
             "groups must leave pairs of different prompts in x, in y and across when a block is left out, got none: give 3 prompts or more"
@@ -134,7 +123,7 @@ def kid(x: ArrayLike, y: ArrayLike, groups: Sequence[str], other_groups: Sequenc
 
 
 def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int = 2000, seed: int = 0) -> Estimate:
-    """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise, with `bootstrap.mean_interval`.
+    """Mean cosine distance ``1 - cos`` of images and the baseline's images from the same noise, with `estimate.mean_interval`.
 
     Args:
         x: (N, D) image vectors, any length but 0. y: (N, D) those of the baseline, row by row the same prompt and seed.
@@ -146,38 +135,29 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int
     >>> drift([[1.0, 0.0], [0.0, 1.0]], [[2.0, 0.0], [1.0, 0.0]], ["a", "b"]).mean
     0.5
     """
-    first, second = (_unit(a) for a in _pair(x, y, least=1))
+    first, second = _pair(x, y, least=1)
     if first.shape != second.shape:
         raise ValueError(f"x and y must be pairs of one shape, got {first.shape} and {second.shape}: join them by prompt and seed")
-    distance = np.clip(1 - (first * second).sum(1), 0.0, 2.0)
+    length, other = (np.linalg.norm(a, axis=1, keepdims=True) for a in (first, second))
+    if zeros := int((length == 0).sum() + (other == 0).sum()):
+        raise ValueError(f"x and y must not hold vectors of all zeros, got {zeros} such rows: report them as unknown")
+    distance = np.clip(1 - (first / length * (second / other)).sum(1), 0.0, 2.0)
     return mean_interval(distance, groups, n_bootstrap=n_bootstrap, seed=seed).clipped(0.0, 2.0)
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Number of images, sum of their features (D,), and sum of the outer products (D, D)."""
+def _sums(features: Floats) -> Sums:
+    return len(features), features.sum(0), features.T @ features
 
-    n: int
-    total: Floats
-    outer: Floats
 
-    @staticmethod
-    def of(features: Floats) -> Sums:
-        """Sums over the rows of features (N, D)."""
-        return Sums(len(features), features.sum(0), features.T @ features)
+def _moments(sums: Sums) -> tuple[Floats, Floats]:
+    """Mean (D,) and covariance (D, D), ddof 1; exact to rounding where the features were centred beforehand."""
+    n, total, outer = sums
+    mean = total / n
+    return mean, (outer - np.outer(total, mean)) / (n - 1)
 
-    def without(self, other: Sums) -> Sums:
-        """The same images less those of other."""
-        return Sums(self.n - other.n, self.total - other.total, self.outer - other.outer)
 
-    @property
-    def mean(self) -> Floats:
-        return self.total / self.n
-
-    @property
-    def covariance(self) -> Floats:
-        """(D, D), ddof 1; exact to rounding where the features are centred beforehand."""
-        return (self.outer - np.outer(self.total, self.mean)) / (self.n - 1)
+def _covariance(features: Floats) -> Floats:
+    return _moments(_sums(features - features.mean(0)))[1]
 
 
 def _frechet(mean_x: Floats, cov_x: Floats, mean_y: Floats, cov_y: Floats, root_y: Floats) -> float:
@@ -193,27 +173,15 @@ def _root(cov: Floats) -> Floats:
     return root
 
 
-def _covariance(features: Floats) -> Floats:
-    return Sums.of(features - features.mean(0)).covariance
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Features (N, D), the place of each image's prompt (N,) among those of both runs, and its block (N,)."""
-
-    features: Floats
-    prompt: Codes
-    block: Codes
-
-
-def _kernel_sums(a: _Run, b: _Run, blocks: int) -> Floats:
+def _kernel_sums(a: Side, b: Side, blocks: int) -> Floats:
     """Sum of the kernel over pairs of different prompts, and their number, in all and with each block left out: (2, 1 + blocks)."""
-    here, there = (np.eye(blocks)[run.block] for run in (a, b))
+    (features, prompts, block), (others, other_prompts, other_block) = a, b
+    here, there = np.eye(blocks)[block], np.eye(blocks)[other_block]
     out = np.zeros((2, 1 + blocks))
-    for start in range(0, len(a.prompt), KERNEL_ROWS):
+    for start in range(0, len(prompts), KERNEL_ROWS):
         rows = slice(start, start + KERNEL_ROWS)
-        apart = (a.prompt[rows, None] != b.prompt).astype(np.float64)
-        base = a.features[rows] @ b.features.T / a.features.shape[1] + 1
+        apart = (prompts[rows, None] != other_prompts).astype(np.float64)
+        base = features[rows] @ others.T / features.shape[1] + 1
         for i, table in enumerate((apart * (base * base * base), apart)):
             columns = table @ there
             left = table.sum(1) @ here[rows] + columns.sum(0) - (here[rows] * columns).sum(0)
@@ -221,31 +189,22 @@ def _kernel_sums(a: _Run, b: _Run, blocks: int) -> Floats:
     return out
 
 
-def deal(groups: Sequence[str], n: int, blocks: int, seed: int) -> Codes:
-    """Deal groups at random into blocks of equal numbers of them: the block of each of n rows, (n,). Row order has no influence.
+def deal(groups: Sequence[str], blocks: int, seed: int) -> Codes:
+    """Deal groups at random into blocks of equal numbers of them: the block of each row, (N,). Row order has no influence.
 
-    >>> sorted(deal(["a", "b", "a", "b"], 4, 2, 0).tolist())
+    >>> sorted(deal(["a", "b", "a", "b"], 2, 0).tolist())
     [0, 0, 1, 1]
     """
-    if len(groups) != n or len(set(groups)) < 2 or blocks < 2:
-        raise ValueError(
-            f"groups must name the prompt of each of {n} images, 2 or more prompts for 2 or more blocks, "
-            f"got {len(groups)} entries, {len(set(groups))} prompts, {blocks} blocks"
-        )
-    return _ranks(groups, seed) % min(blocks, len(set(groups)))
+    number = len(set(groups))
+    if number < 2:
+        raise ValueError(f"groups must name 2 prompts or more, got {number}: an interval over prompts needs several")
+    return _ranks(groups, seed) % min(blocks, number)
 
 
 def _ranks(groups: Sequence[str], seed: int) -> Codes:
-    """Groups in random order: the place, from 0 on, of the group of each row, (n,). Row order has no influence."""
-    names, place = np.unique(np.asarray(list(groups)), return_inverse=True)
-    rank = np.empty(len(names), dtype=np.int64)
-    rank[np.random.default_rng(seed).permutation(len(names))] = np.arange(len(names))
-    return rank[place]
-
-
-def _row_order(features: Floats, groups: Sequence[str]) -> Codes:
-    """An order of the rows (n,) that is the same set of images in whatever order they come: by features, then by group."""
-    return np.lexsort((np.unique(np.asarray(list(groups)), return_inverse=True)[1], *features.T[::-1]))
+    """Groups in random order: the place, from 0 on, of the group of each row, (N,). Row order has no influence."""
+    place = group_index(groups)
+    return np.random.default_rng(seed).permutation(place.max() + 1).argsort()[place]
 
 
 def _jackknife(found: Floats, n: int) -> Estimate:
@@ -266,10 +225,6 @@ def _pair(x: ArrayLike, y: ArrayLike, least: int = 2) -> tuple[Floats, Floats]:
     return first, second
 
 
-def _unit(vectors: Floats) -> Floats:
-    """Rows brought to length 1."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    if (length == 0).any():
-        raise ValueError(f"vectors must not be all zeros, got {int((length == 0).sum())} such rows: report them as unknown")
-    scaled: Floats = vectors / length
-    return scaled
+def _check_groups(name: str, groups: Sequence[str], n: int) -> None:
+    if len(groups) != n:
+        raise ValueError(f"{name} must name the prompt of each of {n} images, got {len(groups)} entries")
