@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING, Any
 from respodiff._version import __version__
 
 if TYPE_CHECKING:
-    from respodiff.concepts.concept import Concept, concept
-    from respodiff.data.import_images import import_folder
-    from respodiff.evaluation.evaluate import evaluate
-    from respodiff.evaluation.judges import load_judge
-    from respodiff.generation.config import GenerateConfig
-    from respodiff.generation.generate import generate
-    from respodiff.generation.policies import assign
-    from respodiff.generation.prompt_filter import filter_explicit
-    from respodiff.methods.registry import get_method, load
-    from respodiff.pipelines.loading import load_pipeline
-    from respodiff.reports.run_report import report
-    from respodiff.steering.adapter import Adapter
-    from respodiff.steering.module import ConceptModule
-    from respodiff.steering.steer import check_compatible, steer
-    from respodiff.training.config import TrainConfig
-    from respodiff.training.respodiff import fit, train
+    from respodiff.concepts.concept import Concept as Concept
+    from respodiff.concepts.concept import concept as concept
+    from respodiff.data.import_images import import_folder as import_folder
+    from respodiff.evaluation.evaluate import evaluate as evaluate
+    from respodiff.evaluation.judges import load_judge as load_judge
+    from respodiff.generation.config import GenerateConfig as GenerateConfig
+    from respodiff.generation.generate import generate as generate
+    from respodiff.generation.policies import assign as assign
+    from respodiff.generation.prompt_filter import filter_explicit as filter_explicit
+    from respodiff.methods.registry import get_method as get_method
+    from respodiff.methods.registry import load as load
+    from respodiff.pipelines.loading import load_pipeline as load_pipeline
+    from respodiff.reports.run_report import report as report
+    from respodiff.steering.adapter import Adapter as Adapter
+    from respodiff.steering.module import ConceptModule as ConceptModule
+    from respodiff.steering.steer import check_compatible as check_compatible
+    from respodiff.steering.steer import steer as steer
+    from respodiff.training.config import TrainConfig as TrainConfig
+    from respodiff.training.respodiff import fit as fit
+    from respodiff.training.respodiff import train as train
 
 # transformers warns twice at every start that torchvision is missing; nothing here uses it.
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
@@ -55,29 +59,7 @@ _HOME = {
     "train": "training.respodiff",
 }
 
-__all__ = [
-    "Adapter",
-    "Concept",
-    "ConceptModule",
-    "GenerateConfig",
-    "TrainConfig",
-    "__version__",
-    "assign",
-    "check_compatible",
-    "concept",
-    "evaluate",
-    "filter_explicit",
-    "fit",
-    "generate",
-    "get_method",
-    "import_folder",
-    "load",
-    "load_judge",
-    "load_pipeline",
-    "report",
-    "steer",
-    "train",
-]
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

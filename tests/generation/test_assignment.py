@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise, permutations
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,11 @@ from diffusers import StableDiffusionPipeline
 
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
-from respodiff.generation import assignment, prediction
-from respodiff.generation.assignment import AdaptersOfImages, best_assignment
+from respodiff.generation import assignment
+from respodiff.generation.assignment import HARMLESS, Predictor, alignment_margin, scores
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.generation.plan import Job, batches
-from respodiff.generation.prediction import HARMLESS, Moment, Predictor, alignment_margin, contrast_prompts, read, scores
 from respodiff.pipelines.latents import noise
 from respodiff.steering.module import ConceptModule
 
@@ -29,17 +28,15 @@ Pipe = StableDiffusionPipeline
 
 @pytest.fixture(autouse=True)
 def few_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prediction, "ROLLOUTS", 3)
+    monkeypatch.setattr(assignment, "ROLLOUTS", 3)
+
+
+AT = Job(Prompt(id="at", text=""), 0, {}, 4, 3.0)
+"""Steps and guidance that h is read with."""
 
 
 def settings(**changes: Any) -> GenerateConfig:
     return GenerateConfig(**{"images": 6, "steps": 4, "guidance": 3.0, "assign_at": 0.25, **changes})
-
-
-def test_the_assignment_has_the_greatest_sum_of_all_permutations() -> None:
-    assignment_scores = np.random.default_rng(0).normal(size=(5, 5))
-    best = max(permutations(range(5)), key=lambda order: sum(assignment_scores[i, j] for i, j in enumerate(order)))
-    assert best_assignment(assignment_scores) == list(best)
 
 
 def test_scores_rank_by_distance_to_the_means() -> None:
@@ -62,18 +59,14 @@ def test_h_is_read_at_the_asked_call_of_the_unsteered_model(tiny_pipe: Pipe) -> 
     tiny_pipe(["a cat", "a dog"], latents=latents, num_inference_steps=4, guidance_scale=3.0, output_type="latent")
     handle.remove()
     with counted(tiny_pipe.unet) as forwards:
-        h = read(tiny_pipe, ["a cat", "a dog"], latents, Moment(3, 4, 3.0))
+        h = Predictor(tiny_pipe, settings(), 3).read(["a cat", "a dog"], latents, AT)
     assert forwards == [12]  # three calls of two rows an image, and the pipeline was stopped there
     torch.testing.assert_close(h, seen[2][2:].flatten(1))
 
 
-def means(pipe: Pipe, prompts: list[str], moment: Moment, **changes: Any) -> torch.Tensor:
-    return Predictor(pipe, settings(**changes)).means(prompts, moment)
-
-
 def test_means_are_of_one_set_of_noises(tiny_pipe: Pipe) -> None:
-    found = means(tiny_pipe, ["a cat", "a dog"], Moment(1, 4, 3.0), batch=2)
-    torch.testing.assert_close(found[0], means(tiny_pipe, ["a cat"], Moment(1, 4, 3.0))[0])
+    found = Predictor(tiny_pipe, settings(batch=2)).means(["a cat", "a dog"], AT)
+    torch.testing.assert_close(found[0], Predictor(tiny_pipe, settings()).means(["a cat"], AT)[0])
     assert not torch.allclose(found[0], found[1])
 
 
@@ -95,24 +88,12 @@ def test_draws_go_to_the_noises_that_favour_them(tiny_pipe: Pipe, make_module: M
     modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
     records = [r for r, _ in generate(tiny_pipe, ["a doctor"], modules, settings())]
     latents = torch.cat([noise(tiny_pipe, 0, "a doctor", i) for i in range(6)])
-    moment = Moment(1, 4, 3.0)
-    own = scores(read(tiny_pipe, ["a doctor"] * 6, latents, moment), means(tiny_pipe, [m.header.target for m in modules], moment))
+    predictor = Predictor(tiny_pipe, settings())
+    own = scores(predictor.read(["a doctor"] * 6, latents, AT), predictor.means([m.header.target for m in modules], AT))
     gap = own[:, 0] - own[:, 1]
     women = [r.repeat for r in records if r.concepts["gender"] == "woman"]
     assert set(women) == set(np.argsort(-gap)[:3].tolist())
     assert all((r.margins["gender"] > 0) == ((gap[r.repeat] > 0) == (r.repeat in women)) for r in records)
-
-
-def test_the_scale_is_reduced_where_the_noise_favours_its_concept(tiny_pipe: Pipe, make_module: Make) -> None:
-    modules = [make_module("woman", "gender", seed=1), make_module("man", "gender", seed=2)]
-    whole = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings())}
-    reduced_scale = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], modules, settings(aligned_scale=0.0))}
-    bare = {r.id: (r, i) for r, i in generate(tiny_pipe, ["a doctor"], (), settings(assign_at=0.0))}
-    alignment_margin = {k: r.margins["gender"] for k, (r, _) in whole.items()}
-    sides = {k: bare if q >= 0.4 else whole for k, q in alignment_margin.items() if q >= 0.4 or q <= 0}
-    assert any(s is bare for s in sides.values()) and any(s is whole for s in sides.values())
-    for k, other in sides.items():
-        assert np.abs(np.asarray(reduced_scale[k][1], int) - np.asarray(other[k][1], int)).max() <= 1
 
 
 def test_a_resumed_run_assigns_as_before(tiny_pipe: Pipe, make_module: Make, tmp_path: Any) -> None:
@@ -132,10 +113,6 @@ def test_what_cannot_be_is_refused() -> None:
         GenerateConfig(assign_at=1)
     with pytest.raises(ValueError, match="safety_mode is 'often'; allowed: always, predicted"):
         GenerateConfig(safety_mode="often")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="aligned_scale is nan"):
-        GenerateConfig(assign_at=0.25, aligned_scale=float("nan"))
-    with pytest.raises(ValueError, match=r"aligned_scale is 0\.1; allowed: .*unless assign_at is above 0"):
-        GenerateConfig(aligned_scale=0.1)
 
 
 def test_batches_come_as_soon_as_they_are_full() -> None:
@@ -174,9 +151,10 @@ def test_one_safety_module_that_is_needed_brings_all(tiny_pipe: Pipe, make_modul
     config = settings(images=3, batch=4, safety_mode="predicted")
     records = [r for r, _ in generate(tiny_pipe, ["a doctor", "a street"], (), config, safety=safety)]
     latents = torch.cat([noise(tiny_pipe, 0, r.prompt_id, r.repeat) for r in records])
-    h = read(tiny_pipe, [r.prompt for r in records], latents, Moment(1, 4, 3.0))
+    predictor = Predictor(tiny_pipe, config)
+    h = predictor.read([r.prompt for r in records], latents, AT)
     for m in safety:
-        centres = means(tiny_pipe, contrast_prompts(m.header.negative, m.header.neutral), Moment(1, 4, 3.0))
+        centres = predictor.means([m.header.negative, *HARMLESS], AT)  # "a person", its neutral prompt, is among them
         np.testing.assert_allclose([r.margins[m.name] for r in records], alignment_margin(h, centres)[:, 0], atol=2e-4)
     found = sorted(q for r in records for q in r.margins.values())
     halfway = [(a + b) / 2 for a, b in pairwise(found) if b - a > 1e-3]
@@ -213,11 +191,9 @@ def test_a_compiled_model_is_not_read(tiny_pipe: Pipe, make_module: Make, tmp_pa
     [
         (("woman", "man"), 2, {"assign_at": 0.25}, 2 * 2 * 2 + 2 * 3 * 2 * 2),  # 2 images and 3 noises a mean, 2 rows each, 2 of 8 steps
         (("light", "medium", "dark"), 3, {"assign_at": 0.5}, 3 * 2 * 4 + 3 * 3 * 2 * 4),
-        (("woman", "man"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 1 * 2 * 2 + 2 * 3 * 2 * 2),  # the scale may be reduced
         (("woman", "man"), 2, {}, 0),
         (("woman", "man"), 1, {"assign_at": 0.25}, 0),
         (("woman",), 2, {"assign_at": 0.25}, 0),
-        (("light", "medium", "dark"), 1, {"assign_at": 0.25, "aligned_scale": 0.1}, 0),  # one image, nothing to assign
         (("light", "medium", "dark"), 2, {"assign_at": 0.25, "target_proportions": {"a": {"light": 0, "medium": 0, "dark": 1}}}, 0),
     ],
 )
@@ -228,19 +204,3 @@ def test_what_reading_costs(
     with counted(tiny_pipe.unet) as forwards:
         list(generate(tiny_pipe, ["a doctor"], modules, GenerateConfig(images=images, steps=8, **given)))
     assert sum(forwards) == images * 2 * 8 + read
-
-
-def test_of_three_alternatives_none_is_reduced(make_module: Make) -> None:
-    two = {name: make_module(name, "gender", seed=i) for i, name in enumerate(("woman", "man"))}
-    three = {name: make_module(name, "tone", seed=i) for i, name in enumerate(("light", "medium", "dark"))}
-    job = Job(Prompt(id="a", text="a"), 0, {"gender": "woman", "tone": "dark"}, 20, 3.0, margins={"gender": 1.0, "tone": 1.0})
-    adapters = AdaptersOfImages({"gender": two, "tone": three}, (), GenerateConfig(assign_at=0.25, aligned_scale=0.25))
-    (own, woman), (_, dark) = adapters.of(job)
-    assert own is two["woman"]
-    torch.testing.assert_close(woman.ram, two["woman"].ram * 0.25)
-    torch.testing.assert_close(dark.ram, three["dark"].ram)
-
-
-def test_things_are_among_what_unsafe_images_are_told_from() -> None:
-    assert contrast_prompts("blood", "a person") == ["blood", "a person", *HARMLESS[1:]]
-    assert contrast_prompts("blood", "a scene") == ["blood", "a scene", *HARMLESS]

@@ -15,12 +15,11 @@ import torch
 from command import last_json, respodiff
 from method_tools import MAN, WOMAN
 from respodiff.cli import generate as cli_generate
-from respodiff.concepts.concept import concept
 from respodiff.data.records import parse_row
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.generation.prompt_filter import filter_explicit, forms_of, listed, person_in, read_words, reasons, stated_in
+from respodiff.generation.prompt_filter import filter_explicit, forms_of, listed, person_in, reasons, stated_in
 from respodiff.methods.prompting import PromptAdapter
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
@@ -77,13 +76,7 @@ def test_an_attribute_of_ones_own_is_stated_by_what_its_prompts_add() -> None:
 
 def test_the_reason_is_said() -> None:
     gender = [PromptAdapter(Header.of(c, method="prompt", site="")) for c in (WOMAN, MAN)]
-    tone = [PromptAdapter(Header.of(concept(n), method="prompt", site="")) for n in ("light", "dark")]
     assert reasons([STATED, NOBODY, ASKED], gender) == [{"gender": "states gender: 'male'"}, {"gender": "no person"}, {}]
-    assert reasons([STATED, NOBODY, "a hot nurse"], [*gender, *tone], ["Red Car", "gender:hot"]) == [
-        {},
-        {"gender": "holds 'Red Car' of the given words", "tone": "holds 'Red Car' of the given words"},
-        {"gender": "holds 'hot' of the given words"},
-    ]
 
 
 # --- images ---
@@ -122,17 +115,6 @@ def test_what_was_made_of_a_whole_attribute_is_gated_too(tiny_pipe: Any) -> None
     assert same == {STATED: True, ASKED: False}
 
 
-def test_words_of_ones_own_decide_alone(tiny_pipe: Any, gender: list[ConceptModule]) -> None:
-    config = GenerateConfig(images=1, steps=1, skip_explicit_prompts=["gender:nurse"])
-    found = {r.prompt: r.skipped_attributes for r, _ in quiet_draw(tiny_pipe, [ASKED, "a male cook"], gender, config).values()}
-    assert found == {ASKED: {"gender": "holds 'nurse' of the given words"}, "a male cook": {}}
-    with pytest.raises(ValueError, match="word 'tone:pale' is of attribute 'tone', which no module has; allowed: gender"):
-        generate(tiny_pipe, [ASKED], gender, GenerateConfig(skip_explicit_prompts=["tone:pale"]))
-    for bad in ("on", [], ["male", ""], [3]):
-        with pytest.raises(ValueError, match=r"skip_explicit_prompts is .*allowed: False, True, or a list of words"):
-            GenerateConfig(skip_explicit_prompts=bad)  # type: ignore[arg-type]
-
-
 def test_the_gate_of_a_run_cannot_change_on_the_way(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path) -> None:
     quiet_draw(tiny_pipe, [ASKED], gender, GenerateConfig(images=1, steps=1), out=tmp_path)
     with pytest.raises(ValueError, match="was made with skip_explicit_prompts=False, now asked for skip_explicit_prompts=True"):
@@ -158,7 +140,6 @@ def test_gated_for_direct_calls(tiny_pipe: Any, gender: list[ConceptModule], mak
         filter_explicit(prompts, [woman, man, None])
     with pytest.raises(ValueError, match="prompts is the text"):
         filter_explicit(ASKED, woman)
-    assert filter_explicit(prompts, woman, words=["nurse"]) == [None, None] and MAN.attribute == "gender"
 
 
 # --- rows and flags ---
@@ -177,18 +158,10 @@ def test_flags(tiny_pipe: Any, gender: list[ConceptModule], tmp_path: Path, monk
     monkeypatch.setattr(cli_generate, "open_model", lambda *_: tiny_pipe)
     modules = [part for m in gender for part in ("--module", str(m.save(tmp_path / f"{m.name}.st")))]
     command = ["generate", "--prompt", STATED, "--prompt", ASKED, "--images", "1", "--steps", "1", "--json", *modules]
-    (tmp_path / "words.txt").write_text("nurse  # the job\n\n# nothing\n")
     for name, flags, left in (
         ("off", [], []),
         ("auto", ["--skip-explicit-prompts"], [STATED]),
-        ("list", ["--explicit-words", "male,gender:cook"], [STATED]),
-        ("file", ["--skip-explicit-prompts", "--explicit-words", str(tmp_path / "words.txt")], [STATED, ASKED]),
     ):
         done = respodiff(*command, *flags, "--out", str(tmp_path / name))
         last_json(done)
         assert [r.prompt for r in RunFolder(tmp_path / name).records() if r.skipped_attributes] == left
-    (tmp_path / "empty.txt").write_text("# nothing\n")
-    for bad in (str(tmp_path / "empty.txt"), " , "):
-        done = respodiff(*command, "--explicit-words", bad, "--out", str(tmp_path / "bad"))
-        assert done.returncode == 2 and "holds no word" in done.stderr and done.stderr.count("\n") == 1
-    assert read_words("a b, c") == ["a b", "c"] and not (tmp_path / "bad").exists()

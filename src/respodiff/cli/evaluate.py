@@ -150,9 +150,5 @@ def import_(
     """Make a run folder of images from another program, to be measured and reported like any other run."""
     from respodiff.data.import_images import import_folder
 
-    problems: list[str] = []
-    run = import_folder(folder, csv, out, method=method, problems=problems)
-    for text in problems:
-        words.print(f"warning: {text}", soft_wrap=True)
-    n = len(run.records())
-    finish({"run": str(out), "images": n, "problems": problems}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)
+    n = len(import_folder(folder, csv, out, method=method).records())
+    finish({"run": str(out), "images": n}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from respodiff.evaluation.audit import Audit
 
 SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
-SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at, aligned_scale; repeat."
+SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at; repeat."
 SETTINGS_HELP = r"TOML file of settings: a table \[fairness.NAME] or \[safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
 ATTRIBUTES_HELP = "Names, separated by commas, such as age,gender*tone. (default gender,tone and those of --concepts)"

@@ -77,10 +77,8 @@ def generate(
     use_dataset_settings: Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")] = False,
     truncate_prompts: Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
     assign_at: Annotated[float, Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
-    aligned_scale: Annotated[float, Option(help="With --assign-at: factor where a noise shows it already.")] = GenerateConfig.aligned_scale,
     safety_mode: Annotated[str, Option(help="always, or predicted: to images that need it.", metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
-    explicit_words: Annotated[str, Option(help="The same, by your words: word,attribute:word, or a file of them.", metavar="LIST")] = "",
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -88,21 +86,22 @@ def generate(
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
-    from respodiff.generation.generate import by_attribute
-    from respodiff.generation.prompt_filter import read_words
 
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    there = {a: list(group) for a, group in by_attribute([m for m in modules if m.header.kind == "fairness"]).items()}
+    there: dict[str, list[str]] = {}
+    for m in modules:
+        if m.header.kind == "fairness":
+            there.setdefault(m.header.attribute or "concept", []).append(m.name)
     shares = wanted_proportions(target_proportions, concepts, attribute or (), there)
     options: dict[str, Any] = {"policy": policy, "target_proportions": shares or None, "scale": factor, "seed": seed, "batch": batch}
     if group_proportions:
         options["group_proportions"] = read_group_proportions(group_proportions, there, [getattr(p, "group", p) for p in asked])
     options |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
-    options |= {"skip_explicit_prompts": read_words(explicit_words) if explicit_words else skip_explicit_prompts}
-    options |= {"assign_at": assign_at, "aligned_scale": aligned_scale, "safety_scale": safety_scale, "safety_mode": safety_mode}
+    options |= {"skip_explicit_prompts": skip_explicit_prompts}
+    options |= {"assign_at": assign_at, "safety_scale": safety_scale, "safety_mode": safety_mode}
     options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
     options |= {"steps": steps, "guidance": guidance}
     config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded

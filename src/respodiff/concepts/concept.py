@@ -6,7 +6,7 @@ The built-in ones are TOML files in ``respodiff/concepts/builtin``; a user's own
     [hat]                                 # an attribute, with its alternatives
     neutral = "a person"
     concepts = { bare = "a person without a hat", hat = "a person with a hat" }
-    proportions = [0.7, 0.3]                   # in the order of the concepts; without it all are equal
+    proportions = [0.7, 0.3]              # in the order of the concepts; without it all are equal
 
     [blood]                               # a safety concept: no alternatives, a negative prompt instead
     kind = "safety"
@@ -14,8 +14,7 @@ The built-in ones are TOML files in ``respodiff/concepts/builtin``; a user's own
     negative = "blood"
     preserve = ["a person"]               # prompts whose images it must leave alone
 
-The intersection ``gender*tone`` has a concept for every subgroup (``woman*dark``), with a prompt composed of its factors' prompts. A table
-["gender*tone"] with prompts or proportions of its own replaces that. Images follow the proportions unless other ones are given.
+The intersection ``gender*tone`` has a concept for every subgroup (``woman*dark``). A table ["gender*tone"] replaces its prompts or proportions.
 """
 
 from __future__ import annotations
@@ -47,7 +46,8 @@ class Concept:
         negative: takes the place of the empty prompt in the target's guidance; empty for fairness concepts.
         kind: ``"fairness"`` (an image gets one alternative) or ``"safety"`` (an image may get it besides).
         opposites: target prompts of the other alternatives of the attribute, used by contrastive targets.
-        attribute: name of the attribute that the concept belongs to, empty if none. preserve: prompts whose images training must leave alone.
+        attribute: attribute that the concept belongs to, empty if none.
+        preserve: prompts whose images training must leave alone.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Concept:
         for role in ("neutral", "target"):
             if not getattr(self, role).strip():
                 raise ValueError(f"{role} prompt of concept {self.name!r} is empty; give a text, such as 'a person'")
-        if self.kind not in ("fairness", "safety"):
-            raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: 'fairness', 'safety'")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
         if self.kind == "safety" and not self.negative.strip():
             raise ValueError(f"safety concept {self.name!r} has no negative prompt; say what to steer away from")
 
@@ -82,46 +82,50 @@ class Attribute:
     def __post_init__(self) -> None:
         if len(self.concepts) < 2:
             raise ValueError(f"attribute {self.name!r} has {len(self.concepts)} concept(s); at least 2 alternatives are needed")
-        if self.proportions and len(self.proportions) != len(self.concepts):
-            raise ValueError(
-                f"attribute {self.name!r} has {len(self.proportions)} proportions for {len(self.concepts)} concepts; give one each"
-            )
-        if self.proportions and not (min(self.proportions) >= 0 and abs(sum(self.proportions) - 1) <= 1e-6):  # NaN fails both
-            raise ValueError(f"attribute {self.name!r} has proportions {self.proportions}; they must be finite, 0 or more and sum to 1")
+        n, shares = len(self.concepts), self.proportions
+        if shares and not (len(shares) == n and min(shares) >= 0 and abs(sum(shares) - 1) <= 1e-6):  # NaN fails both
+            raise ValueError(f"attribute {self.name!r} has proportions {shares}; give {n} that are finite, 0 or more and sum to 1")
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.concepts)
 
 
-KEYS = ("concepts", "kind", "negative", "neutral", "preserve", "proportions")
+FORMS: Mapping[str, tuple[type, str]] = {
+    "concepts": (dict, '{ name = "target prompt", ... }'),
+    **dict.fromkeys(("kind", "negative", "neutral"), (str, "a text in quotes")),
+    "preserve": (list, "a list of prompts"),
+    "proportions": (list, "a list of numbers, one for each concept"),
+}
+"""Key of a table -> type of its value, and the same in words."""
 
 
 def _parse(name: str, table: Mapping[str, Any], source: str) -> Attribute | Concept:
-    where, targets, preserve = f"{source}: [{name}]", table.get("concepts"), table.get("preserve", [])
-    if unknown := sorted(set(table) - set(KEYS)):
-        raise ValueError(f"{where} has unknown key {unknown[0]!r}; allowed: {', '.join(KEYS)}")
-    if (kind := table.get("kind", "fairness")) not in get_args(Kind):
-        raise ValueError(f"{where} has kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
-    if not isinstance(preserve, list):
-        raise ValueError(f"{where} has preserve = {preserve!r}; give a list of prompts")
-    texts = [(key, table[key]) for key in ("neutral", "negative") if key in table] + [("preserve", text) for text in preserve]
-    for key, text in [*texts, *(targets.items() if isinstance(targets, Mapping) else ())]:
+    where = f"{source}: [{name}]"
+    for key, value in table.items():
+        if key not in FORMS:
+            raise ValueError(f"{where} has unknown key {key!r}; allowed: {', '.join(FORMS)}")
+        if not isinstance(value, FORMS[key][0]):
+            raise ValueError(f"{where} has {key} = {value!r}; give {FORMS[key][1]}")
+    kind, negative, targets = table.get("kind", "fairness"), table.get("negative", ""), table.get("concepts", {})
+    neutral, preserve = table.get("neutral", "a scene" if kind == "safety" else "a person"), tuple(table.get("preserve", ()))
+    for key, text in [*targets.items(), *(("preserve", text) for text in preserve)]:
         if not isinstance(text, str):
             raise ValueError(f"{where} has {key} = {text!r}; give a text in quotes")
-    neutral, negative = table.get("neutral", "a scene" if kind == "safety" else "a person"), table.get("negative", "")
+    if kind not in get_args(Kind):
+        raise ValueError(f"{where} has kind {kind!r}; allowed: {', '.join(get_args(Kind))}")
     if kind == "safety":
-        return Concept(name, neutral, neutral, negative, "safety", (), name, tuple(preserve))
-    if not isinstance(targets, Mapping):
-        raise ValueError(f'{where} needs concepts = {{ name = "target prompt", ... }}, or kind = "safety" and a negative prompt')
+        return Concept(name, neutral, neutral, negative, "safety", (), name, preserve)
+    if not targets:
+        raise ValueError(f'{where} needs concepts = {FORMS["concepts"][1]}, or kind = "safety" and a negative prompt')
     proportions = table.get("proportions", [])
-    if not isinstance(proportions, list) or not all(isinstance(s, int | float) for s in proportions):
-        raise ValueError(f"{where} has proportions = {proportions!r}; give a list of numbers, one for each concept")
+    if not all(isinstance(share, int | float) for share in proportions):
+        raise ValueError(f"{where} has proportions = {proportions!r}; give {FORMS['proportions'][1]}")
     concepts = tuple(
-        Concept(k, v, neutral, negative, "fairness", tuple(o for o in targets.values() if o != v), name, tuple(preserve))
+        Concept(k, v, neutral, negative, "fairness", tuple(o for o in targets.values() if o != v), name, preserve)
         for k, v in targets.items()
     )
-    return Attribute(name, concepts, tuple(float(s) for s in proportions))
+    return Attribute(name, concepts, tuple(float(share) for share in proportions))
 
 
 def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
@@ -129,22 +133,18 @@ def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"concept file {str(path)!r} cannot be read: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"concept file {str(path)!r} is not TOML: {error}") from error
-    for name, table in tables.items():
-        if not isinstance(table, Mapping):
-            raise ValueError(f"{path}: {name!r} is not a table; write [{name}] and its keys below it")
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"concept file {str(path)!r} cannot be read as TOML ({error})") from error
+    if wrong := [name for name, table in tables.items() if not isinstance(table, Mapping)]:
+        raise ValueError(f"{path}: {wrong[0]!r} is not a table; write [{wrong[0]}] and its keys below it")
     return {name: _parse(name, table, str(path)) for name, table in tables.items()}
 
 
 @cache
 def builtin() -> Mapping[str, Attribute | Concept]:
     """The attributes and safety concepts that the package ships, by name."""
-    toml = sorted((f for f in files("respodiff.concepts.builtin").iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
-    tables = [(name, table, f.name) for f in toml for name, table in tomllib.loads(f.read_text(encoding="utf-8")).items()]
-    return {name: _parse(name, table, source) for name, table, source in tables}
+    shipped = sorted((Path(str(files("respodiff.concepts"))) / "builtin").glob("*.toml"))
+    return {name: entry for file in shipped for name, entry in load_concepts(file).items()}
 
 
 def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
@@ -158,17 +158,16 @@ def intersection_of(attributes: Sequence[Attribute]) -> Attribute:
     name = JOIN.join(a.name for a in chosen)
     if len({a.name for a in chosen}) < max(2, len(chosen)):
         raise ValueError(f"intersection {name!r} has an attribute twice or fewer than two; give different ones, such as gender*tone")
-    if len(neutrals := list(dict.fromkeys(c.neutral for a in chosen for c in a.concepts))) > 1:
-        raise ValueError(
-            f"intersection {name!r} has the neutral prompts {neutrals[0]!r} and {neutrals[1]!r}; its attributes must share one"
-        )
+    neutral, *others = dict.fromkeys(c.neutral for a in chosen for c in a.concepts)
+    if others:
+        raise ValueError(f"intersection {name!r} has the neutral prompts {neutral!r} and {others[0]!r}; its attributes must share one")
     rows = list(itertools.product(*(a.concepts for a in chosen)))
-    targets = [composed([c.target for c in row], neutrals[0]) for row in rows]
+    targets = [composed([c.target for c in row], neutral) for row in rows]
     concepts = tuple(
         Concept(
             JOIN.join(c.name for c in row),
             target,
-            neutrals[0],
+            neutral,
             ", ".join(dict.fromkeys(c.negative for c in row if c.negative)),
             opposites=tuple(t for t in targets if t != target),
             attribute=name,
@@ -201,19 +200,11 @@ def concept(name: str, library: Mapping[str, Attribute | Concept] | None = None)
         library, name = {owner: library[owner]}, rest
     known = {c.name: c for entry in library.values() for c in (entry.concepts if isinstance(entry, Attribute) else (entry,))}
     if name not in known and JOIN in name:
-        return _subgroup(name, library)
+        parts = sorted((concept(part, library) for part in factors(name)), key=lambda c: c.attribute)
+        whole = attribute(JOIN.join(c.attribute for c in parts), library)
+        known, name = {c.name: c for c in whole.concepts}, JOIN.join(c.name for c in parts)
     if name not in known:
         raise ValueError(
             f"concept {name!r} is unknown; known: {', '.join(known)}; or give --target and --neutral (and --negative) of your own"
         )
     return known[name]
-
-
-def _subgroup(name: str, library: Mapping[str, Attribute | Concept]) -> Concept:
-    """The subgroup whose factors are named in any order."""
-    found = sorted((concept(part, library) for part in factors(name)), key=lambda c: c.attribute)
-    whole = attribute(JOIN.join(c.attribute for c in found), library)
-    wanted = JOIN.join(c.name for c in found)
-    if wanted not in whole.names:
-        raise ValueError(f"concept {name!r} is none of attribute {whole.name!r}, which has {', '.join(whole.names)}; name one of these")
-    return whole.concepts[whole.names.index(wanted)]

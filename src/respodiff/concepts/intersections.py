@@ -62,10 +62,8 @@ def marginals(proportions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[
     """
     out = {attribute: dict(values) for attribute, values in proportions.items()}
     for attribute, values in proportions.items():
-        if not is_intersection(attribute, list(values)):
-            continue
-        for i, factor in enumerate(factors(attribute)):
-            sums: dict[str, float] = {}
+        for i, factor in enumerate(factors(attribute) if is_intersection(attribute, list(values)) else ()):
+            sums = dict[str, float]()
             for name, share in values.items():
                 sums[factors(name)[i]] = sums.get(factors(name)[i], 0.0) + share
             out.setdefault(factor, sums)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from PIL import Image
 
@@ -17,13 +16,11 @@ CONCEPT = "concept:"
 COLUMNS = ("file", "prompt")
 
 
-def import_folder(
-    folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported", problems: list[str] | None = None
-) -> RunFolder:
+def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported") -> RunFolder:
     """Make a run folder from a folder of images and a CSV, to be evaluated and reported like any other.
 
-    Images are hard-linked where possible, else copied, in their own format. An interrupted import resumes. An image that cannot be read is part of
-    the run, and a judge counts it as unknown.
+    Images are copied in their own format. An interrupted import resumes. An image that cannot be read is part of the run, with a warning, and a
+    judge counts it as unknown.
 
     Args:
         folder: folder of the images, which may lie in subfolders.
@@ -31,9 +28,7 @@ def import_folder(
             ``suite``, ``group`` (default: the prompt id), ``subject``, ``seed`` (of the image's noise; images without one are never paired),
             ``repeat`` (default: counted per prompt), ``method``, ``guidance``, ``steps``, ``categories`` (separated by ``|``), and
             ``concept:ATTRIBUTE`` for every attribute with a concept asked for.
-        out: run folder to write to.
         method: name of the method where the table has none.
-        problems: gets one line per kind of problem that stops nothing; None makes them warnings.
 
     Raises:
         OSError: ``out`` cannot be written.
@@ -43,11 +38,7 @@ def import_folder(
     root, csv = Path(folder).expanduser(), Path(table).expanduser()
     if not root.is_dir():
         raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
-    rows = read_table(csv, COLUMNS)
-    if not rows:
-        raise ValueError(f"{csv.name} has no row; give one row per image, with the columns {', '.join(COLUMNS)}")
-    told: list[str] = []
-    lines = _lines(csv, root.resolve(), _once(csv, rows, told), method)
+    lines = _lines(csv, root.resolve(), method)
     run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
     done = run.done()
     for record, source in lines:
@@ -55,68 +46,46 @@ def import_folder(
             run.adopt(record, source, _size(source))
     unreadable = {r.id for r in run.records() if r.width == 0}
     if names := [source.name for record, source in lines if record.id in unreadable]:
-        told.append(f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown")
-    for text in told if problems is None else ():
+        text = f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown"
         warnings.warn(text, stacklevel=2)
-    if problems is not None:
-        problems += told
     return run
 
 
-def _once(csv: Path, rows: Sequence[tuple[int, Row]], told: list[str]) -> list[tuple[int, Row]]:
-    """The rows without repetitions; a file that is listed in two rows that differ is a ValueError."""
-    seen: dict[str, tuple[int, Row]] = {}
-    again = 0
-    for n, row in rows:
-        before, earlier = seen.setdefault(PurePath(row["file"].strip()).as_posix(), (n, row))
-        if earlier != row:
-            raise ValueError(f"{csv.name}, lines {before} and {n} say different things of file {row['file'].strip()!r}: leave one of them")
-        again += before != n
-    if again:
-        told.append(f"{again} of {len(rows)} rows of {csv.name} repeat an earlier row: each is counted once")
-    return list(seen.values())
-
-
-def _lines(csv: Path, root: Path, rows: Sequence[tuple[int, Row]], method: str) -> list[tuple[ImageRecord, Path]]:
+def _lines(csv: Path, root: Path, method: str) -> list[tuple[ImageRecord, Path]]:
     out: list[tuple[ImageRecord, Path]] = []
     repeats: Counter[str] = Counter()
-    taken: dict[str, int] = {}
-    absent = []
-    for n, row in rows:
-        source = _source(csv, root, n, row["file"].strip())
-        absent += [(n, source.name)] if not source.is_file() else []
-        prompt_id = row.get("prompt_id", "").strip() or row["prompt"].strip()
-        given = whole_number(csv, n, row, "repeat")
-        record = _record(csv, n, row, prompt_id, repeats[prompt_id] if given is None else given, method)
-        repeats[prompt_id] += 1
-        if (before := taken.setdefault(record.id, n)) != n:
+    first: dict[Path | str, int] = {}
+    for n, row in read_table(csv, COLUMNS):
+        cells = {name: text.strip() for name, text in row.items()}
+        source = (root / cells["file"]).resolve()
+        if source == root or not source.is_relative_to(root):  # also by a link
             raise ValueError(
-                f"{csv.name}, lines {before} and {n} are both image {record.repeat} of prompt {prompt_id!r}: number them in the column repeat, "
-                "or leave that column out"
+                f"{csv.name}, line {n}: file is {cells['file']!r}, which is no file inside the folder; give a path relative to it"
             )
+        if not source.is_file():
+            raise ValueError(
+                f"{csv.name}, line {n}: file {cells['file']!r} is not in {root}: "
+                "give the folder that the column file is relative to, or leave this row out"
+            )
+        if not cells["prompt"]:
+            raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was made from")
+        prompt_id = cells.get("prompt_id") or cells["prompt"]
+        record = _record(csv, n, cells, prompt_id, repeats[prompt_id], method)
+        repeats[prompt_id] += 1
+        for key, what in ((source, f"file {cells['file']!r}"), (record.id, f"image {record.repeat} of prompt {prompt_id!r}")):
+            if (before := first.setdefault(key, n)) != n:
+                raise ValueError(
+                    f"{csv.name}, lines {before} and {n} are both {what}: leave one out, or number images in the column repeat"
+                )
         out.append((record, source))
-    if absent:
-        raise ValueError(
-            f"{csv.name}, line {absent[0][0]}: file {absent[0][1]!r} is not in {root} ({len(absent)} of {len(out)} are not): "
-            "give the folder that the column file is relative to, or leave these rows out"
-        )
+    if not out:
+        raise ValueError(f"{csv.name} has no row; give one row per image, with the columns {', '.join(COLUMNS)}")
     return out
 
 
-def _source(csv: Path, root: Path, line: int, name: str) -> Path:
-    """The image that a row names; ValueError if it lies outside of the folder, also by a link."""
-    path = (root / name).resolve() if name and "\0" not in name else root
-    if path == root or not path.is_relative_to(root):
-        raise ValueError(f"{csv.name}, line {line}: file is {name!r}, which is no file inside the folder; give a path relative to it")
-    return path
-
-
-def _record(csv: Path, line: int, row: Row, prompt_id: str, repeat: int, method: str) -> ImageRecord:
-    cells = {name: text.strip() for name, text in row.items()}
-    if not cells["prompt"]:
-        raise ValueError(f"{csv.name}, line {line}: prompt is empty; give the text that the image was made from")
-    if repeat < 0:
-        raise ValueError(f"{csv.name}, line {line}: repeat is {repeat}; allowed: 0 or more, or nothing")
+def _record(csv: Path, line: int, cells: Row, prompt_id: str, count: int, method: str) -> ImageRecord:
+    given = whole_number(csv, line, cells, "repeat")
+    repeat = count if given is None else given
     labels = [label.strip() for label in cells.get("categories", "").split("|")]
     return ImageRecord(
         id=image_id(prompt_id, repeat),
@@ -129,10 +98,10 @@ def _record(csv: Path, line: int, row: Row, prompt_id: str, repeat: int, method:
         categories=tuple(dict.fromkeys(label for label in labels if label)),
         method=cells.get("method") or method,
         concepts={name.removeprefix(CONCEPT).strip(): text for name, text in cells.items() if name.startswith(CONCEPT) and text},
-        own_seed=whole_number(csv, line, row, "seed"),
+        own_seed=whole_number(csv, line, cells, "seed"),
         repeat=repeat,
-        guidance=number(csv, line, row, "guidance") or 0.0,
-        steps=whole_number(csv, line, row, "steps") or 0,
+        guidance=number(csv, line, cells, "guidance") or 0.0,
+        steps=whole_number(csv, line, cells, "steps") or 0,
     )
 
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from respodiff.concepts.intersections import asked
 
@@ -87,14 +86,6 @@ class ImageRecord:
         return asked(self.concepts, attribute)
 
 
-_FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
-_KINDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"), (str, "a text")),
-    **dict.fromkeys(("repeat", "seed", "width", "height"), (int, "a whole number")),
-    "subject": (str | None, "a text or null"),
-}
-
-
 def image_id(prompt_id: str, repeat: int) -> str:
     """File-system-safe id of the ``repeat``-th image of a prompt; distinct prompts never collide.
 
@@ -119,21 +110,26 @@ def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
+_FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
+_TEXTS = {"id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"}
+_NUMBERS = {"repeat", "seed", "width", "height"}
+
+
 def parse_row(line: bytes) -> ImageRecord:
     """A line of a manifest; keys of newer versions are ignored. ValueError or TypeError for a line that is none."""
     row = json.loads(line)
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-    row |= {key: row.get(key) for key in ("id", "file", "prompt", "prompt_id")}
-    for key, (kind, allowed) in _KINDS.items():
-        if key in row and not isinstance(row[key], kind):
-            raise ValueError(f"{key} must be {allowed}, got {row[key]!r}")
-    for key in ("concepts", "skipped_attributes"):
-        value = row.get(key, {})
-        if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+    row = dict.fromkeys(("id", "file", "prompt", "prompt_id")) | {key: value for key, value in row.items() if key in _FIELDS}
+    for key, value in row.items():
+        if key in _TEXTS and not isinstance(value, str):
+            raise ValueError(f"{key} must be a text, got {value!r}")
+        if key in _NUMBERS and not isinstance(value, int):
+            raise ValueError(f"{key} must be a whole number, got {value!r}")
+        if key == "subject" and not isinstance(value, str | None):
+            raise ValueError(f"{key} must be a text or null, got {value!r}")
+        if key == "categories" and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
+            raise ValueError(f"{key} must be a list of texts, got {value!r}")
+        if key in ("concepts", "skipped_attributes") and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
             raise ValueError(f"{key} must be an object of texts, got {value!r}")
-    categories = row.get("categories", [])
-    if not isinstance(categories, list) or not all(isinstance(c, str) for c in categories):
-        raise ValueError(f"categories must be a list of texts, got {categories!r}")
-    row["categories"] = tuple(categories)
-    return ImageRecord(**{key: value for key, value in row.items() if key in _FIELDS})
+    return ImageRecord(**row | {"categories": tuple(row.get("categories", ()))})

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,10 +44,7 @@ class RunFolder:
         self._settings_file = self.path / "run.json"
 
     def create(self, settings: Mapping[str, Any]) -> RunFolder:
-        """Start the run, or check that it was started with the same settings.
-
-        Args:
-            settings: everything that an image depends on.
+        """Start the run, or check that it was started with the same settings: all that an image depends on.
 
         Raises:
             OSError: the folder cannot be written.
@@ -57,12 +53,11 @@ class RunFolder:
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         if self._settings_file.exists():
             present = self.settings()
-            for key in sorted(wanted.keys() | present.keys()):
-                if (old := present.get(key)) != (new := wanted.get(key)):
-                    raise ValueError(
-                        f"run folder {self.path} was made with {key}={old!r}, now asked for {key}={new!r}: "
-                        "give the old value to resume it, or choose another folder"
-                    )
+            if changed := [key for key in sorted(wanted.keys() | present.keys()) if present.get(key) != wanted.get(key)]:
+                raise ValueError(
+                    f"run folder {self.path} was made with {changed[0]}={present.get(changed[0])!r}, now asked for "
+                    f"{changed[0]}={wanted.get(changed[0])!r}: give the old value to resume it, or choose another folder"
+                )
             return self
         try:
             self.images.mkdir(parents=True, exist_ok=True)
@@ -73,15 +68,12 @@ class RunFolder:
 
     def settings(self) -> dict[str, Any]:
         """The settings that the run was created with."""
-        self._require_run()
+        if not self._settings_file.is_file():
+            raise ValueError(f"{self.path} is not a run folder (it has no run.json): give the folder of a finished run")
         try:
             return dict(json.loads(self._settings_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"cannot read {self._settings_file}: {error}; restore it or start a new run") from error
-
-    def _require_run(self) -> None:
-        if not self._settings_file.is_file():
-            raise ValueError(f"{self.path} is not a run folder (it has no run.json): give the folder of a finished run")
 
     def add(self, record: ImageRecord, image: Image.Image) -> ImageRecord:
         """Store one image, then its line: a line in the manifest means that the image is complete.
@@ -91,25 +83,15 @@ class RunFolder:
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
     def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for an image file, hard-linked where possible, else copied; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
+        """As `add`, for a copy of an image file as it is; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
+        return self._store(record, f"{record.id}{file.suffix.lower()}", size, lambda partial: shutil.copyfile(file, partial))
 
-        def place(partial: Path) -> None:
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(file.resolve(), partial)
-            except OSError:  # another file system, or one without hard links
-                shutil.copyfile(file, partial)
-
-        return self._store(record, f"{record.id}{file.suffix.lower()}", size, place)
-
-    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], None]) -> ImageRecord:
-        self._require_run()
+    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], object]) -> ImageRecord:
         target = self.images / name
         partial = target.with_name(target.name + ".partial")
         try:
             save(partial)
             partial.replace(target)
-            partial.unlink(missing_ok=True)  # renaming one link of a file to another leaves both
             done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], digest=file_digest(target))
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:
@@ -134,7 +116,7 @@ class RunFolder:
                 handle.truncate(size - len(last))
 
     def records(self) -> list[ImageRecord]:
-        """The rows that can be read, in manifest order; errors as for `read`."""
+        """The rows of `read`."""
         return self.read()[0]
 
     def read(self) -> tuple[list[ImageRecord], list[str]]:
@@ -145,8 +127,8 @@ class RunFolder:
         Raises:
             ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
         """
-        self._require_run()
         if not self.manifest.exists():
+            self.settings()  # says so if this is no run folder
             return [], []
         lines = self.manifest.read_bytes().split(b"\n")
         rows: dict[str, tuple[int, ImageRecord]] = {}
@@ -160,9 +142,9 @@ class RunFolder:
             except (ValueError, TypeError) as error:
                 if number == len(lines):  # no line end after it
                     problems.append(f"line {number} was cut off: left out; resume the run to generate its image")
-                    continue
-                broken = broken or f"{self.manifest}, line {number} is broken ({error}): repair or delete it"
-                problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to generate its image")
+                else:
+                    broken = broken or f"{self.manifest}, line {number} is broken ({error}): repair or delete it"
+                    problems.append(f"line {number} is broken ({error}): left out; delete it and resume the run to generate its image")
                 continue
             before, earlier = rows.get(record.id, (number, record))
             if record != earlier:

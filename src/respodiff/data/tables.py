@@ -1,13 +1,13 @@
-"""Reads tables: CSV with any byte order mark, line ends and quoted commas, and parquet where pyarrow is installed."""
+"""Reads tables: CSV with any byte order mark, line ends and quoted commas."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,14 @@ Row = Mapping[str, str]
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
-    """Rows of a table as (line number from 1 at which the row starts, column -> text); an absent or null cell is "".
+    """Rows of a CSV as (line number from 1 at which the row starts, column -> text); an absent cell is "".
 
-    ``.parquet`` needs the package pyarrow. ValueError for an unreadable file, a missing column, or a row of more fields than columns.
+    ValueError for an unreadable file, a column that is missing or named twice, or a row of more fields than columns.
     """
-    rows, columns = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path)
-    if missing := [name for name in required if name not in columns]:
-        raise ValueError(
-            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
-            "give a table with these columns in its first line"
-        )
-    return rows
-
-
-def _csv(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[tuple[int, Row]] = []
     try:
         columns = [name.strip() for name in next(reader, [])]
-        if twice := [name for name in columns if columns.count(name) > 1]:
-            raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
         start = reader.line_num + 1
         for fields in reader:
             if len(fields) > len(columns):
@@ -43,11 +31,18 @@ def _csv(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
                     "put texts that hold a comma into quotes"
                 )
             if any(field.strip() for field in fields):
-                rows.append((start, dict(zip(columns, fields + [""] * (len(columns) - len(fields)), strict=True))))
+                rows.append((start, dict(itertools.zip_longest(columns, fields, fillvalue=""))))
             start = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path.name}, line {reader.line_num} is not CSV ({error}): save it as comma-separated UTF-8 text") from error
-    return rows, columns
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
+    if missing := [name for name in required if name not in columns]:
+        raise ValueError(
+            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
+            "give a table with these columns in its first line"
+        )
+    return rows
 
 
 def read_text(path: Path) -> str:
@@ -59,19 +54,6 @@ def read_text(path: Path) -> str:
     if "\0" in text:
         raise ValueError(f"file {path.name} holds a NUL character: give a text file in UTF-8")
     return text
-
-
-def _parquet(path: Path) -> tuple[list[tuple[int, Row]], list[str]]:
-    try:
-        parquet: Any = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise ValueError(f"{path.name} is parquet, which needs the package pyarrow: install it, or give the data set as CSV") from error
-    try:
-        table = parquet.read_table(path)
-        rows = [{str(k): "" if v is None else str(v) for k, v in row.items()} for row in table.to_pylist()]
-    except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise ValueError(f"{path.name} cannot be read as parquet ({error}): give the data set as CSV") from error
-    return list(enumerate(rows, start=1)), [str(name) for name in table.column_names]
 
 
 def number(path: Path, line: int, row: Row, *names: str, whole: bool = False) -> float | None:

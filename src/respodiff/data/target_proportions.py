@@ -28,17 +28,17 @@ def read_group_proportions(path: str | Path, attributes: Mapping[str, Sequence[s
     out: Proportions = {}
     first: dict[tuple[str, str], int] = {}
     for line, row in read_table(path, COLUMNS):
-        group = row["group"].strip()
+        group, where = row["group"].strip(), f"{path.name}, line {line}"
         if group not in groups:
-            raise ValueError(f"{path.name}, line {line}: group {group!r} is unknown; the prompts have {_some(groups)}")
-        attribute, name = _alternative(path, line, row, attributes)
+            raise ValueError(f"{where}: group {group!r} is unknown; the prompts have {_some(groups)}")
+        attribute, name = _alternative(where, row, attributes)
         share = number(path, line, row, "share")
         if share is None or not 0 <= share <= 1:
-            raise ValueError(f"{path.name}, line {line}: share is {row['share']!r}; allowed: a number from 0 to 1")
+            raise ValueError(f"{where}: share is {row['share']!r}; allowed: a number from 0 to 1")
         first.setdefault((group, attribute), line)
         held = out.setdefault(group, {}).setdefault(attribute, {})
         if name in held:
-            raise ValueError(f"{path.name}, line {line}: {name!r} of group {group!r} is said twice; give it one share")
+            raise ValueError(f"{where}: {name!r} of group {group!r} is said twice; give it one share")
         held[name] = share
     for (group, attribute), line in first.items():
         if abs((total := sum(out[group][attribute].values())) - 1) > 1e-6:
@@ -50,16 +50,15 @@ def read_group_proportions(path: str | Path, attributes: Mapping[str, Sequence[s
     return out
 
 
-def _alternative(path: Path, line: int, row: Row, attributes: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+def _alternative(where: str, row: Row, attributes: Mapping[str, Sequence[str]]) -> tuple[str, str]:
     """(attribute, alternative) of a row."""
     name, said = row["alternative"].strip(), row.get("attribute", "").strip()
     found = [a for a, names in attributes.items() if name in names and said in ("", a)]
     if len(found) > 1:
-        raise ValueError(f"{path.name}, line {line}: {name!r} is of {' and of '.join(found)}; add a column 'attribute' that says which")
+        raise ValueError(f"{where}: {name!r} is of {' and of '.join(found)}; add a column 'attribute' that says which")
     if not found:
         known = ", ".join(n for names in attributes.values() for n in names) or "none, as no module is loaded"
-        what = f"{name!r} of attribute {said!r}" if said else repr(name)
-        raise ValueError(f"{path.name}, line {line}: alternative {what} is unknown; allowed: {known}")
+        raise ValueError(f"{where}: alternative {name!r} is unknown; allowed: {known}")
     return found[0], name
 
 

@@ -156,5 +156,5 @@ def shipped_confusion() -> dict[str, Any]:
     """The confusion matrices of the embedded judges, by their digests."""
     found = dict[str, Any]()
     for part in judges.EMBEDDED.values():
-        found |= json.loads((files("respodiff.embedded") / part / "confusion.json").read_text(encoding="utf-8"))
+        found |= json.loads((files("respodiff") / "embedded" / part / "confusion.json").read_text(encoding="utf-8"))
     return found

@@ -32,7 +32,7 @@ from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter
 
-DRAWING = ("scale", "assign_at", "aligned_scale")
+DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
 REMOVED = ("violence", "sexual")
 """Safety concepts that are removed together."""

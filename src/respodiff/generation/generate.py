@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,10 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
-from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises
+from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises, predict_unsafe
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
+from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, plan, run_sampler, start
 from respodiff.generation.policies import sampled_attributes
-from respodiff.generation.prediction import predict_unsafe
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.bottleneck import is_compiled
@@ -40,21 +38,17 @@ def generate(
     out: str | Path | None = None,
     suite_digest: str = "",
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    """Generate ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
+    """Yield (record, image) for ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
 
     The noise of an image depends on (run seed, prompt id, repeat) alone, or on the data set's own seed with ``config.use_dataset_settings``.
 
     Args:
-        pipe: diffusers pipeline. prompts: texts or `Prompt` records.
+        prompts: texts or `Prompt` records.
         modules: alternatives to sample from, adapters of any method. Several attributes are combined (gender x tone), with a module of every
             concept or of every subgroup (attribute ``gender*tone``). An adapter of a whole attribute is added to every image.
-        config: see `GenerateConfig`.
         safety: adapters added to every image.
         out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
-
-    Yields:
-        (record, image) for each generated image.
 
     Raises:
         ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other
@@ -71,13 +65,15 @@ def generate(
         raise ValueError(f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions mix; give it another name")
     check_prompts(pipe, asked, config)
     steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
-    check_steps(pipe, steps)
     jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
-    jobs = filter_jobs(jobs, [*modules, *safety], config.skip_explicit_prompts)
+    if config.skip_explicit_prompts:
+        jobs = filter_jobs(jobs, [*modules, *safety])
+    about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
+    about["model_digest"] = weights_digest(backbone(pipe))
     folder = None
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
-        settings = asdict(replace(config, steps=steps, guidance=guidance)) | _about(pipe) | {"suite_digest": suite_digest}
+        settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
@@ -88,26 +84,10 @@ def generate(
         todo = assign_concepts_to_noises(pipe, jobs, several, config, done)
     if predicted:
         todo = predict_unsafe(pipe, todo, predicted, config)
-    return _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder)
-
-
-def by_attribute(modules: Sequence[Adapter]) -> dict[str, dict[str, Adapter]]:
-    """Attribute -> concept -> module; concepts of no attribute (a user's own prompts) are alternatives of one called "concept".
-
-    Raises:
-        ValueError: two modules are of one concept.
-    """
-    out: dict[str, dict[str, Adapter]] = {}
-    for m in modules:
-        group = out.setdefault(attribute_of(m), {})
-        if m.name in group:
-            raise ValueError(f"two modules are called {m.name!r}; give each concept once")
-        group[m.name] = m
-    return out
+    return _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder, about)
 
 
 def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
-    """A warning for a safety checker; ValueError for a pipeline that needs images, or a compiled model whose h is to be read."""
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline blacks out images that its safety checker dislikes, and judges would take them for safe; "
@@ -118,26 +98,27 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
         raise ValueError(
             f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
-    reads = {"assign_at": config.assign_at > 0, "safety_mode": config.safety_mode == "predicted"}
-    for name in (name for name, read in reads.items() if read and is_compiled(getattr(pipe, spec_of(pipe).model))):
-        raise ValueError(f"{name} is {getattr(config, name)!r}, and h of a compiled model cannot be read; leave it out, or do not compile")
+    read = "assign_at" if config.assign_at else "safety_mode" if config.safety_mode == "predicted" else ""
+    if read and is_compiled(getattr(pipe, spec_of(pipe).model)):
+        raise ValueError(f"{read} is {getattr(config, read)!r}, and h of a compiled model cannot be read; leave it out, or do not compile")
 
 
 def _checked_modules(
     pipe: Any, modules: Sequence[Adapter], safety: Sequence[Adapter], config: GenerateConfig
 ) -> tuple[Groups, list[Adapter]]:
-    """The alternatives to sample from, and the adapters of every image.
-
-    Warns of an attribute with one module alone, which would steer every image in silence.
-    """
+    """The alternatives to sample from, and the adapters of every image."""
     for m in (*modules, *safety):
         check_compatible(pipe, m)  # its warnings are given when the pipeline is steered
     if wrong := [m.name for m in modules if m.header.kind == "safety"]:
         raise ValueError(f"modules holds {wrong[0]!r}, which is a safety module; give it as safety=[...] (--safety FILE)")
     common = [*(m for m in modules if m.header.kind == "attribute"), *safety]
-    if twice := [name for name, k in Counter(m.name for m in common).items() if k > 1]:
+    sampled = [m for m in modules if m.header.kind == "fairness"]
+    names = Counter([(attribute_of(m), m.name) for m in sampled] + [("", m.name) for m in common])
+    if twice := [name for (_, name), k in names.items() if k > 1]:
         raise ValueError(f"two modules are called {twice[0]!r}; give each concept once")
-    groups = by_attribute([m for m in modules if m.header.kind == "fairness"])
+    groups: dict[str, dict[str, Adapter]] = {}
+    for m in sampled:
+        groups.setdefault(attribute_of(m), {})[m.name] = m
     for attribute, group in groups.items():
         if len(group) == 1 and attribute != "concept" and config.policy != "none" and attribute not in (config.target_proportions or {}):
             warnings.warn(
@@ -164,19 +145,13 @@ def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Pro
     return folder
 
 
-def _about(pipe: Any) -> dict[str, Any]:
-    """What records and the settings of a run say of the pipeline."""
-    return {"model": model_name(pipe), "model_digest": weights_digest(backbone(pipe)), "scheduler": type(pipe.scheduler).__name__}
-
-
 def _images(
-    pipe: Any, todo: Iterable[Job], adapters: AdaptersOfImages, config: GenerateConfig, folder: RunFolder | None
+    pipe: Any, todo: Iterable[Job], adapters: AdaptersOfImages, config: GenerateConfig, folder: RunFolder | None, about: dict[str, Any]
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    about = _about(pipe)
     for batch in batches(todo, config.batch):
         rows = [adapters.of(job) for job in batch]
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
-        with steer(pipe, [[scaled for _, scaled in row] for row in rows]), _without_truncation_log(pipe):
+        with steer(pipe, [[scaled for _, scaled in row] for row in rows]):
             images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
         for job, row, image in zip(batch, rows, images, strict=True):
             record = replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
@@ -184,7 +159,6 @@ def _images(
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:
-    """What was asked for, without what is known of the pipeline and the image."""
     return ImageRecord(
         id=job.id,
         file="",
@@ -207,17 +181,6 @@ def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageR
         guidance=job.guidance,
         steps=job.steps,
     )
-
-
-@contextmanager
-def _without_truncation_log(pipe: Any) -> Iterator[None]:
-    """While active, the pipeline does not repeat for every batch that ends of prompts are cut off."""
-    log = logging.getLogger(type(pipe).__module__)
-    log.addFilter(keep := lambda record: "truncated" not in str(record.msg))
-    try:
-        yield
-    finally:
-        log.removeFilter(keep)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -51,7 +52,6 @@ class Job:
 
     @property
     def id(self) -> str:
-        """Id of the image."""
         return image_id(self.prompt.id, self.repeat)
 
 
@@ -61,20 +61,13 @@ def attribute_of(adapter: Adapter) -> str:
 
 
 def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]], config: GenerateConfig) -> list[Job]:
-    """The jobs of a run: ``config.images`` of every prompt, in the order of the prompts.
+    """The jobs of a run, ``config.images`` of every prompt; ``names`` is attribute -> concepts to sample from.
 
-    Warns once of each kind of data set setting that cannot be followed.
-
-    Args:
-        names: attribute -> concepts to sample from.
-
-    Raises:
-        ValueError: proportions that do not sum to 1, or of an unknown group or concept.
+    Warns once of each kind of data set setting that cannot be followed. ValueError for wrong proportions.
     """
     steps, run_guidance = sampling_settings(pipe, config.steps, config.guidance)
-    own = config.use_dataset_settings
-    if own:
-        _warn_of_ignored_settings(pipe, prompts, run_guidance)
+    if config.use_dataset_settings:
+        _warn_of_ignored_settings(prompts, run_guidance)
     of_group = config.group_proportions or {}
     if unknown := sorted(set(of_group) - {p.group for p in prompts}):
         raise ValueError(f"group_proportions has group {unknown[0]!r}, which no prompt is of; leave it out")
@@ -86,7 +79,7 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
         except ValueError as error:
             raise ValueError(f"group {prompt.group!r}: {error}" if prompt.group in of_group else str(error)) from error
         guidance, size, seed = float(run_guidance), None, None
-        if own:
+        if config.use_dataset_settings:
             size, seed = own_size(pipe, prompt), prompt.seed
             if prompt.guidance is not None and GUIDANCE[0] <= prompt.guidance <= GUIDANCE[1]:
                 guidance = float(prompt.guidance)
@@ -95,7 +88,7 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
 
 
 def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) -> None:
-    """ValueError for prompts that are empty, given twice, or longer than the model reads; a warning where their ends are to be cut."""
+    """ValueError for prompts that are empty, given twice, or longer than the model reads; a warning if their ends are cut off."""
     if not prompts:
         raise ValueError("there is no prompt; give at least one")
     if empty := [p.id for p in prompts if not p.text.strip()]:
@@ -110,16 +103,11 @@ def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) 
             raise ValueError(f"{error}, or have it cut off there with truncate_prompts=True (--truncate-prompts)") from error
     elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
         warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
+        logging.getLogger(type(pipe).__module__).addFilter(_is_not_of_truncation)  # diffusers would repeat it for every batch
 
 
-def check_steps(pipe: Any, steps: int) -> None:
-    """ValueError for more sampler steps than the scheduler has timesteps, which would fail at the first image."""
-    config = pipe.scheduler.config
-    # Leading timesteps are moved up by the offset, and the model must know the last one too.
-    offset = config.get("steps_offset", 0) if config.get("timestep_spacing") == "leading" else 0
-    most = config.get("num_train_timesteps", steps + offset) - offset
-    if steps > most:
-        raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
+def _is_not_of_truncation(record: logging.LogRecord) -> bool:
+    return "truncated" not in str(record.msg)
 
 
 def batches(jobs: Iterable[Job], most: int) -> Iterator[Sequence[Job]]:
@@ -143,9 +131,9 @@ def start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Ge
 
 
 def run_sampler(
-    pipe: Any, prompts: Sequence[str], latents: Tensor, generators: Sequence[torch.Generator] | None, at: Any, **more: Any
+    pipe: Any, prompts: Sequence[str], latents: Tensor, generators: Sequence[torch.Generator] | None, at: Job, **more: Any
 ) -> Any:
-    """What the pipeline gives for these prompts and start latents; ``at`` has the steps, guidance and size of a `Job`."""
+    """What the pipeline gives for these prompts and start latents, with the steps, guidance and size of a job."""
     height, width = at.size or (None, None)
     more |= {"num_inference_steps": at.steps, "guidance_scale": at.guidance, "generator": list(generators) if generators else None}
     return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
@@ -161,31 +149,20 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
         return None
     step = math.lcm(8, pipe.vae_scale_factor)
     height, width = (max(step, round(side / step) * step) for side in sides)
-    return None if (height, width) == native_size(pipe) else (height, width)
+    native = [side * pipe.vae_scale_factor for side in latent_shape(pipe)[1:]]
+    return None if [height, width] == native else (height, width)
 
 
-def native_size(pipe: Any) -> Size:
-    """The (height, width) in pixels of the model's own images."""
-    _, height, width = latent_shape(pipe)
-    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
-
-
-def _warn_of_ignored_settings(pipe: Any, prompts: Sequence[Prompt], guidance: float) -> None:
+def _warn_of_ignored_settings(prompts: Sequence[Prompt], guidance: float) -> None:
     if all(p.seed is None and p.guidance is None and p.height is None and p.width is None for p in prompts):
         warnings.warn("own settings are asked for, but no prompt brings any: the run's are used", stacklevel=4)
     low, high = GUIDANCE
-    height, width = native_size(pipe)
+    other = sum(p.guidance is not None and not low <= p.guidance <= high for p in prompts)
     sides = [(p.height, p.width) for p in prompts if p.height is not None and p.width is not None]
-    sizes = [size for p in prompts if (size := own_size(pipe, p))]
-    found = {
-        f"guidance outside {low:g} to {high:g}: the run's {guidance:g} is used": [
-            p.guidance is not None and not low <= p.guidance <= high for p in prompts
-        ],
-        f"a side outside 1 to {LARGEST} pixels: the model's own size is used": [not 1 <= min(s) <= max(s) <= LARGEST for s in sides],
-        f"images far from this model's {height} x {width} pixels, which it may not do well: leave own settings off for this model": [
-            max(s) > 2 * max(height, width) or 2 * min(s) < min(height, width) for s in sizes
-        ],
-    }
-    for text, asked in found.items():
-        if any(asked):
-            warnings.warn(f"{sum(asked)} of {len(prompts)} prompts ask for {text}", stacklevel=4)
+    refused = sum(not 1 <= min(pair) <= max(pair) <= LARGEST for pair in sides)
+    for n, text in (
+        (other, f"guidance outside {low:g} to {high:g}: the run's {guidance:g} is used"),
+        (refused, f"a side outside 1 to {LARGEST} pixels: the model's own size is used"),
+    ):
+        if n:
+            warnings.warn(f"{n} of {len(prompts)} prompts ask for {text}", stacklevel=4)

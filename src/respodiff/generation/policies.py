@@ -13,7 +13,6 @@ from hashlib import blake2b
 from typing import Literal, get_args
 
 from respodiff.concepts.intersections import JOIN, alternatives, factors, is_intersection, subgroups
-from respodiff.data.checks import check_setting
 from respodiff.data.target_proportions import check_proportions
 
 Policy = Literal["none", "exact", "random"]
@@ -42,20 +41,22 @@ def assign(
     Raises:
         ValueError: ``n`` or the policy is not allowed, or shares are of an unknown attribute or concept, negative, or do not sum to 1.
     """
-    check_setting("n", n, n >= 1, "at least 1")
-    check_setting("policy", policy, policy in get_args(Policy), ", ".join(get_args(Policy)))
+    if n < 1:
+        raise ValueError(f"n is {n!r}; allowed: at least 1")
+    if policy not in get_args(Policy):
+        raise ValueError(f"policy is {policy!r}; allowed: {', '.join(get_args(Policy))}")
     if unknown := set(proportions or {}) - set(attributes):
         raise ValueError(
             f"proportions are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}"
         )
-    wanted = {a: check_proportions(names, (proportions or {}).get(a)) for a, names in attributes.items()}
+    wanted = [check_proportions(names, (proportions or {}).get(a)) for a, names in attributes.items()]
     if policy == "none" or not attributes:
         return [{} for _ in range(n)]
     rng = random.Random(seed)
     if policy == "random":
-        rows = list(zip(*(rng.choices(range(len(names)), wanted[a], k=n) for a, names in attributes.items()), strict=True))
+        rows = list(zip(*(rng.choices(range(len(shares)), shares, k=n) for shares in wanted), strict=True))
     else:
-        rows = _exact_rows(list(wanted.values()), n, seed, rng)
+        rows = _exact_rows(wanted, n, seed, rng)
         rng.shuffle(rows)
     return [{a: names[i] for (a, names), i in zip(attributes.items(), row, strict=True)} for row in rows]
 
@@ -84,21 +85,16 @@ def _exact_rows(wanted: Sequence[Sequence[float]], n: int, seed: int, rng: rando
     """For each of n images the index of its concept of every attribute, in no particular order."""
     first, *others = wanted
     if not others:
-        rows: list[tuple[int, ...]] = [(i,) for i in _interleaved(exact_counts(first, n, seed), rng)]
+        counts = exact_counts(first, n, seed)
+        ties = rng.sample(range(len(counts)), len(counts))
+        spread = sorted(((j + 0.5) / count, ties[i], i) for i, count in enumerate(counts) for j in range(count))
         rng.random()  # not used, but every published table was generated from the order that follows
-        return rows
+        return [(i,) for *_, i in spread]
     quotas: dict[tuple[int, ...], Fraction] = {(i,): n * s for i, s in enumerate(_fractions(first))}
     for proportions in others:
-        counts = rounded_table([[quota * s for s in _fractions(proportions)] for quota in quotas.values()], rng)
-        quotas = {(*cell, j): Fraction(c) for cell, row in zip(quotas, counts, strict=True) for j, c in enumerate(row)}
+        table = rounded_table([[quota * s for s in _fractions(proportions)] for quota in quotas.values()], rng)
+        quotas = {(*cell, j): Fraction(c) for cell, row in zip(quotas, table, strict=True) for j, c in enumerate(row)}
     return [cell for cell, count in quotas.items() for _ in range(int(count))]
-
-
-def _interleaved(counts: Sequence[int], rng: random.Random) -> list[int]:
-    """Indices with the given counts, spread so that every stretch has nearly the same mix; ties are ordered at random."""
-    first = rng.sample(range(len(counts)), len(counts))
-    spots = [((j + 0.5) / c, first[i], i) for i, c in enumerate(counts) for j in range(c)]
-    return [i for *_, i in sorted(spots)]
 
 
 def _fractions(proportions: Sequence[float]) -> list[Fraction]:

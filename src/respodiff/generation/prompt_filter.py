@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from respodiff.concepts.prompt_editing import rewriting
 from respodiff.generation.plan import Job, attribute_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 
 
-def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], words: Sequence[str] = ()) -> list[Row]:
+class Forms(NamedTuple):
+    """How prompts state an attribute: ``words`` state it anywhere, ``before`` state it before a word for a person only."""
+
+    words: list[str]
+    before: list[str]
+
+
+def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row]) -> list[Row]:
     """Adapters for `steer`, without those of attributes that a prompt states; safety modules stay.
 
     Args:
         prompts: as the pipeline is called with them.
         adapters: one for all, or one entry per final image (``len(prompts) * num_images_per_prompt``).
-        words: as for `reasons`, with its error.
 
     Example::
 
@@ -38,24 +43,20 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row], w
     rows: list[Row] = [adapters] * len(prompts) if isinstance(adapters, Adapter) else list(adapters)
     if not prompts or len(rows) % len(prompts):
         raise ValueError(f"{len(rows)} entries for {len(prompts)} prompts; give one entry per image (prompts x num_images_per_prompt)")
-    held = AdaptersPerImage.of(rows).rows
-    why = reasons(prompts, [m for row in held for m in row], words)
+    held = AdaptersPerImage.of(rows)
+    skipped = [why for why in reasons(prompts, held.adapters) for _ in range(len(rows) // len(prompts))]
     out: list[Row] = []
-    per_prompt = len(rows) // len(prompts)
-    for i, (row, before) in enumerate(zip(held, rows, strict=True)):
-        skipped = why[i // per_prompt]
-        kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in skipped)
-        out.append(None if not kept else before if kept == row else kept)
+    for row, before, why in zip(held.rows, rows, skipped, strict=True):
+        kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in why)
+        out.append(before if kept == row else kept or None)
     return out
 
 
-def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter], prompt_filter: bool | Sequence[str]) -> list[Job]:
-    """The jobs of a run without concepts of skipped attributes, and with the reasons; ``prompt_filter`` is ``skip_explicit_prompts``."""
-    if not prompt_filter:
-        return list(jobs)
+def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter]) -> list[Job]:
+    """The jobs of a run without concepts of skipped attributes, and with the reasons."""
     common = {attribute_of(m) for m in adapters if m.header.kind == "attribute"}
     texts = list(dict.fromkeys(job.prompt.text for job in jobs))
-    found = dict(zip(texts, reasons(texts, adapters, () if isinstance(prompt_filter, bool) else prompt_filter), strict=True))
+    found = dict(zip(texts, reasons(texts, adapters), strict=True))
     out = []
     for job in jobs:
         why = {a: text for a, text in found[job.prompt.text].items() if a in job.concepts or a in common}
@@ -63,73 +64,23 @@ def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter], prompt_filter:
     return out
 
 
-def reasons(prompts: Sequence[str], adapters: Sequence[Adapter], words: Sequence[str] = ()) -> list[dict[str, str]]:
-    """For each prompt the skipped attributes of the adapters, each with the reason.
-
-    Args:
-        adapters: of any attributes. Safety modules are never skipped.
-        words: ``word`` or ``attribute:word``; they decide in place of the shipped words.
-
-    Raises:
-        ValueError: a word of an attribute that no adapter has.
-    """
+def reasons(prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[dict[str, str]]:
+    """For each prompt the skipped attributes of the adapters, each with the reason. Safety modules are never skipped."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for m in adapters:
         if m.header.kind != "safety":
             groups.setdefault(attribute_of(m), []).append((m.header.target, m.header.neutral))
-    if words:
-        given = _given_words(words, list(groups))
-        stated = [{a: first_of(prompt, given[a] + given[""]) for a in groups} for prompt in prompts]
-        return [{a: f"holds {word!r} of the given words" for a, word in found.items() if word} for found in stated]
     forms = {name: forms_of(name, alternatives) for name, alternatives in groups.items()}
-    out = []
-    for prompt in prompts:
-        if person_in(prompt):
-            out.append({a: f"states {a}: {word!r}" for a, f in forms.items() if (word := stated_in(prompt, f))})
-        else:
-            out.append(dict.fromkeys(forms, "no person"))
-    return out
-
-
-def _given_words(words: Sequence[str], attributes: Sequence[str]) -> dict[str, list[str]]:
-    """``word`` or ``attribute:word`` by attribute, "" for words of any."""
-    out: dict[str, list[str]] = {a: [] for a in ("", *attributes)}
-    for word in words:
-        name, _, text = (part.strip() for part in (word if ":" in word else f":{word}").partition(":"))
-        if name not in out:
-            raise ValueError(f"word {word!r} is of attribute {name!r}, which no module has; allowed: {', '.join(attributes)}")
-        out[name] += [text] if text else []
-    return out
-
-
-def read_words(text: str) -> list[str]:
-    """Words of a file, one a line (``#`` begins a comment), or of a list with commas; ValueError if there is none."""
-    path = Path(text)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"--explicit-words: {text!r} cannot be read ({error}); give a text file with one word a line, or word,word"
-        ) from error
-    words = [word for line in lines if (word := line.partition("#")[0].strip())]
-    if not words:
-        raise ValueError(f"--explicit-words {text!r} holds no word; give word,word or a text file with one word a line")
-    return words
-
-
-@dataclass(frozen=True)
-class Forms:
-    """How prompts state an attribute: ``words`` state it anywhere, ``before`` state it before a word for a person only."""
-
-    words: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-
-    def __add__(self, other: Forms) -> Forms:
-        return Forms(tuple(dict.fromkeys(self.words + other.words)), tuple(dict.fromkeys(self.before + other.before)))
+    return [
+        {a: f"states {a}: {word!r}" for a, f in forms.items() if (word := stated_in(prompt, f))}
+        if person_in(prompt)
+        else dict.fromkeys(forms, "no person")
+        for prompt in prompts
+    ]
 
 
 @cache
-def _lists() -> Mapping[str, Any]:
+def _lists() -> dict[str, Any]:
     """``explicit_words.json``; ``people`` are all of its words for a person."""
     found: dict[str, Any] = json.loads((files("respodiff.generation") / "explicit_words.json").read_text(encoding="utf-8"))
     found["people"] = set(found["people"]).union(*(table.get("people", ()) for table in found["attributes"].values()))
@@ -139,10 +90,9 @@ def _lists() -> Mapping[str, Any]:
 def listed(attribute: str) -> Forms:
     """The shipped words of an attribute and of the attributes that say the same; none for an unknown one."""
     tables = _lists()["attributes"]
-    found = Forms()
-    for name in (attribute, *tables[attribute].get("as", ())) if attribute in tables else ():
-        found += Forms((*tables[name].get("people", ()), *tables[name]["words"]), tuple(tables[name].get("before", ())))
-    return found
+    found = [tables[name] for name in (attribute, *tables[attribute].get("as", ()))] if attribute in tables else []
+    words = [word for table in found for word in (*table.get("people", ()), *table["words"])]
+    return Forms(words, [word for table in found for word in table.get("before", ())])
 
 
 def forms_of(attribute: str, alternatives: Sequence[tuple[str, str]]) -> Forms:
@@ -151,17 +101,19 @@ def forms_of(attribute: str, alternatives: Sequence[tuple[str, str]]) -> Forms:
     The words are its own, and those of every shipped attribute that has its name or a word of one of its targets.
 
     >>> forms_of("sex", [("a woman", "a person")]).words[:2], forms_of("hat", [("a person with a red hat", "a person")]).words
-    (('man', 'woman'), ('red hat',))
+    (['man', 'woman'], ['red hat'])
     """
-    found = listed(attribute)
+    words, before = listed(attribute)
     for name in _lists()["attributes"]:
         if name != attribute and any(first_of(target, listed(name).words) for target, _ in alternatives):
-            found += listed(name)
+            words, before = words + listed(name).words, before + listed(name).before
     for target, neutral in alternatives:
-        before, after = rewriting(target, neutral)
-        phrase = re.sub(r"^(with|without|of|who is|in)\s+(a |an )?", "", after.strip(" ,"))
-        found += Forms(before=(before,)) if before else Forms((phrase,) if phrase else ())
-    return found
+        adjective, suffix = rewriting(target, neutral)
+        if adjective:
+            before.append(adjective)
+        else:
+            words.append(re.sub(r"^(with|without|of|who is|in)\s+(a |an )?", "", suffix.strip(" ,")))
+    return Forms(words, before)
 
 
 def stated_in(text: str, forms: Forms) -> str:

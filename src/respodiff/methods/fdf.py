@@ -27,11 +27,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.checks import is_finite
 from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
 from respodiff.pipelines.denoiser import Condition, Denoiser
-from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules
+from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules, is_finite
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, open_model
 

@@ -12,12 +12,11 @@ from functools import cache
 from typing import Any, ClassVar
 
 from respodiff.concepts.prompt_editing import rewriting, rewritten
-from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
 from respodiff.pipelines.denoiser import encode_with_pooled
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
-from respodiff.training.config import Rules, Settings
+from respodiff.training.config import Rules, Settings, is_finite
 
 
 @dataclass(frozen=True)

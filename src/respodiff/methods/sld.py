@@ -21,14 +21,13 @@ import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.data.checks import is_finite
 from respodiff.methods.base import Method, phrases
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
 from respodiff.methods.prompting import Texts
 from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
-from respodiff.training.config import NOT_NEGATIVE, Rules, Settings
+from respodiff.training.config import NOT_NEGATIVE, Rules, Settings, is_finite
 
 TEXT = (
     "hate, harassment, violence, suffering, humiliation, harm, suicide, sexual, nudity, bodily fluids, blood, obscene gestures, "

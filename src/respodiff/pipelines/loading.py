@@ -18,7 +18,7 @@ from respodiff.pipelines.registry import backbone, spec_of
 
 def embedded_dir(part: str) -> Path:
     """Folder of the shipped ``pipeline`` or ``judge``, or the file ``world.json``."""
-    return Path(str(files("respodiff.embedded"))) / part
+    return Path(str(files("respodiff"))) / "embedded" / part
 
 
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:

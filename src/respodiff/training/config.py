@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from respodiff.concepts.concept import Concept, Kind
 from respodiff.concepts.concept import concept as find_concept
-from respodiff.data.checks import check_setting, is_finite, is_whole
 
 Rule = tuple[Callable[[Any], bool], str]
 """What a value must fulfil, and the same in words."""
 Rules = Mapping[str, Rule]
+
+
+def check_setting(name: str, value: object, good: bool, allowed: str) -> None:
+    """ValueError unless ``good``; it names the setting, its value and what is allowed."""
+    if not good:
+        raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, and no truth value."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
 
 COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number of at least 1")
 PIXELS: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number of pixels, or 0 for the model's own size")

@@ -2,15 +2,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import urllib.error
 from collections.abc import Callable
-from http.client import IncompleteRead
 from pathlib import Path
 
+import pooch
 import pytest
+import requests
 
 from respodiff.data import prompt_sets
-from respodiff.data.prompt_sets import download as sources
 from respodiff.data.prompt_sets import load_suite
 from respodiff.data.prompt_sets.coco import SOURCE as COCO
 from respodiff.data.prompt_sets.i2p import SOURCE as I2P
@@ -36,13 +35,13 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes | Exception], lis
     def serve(answer: bytes | Exception) -> list[str]:
         asked: list[str] = []
 
-        def download(url: str, limit: int) -> bytes:
+        def download(_self: pooch.HTTPDownloader, url: str, file: str, _pooch: None) -> None:
             asked.append(url)
             if isinstance(answer, Exception):
                 raise answer
-            return answer[:limit]
+            Path(file).write_bytes(answer)
 
-        monkeypatch.setattr(sources, "_download", download)
+        monkeypatch.setattr(pooch.HTTPDownloader, "__call__", download)
         return asked
 
     return serve
@@ -84,13 +83,12 @@ def test_cached_file_that_changed_is_refused(place: Path, served: Serve) -> None
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (CONTENT + b"more\n", rf"what came is not it \(more than {len(CONTENT)} bytes\)"),
+        (CONTENT + b"more\n", rf"what came is not it \({len(CONTENT) + 5} bytes\)"),
         (CONTENT[:-9], rf"what came is not it \({len(CONTENT) - 9} bytes\)"),
         (CONTENT.replace(b"sexual", b"absurd"), r"sexual 0 instead of 1; unknown categories: absurd"),
         (CONTENT.replace(b"prompt", b"string"), r"no column 'prompt'"),
-        (urllib.error.URLError("no route to host"), r"cannot be fetched \(.*no route to host"),
-        (TimeoutError("timed out"), r"cannot be fetched \(timed out\)"),
-        (IncompleteRead(b"pro"), r"cannot be fetched \(IncompleteRead"),
+        (requests.ConnectionError("no route to host"), r"cannot be fetched \(no route to host"),
+        (requests.Timeout("timed out"), r"cannot be fetched \(timed out\)"),
     ],
     ids=str,
 )
@@ -101,6 +99,16 @@ def test_what_is_not_the_published_file_is_not_kept(place: Path, served: Serve, 
     text = str(caught.value)
     assert "\n" not in text and I2P.url in text and "--suite-path FILE" in text and "RESPODIFF_DATA" in text
     assert files(place) == []
+
+
+def test_a_known_digest_is_checked(place: Path, served: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served(CONTENT)
+    monkeypatch.setitem(prompt_sets._SOURCES, "i2p", dataclasses.replace(SMALL, sha256="0" * 64))
+    with pytest.raises(OSError, match=r"what came is not it .*hash"):
+        load_suite("i2p")
+    assert files(place) == []
+    monkeypatch.setitem(prompt_sets._SOURCES, "i2p", dataclasses.replace(SMALL, sha256=hashlib.sha256(CONTENT).hexdigest()))
+    assert len(load_suite("i2p").prompts) == 2
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON"])

@@ -6,12 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from respodiff.data import tables
 from respodiff.data.prompt_sets import load_suite, suite
 from respodiff.data.prompt_sets.i2p import CATEGORIES, choose, read
 
@@ -115,23 +113,6 @@ def test_files_that_make_no_sense(tmp_path: Path, content: str | bytes, said: st
     with pytest.raises(ValueError, match=said) as caught:
         suite("i2p", path=path)
     assert "\n" not in str(caught.value)
-
-
-def test_parquet_needs_pyarrow_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "i2p.parquet"
-    path.write_bytes(b"PAR1")
-
-    def absent(name: str) -> object:
-        raise ImportError(name)
-
-    monkeypatch.setattr(tables, "import_module", absent)
-    with pytest.raises(ValueError, match=r"i2p\.parquet is parquet, which needs the package pyarrow: install it, or give .* as CSV"):
-        suite("i2p", path=path)
-    rows = [{"prompt": "a lake", "categories": "hate, sexual", "sd_seed": 7, "sd_image_width": None}]
-    found = SimpleNamespace(to_pylist=lambda: rows, column_names=list(rows[0]))
-    monkeypatch.setattr(tables, "import_module", lambda _name: SimpleNamespace(read_table=lambda _path: found))
-    (only,) = read(path)
-    assert (only.text, only.categories, only.seed, only.width) == ("a lake", ("hate", "sexual"), 7, None)
 
 
 def test_a_part_is_used_with_a_warning_that_says_how_it_differs(tmp_path: Path) -> None:

@@ -6,35 +6,31 @@ keep their ids, so that the noise of an image is the same in both.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import warnings
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from respodiff.data.prompt_sets import coco, embedded, i2p, winobias
+from respodiff.concepts.prompt_editing import with_article
+from respodiff.data.prompt_sets import coco, i2p, winobias
 from respodiff.data.prompt_sets.download import locate
-from respodiff.data.prompt_sets.embedded import load_world
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import file_digest
 
 __all__ = ["SUITES", "Suite", "load_suite", "load_world", "suite"]
 
-SUITES: dict[str, str] = {
-    "occupations": "36 WinoBias occupations, one prompt each, for the embedded model",
-    "occupations-unseen": "the 49 other occupations of the embedded model",
-    "unsafe": "30 prompts of violence and of sexual content for the embedded model",
-    "scenes": "4 neutral scenes",
-    "general": "160 everyday prompts for the embedded model",
-    "winobias36": "36 professions x 5 templates, 30 images a prompt: 150 a profession",
-    "winobias36-successful": "the same with 'a successful X'",
-    "winobias36-small": "the prompts of winobias36, 6 images each: 30 a profession",
-    "i2p": "4,703 prompts of seven unsafe categories, 5 images each",
-    "i2p-700": "700 of them, 100 a category",
-    "coco30k": "30,000 captions, one image each",
-    "coco1k": "1,000 of them",
-}
-"""Name of every suite, and what it is."""
+SUITES = (
+    *("occupations", "occupations-unseen", "unsafe", "scenes", "general"),
+    *("winobias36", "winobias36-successful", "winobias36-small"),
+    *("i2p", "i2p-700", "coco30k", "coco1k"),
+)
+"""Names of all suites; docs/data.md says what each is. The first five are for the embedded model."""
+SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
 
 _SOURCES = {"i2p": i2p.SOURCE, "coco30k": coco.SOURCE}
 _PRESETS = {"i2p-700": ("i2p", i2p.preset), "coco1k": ("coco30k", coco.preset)}
@@ -57,14 +53,12 @@ class Suite:
 
 
 def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> Suite:
-    """A suite with the recommended number of images and the digest of its file.
+    """A suite. A file that differs from the published one is used, with a warning that says how.
 
     Args:
         name: one of `SUITES`.
         world: for the suites of the embedded model, a table like its own; None takes that.
         path: for I2P and COCO, a file to read; None as for `respodiff.data.prompt_sets.download.locate`.
-
-    A file that differs from the published one is used, with a warning that says how.
 
     Raises:
         OSError: the file is not here and cannot be downloaded.
@@ -75,15 +69,15 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
     if name in _SOURCES or name in _PRESETS:
         return _from_file(name, path)
     if path is not None:
-        files = ", ".join([*_SOURCES, *_PRESETS])
-        raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {files}; leave it out")
-    if name in embedded.NAMES:
-        return Suite(name, embedded.prompts(name, load_world() if world is None else world))
-    return Suite(name, winobias.prompts(name), 6 if name == "winobias36-small" else 30)
+        allowed = ", ".join([*_SOURCES, *_PRESETS])
+        raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {allowed}; leave it out")
+    if name.startswith("winobias36"):
+        return Suite(name, winobias.prompts(name), 6 if name == "winobias36-small" else 30)
+    return Suite(name, _for_embedded(name, world or load_world()))
 
 
 def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> list[Prompt]:
-    """The prompts of one suite, in a fixed order and with stable ids; arguments and errors as for `load_suite`.
+    """The prompts of one suite; arguments and errors as for `load_suite`.
 
     >>> suite("occupations")[0].text
     'an attendant'
@@ -91,6 +85,30 @@ def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | 
     'Image of analyst'
     """
     return load_suite(name, world, path=path).prompts
+
+
+@cache
+def load_world() -> dict[str, Any]:
+    """The table of the bias planted in the embedded model: occupations with proportions, unsafe, neutral and general prompts."""
+    world: dict[str, Any] = json.loads((files("respodiff") / "embedded" / "world.json").read_text(encoding="utf-8"))
+    return world
+
+
+def _for_embedded(name: str, world: dict[str, Any]) -> list[Prompt]:
+    if name.startswith("occupations"):
+        rows = [row for row in world["occupations"] if row["winobias"] is (name == "occupations")]
+        return [Prompt(f"{name}/{_slug(row['name'])}", with_article(row["name"]), name, row["name"], row["picture"]) for row in rows]
+    if name == "unsafe":
+        unsafe = [(kind, row["prompt"]) for kind in ("violence", "sexual") for row in world["unsafe"][kind]]
+        return [Prompt(f"unsafe/{kind}-{_slug(text)}", text, name, kind, categories=(kind,)) for kind, text in unsafe]
+    if name == "scenes":
+        texts = [prefix + world["neutral_scene"]["prompt"] for prefix in SCENE_PREFIXES]
+        return [Prompt(f"scenes/{_slug(text)}", text, name, "scene") for text in texts]
+    return [Prompt(f"general/{_slug(thing)}", with_article(thing), name, "general") for thing in world["general_prompts"]]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")
 
 
 def _from_file(name: str, path: str | Path | None) -> Suite:

@@ -1,19 +1,17 @@
 """Finds the file of a published data set: the user's own, one in a folder of data sets, the cached one, or a download on first use.
 
-A download is checked against its published size and structure before it is kept. Its address pins a commit. Its SHA-256 is recorded on first use and
-checked from then on; the digest goes with the run.
+A download is checked against its published size and structure before it is kept. Its address pins a commit. Its SHA-256, known or recorded on
+first use, is checked from then on; the digest goes with the run.
 """
 
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any
 
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import file_digest, write_atomic
@@ -33,6 +31,7 @@ class Source:
         size: of the download, in bytes. rows: prompts in it. labels: category -> rows that carry it; empty if there are none.
         images: images per prompt of the published protocol.
         read: file -> prompts, one a row.
+        sha256: of the file, "" where none is published.
     """
 
     title: str
@@ -42,6 +41,7 @@ class Source:
     labels: Mapping[str, int]
     images: int
     read: Callable[[Path], list[Prompt]]
+    sha256: str = ""
 
     @property
     def url(self) -> str:
@@ -79,7 +79,7 @@ def locate(source: Source, path: str | Path | None) -> Path:
         _fetch(source, cached)
     beside, found = cached.with_name(cached.name + ".sha256"), file_digest(cached)
     if not beside.exists():
-        write_atomic(beside, found + "\n")
+        write_atomic(beside, (source.sha256 or found) + "\n")
     if (first := beside.read_text(encoding="utf-8").strip()) != found:
         raise ValueError(
             f"{cached} has changed since its first use (SHA-256 {first[:12]}..., now {found[:12]}...): delete it and {beside.name} to fetch it again"
@@ -87,41 +87,25 @@ def locate(source: Source, path: str | Path | None) -> Path:
     return cached
 
 
-def _advice(source: Source, reason: str) -> OSError:
-    return OSError(
-        f"{source.title} ({source.names[0]}, {source.size:,} bytes) is not on this machine and {reason}: fetch {source.url} and give it "
-        f"with --suite-path FILE, or put it into a folder and set {DATA} to that; then repeat the command"
-    )
-
-
 def _fetch(source: Source, target: Path) -> None:
-    if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
-        raise _advice(source, "HF_HUB_OFFLINE forbids fetching it")
-    try:
-        content = _download(source.url, source.size + 1)
-    except (OSError, HTTPException) as error:  # urllib's errors and time-outs are OSErrors
-        raise _advice(source, f"cannot be fetched ({error})") from error
-    if len(content) != source.size:
-        came = f"{len(content):,}" if len(content) < source.size else f"more than {source.size:,}"
-        raise _advice(source, f"what came is not it ({came} bytes)")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent) as folder:
-            (partial := Path(folder) / target.name).write_bytes(content)
-            try:
-                wrong = source.differences(source.read(partial))
-            except ValueError as error:
-                wrong = [str(error)]
-            if wrong:
-                raise _advice(source, f"what came is not it ({'; '.join(wrong)})")
-            partial.replace(target)
-    except OSError as error:
-        raise error if error.errno is None else OSError(f"cannot write to {target.parent}: {error.strerror}; set XDG_CACHE_HOME") from error
+    import pooch  # here, for suites that need no file
 
+    def download(url: str, file: str, _: Any) -> None:
+        pooch.HTTPDownloader()(url, file, None)
+        size = Path(file).stat().st_size
+        if wrong := [f"{size:,} bytes"] if size != source.size else source.differences(source.read(Path(file))):
+            raise ValueError("; ".join(wrong))
 
-def _download(url: str, limit: int) -> bytes:
-    """At most ``limit`` bytes of what is at ``url``."""
-    request = urllib.request.Request(url, headers={"User-Agent": "respodiff"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        content: bytes = answer.read(limit)
-    return content
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        if os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"):
+            raise ConnectionError("HF_HUB_OFFLINE forbids it")
+        pooch.retrieve(source.url, source.sha256 or None, target.name, target.parent, downloader=download)
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors without a number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(f"cannot write to {target.parent}: {error.strerror}; set XDG_CACHE_HOME") from error
+        reason = "cannot be fetched" if isinstance(error, OSError) else "what came is not it"
+        raise OSError(
+            f"{source.title} ({source.names[0]}, {source.size:,} bytes) is not on this machine and {reason} ({error}): fetch {source.url} and "
+            f"give it with --suite-path FILE, or put it into a folder and set {DATA} to that; then repeat the command"
+        ) from error

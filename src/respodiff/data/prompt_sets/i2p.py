@@ -15,18 +15,16 @@ from respodiff.data.records import Prompt
 from respodiff.data.tables import Row, number, numbered, rank, read_table, whole_number
 
 CATEGORIES = ("hate", "harassment", "violence", "self-harm", "sexual", "shocking", "illegal activity")
-"""The seven labels, in the order in which this library lists them."""
 PER_CATEGORY = 100
 
 
 def read(path: Path) -> list[Prompt]:
-    """Prompts of a file in the published layout, in its order.
+    """Prompts of a file in the published layout, in its order. Rows without a prompt are prompts without a text.
 
     Columns ``prompt`` and ``categories`` (comma separated) are needed. Seed, guidance, width and height come from ``evaluation_seed``,
     ``evaluation_guidance``, ``width``, ``height``, or from ``sd_seed``, ``sd_guidance_scale``, ``sd_image_width``, ``sd_image_height``.
-
-    An id comes from text and seed, so that a prompt has one id, and thus one noise, in every layout, order and part of the data set. The group is
-    the prompt itself: intervals resample groups, and seven categories would be too few. Rows without a prompt are prompts without a text.
+    An id comes from text and seed: a prompt has one id, and thus one noise, in every layout, order and part of the data set. The group is
+    the prompt itself: intervals resample groups, and seven categories would be too few.
 
     Raises:
         ValueError: unreadable, a column missing, or a number that is none.
@@ -39,12 +37,11 @@ def read(path: Path) -> list[Prompt]:
 def _prompt(path: Path, line: int, row: Row) -> Prompt:
     seed = whole_number(path, line, row, "evaluation_seed", "sd_seed")
     labels = {" ".join(label.lower().split()) for label in row["categories"].split(",")} - {""}
-    places = {c: i for i, c in enumerate(CATEGORIES)}
     return Prompt(
         id=f"i2p/{rank('i2p', ' '.join(row['prompt'].split()), '' if seed is None else seed)}",
         text=row["prompt"].strip(),
         suite="i2p",
-        categories=tuple(sorted(labels, key=lambda label: (places.get(label, len(places)), label))),
+        categories=(*(c for c in CATEGORIES if c in labels), *sorted(labels.difference(CATEGORIES))),
         seed=seed,
         guidance=number(path, line, row, "evaluation_guidance", "sd_guidance_scale"),
         height=whole_number(path, line, row, "height", "sd_image_height"),

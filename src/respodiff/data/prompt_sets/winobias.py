@@ -24,13 +24,7 @@ def prompts(name: str = "winobias36") -> list[Prompt]:
     home = name.removesuffix("-small")
     between = "of a successful" if home.endswith("-successful") else "of"
     return [
-        Prompt(
-            id=f"{home}/{profession.replace(' ', '-')}-{template}",
-            text=f"{template.capitalize()} {between} {profession}",
-            suite=name,
-            group=profession,
-            subject=profession,
-        )
-        for profession in PROFESSIONS
+        Prompt(f"{home}/{job.replace(' ', '-')}-{template}", f"{template.capitalize()} {between} {job}", name, group=job, subject=job)
+        for job in PROFESSIONS
         for template in TEMPLATES
     ]

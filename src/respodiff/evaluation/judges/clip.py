@@ -38,7 +38,7 @@ _HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "mod
 def judge_folder(source: str) -> Path:
     """The folder that holds a judge's files; a hub id is looked up in the local cache, then downloaded. Errors as `load_judge`."""
     if source in EMBEDDED:
-        return Path(str(files("respodiff.embedded"))) / EMBEDDED[source]
+        return Path(str(files("respodiff"))) / "embedded" / EMBEDDED[source]
     name = source.removeprefix("clip:")
     folder = Path(name).expanduser()
     if name and folder.is_dir():  # Path("") is the current folder

@@ -1,1 +1,0 @@
-"""Concepts that ship with the package, as TOML."""
