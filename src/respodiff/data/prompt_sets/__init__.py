@@ -73,7 +73,7 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
         raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {allowed}; leave it out")
     if name.startswith("winobias36"):
         return Suite(name, winobias.prompts(name), 6 if name == "winobias36-small" else 30)
-    return Suite(name, _for_embedded(name, world or load_world()))
+    return Suite(name, _for_embedded(name, load_world() if world is None else world))
 
 
 def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> list[Prompt]:
