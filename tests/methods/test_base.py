@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, stat
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
+from respodiff.methods.lora import LowRankAdapter
 from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.steering.adapter import Adapter, header_of
 from respodiff.steering.module import ConceptModule
@@ -123,6 +125,26 @@ def test_other_files_are_refused(pipe: Any, tmp_path: Path) -> None:
         load(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="cannot be used: plain 'woman' is no module of RAM and SAM"):
         ConceptModule.load(filled(pipe).save(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "setting"), [("sld-medium", "text"), ("prompt", "suffix"), ("bact", "proportions"), ("slider", "plan")])
+def test_settings_that_the_method_has_not_are_refused(pipe: Any, name: str, setting: str, tmp_path: Path) -> None:
+    method = get_method(name)
+    made = method.adapter(header_of(pipe, name, WOMAN, method.settings()))
+    assert load(made.save(tmp_path / "a.safetensors")).digest == made.digest
+    other = replace(made, header=replace(made.header, train={**made.settings, setting: ""}))
+    with pytest.raises(
+        ValueError, match=rf"a.safetensors' has setting '{setting}', which method '{name}' of this version has not"
+    ) as error:
+        load(other.save(tmp_path / "a.safetensors"))
+    assert "\n" not in str(error.value)
+
+
+def test_layers_that_the_model_lacks_are_refused(pipe: Any) -> None:
+    header = header_of(pipe, "slider", WOMAN, get_method("slider").settings())
+    made = LowRankAdapter(header, {"up.attn2.to_q.a": torch.ones(1, 1), "up.attn2.to_q.b": torch.ones(1, 1)})
+    with pytest.raises(ValueError, match=r"slider 'woman' changes layer 'up\.attn2\.to_q', which this model lacks; make it for this model"):
+        latents(pipe, ["x"], made)
 
 
 def test_an_adapter_of_another_model_is_refused_and_names_both(pipe: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from drawing import input_images
 from method_tools import MAKE, MAN, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.prompt_editing import rewriting, rewritten
@@ -172,6 +173,14 @@ def test_sld_on_sdxl_alone_and_in_a_batch() -> None:
     assert close(both[1:], latents(pipe, prompts[1:], a, steps=4, start=z[1:]), 1e-3)
     assert not close(both, latents(pipe, prompts, steps=4), 1e-3)
     assert torch.equal(both, latents(pipe, prompts, [a, a], steps=4)), "momentum starts anew with every call"
+
+
+def test_sld_takes_the_rows_of_what_a_controlnet_adds() -> None:
+    pipe = strong(MAKE["sd"]("StableDiffusionControlNetPipeline"))
+    a, z, prompts, more = get_method("sld-strong").fit(pipe, VIOLENCE), noise(pipe, 2), ["a street", "a tree"], input_images(pipe)
+    both, plain = latents(pipe, prompts, [None, a], steps=3, **more), latents(pipe, prompts, steps=3, **more)
+    assert close(both[0], plain[0]) and not close(both[1], plain[1], 1e-3)
+    assert close(both[1:], latents(pipe, prompts[1:], a, steps=3, start=z[1:], **more), 1e-3)
 
 
 def test_settings_of_sld_that_make_no_sense_are_refused() -> None:

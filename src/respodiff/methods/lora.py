@@ -105,7 +105,11 @@ class LowRankAdapter(Adapter):
     @staticmethod
     @contextmanager
     def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
-        """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters."""
+        """Every image's rows, those of the unconditional pass too, get the low-rank changes of its adapters.
+
+        ValueError for a layer that the model lacks.
+        """
+        model: nn.Module = backbone(pipe)
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for adapter in adapters.adapters:
@@ -114,6 +118,10 @@ class LowRankAdapter(Adapter):
                     now = call()
                     return now.rows_of(lambda row: adapter in row, device) if now else None
 
+                if missing := sorted({key.rpartition(".")[0] for key in adapter.tensors} - layers(model).keys()):
+                    raise ValueError(
+                        f"{adapter.method} {adapter.name!r} changes layer {missing[0]!r}, which this model lacks; make it for this model"
+                    )
                 scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
-                stack.enter_context(attached(backbone(pipe), adapter.tensors, scale, rows))
+                stack.enter_context(attached(model, adapter.tensors, scale, rows))
             yield

@@ -110,7 +110,9 @@ def warn_once() -> Callable[[str], None]:
 
 
 def take_rows(value: Any, rows: int, index: Tensor) -> Any:
-    """An argument of a call of ``rows`` rows for the rows ``index`` alone: a tensor with that many rows, or a dictionary of some."""
+    """An argument of a call of ``rows`` rows for the rows ``index`` alone: a tensor with that many rows, or a dictionary, list or tuple of some."""
     if isinstance(value, Mapping):
         return {k: take_rows(v, rows, index) for k, v in value.items()}
+    if isinstance(value, list | tuple):  # what a ControlNet adds
+        return type(value)(take_rows(v, rows, index) for v in value)
     return value[index] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,10 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def load(path: str | Path) -> Adapter:
-    """Reads the adapter file of any method. FileNotFoundError or ValueError names the file and what is wrong with it."""
+    """Reads the adapter file of any method. FileNotFoundError or ValueError names the file and what is wrong with it.
+
+    Settings that the method has not are refused: an image would not be what they say. A module's settings are of its training alone.
+    """
     from respodiff.steering.module import ConceptModule
     from respodiff.steering.serialization import read_header
 
@@ -48,4 +52,11 @@ def load(path: str | Path) -> Adapter:
         raise ValueError(
             f"adapter file {str(path)!r} is of method {header.method!r}; this version knows {', '.join(NAMES)}: update respodiff"
         )
-    return get_method(header.method).adapter.load(path)
+    method = get_method(header.method)
+    found, known = method.adapter.load(path), [f.name for f in fields(method.config)]
+    if unknown := [name for name in found.settings if name not in known]:
+        raise ValueError(
+            f"adapter file {str(path)!r} has setting {unknown[0]!r}, which method {method.name!r} of this version has not; "
+            f"allowed: {', '.join(known) or 'none'}; make it anew"
+        )
+    return found

@@ -75,8 +75,8 @@ class WeightEditAdapter(Adapter):
         model: nn.Module = backbone(pipe)
         values = {row: changed(model, row) for row in set(adapters.rows) if row}
         if len(set(adapters.rows)) == 1:
-            (change,), held = values.values(), ExitStack()  # closed at the end too, where a call failed half-way
-            with held, intercept_calls(pipe, adapters, lambda *_: held.enter_context(swapped(model, change)), lambda *_: held.close()):
+            (change,) = values.values()
+            with _swapped_in_calls(pipe, adapters, change):
                 yield
             return
         with ExitStack() as stack:
@@ -89,6 +89,21 @@ class WeightEditAdapter(Adapter):
             for path, own in layers.items():
                 stack.callback(model.get_submodule(path).register_forward_hook(_again(own, call), with_kwargs=True).remove)
             yield
+
+
+@contextmanager
+def _swapped_in_calls(pipe: Any, adapters: AdaptersPerImage, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """While active, parameters are `swapped` in every call of the model by this pipeline, and put back at its end."""
+    held = ExitStack()
+
+    def begin(*_: Any) -> None:
+        held.enter_context(swapped(backbone(pipe), values))
+
+    def end(*_: Any) -> None:
+        held.close()
+
+    with held, intercept_calls(pipe, adapters, begin, end):  # held is closed here where a call failed half-way
+        yield
 
 
 def _again(values: Mapping[tuple[Adapter, ...], Mapping[str, Tensor]], call: Callable[[], ModelCall | None]) -> Callable[..., Any]:
