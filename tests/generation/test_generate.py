@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections import Counter
@@ -335,6 +336,11 @@ def test_prompts_that_make_no_sense_are_refused(tiny_pipe: Pipe) -> None:
     refused(tiny_pipe, r"prompt 'doctor doctor.*has 42 tokens; this model takes 32", ["a nurse", " ".join(["doctor"] * 40)])
 
 
+def test_more_steps_than_the_scheduler_has_are_refused_before_anything_is_written(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    refused(tiny_pipe, "steps is 2000; allowed: 1 to 999, which is", ["a doctor"], (), settings(steps=2000), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_one_text_under_two_ids_is_two_prompts(tiny_pipe: Pipe) -> None:
     assert len(draw(tiny_pipe, [Prompt("one", "a doctor"), Prompt("two", "a doctor")], (), settings(images=1))) == 2
 
@@ -442,10 +448,13 @@ def test_own_settings_that_cannot_be_followed_are_told_once(tiny_pipe: Pipe) -> 
 
 def test_long_prompts_are_cut_when_asked_for(tiny_pipe: Pipe, caplog: pytest.LogCaptureFixture) -> None:
     long = [" ".join([name] * 40) for name in ("doctor", "nurse")]
+    logger = logging.getLogger(type(tiny_pipe).__module__)
+    before = list(logger.filters)
     refused(tiny_pipe, "truncate_prompts=True", long, (), settings())
     with pytest.warns(UserWarning, match="2 of 3 prompts are longer than the model reads: their ends are cut off") as told:
         found = draw(tiny_pipe, [*long, "a chef"], (), settings(images=1, steps=1, batch=1, truncate_prompts=True))
     assert len(told) == 1 and "truncated" not in caplog.text
+    assert logger.filters == before, "diffusers' logger is as it was"
     assert [r.prompt for r, _ in found.values()] == [*long, "a chef"]
 
 

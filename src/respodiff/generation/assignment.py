@@ -161,8 +161,7 @@ class AdaptersOfImages:
         """For each adapter of an image (the adapter as in its file, the adapter at its scale)."""
         names = {attribute: asked(job.concepts, attribute) for attribute in self.groups}
         out = [self.groups[attribute][name] for attribute, name in names.items() if name is not None]
-        safe = self.by_need and not any(job.margins[m.name] > UNSAFE for m, _ in self.common if m.header.kind == "safety")
-        for m, scaled in self.common:
-            skipped = attribute_of(m) in job.skipped_attributes if m.header.kind == "attribute" else safe and m.header.kind == "safety"
-            out += [] if skipped else [(m, scaled)]
-        return out
+        common = [(m, scaled) for m, scaled in self.common if m.header.kind != "attribute" or attribute_of(m) not in job.skipped_attributes]
+        if self.by_need and not any(job.margins[m.name] > UNSAFE for m, _ in common if m.header.kind == "safety"):
+            common = [(m, scaled) for m, scaled in common if m.header.kind != "safety"]
+        return out + common

@@ -26,7 +26,7 @@ class GenerateConfig(Settings):
         group_proportions: group of prompts -> attribute -> concept -> target share, in place of ``target_proportions``.
         scale: factor on the fairness modules, -10 to 10; 1 is as trained.
         safety_scale: factor on the safety modules, -10 to 10.
-        steps: sampler steps. None is the model's own number (`respodiff.pipelines.loading.sampling_defaults`).
+        steps: sampler steps. None is the model's own number (`respodiff.pipelines.loading.sampling_settings`).
         guidance: classifier-free guidance scale, 0 or more; at 1 and below there is no guidance. None is the model's own.
         seed: seed of the run.
         batch: images per call of the pipeline. It changes images by float noise alone.

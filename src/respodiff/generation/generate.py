@@ -17,7 +17,7 @@ from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises, predict_unsafe
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, plan, run_sampler, start
+from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
 from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prompt_filter import filter_jobs
 from respodiff.methods.registry import BASELINE
@@ -98,6 +98,7 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
         raise ValueError(
             f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
+    check_steps(pipe, sampling_settings(pipe, config.steps, config.guidance)[0])
     read = "assign_at" if config.assign_at else "safety_mode" if config.safety_mode == "predicted" else ""
     if read and is_compiled(getattr(pipe, spec_of(pipe).model)):
         raise ValueError(f"{read} is {getattr(config, read)!r}, and h of a compiled model cannot be read; leave it out, or do not compile")

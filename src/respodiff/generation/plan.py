@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,11 +104,16 @@ def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) 
             raise ValueError(f"{error}, or have it cut off there with truncate_prompts=True (--truncate-prompts)") from error
     elif n := sum(len(ids) > pipe.tokenizer.model_max_length for ids in pipe.tokenizer(texts).input_ids):
         warnings.warn(f"{n} of {len(texts)} prompts are longer than the model reads: their ends are cut off", stacklevel=3)
-        logging.getLogger(type(pipe).__module__).addFilter(_is_not_of_truncation)  # diffusers would repeat it for every batch
 
 
-def _is_not_of_truncation(record: logging.LogRecord) -> bool:
-    return "truncated" not in str(record.msg)
+def check_steps(pipe: Any, steps: int) -> None:
+    """ValueError for more sampler steps than the scheduler has timesteps, which would fail at the first image."""
+    config = pipe.scheduler.config
+    # Leading timesteps are moved up by the offset, and the model must know the last one too.
+    offset = config.get("steps_offset", 0) if config.get("timestep_spacing") == "leading" else 0
+    most = config.get("num_train_timesteps", steps + offset) - offset
+    if steps > most:
+        raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
 
 
 def batches(jobs: Iterable[Job], most: int) -> Iterator[Sequence[Job]]:
@@ -130,13 +136,29 @@ def start(pipe: Any, config: GenerateConfig, job: Job) -> tuple[Tensor, torch.Ge
     return torch.randn(1, *latent_shape(pipe, *(job.size or ())), generator=generator), generator
 
 
+@contextmanager
+def _without_truncation_notices(pipe: Any) -> Iterator[None]:
+    """While active, diffusers does not say of every batch what `check_prompts` has said once."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "truncated" not in str(record.msg)
+
+    logger = logging.getLogger(type(pipe).__module__)
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
 def run_sampler(
     pipe: Any, prompts: Sequence[str], latents: Tensor, generators: Sequence[torch.Generator] | None, at: Job, **more: Any
 ) -> Any:
     """What the pipeline gives for these prompts and start latents, with the steps, guidance and size of a job."""
     height, width = at.size or (None, None)
     more |= {"num_inference_steps": at.steps, "guidance_scale": at.guidance, "generator": list(generators) if generators else None}
-    return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
+    with _without_truncation_notices(pipe):
+        return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
 
 
 def own_size(pipe: Any, prompt: Prompt) -> Size | None:
