@@ -88,7 +88,7 @@ def test_unreadable_image_is_kept_and_told(theirs: Path, tmp_path: Path) -> None
         ("file,prompt", ["a.png,"], r"line 2: prompt is empty"),
         ("file,prompt", ["a.png,a doctor", "a.png,a nurse"], r"lines 2 and 3 are both file 'a.png': leave one out"),
         ("file,prompt,repeat", ["a.png,a doctor,1", "b.JPG,a doctor,1"], r"lines 2 and 3 are both image 1 of prompt 'a doctor'"),
-        ("file,prompt,repeat", ["a.png,a doctor,-1"], r"repeat must be 0 or more, got -1"),
+        ("file,prompt,repeat", ["a.png,a doctor,-1"], r"table\.csv, line 2: repeat is -1; allowed: 0 or more"),
         ("file,prompt,seed", ["a.png,a doctor,x"], r"line 2: seed is 'x'; allowed: a whole number"),
     ],
 )

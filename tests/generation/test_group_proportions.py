@@ -75,6 +75,12 @@ def test_a_wrong_table_is_refused_with_its_line(tmp_path: Path, rows: str, said:
         read_group_proportions(table(tmp_path, HEAD + rows), NAMES, GROUPS)
 
 
+def test_a_wrong_attribute_is_named(tmp_path: Path) -> None:
+    path = table(tmp_path, "group,attribute,alternative,share\ndoctor,sex,woman,1\n")
+    with pytest.raises(ValueError, match="line 2: alternative 'woman' of attribute 'sex' is unknown; allowed: woman, man"):
+        read_group_proportions(path, NAMES, GROUPS)
+
+
 # --- drawing ---
 
 

@@ -86,6 +86,8 @@ def _lines(csv: Path, root: Path, method: str) -> list[tuple[ImageRecord, Path]]
 def _record(csv: Path, line: int, cells: Row, prompt_id: str, count: int, method: str) -> ImageRecord:
     given = whole_number(csv, line, cells, "repeat")
     repeat = count if given is None else given
+    if repeat < 0:
+        raise ValueError(f"{csv.name}, line {line}: repeat is {repeat}; allowed: 0 or more, or nothing")
     labels = [label.strip() for label in cells.get("categories", "").split("|")]
     return ImageRecord(
         id=image_id(prompt_id, repeat),

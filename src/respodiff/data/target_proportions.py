@@ -58,7 +58,8 @@ def _alternative(where: str, row: Row, attributes: Mapping[str, Sequence[str]]) 
         raise ValueError(f"{where}: {name!r} is of {' and of '.join(found)}; add a column 'attribute' that says which")
     if not found:
         known = ", ".join(n for names in attributes.values() for n in names) or "none, as no module is loaded"
-        raise ValueError(f"{where}: alternative {name!r} is unknown; allowed: {known}")
+        what = f"{name!r} of attribute {said!r}" if said else repr(name)
+        raise ValueError(f"{where}: alternative {what} is unknown; allowed: {known}")
     return found[0], name
 
 
