@@ -90,6 +90,14 @@ def test_scores_file(tmp_path: Path) -> None:
     assert header["judge"] == "colour" and header["attributes"] == {"gender": {"woman": "a woman", "man": "a man"}}
 
 
+def test_keys_of_a_newer_version_are_no_damage(tmp_path: Path) -> None:
+    run = paint(tmp_path / "run", [("cook", "woman", (0, 0, 0))])
+    before = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    (file,) = (run.path / "scores").glob("*.json")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "newer": 1}))
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).to_json() == before.to_json()
+
+
 def test_order_of_the_manifest_does_not_matter(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     before = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)

@@ -127,7 +127,8 @@ class ScoreFiles:
 
     def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""
-        return self._read(self._header_file, lambda text: ScoreHeader(**json.loads(text)))
+        known = ScoreHeader.__dataclass_fields__  # keys of newer versions are ignored
+        return self._read(self._header_file, lambda text: ScoreHeader(**{k: v for k, v in json.loads(text).items() if k in known}))
 
     def scores(self) -> dict[str, Score]:
         """Image id -> score, as last written; ValueError for a damaged file."""

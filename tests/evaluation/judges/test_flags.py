@@ -140,7 +140,8 @@ def test_class_texts() -> None:
     assert class_texts(concepts) == ["a woman", "a man"]
     assert class_texts(concepts, "photo of {concept} as a {group}", "cook") == ["photo of a woman as a cook", "photo of a man as a cook"]
     assert class_texts(concepts, "{{{name}}}") == ["{woman}", "{man}"]
-    for template in ("{prompt}", "{}", "{0}", "{concept.name}", "{name", "{name:{group}}"):
+    assert class_texts(concepts, "{{group}} {name}") == ["{group} woman", "{group} man"]
+    for template in ("{prompt}", "{}", "{0}", "{concept.__class__}", "{group!s}", "{name", "{name:{group}}"):
         with pytest.raises(ValueError, match=r"template is .*; allowed.*: \{concept\}, \{name\}, \{group\}"):
             class_texts(concepts, template, "cook")
     with pytest.raises(ValueError, match="group is empty"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import JudgeInput, LabellingTask, TableJudge
@@ -81,6 +82,14 @@ def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         table(tmp_path / "t.csv", text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_without_any_label_that_is_asked_for_is_refused(tmp_path: Path) -> None:
+    judge, images = table(tmp_path / "t.csv", "id,gendre\np-0000,woman\n"), [JudgeInput(record) for record in RECORDS]
+    gender = Attribute("gender", (Concept("woman", "a woman"), Concept("man", "a man")))
+    with pytest.raises(ValueError, match=r"t\.csv: a table with gendre; allowed: a column of gender, subject, unsafe"):
+        judge.score(images, LabellingTask((gender,)))
+    assert table(tmp_path / "t.csv", "id,subject\np-0000,cook\n").score(images, LabellingTask((gender,)))[0].subject == "cook"
 
 
 def test_not_utf8_and_no_file(tmp_path: Path) -> None:

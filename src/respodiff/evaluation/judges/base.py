@@ -222,6 +222,7 @@ def files_digest(paths: Iterable[Path], more: bytes = b"") -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as handle:
-            hashlib.file_digest(handle, lambda: digest)
+            while part := handle.read(1 << 20):
+                digest.update(part)
     digest.update(more)
     return digest.hexdigest()[:16]

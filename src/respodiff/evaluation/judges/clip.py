@@ -17,7 +17,7 @@ import numpy as np
 
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, package_version, vectors_of
-from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text
+from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text, placeholders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -194,7 +194,7 @@ class ClipJudge(Judge):
         )
 
     def _label(self, attribute: Attribute, group: str, vector: Floats, task: LabellingTask) -> str:
-        texts = tuple(class_texts(attribute.concepts, task.class_template, group if "{group}" in task.class_template else ""))
+        texts = tuple(class_texts(attribute.concepts, task.class_template, group if "group" in placeholders(task.class_template) else ""))
         logits = LOGIT_SCALE * (self._text_vectors(texts) @ vector)
         best = int(choose(logits[None], task.min_margin)[0][0])
         return UNKNOWN if best < 0 else attribute.names[best]

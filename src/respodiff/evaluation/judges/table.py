@@ -65,7 +65,13 @@ class TableJudge:
         return {}
 
     def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
-        """What the table says of every image; a label that is none of the attribute's concepts is unknown."""
+        """What the table says of every image; a label that is none of the attribute's concepts is unknown.
+
+        ValueError for a table that has no column of the task's attributes, ``subject`` or ``unsafe``.
+        """
+        allowed = (*(a.name for a in task.attributes), "subject", "unsafe")
+        if not set(allowed) & set(self.columns):
+            raise ValueError(f"{self.name}: a table with {', '.join(self.columns)}; allowed: a column of {', '.join(allowed)}; rename one")
         return [self._score(item.record, task) for item in images]
 
     def _score(self, record: ImageRecord, task: LabellingTask) -> Score:

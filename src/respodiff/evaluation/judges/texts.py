@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,20 @@ def image_text(name: str) -> str:
     return f"a {name}"
 
 
+def placeholders(template: str) -> set[str]:
+    """Names of the placeholders in a class template; ValueError for others than `class_texts` has, and for anything else inside of braces."""
+    allowed = "{concept}, {name}, {group}, with nothing else inside of them; write {{ for a brace"
+    try:
+        parsed = [(name, spec, conversion) for _, name, spec, conversion in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"template is {template!r} ({error}); allowed placeholders: {allowed}") from error
+    for name, spec, conversion in parsed:
+        if name not in ("concept", "name", "group") or spec or conversion:
+            came = name + f"!{conversion}" * bool(conversion) + f":{spec}" * bool(spec)
+            raise ValueError(f"template is {template!r} with the placeholder {{{came}}}; allowed placeholders: {allowed}")
+    return {name for name, _, _ in parsed}
+
+
 def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group: str = "") -> list[str]:
     """The texts that stand for the concepts of an attribute in a zero-shot choice, one a concept.
 
@@ -102,13 +117,9 @@ def class_texts(concepts: Sequence[Concept], template: str = "{concept}", group:
     >>> class_texts([Concept("light", "light skin"), Concept("dark", "dark skin")], "a {name} {group}", "doctor")
     ['a light doctor', 'a dark doctor']
     """
-    if "{group}" in template and not group.strip():
+    if "group" in placeholders(template) and not group.strip():
         raise ValueError(f"template is {template!r}, but group is empty; give the group, or a template without {{group}}")
-    try:
-        texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
-        allowed = "{concept}, {name}, {group}; write {{ for a brace"
-        raise ValueError(f"template is {template!r} ({error}); allowed placeholders: {allowed}") from error
+    texts = [template.format(concept=c.target, name=c.name, group=group) for c in concepts]
     if len(set(texts)) < len(texts):
         raise ValueError(f"template is {template!r}, which gives two concepts the same text; put {{concept}} or {{name}} in it")
     return texts

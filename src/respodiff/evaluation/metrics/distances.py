@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,10 +17,20 @@ from respodiff.evaluation.metrics.estimate import LEVEL, Codes, Estimate, Floats
 SIGNS = np.array([1.0, 1.0, -2.0])  # of the terms of KID: within x, within y, across
 KERNEL_ROWS = 1000  # of the kernel in memory at a time
 
-Sums = tuple[int, Floats, Floats]
-"""Of some images: their number, the sum of their features (D,), and the sum of the outer products (D, D)."""
 Side = tuple[Floats, Codes, Codes]
 """A set of images: features (N, D), the place of each image's prompt (N,) among those of both sets, and its block (N,)."""
+
+
+class Sums(NamedTuple):
+    """Of some images: their number, the sum of their features (D,), and the sum of the outer products (D, D)."""
+
+    n: int
+    total: Floats
+    outer: Floats
+
+    def without(self, other: Sums) -> Sums:
+        """Those of the same images less the others."""
+        return Sums(self.n - other.n, self.total - other.total, self.outer - other.outer)
 
 
 def frechet_distance(x: ArrayLike, y: ArrayLike) -> float:
@@ -59,9 +70,8 @@ def frechet_interval(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, block
     block = deal(groups, blocks, seed)
     if len(first) - np.bincount(block).max() < 2:
         raise ValueError(f"x must keep 2 images or more when a block of prompts is left out, got {len(first)} in all: give more")
-    n, total, outer = _sums(centred)
-    left_out = [_sums(centred[block == i]) for i in range(int(block.max()) + 1)]
-    kept = [(n, total, outer), *((n - k, total - part, outer - product) for k, part, product in left_out)]
+    every = _sums(centred)
+    kept = [every, *(every.without(_sums(centred[block == i])) for i in range(int(block.max()) + 1))]
     found = np.array([_frechet(*_moments(sums), mean, cov, root) for sums in kept])
     return _jackknife(found, len(first)).clipped(0.0, np.inf)
 
@@ -146,7 +156,7 @@ def drift(x: ArrayLike, y: ArrayLike, groups: Sequence[str], *, n_bootstrap: int
 
 
 def _sums(features: Floats) -> Sums:
-    return len(features), features.sum(0), features.T @ features
+    return Sums(len(features), features.sum(0), features.T @ features)
 
 
 def _moments(sums: Sums) -> tuple[Floats, Floats]:
