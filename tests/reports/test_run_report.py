@@ -157,6 +157,15 @@ def test_unsafe_images_of_real_models_are_veiled(tmp_path: Path) -> None:
         assert page.count('class="veiled"') == veiled
 
 
+@pytest.mark.parametrize("imported", [False, True])
+def test_steps_and_guidance_that_an_import_does_not_know_are_dashes(tmp_path: Path, imported: bool) -> None:
+    run = paint(tmp_path / "run", EVEN, settings={"imported": True} if imported else {})
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(run.path)], tmp_path / "r.html")["page"]).read_text()
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page[page.index(">guidance</th>") :])[:9]
+    assert (cells[5], cells[6], cells[7]) == ("0", *(("&ndash;",) * 2 if imported else ("0", "0.0"))), "seed, steps, guidance"
+
+
 def test_safety_categories(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "unsafe").create({})
     paint(tmp_path / "unsafe", [("cook", None, (0, 0, 1))] * 2, suite="i2p", subject=None, categories=("hate", "violence"))

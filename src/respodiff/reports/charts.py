@@ -150,7 +150,11 @@ class Scale:
 
 
 def spread(heights: Sequence[float]) -> list[float]:
-    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap."""
+    """Heights of the names beside the plot: those of the last points, moved apart where names would overlap.
+
+    >>> spread([100.0, 300.0, 100.0, 392.0, 391.0])
+    [100.0, 300.0, 115.0, 392.0, 377.0]
+    """
     order, room = np.argsort(heights, kind="stable"), LINE * np.arange(len(heights))
     lowered = np.maximum.accumulate(np.maximum(heights, TOP + 6.0)[order] - room)  # each at least a line below the one above it
     ys = np.empty(len(heights))

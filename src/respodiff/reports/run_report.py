@@ -217,7 +217,8 @@ def _provenance(entries: Sequence[ReportEntry]) -> Rows:
         row: dict[str, Cell] = {"run": e.run.label}
         for key in ("suite", "method", "model", "model_digest", "seed", "steps", "guidance", "scheduler"):
             value = getattr(first, key)
-            row[key.replace("_", " ")] = None if value in (None, "") else str(value)
+            left_out = key in ("steps", "guidance") and not value and e.run.settings.get("imported")
+            row[key.replace("_", " ")] = None if value in (None, "") or left_out else str(value)
         sizes = sorted({f"{r.width}x{r.height}" for r in e.run.records if r.width})
         rows.append(row | {"size": ", ".join(sizes[:3]) or None})
     return rows
