@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
@@ -173,8 +173,9 @@ def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | N
     """e0 + w (e[delta](z, y) - e0), w the model's guidance (or 1 if it uses none), e0 the prediction for the empty prompt or ``away``."""
     n, twice = len(z), model.guides and model.guidance != 1
     rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
-    steered = delta and shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t), rows), model.site)
-    with steered or nullcontext():
+    with ExitStack() as stack:
+        if delta:
+            stack.enter_context(shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t), rows), model.site))
         e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
     return e[:n] + model.guidance * (e[n:] - e[:n]) if twice else e
 
