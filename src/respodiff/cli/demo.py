@@ -59,7 +59,7 @@ def demo(
     ):
         runs[name] = _generate(pipe, prompts, modules, safety, config, out / name, times)
     judge = judges.load("embedded")
-    found = {name: evaluate(folder, judge, "gender") for name, folder in runs.items()}
+    found = {name: evaluate(folder, judge, () if name.startswith("unsafe") else "gender") for name, folder in runs.items()}
     grid = _grid(runs, found, out / "before_after.png", images)
     page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
     result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
