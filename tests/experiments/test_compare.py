@@ -157,6 +157,7 @@ def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judg
             r"methods has 'prompt-switch', which takes fairness concepts; allowed for suite 'unsafe'",
         ),
         ({"scales": (0.0,)}, r"scales is \(0.0,\); allowed: numbers above 0"),
+        *[({"scales": (1.0, scale)}, "scales is") for scale in (float("nan"), float("inf"), 11.0)],
         ({"images": 0}, r"images is 0 and prompts 4; allowed: 1 or more"),
     ],
 )

@@ -115,3 +115,15 @@ def test_other_checkpoints_are_refused(pipe: Any, tmp_path: Path) -> None:
             fuse_checkpoint(tmp_path / f"{name}.safetensors", [flat], tmp_path / "out.safetensors")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         fuse_checkpoint(tmp_path / "absent.safetensors", [flat], tmp_path / "out.safetensors")
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1e6])
+def test_what_is_not_finite_is_not_written(pipe: Any, tmp_path: Path, scale: float) -> None:
+    flat, narrow = module(pipe).channels(), tmp_path / "sd.safetensors"
+    save_file({LDM_BIAS: torch.zeros(32, dtype=torch.float16)}, narrow)
+    with pytest.raises(ValueError, match="scale"):
+        fuse_checkpoint(narrow, [flat], tmp_path / "out.safetensors", scale=scale)
+    pipe.unet.half()
+    with pytest.raises(ValueError, match="scale"):
+        save_unet(pipe, [flat], tmp_path / "out", scale=scale)
+    assert [p.name for p in tmp_path.iterdir()] == ["sd.safetensors"]

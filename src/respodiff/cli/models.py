@@ -157,7 +157,7 @@ def fuse(
     modules = [ConceptModule.load(path) for path in module]
     lost = {m.name: round(energy_lost(m), 4) for m in modules}
     chosen = [m.channels() for m in modules] if channel_mean else modules
-    channel_delta(chosen)  # a module that cannot be fused is refused before the model is loaded
+    channel_delta(chosen, scale)  # a module that cannot be fused is refused before the model is loaded
     found = None
     if checkpoint:
         fuse_checkpoint(checkpoint, chosen, out, scale=scale)

@@ -77,8 +77,8 @@ class Plan:
             raise ValueError(f"methods has {other[0]!r}, which takes {kinds} concepts; allowed for suite {self.suite!r}: {allowed}")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
-        if not self.scales or min(self.scales) <= 0:
-            raise ValueError(f"scales is {self.scales}; allowed: numbers above 0, 1 is as trained")
+        if not self.scales or not all(0 < scale <= 10 for scale in self.scales):
+            raise ValueError(f"scales is {self.scales}; allowed: numbers above 0, at most 10, 1 is as trained")
         for name in self.settings:
             drawing = self.drawing(name)
             if drawing["scale"] <= 0:

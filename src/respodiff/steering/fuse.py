@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.self_test import sample_latents
-from respodiff.steering.serialization import TIMESTEPS, new_file
+from respodiff.steering.serialization import TIMESTEPS, check_scale, new_file
 from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
@@ -35,7 +35,8 @@ def energy_lost(module: ConceptModule) -> float:
 
 
 def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tensor:
-    """Sum of the modules' r + s (C,), times ``scale``. ValueError for one that has a value per position, or a window of timesteps."""
+    """Sum of the modules' r + s (C,), times ``scale``, finite. ValueError for one that has a value per position, or a window of timesteps."""
+    check_scale(scale)
     if not modules:
         raise ValueError("no module to fuse; give at least one")
     for module in modules:
@@ -49,6 +50,14 @@ def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tenso
                 f"module.channels() (--channel-mean), loses {energy_lost(module):.0%} of its energy; or train with --set form=channel"
             )
     return torch.stack([m.delta.flatten() for m in modules]).sum(0) * scale
+
+
+def _sum(bias: Tensor, delta: Tensor) -> Tensor:
+    """bias + delta in the dtype of bias. ValueError if that is not finite."""
+    new = (bias.float() + delta.to(bias.device)).to(bias.dtype)
+    if not torch.isfinite(new).all():
+        raise ValueError(f"the sum of bias and modules is beyond the range of {bias.dtype}; use a smaller scale")
+    return new
 
 
 @contextmanager
@@ -68,7 +77,7 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
         raise ValueError(f"the mid block ends in a {type(resnet.conv2).__name__} without a bias of its own; unload LoRAs first")
     kept = bias.detach().clone()
     with torch.no_grad():
-        bias.add_((delta * float(resnet.output_scale_factor)).to(bias.device, bias.dtype))
+        bias.copy_(_sum(bias, delta * float(resnet.output_scale_factor)))
     try:
         yield
     finally:
@@ -110,7 +119,7 @@ def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], ou
     bias = tensors[found[0]]
     if bias.shape != delta.shape:
         raise ValueError(f"the mid block of {str(path)!r} has {len(bias)} channels, the module {len(delta)}; train one for this model")
-    tensors[found[0]] = (bias.float() + delta).to(bias.dtype)
+    tensors[found[0]] = _sum(bias, delta)
     with new_file(out) as temporary:
         save_file(tensors, temporary, metadata=metadata)
     return Path(out)
