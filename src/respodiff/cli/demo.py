@@ -156,11 +156,12 @@ def _images(folder: Path) -> dict[str, list[Image.Image]]:
     """Images of a run by group of prompts, those without their subject in a red frame."""
     from PIL import Image, ImageOps
 
+    from respodiff.data.untrusted import confined
     from respodiff.evaluation.scored_run import load_scored_run
 
     run, out = load_scored_run(folder), dict[str, list[Image.Image]]()
     for record, score in zip(run.records, run.scores, strict=True):
-        with Image.open(folder / record.file) as file:
+        with Image.open(confined(folder, record.file)) as file:
             image = file.convert("RGB")
         if score.subject_correct is False:
             image = ImageOps.expand(ImageOps.crop(image, border := image.width // 24 or 1), border, "red")

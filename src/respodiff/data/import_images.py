@@ -11,6 +11,7 @@ from PIL import Image
 from respodiff.data.records import ImageRecord, image_id
 from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.data.tables import Row, number, read_table, whole_number
+from respodiff.data.untrusted import confined
 
 CONCEPT = "concept:"
 COLUMNS = ("file", "prompt")
@@ -57,16 +58,11 @@ def _lines(csv: Path, root: Path, method: str) -> list[tuple[ImageRecord, Path]]
     first: dict[Path | str, int] = {}
     for n, row in read_table(csv, COLUMNS):
         cells = {name: text.strip() for name, text in row.items()}
-        source = (root / cells["file"]).resolve()
-        if source == root or not source.is_relative_to(root):  # also by a link
-            raise ValueError(
-                f"{csv.name}, line {n}: file is {cells['file']!r}, which is no file inside the folder; give a path relative to it"
-            )
-        if not source.is_file():
-            raise ValueError(
-                f"{csv.name}, line {n}: file {cells['file']!r} is not in {root}: "
-                "give the folder that the column file is relative to, or leave this row out"
-            )
+        try:
+            source = confined(root, cells["file"]).resolve()
+        except (OSError, ValueError) as error:
+            fix = "give the folder that the column file is relative to, or leave this row out"
+            raise ValueError(f"{csv.name}, line {n}: {error}: {fix}") from error
         if not cells["prompt"]:
             raise ValueError(f"{csv.name}, line {n}: prompt is empty; give the text that the image was made from")
         prompt_id = cells.get("prompt_id") or cells["prompt"]

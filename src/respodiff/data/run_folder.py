@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 
 from respodiff.data.records import ImageRecord, parse_row
+from respodiff.data.untrusted import confined
 
 
 def file_digest(path: str | Path) -> str:
@@ -125,12 +126,13 @@ class RunFolder:
         A line that does not parse is left out. Of several rows with one id the last counts, at the place of the first. Equal rows are no problem.
 
         Raises:
+            FileNotFoundError: the manifest is no regular file.
             ValueError: the manifest has lines, but none of them can be read (a lone line cut off by a kill is no such case).
         """
         if not self.manifest.exists():
             self.settings()  # says so if this is no run folder
             return [], []
-        lines = self.manifest.read_bytes().split(b"\n")
+        lines = confined(self.path, self.manifest.name).read_bytes().split(b"\n")
         rows: dict[str, tuple[int, ImageRecord]] = {}
         problems: list[str] = []
         broken = ""
@@ -156,4 +158,10 @@ class RunFolder:
 
     def done(self) -> set[str]:
         """Ids of finished images: those with a manifest line and an image file."""
-        return {record.id for record in self.records() if (self.path / record.file).is_file()}
+        return {record.id for record in self.records() if self._holds(record)}
+
+    def _holds(self, record: ImageRecord) -> bool:
+        try:
+            return bool(confined(self.path, record.file))
+        except (OSError, ValueError):
+            return False

@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from respodiff.concepts.concept import Attribute
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
+from respodiff.data.untrusted import confined
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge, class_texts
 from respodiff.evaluation.metrics.judge_errors import confusion_matrix
 from respodiff.evaluation.score_files import open_image
@@ -28,18 +31,28 @@ def calibrate(table: str | Path, judge: ClipJudge, attributes: Sequence[Attribut
         ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
 
     Raises:
-        ValueError: The table has no such column, or no labelled image for a concept.
+        ValueError: The table has no such column, no labelled image for a concept, or names a file outside of its folder.
     """
     path = Path(table)
-    rows = [row for _, row in read_table(path, ["file", *(a.name for a in attributes)])]
+    lines = read_table(path, ["file", *(a.name for a in attributes)])
+    rows = [row for _, row in lines]
     if not rows:
         raise ValueError(f"label table {path.name} has no rows; give one an image")
-    images = [open_image(path.parent / row["file"]) for row in rows]
+    images = [_image(path, line, row["file"]) for line, row in lines]
     if all(image is None for image in images):
         raise ValueError(f"{path.name}: none of its {len(rows)} images can be read; the column 'file' is relative to the table's folder")
     vectors = iter(judge.embed_images([image for image in images if image is not None]))
     seen = [(row, None if image is None else next(vectors)) for row, image in zip(rows, images, strict=True)]
     return {judge.digest: {a.name: _matrix(a, judge, seen, path.name) | {"note": note} for a in attributes}}
+
+
+def _image(table: Path, line: int, name: str) -> Image.Image | None:
+    try:
+        return open_image(confined(table.parent, name))
+    except OSError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{table.name}, line {line}: {error}; give a path relative to it, of an image inside of it") from error
 
 
 def _matrix(attribute: Attribute, judge: ClipJudge, seen: Sequence[tuple[Mapping[str, str], Any]], table: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
+from respodiff.data.untrusted import confined
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
@@ -42,12 +43,6 @@ def key_of(name: str, digest: str) -> str:
     'clip-ViT-B-32-01234567'
     """
     return re.sub(r"[^A-Za-z0-9-]+", "-", short_name(name)).strip("-")[:60] + "-" + digest[:8]
-
-
-def confined(folder: Path, file: str) -> Path | None:
-    """The path of a record's file, or None if it leads out of the run folder: a manifest may come from anywhere."""
-    path = folder / file
-    return path if path.resolve().is_relative_to(folder.resolve()) else None
 
 
 def open_image(path: Path) -> Image.Image | None:
@@ -136,7 +131,7 @@ class ScoreFiles:
 
     def _read(self, path: Path, parse: Callable[[str], T]) -> T:
         try:
-            return parse(path.read_text(encoding="utf-8"))
+            return parse(confined(self.base, path.name).read_text(encoding="utf-8"))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
@@ -144,7 +139,7 @@ class ScoreFiles:
         """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
         for path in (self._scores_file, self._progress_file):
-            for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            for line in confined(self.base, path.name).read_text(encoding="utf-8").splitlines() if path.exists() else ():
                 try:
                     row = json.loads(line)
                     if row["score"] is not None and row["digest"]:
@@ -164,7 +159,7 @@ class ScoreFiles:
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(self._vectors_file, framework="numpy") as file:
+            with safe_open(confined(self.base, self._vectors_file.name), framework="numpy") as file:
                 digests, table = json.loads((file.metadata() or {})["digests"]), file.get_tensor("vectors")
         except (OSError, SafetensorError, KeyError, ValueError):
             return {}
@@ -226,9 +221,10 @@ def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask) -> str:
 
 def _listed(folder: Path, record: ImageRecord) -> _Listed:
     """A file other than the manifest describes is a problem, not another image."""
-    path = confined(folder, record.file)
-    if path is None or not path.is_file():
-        return _Listed(record, folder, problem="outside" if path is None else "missing")
+    try:
+        path = confined(folder, record.file)
+    except (OSError, ValueError) as error:
+        return _Listed(record, folder, problem="missing" if isinstance(error, OSError) else "outside")
     digest = file_digest(path)
     if digest == (record.digest or digest):
         return _Listed(record, path, digest)

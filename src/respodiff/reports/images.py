@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
+from respodiff.data.untrusted import confined
 from respodiff.evaluation.comparison import ReportEntry, noise_key
-from respodiff.evaluation.score_files import confined, open_image
+from respodiff.evaluation.score_files import open_image
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.reports.html import Section, render
 
@@ -76,7 +78,10 @@ def tile(run: ScoredRun, i: int, caption: str, flags: Sequence[bool | None] | No
     """The i-th image of a run; veiled where its prompt is unsafe or a judge flagged it (images of the embedded model are emoji, never veiled)."""
     record = run.records[i]
     veiled = record.model != "embedded" and (bool(record.categories) or bool(flags and flags[i]))
-    return Tile(confined(run.folder, record.file), run.scores[i].problem or caption, veiled)
+    path = None
+    with suppress(OSError, ValueError):
+        path = confined(run.folder, record.file)
+    return Tile(path, run.scores[i].problem or caption, veiled)
 
 
 def _places(run: ScoredRun) -> dict[str, dict[Hashable, int]]:
