@@ -4,7 +4,9 @@ import json
 import math
 import os
 import pickle
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,18 @@ from safetensors.torch import save_file
 
 from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, tensor_digest
+from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, checksum, tensor_digest
 
 Make = Callable[..., ConceptModule]
 
 
 def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], None]) -> Path:
-    """Save the file again after ``change(tensors, header)``."""
+    """Save the file again after ``change(tensors, header)``, as a program would that knows of checksums."""
     with safe_open(path, "pt") as file:
         header = json.loads(file.metadata()[HEADER_KEY])
         tensors = {k: file.get_tensor(k) for k in ("ram.r", "sam.r")}
     change(tensors, header)
+    header["checksum"] = checksum({k: v for k, v in header.items() if k != "checksum"})
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
     return path
 
@@ -148,6 +151,7 @@ def test_a_module_file_can_be_read_by_whom_the_umask_allows(make_module: Make, t
         ("concept", 3, "concept = 3; allowed: a text"),
         ("resolution", 7, "resolution = 7; allowed: a list"),
         ("negative", None, "negative = None; allowed: a text"),
+        ("kind", "fairnesr", "kind = 'fairnesr'; allowed: fairness, safety, attribute"),
     ],
 )
 def test_a_header_with_a_value_of_the_wrong_type_is_refused(saved: Path, key: str, value: object, said: str) -> None:
@@ -203,6 +207,18 @@ def test_a_tampered_tensor_is_refused(saved: Path) -> None:
 def test_a_missing_digest_is_refused(saved: Path) -> None:
     with pytest.raises(ValueError, match="its header says digest None"):
         load(rewrite(saved, lambda tensors, header: header.pop("digest")))
+
+
+def test_no_flipped_bit_of_the_header_is_read_as_another_header(saved: Path, make_module: Make) -> None:
+    data, expected = bytearray(saved.read_bytes()), make_module()
+    flips = random.Random(0).sample(range(8 * 8, 8 * (8 + int.from_bytes(data[:8], "little"))), 300)
+    for bit in [*flips, 8 * data.index(b"fairness") + 56]:  # the last makes it "fairnesr"
+        data[bit // 8] ^= 1 << bit % 8
+        saved.write_bytes(data)
+        with suppress(ValueError):
+            found = load(saved)
+            assert found.header == expected.header and found.digest == expected.digest, bit
+        data[bit // 8] ^= 1 << bit % 8
 
 
 def test_a_newer_format_is_refused(saved: Path) -> None:

@@ -11,18 +11,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from respodiff.concepts.concept import Concept
+from respodiff.concepts.concept import Concept, Kind
 
 if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
     from torch import Tensor
 
 FORMAT = "respodiff-1"
 HEADER_KEY = "respodiff"
+KINDS = (*get_args(Kind), "attribute")
 TIMESTEPS = (0, 1000)
 """All timesteps of every model that is steered."""
 
@@ -61,6 +62,10 @@ class Header:
     method: str = "respodiff"
     format: str = FORMAT
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind = {self.kind!r}; allowed: {', '.join(KINDS)}")
+
     @classmethod
     def of(cls, concept: Concept, **more: Any) -> Header:
         """The header of a concept's adapter."""
@@ -93,6 +98,11 @@ def digest_of(header: Header, tensors: Mapping[str, Any], scale: float) -> str:
     text = json.dumps(about, sort_keys=True, default=str)
     parts = [f"{name} {tensor_digest(tensors[name])}" for name in sorted(tensors)]
     return hashlib.sha256("\n".join([text, *parts]).encode()).hexdigest()[:16]
+
+
+def checksum(values: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of a file's header; its digest, and so its tensors, included."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_header(path: str | Path) -> Header:
@@ -132,13 +142,12 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
         found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} has a broken header ({error}); copy or train it again") from error
-    scale, digest = found.pop("scale", 1.0), found.pop("digest", None)
-    header = _header(name, found | {"scale": scale})
+    header = _header(name, found)
     floats = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
-    return Stored(header, floats, float(scale), digest)
+    return Stored(header, floats, float(found.get("scale", 1.0)), found.get("digest"))
 
 
-KINDS: dict[str, tuple[Any, str]] = {
+TYPES: dict[str, tuple[Any, str]] = {
     "train": (dict, "an object"),
     "resolution": (list, "a list"),
     "timesteps": (list, "a list"),
@@ -146,30 +155,38 @@ KINDS: dict[str, tuple[Any, str]] = {
     "scale": (int | float, "a number"),
 }
 """Type of every value of a header that is no text."""
+BESIDE = {"scale", "digest"}
+"""What a file's header holds beside the fields of `Header`."""
 
 
 def _header(name: str, found: dict[str, Any]) -> Header:
     if found.get("format") != FORMAT:
         raise ValueError(f"{name} has format {found.get('format')!r}; this version reads {FORMAT!r}: update respodiff")
+    if (given := found.pop("checksum", None)) != (own := checksum(found)):
+        raise ValueError(f"{name} is damaged: its header says checksum {given}, its content has {own}; copy or train it again")
     names = {f.name for f in fields(Header)}
-    if unknown := set(found) - names - {"scale"}:
+    if unknown := set(found) - names - BESIDE:
         warnings.warn(f"{name}: header keys {sorted(unknown)} are unknown to this version and ignored; update respodiff", stacklevel=5)
     if missing := {"concept", "target", "neutral"} - set(found):
         raise ValueError(f"{name} has a header without {sorted(missing)[0]!r}; copy or train it again")
     for key in sorted(found.keys() - unknown):
-        kind, what = KINDS.get(key, (str, "a text"))
+        kind, what = TYPES.get(key, (str, "a text"))
         if not isinstance(found[key], kind):
             raise ValueError(f"{name} has a header with {key} = {found[key]!r}; allowed: {what}; copy or train it again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in names}
-    return Header(**values)
+    try:
+        return Header(**values)
+    except ValueError as error:
+        raise ValueError(f"{name} has a header with {error}; copy or train it again") from error
 
 
 def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
     """Writes an adapter file atomically. OSError with one clear line if the folder cannot be written."""
     from safetensors.torch import save as serialized
 
-    values = {f.name: getattr(header, f.name) for f in fields(header)}
-    text = json.dumps({**values, "train": dict(header.train), "scale": float(scale), "digest": digest_of(header, tensors, scale)})
+    values = {f.name: getattr(header, f.name) for f in fields(header)} | {"train": dict(header.train), "scale": float(scale)}
+    values["digest"] = digest_of(header, tensors, scale)
+    text = json.dumps(values | {"checksum": checksum(values)})
     copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
     with new_file(path, "adapter file") as temporary:
         temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
