@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 
@@ -24,6 +25,7 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job saves as Ctrl-C does
     warnings.showwarning = lambda message, category, *_rest, **_more: (
         words.print(f"warning: {message}", soft_wrap=True) if category is UserWarning else None
     )
