@@ -24,7 +24,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], dic
     def ask(*arguments: str) -> tuple[list[Any], dict[str, Any], str]:
         seen: list[tuple[list[Any], dict[str, Any], str]] = []
 
-        def draw(_out: Path, prompts: list[Any], _m: Any, _s: Any, config: GenerateConfig, _pipe: Any, digest: str) -> dict[str, Any]:
+        def draw(
+            _out: Path, prompts: list[Any], _m: Any, _s: Any, config: GenerateConfig, _pipe: Any, digest: str, _shard: Any
+        ) -> dict[str, Any]:
             seen.append((prompts, vars(config), digest))
             return {"images": 0, "skipped": 0, "images_per_second": 0.0}
 

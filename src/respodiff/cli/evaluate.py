@@ -10,9 +10,11 @@ from typer import Argument, Option
 
 from respodiff.cli.console import app, check_device, finish, words
 from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library
+from respodiff.cli.workers import NumShards, ShardIndex, finish_shard, wanted_shard
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.concepts.intersections import JOIN, factors
+from respodiff.data.shards import WHOLE
 
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
@@ -49,18 +51,25 @@ def evaluate(
     concepts: Concepts = None,
     group_proportions: Annotated[Path | None, Option(help="CSV of wanted proportions. (default the run's)", metavar="FILE")] = None,
     n_bootstrap: NBootstrap = 2000,
+    num_shards: NumShards = None,
+    shard_index: ShardIndex = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling."""
+    """Measure a run folder: shares of each attribute as a judge perceives them, DevRat with interval and DevRat of random sampling.
+
+    Shards judge images and keep what they found; the same command without shards then sums up.
+    """
     from respodiff.data.run_folder import RunFolder
     from respodiff.data.target_proportions import read_group_proportions
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.evaluate import evaluate as measure
+    from respodiff.evaluation.evaluate import judge_shard
     from respodiff.reports.tables import summary_lines
 
+    shard, device = wanted_shard(num_shards, shard_index, device)
     chosen = _attributes(attribute, concepts)
     folder = RunFolder(run)
     folder.settings()  # a wrong folder is noticed before the judge is loaded
@@ -70,6 +79,9 @@ def evaluate(
         groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
     labellers = load_judges(judge or ["embedded"], device, dtype)
+    if shard != WHOLE:
+        judge_shard(folder, labellers, chosen, shard, class_template=class_template, min_margin=min_margin)
+        return finish_shard(shard, {"run": str(run)}, as_json)
     result = measure(folder, labellers, chosen, **options)
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 

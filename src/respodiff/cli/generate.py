@@ -14,8 +14,10 @@ from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, words
 from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, Seed, library, load_entries, to_path
+from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
+from respodiff.data.shards import WHOLE, Shard
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
@@ -79,6 +81,8 @@ def generate(
     assign_at: Annotated[float, Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
     safety_mode: Annotated[str, Option(help="always, or predicted: to images that need it.", metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
+    num_shards: NumShards = None,
+    shard_index: ShardIndex = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -87,6 +91,7 @@ def generate(
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
 
+    shard, device = wanted_shard(num_shards, shard_index, device)
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
@@ -115,7 +120,8 @@ def generate(
         accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)
-    result = _draw(out, asked, modules, added, config, pipe, listed.digest if listed else "") | ({"scale": config.scale} if reach else {})
+    result = _draw(out, asked, modules, added, config, pipe, listed.digest if listed else "", shard)
+    result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
 
@@ -166,16 +172,23 @@ def tuning_set(file: Path | None, model: str) -> list[Any]:
 
 
 def _draw(
-    out: Path, asked: Sequence[Any], modules: Sequence[Any], added: Sequence[Any], config: GenerateConfig, pipe: Any, suite_digest: str
+    out: Path,
+    asked: Sequence[Any],
+    modules: Sequence[Any],
+    added: Sequence[Any],
+    config: GenerateConfig,
+    pipe: Any,
+    suite_digest: str,
+    shard: Shard,
 ) -> dict[str, Any]:
     from respodiff.data.run_folder import RunFolder
     from respodiff.generation.generate import counted
     from respodiff.generation.generate import generate as run
     from respodiff.pipelines.registry import backbone
 
-    total = len(asked) * config.images
-    images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest)
-    held = len(RunFolder(out).done())
+    total = len(shard.take(asked)) * config.images
+    images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest, shard=shard)
+    held = len(RunFolder(out).done()) if shard == WHOLE else 0
     began = time.perf_counter()
     with counted(backbone(pipe)) as forwards, progress() as bar:
         drawn = sum(1 for _ in bar.track(images, max(0, total - held), description="generating"))

@@ -18,6 +18,7 @@ from respodiff.concepts.intersections import marginals
 from respodiff.data.prompt_sets import SUITES, suite
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
+from respodiff.data.shards import WHOLE, Shard
 from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary
@@ -87,6 +88,28 @@ def judge_all(
 
     Earlier questions of the same wording are asked again, so that no earlier label is lost.
     """
+    keys = judge_shard(
+        run, judge, attributes, WHOLE, vocabulary=vocabulary, class_template=class_template, min_margin=min_margin,
+        group_proportions=group_proportions,
+    )  # fmt: skip
+    return load_scored_run(run, keys=keys)
+
+
+def judge_shard(
+    run: AnyRun,
+    judge: AnyJudge,
+    attributes: AnyAttributes,
+    shard: Shard,
+    *,
+    vocabulary: Vocabulary | None = None,
+    class_template: str = "{concept}",
+    min_margin: float = 0.0,
+    group_proportions: Proportions | None = None,
+) -> list[str]:
+    """Judge the images of some prompts and keep what was found. Scores are made of it by `judge_all`, which opens no judged image again.
+
+    Gives the keys of the judges' files; arguments and errors as `judge_all`.
+    """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     wanted = wanted_proportions(folder)
     chosen = [
@@ -116,8 +139,8 @@ def judge_all(
                 proportions = tuple(header.proportions.get(name, {}).values())
                 asked.setdefault(name, Attribute(name, tuple(Concept(c, target) for c, target in targets.items()), proportions))
         task = LabellingTask(tuple(asked.values()), _subjects(records, words), words, class_template, min_margin, groups)
-        keys.append(judge_run(folder, labeller, task))
-    return load_scored_run(folder, keys=list(dict.fromkeys(keys)))
+        keys.append(judge_run(folder, labeller, task, shard))
+    return list(dict.fromkeys(keys))
 
 
 def _by_group(run: RunFolder, attributes: Sequence[Attribute], given: Proportions | None) -> dict[str, dict[str, dict[str, float]]]:

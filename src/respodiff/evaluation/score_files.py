@@ -2,7 +2,7 @@
 
 A judge has three files under ``scores/``, named after it and the digest of its weights: ``NAME.json`` says who judged and what was asked,
 ``NAME.jsonl`` holds one `Score` an image, and ``NAME.safetensors`` its image vectors by the digest of the image file. Vectors are computed
-once: later questions need no image.
+once: later questions need no image. A shard keeps what the judge found in its images in a part of its own; scores of the run are made of all.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
+from respodiff.data.shards import WHOLE, Shard, parts_of
 from respodiff.data.untrusted import confined
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import Floats, LabellingTask
@@ -99,8 +100,8 @@ class ScoreHeader:
 class ScoreFiles:
     """The files of one judge in one run folder."""
 
-    def __init__(self, folder: RunFolder, key: str) -> None:
-        self.folder, self.key = folder, key
+    def __init__(self, folder: RunFolder, key: str, shard: Shard = WHOLE) -> None:
+        self.folder, self.key, self.shard = folder, key, shard
         self.base = folder.path / "scores"
         names = (f"{key}.{end}" for end in ("json", "jsonl", "safetensors", "progress"))
         self._header_file, self._scores_file, self._vectors_file, self._progress_file = (self.base / name for name in names)
@@ -112,7 +113,13 @@ class ScoreFiles:
         about = {key: value for key, value in vars(header).items() if value is not None}
         write_atomic(self._scores_file, "".join(json.dumps(row) + "\n" for row in rows))
         write_atomic(self._header_file, json.dumps(about, indent=1) + "\n")
-        self._progress_file.unlink(missing_ok=True)
+        for path in (self._progress_file, *self.parts):
+            path.unlink(missing_ok=True)
+
+    @property
+    def parts(self) -> list[Path]:
+        """What shards have kept for the scores of the whole run."""
+        return [path for file in (self._progress_file, self._vectors_file) for path in parts_of(file).values()]
 
     def _make_folder(self) -> None:
         try:
@@ -138,7 +145,7 @@ class ScoreFiles:
     def held_scores(self) -> dict[str, float]:
         """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
-        for path in (self._scores_file, self._progress_file):
+        for path in (self._scores_file, self._progress_file, *parts_of(self._progress_file).values()):
             for line in confined(self.base, path.name).read_text(encoding="utf-8").splitlines() if path.exists() else ():
                 try:
                     row = json.loads(line)
@@ -151,19 +158,22 @@ class ScoreFiles:
     def note_scores(self, scores: dict[str, float]) -> None:
         """Keep what was judged so far, so that a kill loses a batch and no more."""
         self._make_folder()
-        with self._progress_file.open("a", encoding="utf-8") as handle:
+        with self.shard.part(self._progress_file).open("a", encoding="utf-8") as handle:
             handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
 
     def vectors(self) -> dict[str, Floats]:
         """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
         from safetensors import SafetensorError, safe_open
 
-        try:
-            with safe_open(confined(self.base, self._vectors_file.name), framework="numpy") as file:
-                digests, table = json.loads((file.metadata() or {})["digests"]), file.get_tensor("vectors")
-        except (OSError, SafetensorError, KeyError, ValueError):
-            return {}
-        return dict(zip(digests, table, strict=False))
+        out: dict[str, Floats] = {}
+        for path in (self._vectors_file, *parts_of(self._vectors_file).values()):
+            try:
+                with safe_open(confined(self.base, path.name), framework="numpy") as file:
+                    digests, table = json.loads((file.metadata() or {})["digests"]), file.get_tensor("vectors")
+            except (OSError, SafetensorError, KeyError, ValueError):
+                continue
+            out |= zip(digests, table, strict=False)
+        return out
 
     def write_vectors(self, vectors: dict[str, Floats]) -> None:
         """Replace the vectors, unless there are none."""
@@ -172,9 +182,10 @@ class ScoreFiles:
         if not vectors:
             return
         self._make_folder()
-        partial = self._vectors_file.with_name(self._vectors_file.name + ".partial")
+        target = self.shard.part(self._vectors_file)
+        partial = target.with_name(target.name + ".partial")
         save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
-        partial.replace(self._vectors_file)
+        partial.replace(target)
 
 
 def scored_by(folder: RunFolder) -> list[str]:
@@ -192,22 +203,29 @@ class _Listed:
     problem: str | None = None
 
 
-def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask) -> str:
+def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask, shard: Shard = WHOLE) -> str:
     """Judge the images of a run folder, keep the scores there, and return the key that they are kept under.
 
+    A shard judges the images of its prompts and keeps what was found; scores are written by a call for the whole run, which opens none of them.
     Scores of the same task and the same images are left as they are: a judge that loads its model when it is first used then loads none.
     """
-    files = ScoreFiles(folder, key_of(judge.name, judge.digest))
+    files = ScoreFiles(folder, key_of(judge.name, judge.digest), shard)
     asked = {a.name: {c.name: c.target for c in a.concepts} for a in task.attributes}
     wanted = {a.name: dict(zip(a.names, a.proportions, strict=True)) for a in task.attributes if a.proportions}
     of_groups = {a: {group: dict(row) for group, row in rows.items()} for a, rows in task.group_proportions.items() if a in asked and rows}
-    images = [_listed(folder.path, record) for record in folder.records()]
+    records = folder.records()
+    own = set(shard.take(sorted({r.prompt_id for r in records})))
+    images = [_listed(folder.path, record) for record in records if record.prompt_id in own]
     task = replace(task, prompts=tuple(sorted({i.record.prompt for i in images})))
     seen = [(i.record.id, i.record.prompt, i.record.group, i.record.subject, i.digest, i.problem) for i in images]
     text = json.dumps([asdict(task), seen], sort_keys=True, default=str)
     who = {"judge": short_name(judge.name), "digest": judge.digest, "version": judge.version, "kind": judge.kind}
     about = {**who, "attributes": asked, "proportions": wanted, "group_proportions": of_groups, **judge.asked(task)}
     header = ScoreHeader(**about, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
+    if shard != WHOLE:
+        if judge.kind != "table":
+            _from_images(images, judge, task, files, {})
+        return files.key
     if judge.kind == "table":  # it looks at no file
         found = judge.score([JudgeInput(i.record) for i in images], task)
         scores = [replace(s, digest=i.record.digest) for s, i in zip(found, images, strict=True)]
@@ -262,7 +280,7 @@ def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, f
         if time.monotonic() - saved > SAVE_SECONDS:
             files.write_vectors({**held, **kept})
             saved = time.monotonic()
-    if kept.keys() != held.keys():
+    if kept.keys() != held.keys() or files.parts:
         files.write_vectors(kept)
     return out
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
+from respodiff.data.shards import WHOLE, Shard
 from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to_noises, predict_unsafe
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
@@ -37,6 +38,7 @@ def generate(
     safety: Sequence[Adapter] = (),
     out: str | Path | None = None,
     suite_digest: str = "",
+    shard: Shard = WHOLE,
 ) -> Iterator[tuple[ImageRecord, Image.Image]]:
     """Yield (record, image) for ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
 
@@ -49,6 +51,7 @@ def generate(
         safety: adapters added to every image.
         out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
+        shard: the part of the prompts to generate now. Concepts are those of the whole run, whatever the number of shards.
 
     Raises:
         ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other
@@ -66,6 +69,8 @@ def generate(
     check_prompts(pipe, asked, config)
     steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
     jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
+    own = {p.id for p in shard.take(asked)}
+    jobs = [job for job in jobs if job.prompt.id in own]
     if config.skip_explicit_prompts:
         jobs = filter_jobs(jobs, [*modules, *safety])
     about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
@@ -77,7 +82,7 @@ def generate(
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
-        folder = _run_folder(out, settings, asked)
+        folder = _run_folder(out, settings, asked, shard)
     done = folder.done() if folder else set()
     todo: Iterable[Job] = (job for job in jobs if job.id not in done)
     if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
@@ -129,11 +134,11 @@ def _checked_modules(
     return groups, common
 
 
-def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Prompt]) -> RunFolder:
+def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Prompt], shard: Shard) -> RunFolder:
     """The run folder, made or checked. A folder of ours without images takes the new settings: nothing in it depends on the old."""
-    folder = RunFolder(out)
+    folder = RunFolder(out, shard)
     written = folder.path / "run.json"
-    empty = not folder.manifest.exists() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
+    empty = not folder.manifests() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
     if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
         written.unlink()
     folder.create(settings)

@@ -1,0 +1,56 @@
+"""Flags of work that several processes share."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from typer import Option
+
+from respodiff.cli.console import finish, words
+from respodiff.data.shards import WHOLE, Shard
+
+NUM_HELP = "Split the work, by prompt, over so many processes. (default from RANK and WORLD_SIZE, or Slurm)"
+NumShards = Annotated[int | None, Option(help=NUM_HELP, metavar="N", min=1)]
+ShardIndex = Annotated[int | None, Option(help="Which of the shards this process is, from 0.", metavar="I", min=0)]
+
+
+def wanted_shard(num_shards: int | None, shard_index: int | None, device: str = "cpu") -> tuple[Shard, str]:
+    """The shard that the flags or the environment name, and its device: of ``cuda`` the process's own GPU on its machine.
+
+    ValueError for a flag without the other one, or an index that is no shard's.
+    """
+    env, source = os.environ, "--shard-index and --num-shards"
+    if (num_shards is None) != (shard_index is None):
+        flag, other = ("--num-shards", "--shard-index") if shard_index is None else ("--shard-index", "--num-shards")
+        raise ValueError(f"{flag} is given without {other}; give both, or none for the whole work")
+    local = ""
+    for rank, size, on_machine in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+        # A batch script has the numbers of a task too; only srun, which says how many it started, runs the script several times.
+        alone = rank == "SLURM_PROCID" and "SLURM_JOB_ID" in env and "SLURM_STEP_NUM_TASKS" not in env
+        if rank in env and size in env and not alone:
+            local = local or env.get(on_machine, "")
+            if num_shards is None:
+                source, num_shards, shard_index = f"{rank} and {size}", _number(size), _number(rank)
+    shard = Shard(shard_index or 0, 1 if num_shards is None else num_shards)
+    if shard == WHOLE:
+        return WHOLE, device
+    if device == "cuda" and local.isdecimal():
+        import torch
+
+        device = f"cuda:{int(local) % max(1, torch.cuda.device_count())}"
+    words.print(f"shard {shard} (from {source})")
+    return shard, device
+
+
+def finish_shard(shard: Shard, result: dict[str, Any], as_json: bool) -> None:
+    """Say that a shard has done its part, and what comes after it."""
+    told = "the same command with --num-shards 1 --shard-index 0, once all shards are done"
+    finish({**result, "shard": shard.index, "shards": shard.count, "next": told}, f"shard {shard} is done; the result: {told}", as_json)
+
+
+def _number(name: str) -> int:
+    try:
+        return int(os.environ[name])
+    except ValueError as error:
+        raise ValueError(f"{name} is {os.environ[name]!r}, which is no number; give --num-shards and --shard-index") from error
