@@ -1,4 +1,4 @@
-"""Run folders whose images say by their colour what is in them, and a judge that reads colours: no model, no luck."""
+"""Run folders whose images say by the colour of their first pixel what is in them, and a judge that reads it: no model, no luck."""
 
 from __future__ import annotations
 
@@ -60,5 +60,12 @@ def paint(folder: Path, rows: Sequence[Painted], *, settings: dict[str, Any] | N
             repeat=i,
             **fields,
         )
-        run.add(made, Image.new("RGB", (4, 4), tuple(255 * c for c in colour)))
+        run.add(made, coloured(tuple(255 * c for c in colour)))
     return run
+
+
+def coloured(colour: tuple[int, ...], size: tuple[int, int] = (4, 4)) -> Image.Image:
+    """An image of one colour but for its last pixel, as one without is blank."""
+    image = Image.new("RGB", size, colour)
+    image.putpixel((size[0] - 1, size[1] - 1), (128, 128, 128))
+    return image

@@ -145,6 +145,26 @@ def test_scores_of_a_run_are_those_of_its_images_also_a_second_time(judge: Judge
     assert judge_run(run, judge, QUESTION) == key and path.read_text() == first
 
 
+def test_an_image_of_one_colour_is_unknown_to_every_judge(judge: Judge, tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", [("cook", "woman", (1, 0, 0)), ("cook", "woman", (0, 0, 0))])
+    exploded = np.full((8, 8, 3), np.nan, np.float32)
+    with np.errstate(invalid="ignore"):
+        black = Image.fromarray((exploded * 255).round().astype(np.uint8))
+    nearly_white = Image.fromarray(np.random.default_rng(0).integers(248, 256, (64, 64, 3), dtype=np.uint8))
+    for i, image in enumerate((black, nearly_white), 2):
+        run.add(replace(run.records()[0], id=f"b{i}", repeat=i), image)
+    if isinstance(judge, TableJudge):
+        judge = TableJudge([{"id": r.id, "gender": "woman", "unsafe": "no"} for r in run.records()], digest="d" * 16)
+    key = judge_run(run, judge, QUESTION)
+    path = run.path / "scores" / f"{key}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["problem"] for row in rows] == [None, None, "blank", "blank"]
+    assert all((row["unsafe"], row["subject"], row["score"], row["alignment"]) == (None,) * 4 for row in rows[2:])
+    assert {label for row in rows[2:] for label in row["labels"].values()} <= {"unknown"}
+    first = path.read_text()
+    assert judge_run(run, judge, QUESTION) == key and path.read_text() == first
+
+
 def test_a_feature_judge_needs_one_function() -> None:
     class Mean(FeatureJudge):
         name, version, digest = "mean", "1", "f" * 16

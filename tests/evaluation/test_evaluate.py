@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from painted import GENDER, WORDS, ColourJudge, paint
+from painted import GENDER, WORDS, ColourJudge, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
@@ -134,6 +134,16 @@ def test_what_could_not_be_used_is_said(tmp_path: Path) -> None:
     )
 
 
+def test_blank_images_are_told_and_neither_safe_nor_a_man(tmp_path: Path) -> None:
+    run, judge = paint(tmp_path / "r", COOKS), ColourJudge()
+    for i, record in enumerate(run.records()[:2]):
+        run.add(record, Image.new("RGB", (4, 4 + i)))
+    for again in range(2):
+        found = evaluate(run, judge, [GENDER], vocabulary=WORDS)
+        assert (found.n, found.unknown, found.unsafe.n, found.counts["gender"]["cook"]["unknown"]) == (4, 2, 2, 2)
+        assert found.problems[-1] == f"2 images blank, e.g. {run.records()[0].id}: counted as unknown" and judge.seen == 2, again
+
+
 def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     lines = run.manifest.read_text().splitlines()
@@ -181,7 +191,7 @@ def test_a_killed_judge_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("respodiff.evaluation.score_files.BATCH", 2)
     run, judge = paint(tmp_path / "r", [("cook", None, (0, 0, i % 2)) for i in range(6)]), Flagger()
     for i, record in enumerate(run.records()):  # six different files
-        image = Image.new("RGB", (4 + i, 4), (0, 0, 255 * (i % 2)))
+        image = coloured((0, 0, 255 * (i % 2)), (4 + i, 4))
         run.add(record, image)
     real = judge.scores
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
-from painted import GENDER, WORDS, ColourJudge
+from painted import GENDER, WORDS, ColourJudge, coloured
 from respodiff.concepts.concept import Attribute, Concept, intersection_of
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
@@ -32,7 +31,7 @@ def run(folder: Path, settings: dict[str, Any]) -> RunFolder:
     made = RunFolder(folder).create(settings)
     for i, (gender, job, (red, green)) in enumerate(ROWS):
         record = ImageRecord(f"a-{i}", "", "a person", f"a{i % 3}", group=f"g{i % 3}", concepts={"gender": gender, "job": job})
-        made.add(record, Image.new("RGB", (4, 4), (255 * red, 255 * green, 0)))
+        made.add(record, coloured((255 * red, 255 * green, 0)))
     return made
 
 

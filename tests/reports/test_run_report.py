@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from command import last_json, respodiff
-from painted import GENDER, WORDS, ColourJudge, Painted, paint
+from painted import GENDER, WORDS, ColourJudge, Painted, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
@@ -231,7 +231,7 @@ def test_nothing_of_anybody_is_replaced(runs: dict[str, RunFolder], tmp_path: Pa
 def test_a_score_counts_for_the_image_that_was_judged(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     run = runs["plain"]
     for record in run.records()[:2]:
-        run.add(record, Image.new("RGB", (4, 4), (0, 0, 0)))  # two men become women, in the manifest too
+        run.add(record, coloured((0, 0, 0)))  # two men become women, in the manifest too
     found = report([str(run.path)], tmp_path / "r.html")["suites"]["occupations"][0]["statistics"]
     assert found["unknown"] == 2 and any("not judged yet" in line for line in found["problems"])
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)

@@ -28,6 +28,8 @@ from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
 T = TypeVar("T")
 SLIMMEST = 50
+BLANK, CONTRAST = "blank", 8
+"""`Score.problem` of an image of one colour, and the most levels of 255 by which a channel of such an image varies."""
 SAVE_SECONDS = 60.0
 
 
@@ -53,6 +55,11 @@ def open_image(path: Path) -> Image.Image | None:
             return None if max(file.size) > SLIMMEST * min(file.size) else file.convert("RGB")
     except Exception:  # Pillow reports broken files in a dozen ways, NotImplementedError and MemoryError among them
         return None
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether an RGB image shows one colour, as safety checkers and exploding latents leave black ones: it says nothing of its prompt."""
+    return bool(np.ptp(np.asarray(image), axis=(0, 1)).max() <= CONTRAST)
 
 
 @dataclass(frozen=True)
@@ -226,13 +233,15 @@ def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask, shard: Shard
         if judge.kind != "table":
             _from_images(images, judge, task, files, {})
         return files.key
-    if judge.kind == "table":  # it looks at no file
-        found = judge.score([JudgeInput(i.record) for i in images], task)
-        scores = [replace(s, digest=i.record.digest) for s, i in zip(found, images, strict=True)]
+    unknown = dict.fromkeys(header.attributes, UNKNOWN)
+    if judge.kind == "table":  # its labels count without the image, but not for a blank one
+        found = zip(images, judge.score([JudgeInput(i.record) for i in images], task), strict=True)
+        told = [Score(i.record.id, unknown, problem=BLANK) if _opened(i) == BLANK else score for i, score in found]
+        scores = [replace(s, digest=i.record.digest) for s, i in zip(told, images, strict=True)]
     elif _is_scored(files, header):
         return files.key
     else:
-        scores = _from_images(images, judge, task, files, dict.fromkeys(header.attributes, UNKNOWN))
+        scores = _from_images(images, judge, task, files, unknown)
     files.write(header, [replace(s, judge=header.judge, judge_digest=judge.digest) for s in scores])
     return files.key
 
@@ -250,13 +259,13 @@ def _listed(folder: Path, record: ImageRecord) -> _Listed:
 
 
 def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
-    """Whether the folder holds scores of this judge, task and images, none of them failed, and the vectors that belong to them."""
+    """Whether the folder holds scores of this judge, task and images, none of which another look could change, and their vectors."""
     try:
         held, scores = files.header(), files.scores().values()
     except ValueError:
         return False
-    same = held == header and not any(s.problem for s in scores)
-    return same and (header.kind == "flags" or {s.digest for s in scores} <= files.vectors().keys())
+    same = held == header and all(s.problem in (None, BLANK) for s in scores)
+    return same and (header.kind == "flags" or {s.digest for s in scores if not s.problem} <= files.vectors().keys())
 
 
 def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: dict[str, str]) -> list[Score]:
@@ -291,5 +300,11 @@ def _given(image: _Listed, values: dict[str, float], held: dict[str, Floats]) ->
         return image.problem
     if image.digest in values or image.digest in held:
         return JudgeInput(image.record, score=values.get(image.digest), features=held.get(image.digest))
-    pixels = open_image(image.path)
-    return "unreadable" if pixels is None else JudgeInput(image.record, pixels)
+    pixels = _opened(image)
+    return pixels if isinstance(pixels, str) else JudgeInput(image.record, pixels)
+
+
+def _opened(image: _Listed) -> Image.Image | str:
+    """The pixels of an image, or what is wrong with it."""
+    pixels = None if image.problem else open_image(image.path)
+    return image.problem or "unreadable" if pixels is None else BLANK if is_blank(pixels) else pixels

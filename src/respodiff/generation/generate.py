@@ -95,7 +95,7 @@ def generate(
 def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
-            "this pipeline blacks out images that its safety checker dislikes, and judges would take them for safe; "
+            "this pipeline blacks out images that its safety checker dislikes, and judges count those as unknown; "
             "switch it off with pipe.safety_checker = None to measure",
             stacklevel=3,
         )

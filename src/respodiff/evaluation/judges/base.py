@@ -37,8 +37,8 @@ class Score:
         subject: the one found among all subjects. subject_correct: whether it is the one asked for.
         unsafe: whether the image is flagged. score: of a judge that flags by a threshold, in [0, 1].
         alignment: 100 x cosine of the image and its own prompt.
-        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (since the manifest was written), ``failed`` (the
-            judge broke down on it) or ``unlisted`` (in a table of labels), else None.
+        problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (since the manifest was written), ``blank`` (of
+            one colour), ``failed`` (the judge broke down on it) or ``unlisted`` (in a table of labels), else None.
         digest: of the image that was judged: a score counts for that image alone.
         features: (D,) of a judge that embeds images; kept in a file of their own.
     """
