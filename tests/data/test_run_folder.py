@@ -178,3 +178,59 @@ def test_noise_seed_depends_on_these_three_alone() -> None:
 def test_noise_seed_is_the_same_in_every_version() -> None:
     """Images are compared across versions on the same noise: a change here breaks every old run."""
     assert noise_seed(0, "occupations/doctor", 0) == 8449246506594014467
+
+
+# --- lost settings, other settings ---
+
+
+def lose(file: Path, how: str) -> None:
+    file.unlink() if how == "absent" else file.write_text("" if how == "empty" else '{"seed": 3')
+
+
+@pytest.mark.parametrize("how", ["absent", "empty", "cut"])
+def test_a_lost_run_json_is_restored_from_its_copy_or_by_the_same_settings(run: RunFolder, how: str) -> None:
+    run.add(record(), image())
+    kept = (run.path / "run.json").read_text()
+    lose(run.path / "run.json", how)
+    assert RunFolder(run.path).settings() == {"seed": 3, "steps": 20}
+    (run.path / ".run.json").unlink()
+    with pytest.raises(ValueError, match=r"run\.json of .* is lost or damaged: repeat the command"):
+        RunFolder(run.path).settings()
+    RunFolder(run.path).create({"seed": 3, "steps": 20})
+    assert (run.path / "run.json").read_text() == kept and len(RunFolder(run.path).done()) == 1
+
+
+@pytest.mark.parametrize("copy", [True, False])
+@pytest.mark.parametrize("how", ["absent", "empty", "cut"])
+def test_old_images_are_not_passed_off_as_new_when_run_json_is_lost(run: RunFolder, how: str, copy: bool) -> None:
+    run.add(record(), image())
+    for name in ("run.json", *(() if copy else (".run.json",))):
+        lose(run.path / name, how)
+    with pytest.raises(ValueError, match="choose another folder"):
+        RunFolder(run.path).create({"seed": 3, "steps": 7})
+
+
+def test_a_row_of_other_settings_is_refused_and_told(run: RunFolder, tmp_path: Path) -> None:
+    other = RunFolder(tmp_path / "other").create({"seed": 3, "steps": 2})
+    run.add(record(0), image())
+    other.add(record(1), image())
+    with run.manifest.open("a") as handle:
+        handle.write(other.manifest.read_text())
+    with pytest.raises(ValueError, match=r"occupations_doctor-0001.*choose another folder"):
+        run.create({"seed": 3, "steps": 20})
+    assert any("1 images were made with other settings" in text for text in run.read()[1])
+
+
+def test_folders_of_earlier_versions_are_read_and_resumed_without_their_settings_digest(run: RunFolder) -> None:
+    old = {key: value for key, value in dataclasses.asdict(run.add(record(), image())).items() if key != "settings_digest"}
+    run.manifest.write_text(json.dumps(old) + "\n")
+    (run.path / ".run.json").unlink()
+    assert run.read()[1] == [] and len(run.done()) == 1
+    wanted = {"seed": 3, "steps": 20, "dtype": "float32", "device": "cpu"}
+    assert RunFolder(run.path).create(wanted).settings() == wanted, "what it did not note is noted now"
+    with pytest.raises(ValueError, match="dtype='float32', now asked for dtype='float16'"):
+        RunFolder(run.path).create(wanted | {"dtype": "float16"})
+    for name in ("run.json", ".run.json"):
+        (run.path / name).unlink()
+    with pytest.raises(ValueError, match="choose another folder"):
+        RunFolder(run.path).create(wanted)

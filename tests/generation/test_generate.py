@@ -319,6 +319,27 @@ def test_a_folder_of_other_modules_is_refused(
         generate(tiny_pipe, ["a doctor"], [gender[0], make_module("man", "gender", seed=2)], settings(), out=tmp_path / "whole")
 
 
+def test_dtype_and_device_count_as_settings(tiny_pipe: Pipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    list(generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path))
+    assert RunFolder(tmp_path).settings().items() >= {"dtype": "float32", "device": "cpu"}.items()
+    with monkeypatch.context() as other, pytest.raises(ValueError, match="device='cpu', now asked for device='meta'"):
+        other.setattr(type(tiny_pipe), "_execution_device", torch.device("meta"))
+        generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path)
+    tiny_pipe.unet.to(torch.float16)
+    with pytest.raises(ValueError, match="dtype='float32', now asked for dtype='float16'"):
+        generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path)
+
+
+def test_images_of_other_settings_are_not_taken_over_when_run_json_is_lost(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    list(generate(tiny_pipe, ["a doctor"], (), settings(steps=2), out=tmp_path))
+    for name in ("run.json", ".run.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=r"lost its run\.json"):
+        generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path)
+    assert list(generate(tiny_pipe, ["a doctor"], (), settings(steps=2), out=tmp_path)) == []
+    assert RunFolder(tmp_path).settings()["steps"] == 2
+
+
 # --- refusals, all before anything is drawn ---
 
 

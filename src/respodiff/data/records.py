@@ -51,7 +51,7 @@ class ImageRecord:
         scale: factor on the fairness modules. safety_scale: factor on the safety modules. 1 is as trained.
         seed: seed of the run; the noise comes from `noise_seed`. own_seed: the data set's own seed if that was used.
         guidance: classifier-free guidance scale.
-        digest: SHA-256 of the image file, filled in by `RunFolder.add`.
+        digest: SHA-256 of the image file; settings_digest: digest of the run's settings. Both are filled in by `RunFolder.add`.
     """
 
     id: str
@@ -80,6 +80,7 @@ class ImageRecord:
     digest: str = ""
     skipped_attributes: dict[str, str] = field(default_factory=dict)
     margins: dict[str, float] = field(default_factory=dict)
+    settings_digest: str = ""
 
     def asked(self, attribute: str) -> str | None:
         """The concept of an attribute that was asked for, of an intersection ("gender*tone") the subgroup; None if none was."""
@@ -111,7 +112,7 @@ def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
 
 
 _FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
-_TEXTS = {"id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest"}
+_TEXTS = {"id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest", "settings_digest"}
 _NUMBERS = {"repeat", "seed", "width", "height"}
 
 

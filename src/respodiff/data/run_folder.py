@@ -1,6 +1,8 @@
 """Provides the run folder: ``run.json`` (the settings), ``manifest.jsonl`` (one `ImageRecord` a line) and ``images/``.
 
-Shards (`respodiff.data.shards`) write a manifest each, such as ``manifest.0-of-2.jsonl``, and readers take them as one. A record holds whatever was asked for, so that nothing is inferred from file order or file names.
+Shards (`respodiff.data.shards`) write a manifest each, such as ``manifest.0-of-2.jsonl``, and readers take them as one. A record holds whatever
+was asked for, so that nothing is inferred from file order or file names. It also holds a digest of the settings: what was made with others, or
+with settings that were lost, is never taken for part of this run.
 """
 
 from __future__ import annotations
@@ -27,6 +29,23 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+ADDED = ("dtype", "device")
+"""Settings that folders of earlier versions do not hold; they take those that they are resumed with."""
+
+
+def settings_digest(settings: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of the settings of a run, as JSON."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _json_object(file: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(confined(file.parent, file.name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` so that a reader, also after a kill, sees the old file or the new one and never half of one."""
     partial = path.with_name(path.name + ".partial")
@@ -49,7 +68,8 @@ class RunFolder:
         self.images = self.path / "images"
         self._whole = self.path / "manifest.jsonl"
         self.manifest = shard.part(self._whole)
-        self._settings_file = self.path / "run.json"
+        self._settings_file, self._settings_copy = self.path / "run.json", self.path / ".run.json"
+        self._made_with = ""  # digest of the settings
 
     def create(self, settings: Mapping[str, Any]) -> RunFolder:
         """Start the run, or check that it was started with the same settings: all that an image depends on.
@@ -61,19 +81,29 @@ class RunFolder:
             ValueError: it holds a run that was made with other settings, or by another number of shards.
         """
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
-        if self._settings_file.exists():
-            present = self.settings()
+        present = self._held_settings()
+        if present is not None:
+            present |= {key: wanted[key] for key in ADDED if key in wanted and key not in present}
             if changed := [key for key in sorted(wanted.keys() | present.keys()) if present.get(key) != wanted.get(key)]:
                 raise ValueError(
                     f"run folder {self.path} was made with {changed[0]}={present.get(changed[0])!r}, now asked for "
                     f"{changed[0]}={wanted.get(changed[0])!r}: give the old value to resume it, or choose another folder"
                 )
-            return self._begin_part()
+        self._made_with = settings_digest(wanted)
+        allowed = {self._made_with} | ({""} if present is not None else set())  # rows of earlier versions say nothing
+        if others := [r.id for r in (self.records() if self.manifests() else ()) if r.settings_digest not in allowed]:
+            lost = "" if present is not None else " has lost its run.json and"
+            raise ValueError(
+                f"run folder {self.path}{lost} holds {others[0]!r}, which was not made with the settings now asked for: "
+                "give those that it was made with, or choose another folder"
+            )
         try:
             self.images.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
-        write_atomic(self._settings_file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        for file in (self._settings_file, self._settings_copy):
+            if _json_object(file) != wanted:
+                write_atomic(file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         return self._begin_part()
 
     def _begin_part(self) -> RunFolder:
@@ -103,18 +133,24 @@ class RunFolder:
         return [confined(self.path, p.name) for p in (self._whole, *parts.values()) if p.exists()]
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the run was created with."""
-        if not self._settings_file.is_file():
-            raise ValueError(f"{self.path} is not a run folder (it has no run.json): give the folder of a finished run")
-        try:
-            return dict(json.loads(self._settings_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"cannot read {self._settings_file}: {error}; restore it or start a new run") from error
+        """The settings that the run was created with; ValueError if they are lost."""
+        if (found := self._held_settings()) is not None:
+            return found
+        if self.manifests() or self._settings_file.exists():
+            raise ValueError(f"run.json of {self.path} is lost or damaged: repeat the command that made this run, which restores it")
+        raise ValueError(f"{self.path} is not a run folder (it has no run.json): give the folder of a finished run")
+
+    def _held_settings(self) -> dict[str, Any] | None:
+        """What run.json holds; if it is lost, what its copy holds, where every row was made with that."""
+        found = _json_object(self._settings_file)
+        if found is None and self.manifests() and (copy := _json_object(self._settings_copy)) is not None:
+            found = copy if {r.settings_digest for r in self.records()} == {settings_digest(copy)} else None
+        return found
 
     def add(self, record: ImageRecord, image: Image.Image) -> ImageRecord:
         """Store one image, then its line: a line in the manifest means that the image is complete.
 
-        Gives the record with ``file``, ``width``, ``height`` and ``digest`` as stored.
+        Gives the record with ``file``, ``width``, ``height`` and the digests as stored.
         """
         return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
 
@@ -128,7 +164,9 @@ class RunFolder:
         try:
             save(partial)
             partial.replace(target)
-            done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], digest=file_digest(target))
+            made_with = self._made_with or settings_digest(self.settings())
+            done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], settings_digest=made_with)
+            done = dataclasses.replace(done, digest=file_digest(target))
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
@@ -191,7 +229,12 @@ class RunFolder:
         problems += self._missing_shards()
         if broken and not rows:
             raise ValueError(broken)
-        return [record for _, record in rows.values()], problems
+        records = [record for _, record in rows.values()]
+        found = _json_object(self._settings_file)
+        own = found and settings_digest(found)
+        if others := [r.id for r in records if own and r.settings_digest not in ("", own)]:
+            problems.append(f"{len(others)} images were made with other settings than run.json says, first {others[0]!r}")
+        return records, problems
 
     def _missing_shards(self) -> list[str]:
         """A line for shards that have not started, while others have."""

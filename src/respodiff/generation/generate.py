@@ -79,6 +79,7 @@ def generate(
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
         settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
+        settings |= {"dtype": str(backbone(pipe).dtype).removeprefix("torch."), "device": pipe._execution_device.type}
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
