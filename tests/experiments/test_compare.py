@@ -208,7 +208,7 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
         ("sdisc.iterations", "write NAME.KEY=VALUE"),
         ("sdisc.its=7", "setting 'its' is unknown; allowed: .*iterations"),
         ("sdisc.scale=much", "'much' is not float"),
-        ("sdisc.iterations=0", "iterations is 0; allowed: a whole number of at least 1"),
+        ("sdisc.iterations=0", "iterations is 0; allowed: a whole number from 1"),
     ):
         with pytest.raises(ValueError, match=text):
             method_settings(None, [pair], "fairness")

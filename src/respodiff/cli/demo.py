@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, table, words
-from respodiff.cli.options import Device, Dtype, Json, Seed
+from respodiff.cli.options import Device, Dtype, Json, Seed, number
 from respodiff.concepts.concept import concept
 from respodiff.generation.config import GenerateConfig
 
@@ -32,7 +32,7 @@ REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-image
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
     out: Annotated[Path, Option(help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, Option(help="Images per prompt; at least 4.", min=4)] = 8,
+    images: Annotated[int, number(4, 1000, help="Images per prompt; at least 4.")] = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from respodiff.cli.console import app, check_device, finish, words
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library
+from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library, number
 from respodiff.cli.workers import NumShards, ShardIndex, finish_shard, wanted_shard
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.concept import attribute as find_attribute
@@ -20,10 +20,10 @@ RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
-NBootstrap = Annotated[int, Option("--n-bootstrap", help="Bootstrap samples of the intervals.", min=100)]
+NBootstrap = Annotated[int, number(100, 100_000, help="Bootstrap samples of the intervals.")]
 Confusion = Annotated[Path | None, Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
 Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + " (default embedded)", metavar="NAME")]
-MinMargin = Annotated[float, Option(help="Labels that lead by less (100 x cosine) count as unknown.")]
+MinMargin = Annotated[float, number(0, 200, help="Labels that lead by less (100 x cosine) count as unknown.", whole=False)]
 
 
 def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Attribute]:

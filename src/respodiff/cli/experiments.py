@@ -15,11 +15,12 @@ from typer import Option
 
 from respodiff.cli.console import app, finish, follow, open_model, table, words
 from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, load_judges
-from respodiff.cli.generate import Batch, Guidance, PromptFile, Prompts, Steps, SuiteName, SuitePath, read_prompts
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, Seed, changes_from, library, to_path
+from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, read_prompts
+from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, changes_from, library, number, to_path
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES
+from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
     from respodiff.evaluation.audit import Audit
@@ -40,9 +41,9 @@ def compare(
     methods: Annotated[str, Option(help=METHODS_HELP, metavar="NAMES")] = "all",
     attribute: Annotated[str, Option(help="Attribute to balance: gender, tone, ...", metavar="NAME")] = "gender",
     concepts: Concepts = None,
-    images: Annotated[int | None, Option(help="Images a prompt. (default 4, unsafe 3)", min=1)] = None,
-    prompts: Annotated[int, Option(help="Use so many prompts, evenly spaced. (default 0: all)", min=0)] = 0,
-    scale: Annotated[list[float] | None, Option(help="Repeat for a curve. (default .5 and 1)")] = None,
+    images: Annotated[int | None, number(1, MOST, help="Images a prompt. (default 4, unsafe 3)")] = None,
+    prompts: Annotated[int, number(0, MOST, help="Use so many prompts, evenly spaced. (default 0: all)")] = 0,
+    scale: Annotated[list[float] | None, number(0, 10, help="Repeat for a curve. (default .5 and 1)", whole=False)] = None,
     settings: Annotated[Path | None, Option(help=SETTINGS_HELP, metavar="FILE")] = None,
     pairs: Annotated[list[str] | None, Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
     judge: Annotated[str, Option(help="Judge of images; also teaches methods that learn from images.", metavar="NAME")] = "embedded",
@@ -122,8 +123,8 @@ def audit(
     prompts: PromptFile = None,
     attributes: Annotated[str, Option(help=ATTRIBUTES_HELP, metavar="NAMES")] = "",
     concepts: Concepts = None,
-    images: Annotated[int, Option(help="Images a prompt.", min=2)] = 16,
-    check: Annotated[int, Option("--validation-images", help=CHECK_HELP, min=0)] = 8,
+    images: Annotated[int, number(2, MOST, help="Images a prompt.")] = 16,
+    check: Annotated[int, number(0, MOST, "--validation-images", help=CHECK_HELP)] = 8,
     judge: Judges = None,
     min_margin: MinMargin = 0.0,
     steps: Steps = None,

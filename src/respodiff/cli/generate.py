@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, words
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, Seed, library, load_entries, to_path
+from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, library, load_entries, number, to_path
 from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
@@ -21,6 +21,7 @@ from respodiff.data.shards import WHOLE, Shard
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
+from respodiff.training.config import MOST
 
 Shares = dict[str, dict[str, float]]
 """Attribute -> concept -> target share."""
@@ -41,9 +42,6 @@ Prompts = Annotated[list[str] | None, Option("--prompt", help="A prompt; repeat 
 PromptFile = Annotated[Path | None, Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
 SuiteName = Annotated[str, Option("--suite", help=SUITE_HELP, metavar="NAME")]
 SuitePath = Annotated[Path | None, Option(help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")]
-Steps = Annotated[int | None, Option(help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)", min=1)]
-Guidance = Annotated[float | None, Option(help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)")]
-Batch = Annotated[int, Option("--batch", help="Images at a time.")]
 Files = list[Path] | None
 Names = list[str] | None
 
@@ -56,7 +54,7 @@ def generate(
     prompts: PromptFile = None,
     suite: SuiteName = "",
     suite_path: SuitePath = None,
-    images: Annotated[int | None, Option(help="Images per prompt. (default: the suite's number, else 10)")] = None,
+    images: Annotated[int | None, number(1, MOST, help="Images per prompt. (default: the suite's number, else 10)")] = None,
     module: Annotated[Files, Option(help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
     safety: Annotated[Files, Option(help="Safety module, added to every image.", metavar="FILE")] = None,
     policy: Annotated[str, Option(help="Concept of each image: exact, random or none.", metavar="NAME")] = GenerateConfig.policy,
@@ -69,7 +67,7 @@ def generate(
         Path | None, Option(help="Prompts for --scale auto, one a line. (default embedded's)", metavar="FILE")
     ] = None,
     judge: Annotated[str, Option(help="For --scale auto: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
-    safety_scale: Annotated[float, Option(help="Factor on the safety modules.")] = GenerateConfig.safety_scale,
+    safety_scale: Annotated[float, number(-10, 10, help="Factor on the safety modules.", whole=False)] = GenerateConfig.safety_scale,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "",
     names: Annotated[Names, Option("--concept", help="Concept, for methods that need no training; repeat.", metavar="NAME")] = None,
     changes: Annotated[Names, Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")] = None,
@@ -78,7 +76,7 @@ def generate(
     batch: Batch = GenerateConfig.batch,
     use_dataset_settings: Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")] = False,
     truncate_prompts: Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
-    assign_at: Annotated[float, Option(help=ASSIGN_HELP)] = GenerateConfig.assign_at,
+    assign_at: Annotated[float, number(0, 1, help=ASSIGN_HELP, whole=False)] = GenerateConfig.assign_at,
     safety_mode: Annotated[str, Option(help="always, or predicted: to images that need it.", metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
     num_shards: NumShards = None,

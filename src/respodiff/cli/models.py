@@ -10,9 +10,10 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from respodiff.cli.console import app, finish, open_model
-from respodiff.cli.options import Device, Dtype, Json, Model, Seed
+from respodiff.cli.options import Device, Dtype, Json, Model, Seed, number
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
+from respodiff.training.config import MOST
 
 HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site", "form")
 
@@ -93,7 +94,7 @@ def convert(
     base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
     to: Annotated[str, Option(help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
     q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
-    column: Annotated[int | None, Option(help="Column of the concept, where its name does not tell.", min=0)] = None,
+    column: Annotated[int | None, number(0, MOST, help="Column of the concept, where its name does not tell.")] = None,
     target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
     neutral: Annotated[str, Option(help="Its neutral prompt.", metavar="TEXT")] = "",
     negative: Annotated[str, Option(help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
@@ -139,7 +140,7 @@ def fuse(
     out: Annotated[Path, Option(help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     model: Model = "embedded",
     checkpoint: Annotated[Path | None, Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
-    scale: Annotated[float, Option(help="Factor on the modules.")] = 1.0,
+    scale: Annotated[float, number(-10, 10, help="Factor on the modules.", whole=False)] = 1.0,
     channel_mean: Annotated[bool, Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",

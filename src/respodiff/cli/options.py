@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -13,12 +14,44 @@ from typer import BadParameter, Option
 
 from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
 from respodiff.methods.registry import BASELINE, NAMES
+from respodiff.training.config import LAST_SEED, MOST_AT_ONCE
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Reads a number from a flag, both bounds allowed; anything else is refused before work begins."""
+
+    low: float
+    high: float
+    whole: bool = True
+    __name__ = "number"  # asked for by Typer
+
+    def __call__(self, text: object) -> float:
+        try:
+            value = int(str(text)) if self.whole else float(str(text))
+        except ValueError:
+            value = math.nan
+        if not self.low <= value <= self.high:
+            kind = "a whole number" if self.whole else "a number"
+            raise BadParameter(f"it is {str(text)!r}; allowed: {kind} from {self.low:,} to {self.high:,}")
+        return value
+
+
+def number(low: float, high: float, *names: str, help: str, whole: bool = True, metavar: str = "N") -> Any:
+    """A flag with a number between two bounds."""
+    return Option(*names, help=help, metavar=metavar, parser=Bounds(low, high, whole))
+
 
 Json = Annotated[bool, Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
 Model = Annotated[str, Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
 Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
 Dtype = Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
-Seed = Annotated[int, Option("--seed", help="Everything random follows from it.", min=0)]
+Seed = Annotated[int, number(0, LAST_SEED, help="Everything random follows from it.")]
+Batch = Annotated[int, number(1, MOST_AT_ONCE, help="Images at a time.")]
+Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
+Guidance = Annotated[
+    float | None, number(0, 1000, help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)", whole=False)
+]
 Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
 
 

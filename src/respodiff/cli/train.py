@@ -13,11 +13,12 @@ from typing import Annotated, Any
 from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, to_path
+from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, number, to_path
 from respodiff.concepts.concept import Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.methods.registry import NAMES
 from respodiff.training.checkpoint import Checkpoint
+from respodiff.training.config import LAST_SEED, MOST
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 LOSSES = ("loss_first", "loss_last")
@@ -69,13 +70,13 @@ def train(
     attribute: Annotated[str, Option(help=ATTRIBUTE_HELP, metavar="NAME")] = "",
     concepts: Concepts = None,
     preset: Annotated[str, Option(help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
-    iterations: Annotated[int | None, Option(help="Instead of the preset's.", metavar="N")] = None,
+    iterations: Annotated[int | None, number(1, MOST, help="Instead of the preset's.")] = None,
     changes: Annotated[list[str] | None, Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
     judge: Annotated[str, Option(help="For methods that learn from images: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "",
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
-    seed: Annotated[int | None, Option("--seed", help="Everything random follows from it. (default 0)", min=0)] = None,
+    seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
     as_json: Json = False,
 ) -> None:
     """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.

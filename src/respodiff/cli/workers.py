@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any
 
-from typer import Option
-
 from respodiff.cli.console import finish, words
+from respodiff.cli.options import number
 from respodiff.data.shards import WHOLE, Shard
 
 NUM_HELP = "Split the work, by prompt, over so many processes. (default from RANK and WORLD_SIZE, or Slurm)"
-NumShards = Annotated[int | None, Option(help=NUM_HELP, metavar="N", min=1)]
-ShardIndex = Annotated[int | None, Option(help="Which of the shards this process is, from 0.", metavar="I", min=0)]
+NumShards = Annotated[int | None, number(1, 100_000, help=NUM_HELP)]
+ShardIndex = Annotated[int | None, number(0, 99_999, help="Which of the shards this process is, from 0.", metavar="I")]
 
 
 def wanted_shard(num_shards: int | None, shard_index: int | None, device: str = "cpu") -> tuple[Shard, str]:

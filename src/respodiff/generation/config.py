@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from respodiff.generation.policies import Policy
-from respodiff.training.config import COUNT, Rule, Rules, Settings, is_finite
+from respodiff.training.config import AT_ONCE, COUNT, SEED, Rule, Rules, Settings, is_finite
 
 SCALE: Rule = (lambda v: is_finite(v) and abs(v) <= 10, "-10 to 10, 1 is as trained")
 """Scales beyond these destroy every image."""
@@ -19,7 +19,7 @@ class GenerateConfig(Settings):
     """How images are generated.
 
     Attributes:
-        images: images per prompt, at least 1.
+        images: images per prompt, 1 to a million, which is also the most of a whole run.
         policy: how each image gets its concept (`respodiff.generation.policies.assign`): ``exact``, ``random`` or ``none``.
         target_proportions: attribute -> concept -> target share in [0, 1]; uniform where not given. Shares of an intersection
             (``gender*tone`` -> ``woman*dark``) are followed by its subgroups.
@@ -27,7 +27,7 @@ class GenerateConfig(Settings):
         scale: factor on the fairness modules, -10 to 10; 1 is as trained.
         safety_scale: factor on the safety modules, -10 to 10.
         steps: sampler steps. None is the model's own number (`respodiff.pipelines.loading.sampling_settings`).
-        guidance: classifier-free guidance scale, 0 or more; at 1 and below there is no guidance. None is the model's own.
+        guidance: classifier-free guidance scale, 0 to 1,000; at 1 and below there is no guidance. None is the model's own.
         seed: seed of the run.
         batch: images per call of the pipeline. It changes images by float noise alone.
         use_dataset_settings: whether prompts are generated with their own seed, guidance and size, as I2P means them to be. Repeat i of a prompt
@@ -41,11 +41,11 @@ class GenerateConfig(Settings):
     """
 
     rules: ClassVar[Rules] = {
-        **dict.fromkeys(("images", "batch"), COUNT),
+        **{"images": COUNT, "batch": AT_ONCE, "seed": SEED},
         **dict.fromkeys(("scale", "safety_scale"), SCALE),
         **dict.fromkeys(("use_dataset_settings", "truncate_prompts", "skip_explicit_prompts"), SWITCH),
         "steps": (lambda v: v is None or COUNT[0](v), COUNT[1]),
-        "guidance": (lambda v: v is None or (is_finite(v) and v >= 0), "0 or more (1 and below generate without guidance)"),
+        "guidance": (lambda v: v is None or (is_finite(v) and 0 <= v <= 1000), "0 to 1,000 (1 and below generate without guidance)"),
         "assign_at": (lambda v: is_finite(v) and 0 <= v < 1, "0 to below 1"),
     }
     images: int = 10

@@ -22,6 +22,7 @@ from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
 from respodiff.steering.adapter import Adapter
+from respodiff.training.config import MOST
 
 GUIDANCE = (1.0, 20.0)
 """Range in which a data set's own guidance is used. Beyond it (I2P has 255) images burn out."""
@@ -64,8 +65,10 @@ def attribute_of(adapter: Adapter) -> str:
 def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]], config: GenerateConfig) -> list[Job]:
     """The jobs of a run, ``config.images`` of every prompt; ``names`` is attribute -> concepts to sample from.
 
-    Warns once of each kind of data set setting that cannot be followed. ValueError for wrong proportions.
+    Warns once of each kind of data set setting that cannot be followed. ValueError for wrong proportions, or more than a million jobs.
     """
+    if len(prompts) * config.images > MOST:
+        raise ValueError(f"images is {config.images:,} of each of {len(prompts):,} prompts; allowed: {MOST:,} images; make several runs")
     steps, run_guidance = sampling_settings(pipe, config.steps, config.guidance)
     if config.use_dataset_settings:
         _warn_of_ignored_settings(prompts, run_guidance)

@@ -16,7 +16,7 @@ from respodiff.methods.model_call import intercept_calls
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
-from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules, Settings
+from respodiff.training.config import AT_ONCE, NOT_NEGATIVE, POSITIVE, Rules, Settings
 from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
@@ -27,7 +27,7 @@ WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.
 class LoraConfig(Settings):
     """Settings of low-rank changes of ``all`` attention, ``self`` or ``cross``, which act times alpha / rank; weight decay is AdamW's."""
 
-    rules: ClassVar[Rules] = {"rank": COUNT, "alpha": POSITIVE, "weight_decay": NOT_NEGATIVE}
+    rules: ClassVar[Rules] = {"rank": AT_ONCE, "alpha": POSITIVE, "weight_decay": NOT_NEGATIVE}
     rank: int = 4
     alpha: float = 1.0
     where: Literal["all", "self", "cross"] = "all"

@@ -28,7 +28,7 @@ from respodiff.pipelines.latents import latent_shape, to_pipeline_format
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
-from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, Rules
+from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rules
 from respodiff.training.state import StepRecord
 
 
@@ -47,7 +47,7 @@ class UceConfig(SubjectConfig):
     rules: ClassVar[Rules] = {
         **dict.fromkeys(("edit_weight", "keep_weight", "tolerance", "guidance"), NOT_NEGATIVE),
         **dict.fromkeys(("images", "steps", "rounds"), COUNT),
-        "lam": POSITIVE,
+        **{"lam": POSITIVE, "seed": SEED},
         "form": SubjectConfig.rules["draw"],
     }
     lam: float = 0.5

@@ -31,12 +31,15 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-COUNT: Rule = (lambda v: is_whole(v) and v >= 1, "a whole number of at least 1")
-PIXELS: Rule = (lambda v: is_whole(v) and v >= 0, "a whole number of pixels, or 0 for the model's own size")
-POSITIVE: Rule = (lambda v: is_finite(v) and v > 0, "a finite number above 0")
-NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and v >= 0, "a finite number of at least 0")
+MOST, MOST_AT_ONCE, LARGEST, LAST_SEED = 1_000_000, 4096, 1e12, (1 << 63) - 1
+"""Upper bounds: of images and updates, of what is in memory at a time, of other numbers, and of seeds."""
+COUNT: Rule = (lambda v: is_whole(v) and 1 <= v <= MOST, f"a whole number from 1 to {MOST:,}")
+AT_ONCE: Rule = (lambda v: is_whole(v) and 1 <= v <= MOST_AT_ONCE, f"a whole number from 1 to {MOST_AT_ONCE:,}")
+PIXELS: Rule = (lambda v: is_whole(v) and 0 <= v <= 8192, "a whole number of pixels up to 8,192, or 0 for the model's own size")
+POSITIVE: Rule = (lambda v: is_finite(v) and 0 < v <= LARGEST, f"a number above 0, up to {LARGEST:g}")
+NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and 0 <= v <= LARGEST, f"a number from 0 to {LARGEST:g}")
 STEPS: Rule = (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole")
-SEED: Rule = (lambda v: is_whole(v) and 0 <= v < 1 << 63, "0 to 2^63 - 1")
+SEED: Rule = (lambda v: is_whole(v) and 0 <= v <= LAST_SEED, "0 to 2^63 - 1")
 BETAS: Rule = (lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v), "two numbers, 0 to below 1")
 
 
@@ -63,7 +66,7 @@ class OptimizerConfig(Settings):
     ``decay`` of the rate over the run is ``constant``, or ``sqrt``: (1 - i / iterations)^(1/2).
     """
 
-    rules: ClassVar[Rules] = {"iterations": COUNT, "batch": COUNT, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
+    rules: ClassVar[Rules] = {"iterations": COUNT, "batch": AT_ONCE, "lr": POSITIVE, "betas": BETAS, "seed": SEED}
     iterations: int = 200
     batch: int = 8
     lr: float = 1e-3
@@ -81,7 +84,7 @@ class RolloutConfig(Settings):
 
     rules: ClassVar[Rules] = {
         **{"steps": STEPS, "rollout_guidance": POSITIVE, "height": PIXELS, "width": PIXELS},
-        **{"rollouts": COUNT, "rollout_batch": COUNT},
+        **{"rollouts": AT_ONCE, "rollout_batch": AT_ONCE},
     }
     steps: int = 16
     rollouts: int = 12
@@ -109,8 +112,7 @@ class TrainConfig(RolloutConfig):
     """
 
     rules: ClassVar[Rules] = {
-        **dict.fromkeys(("iterations", "batch", "refresh_every"), COUNT),
-        **{"betas": BETAS, "seed": SEED},
+        **{"iterations": COUNT, "refresh_every": COUNT, "batch": AT_ONCE, "betas": BETAS, "seed": SEED},
         **dict.fromkeys(("ram_lr", "target_guidance", "train_scale"), POSITIVE),
         **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
     }

@@ -79,7 +79,7 @@ def test_agreement_refuses() -> None:
     for first, second, groups in ((["x"], ["x", "y"], ["a"]), ([], [], []), (["x"], ["x"], [])):
         with pytest.raises(ValueError, match="one length and not empty"):
             agreement(first, second, groups)
-    with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
+    with pytest.raises(ValueError, match="n_bootstrap must be 1 to 100,000"):
         agreement(["x", "y"], ["x", "y"], ["a", "b"], n_bootstrap=0)
 
 

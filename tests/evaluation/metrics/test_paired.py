@@ -154,7 +154,7 @@ def test_devrat_difference_refuses() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             devrat_test(*[bad if i == place else value for i, value in enumerate(good)])
-    with pytest.raises(ValueError, match="n_bootstrap must be 1 or more"):
+    with pytest.raises(ValueError, match="n_bootstrap must be 1 to 100,000"):
         devrat_test(*good, n_bootstrap=0)
     with pytest.raises(ValueError, match="sum to 1"):
         devrat_test(*good, proportions=[0.9, 0.9])

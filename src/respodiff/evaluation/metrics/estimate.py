@@ -66,8 +66,8 @@ def batches(n_bootstrap: int, size: int) -> list[int]:
     >>> batches(5, DRAW_CELLS // 2)
     [2, 2, 1]
     """
-    if n_bootstrap < 1:
-        raise ValueError(f"n_bootstrap must be 1 or more (2000 is usual), got {n_bootstrap}")
+    if not 1 <= n_bootstrap <= 100_000:
+        raise ValueError(f"n_bootstrap must be 1 to 100,000 (2000 is usual), got {n_bootstrap}")
     step = max(1, DRAW_CELLS // size)
     return [min(step, n_bootstrap - start) for start in range(0, n_bootstrap, step)]
 
