@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,29 @@ def test_evaluate_of_a_scored_run_loads_no_model(tmp_path: Path) -> None:
     heavy, _ = imported("evaluate", str(run), "--attribute", "tone")
     assert "torch" in heavy, "a new question is put to the judge"
     assert last_json(respodiff("evaluate", str(run), "--json")) == first
+
+
+def said(*command: str) -> str:
+    """All that a process of its own writes to stderr, its libraries included."""
+    talkative = {"HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"}
+    own = {k: v for k, v in os.environ.items() if k not in talkative}
+    done = subprocess.run([sys.executable, *command], env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_only_our_own_lines_are_on_stderr(tmp_path: Path) -> None:
+    generate = ("generate", "--prompt", "a doctor", "--images", "1", "--steps", "1", "--out", str(tmp_path / "run"))
+    assert said("-m", "respodiff", *generate) == "model embedded, device cpu, dtype float32\n"
+
+
+LOADS = """
+import respodiff, diffusers, transformers
+respodiff.load_pipeline()
+respodiff.load_judge("embedded")
+assert all(library.utils.logging.is_progress_bar_enabled() for library in (diffusers, transformers))
+"""
+
+
+def test_in_python_the_embedded_parts_load_without_a_word() -> None:
+    assert said("-c", LOADS) == ""

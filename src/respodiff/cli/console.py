@@ -26,14 +26,10 @@ words = Console(stderr=True, highlight=False, markup=False)
 
 def open_model(model: str, device: str, dtype: str) -> Any:
     """A pipeline from the flags, named on stderr; ValueError for a device or dtype that is not there."""
-    import diffusers
     import torch
-    import transformers
 
     from respodiff.pipelines.loading import load_pipeline
 
-    for package in (diffusers, transformers):
-        package.utils.logging.disable_progress_bar()
     if dtype not in (allowed := ("float32", "bfloat16", "float16")):
         raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
     check_device(device)

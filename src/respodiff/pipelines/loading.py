@@ -10,9 +10,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 
+from respodiff._bars import without_bars
 from respodiff.pipelines.registry import backbone, spec_of
 
 
@@ -39,7 +42,8 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
         check_folder(folder)
     name = str(folder) if local else str(source)
     try:  # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn
-        pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
+        with without_bars(diffusers, *[transformers] * local):  # those of a download stay
+            pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
         absent = "" if local else ", which is no folder here,"

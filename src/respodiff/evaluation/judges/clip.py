@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from respodiff._bars import without_bars
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, package_version, vectors_of
 from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text, placeholders
@@ -74,7 +75,9 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
     from transformers import AutoTokenizer, CLIPProcessor
 
     try:
-        model = getattr(transformers, KINDS[kind]).from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
+        with without_bars(transformers):
+            kinds = getattr(transformers, KINDS[kind])
+            model = kinds.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
         # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
         images = Images.from_pretrained(folder, backend="pil", local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
