@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from command import last_json, respodiff
+from painted import coloured
 from respodiff.data.import_images import import_folder
 
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ def test_inspect_reads_a_file_without_torch(make_module: Any, tmp_path: Path) ->
 def test_evaluate_of_a_scored_run_loads_no_model(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(2):
-        Image.new("RGB", (32, 32), (90 * i, 60, 30)).save(tmp_path / "images" / f"{i}.png")
+        coloured((90 * i, 60, 30), (32, 32)).save(tmp_path / "images" / f"{i}.png")
     (tmp_path / "images.csv").write_text("file,prompt\n0.png,a doctor\n1.png,a doctor\n")
     run = import_folder(tmp_path / "images", tmp_path / "images.csv", tmp_path / "run").path
     first = last_json(respodiff("evaluate", str(run), "--json"))

@@ -18,6 +18,7 @@ from respodiff.data.shards import WHOLE
 
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
+REPORT_JUDGES = "Judge to read, and no other; repeat. Runs it has not seen are judged first. (default all that have judged every image)"
 JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, number(100, 100_000, help="Bootstrap samples of the intervals.")]
@@ -90,7 +91,7 @@ def evaluate(
 def report(
     runs: Annotated[list[str], Argument(help=RUNS_HELP, show_default=False)],
     out: Annotated[Path, Option(help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
-    judge: Annotated[str, Option(help="Judge that labels come from; runs it has not seen are judged first.", metavar="NAME")] = "",
+    judge: Annotated[list[str] | None, Option(help=REPORT_JUDGES, metavar="NAME")] = None,
     attribute: Attributes = None,
     confusion: Confusion = None,
     concepts: Concepts = None,
@@ -108,14 +109,18 @@ def report(
     from respodiff.reports.run_report import report as write
 
     names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
-    if missing := [run for text in runs if unanswered(run := split_label(text)[1], judge, names)]:
-        chosen, labeller = _attributes(attribute, concepts), load_judges([judge or "embedded"], device, dtype)
-        for run in missing:
-            words.print(f"judging {Path(run).name} with {labeller[0].name}")
-            judge_all(run, labeller, chosen)
+    read = dict.fromkeys(judge or ())
+    for name in judge or [""]:
+        if missing := [run for text in runs if unanswered(run := split_label(text)[1], name, names)]:
+            chosen, labeller = _attributes(attribute, concepts), load_judges([name or "embedded"], device, dtype)
+            for run in missing:
+                words.print(f"judging {Path(run).name} with {labeller[0].name}")
+                key = judge_all(run, labeller, chosen).primary
+                read |= {name: key} if name else {}
     known = read_confusion(confusion) if confusion else None
-    result = write(runs, out, judge=judge, confusion=known, n_bootstrap=n_bootstrap, seed=seed)
-    finish({key: result[key] for key in ("page", "tables")}, "\n".join([result["page"], *result["tables"]]), as_json)
+    result = write(runs, out, judge=[key or name for name, key in read.items()], confusion=known, n_bootstrap=n_bootstrap, seed=seed)
+    shown = "\n".join([*result["judged"], result["page"], *result["tables"]])
+    finish({key: result[key] for key in ("page", "tables", "judged")}, shown, as_json)
 
 
 @app.command(epilog="Example: respodiff calibrate labels.csv --judge embedded --attribute gender --out confusion.json")

@@ -155,7 +155,7 @@ def audit(
     words.print("judging")
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
     where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts}
-    suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge[0])
+    suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge)
     found = replace(found, suggest=tuple(suggest), command=shlex.join(["respodiff", *sys.argv[1:]]))
     result, page = found.to_json(), out / "audit.html"
     write_atomic(out / "audit.json", json.dumps(result, indent=1) + "\n")
@@ -174,7 +174,7 @@ def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
 
 
 def suggested(
-    found: Audit, out: Path, config: GenerateConfig, where: Mapping[str, Any], *, model: str, concepts: Path | None, judge: str
+    found: Audit, out: Path, config: GenerateConfig, where: Mapping[str, Any], *, model: str, concepts: Path | None, judge: str | list[str]
 ) -> list[str]:
     """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
     from respodiff.evaluation.audit import to_train

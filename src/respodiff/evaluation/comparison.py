@@ -99,7 +99,7 @@ def compare(base: ScoredRun, run: ScoredRun, settings: Settings | None = None) -
     Inception's vectors the Frechet distance is the FID.
 
     Raises:
-        ValueError: The runs were judged by different judges, or asked different things.
+        ValueError: The runs were judged by different judges, for labels or for unsafe images, or asked different things.
     """
     settings = settings or Settings()
     _check_asked_alike(base, run)
@@ -119,6 +119,11 @@ def _check_asked_alike(base: ScoredRun, run: ScoredRun) -> None:
     a, b = base.header, run.header
     if a.digest != b.digest:
         raise ValueError(f"{base.label} was judged by {a.judge} and {run.label} by {b.judge}: evaluate both with one judge to compare them")
+    if (one := sorted(base.flagging)) != (other := sorted(run.flagging)) and one and other:
+        raise ValueError(
+            f"unsafe images of {base.label} are those of {', '.join(one)}, of {run.label} those of {', '.join(other)}: "
+            "evaluate both with the same judges to compare them, or name those that they share"
+        )
     questions = [(f"class template of {name}", a.attributes[name], b.attributes[name]) for name in a.attributes if name in b.attributes]
     for what, x, y in [*questions, ("class_template", a.class_template, b.class_template), ("min_margin", a.min_margin, b.min_margin)]:
         if x != y:
@@ -207,14 +212,21 @@ def entries_of(runs: Sequence[ScoredRun], settings: Settings) -> list[ReportEntr
     return [ReportEntry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
 
 
-def collect(runs: Sequence[str | Path], *, judge: str = "", settings: Settings | None = None) -> Blocks:
-    """Read, sum up and compare runs, one prompt set after the other; p-values of all comparisons are adjusted together (Holm)."""
+def collect(runs: Sequence[str | Path], *, judge: str | Sequence[str] = (), settings: Settings | None = None) -> Blocks:
+    """Read, sum up and compare runs, one prompt set after the other; p-values of all comparisons are adjusted together (Holm).
+
+    Args:
+        judge: The judges that are read (`load_scored_run`). Without a name, those that have scored every image of every run.
+    """
     if not runs:
         raise ValueError("runs is empty; give at least one run folder")
     loaded = [load_scored_run(where, judge=judge, label=label) for label, where in (split_label(str(run)) for run in runs)]
     labels = [run.label for run in loaded]
     if twice := [name for name in labels if labels.count(name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")
+    shared = [key for key in loaded[0].answers if all(key in run.answers for run in loaded)]
+    if shared and not judge:
+        loaded = [run.judged_by(shared, "it has not judged every run") for run in loaded]
     blocks: Blocks = {}
     for suite in dict.fromkeys(suite for run in loaded for suite in sorted({r.suite for r in run.records})):
         parts = [run.subset([r.suite == suite for r in run.records]) for run in loaded]

@@ -89,17 +89,33 @@ class ScoredRun:
         found = header.group_proportions.get(attribute, {}).get(group) or header.proportions.get(attribute)
         return {c: found.get(c, 0.0) for c in concepts} if found else dict.fromkeys(concepts, 1 / len(concepts))
 
-    def flags(self) -> list[bool | None] | None:
-        """Whether any judge of unsafe images flags each image; None without such a judge.
-
-        Judges that flag by a threshold come first; without one, the primary judge counts. An image that one judge flags is flagged;
-        one that none flags and some could not judge is None.
-        """
+    @property
+    def flagging(self) -> list[str]:
+        """Keys of the judges whose flags are combined: those that flag by a threshold, else the primary judge if it flags at all."""
         keys = [key for key, header in self.headers.items() if header.kind == "flags"]
-        if not keys and any(s.unsafe is not None for s in self.scores):
-            keys = [self.primary]
+        return keys or [self.primary] * any(s.unsafe is not None for s in self.scores)
+
+    @property
+    def unsafe_rule(self) -> str | None:
+        """In words, which images count as unsafe: "flagged by any of nudenet, q16:ViT-L-14"; None without a judge of unsafe images."""
+        names = [self.headers[key].judge for key in self.flagging]
+        return f"flagged by {'any of ' * (len(names) > 1)}{', '.join(names)}" if names else None
+
+    def flags(self) -> list[bool | None] | None:
+        """Whether any of the judges of `flagging` flags each image; None without one.
+
+        An image that one judge flags is flagged; one that none flags and some could not judge is None.
+        """
+        keys = self.flagging
         rows = [[s.unsafe for s in row] for row in zip(*(self.answers[key] for key in keys), strict=True)]
         return [True if any(row) else None if None in row else False for row in rows] if keys else None
+
+    def judged_by(self, keys: Sequence[str], note: str = "") -> ScoredRun:
+        """The run with the scores of some of its judges alone, and a problem for every other one, if it is noted."""
+        left_out = [f"judge {self.headers[key].judge} is left out: {note}" for key in self.answers if key not in keys] if note else []
+        headers, answers = {key: self.headers[key] for key in keys}, {key: self.answers[key] for key in keys}
+        primary = self.primary if self.primary in headers else _primary(headers, False)
+        return replace(self, headers=headers, answers=answers, primary=primary, problems=(*self.problems, *left_out))
 
     def only(self, names: Sequence[str]) -> ScoredRun:
         """The run as if judges had been asked for these attributes alone."""
@@ -131,37 +147,44 @@ def read_records(folder: RunFolder) -> tuple[list[ImageRecord], list[str]]:
     return sorted(records, key=lambda r: (r.prompt_id, r.repeat, r.id)), [f"{folder.path.name}: {line}" for line in problems]
 
 
-def load_scored_run(run: AnyRun, *, judge: str = "", label: str = "", keys: Sequence[str] = ()) -> ScoredRun:
-    """Read a run and all its scores.
+def load_scored_run(run: AnyRun, *, judge: str | Sequence[str] = (), label: str = "", keys: Sequence[str] = ()) -> ScoredRun:
+    """Read a run and the scores of some judges.
 
     Args:
         label: Name in reports; empty takes the folder's name.
-        judge: Name or key of the judge that labels come from. Empty takes the first of ``keys`` that gives labels; without ``keys`` the
-            embedded judge, or the first that reads labels off images.
-        keys: Judges to read, in order; empty reads all.
+        judge: Names or keys of the judges that are read, and no others. Labels come from the first that gives any. Without a name, all
+            judges that have scored every image are read (all, if none has), and labels come from the embedded one, or the first that reads
+            labels off images.
+        keys: Keys of the judges to read, in place of names.
 
     Raises:
-        ValueError: No images, no scores yet, or none of this judge.
+        ValueError: No images, no scores yet, none of a judge that is named, or two judges of one name.
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     records, problems = read_records(folder)
-    there = scored_by(folder)
-    chosen = [key for key in keys or there if key in there]
-    if not chosen:
+    there = {key: ScoreFiles(folder, key) for key in scored_by(folder)}
+    if not there:
         raise ValueError(f"run {folder.path} has no scores yet: run 'respodiff evaluate {folder.path}' first")
-    files = {key: ScoreFiles(folder, key) for key in chosen}
-    headers = {key: file.header() for key, file in files.items()}
-    held = {key: file.scores() for key, file in files.items()}
-    return ScoredRun(
+    headers = {key: file.header() for key, file in there.items()}
+    names = [judge] if isinstance(judge, str) and judge else list(judge)
+    chosen = list(dict.fromkeys(keys or [_key(headers, name) for name in names])) or list(headers)
+    headers, held = {key: headers[key] for key in chosen}, {key: there[key].scores() for key in chosen}
+    found = ScoredRun(
         label=label or folder.path.resolve().name,
         settings=folder.settings(),
         records=tuple(records),
         folder=folder.path,
         answers={key: tuple(_current(held[key].get(r.id), r, headers[key]) for r in records) for key in chosen},
         headers=headers,
-        primary=_primary(headers, judge, bool(keys)),
+        primary=_primary(headers, bool(keys or names)),
         problems=tuple(problems),
     )
+    if keys or names:
+        return found
+    complete = [key for key, scores in found.answers.items() if all(s.problem != NOT_YET for s in scores)] or chosen
+    for key in complete:
+        _key({key: headers[key] for key in complete}, headers[key].judge)
+    return found.judged_by(complete, "it has not judged every image, or not as they are now; name it to read it")
 
 
 def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:
@@ -169,9 +192,10 @@ def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:
     read_records(run if isinstance(run, RunFolder) else RunFolder(run))
     try:
         found = load_scored_run(run, judge=judge)
-    except ValueError:  # no scores of this judge, or damaged ones
+    except ValueError:  # no scores of this judge, of two of this name, or damaged ones
         return True
-    return any(s.problem == NOT_YET for s in found.scores) or not set(attributes) <= set(found.attributes)
+    asked = set() if found.header.kind in ("flags", "features") else set(attributes)
+    return any(s.problem == NOT_YET for s in found.scores) or not asked <= set(found.attributes)
 
 
 def _current(score: Score | None, record: ImageRecord, header: ScoreHeader) -> Score:
@@ -182,12 +206,18 @@ def _current(score: Score | None, record: ImageRecord, header: ScoreHeader) -> S
     return Score(record.id, labels, problem=NOT_YET, judge=header.judge, judge_digest=header.digest)
 
 
-def _primary(headers: dict[str, ScoreHeader], judge: str, ordered: bool) -> str:
-    if judge:
-        if found := [key for key, header in headers.items() if short_name(judge) in (key, header.judge)]:
-            return found[0]
+def _key(headers: dict[str, ScoreHeader], judge: str) -> str:
+    """The key of the judge of this name; ValueError without one, or for two that differ in their weights or labels."""
+    found = [key for key, header in headers.items() if short_name(judge) in (key, header.judge)]
+    if not found:
         known = ", ".join(h.judge for h in headers.values())
         raise ValueError(f"judge is {judge!r}, but this run was judged by {known}: evaluate it first")
+    if len(found) > 1:
+        raise ValueError(f"judge is {judge!r}, of which this run holds scores of two: name one of {', '.join(found)}")
+    return found[0]
+
+
+def _primary(headers: dict[str, ScoreHeader], ordered: bool) -> str:
     if ordered:
         return next((key for key, header in headers.items() if header.kind in ("texts", "table")), next(iter(headers)))
     return min(headers, key=lambda key: (KINDS.index(headers[key].kind), headers[key].judge != "embedded"))

@@ -69,7 +69,7 @@ class Summary:
         proportions: Attribute -> concept -> share over all images. proportions_by: Attribute -> group -> concept -> share.
         corrected: Attribute -> concept -> share corrected for the judge's known errors; None where they are not known.
         skipped_attributes: Attribute -> images that were left as they are, as their prompts state it or show no people.
-        judge: The judge that labels come from. problems: One line for everything that could not be used.
+        judge: The judge that labels come from. unsafe_rule: Which judges' flags `unsafe` combines, and how. problems: One line for everything that could not be used.
     """
 
     n: int
@@ -92,6 +92,7 @@ class Summary:
     skipped_attributes: dict[str, int]
     judge: JudgeInfo
     judges: tuple[JudgeInfo, ...]
+    unsafe_rule: str | None
     problems: tuple[str, ...]
     notice: str = NOTICE
 
@@ -139,6 +140,7 @@ def summarise(run: ScoredRun, settings: Settings | None = None) -> Summary:
         skipped_attributes=dict(Counter(name for r in run.records for name in r.skipped_attributes)),
         judge=judges[run.primary],
         judges=tuple(judges.values()),
+        unsafe_rule=run.unsafe_rule,
         problems=tuple(problems),
     )
 

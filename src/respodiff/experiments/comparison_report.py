@@ -47,8 +47,8 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     attributes, words = [plan.whole] if kind == "fairness" else [], Vocabulary.embedded() if judge.name in EMBEDDED else None
     for setting in comparison.settings():
         for part in comparison.parts:
-            judge_all(setting.folder / part, judge, attributes, vocabulary=words)
-    rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed))
+            key = judge_all(setting.folder / part, judge, attributes, vocabulary=words).primary
+    rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed), key)
     kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(plan))}
     kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
     (prompts, images), notes = comparison.parts["suite"], _about_rows(comparison, rows)
@@ -56,22 +56,26 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     lead += f"the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
     write_atomic(out / "compare.json", json.dumps(kept, indent=1) + "\n")
     write_atomic(out / "compare.md", f"{lead}\n\n{markdown(rows, kind)}\n" + "\n".join(f"- {note}" for note in notes) + "\n")
-    html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes))
+    html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes, key))
     paths = {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def _blocks(comparison: MethodComparison, part: str, settings: Settings) -> Blocks:
+def _blocks(comparison: MethodComparison, part: str, settings: Settings, judge: str) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
-    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], settings=settings)
+    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], judge=judge, settings=settings)
 
 
-def rows_of(comparison: MethodComparison, settings: Settings | None = None) -> list[dict[str, Any]]:
-    """One row a method and scale, JSON-ready; estimates as {mean, low, high, n}, None where a metric does not apply."""
+def rows_of(comparison: MethodComparison, settings: Settings | None = None, judge: str = "") -> list[dict[str, Any]]:
+    """One row a method and scale as ``judge`` scored it (`respodiff.evaluation.scored_run.load_scored_run`), JSON-ready.
+
+    Estimates are {mean, low, high, n}, None where a metric does not apply.
+    """
     settings, fair = settings or Settings(), comparison.plan.kind == "fairness"
     attribute = comparison.plan.whole.name if fair else ""
-    main = _blocks(comparison, "suite", settings)[comparison.parts["suite"][0][0].suite]
-    runs = [load_scored_run(s.folder / ("stated" if fair else "benign"), label=s.label) for s in comparison.settings()]
+    main = _blocks(comparison, "suite", settings, judge)[comparison.parts["suite"][0][0].suite]
+    other_part = "stated" if fair else "benign"
+    runs = [load_scored_run(s.folder / other_part, judge=judge, label=s.label) for s in comparison.settings()]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
         change = entry.comparison and entry.comparison.tested(MAIN[comparison.plan.kind], attribute)
@@ -165,12 +169,13 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str]) -> list[Section]:
+def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str], judge: str) -> list[Section]:
     kind = comparison.plan.kind
     half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
     notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
     notes += [f"Frechet distance of the baseline's own split halves: {text(half)}."] if half else []
-    images = [(f"{PARTS[part]}: {name}", e) for part in comparison.parts for name, e in _blocks(comparison, part, Settings()).items()]
+    blocks = {part: _blocks(comparison, part, Settings(), judge) for part in comparison.parts}
+    images = [(f"{PARTS[part]}: {name}", e) for part, block in blocks.items() for name, e in block.items()]
     return [
         Section("Findings", notes=findings),
         Section("Trade-off", parts=[trade_off(rows, kind)]),

@@ -40,7 +40,7 @@ def report(
     runs: Sequence[str | Path],
     out: str | Path = "report.html",
     *,
-    judge: str = "",
+    judge: str | Sequence[str] = (),
     confusion: Mapping[str, Any] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
@@ -50,11 +50,12 @@ def report(
     Args:
         runs: Run folders that have been evaluated. ``NAME=DIR`` names one.
         out: The page. ``.json``, ``.csv``, ``.md`` and ``-images.csv`` of the same name are written beside it.
-        judge: The judge that labels come from, where a run has several. Empty takes the first that reads labels off images.
+        judge: The judges that are read, and no others; labels come from the first that gives any. Without a name, all that have scored
+            every image of every run.
         confusion: See `respodiff.evaluation.evaluate`. n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
 
     Returns:
-        ``page`` (path), ``tables`` (paths) and ``suites`` (the statistics).
+        ``page`` (path), ``tables`` (paths), ``judged`` (who says what, in words) and ``suites`` (the statistics).
 
     Raises:
         ValueError: No run, a run without scores, two runs of one name, or runs that different judges judged.
@@ -71,7 +72,8 @@ def report(
     paths = [page.with_name(page.stem + suffix) for suffix in TABLES]
     for path, text in zip(paths, texts, strict=True):
         write_atomic(path, text)
-    return {"page": str(page), "tables": [str(path) for path in paths], "suites": suites}
+    judged = tables.who_says(e.summary for block in blocks.values() for e in block)
+    return {"page": str(page), "tables": [str(path) for path in paths], "judged": judged, "suites": suites}
 
 
 def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
@@ -92,14 +94,16 @@ def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> N
     lead = f"{len(labels)} run{'s' * (len(labels) > 1)}, {sum(e.summary.n for e in entries):,} images: {', '.join(labels)}."
     agreed = [f"{e.run.label}, {line}" for e in entries for line in tables.agreements(e.summary)]
     intervals = f"Brackets are 95 % intervals: cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed}); Wilson for a single share."
-    command = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
+    read = dict.fromkeys(j.name for e in entries for j in (e.summary.judge, *e.summary.judges))
+    flags = f"{' '.join(f'--judge {name}' for name in read)} --out {path.name} --n-bootstrap {n_bootstrap} --seed {seed}"
+    command = f"respodiff report {' '.join(f'{label}=DIR' for label in labels)} {flags}"
     again = f"The same page: {command}, with the run folders for DIR."
     settings = dict.fromkeys(f"{e.run.label}: {json.dumps(e.run.settings, sort_keys=True)}" for e in entries)
     sections = [
         *(_findings(suite, block) for suite, block in blocks.items()),
         *(section for suite, block in blocks.items() for section in _suite(suite, block)),
         Section("What could not be used", notes=[f"{e.run.label}: {line}" for e in entries for line in e.summary.problems]),
-        Section("Judges", table=tables.judges(e.summary for e in entries), notes=agreed),
+        Section("Judges", table=tables.judges(e.summary for e in entries), notes=[*tables.who_says(e.summary for e in entries), *agreed]),
         Section("How to read it", intervals, notes=LIMITS),
         Section("Provenance", again, table=_provenance(entries), folded=True, notes=[f"respodiff {__version__}", *settings]),
     ]

@@ -47,7 +47,8 @@ def summary_lines(summary: Summary) -> list[str]:
     for m in METRICS.values():
         for attribute, e in summary.metric(m.name).items() if m.value else ():
             random = f", DevRat of random sampling {number(e.random)}" if isinstance(e, DevRat) else ""
-            out += [f"{m.label(attribute)}: {shown(e)}{random}"] if e or m.name not in summary.more else []
+            rule = f", {summary.unsafe_rule}" if m.name == "unsafe" and summary.unsafe_rule else ""
+            out += [f"{m.label(attribute)}: {shown(e)}{random}{rule}"] if e or m.name not in summary.more else []
     for name, corrected in summary.corrected.items():
         for concept, e in (corrected or {}).items():
             seen = shown(summary.proportions[name][concept])
@@ -76,6 +77,12 @@ def judges(summaries: Iterable[Summary]) -> Rows:
         row: dict[str, Cell] = {"judge": j.name, "version": j.version, "weights digest": j.digest, "what it says": how}
         rows += [row] if row not in rows else []
     return rows
+
+
+def who_says(summaries: Iterable[Summary]) -> list[str]:
+    """Which judge labels come from, and which images count as unsafe: a line, or one for each way in which runs were judged."""
+    said = (f"Labels: {s.judge.name}." + f" Unsafe: {s.unsafe_rule}." * bool(s.unsafe_rule) for s in summaries)
+    return list(dict.fromkeys(said))
 
 
 def about_people(entries: Sequence[ReportEntry]) -> bool:
@@ -191,7 +198,8 @@ def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
         if tests := differences(entries):
             lines += ["Differences on the same noise:", "", *markdown_table(tests), ""]
         lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary.problems]
-        lines += ["", f"Judge: {entries[0].summary.judge.name} ({entries[0].summary.judge.digest}).", ""]
+        used = ", ".join(dict.fromkeys(f"{j.name} ({j.digest})" for e in entries for j in e.summary.judges))
+        lines += ["", " ".join([f"Judges: {used}.", *who_says(e.summary for e in entries)]), ""]
     return "\n".join(lines)
 
 
@@ -217,12 +225,12 @@ def images_csv(blocks: Blocks) -> str:
     """
     rows: list[dict[str, Any]] = []
     for e in (e for entries in blocks.values() for e in entries):
-        for r, s in zip(e.run.records, e.run.scores, strict=True):
+        for r, s, unsafe in zip(e.run.records, e.run.scores, e.run.flags() or [None] * e.summary.n, strict=True):
             about = ("suite", "group", "id", "prompt_id", "prompt", "repeat", "seed", "method")
             row: dict[str, Any] = {"run": e.run.label} | {key: getattr(r, key) for key in about}
             for name in e.run.attributes:
                 row |= {f"asked_{name}": r.asked(name), f"perceived_{name}": s.labels.get(name, UNKNOWN)}
-            flags = [None if flag is None else int(flag) for flag in (s.subject_correct, s.unsafe)]
+            flags = [None if flag is None else int(flag) for flag in (s.subject_correct, unsafe)]
             row |= {"subject": r.subject, "found": s.subject, "subject_correct": flags[0], "unsafe": flags[1]}
             alignment = None if s.alignment is None else f"{s.alignment:.3f}"
             rows.append(row | {"alignment": alignment, "problem": s.problem, "file": f"{e.run.folder.name}/{r.file}"})
