@@ -51,7 +51,7 @@ def test_file_and_prompt_are_enough_and_formats_stay(theirs: Path, tmp_path: Pat
     found = run.records()
     assert [r.repeat for r in found] == [0, 1, 0] and [Path(r.file).suffix for r in found] == [".png", ".jpg", ".webp"]
     assert {(r.prompt_id, r.group, r.method) for r in found} == {("a doctor", "a doctor", "theirs"), ("a nurse", "a nurse", "theirs")}
-    assert run.done() == {r.id for r in found} and not list(run.images.glob("*.partial"))
+    assert run.done() == {r.id for r in found} and not list(run.images.glob("*.tmp"))
     assert [r.id for r in import_folder(theirs, csv, tmp_path / "again", method="theirs").records()] == [r.id for r in found]
 
 

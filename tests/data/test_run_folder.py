@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from respodiff.data.places import sync
 from respodiff.data.records import ImageRecord, image_id, noise_seed
 from respodiff.data.run_folder import RunFolder, file_digest
 
@@ -130,7 +132,7 @@ def test_repeated_ids(run: RunFolder) -> None:
 def test_an_image_that_is_a_file_is_adopted_as_it_is(run: RunFolder, tmp_path: Path) -> None:
     image().save(tmp_path / "theirs.JPG")
     for _ in range(2):
-        done = run.adopt(record(), tmp_path / "theirs.JPG", (8, 6))
+        done = run.add(dataclasses.replace(record(), width=8, height=6), tmp_path / "theirs.JPG")
         assert done.digest == file_digest(tmp_path / "theirs.JPG") and (done.width, done.height) == (8, 6)
         assert [p.name for p in run.images.iterdir()] == ["occupations_doctor-0000.jpg"]
     assert run.read() == ([done], [])
@@ -178,6 +180,48 @@ def test_noise_seed_depends_on_these_three_alone() -> None:
 def test_noise_seed_is_the_same_in_every_version() -> None:
     """Images are compared across versions on the same noise: a change here breaks every old run."""
     assert noise_seed(0, "occupations/doctor", 0) == 8449246506594014467
+
+
+# --- on the disk ---
+
+
+def test_a_row_counts_once_the_disk_holds_its_file_and_its_name(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def note(*paths: Path) -> None:
+        synced.extend((path.name, run.manifest.exists()) for path in paths)
+        sync(*paths)
+
+    monkeypatch.setattr("respodiff.data.run_folder.sync", note)
+    run.add_all([(record(0), image()), (record(1), image())])
+    names, rows = zip(*synced, strict=True)
+    assert [name.partition(".png")[0] for name in names] == [
+        ".occupations_doctor-0000",
+        ".occupations_doctor-0001",
+        "images",
+        "manifest.jsonl",
+        "run",
+    ]
+    assert rows == (False, False, False, True, True)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG", bytes(76)])
+def test_an_image_that_is_not_as_it_was_stored_is_not_done(run: RunFolder, content: bytes) -> None:
+    first, second = run.add_all([(record(0), image()), (record(1), image())])
+    (run.path / first.file).write_bytes(content)
+    assert run.done() == {second.id}
+    assert run.add(record(0), image()) == first and run.done() == {first.id, second.id}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_deleted_meanwhile_is_told(run: RunFolder, again: bool) -> None:
+    run.add(record(0), image())
+    shutil.rmtree(run.path)
+    if again:  # somebody needs a folder of this name
+        run.images.mkdir(parents=True)
+    with pytest.raises(OSError, match="deleted"):
+        run.add(record(1), image())
+    assert run.path.exists() == again and not run.manifest.exists()
 
 
 # --- lost settings, other settings ---

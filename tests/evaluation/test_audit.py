@@ -163,7 +163,7 @@ def test_a_killed_audit_goes_on(tiny: list[int], tmp_path: Path, monkeypatch: py
     command = [*COMMAND, "--steps", "1", "--batch", "1"]
     whole = last_json(respodiff(*command, "--out", str(tmp_path / "whole"), "--json"))
     assert tiny == [8], "2 prompts x 3, and one of each of two concepts"
-    real, added = RunFolder.add, [0]
+    real, added = RunFolder.add_all, [0]
 
     def killed(self: RunFolder, *given: Any) -> Any:
         added[0] += 1
@@ -172,7 +172,7 @@ def test_a_killed_audit_goes_on(tiny: list[int], tmp_path: Path, monkeypatch: py
         return real(self, *given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "add", killed)
+        patch.setattr(RunFolder, "add_all", killed)
         done = respodiff(*command, "--out", str(tmp_path / "cut"))
     assert done.returncode == 1 and "audit with the same command" in done.stderr and tiny == [13]
     again = last_json(respodiff(*command, "--out", str(tmp_path / "cut"), "--json"))

@@ -85,7 +85,7 @@ def test_scores_file(tmp_path: Path) -> None:
         "judge_digest": "0123456789abcdef",
         "digest": run.records()[3].digest,
     }
-    assert not list(run.path.rglob("*.partial"))
+    assert not list(run.path.rglob("*.tmp"))
     header = json.loads((run.path / "scores" / "colour-01234567.json").read_text())
     assert header["judge"] == "colour" and header["attributes"] == {"gender": {"woman": "a woman", "man": "a man"}}
 

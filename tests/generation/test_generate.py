@@ -280,10 +280,10 @@ def test_a_run_may_be_finished_with_another_batch_size(
     tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str]
 ) -> None:
     first = generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(batch=4), out=tmp_path / "part")
-    for _ in range(5):
+    for _ in range(3):
         next(first)
     first.close()  # type: ignore[attr-defined]
-    assert len(list(generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(batch=2), out=tmp_path / "part"))) == 3
+    assert len(list(generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(batch=2), out=tmp_path / "part"))) == 4
     for key in whole:
         a, b = (Image.open(tmp_path / run / "images" / f"{key}.png") for run in ("part", "whole"))
         assert apart(a, b) <= 1
@@ -296,12 +296,19 @@ def test_a_finished_run_is_left_alone(tiny_pipe: Pipe, gender: list[ConceptModul
     assert digests(tmp_path / "whole") == whole
 
 
-def test_a_lost_image_is_drawn_again(tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str]) -> None:
+@pytest.mark.parametrize("how", ["absent", "empty", "cut", "zeros"])
+def test_a_broken_image_is_drawn_again(
+    tiny_pipe: Pipe, gender: list[ConceptModule], tmp_path: Path, whole: dict[str, str], how: str
+) -> None:
     lost = sorted(whole)[2]
-    (tmp_path / "whole" / "images" / f"{lost}.png").unlink()
+    file = tmp_path / "whole" / "images" / f"{lost}.png"
+    good = file.read_bytes()
+    file.write_bytes({"absent": b"", "empty": b"", "cut": good[:-9], "zeros": bytes(len(good))}[how])
+    if how == "absent":
+        file.unlink()
     again = [r.id for r, _ in generate(tiny_pipe, ["a doctor", "a nurse"], gender, settings(), out=tmp_path / "whole")]
     assert again == [lost]
-    assert digests(tmp_path / "whole").keys() == whole.keys()
+    assert digests(tmp_path / "whole").keys() == whole.keys() == RunFolder(tmp_path / "whole").done()
 
 
 @pytest.mark.parametrize("changes", [{"guidance": 2.0}, {"seed": 1}, {"images": 5}, {"steps": 3}, {"safety_scale": 0.5}], ids=str)
@@ -598,11 +605,18 @@ def test_a_run_that_cannot_be_drawn_leaves_no_folder(tiny_pipe: Pipe, make_modul
 
 def test_a_folder_without_a_image_takes_other_settings(tiny_pipe: Pipe, tmp_path: Path) -> None:
     generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path / "run", suite_digest="ab")
-    (tmp_path / "run" / "images" / "a_doctor.png.partial").touch()  # killed in its first image
+    (tmp_path / "run" / "images" / ".a_doctor.png.1-ab.tmp").touch()  # killed in its first image
     list(generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path / "run"))
     assert RunFolder(tmp_path / "run").settings()["steps"] == 2
     with pytest.raises(ValueError, match="was made with steps=2"):
         generate(tiny_pipe, ["a doctor"], (), settings(images=1, steps=3), out=tmp_path / "run")
+
+
+def test_an_empty_run_json_of_a_folder_without_an_image_is_replaced(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    generate(tiny_pipe, ["a doctor"], (), settings(steps=3), out=tmp_path)
+    (tmp_path / "run.json").write_text("")
+    assert len(list(generate(tiny_pipe, ["a doctor"], (), settings(images=1), out=tmp_path))) == 1
+    assert RunFolder(tmp_path).settings()["steps"] == 2
 
 
 @pytest.mark.parametrize("kept", ["manifest.jsonl", "run.json"])

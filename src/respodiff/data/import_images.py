@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -15,6 +16,7 @@ from respodiff.data.untrusted import confined
 
 CONCEPT = "concept:"
 COLUMNS = ("file", "prompt")
+BATCH = 32  # images that are written to the disk at a time
 
 
 def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, method: str = "imported") -> RunFolder:
@@ -42,9 +44,9 @@ def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, met
     lines = _lines(csv, root.resolve(), method)
     run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
     done = run.done()
-    for record, source in lines:
-        if record.id not in done:
-            run.adopt(record, source, _size(source))
+    missing = [line for line in lines if line[0].id not in done]
+    for start in range(0, len(missing), BATCH):
+        run.add_all([(_sized(record, source), source) for record, source in missing[start : start + BATCH]])
     unreadable = {r.id for r in run.records() if r.width == 0}
     if names := [source.name for record, source in lines if record.id in unreadable]:
         text = f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown"
@@ -103,11 +105,11 @@ def _record(csv: Path, line: int, cells: Row, prompt_id: str, count: int, method
     )
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, (0, 0) of what is no readable image."""
+def _sized(record: ImageRecord, path: Path) -> ImageRecord:
+    """The record with width and height in pixels, 0 of what is no readable image."""
     try:
         with Image.open(path) as image:
             image.load()
-            return image.size
+            return replace(record, width=image.width, height=image.height)
     except Exception:  # Pillow reports broken files in a dozen ways, NotImplementedError and MemoryError among them
-        return 0, 0
+        return record

@@ -11,13 +11,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from respodiff.data.places import new_file, sync, temporary
 from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.shards import WHOLE, Shard, parts_of
 from respodiff.data.untrusted import confined
@@ -48,12 +49,8 @@ def _json_object(file: Path) -> dict[str, Any] | None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write ``text`` so that a reader, also after a kill, sees the old file or the new one and never half of one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
+    with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
 
 
 class RunFolder:
@@ -147,32 +144,45 @@ class RunFolder:
             found = copy if {r.settings_digest for r in self.records()} == {settings_digest(copy)} else None
         return found
 
-    def add(self, record: ImageRecord, image: Image.Image) -> ImageRecord:
-        """Store one image, then its line: a line in the manifest means that the image is complete.
+    def add(self, record: ImageRecord, image: Image.Image | Path) -> ImageRecord:
+        """As `add_all`, for one image."""
+        return self.add_all([(record, image)])[0]
 
-        Gives the record with ``file``, ``width``, ``height`` and the digests as stored.
+    def add_all(self, images: Sequence[tuple[ImageRecord, Image.Image | Path]]) -> list[ImageRecord]:
+        """Store images, and their lines once the disk holds them: a line in the manifest means that the image is complete.
+
+        A path is of a file that is copied as it is, whose size in pixels its record says. Gives the records with ``file``, size and digests as stored.
         """
-        return self._store(record, f"{record.id}.png", image.size, lambda partial: image.save(partial, format="PNG"))
-
-    def adopt(self, record: ImageRecord, file: Path, size: tuple[int, int]) -> ImageRecord:
-        """As `add`, for a copy of an image file as it is; ``size`` is (width, height) in pixels, (0, 0) if unreadable."""
-        return self._store(record, f"{record.id}{file.suffix.lower()}", size, lambda partial: shutil.copyfile(file, partial))
-
-    def _store(self, record: ImageRecord, name: str, size: tuple[int, int], save: Callable[[Path], object]) -> ImageRecord:
-        target = self.images / name
-        partial = target.with_name(target.name + ".partial")
+        made_with = self._made_with or settings_digest(self.settings())
         try:
-            save(partial)
-            partial.replace(target)
-            made_with = self._made_with or settings_digest(self.settings())
-            done = dataclasses.replace(record, file=f"images/{name}", width=size[0], height=size[1], settings_digest=made_with)
-            done = dataclasses.replace(done, digest=file_digest(target))
+            done = [dataclasses.replace(self._store(record, image), settings_digest=made_with) for record, image in images]
+            if not self._settings_file.exists():  # and made anew by somebody else
+                raise FileNotFoundError
+            sync(self.images)
             self._mend_manifest()
             with self.manifest.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(dataclasses.asdict(done), ensure_ascii=False) + "\n")
+                handle.writelines(json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n" for record in done)
+            sync(self.manifest, self.path)
         except OSError as error:
-            raise OSError(f"cannot write to run folder {self.path}: {error.strerror or error}") from error
+            reason = error.strerror or error if self._settings_file.exists() else "it was deleted or moved meanwhile; repeat the command"
+            raise OSError(f"cannot write to run folder {self.path}: {reason}") from error
         return done
+
+    def _store(self, record: ImageRecord, image: Image.Image | Path) -> ImageRecord:
+        path = self.images / (record.id + (image.suffix.lower() if isinstance(image, Path) else ".png"))
+        partial = temporary(path)
+        try:
+            if isinstance(image, Path):
+                shutil.copyfile(image, partial)
+            else:
+                image.save(partial, format="PNG")
+                record = dataclasses.replace(record, width=image.width, height=image.height)
+            sync(partial)
+            digest = file_digest(partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return dataclasses.replace(record, file=f"images/{path.name}", digest=digest)
 
     def _mend_manifest(self) -> None:
         """Drop the half line that a kill left behind; the next line would be glued to it otherwise."""
@@ -246,11 +256,12 @@ class RunFolder:
         return [f"{n} of {count} shards are missing ({first}{', ...' if n > 8 else ''}): their images are in no number; generate them"]
 
     def done(self) -> set[str]:
-        """Ids of finished images: those with a manifest line and an image file."""
-        return {record.id for record in self.records() if self._holds(record)}
+        """Ids of finished images: those with a manifest line and the image file that it tells of."""
+        return {record.id for record in self.records() if self._is_whole(record)}
 
-    def _holds(self, record: ImageRecord) -> bool:
+    def _is_whole(self, record: ImageRecord) -> bool:
+        """Whether the image file is as it was stored: not lost, cut, emptied or changed."""
         try:
-            return bool(confined(self.path, record.file))
+            return file_digest(confined(self.path, record.file)) == record.digest
         except (OSError, ValueError):
             return False

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from respodiff.data.places import new_file
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
 from respodiff.data.shards import WHOLE, Shard, parts_of
@@ -189,10 +190,8 @@ class ScoreFiles:
         if not vectors:
             return
         self._make_folder()
-        target = self.shard.part(self._vectors_file)
-        partial = target.with_name(target.name + ".partial")
-        save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
-        partial.replace(target)
+        with new_file(self.shard.part(self._vectors_file)) as partial:
+            save_file({"vectors": np.stack(list(vectors.values()))}, partial, metadata={"digests": json.dumps(list(vectors))})
 
 
 def scored_by(folder: RunFolder) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,10 @@ def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Pro
     """The run folder, made or checked. A folder of ours without images takes the new settings: nothing in it depends on the old."""
     folder = RunFolder(out, shard)
     written = folder.path / "run.json"
-    empty = not folder.manifests() and all(file.suffix == ".partial" for file in folder.images.glob("*"))
-    if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
-        written.unlink()
+    empty = not folder.manifests() and all(file.suffix in (".partial", ".tmp") for file in folder.images.glob("*"))
+    with suppress(ValueError):  # a broken run.json is replaced in any case
+        if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
+            written.unlink()
     folder.create(settings)
     texts = {p.id: p.text for p in prompts}
     if others := [r.prompt for r in folder.records() if texts.get(r.prompt_id) != r.prompt]:
@@ -160,9 +161,11 @@ def _images(
         latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
         with steer(pipe, [[scaled for _, scaled in row] for row in rows]):
             images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
-        for job, row, image in zip(batch, rows, images, strict=True):
-            record = replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
-            yield (folder.add(record, image) if folder else record), image
+        records = [
+            replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
+            for job, row, image in zip(batch, rows, images, strict=True)
+        ]
+        yield from zip(folder.add_all(list(zip(records, images, strict=True))) if folder else records, images, strict=True)
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:

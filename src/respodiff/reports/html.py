@@ -47,10 +47,6 @@ def html_report(path: str | Path, *, title: str, lead: str, sections: Sequence[S
     path = Path(path)
     filled = [s for s in sections if s.text or s.table or s.parts or s.notes or s.commands]
     page = render("page.html.j2", title=title, lead=lead, notice=NOTICE, sections=filled)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot write {path}: {error.strerror}; choose another place for the page") from error
     write_atomic(path, page + "\n")
     return path
 

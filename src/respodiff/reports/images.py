@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
+from respodiff.data.places import new_file
 from respodiff.data.untrusted import confined
 from respodiff.evaluation.comparison import ReportEntry, noise_key
 from respodiff.evaluation.score_files import open_image
@@ -153,10 +154,9 @@ def image_grid(
         draw.text((left - 12, y + thumb / 2), label, INK, _font(text), anchor="rm")
         for x, image in zip(starts, images, strict=False):
             sheet.paste(_thumb(image, thumb), (x, y))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, format="PNG", optimize=True)
-    return path
+    with new_file(path, "image") as partial:
+        sheet.save(partial, format="PNG", optimize=True)
+    return Path(path)
 
 
 @cache

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
+from respodiff.data.places import new_file
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import TIMESTEPS, Header, new_file
+from respodiff.steering.serialization import TIMESTEPS, Header
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 CHANNELS = 1280
@@ -166,5 +167,6 @@ def _written(tensors: Mapping[str, Tensor], path: str | Path, out: str | Path) -
         raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
     if not tensors:
         raise ValueError(f"checkpoint {str(path)!r} holds no tensor at its top level; give a dictionary of tensors")
-    save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, out)
+    with new_file(out) as partial:
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial)
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -17,10 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from respodiff.data.places import new_file
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.self_test import sample_latents
-from respodiff.steering.serialization import TIMESTEPS, check_scale, new_file
+from respodiff.steering.serialization import TIMESTEPS, check_scale
 from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -17,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from respodiff.concepts.concept import Concept, Kind
+from respodiff.data.places import new_file
 
 if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
     from torch import Tensor
@@ -191,21 +190,6 @@ def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], 
     with new_file(path, "adapter file") as temporary:
         temporary.write_bytes(serialized(copies, metadata={HEADER_KEY: text}))  # save_file would make it 0600 whatever the umask
     return Path(path)
-
-
-@contextmanager
-def new_file(path: str | Path, what: str = "file") -> Iterator[Path]:
-    """Where to write a file that is ``path`` once the block has ended, and not half of it. OSError with one line if it cannot be written."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last
-        if temporary.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise OSError(f"{what} {str(path)!r} cannot be written ({error}); choose a folder that is writable") from error
 
 
 def check_scale(scale: float) -> None:

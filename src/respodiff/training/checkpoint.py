@@ -10,6 +10,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from respodiff.concepts.concept import Concept
+from respodiff.data.places import new_file
 
 
 class Checkpoint:
@@ -68,20 +69,12 @@ class Checkpoint:
         try:
             TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another") from error
         return earlier
 
     def write(self, tensors: dict[str, Any]) -> None:
         """Replaces the file at once."""
         from safetensors.torch import save as serialized
 
-        partial = self.path.with_suffix(".tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(self.path, "checkpoint") as partial:
             partial.write_bytes(serialized(tensors, metadata={"about": self.about}))
-            partial.replace(self.path)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> OSError:
-        return OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another")
