@@ -20,7 +20,6 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge, choose, class_texts
 from respodiff.evaluation.metrics import judge_errors, shares
 from respodiff.evaluation.score_files import open_image
-from respodiff.generation.policies import exact_counts
 
 LABELLED = ROOT / "benchmarks" / "data" / "labelled"
 MIXTURES = (0.10, 0.50, 0.93)  # share of men
@@ -52,8 +51,8 @@ def draw(rows: Sequence[tuple[str, str]], proportions: dict[str, float], n: int,
 
 
 def exact(rows: Sequence[tuple[str, str]], proportions: dict[str, float], n: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """A set of n images that holds each class in its share, to the image."""
-    counts = dict(zip(proportions, exact_counts(list(proportions.values()), n), strict=True))
+    """A set of n images that holds each class in its share, to the nearest image."""
+    counts = {name: round(n * share) for name, share in proportions.items()}
     by_class = {c: [row for row in rows if row[1] == c] for c in proportions}
     return [by_class[c][rng.integers(len(by_class[c]))] for c, k in counts.items() for _ in range(k)]
 

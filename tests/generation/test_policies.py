@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from respodiff.data.target_proportions import check_proportions
-from respodiff.generation.policies import assign, exact_counts, prompt_seed
+from respodiff.generation.policies import assign, prompt_seed
 
 GENDER = {"gender": ["woman", "man"]}
 TONE = {"tone": ["light", "medium", "dark"]}
@@ -22,26 +22,21 @@ def counts(rows: list[dict[str, str]], attribute: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("proportions", PROPORTIONS, ids=str)
-def test_exact_counts_sum_to_n_and_are_within_one_of_the_quota(proportions: list[float]) -> None:
+def test_counts_of_a_prompt_sum_to_n_and_are_within_one_of_the_quota(proportions: list[float]) -> None:
+    names = [str(i) for i in range(len(proportions))]
+    wanted = {"one": dict(zip(names, proportions, strict=True))}
     for n in [*range(1, 60), 100, 997]:
         for seed in range(5):
-            found = exact_counts(proportions, n, seed)
-            assert sum(found) == n
-            for count, share in zip(found, proportions, strict=True):
-                assert count >= 0
-                assert abs(count - n * share) < 1
-                assert share or not count, "a share of 0 gets nothing"
+            found = counts(assign({"one": names}, n, proportions=wanted, seed=seed), "one")
+            assert found.total() == n
+            for name, share in wanted["one"].items():
+                assert abs(found[name] - n * share) < 1
+                assert share or not found[name], "a share of 0 gets nothing"
 
 
-def test_exact_counts_are_the_quota_itself_where_it_is_whole() -> None:
-    assert exact_counts([0.7, 0.2, 0.1], 10) == [7, 2, 1]
-    assert exact_counts([0.1] * 10, 30) == [3] * 10
-    assert exact_counts([0.26, 0.74], 10) == [3, 7], "the largest remainder gets the odd image"
-
-
-def test_the_odd_image_goes_to_every_concept_equally_often() -> None:
-    odd = Counter(exact_counts([1 / 3] * 3, 10, seed).index(4) for seed in range(900))
-    assert all(abs(odd[i] - 300) < 60 for i in range(3))  # 60 is about four standard deviations
+def test_the_odd_image_goes_to_every_concept_as_often_as_its_share_says() -> None:
+    odd = Counter(assign(GENDER, 1, proportions={"gender": {"woman": 0.3, "man": 0.7}}, seed=seed)[0]["gender"] for seed in range(900))
+    assert abs(odd["woman"] - 270) < 55  # four standard deviations
 
 
 # --- products ---
@@ -174,7 +169,7 @@ def test_same_seed_same_rows_and_other_seed_other_order() -> None:
 
 def test_rows_are_the_same_in_every_process() -> None:
     rows = assign({**GENDER, **TONE}, 5, seed=3)
-    expected = [("woman", "medium"), ("man", "light"), ("woman", "dark"), ("woman", "light"), ("man", "dark")]
+    expected = [("woman", "medium"), ("man", "light"), ("man", "medium"), ("man", "dark"), ("woman", "dark")]
     assert [(row["gender"], row["tone"]) for row in rows] == expected
     assert [row["tone"] for row in assign(TONE, 5, seed=3)] == ["medium", "medium", "light", "dark", "dark"]
 

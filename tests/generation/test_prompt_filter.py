@@ -107,6 +107,20 @@ def test_each_attribute_has_a_gate_of_its_own(tiny_pipe: Any, gender: list[Conce
     assert sorted(r.concepts["tone"] for r, _ in found.values() if r.concepts) == ["dark", "light"], "still exact"
 
 
+def test_modules_of_subgroups_are_left_out_as_a_whole(tiny_pipe: Any, make_module: Make) -> None:
+    joint = [make_module(name, "gender*tone", seed=i) for i, name in enumerate(("woman*dark", "woman*light", "man*dark", "man*light"))]
+    texts = ("a woman with dark skin", "a woman with light skin", "a man with dark skin", "a man with light skin")
+    modules = [
+        ConceptModule.of(m.ram, m.sam, Header(m.name, text, "a person", attribute="gender*tone"))
+        for m, text in zip(joint, texts, strict=True)
+    ]
+    found = quiet_draw(tiny_pipe, [STATED, ASKED], modules, GenerateConfig(images=2, steps=1, skip_explicit_prompts=True))
+    for record, _ in found.values():
+        assert (set(record.concepts), set(record.skipped_attributes)) == (
+            (set(), {"gender*tone"}) if record.prompt == STATED else ({"gender", "tone"}, set())
+        )
+
+
 def test_what_was_made_of_a_whole_attribute_is_gated_too(tiny_pipe: Any) -> None:
     prompt = PromptAdapter(replace(Header.of(WOMAN, method="prompt", site=""), kind="attribute", train={"switch": 0.0}))
     plain = quiet_draw(tiny_pipe, [STATED, ASKED], (), GenerateConfig(images=1, steps=1))

@@ -20,7 +20,7 @@ from respodiff.generation.assignment import AdaptersOfImages, assign_concepts_to
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Groups, Job, attribute_of, batches, check_prompts, check_steps, plan, run_sampler, start
 from respodiff.generation.policies import sampled_attributes
-from respodiff.generation.prompt_filter import filter_jobs
+from respodiff.generation.prompt_filter import reasons
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.bottleneck import is_compiled
 from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
@@ -49,13 +49,14 @@ def generate(
         modules: alternatives to sample from, adapters of any method. Several attributes are combined (gender x tone), with a module of every
             concept or of every subgroup (attribute ``gender*tone``). An adapter of a whole attribute is added to every image.
         safety: adapters added to every image.
-        out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed or given more prompts.
+        out: run folder to write to, made if absent. Images that it holds are skipped, so that a run may be resumed. It may be
+            given more prompts if the images that it holds would get the same concepts.
         suite_digest: SHA-256 of the file the prompts were read from (`respodiff.data.prompt_sets.Suite`), kept in ``run.json``.
         shard: the part of the prompts to generate now. Concepts are those of the whole run, whatever the number of shards.
 
     Raises:
         ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other
-            settings, or with images of prompts that are not among ``prompts``. All of it before anything is generated or written.
+            settings, or with images of other prompts or concepts. All of it before anything is generated or written.
     """
     config = config or GenerateConfig()
     if isinstance(prompts, str):
@@ -68,11 +69,10 @@ def generate(
         raise ValueError(f"safety holds {both[0]!r}, which is an attribute's name too, so that predictions mix; give it another name")
     check_prompts(pipe, asked, config)
     steps, guidance = sampling_settings(pipe, config.steps, config.guidance)
-    jobs = plan(pipe, asked, sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions), config)
-    own = {p.id for p in shard.take(asked)}
-    jobs = [job for job in jobs if job.prompt.id in own]
-    if config.skip_explicit_prompts:
-        jobs = filter_jobs(jobs, [*modules, *safety])
+    names = sampled_attributes({a: list(group) for a, group in groups.items()}, config.target_proportions)
+    texts = list(dict.fromkeys(p.text for p in asked)) if config.skip_explicit_prompts else []
+    skipped = dict(zip(texts, reasons(texts, common if config.policy == "none" else [*modules, *safety]), strict=True))
+    jobs = plan(pipe, asked, names, config, skipped)
     about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
     about["model_digest"] = weights_digest(backbone(pipe))
     folder = None
@@ -83,7 +83,9 @@ def generate(
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
-        folder = _run_folder(out, settings, asked, shard)
+        folder = _run_folder(out, settings, jobs, config, shard)
+    own = {p.id for p in shard.take(asked)}
+    jobs = [job for job in jobs if job.prompt.id in own]
     done = folder.done() if folder else set()
     todo: Iterable[Job] = (job for job in jobs if job.id not in done)
     if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
@@ -135,7 +137,7 @@ def _checked_modules(
     return groups, common
 
 
-def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Prompt], shard: Shard) -> RunFolder:
+def _run_folder(out: str | Path, settings: dict[str, Any], jobs: Sequence[Job], config: GenerateConfig, shard: Shard) -> RunFolder:
     """The run folder, made or checked. A folder of ours without images takes the new settings: nothing in it depends on the old."""
     folder = RunFolder(out, shard)
     written = folder.path / "run.json"
@@ -144,11 +146,21 @@ def _run_folder(out: str | Path, settings: dict[str, Any], prompts: Sequence[Pro
         if written.is_file() and empty and {"policy", "model_digest"} <= folder.settings().keys() and folder.settings() != settings:
             written.unlink()
     folder.create(settings)
-    texts = {p.id: p.text for p in prompts}
-    if others := [r.prompt for r in folder.records() if texts.get(r.prompt_id) != r.prompt]:
+    texts, records = {job.prompt.id: job.prompt.text for job in jobs}, folder.records()
+    if others := [r.prompt for r in records if texts.get(r.prompt_id) != r.prompt]:
         raise ValueError(
             f"out is {str(out)!r}, which holds images of {others[0]!r}, none of these prompts: "
             "give all of its prompts to resume it (more may be added), or choose another folder"
+        )
+
+    def key(prompt: str, repeat: int, concepts: dict[str, str]) -> tuple[Any, ...]:
+        return prompt, 0 if config.assign_at else repeat, *sorted(concepts.items())
+
+    planned = Counter(key(job.prompt.id, job.repeat, job.concepts) for job in jobs)
+    if other := Counter(key(r.prompt_id, r.repeat, r.concepts) for r in records) - planned:
+        raise ValueError(
+            f"out is {str(out)!r}, whose images of {texts[next(iter(other))[0]]!r} got other concepts: counts of other prompts, or of another "
+            "version of respodiff; give the prompts that it was begun with, or choose another folder"
         )
     return folder
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from respodiff.concepts.intersections import split
+from respodiff.concepts.intersections import factors, split
 from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.policies import assign, prompt_seed
+from respodiff.generation.policies import Target, assign_run, checked_shares
 from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
@@ -62,8 +62,20 @@ def attribute_of(adapter: Adapter) -> str:
     return adapter.header.attribute or "concept"
 
 
-def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]], config: GenerateConfig) -> list[Job]:
-    """The jobs of a run, ``config.images`` of every prompt; ``names`` is attribute -> concepts to sample from.
+def plan(
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    names: Mapping[str, Sequence[str]],
+    config: GenerateConfig,
+    skipped: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Job]:
+    """The jobs of a run, ``config.images`` of every prompt.
+
+    The concepts of an image depend on all prompts of the run (`respodiff.generation.policies.assign_run`): a part of a run is planned as a whole.
+
+    Args:
+        names: attribute -> concepts to sample from.
+        skipped: text of a prompt -> attribute that it gets no concept of -> why.
 
     Warns once of each kind of data set setting that cannot be followed. ValueError for wrong proportions, or more than a million jobs.
     """
@@ -75,19 +87,32 @@ def plan(pipe: Any, prompts: Sequence[Prompt], names: Mapping[str, Sequence[str]
     of_group = config.group_proportions or {}
     if unknown := sorted(set(of_group) - {p.group for p in prompts}):
         raise ValueError(f"group_proportions has group {unknown[0]!r}, which no prompt is of; leave it out")
+    for group, own in of_group.items():
+        try:
+            checked_shares(names, own)
+        except ValueError as error:
+            raise ValueError(f"group {group!r}: {error}") from error
+    why = {p.id: (skipped or {}).get(p.text, {}) for p in prompts}
+    left_out = {p: {f for name in found for f in factors(name)} for p, found in why.items()}
+    targets = {
+        p.id: Target(
+            p.group,
+            {**(config.target_proportions or {}), **of_group.get(p.group, {})},
+            [a for a in names if left_out[p.id].issuperset(factors(a))],
+        )
+        for p in prompts
+    }
+    rows = assign_run(names, config.images, config.policy, targets, config.seed)
     jobs: list[Job] = []
     for prompt in prompts:
-        proportions = {**(config.target_proportions or {}), **of_group.get(prompt.group, {})}
-        try:
-            rows = assign(names, config.images, config.policy, proportions=proportions, seed=prompt_seed(config.seed, prompt.id))
-        except ValueError as error:
-            raise ValueError(f"group {prompt.group!r}: {error}" if prompt.group in of_group else str(error)) from error
         guidance, size, seed = float(run_guidance), None, None
         if config.use_dataset_settings:
             size, seed = own_size(pipe, prompt), prompt.seed
             if prompt.guidance is not None and GUIDANCE[0] <= prompt.guidance <= GUIDANCE[1]:
                 guidance = float(prompt.guidance)
-        jobs += [Job(prompt, i, split(row), steps, guidance, size, seed) for i, row in enumerate(rows)]
+        for i, row in enumerate(rows[prompt.id]):
+            concepts = {a: c for a, c in split(row).items() if a not in left_out[prompt.id]}
+            jobs.append(Job(prompt, i, concepts, steps, guidance, size, seed, why[prompt.id]))
     return jobs
 
 

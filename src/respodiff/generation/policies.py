@@ -5,19 +5,34 @@ Every function is pure: the seed is an argument, and no global random state is r
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from respodiff.concepts.intersections import JOIN, alternatives, factors, is_intersection, subgroups
 from respodiff.data.target_proportions import check_proportions
+from respodiff.generation.apportionment import Counts, Quotas, apportion
 
 Policy = Literal["none", "exact", "random"]
 Names = Mapping[str, Sequence[str]]
 """Attribute -> names of its concepts."""
+
+
+class Target(NamedTuple):
+    """What the images of one prompt should show.
+
+    Attributes:
+        group: prompts of one group have the same target proportions, and their counts are exact together.
+        proportions: attribute -> target proportions; uniform where not given.
+        skipped: attributes of which the prompt gets no concept.
+    """
+
+    group: str = ""
+    proportions: Mapping[str, Mapping[str, float]] = {}
+    skipped: Collection[str] = ()
 
 
 def assign(
@@ -33,8 +48,8 @@ def assign(
     Args:
         attributes: attribute -> names of its concepts, e.g. ``{"gender": ["woman", "man"], "tone": [...]}``.
         n: number of images, at least 1.
-        policy: ``exact``: counts within 1 of n * share, in shuffled order, and over many seeds equal to it. Of two attributes, each pair of
-            concepts is within 1 too; of more, the pairs of the first two. ``random``: independent samples. ``none``: empty dictionaries.
+        policy: ``exact``: counts within 1 of n * share, of each concept and each combination, in shuffled order; over many seeds equal to it.
+            With three and more attributes combinations may be off by more. ``random``: independent samples. ``none``: empty dictionaries.
         proportions: attribute -> target proportions; uniform where not given.
         seed: of the order and of the samples.
 
@@ -45,95 +60,68 @@ def assign(
         raise ValueError(f"n is {n!r}; allowed: at least 1")
     if policy not in get_args(Policy):
         raise ValueError(f"policy is {policy!r}; allowed: {', '.join(get_args(Policy))}")
-    if unknown := set(proportions or {}) - set(attributes):
-        raise ValueError(
-            f"proportions are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}"
-        )
-    wanted = [check_proportions(names, (proportions or {}).get(a)) for a, names in attributes.items()]
+    shares = checked_shares(attributes, proportions)
     if policy == "none" or not attributes:
         return [{} for _ in range(n)]
     rng = random.Random(seed)
     if policy == "random":
-        rows = list(zip(*(rng.choices(range(len(shares)), shares, k=n) for shares in wanted), strict=True))
-    else:
-        rows = _exact_rows(wanted, n, seed, rng)
-        rng.shuffle(rows)
-    return [{a: names[i] for (a, names), i in zip(attributes.items(), row, strict=True)} for row in rows]
+        drawn = [rng.choices(list(of_concept), list(of_concept.values()), k=n) for of_concept in shares.values()]
+        return [dict(zip(attributes, row, strict=True)) for row in zip(*drawn, strict=True)]
+    counts = apportion({"": _quotas(shares, n)}, {"": [""]}, random.Random(f"counts/{seed}"))
+    return _shuffled(counts[""], rng)
+
+
+def assign_run(attributes: Names, n: int, policy: Policy, prompts: Mapping[str, Target], seed: int = 0) -> dict[str, list[dict[str, str]]]:
+    """As `assign` for every prompt of a run, by its id: ``exact`` counts hold for each prompt, each group, and the run as a whole.
+
+    They depend on all of the prompts, but not on their order. Samples of ``random`` depend on the seed and the prompt's id alone.
+    """
+    if policy != "exact":
+        rows = {p: assign(attributes, n, policy, proportions=t.proportions, seed=prompt_seed(seed, p)) for p, t in prompts.items()}
+        return {p: [{a: c for a, c in row.items() if a not in prompts[p].skipped} for row in found] for p, found in rows.items()}
+    groups: dict[Hashable, list[str]] = {}
+    quotas: dict[Hashable, Quotas] = {}
+    for p, target in sorted(prompts.items(), key=lambda item: (item[1].group, item[0])):
+        key = (target.group, tuple(a for a in attributes if a not in target.skipped))
+        if key not in groups:
+            shares = checked_shares(attributes, target.proportions)
+            groups[key], quotas[key] = [], _quotas({a: shares[a] for a in key[1]}, n)
+        groups[key].append(p)
+    counts = apportion(quotas, groups, random.Random(f"counts/{seed}"))
+    return {p: _shuffled(counts[p], random.Random(prompt_seed(seed, p))) for p in prompts}
+
+
+def checked_shares(attributes: Names, proportions: Mapping[str, Mapping[str, float]] | None) -> dict[str, dict[str, float]]:
+    """Attribute -> concept -> share, uniform where not given; ValueError as for `assign`."""
+    if unknown := set(proportions or {}) - set(attributes):
+        raise ValueError(
+            f"proportions are given for {sorted(unknown)[0]!r}, but no concept of it is steered; known: {', '.join(attributes)}"
+        )
+    shares = {a: check_proportions(names, (proportions or {}).get(a)) for a, names in attributes.items()}
+    return {a: {c: share / math.fsum(shares[a]) for c, share in zip(names, shares[a], strict=True)} for a, names in attributes.items()}
+
+
+def _quotas(shares: Mapping[str, Mapping[str, float]], n: int) -> Quotas:
+    """The images that each combination of concepts should have of n; those with a share of 0 are left out."""
+    cells = itertools.product(*[[(a, c) for c, share in of_concept.items() if share] for a, of_concept in shares.items()])
+    return tuple((cell, n * math.prod(shares[a][c] for a, c in cell)) for cell in cells)
+
+
+def _shuffled(counts: Counts, rng: random.Random) -> list[dict[str, str]]:
+    """The images of these counts in a random order."""
+    cells = [cell for cell, count in counts.items() for _ in range(count)]
+    if all(len(cell) == 1 for cell in counts):  # the order that every published table was generated from
+        ties = dict(zip(counts, rng.sample(range(len(counts)), len(counts)), strict=True))
+        spread = sorted(((j + 0.5) / count, ties[cell], cell) for cell, count in counts.items() for j in range(count))
+        rng.random()
+        cells = [cell for *_, cell in spread]
+    rng.shuffle(cells)
+    return [dict(cell) for cell in cells]
 
 
 def prompt_seed(seed: int, prompt_id: str) -> int:
-    """Seed of one prompt, so that its concepts do not depend on the other prompts of the run."""
+    """Seed of one prompt: of the order of its concepts, and of random ones."""
     return int.from_bytes(blake2b(f"policy/{seed}/{prompt_id}".encode(), digest_size=7).digest(), "big")
-
-
-def exact_counts(proportions: Sequence[float], n: int, seed: int = 0) -> list[int]:
-    """Whole counts that sum to n, each within 1 of n * share (largest remainder method).
-
-    Equal remainders are ordered by the seed, so that over many prompts no concept gets the odd image more often.
-    """
-    quotas = [n * s for s in proportions]
-    counts = [math.floor(q + 1e-9) for q in quotas]
-    order = list(range(len(proportions)))
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda i: round(counts[i] - quotas[i], 9))
-    for i in order[: n - sum(counts)]:
-        counts[i] += 1
-    return counts
-
-
-def _exact_rows(wanted: Sequence[Sequence[float]], n: int, seed: int, rng: random.Random) -> list[tuple[int, ...]]:
-    """For each of n images the index of its concept of every attribute, in no particular order."""
-    first, *others = wanted
-    if not others:
-        counts = exact_counts(first, n, seed)
-        ties = rng.sample(range(len(counts)), len(counts))
-        spread = sorted(((j + 0.5) / count, ties[i], i) for i, count in enumerate(counts) for j in range(count))
-        rng.random()  # not used, but every published table was generated from the order that follows
-        return [(i,) for *_, i in spread]
-    quotas: dict[tuple[int, ...], Fraction] = {(i,): n * s for i, s in enumerate(_fractions(first))}
-    for proportions in others:
-        table = rounded_table([[quota * s for s in _fractions(proportions)] for quota in quotas.values()], rng)
-        quotas = {(*cell, j): Fraction(c) for cell, row in zip(quotas, table, strict=True) for j, c in enumerate(row)}
-    return [cell for cell, count in quotas.items() for _ in range(int(count))]
-
-
-def _fractions(proportions: Sequence[float]) -> list[Fraction]:
-    """Shares as exact numbers that sum to 1: 0.1 is a tenth, and the float next to a third is a third."""
-    exact = [Fraction(s).limit_denominator(10**9) for s in proportions]
-    return [s / sum(exact) for s in exact]
-
-
-def rounded_table(table: Sequence[Sequence[Fraction]], rng: random.Random) -> list[list[int]]:
-    """Whole numbers for a table with a whole total (unbiased controlled rounding, Cox 1987).
-
-    Every entry, row sum and column sum becomes one of the two whole numbers around it. Over many seeds the mean of an entry is the entry.
-    """
-    # With their negative sums appended all lines sum to zero, so that a line with one fraction has a second one.
-    full = [[*row, -sum(row, Fraction())] for row in table]
-    full.append([-sum(column, Fraction()) for column in zip(*full, strict=True)])
-    while cycle := _fraction_cycle(full):
-        signs = [(-1) ** k for k in range(len(cycle))]
-        # Distances to the nearest whole entry upwards and downwards; (-x) % 1 is ceil(x) - x.
-        up, down = (min(-way * s * full[i][j] % 1 for (i, j), s in zip(cycle, signs, strict=True)) for way in (1, -1))
-        # Move until one entry of the cycle is whole, in a random direction that keeps the mean of each entry.
-        move = -down if rng.random() * (up + down) < up else up
-        for (i, j), s in zip(cycle, signs, strict=True):
-            full[i][j] += s * move
-    return [[int(x) for x in row[:-1]] for row in full[:-1]]
-
-
-def _fraction_cycle(full: Sequence[Sequence[Fraction]]) -> list[tuple[int, int]]:
-    """A cycle of entries that are not whole, each in the row or column of the one before; empty if all are whole."""
-    left = [(i, j) for i, row in enumerate(full) for j, x in enumerate(row) if x.denominator > 1]
-    if not left:
-        return []
-    lines = [(0, left[0][0])]  # as (0, row) or (1, column)
-    entries: list[tuple[int, int]] = []
-    while lines[-1] not in lines[:-1]:
-        axis, index = lines[-1]
-        entries.append(next(e for e in left if e[axis] == index and e not in entries[-1:]))
-        lines.append((1 - axis, entries[-1][1 - axis]))
-    return entries[lines.index(lines[-1]) :]
 
 
 def sampled_attributes(loaded: Names, proportions: Mapping[str, Mapping[str, float]] | None) -> dict[str, list[str]]:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from respodiff.concepts.prompt_editing import rewriting
-from respodiff.generation.plan import Job, attribute_of
+from respodiff.generation.plan import attribute_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 
 
@@ -49,18 +48,6 @@ def filter_explicit(prompts: Sequence[str], adapters: Adapter | Sequence[Row]) -
     for row, before, why in zip(held.rows, rows, skipped, strict=True):
         kept = tuple(m for m in row if m.header.kind == "safety" or attribute_of(m) not in why)
         out.append(before if kept == row else kept or None)
-    return out
-
-
-def filter_jobs(jobs: Sequence[Job], adapters: Sequence[Adapter]) -> list[Job]:
-    """The jobs of a run without concepts of skipped attributes, and with the reasons."""
-    common = {attribute_of(m) for m in adapters if m.header.kind == "attribute"}
-    texts = list(dict.fromkeys(job.prompt.text for job in jobs))
-    found = dict(zip(texts, reasons(texts, adapters), strict=True))
-    out = []
-    for job in jobs:
-        why = {a: text for a, text in found[job.prompt.text].items() if a in job.concepts or a in common}
-        out.append(replace(job, concepts={a: c for a, c in job.concepts.items() if a not in why}, skipped_attributes=why))
     return out
 
 
