@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 
 from command import respodiff
-from respodiff.cli.console import check_device, open_model
+from respodiff.cli import console
+from respodiff.cli.console import PlainConsole, check_device, finish, open_model, progress, table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,39 @@ def test_model_device_and_dtype_are_the_first_line(capsys: pytest.CaptureFixture
     assert done.stderr.splitlines()[0] == "model embedded, device cpu, dtype float32" and "Loading" not in done.stderr
     with pytest.raises(ValueError, match="--dtype is 'int8'"):
         open_model("embedded", "cpu", "int8")
+
+
+ODD = "[/big] [red]x[/red] :smile: \x1b[31mred\x1b[0m\a \x9b2J\u202eevil"
+SHOWN = "[/big] [red]x[/red] :smile: red evil"
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    out = io.StringIO()
+    monkeypatch.setattr(console, "words", PlainConsole(file=out, force_terminal=True, color_system=None, width=200))
+    return out
+
+
+def test_names_and_prompts_are_printed_without_markup_and_escapes(terminal: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as bar:
+        bar.add_task(ODD, total=2)
+        bar.refresh()
+    console.words.print(ODD)
+    console.words.print(table(ODD, (ODD, "n"), [(ODD, "1")]))
+    said = terminal.getvalue()
+    assert said.count(SHOWN) >= 5 and "\x1b[31m" not in said and not {"\a", "\x9b", "\u202e"} & set(said)
+    finish({}, ODD, as_json=False)
+    assert capsys.readouterr().out.strip() == SHOWN
+
+
+def test_an_error_and_a_warning_are_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_path: Path) -> None:
+        warnings.warn(f"{ODD}\nsecond line {'w' * 10**6!r}", stacklevel=1)
+        raise ValueError(f"concept is {ODD + 'e' * 10**7!r}; allowed:\nwoman, man")
+
+    monkeypatch.setattr("respodiff.cli.models.contents", broken)
+    done = respodiff("inspect", "x")
+    warning, error = done.stderr.splitlines()
+    assert warning.startswith(f"warning: {SHOWN} second line") and error.endswith("; allowed: woman, man") and len(done.stderr) < 1000
+    done = respodiff("train", "--concept", "\x1b[31m" + "x" * 100_000, "--out", str(tmp_path / "m"))
+    assert done.returncode == 2 and len(done.stderr) < 1000 and "\x1b" not in done.stderr and done.stderr.count("\n") == 1

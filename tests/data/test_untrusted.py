@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from painted import GENDER, WORDS, ColourJudge, paint
+from respodiff.concepts.concept import load_concepts
 from respodiff.data.import_images import import_folder
+from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.run_folder import RunFolder
-from respodiff.data.untrusted import confined
-from respodiff.evaluation.calibration import calibrate
+from respodiff.data.tables import read_text
+from respodiff.data.untrusted import confined, from_json, printable, read_json, shortened
+from respodiff.evaluation.calibration import calibrate, read_confusion
 from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.judges import Score
 from respodiff.reports.run_report import report
 
 
@@ -117,3 +124,76 @@ def test_tables_that_name_what_is_no_image(kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"t\.csv"):
         calibrate(folder / "t.csv", ColourJudge(), [GENDER])
     assert not (tmp_path / "run").exists()
+
+
+# --- JSON and texts ---
+
+DEEP = "[" * 100_000
+
+
+def test_deep_nesting_is_an_error_of_ours(run: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(DEEP)
+    for name, text in (("c.json", DEEP), ("c.toml", f"a = {DEEP}")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="confusion file"):
+        read_confusion(tmp_path / "c.json")
+    with pytest.raises(ValueError, match="concept file"):
+        load_concepts(tmp_path / "c.toml")
+    with run.manifest.open("a") as handle:
+        handle.write(f'{{"id": {DEEP}\n')
+    assert len(run.records()) == 3 and "line 4 is broken" in run.read()[1][0]
+    (run.path / "scores" / "colour-01234567.jsonl").write_text(DEEP)
+    with pytest.raises(ValueError, match="run 'respodiff evaluate"):
+        report([run.path], tmp_path / "page.html")
+
+
+RECORD = ImageRecord("a-0000", "images/a.png", "a doctor", "a", categories=("x",), margins={"gender": 1}, own_seed=3)
+
+
+def test_a_record_comes_back() -> None:
+    assert parse_row(json.dumps(dataclasses.asdict(RECORD) | {"newer": [1]}).encode()) == RECORD
+    assert from_json(Score, {"id": "a", "score": 1, "problem": None}) == Score("a", score=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"id": v} for v in (None, 3, ["a"], "x" * 300)),
+        *({"steps": v} for v in ("2", 2.0, True, None)),
+        *({"guidance": v} for v in ("7", None, False, [1.0])),
+        *({"own_seed": v} for v in ([3], "3", {})),
+        *({"modules": v} for v in ("ab", [1], None, {})),
+        *({"margins": v} for v in ({"a": "b"}, [1], None)),
+        *({"concepts": v} for v in ({"a": None}, "woman")),
+        *({"scheduler": v} for v in (None, 5)),
+    ],
+)
+def test_a_value_of_another_type_is_no_record(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(change))} (must be|has) "):
+        parse_row(json.dumps(dataclasses.asdict(RECORD) | change).encode())
+
+
+def test_a_long_value_is_not_repeated() -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_row(json.dumps(dataclasses.asdict(RECORD) | {"group": ["x" * 10**6]}).encode())
+    assert len(str(caught.value)) < 400
+    text = shortened(f"group is {'y' * 10**6!r}; allowed: a, b; it's one of the model's own")
+    assert len(text) < 300 and text.endswith("; allowed: a, b; it's one of the model's own")
+    assert len(shortened("z" * 10**6)) < 1000
+    assert shortened("group is 'short', \"it's\"") == "group is 'short', \"it's\""
+
+
+def test_only_what_can_be_printed() -> None:
+    assert printable("\x1b[2J\x1b[31;1mred\x1b[0m \x9b5mblink \x1b(B\a\b\0\r x\u202ey") == "red blink B x" + "y"
+    assert (
+        printable("[/big] [bold]hat[/bold]\n\té :smile: \U0001f469\u200d\U0001f52c")
+        == "[/big] [bold]hat[/bold]\n\té :smile: \U0001f469\u200d\U0001f52c"
+    )
+    assert printable("a\ud800b").encode() == "a\ufffdb".encode()
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_device_is_no_table() -> None:
+    with pytest.raises(ValueError, match="has more than"):
+        read_text(Path("/dev/zero"))

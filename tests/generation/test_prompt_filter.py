@@ -164,7 +164,7 @@ def test_a_row_without_a_gate_has_none() -> None:
     assert parse_row(row + b"}").skipped_attributes == {} and parse_row(
         row + b', "skipped_attributes": {"gender": "x"}}'
     ).skipped_attributes == {"gender": "x"}
-    with pytest.raises(ValueError, match="skipped_attributes must be an object of texts"):
+    with pytest.raises(ValueError, match="skipped_attributes must be an object, each value a text"):
         parse_row(row + b', "skipped_attributes": ["gender"]}')
 
 

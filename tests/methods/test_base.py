@@ -21,7 +21,7 @@ from respodiff.methods.lora import LowRankAdapter
 from respodiff.methods.registry import NAMES, get_method, load
 from respodiff.steering.adapter import Adapter, header_of
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import HEADER_KEY, Header
+from respodiff.steering.serialization import HEADER_KEY, Header, checksum
 from respodiff.training.config import Settings
 
 CONFIG = GenerateConfig(images=4, steps=2, guidance=3.0, batch=4)
@@ -93,6 +93,7 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any
         header = json.loads(file.metadata()[HEADER_KEY])
     tensors = load_file(path)
     change(tensors, header)
+    header["checksum"] = checksum({k: v for k, v in header.items() if k != "checksum"})
     save_file(tensors, path, metadata={HEADER_KEY: json.dumps(header)})
     return path
 

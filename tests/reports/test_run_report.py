@@ -97,6 +97,28 @@ def test_a_label_with_markup_is_text(runs: dict[str, RunFolder], tmp_path: Path)
     assert "<script" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
 
 
+def test_tables_hold_no_formula_and_no_html(tmp_path: Path) -> None:
+    rows: list[Painted] = [
+        ("=1+1|<b>", None, (1, 0, 0)),
+        ("-2", None, (0, 0, 0)),
+        ("@a\n![x](y)", None, (0, 0, 0)),
+        ("+a", None, (0, 0, 0)),
+    ]
+    run = paint(tmp_path / "r", rows, suite="<i>|")
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    found = report([f"=cmd|<u>={run.path}"], tmp_path / "report.html")
+    images = list(csv.DictReader(io.StringIO(Path(found["tables"][3]).read_text())))
+    assert [row["group"] for row in images] == ["'+a", "-2", "'=1+1|<b>", "'@a\n![x](y)"] and images[0]["seed"] == "0"
+    assert images[0]["run"] == "'=cmd|<u>"
+    for path in (found["tables"][1], found["tables"][3]):
+        cells = [cell for row in csv.reader(io.StringIO(Path(path).read_text())) for cell in row]
+        assert not [c for c in cells if c[:1] in set("=+@\t\r")]
+    text = Path(found["tables"][2]).read_text()
+    assert "<" not in text and "=cmd&#124;&lt;u&gt;" in text and "## &lt;i&gt;&#124;" in text and "](" not in text
+    table = [line for line in text.splitlines() if line.startswith("|")][:3]
+    assert len({line.count("|") for line in table}) == 1
+
+
 def test_a_single_run_says_which_prompts_are_one_sided(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     page = Path(report(names(runs)[:1], tmp_path / "r.html")["page"]).read_text()
     assert "plain: in 8 of 8 images, “guard” looked like a man; expected 4.</p>" in page

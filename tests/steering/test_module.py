@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import random
+import resource
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import save_file
 
 from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, checksum, tensor_digest
+from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, checksum, read_file, read_header, tensor_digest
 
 Make = Callable[..., ConceptModule]
 
@@ -262,3 +263,49 @@ def test_a_folder_that_cannot_be_written(make_module: Make, tmp_path: Path) -> N
     with pytest.raises(OSError, match="cannot be written"):
         make_module().save(tmp_path / "taken.safetensors")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.safetensors"], "no half file is left"
+
+
+# --- files of anywhere ---
+
+
+def as_file(path: Path, header: dict[str, Any], dtype: str = "F32", shape: tuple[int, ...] = (1, 1, 1), size: int = 4) -> Path:
+    """A safetensors file of one tensor whose content is a hole; ``size`` is that of the tensor in bytes."""
+    about = {"__metadata__": {HEADER_KEY: header if isinstance(header, str) else json.dumps(header | {"checksum": checksum(header)})}}
+    text = json.dumps(about | {"ram.r": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+    return path
+
+
+@pytest.mark.parametrize(("method", "form"), [("respodiff", "constant"), ("slider", "")])
+def test_a_huge_file_is_refused_by_its_size(method: str, form: str, tmp_path: Path) -> None:
+    header = {"format": FORMAT, "concept": "c", "target": "t", "neutral": "n", "method": method, "form": form}
+    path = as_file(tmp_path / "m.safetensors", header, shape=(1024, 1024, 4096), size=16 << 30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (load, ConceptModule.load, lambda p: read_file(p, "np"), read_header):
+        with pytest.raises(ValueError, match=r"has 17,\d+,\d+,\d+ bytes; allowed: up to"):
+            read(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("F4", 2), ("F8_E4M3", 4), ("BF16", 8), ("C64", 32), ("BOOL", 4), ("I64", 32), ("F16", 8)])
+@pytest.mark.parametrize("framework", ["pt", "np"])
+def test_other_types_of_tensors_are_refused(dtype: str, size: int, framework: Any, tmp_path: Path) -> None:
+    header = {"format": FORMAT, "concept": "c", "target": "t", "neutral": "n", "form": "constant"}
+    with pytest.raises(ValueError, match=f"tensors of type {dtype}; allowed: F32"):
+        read_file(as_file(tmp_path / "m.safetensors", header, dtype, (4,), size), framework)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' * 50_000, '{"format": "respodiff-1", "train": ' + '{"a":' * 50_000])
+def test_a_deeply_nested_header_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken header"):
+        load(as_file(tmp_path / "m.safetensors", text))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [10**400, math.inf, math.nan, "1", None])
+@pytest.mark.parametrize("key", ["scale", "h_norm"])
+def test_a_number_of_the_header_is_one(key: str, value: Any, tmp_path: Path) -> None:
+    header = {"format": FORMAT, "concept": "c", "target": "t", "neutral": "n", "form": "constant", key: value}
+    with pytest.raises(ValueError, match=f"header with {key} = .*; allowed: a number"):
+        load(as_file(tmp_path / "m.safetensors", header))

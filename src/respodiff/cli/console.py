@@ -9,8 +9,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
+
+from respodiff.data.untrusted import printable, shortened
 
 app = typer.Typer(
     name="respodiff",
@@ -21,7 +24,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-words = Console(stderr=True, highlight=False, markup=False)
+
+
+class PlainConsole(Console):
+    """Prints names and prompts as they are: no markup, and no control characters or escape sequences."""
+
+    def __init__(self, stderr: bool = False, **more: Any) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False, **more)
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        return super().render_str(printable(text), **more)
+
+    def message(self, label: str, text: str, style: str = "") -> None:
+        """One line, whatever the text holds, without most of a long value."""
+        self.print(f"{label}:", style=style, end=" ")
+        self.print(shortened(" ".join(text.split())), soft_wrap=True)
+
+
+class Description(ProgressColumn):
+    """What a bar is about."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description))
+
+
+words = PlainConsole(stderr=True)
 
 
 def open_model(model: str, device: str, dtype: str) -> Any:
@@ -75,7 +102,7 @@ def peak_mib(device: str) -> float:
 def progress(percent: bool = False) -> Progress:
     """Bar on stderr with time spent and time remaining; silent when stderr is not a terminal."""
     count = TextColumn("{task.percentage:>3.0f}%") if percent else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (Description(), BarColumn(), count, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
@@ -101,7 +128,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def finish(result: dict[str, Any], text: str, as_json: bool, shown: Table | None = None) -> None:
     """Say what was done: one JSON line on stdout (a table goes to stderr), or words."""
-    out = Console(highlight=False, markup=False)
+    out = PlainConsole()
     if shown is not None:
         (words if as_json else out).print(shown)
     if as_json:

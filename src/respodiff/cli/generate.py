@@ -18,6 +18,7 @@ from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
 from respodiff.data.shards import WHOLE, Shard
+from respodiff.data.tables import read_text
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
@@ -128,10 +129,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     """Prompts from --prompt, --prompts and --suite together, and the suite (None without one)."""
     found: list[Any] = list(prompts)
     if file:
-        try:
-            found += [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"--prompts: {str(file)!r} cannot be read ({error}); give a text file with one prompt a line") from error
+        found += [line.strip() for line in read_text(file).splitlines() if line.strip()]
     suite = None
     if suite_name:
         from respodiff.data.prompt_sets import load_suite

@@ -27,7 +27,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job saves as Ctrl-C does
     warnings.showwarning = lambda message, category, *_rest, **_more: (
-        words.print(f"warning: {message}", soft_wrap=True) if category is UserWarning else None
+        words.message("warning", str(message)) if category is UserWarning else None
     )
     try:
         code = app(standalone_mode=False)  # Typer returns its exit code; newer versions return 130 after Ctrl-C
@@ -49,9 +49,7 @@ def main() -> None:
 
 
 def _fail(error: object, code: int) -> None:
-    text = " ".join(str(error).split()) or type(error).__name__
-    words.print("error:", style="red", end=" ")
-    words.print(text, soft_wrap=True)
+    words.message("error", str(error).strip() or type(error).__name__, style="red")
     sys.exit(code)
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, get_type_hints
 from typer import BadParameter, Option
 
 from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
+from respodiff.data.untrusted import read_json
 from respodiff.methods.registry import BASELINE, NAMES
 from respodiff.training.config import LAST_SEED, MOST_AT_ONCE
 
@@ -88,7 +89,7 @@ def changes_from(pairs: Sequence[str], flags: Mapping[str, Any], config: Any) ->
             elif hint is str or "Literal" in str(hint):
                 changes[key] = text
             else:
-                values = json.loads(text) if text.startswith("[") else text.split(",")
+                values = read_json(text) if text.startswith("[") else text.split(",")
                 changes[key] = tuple(float(v) if "float" in str(hint) else str(v).strip() for v in values)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"--set {pair!r}: {text!r} is not {getattr(hint, '__name__', hint)}; write --set {key}=VALUE") from error

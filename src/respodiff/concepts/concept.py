@@ -135,7 +135,7 @@ def load_concepts(path: str | Path) -> dict[str, Attribute | Concept]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"concept file {str(path)!r} cannot be read: {error.strerror}; give a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"concept file {str(path)!r} cannot be read as TOML ({error})") from error
     if wrong := [name for name, table in tables.items() if not isinstance(table, Mapping)]:
         raise ValueError(f"{path}: {wrong[0]!r} is not a table; write [{wrong[0]}] and its keys below it")

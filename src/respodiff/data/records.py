@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import re
 from dataclasses import dataclass, field
 
 from respodiff.concepts.intersections import asked
+from respodiff.data.untrusted import from_json, read_json
 
 
 @dataclass(frozen=True)
@@ -111,26 +111,9 @@ def noise_seed(run_seed: int, prompt_id: str, repeat: int) -> int:
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
 
-_FIELDS = frozenset(f.name for f in dataclasses.fields(ImageRecord))
-_TEXTS = {"id", "file", "prompt", "prompt_id", "suite", "group", "method", "model", "digest", "settings_digest"}
-_NUMBERS = {"repeat", "seed", "width", "height"}
-
-
 def parse_row(line: bytes) -> ImageRecord:
-    """A line of a manifest; keys of newer versions are ignored. ValueError or TypeError for a line that is none."""
-    row = json.loads(line)
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, got {type(row).__name__}")
-    row = dict.fromkeys(("id", "file", "prompt", "prompt_id")) | {key: value for key, value in row.items() if key in _FIELDS}
-    for key, value in row.items():
-        if key in _TEXTS and not isinstance(value, str):
-            raise ValueError(f"{key} must be a text, got {value!r}")
-        if key in _NUMBERS and not isinstance(value, int):
-            raise ValueError(f"{key} must be a whole number, got {value!r}")
-        if key == "subject" and not isinstance(value, str | None):
-            raise ValueError(f"{key} must be a text or null, got {value!r}")
-        if key == "categories" and not (isinstance(value, list) and all(isinstance(v, str) for v in value)):
-            raise ValueError(f"{key} must be a list of texts, got {value!r}")
-        if key in ("concepts", "skipped_attributes") and not (isinstance(value, dict) and all(isinstance(v, str) for v in value.values())):
-            raise ValueError(f"{key} must be an object of texts, got {value!r}")
-    return ImageRecord(**row | {"categories": tuple(row.get("categories", ()))})
+    """A line of a manifest; keys of newer versions are ignored. ValueError for a line that is none."""
+    record = from_json(ImageRecord, read_json(line))
+    if len(record.id) > 200:
+        raise ValueError(f"id has {len(record.id):,} characters; `image_id` makes at most 100")
+    return record

@@ -21,7 +21,7 @@ from PIL import Image
 from respodiff.data.places import new_file, sync, temporary
 from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.shards import WHOLE, Shard, parts_of
-from respodiff.data.untrusted import confined
+from respodiff.data.untrusted import confined, read_json
 
 
 def file_digest(path: str | Path) -> str:
@@ -41,7 +41,7 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
 
 def _json_object(file: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(confined(file.parent, file.name).read_text(encoding="utf-8"))
+        found = read_json(confined(file.parent, file.name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -194,7 +194,7 @@ class RunFolder:
             handle.seek(0)
             *_, last = handle.read().rpartition(b"\n")
             try:
-                json.loads(last)
+                read_json(last)
                 handle.write(b"\n")  # only the line end was lost
             except ValueError:
                 handle.truncate(size - len(last))

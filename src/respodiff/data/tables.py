@@ -11,7 +11,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from respodiff.data.untrusted import shortened
+
 Row = Mapping[str, str]
+MOST_BYTES = 2**28
+"""Size of a text file, as a device has no end."""
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
@@ -46,11 +50,15 @@ def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8, without its byte order mark; ValueError in one line if it is not there or not text."""
+    """A text file in UTF-8, without its byte order mark; ValueError in one line if it is not there, too large or not text."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        text = "" if len(data) > MOST_BYTES else data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"file {str(path)!r} cannot be read ({error}): give a text file in UTF-8") from error
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"file {path.name} has more than {MOST_BYTES:,} bytes: give a part of it")
     if "\0" in text:
         raise ValueError(f"file {path.name} holds a NUL character: give a text file in UTF-8")
     return text
@@ -71,7 +79,7 @@ def number(path: Path, line: int, row: Row, *names: str, whole: bool = False) ->
                 raise ValueError
         except ValueError:
             kind = "whole number" if whole else "finite number"
-            raise ValueError(f"{path.name}, line {line}: {name} is {text!r}; allowed: a {kind}, or nothing") from None
+            raise ValueError(f"{path.name}, line {line}: {name} is {shortened(repr(text))}; allowed: a {kind}, or nothing") from None
         return int(value) if whole else float(value)
     return None
 

@@ -12,7 +12,7 @@ from PIL import Image
 from respodiff.concepts.concept import Attribute
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
-from respodiff.data.untrusted import confined
+from respodiff.data.untrusted import confined, read_json
 from respodiff.evaluation.judges import UNKNOWN, ClipJudge, class_texts
 from respodiff.evaluation.metrics.judge_errors import confusion_matrix
 from respodiff.evaluation.score_files import open_image
@@ -78,7 +78,7 @@ def _matrix(attribute: Attribute, judge: ClipJudge, seen: Sequence[tuple[Mapping
 def read_confusion(path: str | Path) -> dict[str, Any]:
     """Confusion matrices as `calibrate` made them; ValueError for another file."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(Path(path).read_text(encoding="utf-8"))
         for attributes in found.values():
             for name, entry in attributes.items():
                 _check_entry(name, entry)

@@ -23,7 +23,7 @@ from respodiff.data.places import new_file
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
 from respodiff.data.shards import WHOLE, Shard, parts_of
-from respodiff.data.untrusted import confined
+from respodiff.data.untrusted import confined, from_json, read_json
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
@@ -137,12 +137,13 @@ class ScoreFiles:
 
     def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""
-        known = ScoreHeader.__dataclass_fields__  # keys of newer versions are ignored
-        return self._read(self._header_file, lambda text: ScoreHeader(**{k: v for k, v in json.loads(text).items() if k in known}))
+        return self._read(self._header_file, lambda text: from_json(ScoreHeader, read_json(text)))
 
     def scores(self) -> dict[str, Score]:
         """Image id -> score, as last written; ValueError for a damaged file."""
-        return self._read(self._scores_file, lambda text: {row["id"]: Score(**row) for row in map(json.loads, text.splitlines())})
+        return self._read(
+            self._scores_file, lambda text: {s.id: s for s in (from_json(Score, read_json(row)) for row in text.splitlines())}
+        )
 
     def _read(self, path: Path, parse: Callable[[str], T]) -> T:
         try:
@@ -154,9 +155,9 @@ class ScoreFiles:
         """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
         out: dict[str, float] = {}
         for path in (self._scores_file, self._progress_file, *parts_of(self._progress_file).values()):
-            for line in confined(self.base, path.name).read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            for line in confined(self.base, path.name).read_bytes().splitlines() if path.exists() else ():
                 try:
-                    row = json.loads(line)
+                    row = read_json(line)
                     if row["score"] is not None and row["digest"]:
                         out[row["digest"]] = float(row["score"])
                 except (ValueError, TypeError, KeyError):  # cut off by a kill: judged anew
@@ -177,10 +178,11 @@ class ScoreFiles:
         for path in (self._vectors_file, *parts_of(self._vectors_file).values()):
             try:
                 with safe_open(confined(self.base, path.name), framework="numpy") as file:
-                    digests, table = json.loads((file.metadata() or {})["digests"]), file.get_tensor("vectors")
-            except (OSError, SafetensorError, KeyError, ValueError):
+                    digests, table = read_json((file.metadata() or {})["digests"]), file.get_slice("vectors")
+                    if table.get_dtype() == "F32" and table.get_shape()[:-1] == [len(digests)]:
+                        out |= zip(digests, file.get_tensor("vectors"), strict=True)
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError):
                 continue
-            out |= zip(digests, table, strict=False)
         return out
 
     def write_vectors(self, vectors: dict[str, Floats]) -> None:

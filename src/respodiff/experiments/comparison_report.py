@@ -20,7 +20,7 @@ from respodiff.methods.registry import BASELINE
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of
-from respodiff.reports.tables import Cell, definitions, markdown_table, text
+from respodiff.reports.tables import Cell, definitions, markdown_table, markdown_text, text
 
 Row = Mapping[str, Any]
 """A method at a scale as JSON: an estimate a metric, under ``benign_NAME`` for harmless prompts, and costs."""
@@ -55,7 +55,8 @@ def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 20
     lead = f"{len(prompts)} prompts of suite {plan.suite}, {images} images each, {plan.steps} steps, guidance {plan.guidance:g}, seed {plan.seed}; "
     lead += f"the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
     write_atomic(out / "compare.json", json.dumps(kept, indent=1) + "\n")
-    write_atomic(out / "compare.md", f"{lead}\n\n{markdown(rows, kind)}\n" + "\n".join(f"- {note}" for note in notes) + "\n")
+    notes_text = "\n".join(f"- {markdown_text(note)}" for note in notes)
+    write_atomic(out / "compare.md", f"{markdown_text(lead)}\n\n{markdown(rows, kind)}\n{notes_text}\n")
     html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes, key))
     paths = {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}
     return kept | {"methods": {row["label"]: row for row in rows}} | paths

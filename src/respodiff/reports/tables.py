@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from respodiff.data.untrusted import printable
 from respodiff.evaluation.comparison import Blocks, ReportEntry
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate
@@ -192,29 +195,37 @@ def markdown(blocks: Blocks, *, n_bootstrap: int, seed: int) -> str:
     intervals = f"Brackets: 95 % intervals, cluster bootstrap over groups of prompts ({n_bootstrap} samples, seed {seed})."
     lines = ["# Report", "", NOTICE, "", intervals, ""]
     for suite, entries in blocks.items():
-        lines += [f"## {suite or 'images'}", "", *markdown_table(headline(entries)), ""]
+        lines += [f"## {markdown_text(suite or 'images')}", "", *markdown_table(headline(entries)), ""]
         if far := distances(entries):
-            lines += [f"Distances to {entries[0].run.label}:", "", *markdown_table(far), ""]
+            lines += [f"Distances to {markdown_text(entries[0].run.label)}:", "", *markdown_table(far), ""]
         if tests := differences(entries):
             lines += ["Differences on the same noise:", "", *markdown_table(tests), ""]
-        lines += [f"- {e.run.label}: {problem}" for e in entries for problem in e.summary.problems]
+        lines += [f"- {markdown_text(f'{e.run.label}: {problem}')}" for e in entries for problem in e.summary.problems]
         used = ", ".join(dict.fromkeys(f"{j.name} ({j.digest})" for e in entries for j in e.summary.judges))
-        lines += ["", " ".join([f"Judges: {used}.", *who_says(e.summary for e in entries)]), ""]
+        lines += ["", markdown_text(" ".join([f"Judges: {used}.", *who_says(e.summary for e in entries)])), ""]
     return "\n".join(lines)
 
 
 def markdown_table(rows: Sequence[Mapping[str, Cell]]) -> list[str]:
     """The lines of a Markdown table; the keys of the first row are the header."""
     keys = list(rows[0])
-    out = ["| " + " | ".join(keys) + " |", "|" + " --- |" * len(keys)]
-    return out + ["| " + " | ".join(text(row.get(key)).replace("|", "\\|") for key in keys) + " |" for row in rows]
+    lines = [keys, ["---"] * len(keys), *([text(row.get(key)) for key in keys] for row in rows)]
+    return ["| " + " | ".join(map(markdown_text, line)) + " |" for line in lines]
+
+
+def markdown_text(value: str) -> str:
+    """A text in one line of Markdown: no HTML, cell border or link of its own.
+
+    >>> markdown_text("a|b <br> ![](x)")
+    'a&#124;b &lt;br&gt; ![&#93;(x)'
+    """
+    escaped = html.escape(" ".join(printable(value).split()), quote=False).replace("|", "&#124;")
+    return re.sub(r"\](?=[(\[:])", "&#93;", escaped)
 
 
 def text(value: Cell) -> str:
-    """A cell as text for Markdown."""
-    if isinstance(value, Estimate):
-        return shown(value)
-    return value.replace("<", "&lt;") if isinstance(value, str) else number(value)
+    """A cell as text."""
+    return shown(value) if isinstance(value, Estimate) else value if isinstance(value, str) else number(value)
 
 
 def images_csv(blocks: Blocks) -> str:
@@ -239,7 +250,18 @@ def images_csv(blocks: Blocks) -> str:
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([_no_formula(value) for value in line] for line in (keys, *([row.get(key, "") for key in keys] for row in rows)))
     return buffer.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    """A text that a spreadsheet would run gets an apostrophe before it; numbers stay as they are."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value
+    return value

@@ -120,7 +120,7 @@ def load_form(name: str, tensors: Mapping[str, Tensor]) -> Form:
         c, h, w = tensors["r"].shape if "r" in tensors else (len(tensors["up.bias"]), 1, 1)
         form = make_form(name, (c, h, w), generator=torch.Generator())  # the global random numbers are left alone
         form.load_state_dict(tensors)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError) as error:
         found = ", ".join(f"{k} {tuple(v.shape)}" for k, v in tensors.items()) or "nothing"
         raise ValueError(f"form {name!r} cannot be made of the tensors {found}") from error
     return form.requires_grad_(False)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from respodiff.concepts.concept import Concept, Kind
 from respodiff.data.places import new_file
+from respodiff.data.untrusted import read_json, shortened
 
 if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
     from torch import Tensor
@@ -132,18 +133,29 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
     try:
         with safe_open(path, framework) as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if whole and text else {}  # noqa: SIM118  (not a dict)
+            kinds = {file.get_slice(k).get_dtype() for k in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, TypeError) as error:
         raise ValueError(f"{name} is truncated or not a safetensors file ({error}); copy or train it again") from error
     if text is None:
         raise ValueError(f"{name} is a safetensors file of something else: it has no respodiff header")
     try:
-        found = dict(json.loads(text))
+        found = dict(read_json(text))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} has a broken header ({error}); copy or train it again") from error
     header = _header(name, found)
-    floats = {k: v.float() if framework == "pt" else np.asarray(v, np.float32) for k, v in tensors.items()}
-    return Stored(header, floats, float(found.get("scale", 1.0)), found.get("digest"))
+    if other := kinds - {"F32"}:
+        raise ValueError(f"{name} has tensors of type {min(other)}; allowed: F32; train it again")
+    if (size := path.stat().st_size) > (most := MOST_BYTES[bool(header.form)]):
+        raise ValueError(f"{name} has {size:,} bytes; allowed: up to {most:,} for its method {header.method!r}; train it again")
+    tensors = {}
+    if whole:
+        with safe_open(path, framework) as file:
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    return Stored(header, tensors, float(found.get("scale", 1.0)), found.get("digest"))
+
+
+MOST_BYTES = {True: 2**28, False: 12 * 2**30}
+"""Size of an adapter file, checked before its tensors are read: of modules, and of others, which may hold the weights of SDXL's UNet."""
 
 
 TYPES: dict[str, tuple[Any, str]] = {
@@ -170,8 +182,9 @@ def _header(name: str, found: dict[str, Any]) -> Header:
         raise ValueError(f"{name} has a header without {sorted(missing)[0]!r}; copy or train it again")
     for key in sorted(found.keys() - unknown):
         kind, what = TYPES.get(key, (str, "a text"))
-        if not isinstance(found[key], kind):
-            raise ValueError(f"{name} has a header with {key} = {found[key]!r}; allowed: {what}; copy or train it again")
+        if not isinstance(found[key], kind) or (what == "a number" and not abs(found[key]) < 1e300):
+            value = shortened(repr(found[key]))
+            raise ValueError(f"{name} has a header with {key} = {value}; allowed: {what}; copy or train it again")
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in names}
     try:
         return Header(**values)
