@@ -42,4 +42,5 @@ def respodiff(*arguments: str, cwd: Path | None = None) -> Done:
 
 def last_json(done: Done) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -26,12 +26,8 @@ class ColourJudge(ClipJudge):
     """Reads the answers off the colour; every text has an axis of its own."""
 
     def __init__(self) -> None:
-        self.name, self.digest = "colour", "0123456789abcdef"
+        self.name, self.digest, self.version = "colour", "0123456789abcdef", "1"
         self.seen = 0
-
-    @property
-    def version(self) -> str:
-        return "1"
 
     def embed_images(self, images: Sequence[Any]) -> Any:
         self.seen += len(images)
