@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from respodiff.generation.prompt_filter import filter_explicit as filter_explicit
     from respodiff.methods.registry import get_method as get_method
     from respodiff.methods.registry import load as load
+    from respodiff.methods.registry import load_all as load_all
     from respodiff.pipelines.loading import load_pipeline as load_pipeline
     from respodiff.reports.run_report import report as report
     from respodiff.steering.adapter import Adapter as Adapter
@@ -51,6 +52,7 @@ _HOME = {
     "generate": "generation.generate",
     "import_folder": "data.import_images",
     "load": "methods.registry",
+    "load_all": "methods.registry",
     "load_judge": "evaluation.judges",
     "load_pipeline": "pipelines.loading",
     "get_method": "methods.registry",

@@ -22,6 +22,7 @@ from respodiff.data.tables import read_text
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
+from respodiff.steering.shipped import check_model
 from respodiff.training.config import MOST
 
 Shares = dict[str, dict[str, float]]
@@ -34,6 +35,8 @@ SUITE_HELP = (
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
 SHARES_HELP = "Target proportions, such as woman=0.5,man=0.5 or woman*dark=0.2,... (default: those of --concepts, else equal)"
+MODULE_HELP = "Module file; repeat for the alternatives. Or, with the embedded model, a name: gender, tone, woman, dark, ..."
+SAFETY_HELP = "Safety module, added to every image: a file or, with the embedded model, violence or sexual."
 SCALE_HELP = "Factor on the modules; auto:A takes the least at which the concept accuracy on tuning prompts is at least A."
 METHOD_HELP = f"Method that the files must be of (default: any): {', '.join(NAMES)}. With plain modules are ignored."
 EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."
@@ -47,17 +50,17 @@ Files = list[Path] | None
 Names = list[str] | None
 
 
-@app.command(epilog='Example: respodiff generate --prompt "a doctor" --module woman.safetensors --module man.safetensors --out runs/a')
+@app.command(epilog='Example: respodiff generate --prompt "a doctor" --module gender --out runs/a')
 def generate(
-    out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR", parser=to_path)],
+    out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR", parser=to_path)] = Path("run"),
     model: Model = "embedded",
     prompt: Prompts = None,
     prompts: PromptFile = None,
     suite: SuiteName = "",
     suite_path: SuitePath = None,
     images: Annotated[int | None, number(1, MOST, help="Images per prompt. (default: the suite's number, else 10)")] = None,
-    module: Annotated[Files, Option(help="Module file; repeat for the alternatives.", metavar="FILE")] = None,
-    safety: Annotated[Files, Option(help="Safety module, added to every image.", metavar="FILE")] = None,
+    module: Annotated[Files, Option(help=MODULE_HELP, metavar="FILE|NAME")] = None,
+    safety: Annotated[Files, Option(help=SAFETY_HELP, metavar="FILE|NAME")] = None,
     policy: Annotated[str, Option(help="Concept of each image: exact, random or none.", metavar="NAME")] = GenerateConfig.policy,
     target_proportions: Annotated[str, Option(help=SHARES_HELP, metavar="PAIRS")] = "",
     group_proportions: Annotated[Path | None, Option(help="CSV of target proportions: group,alternative,share.", metavar="FILE")] = None,
@@ -93,6 +96,7 @@ def generate(
     shard, device = wanted_shard(num_shards, shard_index, device)
     factor, reach = wanted_scale(scale)
     tuning = tuning_set(tuning_prompts, model) if reach else []
+    check_model([*(module or ()), *(safety or ())], model)
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     there: dict[str, list[str]] = {}

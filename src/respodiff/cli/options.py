@@ -56,9 +56,9 @@ Guidance = Annotated[
 Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
 
 
-def to_path(text: str) -> Path:
-    """A path from a flag; an empty one would mean the current folder, which nobody asked for."""
-    if not text.strip():
+def to_path(text: str | Path) -> Path:
+    """A path from a flag, or its default; an empty one would mean the current folder, which nobody asked for."""
+    if not str(text).strip():
         raise BadParameter(f"it is {text!r}; give the name of a file or folder")
     return Path(text)
 
@@ -104,7 +104,7 @@ def load_entries(
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """
-    from respodiff.methods.registry import get_method, load
+    from respodiff.methods.registry import get_method, load_all
     from respodiff.steering.serialization import Header
 
     quick = get_method(method) if method and not get_method(method).trains else None
@@ -113,7 +113,7 @@ def load_entries(
         raise ValueError(f"{flag} is for methods that need no training ({known}), --method is {method!r}; give --module FILE")
     if method == BASELINE and not names:
         return [], []
-    modules, added = [load(path) for path in alternatives], [load(path) for path in safety]
+    modules, added = ([m for name in names for m in load_all(name)] for names in (alternatives, safety))
     for m in added:
         if m.header.kind == "fairness":
             warnings.warn(f"--safety is the fairness module {m.name!r}: every image is steered to it", stacklevel=2)

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from respodiff.steering.shipped import files_of
+
 if TYPE_CHECKING:
     from respodiff.methods.base import Method
     from respodiff.steering.adapter import Adapter
@@ -37,14 +39,26 @@ def methods_for(kind: str) -> tuple[str, ...]:
     return tuple(name for name in NAMES if kind in get_method(name).kinds)
 
 
-def load(path: str | Path) -> Adapter:
-    """Reads the adapter file of any method. FileNotFoundError or ValueError names the file and what is wrong with it.
+def load_all(name: str | Path) -> list[Adapter]:
+    """The modules that are shipped for the embedded model under a name: "woman" is one, "gender" are all alternatives.
 
+    A path that exists wins over a name, and is the one adapter of that file. Raises as `load`.
+    """
+    return [load(file) for file in files_of(name)]
+
+
+def load(path: str | Path) -> Adapter:
+    """Reads the adapter file of any method, or the shipped module of a concept by its name.
+
+    FileNotFoundError or ValueError names the file and what is wrong with it.
     Settings that the method has not are refused: an image would not be what they say. A module's settings are of its training alone.
     """
     from respodiff.steering.module import ConceptModule
     from respodiff.steering.serialization import read_header
 
+    path, *others = files_of(path)
+    if others:
+        raise ValueError(f"path is the name of {1 + len(others)} modules, the first of which is {path.stem!r}; read them with load_all")
     header = read_header(path)
     if header.form:  # a module, whatever method trained it
         return ConceptModule.load(path)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from respodiff.concepts.concept import Concept, Kind
 from respodiff.data.places import new_file
 from respodiff.data.untrusted import read_json, shortened
+from respodiff.steering.shipped import shipped
 
 if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
     from torch import Tensor
@@ -129,7 +130,8 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
     if path.is_dir():
         raise ValueError(f"{name} is a folder; give the .safetensors file itself")
     if not path.is_file():
-        raise FileNotFoundError(f"{name} does not exist; train one with: respodiff train --concept NAME --out {path.name}")
+        known = f"shipped for the embedded model, by name: {', '.join(shipped())}"
+        raise FileNotFoundError(f"{name} does not exist; train one with: respodiff train --concept NAME --out {path.name}; {known}")
     try:
         with safe_open(path, framework) as file:
             text = (file.metadata() or {}).get(HEADER_KEY)
