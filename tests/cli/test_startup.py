@@ -83,12 +83,12 @@ def test_evaluate_of_a_scored_run_loads_no_model(tmp_path: Path) -> None:
         coloured((90 * i, 60, 30), (32, 32)).save(tmp_path / "images" / f"{i}.png")
     (tmp_path / "images.csv").write_text("file,prompt\n0.png,a doctor\n1.png,a doctor\n")
     run = import_folder(tmp_path / "images", tmp_path / "images.csv", tmp_path / "run").path
-    first = last_json(respodiff("evaluate", str(run), "--json"))
-    heavy, _ = imported("evaluate", str(run))
+    first = last_json(respodiff("evaluate", str(run), "--judge", "embedded", "--json"))
+    heavy, _ = imported("evaluate", str(run), "--judge", "embedded")
     assert heavy.isdisjoint({"torch", "transformers", "diffusers"}) and "numpy" in heavy
-    heavy, _ = imported("evaluate", str(run), "--attribute", "tone")
+    heavy, _ = imported("evaluate", str(run), "--judge", "embedded", "--attribute", "tone")
     assert "torch" in heavy, "a new question is put to the judge"
-    assert last_json(respodiff("evaluate", str(run), "--json")) == first
+    assert last_json(respodiff("evaluate", str(run), "--judge", "embedded", "--json")) == first
 
 
 def said(*command: str) -> str:

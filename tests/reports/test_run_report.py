@@ -286,8 +286,8 @@ def test_many_groups_are_cut_to_the_most_lopsided(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_command_line_judges_what_is_missing(tmp_path: Path) -> None:
-    paint(tmp_path / "a", PLAIN)
-    paint(tmp_path / "b", EVEN)
+    for name, rows in (("a", PLAIN), ("b", EVEN)):
+        paint(tmp_path / name, rows, settings={"model": "embedded"})
     found = last_json(
         respodiff("report", f"before={tmp_path / 'a'}", f"after={tmp_path / 'b'}", "--out", str(tmp_path / "r.html"), "--json")
     )

@@ -20,15 +20,23 @@ RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 REPORT_JUDGES = "Judge to read, and no other; repeat. Runs it has not seen are judged first. (default all that have judged every image)"
 JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
+EMBEDDED_ALONE = " (default embedded, for images of the embedded model alone)"
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, number(100, 100_000, help="Bootstrap samples of the intervals.")]
 Confusion = Annotated[Path | None, Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
-Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + " (default embedded)", metavar="NAME")]
+Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + EMBEDDED_ALONE, metavar="NAME")]
 MinMargin = Annotated[float, number(0, 200, help="Labels that lead by less (100 x cosine) count as unknown.", whole=False)]
 
 
 def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Attribute]:
     return [find_attribute(name, library(concepts)) for name in names or ["gender"]]
+
+
+def judges_of(model: str, given: Sequence[str]) -> list[str]:
+    """Judges of the images of --model: those of --judge, else the embedded one for the embedded model; ValueError for another model."""
+    from respodiff.evaluation.domain import judge_of
+
+    return list(given) or [judge_of(model == "embedded", f"images of --model {model}", "add")]
 
 
 def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
@@ -66,6 +74,7 @@ def evaluate(
     from respodiff.data.run_folder import RunFolder
     from respodiff.data.target_proportions import read_group_proportions
     from respodiff.evaluation.calibration import read_confusion
+    from respodiff.evaluation.domain import default_judge
     from respodiff.evaluation.evaluate import evaluate as measure
     from respodiff.evaluation.evaluate import judge_shard
     from respodiff.reports.tables import summary_lines
@@ -79,7 +88,7 @@ def evaluate(
     if group_proportions:
         groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
-    labellers = load_judges(judge or ["embedded"], device, dtype)
+    labellers = load_judges(judge or [default_judge(folder)], device, dtype)
     if shard != WHOLE:
         judge_shard(folder, labellers, chosen, shard, class_template=class_template, min_margin=min_margin)
         return finish_shard(shard, {"run": str(run)}, as_json)
@@ -102,8 +111,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Set runs side by side: one HTML page with figures, intervals, charts and images on the same seeds, and its tables."""
+    from respodiff.data.run_folder import RunFolder
     from respodiff.evaluation.calibration import read_confusion
     from respodiff.evaluation.comparison import split_label
+    from respodiff.evaluation.domain import default_judge
     from respodiff.evaluation.evaluate import judge_all
     from respodiff.evaluation.scored_run import unanswered
     from respodiff.reports.run_report import report as write
@@ -112,7 +123,8 @@ def report(
     read = dict.fromkeys(judge or ())
     for name in judge or [""]:
         if missing := [run for text in runs if unanswered(run := split_label(text)[1], name, names)]:
-            chosen, labeller = _attributes(attribute, concepts), load_judges([name or "embedded"], device, dtype)
+            sources = {name or default_judge(RunFolder(run)) for run in missing}
+            chosen, labeller = _attributes(attribute, concepts), load_judges([*sources], device, dtype)
             for run in missing:
                 words.print(f"judging {Path(run).name} with {labeller[0].name}")
                 key = judge_all(run, labeller, chosen).primary
@@ -168,4 +180,4 @@ def import_(
     from respodiff.data.import_images import import_folder
 
     n = len(import_folder(folder, csv, out, method=method).records())
-    finish({"run": str(out), "images": n}, f"{out}: {n} images; next: respodiff evaluate {out}", as_json)
+    finish({"run": str(out), "images": n}, f"{out}: {n} images; next: respodiff evaluate {out} --judge clip:DIR-OR-ID", as_json)

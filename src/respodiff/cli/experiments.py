@@ -14,7 +14,7 @@ from rich.table import Table
 from typer import Option
 
 from respodiff.cli.console import app, finish, follow, open_model, table, words
-from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, load_judges
+from respodiff.cli.evaluate import EMBEDDED_ALONE, Judges, MinMargin, NBootstrap, judges_of, load_judges
 from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, read_prompts
 from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, changes_from, library, number, to_path
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
 SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at; repeat."
+JUDGE_HELP = "Judge of images; also teaches methods that learn from images." + EMBEDDED_ALONE
 SETTINGS_HELP = r"TOML file of settings: a table \[fairness.NAME] or \[safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
 ATTRIBUTES_HELP = "Names, separated by commas, such as age,gender*tone. (default gender,tone and those of --concepts)"
@@ -46,7 +47,7 @@ def compare(
     scale: Annotated[list[float] | None, number(0, 10, help="Repeat for a curve. (default .5 and 1)", whole=False)] = None,
     settings: Annotated[Path | None, Option(help=SETTINGS_HELP, metavar="FILE")] = None,
     pairs: Annotated[list[str] | None, Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
-    judge: Annotated[str, Option(help="Judge of images; also teaches methods that learn from images.", metavar="NAME")] = "embedded",
+    judge: Annotated[str, Option(help=JUDGE_HELP, metavar="NAME")] = "",
     cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -68,6 +69,7 @@ def compare(
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0))}
     plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
+    (judge,) = judges_of(model, [judge] if judge else [])
     labeller = load(judge, device)
     pipe = open_model(model, device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
@@ -143,7 +145,7 @@ def audit(
     from respodiff.reports import audit_report
 
     chosen = chosen_attributes(attributes, concepts)
-    suite, judge = suite or ("" if prompt or prompts else "occupations"), judge or ["embedded"]
+    suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model, judge or [])
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
     labellers = load_judges(judge, device, "float32")

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, words
+from respodiff.cli.evaluate import EMBEDDED_ALONE, judges_of
 from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, library, load_entries, number, to_path
 from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
@@ -70,7 +71,7 @@ def generate(
     tuning_prompts: Annotated[
         Path | None, Option(help="Prompts for --scale auto, one a line. (default embedded's)", metavar="FILE")
     ] = None,
-    judge: Annotated[str, Option(help="For --scale auto: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    judge: Annotated[str, Option(help="For --scale auto: clip:DIR-OR-ID." + EMBEDDED_ALONE, metavar="NAME")] = "",
     safety_scale: Annotated[float, number(-10, 10, help="Factor on the safety modules.", whole=False)] = GenerateConfig.safety_scale,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "",
     names: Annotated[Names, Option("--concept", help="Concept, for methods that need no training; repeat.", metavar="NAME")] = None,
@@ -95,7 +96,7 @@ def generate(
 
     shard, device = wanted_shard(num_shards, shard_index, device)
     factor, reach = wanted_scale(scale)
-    tuning = tuning_set(tuning_prompts, model) if reach else []
+    tuning, sources = (tuning_set(tuning_prompts, model), judges_of(model, [judge] if judge else [])) if reach else ([], [])
     check_model([*(module or ()), *(safety or ())], model)
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
@@ -119,7 +120,7 @@ def generate(
         from respodiff.experiments.choose_scale import choose_scale
         from respodiff.reports.tables import shown
 
-        found = choose_scale(pipe, modules, tuning, reach, config, judges.load(judge, device), safety=added, library=library(concepts))
+        found = choose_scale(pipe, modules, tuning, reach, config, judges.load(sources[0], device), safety=added, library=library(concepts))
         accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)

@@ -21,6 +21,7 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.data.shards import WHOLE, Shard
 from respodiff.data.target_proportions import check_proportions
 from respodiff.evaluation import judges
+from respodiff.evaluation.domain import default_judge
 from respodiff.evaluation.judges import Judge, LabellingTask, Vocabulary
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.score_files import ScoreFiles, judge_run, key_of, scored_by
@@ -34,7 +35,7 @@ AnyAttributes = str | Attribute | Sequence[Attribute | str]
 
 def evaluate(
     run: AnyRun,
-    judge: AnyJudge = "embedded",
+    judge: AnyJudge | None = None,
     attributes: AnyAttributes = "gender",
     *,
     vocabulary: Vocabulary | None = None,
@@ -49,7 +50,7 @@ def evaluate(
 
     Args:
         judge: A judge, a source that `respodiff.evaluation.judges.load` takes, or several. Labels come from the first that gives any, flags of
-            unsafe images from all; their agreement is reported.
+            unsafe images from all; their agreement is reported. None takes ``embedded`` for images of the embedded model, and no others.
         attributes: What to measure: attributes, or names of built-in ones.
         vocabulary: Names for the choice of subject and of safety; None takes the embedded model's for the embedded judge.
         class_template, min_margin: See `respodiff.evaluation.judges.LabellingTask`.
@@ -58,7 +59,8 @@ def evaluate(
         n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
 
     Raises:
-        ValueError: No run, an empty run, an unknown attribute, or a record that asks for a concept that its attribute does not have.
+        ValueError: No run, an empty run, no judge for images of another model, an unknown attribute, or a record that asks for a concept
+            that its attribute does not have.
     """
     chosen = attributes_of(attributes)
     judged = judge_all(
@@ -76,7 +78,7 @@ def attributes_of(attributes: AnyAttributes) -> list[Attribute]:
 
 def judge_all(
     run: AnyRun,
-    judge: AnyJudge,
+    judge: AnyJudge | None,
     attributes: AnyAttributes,
     *,
     vocabulary: Vocabulary | None = None,
@@ -97,7 +99,7 @@ def judge_all(
 
 def judge_shard(
     run: AnyRun,
-    judge: AnyJudge,
+    judge: AnyJudge | None,
     attributes: AnyAttributes,
     shard: Shard,
     *,
@@ -124,6 +126,7 @@ def judge_shard(
                 f"image {wrong.id} asked for {a.name} {wrong.asked(a.name)!r}, but attribute {a.name!r} has {', '.join(a.names)}: "
                 "evaluate with the attribute that the run was made with"
             )
+    judge = default_judge(folder) if judge is None else judge
     sources = list(judge) if isinstance(judge, Sequence) and not isinstance(judge, str) else [judge]
     labellers = [judges.load(source) if isinstance(source, str) else source for source in sources]
     keys = []

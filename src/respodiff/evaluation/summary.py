@@ -11,6 +11,7 @@ from typing import Any
 
 from respodiff.concepts.intersections import JOIN
 from respodiff.evaluation import registry
+from respodiff.evaluation.domain import out_of_domain
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics import intersection, judge_errors, shares
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate, as_json
@@ -68,6 +69,7 @@ class Summary:
         counts: Attribute -> group -> concept, or ``unknown`` -> images.
         proportions: Attribute -> concept -> share over all images. proportions_by: Attribute -> group -> concept -> share.
         corrected: Attribute -> concept -> share corrected for the judge's known errors; None where they are not known.
+        out_of_domain: Share of images that an embedded judge knows nothing of (`respodiff.evaluation.domain`); None without such a judge.
         skipped_attributes: Attribute -> images that were left as they are, as their prompts state it or show no people.
         judge: The judge that labels come from. unsafe_rule: Which judges' flags `unsafe` combines, and how. problems: One line for everything that could not be used.
     """
@@ -89,6 +91,7 @@ class Summary:
     corrected: dict[str, dict[str, Estimate] | None]
     intersection: Intersection | None
     agreement: tuple[Agreement, ...]
+    out_of_domain: Estimate | None
     skipped_attributes: dict[str, int]
     judge: JudgeInfo
     judges: tuple[JudgeInfo, ...]
@@ -113,7 +116,8 @@ def summarise(run: ScoredRun, settings: Settings | None = None) -> Summary:
     settings = settings or Settings()
     own = {f.name for f in dataclasses.fields(Summary)}
     values: dict[str, Any] = {m.name: m.value(run, settings) for m in METRICS.values() if m.value}
-    problems = [*run.problems, *_failures(run)]
+    strange, warning = out_of_domain(run)
+    problems = [*([warning] if warning else []), *run.problems, *_failures(run)]
     problems += [
         f"DevRat {name} is not given: half of the groups or more hold one image, and one image is always lopsided; name groups of prompts"
         for name, found in values["devrat"].items()
@@ -137,6 +141,7 @@ def summarise(run: ScoredRun, settings: Settings | None = None) -> Summary:
         corrected=corrected,
         intersection=_intersection(run, settings),
         agreement=agreements(run, settings),
+        out_of_domain=strange,
         skipped_attributes=dict(Counter(name for r in run.records for name in r.skipped_attributes)),
         judge=judges[run.primary],
         judges=tuple(judges.values()),
