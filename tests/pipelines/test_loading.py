@@ -48,6 +48,22 @@ def test_a_local_folder_is_loaded_without_the_network(
     assert model_name(pipe) == "my-model"
 
 
+def test_a_commit_of_the_hub_is_taken_and_is_part_of_the_models_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = "a" * 40, "b" * 40
+    home = tmp_path / "models--somebody--model"
+    shutil.copytree(folder, home / "snapshots" / first)
+    shutil.copytree(folder, home / "snapshots" / second)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(second)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    for source, commit in (("somebody/model", second), (f"somebody/model@{first}", first)):
+        assert model_name(load_pipeline(source)) == f"somebody/model@{commit}"
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        load_pipeline(f"somebody/model@{'c' * 40}")
+    assert one_line(error)
+
+
 @pytest.mark.parametrize(
     "name", ["StableDiffusionXLPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "StableDiffusionControlNetPipeline"]
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept, concept
 from respodiff.methods.registry import load
-from respodiff.steering.convert import RAM_KEY, SAM_KEY, convert, read_tensors, to_official, write_safetensors
+from respodiff.steering.convert import RAM_KEY, SAM_KEY, convert, read_tensors, to_official
 
 WOMAN = concept("woman")
 BASE = "CompVis/stable-diffusion-v1-4"
@@ -205,15 +205,3 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_tensors(written(tmp_path, [torch.zeros(2)], "list.pt"))
     with pytest.raises(FileNotFoundError, match=r"absent\.pth' does not exist"):
         read_tensors(tmp_path / "absent.pth")
-
-
-def test_tensors_become_safetensors(tmp_path: Path) -> None:
-    block = torch.arange(6.0)
-    source = written(tmp_path, {"a": block[:4], "b": block.view(2, 3).T}, "weights.pth")
-    assert write_safetensors(source, tmp_path / "weights.safetensors") == {"a": (4,), "b": (3, 2)}
-    found = read_tensors(tmp_path / "weights.safetensors")
-    assert torch.equal(found["a"], block[:4]) and torch.equal(found["b"], block.view(2, 3).T)
-    with pytest.raises(ValueError, match=r"^out is"):
-        write_safetensors(source, tmp_path / "weights.bin")
-    with pytest.raises(ValueError, match="holds no tensor"):
-        write_safetensors(written(tmp_path, {"a": {"b": 1}}, "none.pth"), tmp_path / "none.safetensors")

@@ -92,7 +92,7 @@ def convert(
     out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
     concept_name: Annotated[str, Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
     base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, Option(help="module, pt (for the official code), or safetensors.", metavar="KIND")] = "module",
+    to: Annotated[str, Option(help="module, or pt (for the official code).", metavar="KIND")] = "module",
     q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, number(0, MOST, help="Column of the concept, where its name does not tell.")] = None,
     target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
@@ -105,20 +105,19 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the official RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
 
-    Weights of judges become safetensors: --q16 for Q16's prompts.p, --to safetensors for any other file of tensors.
-    Pickles are read as tensors alone; nothing in them is executed.
+    --q16 makes safetensors of prompts.p, the vectors of the judge Q16. Pickles are read as tensors alone; nothing in them is executed.
     """
     from respodiff.steering.convert import convert as run
-    from respodiff.steering.convert import convert_q16, to_official, write_safetensors
+    from respodiff.steering.convert import convert_q16, to_official
     from respodiff.steering.module import ConceptModule
 
-    if q16 or to == "safetensors":
-        shapes = (convert_q16 if q16 else write_safetensors)(source, out)
+    if q16:
+        shapes = convert_q16(source, out)
         text = f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}"
         finish({"out": str(out), "shapes": {key: list(shape) for key, shape in shapes.items()}}, text, as_json)
         return
     if to not in ("module", "pt"):
-        raise ValueError(f"--to is {to!r}; allowed: module, pt, safetensors")
+        raise ValueError(f"--to is {to!r}; allowed: module, pt")
     if to == "pt":
         module = ConceptModule.load(source)
         to_official(module, out, column)

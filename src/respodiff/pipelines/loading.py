@@ -25,25 +25,27 @@ def embedded_dir(part: str) -> Path:
 
 
 def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
-    """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id.
+    """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id, with ``@REVISION`` for one commit.
 
     ValueError with one line when it cannot be had or is of a class that steering does not support.
     """
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local, given = folder.is_dir(), repr(str(source))
+    name, _, revision = (str(folder), "", "") if local else str(source).partition("@")
     if folder.is_file():
         raise ValueError(
             f"model {given} is a single file; make a folder of it once: "
             f"StableDiffusionPipeline.from_single_file({given}).save_pretrained(DIR), and give that folder"
         )
-    if not local and (folder.is_absolute() or str(source).startswith((".", "~")) or str(source).count("/") != 1):
+    if not local and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1):
         raise ValueError(f"model folder {given} does not exist; give 'embedded', a folder with model_index.json, or a hub id OWNER/NAME")
     if local:
         check_folder(folder)
-    name = str(folder) if local else str(source)
     try:  # low_cpu_mem_usage needs accelerate, which is not a dependency; said outright, diffusers does not warn
         with without_bars(diffusers, *[transformers] * local):  # those of a download stay
-            pipe = DiffusionPipeline.from_pretrained(name, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False)
+            pipe = DiffusionPipeline.from_pretrained(
+                name, revision=revision or None, local_files_only=local, use_safetensors=True, low_cpu_mem_usage=False
+            )
     except (OSError, ValueError, AttributeError, ImportError, KeyError) as error:  # the last three: a model_index.json of no known class
         reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
         absent = "" if local else ", which is no folder here,"
@@ -111,8 +113,11 @@ def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | Non
 
 
 def model_name(pipe: Any) -> str:
-    """Where the pipeline was loaded from: "embedded", a hub id, or the last part of a folder's path."""
+    """Where the pipeline was loaded from: "embedded", ``ID@COMMIT`` of the hub, or the last part of a folder's path."""
     source = str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", ""))
     if Path(source) == embedded_dir("pipeline"):
         return "embedded"
-    return Path(source).resolve().name if source and (Path(source).is_absolute() or Path(source).is_dir()) else source
+    if not source or Path(source).is_absolute() or Path(source).is_dir():
+        return Path(source).resolve().name if source else ""
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})\b", str(backbone(pipe).config.get("_name_or_path", "")))
+    return f"{source}@{commit[1]}" if commit else source

@@ -1,4 +1,4 @@
-"""Converts checkpoints of the authors' RespoDiff and SDisc code into modules and back, and pickles of judges into safetensors.
+"""Converts checkpoints of the authors' RespoDiff and SDisc code into modules and back, and the pickle of the judge Q16 into safetensors.
 
 RespoDiff's code saves two bias-free linear layers on a one-hot concept, ``controlnet.fc1.weight`` (RAM) and
 ``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10). SDisc's saves one, ``controlnet.fc1.weight`` (C H W, 100). A column is the
@@ -118,23 +118,20 @@ def to_official(module: ConceptModule, path: str | Path, column: int | None = No
     return Path(path)
 
 
-def write_safetensors(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
-    """Writes the tensors of a checkpoint as a safetensors file, and returns their shapes by name.
-
-    Raises:
-        ValueError, FileNotFoundError: as `read_tensors`; or a new name that does not end in .safetensors.
-    """
-    return _written(read_tensors(path), path, out)
-
-
 def convert_q16(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
-    """Writes the vectors of Q16's ``prompts.p`` as a safetensors file with one tensor ``prompts`` (2, D); otherwise as `write_safetensors`.
+    """Writes the vectors of Q16's ``prompts.p`` as a safetensors file with one tensor ``prompts`` (2, D); returns its shape by name.
 
-    ValueError for a file that is anything but the pickle of two vectors of float16. It is not unpickled in any case.
+    ValueError for a file that is anything but the pickle of two vectors of float16, or a new name that does not end in .safetensors. It is
+    not unpickled in any case.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts file {str(path)!r} does not exist; give prompts.p of ml-research/Q16 (data/ViT-L-14)")
-    return _written({"prompts": _pickled_vectors(Path(path))}, path, out)
+    if Path(out).suffix != ".safetensors":
+        raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
+    vectors = _pickled_vectors(Path(path))
+    with new_file(out) as partial:
+        save_file({"prompts": vectors.contiguous()}, partial)
+    return {"prompts": tuple(vectors.shape)}
 
 
 def _pickled_vectors(path: Path) -> Tensor:
@@ -160,13 +157,3 @@ def _steps(data: bytes) -> list[tuple[str, Any]]:
     """Opcodes of a pickle with their arguments. numpy 2 renamed numpy.core."""
     found = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(data)]
     return [(name, arg.replace("numpy._core", "numpy.core") if isinstance(arg, str) else arg) for name, arg in found]
-
-
-def _written(tensors: Mapping[str, Tensor], path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
-    if Path(out).suffix != ".safetensors":
-        raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
-    if not tensors:
-        raise ValueError(f"checkpoint {str(path)!r} holds no tensor at its top level; give a dictionary of tensors")
-    with new_file(out) as partial:
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, partial)
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

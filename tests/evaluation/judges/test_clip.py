@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,23 @@ def test_hub_model_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a folder nor in the local cache"):
         load_judge("clip:nobody/no-such-judge")
+
+
+def test_a_commit_of_the_hub_is_taken_and_kept_with_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = "a" * 40, "b" * 40
+    home = tmp_path / "models--somebody--judge"
+    shutil.copytree(judges.judge_folder("embedded"), home / "snapshots" / first)
+    shutil.copytree(judges.judge_folder("embedded-b"), home / "snapshots" / second)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(second)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for source, commit in (("clip:somebody/judge", second), (f"clip:somebody/judge@{first}", first), ("clip:somebody/judge@main", second)):
+        found = judges.load(source)
+        assert found.version.endswith(f", revision {commit}") and found.name == source
+        assert found.digest == judges.load("embedded" if commit == first else "embedded-b").digest
+    with pytest.raises(FileNotFoundError, match=f"judge 'clip:somebody/judge@{'c' * 40}' is neither a folder nor in the local cache"):
+        judges.load(f"clip:somebody/judge@{'c' * 40}")
 
 
 def test_folder_with_another_model(tmp_path: Path) -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
+from respodiff.data.run_folder import file_digest
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import FeatureJudge
+from respodiff.evaluation.judges import FeatureJudge, inception
 from respodiff.evaluation.judges.inception import Inception
-from respodiff.steering.convert import write_safetensors
-
-library = pytest.importorskip("torch_fidelity")
 
 
-def shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def library() -> Any:
+    return pytest.importorskip("torch_fidelity")
+
+
+def shapes(library: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """The library's network without weights, on no device at all."""
     with monkeypatch.context() as patch:
         patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
@@ -28,10 +31,9 @@ def shapes(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, converted as the published file is; variances keep signals alive."""
-    patch = pytest.MonkeyPatch()
-    found = shapes(patch)
+def weights(library: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the right shapes; variances keep signals alive."""
+    found = shapes(library, pytest.MonkeyPatch())
     block = torch.randn(max(v.numel() for v in found.values()), generator=torch.Generator().manual_seed(0))
     state: dict[str, torch.Tensor] = {}
     for name, like in found.items():
@@ -45,13 +47,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
     path = tmp_path_factory.mktemp("inception") / "weights.pth"
     torch.save(state, path)
-    write_safetensors(path, path.with_suffix(".safetensors"))
-    return path.with_suffix(".safetensors")
+    return path
 
 
 @pytest.fixture(scope="module")
 def judge(weights: Path) -> Inception:
-    found = judges.load(f"inception:{weights}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception, "SHA256", file_digest(weights))
+        found = judges.load(f"inception:{weights}")
     assert isinstance(found, Inception)
     return found
 
@@ -62,8 +65,8 @@ def images() -> list[Image.Image]:
     return [Image.fromarray(generator.integers(0, 255, (h, w, 3), dtype=np.uint8)) for w, h in sizes]
 
 
-def test_features_are_those_of_the_library(judge: Inception, weights: Path) -> None:
-    theirs = library.FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights.with_suffix(".pth")))
+def test_features_are_those_of_the_library(library: Any, judge: Inception, weights: Path) -> None:
+    theirs = library.FeatureExtractorInceptionV3("theirs", ["2048"], feature_extractor_weights_path=str(weights))
     found = judge.features(images())
     assert found.shape == (3, 2048) and found.dtype == np.float32 and found.std() > 0
     for row, image in zip(found, images(), strict=True):
@@ -77,19 +80,25 @@ def test_identity_and_nothing(judge: Inception) -> None:
     assert not any(p.requires_grad for p in judge.network.parameters()) and not judge.network.training
 
 
-def test_files_that_are_not_these_weights(tmp_path: Path) -> None:
-    torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"other\.pth are not Inception-v3's.*run: respodiff convert .*\.pth --to safetensors"):
-        judges.load(f"inception:{tmp_path / 'other.pth'}")
-    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors are not Inception-v3's"):
-        judges.load(f"inception:{tmp_path / 'other.safetensors'}")
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"broken\.safetensors are not Inception-v3's"):
-        judges.load(f"inception:{tmp_path / 'broken.safetensors'}")
+def test_any_file_but_the_published_one_is_refused_also_one_that_was_good_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / inception.FILE
+    assert inception.FILE.endswith(f"-{inception.SHA256[:8]}.pth") and len(inception.SHA256) == 64
+    monkeypatch.setattr(inception, "optional", lambda *_: None)
+    torch.save({"weight": torch.ones(2)}, path)
+    with pytest.raises(
+        ValueError, match=rf"weights {inception.FILE} are not Inception-v3's, or have changed \(SHA-256 {file_digest(path)}"
+    ):
+        judges.load(f"inception:{path}")
+    monkeypatch.setattr(inception, "SHA256", file_digest(path))
+    assert inception.published(f"inception:{path}") == path
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="or have changed"):
+        judges.load(f"inception:{path}")
 
 
-@pytest.mark.parametrize("source", ["inception", "inception:", "inception:/no/such.safetensors"])
+@pytest.mark.parametrize("source", ["inception", "inception:", "inception:/no/such.pth"])
 def test_no_file_says_which_one_to_fetch(source: str) -> None:
-    with pytest.raises(FileNotFoundError, match=r"fetch https://github\.com/toshas/torch-fidelity/.*\.pth, run: respodiff convert"):
-        judges.load(source)
+    with pytest.raises(FileNotFoundError, match=r"allowed: inception:weights-.*\.pth, the file at https://github\.com/.*; fetch it"):
+        inception.published(source)

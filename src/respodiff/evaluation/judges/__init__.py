@@ -16,7 +16,7 @@ from respodiff.evaluation.judges.q16 import Q16
 from respodiff.evaluation.judges.table import TableJudge
 from respodiff.evaluation.judges.texts import LabellingTask, Vocabulary, choose, class_texts
 
-SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE.safetensors, table:FILE.csv"
+SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, clip:ID@REVISION, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
 _BY_SOURCE: dict[str, type[NudeNet | OpenNsfw | Q16 | Inception | TableJudge]] = {
     "nudenet": NudeNet,
     "open-nsfw": OpenNsfw,

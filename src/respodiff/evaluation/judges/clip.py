@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
 """The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
-ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, or clip:DIR-OR-ID"
+ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, clip:DIR-OR-ID, or clip:ID@REVISION"
 # CLIP, and CLIP's objective with any two towers.
 KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 # No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
@@ -37,7 +37,10 @@ _HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "mod
 
 
 def judge_folder(source: str) -> Path:
-    """The folder that holds a judge's files; a hub id is looked up in the local cache, then downloaded. Errors as `load_judge`."""
+    """The folder that holds a judge's files; a hub id, at the commit or branch after @, is looked up in the local cache, then downloaded.
+
+    Errors as `load_judge`.
+    """
     if source in EMBEDDED:
         return Path(str(files("respodiff"))) / "embedded" / EMBEDDED[source]
     name = source.removeprefix("clip:")
@@ -46,22 +49,23 @@ def judge_folder(source: str) -> Path:
         return folder
     if not name or ":" in name or (name == source and "/" not in name):
         raise ValueError(f"judge is {source!r}; allowed, to compare images with texts: {ALLOWED}; write clip:ID for a model of the hub")
+    name, _, revision = name.partition("@")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise FileNotFoundError(f"judge folder {name!r} does not exist; allowed: {ALLOWED}; check the path")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
     except Exception as error:  # the hub client raises from requests, httpx, OSError and its own families
         why = f"the hub gave no answer ({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
-        raise FileNotFoundError(f"judge {name!r} is neither a folder nor in the local cache, and {why}") from error
+        raise FileNotFoundError(f"judge {source!r} is neither a folder nor in the local cache, and {why}") from error
 
 
 def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
     """The judge as plain transformers objects, float32 and in eval mode.
 
     Args:
-        source: ``embedded``, ``embedded-b``, a folder, or a hub id; ``clip:`` in front is accepted.
+        source: ``embedded``, ``embedded-b``, a folder, or a hub id (``ID@REVISION`` for one commit); ``clip:`` in front is accepted.
 
     Raises:
         ValueError: the source is none of these, or no CLIP model.
@@ -112,7 +116,7 @@ class ClipJudge(Judge):
         _check_folder(folder)
         self.folder, self.name, self.device = folder, name, device
         self.digest = files_digest(sorted(folder.glob("*.safetensors")))
-        self.version = package_version("transformers")
+        self.version = package_version("transformers") + f", revision {folder.name}" * (folder.parent.name == "snapshots")
 
     @classmethod
     def load(cls, source: str = "embedded", device: str = "cpu") -> ClipJudge:

@@ -1,7 +1,7 @@
 """Inception-v3, whose 2048 pooled features are what the FID is measured on.
 
-Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a pickle of its release v0.2.0, which is
-converted to safetensors once.
+Library torch-fidelity (Apache-2.0), extra ``fid``; the weights (TensorFlow 2015, Apache-2.0) are a file of its release v0.2.0, whose digest is
+checked whenever it is loaded, and which is read as tensors alone.
 
 Images are resized to 299 x 299 as TensorFlow 1 does; figures of "clean-fid", which resizes otherwise, are another scale.
 """
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.evaluation.judges.base import FeatureJudge, files_digest, optional, package_version
+from respodiff.data.run_folder import file_digest
+from respodiff.evaluation.judges.base import FeatureJudge, optional, package_version
 from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{FILE}"
-ALLOWED = f"allowed: inception:FILE.safetensors; fetch {URL}, run: respodiff convert {FILE} --to safetensors --out inception.safetensors, and give inception:inception.safetensors"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+ALLOWED = f"allowed: inception:{FILE}, the file at {URL}; fetch it"
 WIDTH = 2048
 _BATCH = 32
 
@@ -41,23 +43,15 @@ class Inception(FeatureJudge):
 
     @classmethod
     def load(cls, source: str, device: str = "cpu") -> Inception:
-        """Load ``inception:FILE.safetensors``; ValueError for another file, RuntimeError if the package is not installed."""
+        """Load ``inception:FILE``; ValueError for any file but the published one, RuntimeError if the package is not installed."""
         library = optional("torch_fidelity", "torch-fidelity", "fid")
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
-        path = Path(source.removeprefix("inception:") or "?").expanduser()
-        if not path.is_file():
-            raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; {ALLOWED}")
         safe = io.BytesIO()  # the library's own reader runs pickles: it is given one of tensors that were read safely
-        try:
-            torch.save(load_file(path), safe)
-            safe.seek(0)
-            network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(f"weights {path.name} are not Inception-v3's ({' '.join(str(error).split())[:120]}); {ALLOWED}") from None
-        return cls(network.to(device), source, package_version("torch-fidelity"), files_digest([path]), device)
+        torch.save(torch.load(published(source), map_location="cpu", weights_only=True), safe)
+        safe.seek(0)
+        network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
+        return cls(network.to(device), source, package_version("torch-fidelity"), SHA256[:16], device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
         """float32 (N, 2048) of images of any size, in their order; each size goes through the network in batches of its own."""
@@ -73,3 +67,15 @@ class Inception(FeatureJudge):
                 batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
                 out[part] = self.network(batch)[0].float().cpu().numpy()
         return out
+
+
+def published(source: str) -> Path:
+    """The file of ``inception:FILE``; FileNotFoundError for none, ValueError for another one than was published."""
+    path = Path(source.removeprefix("inception:") or "?").expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"judge {source!r} has no weights file {str(path)!r}; {ALLOWED}")
+    if (found := file_digest(path)) != SHA256:
+        raise ValueError(
+            f"weights {path.name} are not Inception-v3's, or have changed (SHA-256 {found}, published {SHA256}); {ALLOWED} again"
+        )
+    return path
