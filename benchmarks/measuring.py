@@ -76,6 +76,8 @@ def fast(folder: Path) -> dict[str, Any]:
             "respodiff",
             "report",
             str(folder / "run"),
+            "--judge",
+            "embedded",
             "--attribute",
             "gender",
             "--attribute",

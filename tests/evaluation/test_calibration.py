@@ -97,7 +97,7 @@ def test_a_known_mixture_comes_back(tmp_path: Path, men: float) -> None:
         lines.append(f"{i}.webp,a person")
     (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
     last_json(respodiff("import", str(images), "--csv", str(tmp_path / "table.csv"), "--out", str(tmp_path / "run"), "--json"))
-    found = last_json(respodiff("evaluate", str(tmp_path / "run"), "--attribute", "gender", "--json"))
+    found = last_json(respodiff("evaluate", str(tmp_path / "run"), "--judge", "embedded", "--attribute", "gender", "--json"))
     assert found["n"] == 100 and found["unknown"] == 0
     for proportions in (found["proportions"]["gender"], found["corrected"]["gender"]):
         assert proportions["man"]["low"] <= men <= proportions["man"]["high"]
