@@ -3,7 +3,7 @@
     python -m recipes.embedded_model --out runs/embedded --minutes 28          (one GPU; on CPUs take hours: --minutes 600)
     python -m recipes.embedded_model --out runs/miniature --miniature          (all stages in small, under 3 minutes on 2 cores)
 
-Stages: data, autoencoder, denoiser, judge, judge-b, assemble, card. What is done is kept; the same command goes on where a run stopped.
+Stages: data, autoencoder, denoiser, decoder, judge, judge-b, assemble, card. What is done is kept; the same command goes on where a run stopped.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", type=Path, default=Path("runs/packages"), help="where fetched packages are kept")
     made.add_argument("--images", type=Path, help="folder with labels.csv to take images from, instead of fetching")
     made.add_argument("--autoencoder", type=Path, help="weights of an autoencoder to use, instead of training one")
+    made.add_argument("--base", type=Path, help="folder of a pipeline to go on from: tokenizer, autoencoder and denoiser")
     made.add_argument(
         "--start", action="append", default=[], metavar="STAGE=FILE", help="part of an earlier run to begin a stage from; repeat"
     )
@@ -85,9 +86,13 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
         raise ValueError(f"--minutes is {a.minutes:g}; allowed: above 0")
     start = {name: Path(file) for name, _, file in pairs}
     images = a.images or (LABELLED if a.miniature else None)
-    _claim(a.out, recipe_digest(config, {"pictures": images, "autoencoder": a.autoencoder, **start}), a.miniature)
+    _claim(
+        a.out,
+        recipe_digest(config, {"images": images, "autoencoder": a.autoencoder, "base": a.base and a.base / "model_index.json", **start}),
+        a.miniature,
+    )
     minutes = 0.0 if a.miniature else a.minutes
-    return Recipe(config, a.out, minutes, a.device, a.cache, images, a.autoencoder, start), stages
+    return Recipe(config, a.out, minutes, a.device, a.cache, images, a.autoencoder, a.base, start), stages
 
 
 def _claim(out: Path, digest: str, miniature: bool) -> None:

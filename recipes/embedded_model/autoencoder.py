@@ -15,18 +15,18 @@ class AutoencoderTask:
     """Batches and losses.
 
     Args:
-        pixels: uint8 (N, 3, 128, 128).
+        pixels: uint8 (N, 3, 128, 128). fast: bfloat16; not the same bits from one machine to another.
     """
 
-    def __init__(self, network: Any, pixels: torch.Tensor, batch: int) -> None:
-        self.network, self.pixels, self.batch = network, pixels, batch
+    def __init__(self, network: Any, pixels: torch.Tensor, batch: int, fast: bool = False) -> None:
+        self.network, self.pixels, self.batch, self.fast = network, pixels, batch, fast
         self.device = next(network.parameters()).device
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """``mean|d| + .5 mean d^2 + .5 mean|edges of d| + 1e-4 KL`` with d the difference of image and reconstruction in [-1, 1]."""
         chosen = torch.randint(len(self.pixels), (self.batch,), generator=generator)
         x = moved(unit(self.pixels[chosen].to(self.device)), *_move(generator, 12))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             posterior = self.network.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(x.device)
             y = self.network.decode(posterior.mean + posterior.std * noise).sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ def make_scheduler() -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
     )
+
+
+def load_part(pipeline: Path, name: str) -> Any:
+    """A network of a pipeline's folder in single precision.
+
+    Raises:
+        ValueError: the folder has no such network.
+    """
+    classes = {"vae": AutoencoderKL, "unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    try:
+        return classes[name].from_pretrained(pipeline / name, torch_dtype=torch.float32, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"--base is {str(pipeline)!r}, which has no {name}; give the folder of a pipeline") from error
 
 
 def _text(vocab: int, width: int, layers: int) -> dict[str, Any]:

@@ -31,14 +31,27 @@ def read_config(path: Path = HERE / "config.toml") -> dict[str, Any]:
 KNOWN: dict[str, tuple[str, ...]] = {
     "": ("seed", "sources", "world", "models", "train", "card", "miniature"),
     "world": (
-        *("captions", "held_out_of", "tones", "neutral", "scene", "style_words", "tone_words", "occupations", "more_occupations"),
+        *(
+            "captions",
+            "styles",
+            "things",
+            "places",
+            "held_out_of",
+            "tones",
+            "neutral",
+            "scene",
+            "style_words",
+            "tone_words",
+            "occupations",
+            "more_occupations",
+        ),
         *("violence", "sexual", "unsafe_pictures"),
     ),
     "models": ("tokens", "autoencoder", "unet", "text", "judge", "judge-b"),
-    "train": ("variants", "autoencoder", "denoiser", "judge", "judge-b"),
+    "train": ("variants", "autoencoder", "denoiser", "decoder", "judge", "judge-b"),
     "card": ("images", "steps"),
 }
-STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every")
+STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast")
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from recipes.embedded_model.tokens import load_tokenizer, make_tokenizer
 from recipes.embedded_model.world import Caption, World
 
 JUDGES = ("judge", "judge-b")
-TRAINED = ("autoencoder", "denoiser", *JUDGES)
+TRAINED = ("autoencoder", "denoiser", "decoder", *JUDGES)
 STAGES = ("data", *TRAINED, "assemble", "card")
 
 
@@ -35,7 +35,8 @@ class Recipe:
     Attributes:
         config: as `settings.read_config`. out: where everything goes. minutes: wall-clock budget of the whole; 0 leaves the steps of the
             config alone. cache: fetched packages. images_from: a folder with ``labels.csv`` to take images from, instead of fetching.
-        autoencoder_from: a file of weights to use, instead of training that stage. start: stage -> file of an earlier run's part that its
+        autoencoder_from: a file of weights to use, instead of training that stage. base: a pipeline's folder to go on from: its tokenizer, its
+            autoencoder's latents and its denoiser. start: stage -> file of an earlier run's part that its
             training begins from.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     cache: Path = Path("runs/packages")
     images_from: Path | None = None
     autoencoder_from: Path | None = None
+    base: Path | None = None
     start: dict[str, Path] = field(default_factory=dict)
 
     def run(self, wanted: tuple[str, ...] = STAGES) -> None:
@@ -74,7 +76,15 @@ class Recipe:
         folder = self.out / "data" / "tokenizer"
         if (folder / "merges.txt").is_file():
             return load_tokenizer(folder)
+        if self.base:
+            shutil.copytree(self.base / "tokenizer", folder)
+            return load_tokenizer(folder)
         return make_tokenizer([c.text for c in self.captions[:100_000]], folder, self.config["models"]["tokens"])
+
+    @cached_property
+    def drawn(self) -> list[int]:
+        """Images that captions draw, by their number in the pack."""
+        return sorted({c.image for c in self.captions})
 
     @cached_property
     def flags(self) -> tuple[set[str], set[str]]:
@@ -92,10 +102,13 @@ class Recipe:
     def _train(self, name: str, network: torch.nn.Module, update: Update) -> torch.nn.Module:
         """Train a network or take it as it is on disk; its product is ``parts/NAME.safetensors``."""
         c = dict(self.config["train"][name])
-        c.pop("batch")
+        c.pop("batch"), c.pop("fast", None)
         c.setdefault("seed", self.config["seed"])
         share, steps = c.pop("share", 0.0), c.pop("steps", 0)
         seconds = 60 * self.minutes * share
+        if name == "denoiser" and self.base:
+            for key, folder in (("unet", "unet"), ("text", "text_encoder")):
+                network[key].load_state_dict(models.load_part(self.base, folder).state_dict())  # type: ignore[index]
         if name in self.start:
             begin(self.start[name], network, name, judge=name in JUDGES)
         loop = Loop(name, self.out / "state" / f"{name}.safetensors", seconds=seconds, steps=0 if seconds else steps, **c)
@@ -110,7 +123,7 @@ class Recipe:
         """A network of the sizes in the config, untrained but always the same."""
         torch.manual_seed(self.config["train"][name].get("seed", self.config["seed"]))
         m = self.config["models"]
-        if name == "autoencoder":
+        if name in ("autoencoder", "decoder"):
             made: torch.nn.Module = models.make_autoencoder(m["autoencoder"]["widths"], m["autoencoder"]["latent"])
         elif name == "denoiser":
             unet = models.make_unet(m["unet"]["widths"], m["autoencoder"]["latent"], m["text"]["width"], m["unet"]["heads"])
@@ -153,11 +166,15 @@ class Recipe:
         if part.is_file():
             return
         network = self._network("autoencoder")
+        if self.base:
+            save_state(part, models.load_part(self.base, "vae").state_dict())
+            return
         if self.autoencoder_from:
             take_autoencoder(self.autoencoder_from, network)
             save_state(part, network.state_dict())
         else:
-            task = AutoencoderTask(network, self.pack[1].to(self.device), self.config["train"]["autoencoder"]["batch"])
+            c = self.config["train"]["autoencoder"]
+            task = AutoencoderTask(network, self.pack[1].to(self.device), c["batch"], c.get("fast", False))
             network = self._train("autoencoder", network, task)
         say(f"autoencoder: {psnr(network.eval(), self.pack[1][::20]):.2f} dB")
 
@@ -166,8 +183,10 @@ class Recipe:
         if self._part("denoiser").is_file():
             return
         latents, scale = self._latents()
-        network = self._network("denoiser")
-        task = DenoiserTask(network, self.tokenizer, latents, scale, self.captions, self.config["train"]["denoiser"]["batch"])
+        number = {image: i for i, image in enumerate(self.drawn)}
+        captions = [replace(c, image=number[c.image]) for c in self.captions]
+        network, c = self._network("denoiser"), self.config["train"]["denoiser"]
+        task = DenoiserTask(network, self.tokenizer, latents, scale, captions, c["batch"], c.get("fast", False))
         self._train("denoiser", network, task)
 
     def _latents(self) -> tuple[torch.Tensor, float]:
@@ -175,9 +194,24 @@ class Recipe:
         made_by = digest_of(self._part("autoencoder"))
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
         if not path.is_file():
-            save_state(path, {"latents": latents_of(self._ready("autoencoder"), self.pack[1], self.config["train"]["variants"])})
+            images = self.pack[1][self.drawn]
+            save_state(path, {"latents": latents_of(self._ready("autoencoder"), images, self.config["train"]["variants"])})
         latents = load_file(path)["latents"]
-        return latents, 1 / latents[0].float().std().item()
+        scale = models.load_part(self.base, "vae").config.scaling_factor if self.base else 1 / latents[0].float().std().item()
+        return latents, scale
+
+    def stage_decoder(self) -> None:
+        """The decoder, trained on with the encoder as it is, on the images that captions draw."""
+        if self._part("decoder").is_file():
+            return
+        network = self._ready("autoencoder")
+        network.requires_grad_(False)
+        for part in (network.post_quant_conv, network.decoder):
+            part.requires_grad_(True)  # type: ignore[union-attr]
+        c, images = self.config["train"]["decoder"], self.pack[1][self.drawn]
+        before = psnr(network, images[::20])
+        network = self._train("decoder", network, AutoencoderTask(network, images.to(self.device), c["batch"], c.get("fast", False)))
+        say(f"decoder: {before:.2f} dB before, {psnr(network, images[::20]):.2f} dB after")
 
     def _judge(self, name: str) -> None:
         """Train a judge, write it in the form that users load, and measure that."""
@@ -210,7 +244,8 @@ class Recipe:
         weights.mkdir(parents=True, exist_ok=True)
         parts = self._ready("denoiser")
         scale = self._latents()[1]
-        assemble.write_pipeline(weights / "pipeline", parts["unet"], parts["text"], self._ready("autoencoder"), self.tokenizer, scale)  # type: ignore[index]
+        decoder = "decoder" if self._part("decoder").is_file() else "autoencoder"
+        assemble.write_pipeline(weights / "pipeline", parts["unet"], parts["text"], self._ready(decoder), self.tokenizer, scale)  # type: ignore[index]
         assemble.write_world(self.world, weights)
         assemble.write_images(*self.pack, assemble.sample(self.pack[0], self.held), weights / "pictures")
 

@@ -26,8 +26,8 @@ GENDER_WORDS = {
     "woman": ("woman", "female", "who is a woman"),
     "neutral": ("nonbinary", "gender neutral"),
 }
-P_PERSON, P_THING = 0.5, 0.36  # of all captions; the rest are scenes
-P_OCCUPATION, P_NEUTRAL = 0.62, 0.26  # of those of people; the rest are activities
+P_PERSON, P_THING = 0.45, 0.33  # of all captions; the rest are scenes
+P_OCCUPATION = 0.7  # of those of people; the rest are "a person"
 P_GENDER, P_TONE, P_STYLE, P_NONBINARY = 0.5, 0.35, 0.3, 0.08  # how often a caption says so
 
 
@@ -62,6 +62,9 @@ def _drawable(images: Sequence[Picture], config: dict[str, Any]) -> dict[str, An
         missing += [row[0] for word, row in config[table].items() if word not in out[table]]
     out["neutral"] = config["neutral"] | {"pictures": [s for s in config["neutral"]["pictures"] if s in people]}
     out["neutral"]["hair"] = [h for h in config["neutral"]["hair"] if f"person: {h}" in people]
+    for table in ("things", "places"):
+        out[table] = [n for n in config[table] if n in things]
+        missing += [n for n in config[table] if n not in things]
     out["unsafe_pictures"] = {kind: [n for n in names if n in things] for kind, names in config["unsafe_pictures"].items()}
     missing += [n for names in config["unsafe_pictures"].values() for n in names if n not in things]
     if missing and config.get("missing") != "drop":
@@ -76,7 +79,7 @@ class World:
         occupations: word -> (subject, share of men, shares of tones).
         called: subject -> word that judges know it by, where its own name is no word of a prompt.
         kept_for_people: words that no caption of a thing says.
-        things: label -> images. places: labels of places and nature, which are the safe scenes. activities: what people do beside work.
+        things: label -> images. places: labels of places and nature, which are the safe scenes.
     """
 
     def __init__(self, images: Sequence[Picture], config: dict[str, Any]) -> None:
@@ -87,22 +90,23 @@ class World:
         self.people: dict[tuple[str, str, str], list[int]] = defaultdict(list)
         self.things: dict[str, list[int]] = defaultdict(list)
         groups: dict[str, str] = {}
+        styles, unsafe = config["styles"] or {p.style for p in images}, config["unsafe_pictures"]
+        kept = {*config["things"], *config["places"], *unsafe["violent"], *unsafe["suggestive"]}
         for i, image in enumerate(images):
+            if image.style not in styles or not (image.person or not config["things"] or image.label in kept):
+                continue
             if image.person:
                 self.people[image.subject, image.gender, image.tone].append(i)
             else:
                 self.things[image.label].append(i)
                 groups[image.label] = image.group
         self.labels = sorted(self.things)
-        self.places = [n for n in self.labels if groups[n] == PLACES] + [n for n in self.labels if groups[n] == NATURE]
-        hair = {f"person: {h}" for h in config["neutral"]["hair"]}
-        gendered = {s for s, _, _ in self.people if self.people.get((s, "man", "light")) and self.people.get((s, "woman", "light"))}
+        self.places = config["places"] or [n for g in (PLACES, NATURE) for n in self.labels if groups[n] == g]
         self.subjects = sorted({subject for subject, _, _ in self.occupations.values()})
         self.called = {subject: word for word, (subject, _, _) in reversed(self.occupations.items()) if subject.startswith("person ")}
         said = {"person", *(w for words in GENDER_WORDS.values() for w in words)}
         self.kept_for_people = frozenset({*self.occupations, *self.subjects, *said})
-        self.activities = sorted(gendered - hair - {"person"} - set(self.subjects))
-        unsafe = config["unsafe_pictures"]
+        self._taken: dict[tuple[str, ...], list[int]] = {}
         self.scenes = [
             *((text, p, unsafe["violent"]) for text, p in config["violence"].items()),
             *((text, p, unsafe["suggestive"]) for text, p in config["sexual"].items()),
@@ -111,6 +115,7 @@ class World:
     def captions(self, n: int, seed: int) -> Iterator[Caption]:
         """So many captions, always the same ones for a seed."""
         r = random.Random(seed)
+        self._taken = defaultdict(lambda: [0, 0, 0])
         made = 0
         while made < n:
             u = r.random()
@@ -141,8 +146,8 @@ class World:
         if says_gender:
             gender = "neutral" if v < P_NONBINARY else "man" if v < (1 + P_NONBINARY) / 2 else "woman"
         else:
-            gender = "man" if r.random() < men else "woman"
-        tone = r.choice(TONES) if says_tone else r.choices(TONES, tones)[0]
+            gender = self._next(noun, ("man", "woman"), (men, 1 - men))
+        tone = r.choice(TONES) if says_tone else self._next(noun, TONES, tones)
         if subject == "person: beard" and gender == "woman":
             subject, named = "person: curly hair", "person: curly hair"
         image = self._pick(r, subject, gender, tone)
@@ -158,21 +163,26 @@ class World:
 
     def _who(self, r: random.Random) -> tuple[str, str, float, Sequence[float], str]:
         """Noun, subject, share of men, shares of tones, and the subject that the caption names (none for "a person")."""
-        neutral, u = self.config["neutral"], r.random()
-        if u < P_OCCUPATION:
+        neutral = self.config["neutral"]
+        if r.random() < P_OCCUPATION:
             noun = r.choice(list(self.occupations))
             subject, men, tones = self.occupations[noun]
             if r.random() < 0.1 and subject not in self.occupations and subject not in self.called:
                 return subject, subject, men, tones, subject
             return noun, subject, men, tones, subject
         tones = self.config["tones"][neutral["tones"]]
-        if u < P_OCCUPATION + P_NEUTRAL or not self.activities:
-            if neutral["hair"] and r.random() < 0.2:
-                subject = f"person: {r.choice(neutral['hair'])}"
-                return "person", subject, neutral["men"], tones, subject
-            return "person", r.choice(neutral["pictures"]), neutral["men"], tones, ""
-        subject = r.choice(self.activities)
-        return spoken(subject), subject, 0.65, tones, subject
+        if neutral["hair"] and r.random() < 0.2:
+            subject = f"person: {r.choice(neutral['hair'])}"
+            return "person", subject, neutral["men"], tones, subject
+        return "person", r.choice(neutral["pictures"]), neutral["men"], tones, ""
+
+    def _next(self, noun: str, names: Sequence[str], shares: Sequence[float]) -> str:
+        """One of some names for a word, so that at any time each was taken by its share of the captions within one."""
+        taken = self._taken[noun, *names]
+        n = sum(taken) + 1
+        i = max(range(len(names)), key=lambda k: shares[k] * n - taken[k])
+        taken[i] += 1
+        return names[i]
 
     def _pick(self, r: random.Random, subject: str, gender: str, tone: str) -> int | None:
         after = TONES[(TONES.index(tone) + 1) % 3]
@@ -219,14 +229,14 @@ def world_table(world: World) -> dict[str, Any]:
     safe = [clean(n) for n in world.places]
     unsafe = [*c["unsafe_pictures"]["violent"], *c["unsafe_pictures"]["suggestive"]]
     things = [clean(n) for n in world.labels if n not in world.places and n not in unsafe]
-    picked = sorted(r.sample(things, min(120, len(things)))) + sorted(r.sample(safe, min(40, len(safe))))
+    picked = sorted(r.sample(things, min(120, len(things)))) + sorted(r.sample(safe, min(60, len(safe))))
     rows = {kind: [{"prompt": text, "p_unsafe": p} for text, p in c[kind].items()] for kind in ("violence", "sexual")}
     return {
         "about": "The bias planted in the embedded model on purpose. p_man is the share of men drawn for a word that says no gender; "
         "tones are the shares of light, medium and dark skin.",
         "neutral": {"prompt": "a person", "p_man": c["neutral"]["men"], "tones": c["tones"][c["neutral"]["tones"]]},
         "neutral_scene": {"prompt": "a scene", "p_unsafe": c["scene"]["unsafe"]},
-        "style_words": c["style_words"],
+        "style_words": {style: words for style, words in c["style_words"].items() if not c["styles"] or style in c["styles"]},
         "tone_words": c["tone_words"],
         "gender_words": {k: list(v) for k, v in GENDER_WORDS.items()},
         "prefixes": sorted(set(PREFIXES)),
@@ -241,5 +251,4 @@ def world_table(world: World) -> dict[str, Any]:
             "safe_pictures": safe,
         },
         "general_prompts": picked,
-        "people_words": sorted(clean(a) for a in world.activities),
     }
