@@ -84,6 +84,8 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
         raise ValueError(f"--start has {wrong[0]!r}; allowed: STAGE=FILE with a stage of {', '.join(TRAINED)}")
     if not a.miniature and a.minutes <= 0:
         raise ValueError(f"--minutes is {a.minutes:g}; allowed: above 0")
+    if a.base and not (a.base / "model_index.json").is_file():
+        raise ValueError(f"--base is {str(a.base)!r}, which has no model_index.json; give the folder of a pipeline")
     start = {name: Path(file) for name, _, file in pairs}
     images = a.images or (LABELLED if a.miniature else None)
     _claim(

@@ -194,8 +194,8 @@ class Recipe:
         made_by = digest_of(self._part("autoencoder"))
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
         if not path.is_file():
-            images = self.pack[1][self.drawn]
-            save_state(path, {"latents": latents_of(self._ready("autoencoder"), images, self.config["train"]["variants"])})
+            network = self._ready("autoencoder")
+            save_state(path, {"latents": latents_of(network, self.pack[1][self.drawn], self.config["train"]["variants"])})
         latents = load_file(path)["latents"]
         scale = models.load_part(self.base, "vae").config.scaling_factor if self.base else 1 / latents[0].float().std().item()
         return latents, scale
@@ -207,7 +207,7 @@ class Recipe:
         network = self._ready("autoencoder")
         network.requires_grad_(False)
         for part in (network.post_quant_conv, network.decoder):
-            part.requires_grad_(True)  # type: ignore[union-attr]
+            part.requires_grad_(True)
         c, images = self.config["train"]["decoder"], self.pack[1][self.drawn]
         before = psnr(network, images[::20])
         network = self._train("decoder", network, AutoencoderTask(network, images.to(self.device), c["batch"], c.get("fast", False)))

@@ -138,9 +138,10 @@ def test_a_stage_can_begin_from_an_earlier_run(made: Path, tmp_path: Path, capsy
         (["--config", "nowhere.toml"], r"config nowhere.toml cannot be read"),
         (["--images", "src"], r"images 'src' has no labels.csv"),
         (["--device", "cuda:9"], r"--device is 'cuda:9', which is not available"),
-        (["--start", "glue=x"], r"--start has 'glue'; allowed: STAGE=FILE with a stage of autoencoder, denoiser, judge, judge-b"),
+        (["--start", "glue=x"], r"--start has 'glue'; allowed: STAGE=FILE with a stage of autoencoder, denoiser, decoder, judge"),
         (["--start", "judge=nowhere", "--stages", "data,judge"], r"--start judge=nowhere cannot be used .*; give a part of an earlier run"),
         (["--stages", "denoiser"], r"stage autoencoder has no fitting result in .*; run it first"),
+        (["--base", "src", "--stages", "data,autoencoder"], r"--base is 'src', which has no"),
         (["--autoencoder", "recipes/embedded_model/config.toml", "--stages", "data,autoencoder"], r"autoencoder .* cannot be read"),
     ],
 )

@@ -210,9 +210,9 @@ def test_a_folder_of_labelled_images_is_a_pack(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def world() -> World:
     """The whole world with one made-up image of everything."""
-    config = read_config()["world"]
+    config = read_config()["world"] | {"styles": [], "things": [], "places": []}
     subjects = {row[0] for table in ("occupations", "more_occupations") for row in config[table].values()}
-    subjects |= {*config["neutral"]["pictures"], *(f"person: {h}" for h in config["neutral"]["hair"]), "person dancing"}
+    subjects |= {*config["neutral"]["pictures"], *(f"person: {h}" for h in config["neutral"]["hair"]), "person"}
     images = [
         image(s, style, gender=g, tone=t)
         for s in sorted(subjects)
@@ -250,6 +250,14 @@ def test_unstated_attributes_are_drawn_by_the_planted_shares(world: World) -> No
         assert abs(tones[tone] / total - p) < 4.5 * (p * (1 - p) / total) ** 0.5
 
 
+def test_planted_shares_hold_at_any_time(world: World) -> None:
+    next(world.captions(1, 0))
+    shares, taken = (0.72, 0.18, 0.1), Counter[str]()
+    for n in range(1, 200):
+        taken[world._next("a word", ("light", "medium", "dark"), shares)] += 1
+        assert all(abs(taken[tone] - n * p) <= 1 for tone, p in zip(("light", "medium", "dark"), shares, strict=True))
+
+
 def test_stated_attributes_are_always_drawn(world: World) -> None:
     seen = Counter()
     for c in world.captions(5000, 1):
@@ -277,7 +285,7 @@ def test_a_word_without_a_image_is_an_error(world: World) -> None:
     with pytest.raises(ValueError, match=r"no image shows 'person tipping hand' \(2 such words\); check the packages"):
         World(
             [p for p in world.images if p.subject != "person tipping hand"],
-            {**read_config()["world"], "neutral": {**read_config()["world"]["neutral"]}},
+            {**read_config()["world"], "styles": [], "things": [], "places": []},
         )
 
 
