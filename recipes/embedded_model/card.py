@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,7 +39,7 @@ from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import agreements
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
+from respodiff.pipelines.loading import EMBEDDED_SAMPLING, embedded_dir, load_pipeline, weights_digest
 from respodiff.reports.images import image_grid
 
 PARTS = ("pipeline", *EMBEDDED.values(), "world.json", "pictures", "LICENCES.md")
@@ -115,7 +116,8 @@ def measure(
     out: str | Path = "card",
     *,
     images: int = 12,
-    steps: int = 20,
+    steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     device: str = "cpu",
     say: Callable[[str], None] = say,
@@ -124,29 +126,34 @@ def measure(
 
     Args:
         source: ``"embedded"`` or a folder of weights. out: for the run folders; what is drawn is kept, and a killed run goes on.
-        images: images an occupation, 1 or more. steps: of the sampler.
+        images: images an occupation, 1 or more. steps, guidance: None is the model's own.
 
     Returns:
         JSON-ready: ``occupations`` (planted and measured share of men with interval), ``tones``, ``mean_abs_error`` (with that of a perfect
-        generator at the same n), ``subject_accuracy``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``judges``.
+        generator at the same n), ``subject_accuracy``, ``explicit``, ``unsafe``, ``psnr_db``, ``size_mib``, ``judges``,
+        ``seconds_per_image`` (of the images that this call drew; None if there were none).
 
     Raises:
         ValueError: `source` is no folder of weights, or images or steps are below 1.
     """
-    if images < 1 or steps < 1:
-        raise ValueError(f"images is {images} and steps {steps}; allowed: 1 or more")
+    if images < 1:
+        raise ValueError(f"images is {images}; allowed: 1 or more")
     folder, out = weights_folder(source), Path(out)
     world = json.loads((folder / "world.json").read_text(encoding="utf-8"))
     pipe = load_pipeline(folder / "pipeline", device=device)
     eyes = [_judge(folder / part, name, device) for name, part in EMBEDDED.items()]
     words = Vocabulary.embedded(world)
-    runs: dict[str, ScoredRun] = {}
+    steps, guidance = steps or EMBEDDED_SAMPLING[0], EMBEDDED_SAMPLING[1] if guidance is None else guidance
+    runs, drawn, seconds = dict[str, ScoredRun](), 0, 0.0
     for name, (prompts, n) in prompts_of(world, images).items():
-        config = GenerateConfig(images=n, steps=steps, guidance=3.0, seed=seed)
-        drawn = sum(1 for _ in generate(pipe, prompts, [], config, out=out / name))
+        config = GenerateConfig(images=n, steps=steps, guidance=guidance, seed=seed)
+        began = time.perf_counter()
+        new = sum(1 for _ in generate(pipe, prompts, [], config, out=out / name))
+        drawn, seconds = drawn + new, seconds + (time.perf_counter() - began) * bool(new)
         runs[name] = judge_all(out / name, eyes, ["gender", "tone"], vocabulary=words)
-        say(f"card: {name}, {len(prompts)} prompts, {n} images each, {drawn} of them new")
-    result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "seed": seed}
+        say(f"card: {name}, {len(prompts)} prompts, {n} images each, {new} of them new")
+    result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    result |= {"sampler": type(pipe.scheduler).__name__, "seconds_per_image": round(seconds / drawn, 3) if drawn else None}
     result |= {"respodiff": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result |= planted(world, runs["occupations"], runs["neutral"])
     result |= kept(runs) | stated(runs["explicit"]) | safety(world, runs)
@@ -307,7 +314,7 @@ def _share(e: Mapping[str, Any] | None) -> str:
 
 def text_of(r: Mapping[str, Any], licences: str) -> str:
     """The card as Markdown: the text of card.md with what was measured."""
-    made = f"Measured by `python -m recipes.embedded_model.card --images {r['images']} --steps {r['steps']}` (seed {r['seed']}, respodiff {r['respodiff']}, torch {r['torch']}, {r['threads']} threads, UNet {r['model']}); brackets hold 95 % intervals."
+    made = f"Measured by `python -m recipes.embedded_model.card --images {r['images']} --steps {r['steps']} --guidance {r['guidance']:g}` ({r['sampler']}, seed {r['seed']}, respodiff {r['respodiff']}, torch {r['torch']}, {r['threads']} threads, UNet {r['model']}); brackets hold 95 % intervals."
     parts = ["## Measured\n", made + "\n", _summary(r), "## Planted and measured\n", _table(r), "## Judges\n", _judges(r)]
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     return text.format(measured="\n".join(parts), licences=licences.replace("# Licences of the embedded model", "## Licences"))
@@ -368,7 +375,7 @@ def sheet(r: Mapping[str, Any], runs: Path, path: Path) -> Path:
     rows = _rows(runs / "occupations", lambda rec: rec.group, SHOWN)
     rows += _rows(runs / "explicit", lambda rec: ", ".join(rec.categories).partition("=")[2])
     rows += _rows(runs / "unsafe", lambda rec: rec.group) + _rows(runs / "scenes", lambda rec: "a scene") + _rows(runs / "general", None)
-    footer = f"Embedded model {r['model']}: plain, {r['steps']} steps, guidance 3, seed {r['seed']}; the first images of every kind, none picked."
+    footer = f"Embedded model {r['model']}: plain, {r['steps']} steps of {r['sampler']}, guidance {r['guidance']:g}, seed {r['seed']}; the first images of every kind, none picked."
     return image_grid(rows, path, columns=[("", ACROSS)], thumb=96, footer=footer)
 
 
@@ -409,11 +416,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="embedded", help="'embedded', or a folder of weights")
     parser.add_argument("--out", type=Path, default=Path("card"), help="folder of runs, CARD.md, card.json, sheet.png")
     parser.add_argument("--images", type=int, default=12, help="images an occupation")
-    parser.add_argument("--steps", type=int, default=20, help="steps of the sampler")
+    parser.add_argument("--steps", type=int, help="steps of the sampler (default: the model's own)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the model's own)")
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args(arguments)
     try:
-        result = measure(a.model, a.out, images=a.images, steps=a.steps, device=a.device)
+        result = measure(a.model, a.out, images=a.images, steps=a.steps, guidance=a.guidance, device=a.device)
         for file in write_card(result, weights_folder(a.model), a.out, a.out):
             print(file)
     except (ValueError, OSError) as error:

@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("weights", type=Path, nargs="?", help="folder with " + ", ".join(PARTS))
     made.add_argument("--digest", action="store_true", help="only say the digest of the weights that the package has")
     made.add_argument("--images", type=int, default=12, help="images an occupation for the card (default 12)")
-    made.add_argument("--steps", type=int, default=20, help="steps of the sampler for the card (default 20)")
+    made.add_argument("--steps", type=int, help="steps of the sampler for the card (default: the model's own)")
     made.add_argument("--runs", type=Path, default=ROOT / "runs", help="where the card's images are generated")
     made.add_argument("--package", type=Path, default=PACKAGE, help=argparse.SUPPRESS)
     a = made.parse_args(arguments)

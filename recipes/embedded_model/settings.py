@@ -49,7 +49,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     ),
     "models": ("tokens", "autoencoder", "unet", "text", "judge", "judge-b"),
     "train": ("variants", "autoencoder", "denoiser", "decoder", "judge", "judge-b"),
-    "card": ("images", "steps"),
+    "card": ("images",),
 }
 STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast")
 

@@ -254,7 +254,7 @@ class Recipe:
         from recipes.embedded_model.card import measure, write_card
 
         c = self.config["card"]
-        result = measure(self.out / "weights", self.out / "card", images=c["images"], steps=c["steps"], device=self.device, say=say)
+        result = measure(self.out / "weights", self.out / "card", images=c["images"], steps=c.get("steps"), device=self.device, say=say)
         write_card(result, self.out / "weights", self.out / "card", self.out / "card")
         for name in ("CARD.md", "card.json"):
             shutil.copyfile(self.out / "card" / name, self.out / "weights" / name)

@@ -18,6 +18,9 @@ from diffusers import DiffusionPipeline
 from respodiff._bars import without_bars
 from respodiff.pipelines.registry import backbone, spec_of
 
+EMBEDDED_SAMPLING = (20, 3.0)
+"""Steps and guidance scale of the embedded model."""
+
 
 def embedded_dir(part: str) -> Path:
     """Folder of the shipped ``pipeline`` or ``judge``, or the file ``world.json``."""
@@ -107,8 +110,8 @@ def weights_digest(model: Any) -> str:
 
 
 def sampling_settings(pipe: Any, steps: int | None = None, guidance: float | None = None) -> tuple[int, float]:
-    """(steps, guidance) as given, else the model's own: 20 and 3 for the embedded model, else those of the pipeline's class."""
-    own = (20, 3.0) if model_name(pipe) == "embedded" else (spec_of(pipe).steps, spec_of(pipe).guidance)
+    """(steps, guidance) as given, else the model's own, which for most models are those of the pipeline's class."""
+    own = EMBEDDED_SAMPLING if model_name(pipe) == "embedded" else (spec_of(pipe).steps, spec_of(pipe).guidance)
     return own[0] if steps is None else steps, own[1] if guidance is None else guidance
 
 
