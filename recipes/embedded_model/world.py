@@ -26,7 +26,7 @@ GENDER_WORDS = {
     "woman": ("woman", "female", "who is a woman"),
     "neutral": ("nonbinary", "gender neutral"),
 }
-P_PERSON, P_THING = 0.45, 0.33  # of all captions; the rest are scenes
+P_PERSON, P_THING = 0.42, 0.36  # of all captions; the rest are scenes
 P_OCCUPATION = 0.7  # of those of people; the rest are "a person"
 P_GENDER, P_TONE, P_STYLE, P_NONBINARY = 0.5, 0.35, 0.3, 0.08  # how often a caption says so
 
