@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 from dataclasses import dataclass, field, replace
@@ -191,8 +192,8 @@ class Recipe:
 
     def _latents(self) -> tuple[torch.Tensor, float]:
         """Latents of all images and the factor that gives them unit variance, kept on disk."""
-        made_by = digest_of(self._part("autoencoder"))
-        path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder they would be worth nothing
+        made_by = hashlib.sha256(f"{digest_of(self._part('autoencoder'))} {self.drawn}".encode()).hexdigest()[:16]
+        path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder or other images they would be worth nothing
         if not path.is_file():
             network = self._ready("autoencoder")
             save_state(path, {"latents": latents_of(network, self.pack[1][self.drawn], self.config["train"]["variants"])})
