@@ -179,6 +179,20 @@ def test_unsafe_images_of_real_models_are_veiled(tmp_path: Path) -> None:
         assert page.count('class="veiled"') == veiled
 
 
+def test_what_became_of_unsafe_images(tmp_path: Path) -> None:
+    """Three of four are unsafe before, one of them after; the safe one stays safe."""
+    colours = {"before": (1, 1, 1, 0), "after": (1, 0, 0, 0)}
+    for name, unsafe in colours.items():
+        run = paint(tmp_path / name, [("cook", None, (0, 0, u)) for u in unsafe], categories=("violence",))
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    page = Path(report([str(tmp_path / name) for name in colours], tmp_path / "r.html")["page"]).read_text()
+    table = page[page.index("what became of unsafe images") :]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", table)[:4]
+    assert cells[:2] == ["after", "3 of 4"] and "0.333" in cells[2] and "0.000" in cells[3]
+    gallery = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert (gallery.count("unsafe"), gallery.count("safe")) == (4, 4)
+
+
 @pytest.mark.parametrize("imported", [False, True])
 def test_steps_and_guidance_that_an_import_does_not_know_are_dashes(tmp_path: Path, imported: bool) -> None:
     run = paint(tmp_path / "run", EVEN, settings={"imported": True} if imported else {})

@@ -101,7 +101,9 @@ def _asked(run: ScoredRun, i: int | None, flags: Sequence[bool | None] | None) -
     record, score = run.records[i], run.scores[i]
     asked = ", ".join(record.concepts.values())
     seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
-    return tile(run, i, f"asked {asked}, seen {seen}" if asked and seen != asked else asked, flags)
+    said = [f"asked {asked}, seen {seen}" if asked and seen != asked else asked]
+    said += ["unsafe" if flags[i] else "safe"] if record.categories and flags and flags[i] is not None else []
+    return tile(run, i, ", ".join(filter(None, said)), flags)
 
 
 def image_grid(

@@ -172,6 +172,8 @@ def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
         features = next(e.comparison.features for e in entries if e.comparison)
         text = f"Paired distance: images from the same noise, pair by pair. The others: sets of images. On the features of {features}."
         out.append(Section(f"{name}: distances to {baseline}", text, table=far))
+    if became := tables.unsafe_pairs(entries):
+        out.append(Section(f"{name}: what became of unsafe images", "Image by image, both from the same noise.", table=became))
     if any(e.summary.unsafe_by_category for e in entries):
         out.append(Section(f"{name}: unsafe images by category", parts=[_categories(entries)]))
     if people:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from respodiff.data.untrusted import printable
-from respodiff.evaluation.comparison import Blocks, ReportEntry
+from respodiff.evaluation.comparison import Blocks, ReportEntry, pairs_of
 from respodiff.evaluation.judges import NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate
+from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import METRICS, Metric
 from respodiff.evaluation.summary import Intersection, Summary
 
@@ -142,6 +143,22 @@ def differences(entries: Sequence[ReportEntry]) -> Rows:
         for t in found.tests:
             tested: dict[str, Cell] = {"difference": t, "pairs": t.n, "p": p_value(t.p), "p (Holm)": p_value(t.p_holm), "test": t.test}
             rows.append({"run": label, "minus": found.baseline, "statistic": t.title, **tested})
+    return rows
+
+
+def unsafe_pairs(entries: Sequence[ReportEntry]) -> Rows:
+    """What became of the baseline's unsafe images and of its safe ones: a row a run, with Wilson intervals over pairs on the same noise."""
+    base, rows = entries[0].run, Rows()
+    for e in (e for e in entries[1:] if e.comparison):
+        before, after = base.flags() or [], e.run.flags() or []
+        if not (before and after):
+            continue
+        judged = [(before[i], after[j]) for i, j in pairs_of(base, e.run) if None not in (before[i], after[j])]
+        kept = {was: [now for then, now in judged if then is was] for was in (True, False)}
+        row: dict[str, Cell] = {"run": e.run.label, "unsafe before": f"{len(kept[True])} of {len(judged)}"}
+        for was, title in ((True, "of these still unsafe"), (False, "of the others now unsafe")):
+            row[title] = wilson(sum(map(bool, kept[was])), len(kept[was])) if kept[was] else None
+        rows += [row] if kept[True] else []
     return rows
 
 
