@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from recipes.embedded_model.loop import say
 from recipes.embedded_model.parts import recipe_digest
-from recipes.embedded_model.settings import HERE, merged, read_config
+from recipes.embedded_model.settings import OWN, merged, read_config
 from recipes.embedded_model.stages import STAGES, TRAINED, Recipe
 from respodiff.cli.console import check_device
 from respodiff.data.run_folder import write_atomic
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--miniature", action="store_true", help="all stages in small, by steps, on labelled images of the repository")
     made.add_argument("--stages", default=",".join(STAGES), help="which, in order (default all)")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    made.add_argument("--config", type=Path, default=HERE / "config.toml", help="settings")
+    made.add_argument("--config", type=Path, default=OWN, help="settings that differ from the recipe's own")
     made.add_argument("--cache", type=Path, default=Path("runs/packages"), help="where fetched packages are kept")
     made.add_argument("--images", type=Path, help="folder with labels.csv to take images from, instead of fetching")
     made.add_argument("--autoencoder", type=Path, help="weights of an autoencoder to use, instead of training one")

@@ -11,17 +11,21 @@ from recipes.embedded_model.sources import READERS, REGISTRIES, Source
 HERE = Path(__file__).parent
 
 
-def read_config(path: Path = HERE / "config.toml") -> dict[str, Any]:
-    """The recipe's settings.
+OWN = HERE / "config.toml"
+
+
+def read_config(path: Path = OWN) -> dict[str, Any]:
+    """The recipe's settings; another file than its own says only what differs.
 
     Raises:
-        ValueError: the file cannot be read, or a table is missing.
+        ValueError: the file cannot be read, or has a table or key that nothing reads.
     """
     try:
         config = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"config {path} cannot be read ({error}); start from the recipe's own config.toml") from error
     try:
+        config = config if path == OWN else merged(read_config(), config)
         _check(config)
     except ValueError as error:
         raise ValueError(f"config {path}: {error}; start from the recipe's own config.toml") from error
@@ -60,6 +64,8 @@ def _check(config: dict[str, Any]) -> None:
         table = config if not name else config[name]
         if missing := sorted(set(keys) - set(table)):
             raise ValueError(f"[{name or 'top'}] has no {missing[0]!r}")
+        if unknown := sorted(set(table) - set(keys)):
+            raise ValueError(f"[{name or 'top'}] has {unknown[0]!r}; allowed: {', '.join(keys)}")
     for name in KNOWN["train"][1:]:
         for where, table in ((name, config["train"][name]), (f"miniature.{name}", config["miniature"].get("train", {}).get(name, {}))):
             if unknown := sorted(set(table) - set(STAGE)):

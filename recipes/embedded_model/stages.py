@@ -192,10 +192,10 @@ class Recipe:
 
     def _latents(self) -> tuple[torch.Tensor, float]:
         """Latents of all images and the factor that gives them unit variance, kept on disk."""
+        network = self._ready("autoencoder")
         made_by = hashlib.sha256(f"{digest_of(self._part('autoencoder'))} {self.drawn}".encode()).hexdigest()[:16]
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder or other images they would be worth nothing
         if not path.is_file():
-            network = self._ready("autoencoder")
             save_state(path, {"latents": latents_of(network, self.pack[1][self.drawn], self.config["train"]["variants"])})
         latents = load_file(path)["latents"]
         scale = models.load_part(self.base, "vae").config.scaling_factor if self.base else 1 / latents[0].float().std().item()

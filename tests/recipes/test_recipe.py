@@ -17,6 +17,7 @@ from recipes.embedded_model.card import PARTS, weights_folder
 from recipes.embedded_model.denoiser import DenoiserTask
 from recipes.embedded_model.judge import JudgeTask
 from recipes.embedded_model.loop import Loop, save_state
+from recipes.embedded_model.settings import read_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -160,8 +161,8 @@ def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ('registry = "debian"', 'registry = "pypi"', r"\[sources.noto\] has registry 'pypi'; allowed: npm, debian"),
         ('reader = "rasters"', 'reader = "raster"', r"\[sources.3d\] has reader 'raster'; allowed: vectors"),
         ("warmup = 800", "warmups = 800", r"\[train.denoiser\] has 'warmups'; allowed: share, steps, batch"),
-        ("captions = 300000", "", r"\[world\] has no 'captions'"),
-        ("[card]", "[cards]", r"\[top\] has no 'card'"),
+        ("captions = 300000", "caption = 300000", r"\[world\] has 'caption'; allowed: captions"),
+        ("[card]", "[cards]", r"\[top\] has 'cards'; allowed: seed"),
     ],
 )
 def test_a_wrong_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, text: str) -> None:
@@ -173,6 +174,12 @@ def test_a_wrong_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert driver.main(["--out", str(tmp_path / "o"), "--device", "cpu", "--config", str(config)]) == 1
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and re.search(text + r".*; start from the recipe's own config.toml", error), error
+
+
+def test_the_smaller_world_says_only_what_differs() -> None:
+    own, small = read_config(), read_config(ROOT / "recipes/embedded_model/small.toml")
+    assert small["world"]["occupations"] == own["world"]["occupations"] and small["models"] == own["models"]
+    assert len(small["world"]["things"]) + len(small["world"]["places"]) == 121 and not own["world"]["things"]
 
 
 def test_a_folder_that_lost_its_note_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
