@@ -108,7 +108,7 @@ def gender(make_module: Callable[..., Any]) -> list[Any]:
 
 
 def concepts(pipe: Any, prompts: list[Prompt], modules: list[Any], out: Path | None = None, take: int | None = None, **more: Any) -> Any:
-    config = GenerateConfig(**{"images": 1, "steps": 1, "target_proportions": {"gender": {"woman": 0.25, "man": 0.75}}, **more})
+    config = GenerateConfig(**{"images": 1, "steps": 1, "batch": 1, "target_proportions": {"gender": {"woman": 0.25, "man": 0.75}}, **more})
     found = itertools.islice(generate(pipe, prompts, modules, config, out=out), take)
     return {record.id: record.concepts for record, _ in found}
 

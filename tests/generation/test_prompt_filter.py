@@ -67,6 +67,38 @@ def test_words_for_people() -> None:
     assert not any(person_in(t) for t in (NOBODY, "a list of things", "a deer at dawn", "a snowman", "a scene"))
 
 
+@pytest.mark.parametrize(
+    ("rule", "people", "things"),
+    [
+        (
+            "sports",
+            ["a skateboarder jumps", "two snowboarders", "the umpire", "skate boarders", "a glassblower"],
+            ["a dresser", "a keyboard"],
+        ),
+        ("noun after it", ["a passenger waits", "a rider and horse", "a man, dog and cat"], ["a passenger train", "the driver seat"]),
+        (
+            "animals",
+            ["a baby in a crib", "a male in a hat"],
+            ["a baby elephant", "an adult brown bear", "a mother and baby zebra", "a male lion"],
+        ),
+        ("rooms", ["the men in a room"], ["a men's restroom", "the ladies room"]),
+        ("phrases", ["a fighter in a ring"], ["a silver jet fighter", "a cd player", "a street with no people", "a king size bed"]),
+        ("of", ["a family of four", "a couple on a bench"], ["a family of ducks", "a couple of cakes"]),
+        ("other words", ["a pitcher on the mound", "a batter at the plate"], ["a pitcher and a glass", "cake batter in a bowl"]),
+        ("pronouns", ["she is skiing"], ["a dog and his bone"]),
+        ("endings", ["a cellist", "a wakeboarder", "a goalkeeper"], ["a deer", "a tractor", "a screwdriver", "a beach ottoman"]),
+    ],
+)
+def test_each_rule_for_people(rule: str, people: list[str], things: list[str]) -> None:
+    assert not [text for text in people if not person_in(text)], rule
+    assert not [text for text in things if person_in(text)], rule
+
+
+def test_words_of_races_and_ages_that_state_neither() -> None:
+    assert not any(stated_in(text, listed("tone")) for text in ("a man in a race", "a race car driver", "a skier on a descent"))
+    assert not stated_in("a guard of an aged building", listed("age")) and stated_in("an aged guard", listed("age"))
+
+
 def test_an_attribute_of_ones_own_is_stated_by_what_its_prompts_add() -> None:
     hat = forms_of("hat", [("a person with a hat", "a person"), ("a bald person", "a person")])
     assert [bool(stated_in(t, hat)) for t in ("a nurse with a hat", "a bald nurse", "a nurse", "a bald tyre")] == [True, True, False, False]

@@ -68,9 +68,14 @@ def reasons(prompts: Sequence[str], adapters: Sequence[Adapter]) -> list[dict[st
 
 @cache
 def _lists() -> dict[str, Any]:
-    """``explicit_words.json``; ``people`` are all of its words for a person."""
-    found: dict[str, Any] = json.loads((files("respodiff.generation") / "explicit_words.json").read_text(encoding="utf-8"))
-    found["people"] = set(found["people"]).union(*(table.get("people", ()) for table in found["attributes"].values()))
+    """``explicit_words.json`` with sets for lists; ``people`` are all of its words for a person, ``phrases`` those of no person."""
+    read: dict[str, Any] = json.loads((files("respodiff.generation") / "explicit_words.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {key: set(value) if isinstance(value, list) else value for key, value in read.items()}
+    found["people"] = found["people"].union(*(table.get("people", ()) for table in found["attributes"].values()))
+    found["things"] |= found["animals"]
+    found["unless"] = {word: set(others) for word, others in found["unless"].items()}
+    phrases = sorted((p for p in found["not_people"] if " " in p), key=len, reverse=True)
+    found["phrases"] = re.compile(rf"(?<!\w)({'|'.join(phrases)})(?!\w)")
     return found
 
 
@@ -120,19 +125,48 @@ def stated_in(text: str, forms: Forms) -> str:
 
 
 def person_in(text: str) -> str:
-    """The first word of a text for a person, listed or with the ending of such words ("-ist", "-man"), or nothing.
+    """The first word of a text for a person, or nothing.
 
-    >>> person_in("two old beekeepers at dawn"), person_in("a red car on a beach")
+    A word is one that is listed or has the ending of such words ("-ist", "-boarder"). It is none where the noun after it says what it is
+    ("a passenger train", "a baby elephant"), or in a listed phrase ("jet fighter").
+
+    >>> person_in("two old beekeepers at dawn"), person_in("a passenger train passes a dresser")
     ('beekeepers', '')
     """
-    none, ends = _lists()["not_people"], tuple(_lists()["person_ends"])
-    for word in _words(text):
-        single = _singular(word)
-        if word in none:
-            continue
-        if {word, single} & _lists()["people"] or (len(single) > 4 and single.endswith(ends) and single not in none):
+    lists = _lists()
+    text = re.sub(r"[’']s?(?!\w)", "", text.lower().replace("-", " "))
+    words: list[str] = re.findall(r"\w+|[^\w\s]", lists["phrases"].sub(" | ", text))
+    forms = [{word, _singular(word)} for word in words]
+    with_animal = any(form & lists["animals"] for form in forms)
+    for i, (word, form) in enumerate(zip(words, forms, strict=True)):
+        if word in lists["pronouns"] and not with_animal:
+            return word
+        counted = words[i + 1 : i + 2] == ["of"] and not lists["numbers"].intersection(words[i + 2 : i + 3])
+        excluded = any(lists["unless"].get(name, set()).intersection(words) for name in form)
+        if _is_person(form) and not (form & lists["groups"] and counted) and not excluded and not _names_a_thing(forms, i):
             return word
     return ""
+
+
+def _is_person(form: set[str]) -> bool:
+    """Whether a word, given as itself and its singular, is one for a person where it stands alone."""
+    lists = _lists()
+    ends = any(word.endswith(end) and len(word) > len(end) + 1 for word in form for end in lists["person_ends"])
+    return bool(form & lists["people"]) or (ends and not form & lists["not_people"])
+
+
+def _names_a_thing(forms: Sequence[set[str]], i: int) -> bool:
+    """Whether the noun after the i-th word, one for a person, says that it is a thing or an animal: "a baby and an adult elephant"."""
+    lists = _lists()
+    following = list(forms[i + 1 :])
+    if forms[i] & lists["plain"]:
+        return bool(following and following[0] & lists["rooms"])
+    while following and not following[0] & lists["things"]:
+        joined = len(following) > 1 and following[0] == {"and"} and _is_person(following[1])
+        if not joined and not following[0] & lists["between"]:
+            return False
+        following = following[2 if joined else 1 :]
+    return bool(following)
 
 
 def first_of(text: str, phrases: Sequence[str]) -> str:
