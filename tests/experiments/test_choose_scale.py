@@ -37,10 +37,12 @@ def test_the_least_scale_that_reaches_is_taken(tiny_pipe: Any, gender: list[Any]
     def seen(run: Path, *_: Any, **__: Any) -> Any:
         runs.append(RunFolder(run).records())
         scale = runs[-1][0].scale
-        return SimpleNamespace(concept_accuracy={"gender": Estimate(scale / 2, 0.0, 1.0, 8)})
+        problems = ("2 images blank",) if scale == SCALES[0] else ()
+        return SimpleNamespace(concept_accuracy={"gender": Estimate(scale / 2, 0.0, 1.0, 8)}, problems=problems)
 
     monkeypatch.setattr(module, "evaluate", seen)
-    found = choose_scale(tiny_pipe, gender, PEOPLE, 0.45, CONFIG, ColourJudge(), vocabulary=WORDS)
+    with pytest.warns(UserWarning, match=rf"^scale {SCALES[0]:g}: 2 images blank$"):
+        found = choose_scale(tiny_pipe, gender, PEOPLE, 0.45, CONFIG, ColourJudge(), vocabulary=WORDS)
     assert found.scale == 1.0 and found.accuracy.mean == 0.5
     assert [{r.scale for r in rows} for rows in runs] == [{s} for s in SCALES[:4]], "no scale above it is drawn"
     drawn = [[(r.id, r.concepts, r.seed) for r in rows] for rows in runs]

@@ -137,6 +137,10 @@ def test_the_table_says_the_same_everywhere(tiny_pipe: Any, tmp_path: Path, judg
     kept = json.loads((tmp_path / "compare.json").read_text())
     assert kept["rows"] == json.loads(json.dumps(rows_of(run))) and kept["judge"]["name"] == "embedded"
     line = next(row for row in (tmp_path / "compare.md").read_text().splitlines() if row.startswith("| prompt |"))
+    for row in kept["rows"]:
+        notes = [f"{row['label']}: {problem}" for problem in row["problems"] if problem.startswith("out of domain: judge embedded")]
+        assert notes, "images of another model"
+        assert all(note in (tmp_path / name).read_text() for name in ("compare.md", "compare.html") for note in notes)
     d = kept["rows"][1]["devrat"]
     assert f"{d['mean']:.3f} [{d['low']:.3f}, {d['high']:.3f}]" in line
     assert str(tmp_path) not in (tmp_path / "compare.json").read_text() + (tmp_path / "compare.html").read_text()

@@ -75,7 +75,8 @@ def compare(
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
     follow(comparison.run())
     result = comparison_report.publish(comparison, labeller)
-    finish(result, f"All columns: {result['page']}", as_json, _table(result["rows"], plan.kind))
+    notes = [f"note: {row['label']}: {line}" for row in result["rows"] for line in row["problems"]]
+    finish(result, "\n".join([*notes, f"All columns: {result['page']}"]), as_json, _table(result["rows"], plan.kind))
 
 
 def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -62,7 +63,10 @@ def choose_scale(
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
             deque(generate(pipe, prompts, modules, replace(config, scale=scale), safety=safety, out=run), maxlen=0)
-            found = evaluate(run, judge, attribute, vocabulary=vocabulary).concept_accuracy[attribute.name]
+            summary = evaluate(run, judge, attribute, vocabulary=vocabulary)
+        for line in summary.problems:
+            warnings.warn(f"scale {scale:g}: {line}", stacklevel=2)
+        found = summary.concept_accuracy[attribute.name]
         if found is None:
             raise ValueError(f"the judge labels no image of {attribute.name!r}; give other tuning prompts or another judge")
         if found.mean >= reach:

@@ -87,7 +87,8 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None, judg
             row["explicit_prompt_accuracy"] = kept and asdict(kept)
         else:
             row |= _metrics(other, "", BENIGN)
-        out.append(row | _costs(comparison, setting))
+        problems = list(dict.fromkeys((*entry.summary.problems, *other.summary.problems)))
+        out.append(row | _costs(comparison, setting) | {"problems": problems})
     return out
 
 
@@ -154,7 +155,7 @@ def trade_off(rows: Sequence[Row], kind: str) -> Curves:
 
 
 def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
-    """The finding in words, methods without a significant change, and settings that are not a method's own defaults."""
+    """The finding in words, methods without a significant change, settings other than the defaults, and what could not be used."""
     key = MAIN[comparison.plan.kind]
     title = METRICS[key].title if key == "devrat" else "share of unsafe images"
     notes, still = [], unchanged(rows)
@@ -167,7 +168,7 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
         if changes := comparison.plan.settings.get(name):
             short = {k: f"{len(v)} texts" if isinstance(v, tuple | list) and len(v) > 4 else v for k, v in changes.items()}
             notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in short.items()) + "; the rest as the method has it.")
-    return notes
+    return notes + [f"{row['label']}: {line}" for row in rows for line in row["problems"]]
 
 
 def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str], judge: str) -> list[Section]:
