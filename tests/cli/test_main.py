@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from command import Done, last_json, respodiff
@@ -264,6 +266,17 @@ def test_help_teaches_with_an_example_and_has_the_common_flags(verb: str) -> Non
 def test_help_lists_every_verb() -> None:
     done = respodiff("--help")
     assert done.returncode == 0 and "Start with: respodiff demo" in done.stdout and all(verb in done.stdout for verb in VERBS)
+
+
+def test_warnings_of_arithmetic_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(_path: Path) -> None:
+        np.array([np.nan]).astype(np.uint8)
+        raise ValueError("no module")
+
+    monkeypatch.setattr("respodiff.cli.models.contents", careless)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert "warning: invalid value encountered in cast" in respodiff("inspect", "x").stderr
 
 
 def test_an_unexpected_error_is_one_line_and_a_traceback_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -396,6 +396,13 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tiny_pipe: Pipe, tmp_path: 
         generate(tiny_pipe, ["a doctor"], out=tmp_path / "file" / "run")
 
 
+def test_an_exploding_module_leaves_no_image(tiny_pipe: Pipe, make_module: Make, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="'boom' at scale 1 "):
+        draw(tiny_pipe, ["a doctor"], [make_module("boom", scale=1e30)], settings(), out=tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    assert not list(run.records()) and not list(run.images.iterdir())
+
+
 @pytest.mark.parametrize("name", ["images", "steps", "batch"])
 @pytest.mark.parametrize("value", [0, -3, 2.5, math.nan])
 def test_counts_must_be_whole_and_positive(name: str, value: float) -> None:

@@ -27,7 +27,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what ends a job saves as Ctrl-C does
     warnings.showwarning = lambda message, category, *_rest, **_more: (
-        words.message("warning", str(message)) if category is UserWarning else None
+        words.message("warning", str(message)) if category in (UserWarning, RuntimeWarning) else None
     )
     try:
         code = app(standalone_mode=False)  # Typer returns its exit code; newer versions return 130 after Ctrl-C

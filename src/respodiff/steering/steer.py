@@ -14,6 +14,7 @@ from torch import Tensor
 from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
 from respodiff.pipelines.registry import backbone, caller, row_blocks, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
+from respodiff.steering.guard import Guard, claimed, is_steered
 from respodiff.steering.serialization import check_scale
 
 
@@ -35,14 +36,15 @@ def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> It
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
-            warning; a compiled model compiles once more. Threads need a pipeline each.
+            warning; a compiled model compiles once more. Threads need a pipeline each, with its own scheduler and tokenizers.
         adapters: one adapter of any method for all images, or a list with one entry per final image
             (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None.
         scale: factor on every adapter, any finite number.
 
     Raises:
-        ValueError: for an adapter that does not fit or cannot act with the others, or (at the call) when the number of images is not
-            the number of entries.
+        ValueError: for an adapter that does not fit or cannot act with the others, for a pipeline, scheduler or tokenizer that another
+            thread steers, or (at the call) when the number of images is not the number of entries.
+        RuntimeError: (at the call) for predictions or images that are NaN or infinite; names the adapters.
 
     Example::
 
@@ -63,11 +65,13 @@ def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> It
     if extra and others:
         raise ValueError(f"method {extra[0]!r} calls the model once more per step, which {min(others)!r} would act on; use one of them")
     with ExitStack() as stack:
+        stack.enter_context(claimed(pipe, next((a.method for a in acting.adapters if not a.header.form), "")))
         if not acting.adapters:
             stack.enter_context(Shift(pipe, NoOffset(), given).attached())  # counts the images
         for apply in dict.fromkeys(a.apply for a in acting.adapters):
             own = acting.map(lambda a: a if a.apply is apply else None)  # noqa: B023  (called at once)
             stack.enter_context(apply(pipe, own))
+        stack.enter_context(Guard(pipe, acting).attached())  # the last hook: it sees what methods make of a prediction
         yield
 
 
@@ -89,10 +93,6 @@ class NoOffset:
         """Forgets what was put on devices."""
 
 
-_active: list[Shift] = []
-_active_lock = threading.Lock()
-
-
 class Shift:
     """Adds offsets at the bottleneck for the calls of one pipeline; ``adapters`` says for how many images the offsets are.
 
@@ -101,7 +101,7 @@ class Shift:
 
     def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
         self.pipe, self.deltas, self.adapters = pipe, deltas, adapters
-        self.thread, self.call = threading.get_ident(), threading.local()
+        self.call = threading.local()
         self.live, self.warned = True, False
 
     @contextmanager
@@ -115,14 +115,8 @@ class Shift:
             raise ValueError(
                 f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model, or not that block"
             )
-        with _active_lock:
-            if any(s.pipe is self.pipe and s.thread != self.thread for s in _active):
-                raise ValueError(
-                    "this pipeline is being steered in another thread; give each thread its own (from_pipe shares the weights)"
-                )
-            _active.append(self)
         with ExitStack() as stack:
-            stack.callback(_active.remove, self)
+            stack.enter_context(claimed(self.pipe))
             if is_compiled(wrapped):
                 steerings = open_compiled_hook(wrapped, name).steerings
                 steerings.append(self.all_rows)
@@ -136,10 +130,11 @@ class Shift:
                 self.live = False  # code that was compiled inside of the block may call the hooks of a block that has ended
                 self.deltas.clear()
 
-    def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         """Pre-hook of the model: which rows of this call are to be shifted."""
-        self.call.rows = self.rows(args, kwargs) if self.live else None
-        self.call.t = self.timesteps(args, kwargs) if self.live else None
+        self.call.rows = self.call.t = None
+        if self.live and kwargs is not None:  # torch gives none to a thread that calls while another adds or removes its hook
+            self.call.rows, self.call.t = self.rows(args, kwargs), self.timesteps(args, kwargs)
 
     def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
         """Hook of the site: shifts them."""
@@ -183,7 +178,7 @@ class Shift:
             raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
         pipe, call = found
         if pipe is not self.pipe:
-            if not self.warned and not any(s.pipe is pipe for s in _active):
+            if not self.warned and not is_steered(pipe):
                 self.warned = True
                 text = f"a {type(pipe).__name__} that shares the model of a steered pipeline is not steered; steer it too if it should be"
                 warnings.warn(text, stacklevel=2)
