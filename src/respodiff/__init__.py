@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from respodiff.steering.module import ConceptModule as ConceptModule
     from respodiff.steering.steer import check_compatible as check_compatible
     from respodiff.steering.steer import steer as steer
+    from respodiff.training.attribute import fit_attribute as fit_attribute
     from respodiff.training.config import TrainConfig as TrainConfig
     from respodiff.training.respodiff import fit as fit
     from respodiff.training.respodiff import train as train
@@ -48,6 +49,7 @@ _HOME = {
     "concept": "concepts.concept",
     "evaluate": "evaluation.evaluate",
     "fit": "training.respodiff",
+    "fit_attribute": "training.attribute",
     "filter_explicit": "generation.prompt_filter",
     "generate": "generation.generate",
     "import_folder": "data.import_images",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from command import Done, last_json, respodiff
 from respodiff.cli.options import changes_from
@@ -192,17 +193,57 @@ def test_train_tells_how_large_a_module_is_and_how_far_it_goes(tmp_path: Path) -
 
 
 def test_all_alternatives_of_an_attribute_in_one_run(tmp_path: Path) -> None:
-    one = last_json(respodiff(*WOMAN, "--out", str(tmp_path / "w.safetensors")))
-    found = last_json(respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "all"), "--json", *FAST))
+    pool = ["--iterations", "2", *FAST[2:], "--json"]  # one pool serves both updates
+    one = last_json(respodiff("train", "--concept", "woman", *pool, "--out", str(tmp_path / "w.safetensors")))
+    done = respodiff("train", "--attribute", "gender", *pool, "--out", str(tmp_path / "all"))
+    found = last_json(done)
     assert [m["concept"] for m in found["modules"]] == ["woman", "man"] and names(tmp_path / "all") == [
         "man.safetensors",
         "woman.safetensors",
     ]
-    assert found["modules"][0]["digest"] == one["modules"][0]["digest"] and found["iterations"] == 8
-    assert found["unet_forwards"] == 2 * one["unet_forwards"]
+    together, alone = load(tmp_path / "all" / "woman.safetensors"), load(tmp_path / "w.safetensors")
+    assert together.header == alone.header and torch.allclose(together.tensors["ram.r"], alone.tensors["ram.r"], atol=2e-3)
+    assert found["iterations"] == 2 and one["unet_forwards"] < found["unet_forwards"] < 1.5 * one["unet_forwards"]
+    assert "one concept after the other" not in done.stderr
     refused(
         respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "w.safetensors"), *FAST), "--out", "2 modules; give a folder"
     )
+
+
+def test_what_cannot_be_shared_is_trained_one_by_one_and_said(tmp_path: Path) -> None:
+    paper = ["--preset", "paper", "--iterations", "2", "--set", "steps=4", "--json"]
+    one = last_json(respodiff("train", "--concept", "man", *paper, "--out", str(tmp_path / "m.safetensors")))
+    done = respodiff("train", "--attribute", "gender", *paper, "--out", str(tmp_path / "all"))
+    assert "one concept after the other: rollouts or rollout_batch is 1" in done.stderr
+    assert last_json(done)["modules"][1]["digest"] == one["modules"][0]["digest"]
+
+
+@pytest.mark.usefixtures("ignores_sigterm")
+@pytest.mark.parametrize(("call", "by"), [(5, "SIGINT"), (6, "SIGTERM")])
+def test_an_attribute_stopped_inside_an_update_resumes_to_the_same_modules(
+    call: int, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The 5th update is the first alternative's of the third iteration, the 6th the second's."""
+    command = ["train", "--attribute", "gender", "--json", *FAST]
+    expected = last_json(respodiff(*command, "--out", str(tmp_path / "whole")))
+    out, real, calls = tmp_path / "cut", training.adam_step, [0]
+
+    def stopped(*args: Any) -> None:
+        real(*args)
+        calls[0] += 1
+        if calls[0] == call:
+            os.kill(os.getpid(), getattr(signal, by))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "adam_step", stopped)
+        assert respodiff(*command, "--out", str(out)).returncode == 1
+    assert names(out) == [".gender.unfinished"]
+    refused(respodiff(*command, "--seed", "1", "--resume", "--out", str(out)), "--resume", "settings")
+    found = last_json(respodiff(*command, "--out", str(out), "--resume"))
+    for key in ("unet_forwards", "iterations", "loss_first", "loss_last"):
+        assert found[key] == expected[key]
+    assert [m["digest"] for m in found["modules"]] == [m["digest"] for m in expected["modules"]]
+    assert names(out) == ["man.safetensors", "woman.safetensors"]
 
 
 def test_another_module_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

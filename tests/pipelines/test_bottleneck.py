@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from respodiff.pipelines.bottleneck import add_to_rows, run_with_decoder, shifted, site_module, site_shape
+from respodiff.pipelines.bottleneck import Decoder, add_to_rows, run_with_decoder, shifted, site_module, site_shape
 
 H = (64, 4, 4)
 
@@ -186,6 +186,18 @@ def test_a_decoder_can_be_run_many_times(tiny_unet: UNet2DConditionModel) -> Non
         first = decode(h)
         decode(h + random_shift())
         assert torch.equal(decode(h), first)
+
+
+def test_decoders_of_several_calls_are_joined_and_rows_of_them_picked(tiny_unet: UNet2DConditionModel) -> None:
+    z, t, context = inputs()
+    with torch.no_grad():
+        whole, _, decode = predict(tiny_unet, z, t, context)
+        parts = [predict(tiny_unet, z[i], t[i], context[i])[2] for i in (slice(0, 1), slice(1, 3))]
+        joined = Decoder.join(parts)  # type: ignore[arg-type]
+        assert torch.allclose(joined(joined.h), whole, atol=1e-5) and joined.nbytes == sum(d.nbytes for d in parts)  # type: ignore[attr-defined]
+        two = joined.rows(torch.tensor([2, 0]))
+        assert torch.allclose(two(two.h), whole[[2, 0]], atol=1e-5) and not torch.allclose(whole[0], whole[2], atol=1e-2)
+        assert isinstance(decode, Decoder) and decode.nbytes == joined.nbytes > 3 * 4 * two.h[0].numel()
 
 
 def test_the_gradient_reaches_the_shift_alone(tiny_unet: UNet2DConditionModel) -> None:

@@ -40,7 +40,7 @@ def hooked(unet: Any, z: Tensor, t: Tensor, context: Tensor, delta: Tensor) -> T
 
 def pool_of(pipe: Any, concept: Concept, config: TrainConfig, delta: Tensor | None = None, number: int = 0) -> Latents:
     """The pool of a round that is steered by a constant."""
-    return Rollouts(open_model(pipe, config), concept, config).pool(number, None if delta is None else lambda _h, _t: delta)
+    return Rollouts(open_model(pipe, config), [concept], config).pool(number, None if delta is None else lambda _h, _t: delta)[0]
 
 
 def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
@@ -178,14 +178,12 @@ def test_unet_stays_frozen_and_as_it_was(tiny_pipe: Any) -> None:
 
 def test_forwards_are_those_the_model_saw(tiny_pipe: Any) -> None:
     seen = [0]
-    handle = tiny_pipe.unet.register_forward_pre_hook(lambda _m, a: seen.__setitem__(0, seen[0] + len(a[0])))
+    handle = tiny_pipe.unet.conv_out.register_forward_pre_hook(lambda _m, a: seen.__setitem__(0, seen[0] + len(a[0])))
     try:
         for concept, changes in ((WOMAN, {}), (UNSAFE, {}), (WOMAN, {"sam_lr": 0.1})):
             seen[0] = 0
-            config = TrainConfig.preset("neutral", concept.kind, **TINY, **changes)
-            *_, last = train(tiny_pipe, concept, config)
-            replays = config.iterations * config.batch * bool(changes)  # SAM re-runs the decoder alone, counted as one
-            assert last.unet_forwards == seen[0] + replays
+            *_, last = train(tiny_pipe, concept, TrainConfig.preset("neutral", concept.kind, **TINY, **changes))
+            assert last.unet_forwards == seen[0] > 0, "a decoder that runs again counts as one"
     finally:
         handle.remove()
 
@@ -215,7 +213,7 @@ def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> No
 def test_module_carries_gain_prompts_and_settings(tiny_pipe: Any, tmp_path: Any) -> None:
     config = TrainConfig.preset("neutral", **TINY)
     *_, last = train(tiny_pipe, WOMAN, config)
-    assert torch.equal(last.module.ram, config.train_scale * last.state.tensors()["value.ram.r"])
+    assert torch.equal(last.module.ram, config.train_scale * last.state.tensors()["value.woman.ram.r"])
     found = load(last.module.save(tmp_path / "woman.safetensors")).header
     assert (found.concept, found.target, found.neutral, found.attribute) == ("woman", "a woman", "a person", "gender")
     assert found.train["iterations"] == 4 and found.base_digest and found.base_weights and found.resolution == (16, 16)
@@ -283,7 +281,7 @@ def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pi
 def test_limit_shortens_what_would_go_too_far(tiny_pipe: Any) -> None:
     def norms(**changes: Any) -> tuple[float, float]:
         *_, last = train(tiny_pipe, WOMAN, TrainConfig.preset("neutral", **TINY, **changes))
-        total, n, _ = last.state.tensors()["value.norms"].tolist()
+        total, n, _ = last.state.tensors()["value.woman.norms"].tolist()
         assert n == last.iteration
         return last.module.delta.norm().item(), total / n
 
@@ -390,13 +388,13 @@ def test_an_interrupt_anywhere_in_an_iteration_leaves_a_state_to_resume_from_exa
         for record in train(tiny_pipe, WOMAN, config):
             last = record
     tensors = last.state.tensors()
-    assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["value.ram.r"] * config.train_scale, last.module.ram)
+    assert int(tensors["counters"][0]) == 2 and torch.equal(tensors["value.woman.ram.r"] * config.train_scale, last.module.ram)
     monkeypatch.setattr(training, "adam_step", real)
     for _ in range(2):  # twice: resuming does not change what it is given
         *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
         assert torch.equal(whole.module.ram, resumed.module.ram) and torch.equal(whole.module.sam, resumed.module.sam)
         assert whole.unet_forwards == resumed.unet_forwards
-        assert torch.equal(whole.state.tensors()["value.norms"], resumed.state.tensors()["value.norms"])
+        assert torch.equal(whole.state.tensors()["value.woman.norms"], resumed.state.tensors()["value.woman.norms"])
 
 
 def test_a_finished_run_that_is_resumed_gives_its_module(tiny_pipe: Any) -> None:
@@ -538,4 +536,4 @@ def test_forms_that_read_h_train_with_the_same_loop(tiny_pipe: Any, form: str) -
     *_, resumed = train(tiny_pipe, WOMAN, config, resume=tensors)
     whole = records[-1].state.tensors()
     assert all(torch.equal(whole[k], v) for k, v in resumed.state.tensors().items() if k != "counters")
-    assert whole["value.sam.up.weight"].abs().max() > 0 and whole["value.ram.up.weight"].abs().max() > 0
+    assert whole["value.woman.sam.up.weight"].abs().max() > 0 and whole["value.woman.ram.up.weight"].abs().max() > 0

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
 from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, number, to_path
-from respodiff.concepts.concept import Concept, concept
+from respodiff.concepts.concept import Attribute, Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.methods.registry import NAMES
 from respodiff.training.checkpoint import Checkpoint
@@ -23,7 +24,9 @@ from respodiff.training.config import LAST_SEED, MOST
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 LOSSES = ("loss_first", "loss_last")
 METHOD_HELP = f"{', '.join(NAMES)} (docs/methods.md)."
-ATTRIBUTE_HELP = "Train all alternatives of a known attribute into the folder --out; with --target: attribute of your own concept."
+ATTRIBUTE_HELP = (
+    "Train all alternatives of a known attribute in one run, into the folder --out; with --target: attribute of your own concept."
+)
 
 
 def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[str, str], lists: dict[str, Sequence[str]]) -> list[Concept]:
@@ -85,6 +88,9 @@ def train(
     """
     from respodiff.evaluation.judges import classifier
     from respodiff.methods.registry import get_method
+    from respodiff.training.attribute import not_shared
+    from respodiff.training.config import TrainConfig
+    from respodiff.training.respodiff import train_together
 
     kind = get_method(method)
     if resume and not kind.resumes:
@@ -97,23 +103,38 @@ def train(
         chosen = [kind.default_concept]
     else:
         chosen = chosen_concepts(known, attribute, concepts, texts, lists)
-    files = outputs(out, chosen, bool(attribute and not (target or negative)))
+    files = outputs(out, chosen, whole := bool(attribute and not (target or negative)))
     settings = changes_from(changes or (), {"iterations": iterations, "seed": seed}, kind.config)
     configs = [kind.settings(c, preset=preset, **settings) for c in chosen]
     pipe = open_model(model, device, dtype)
     if candidates:
-        chosen = [with_best_neutral(pipe, c, candidates, config.seed) for c, config in zip(chosen, configs, strict=True)]
+        chosen = with_best_neutral(pipe, chosen, candidates, configs[0].seed)
     states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
     for state in states:
         state.check_out(resume)
-    given = zip(chosen, configs, states, strict=True)
-    runs = [_trained(pipe, c, config, state, classifier(judge, c, device), resume) for c, config, state in given]
-    result: dict[str, Any] = {"modules": [module for module, _ in runs], "method": method, "peak_mib": round(peak_mib(device), 1)}
+    reason = not_shared(chosen, configs) if whole and kind.config is TrainConfig else "methods other than RespoDiff train one at a time"
+    if whole and not reason:
+        state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
+        run = partial(train_together, pipe, chosen, configs[0], method=method)
+        runs = [_trained(pipe, chosen, files, run, state, resume, configs[0].iterations)]
+    else:
+        if whole:
+            words.print(f"one concept after the other: {reason}", soft_wrap=True)
+        runs = []
+        for c, config, file, state in zip(chosen, configs, files, states, strict=True):
+            run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
+            runs.append(_trained(pipe, [c], [file], run, state, resume, getattr(config, "iterations", None)))
+    result: dict[str, Any] = {
+        "modules": [module for modules, _ in runs for module in modules],
+        "method": method,
+        "peak_mib": round(peak_mib(device), 1),
+    }
     result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
     for key in LOSSES:
         found = [numbers[key] for _, numbers in runs if key in numbers]
         result[key] = fmean(found) if len(found) == len(runs) else None
-    lines = [f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards"]
+    loss = "" if result["loss_last"] is None else f", loss {result['loss_first']:.4f} to {result['loss_last']:.4f}"
+    lines = [f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards{loss}"]
     for m in result["modules"]:
         norm = "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
         way = "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
@@ -130,20 +151,21 @@ def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
     return [out / f"{c.name.replace('*', '-')}.safetensors" for c in chosen] if folder else [out]
 
 
-def with_best_neutral(pipe: Any, chosen: Concept, candidates: str, seed: int) -> Concept:
-    """The concept with the best of the neutral prompts; prints the score of each."""
+def with_best_neutral(pipe: Any, chosen: Sequence[Concept], candidates: str, seed: int) -> list[Concept]:
+    """The concepts with the best of the neutral prompts for the first of them; prints the score of each."""
     from respodiff.training.diagnostics import choose_neutral
 
-    found = choose_neutral(pipe, chosen, [text.strip() for text in candidates.split(",")], seed)
+    found = choose_neutral(pipe, chosen[0], [text.strip() for text in candidates.split(",")], seed)
     scores = ", ".join(f"{score.prompt!r} {score.mean:.3f}" for score in found)
     words.print(f"neutral prompt {found[0].prompt!r}: lowest of {scores} (mean of residual and distance)", soft_wrap=True)
-    return replace(chosen, neutral=found[0].prompt)
+    return [replace(c, neutral=found[0].prompt) for c in chosen]
 
 
 def _trained(
-    pipe: Any, chosen: Concept, config: Any, checkpoint: Checkpoint, classify: Any, resume: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train and save one module: what the JSON line says of it, and the numbers of the run. Its state is saved now and then and at the end."""
+    pipe: Any, chosen: Sequence[Concept], files: Sequence[Path], run: Any, checkpoint: Checkpoint, resume: bool, total: int | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Train and save the modules of one run: what the JSON line says of each, and the numbers of the run. Its state is saved now and then and
+    at the end."""
     import torch
 
     from respodiff.methods.registry import get_method
@@ -160,23 +182,28 @@ def _trained(
             checkpoint.write(record.state.tensors() | {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()})
 
     with progress() as bar:
-        task = bar.add_task(f"training {chosen.name}", total=getattr(config, "iterations", None))
+        what = f"training {', '.join(c.name for c in chosen)}"
+        task = bar.add_task(what, total=total)
         try:
-            for record in kind.train(pipe, chosen, config, classify=classify, resume=earlier or None):
+            for record in run(resume=earlier or None):
                 if math.isfinite(record.loss):  # a finished run that is resumed has none
                     losses = {"loss_first": record.loss, **losses, "loss_last": record.loss}
-                bar.update(task, completed=record.iteration, total=record.iterations)
+                bar.update(task, description=f"{what}, loss {record.loss:.4f}", completed=record.iteration, total=record.iterations)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
-            save()  # if the module cannot be written, --resume makes it from this
+            save()  # if a module cannot be written, --resume makes it from this
         except KeyboardInterrupt:
             save()
             raise
-    module = record.module
-    module.save(checkpoint.out)
+    modules = record.module if isinstance(record.module, dict) else {chosen[0].name: record.module}
+    found = []
+    for c, file in zip(chosen, files, strict=True):
+        (module := modules[c.name]).save(file)
+        own = isinstance(module, ConceptModule)
+        about = {"file": str(file), "concept": c.name, "neutral": c.neutral, "digest": module.digest}
+        found.append(
+            about | {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, c, module) if own else None}
+        )
     checkpoint.path.unlink(missing_ok=True)
-    own = isinstance(module, ConceptModule)
-    about = {"file": str(checkpoint.out), "concept": chosen.name, "neutral": chosen.neutral, "digest": module.digest}
-    about |= {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, chosen, module) if own else None}
-    return about, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}
+    return found, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}

@@ -53,8 +53,8 @@ def score_loss(
 def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callable[[int, Tensors], Latents]:
     """Makes RAM's pools, with the slider in effect on all rows of neutral rollouts."""
     names = [*(f.name for f in fields(RolloutConfig)), "target_guidance", "preservation_weight", "seed"]
-    source = Rollouts(model, concept, TrainConfig(**{name: getattr(config, name) for name in names}))
-    return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))
+    source = Rollouts(model, [concept], TrainConfig(**{name: getattr(config, name) for name in names}))
+    return lambda number, values: source.pool(number, active=lambda: attached(model.model, values, config.lora_scale))[0]
 
 
 def _make(pipe: Any, concept: Concept, config: SliderConfig, *, header: MakeHeader, resume: Any, **_: Any) -> Iterator[Any]:

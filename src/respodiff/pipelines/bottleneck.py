@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -119,13 +120,50 @@ def frozen(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+@dataclass(frozen=True)
+class Decoder:
+    """D of a UNet: its up blocks, with the skips, prompt and timestep that a call of B rows gave them. ``h`` (B, C, H, W) is that call's."""
+
+    unet: Any
+    h: Tensor
+    calls: Sequence[tuple[nn.Module, Mapping[str, Any]]]
+
+    def __call__(self, h: Tensor) -> Tensor:
+        """The prediction for another h."""
+        for block, kwargs in self.calls:
+            h = block(**{**kwargs, "hidden_states": h})
+        if self.unet.conv_norm_out is not None:
+            h = self.unet.conv_act(self.unet.conv_norm_out(h))
+        prediction: Tensor = self.unet.conv_out(h)
+        return prediction
+
+    def rows(self, i: Tensor) -> Decoder:
+        """The same for some of the rows."""
+        return Decoder(self.unet, self.h[i], [(block, _map(lambda x: x[i], kwargs)) for block, kwargs in self.calls])
+
+    @classmethod
+    def join(cls, parts: Sequence[Decoder]) -> Decoder:
+        """One decoder for the rows of several calls of the same model."""
+        calls = zip(*(d.calls for d in parts), strict=True)
+        joined = [(call[0][0], _map(lambda *x: torch.cat(x), *(kwargs for _, kwargs in call))) for call in calls]
+        return cls(parts[0].unet, torch.cat([d.h for d in parts]), joined)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes once joined."""
+        found = [self.h.nbytes]
+        for _, kwargs in self.calls:
+            _map(lambda x: found.append(x.nbytes), kwargs)
+        return sum(found)
+
+
 def run_with_decoder(
-    model: nn.Module, run: Callable[[], Tensor], delta: Callable[[Tensor], Tensor], site: str = SITE
+    model: nn.Module, run: Callable[[], Tensor], delta: Callable[[Tensor], Tensor] | None = None, site: str = SITE
 ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """The prediction of ``run`` (one forward of ``model``) with ``delta(h)`` (B or 1, C, H, W) added to h; h itself; and D: h -> prediction.
 
-    The gradient reaches the delta through D alone: with a frozen model the part before the site builds no graph. D of a UNet re-runs its
-    up blocks (about 0.6 of a forward on SD 1.x) with the recorded skips, prompt and timestep; of a transformer the whole call.
+    The gradient reaches the delta through D alone: with a frozen model the part before the site builds no graph. D of a UNet is a `Decoder`,
+    which re-runs its up blocks (about 0.6 of a forward on SD 1.x); of a transformer it re-runs the whole call.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
@@ -134,19 +172,11 @@ def run_with_decoder(
     def record(block: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if args:
             raise RuntimeError(f"{type(block).__name__} was called with positional arguments; this version of diffusers is not supported")
-        calls.append((block, dict(call)))
+        calls.append((block, {k: v for k, v in call.items() if k != "hidden_states"}))
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
         found.append(h := stream(output))
-        return with_stream(output, add_to_rows(h, delta(h), slice(None)))
-
-    def up_blocks(h: Tensor) -> Tensor:
-        for block, kwargs in calls:
-            h = block(**{**kwargs, "hidden_states": h})
-        if unet.conv_norm_out is not None:
-            h = unet.conv_act(unet.conv_norm_out(h))
-        prediction: Tensor = unet.conv_out(h)
-        return prediction
+        return with_stream(output, add_to_rows(h, delta(h), slice(None))) if delta else None
 
     def whole_call(h: Tensor) -> Tensor:
         with site_module(model, site).register_forward_hook(lambda _m, _a, output: with_stream(output, h)):
@@ -157,7 +187,17 @@ def run_with_decoder(
             hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
         hooks.enter_context(site_module(model, site).register_forward_hook(bottleneck))
         prediction = run()
-    return prediction, found[-1], up_blocks if site == SITE else whole_call
+    return prediction, found[-1], Decoder(model, found[-1], calls) if site == SITE else whole_call
+
+
+def _map(f: Callable[..., Any], *trees: Any) -> Any:
+    """f of the tensors at the same place of each tree of dictionaries and tuples; anything else is that of the first."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {k: _map(f, *(tree[k] for tree in trees)) for k in first}
+    if isinstance(first, tuple):
+        return tuple(_map(f, *parts) for parts in zip(*trees, strict=True))
+    return f(*trees) if isinstance(first, Tensor) else first
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -9,17 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from respodiff.concepts.concept import Concept
+from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.places import new_file
 
 
 class Checkpoint:
     """The state of one training run in the hidden file ``.NAME.unfinished`` beside the module file ``out``.
 
-    It is read by a run of the same concept, settings, model, dtype and method alone.
+    It is read by a run of the same concept or attribute, settings, model, dtype and method alone.
     """
 
-    def __init__(self, out: Path, concept: Concept, config: Any, pipe: Any, method: str = "respodiff") -> None:
+    def __init__(self, out: Path, concept: Concept | Attribute, config: Any, pipe: Any, method: str = "respodiff") -> None:
         from respodiff.pipelines.loading import weights_digest
         from respodiff.pipelines.registry import backbone
 

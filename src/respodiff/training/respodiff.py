@@ -15,10 +15,11 @@ Beside the paper, r also learns to leave the concept's ``preserve`` prompts y al
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,36 +61,8 @@ def train(
     """
     concept = find_concept(concept) if isinstance(concept, str) else concept
     config = config or TrainConfig.preset("default", concept)
-    model = open_model(pipe, config)
-    r, s = forms(model, config)
-    adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-    values = {**dict(r.named_parameters("ram")), **dict(s.named_parameters("sam")), "norms": torch.zeros(3, dtype=torch.float64)}
-    state = TrainState(model, config, values, [adam_r, adam_s])
-    state.restore(resume)
-    with frozen(model.model), eager(model.model):
-        make = partial(_module, header_of(pipe, method, concept, config, site=model.site, resolution=model.size), config)
-        rollouts = Rollouts(model, concept, config)
-        if state.iteration >= config.iterations:
-            yield state.record(make)
-
-        for b in state.batches(lambda number, start: rollouts.pool(number, _delta(r, s, start, config)), config.refresh_every):
-            rate = learning_rate(config, state.iteration)
-
-            # RAM: an Adam step on r for L_resp, and for what is to be preserved
-            e_r, h, decode = _predict(model, b, r)
-            l_resp = response_loss(e_r, b.e_tar)
-            l_keep = preservation_loss(_predict(model, b.keep, r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
-            adam_step(adam_r, config.ram_lr * rate, l_resp + l_keep)
-
-            # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after h runs again
-            d, l_sem = r(h, b.t).detach(), 0.0
-            if config.trains_sam and b.e_neu is not None:
-                loss = semantic_loss(decode(d + s(h, b.t)), b.e_neu, config.sam_weight)
-                adam_step(adam_s, config.sam_lr * rate, loss)
-                l_sem = loss.item()
-
-            _measure(state.values["norms"], h, d)
-            yield state.finish(make, l_resp.item(), l_sem)
+    for record in train_together(pipe, [concept], config, resume=resume, method=method):
+        yield replace(record, make=partial(lambda make: make()[concept.name], record.make))
 
 
 def fit(pipe: Any, concept: Concept | str, config: TrainConfig | None = None) -> ConceptModule:
@@ -97,6 +70,67 @@ def fit(pipe: Any, concept: Concept | str, config: TrainConfig | None = None) ->
     (last,) = deque(train(pipe, concept, config), maxlen=1)
     module: ConceptModule = last.module
     return module
+
+
+def train_together(
+    pipe: Any, concepts: Sequence[Concept], config: TrainConfig, *, resume: Mapping[str, Tensor] | None = None, method: str = "respodiff"
+) -> Iterator[StepRecord]:
+    """Algorithm 1 for concepts that share a neutral prompt, on the same latents; a record's module is a dictionary of one for each name."""
+    model = open_model(pipe, config)
+    learners = {c.name: Learner.new(model, config) for c in concepts}
+    values = {f"{name}.{k}": v for name, x in learners.items() for k, v in x.values.items()}
+    state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)])
+    state.restore(resume)
+    with frozen(model.model), eager(model.model):
+        headers = {c.name: header_of(pipe, method, c, config, site=model.site, resolution=model.size) for c in concepts}
+        make = partial(_modules, headers, config)
+        rollouts = Rollouts(model, concepts, config)
+        if state.iteration >= config.iterations:
+            yield state.record(make)
+
+        for batches in state.batches(lambda number, start: rollouts.pool(number, _delta(learners, start, config)), config.refresh_every):
+            losses = []
+            for x, b in zip(learners.values(), batches, strict=True):
+                rate = learning_rate(config, state.iteration)
+
+                # RAM: an Adam step on r for L_resp, and for what is to be preserved
+                e_r, h, decode = _predict(model, b, x.r)
+                l_resp = response_loss(e_r, b.e_tar)
+                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
+                adam_step(x.adam_r, config.ram_lr * rate, l_resp + l_keep)
+
+                # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after h runs again
+                d, l_sem = x.r(h, b.t).detach(), 0.0
+                if config.trains_sam and b.e_neu is not None:
+                    loss = semantic_loss(decode(d + x.s(h, b.t)), b.e_neu, config.sam_weight)
+                    adam_step(x.adam_s, config.sam_lr * rate, loss)
+                    l_sem = loss.item()
+
+                _measure(x.norms, h, d)
+                losses.append((l_resp.item(), l_sem))
+            yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
+
+
+class Learner(NamedTuple):
+    """r and s of one concept, their optimisers, and the norms of `_measure`."""
+
+    r: Form
+    s: Form
+    adam_r: torch.optim.Adam
+    adam_s: torch.optim.Adam
+    norms: Tensor
+
+    @classmethod
+    def new(cls, model: Denoiser, config: TrainConfig) -> Learner:
+        """At their start."""
+        r, s = forms(model, config)
+        adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
+        return cls(r, s, adam_r, adam_s, torch.zeros(3, dtype=torch.float64))
+
+    @property
+    def values(self) -> Tensors:
+        """What is saved of it."""
+        return {**dict(self.r.named_parameters("ram")), **dict(self.s.named_parameters("sam")), "norms": self.norms}
 
 
 def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
@@ -113,21 +147,35 @@ def _of(part: str, values: Tensors) -> Tensors:
 
 def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
-    e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), lambda h: d(channels_first(h).float(), b.t), model.site)
+
+    def delta(h: Tensor) -> Tensor:
+        offset: Tensor = d(channels_first(h).float(), b.t)
+        return offset
 
     def decode(other: Tensor) -> Tensor:
-        model.forwards += len(e)
+        model.forwards += len(h)
         return rerun(add_to_rows(h, other, slice(None))).float()
 
+    rerun: Callable[[Tensor], Tensor]
+    if b.decoder:  # the pool keeps what the encoder gave
+        h, rerun = b.decoder.h, b.decoder
+        e = decode(delta(h))
+    else:
+        e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), delta, model.site)
     return e.float(), channels_first(h).float(), decode
 
 
-def _delta(r: Form, s: Form, start: Tensors, config: TrainConfig) -> Delta:
-    """What steers the rollouts of a round: r, or r + s, as they were when it began."""
+def _delta(learners: Mapping[str, Learner], start: Tensors, config: TrainConfig) -> Delta:
+    """What steers the rollouts of a round: r, or r + s, as they were when it began; of several concepts each steers an equal part."""
 
     def delta(h: Tensor, t: Tensor) -> Tensor:
-        d: Tensor = functional_call(r, _of("ram", start), (h, t))
-        return d + functional_call(s, _of("sam", start), (h, t)) if config.rollout_modules == "both" else d
+        found = []
+        for (name, x), rows in zip(learners.items(), h.tensor_split(len(learners)), strict=True):
+            own = _of(name, start)
+            d: Tensor = functional_call(x.r, _of("ram", own), (rows, t))
+            d = d + functional_call(x.s, _of("sam", own), (rows, t)) if config.rollout_modules == "both" else d
+            found.append(d.expand(len(rows), *d.shape[1:]))
+        return torch.cat(found)
 
     return delta
 
@@ -140,10 +188,14 @@ def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
     norms[2] = sum(row.norm().item() for row in d) / len(d)
 
 
-def _module(header: Header, config: TrainConfig, values: Tensors) -> ConceptModule:
-    """The module, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
-    scale, (h, n, norm) = config.train_scale, values["norms"].tolist()
-    if config.max_relative_norm:
-        scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
-    ram, sam = (load_form(config.form, _of(part, values)).scaled(scale) for part in ("ram", "sam"))
-    return ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
+def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors) -> dict[str, ConceptModule]:
+    """The modules, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
+    found = {}
+    for name, header in headers.items():
+        own, scale = _of(name, values), config.train_scale
+        h, n, norm = own["norms"].tolist()
+        if config.max_relative_norm:
+            scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
+        ram, sam = (load_form(config.form, _of(part, own)).scaled(scale) for part in ("ram", "sam"))
+        found[name] = ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
+    return found

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, partial, reduce
 from itertools import islice
 
 import torch
@@ -13,10 +13,13 @@ from diffusers import DDIMScheduler, LCMScheduler
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.bottleneck import channels_first, shifted
+from respodiff.pipelines.bottleneck import Decoder, channels_first, run_with_decoder, shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
 from respodiff.training.config import RolloutConfig, TrainConfig
 from respodiff.training.objectives import TARGETS, opposed
+
+KEPT_BYTES = 1 << 30
+"""Most memory that h and skips of a pool may take; a pool that needs more runs the encoder again in every step."""
 
 Delta = Callable[[Tensor, Tensor], Tensor]
 """(h, t) -> what is added to h, (1 or B, C, H, W)."""
@@ -31,6 +34,7 @@ class Latents:
         e_tar: (P, C, H, W), what the trained model should predict. e_neu: e(z, y_neu), where SAM or the target reads it.
         keep: latents of the prompts to preserve, with the frozen model's own predictions as ``e_tar``; None if there are none.
         seed: of a pool's batches.
+        decoder: h and skips of e_neu, so that a step need not run the encoder; None where e_neu is not read or `KEPT_BYTES` are not enough.
     """
 
     z: Tensor
@@ -40,6 +44,7 @@ class Latents:
     e_neu: Tensor | None = None
     keep: Latents | None = None
     seed: int = 0
+    decoder: Decoder | None = None
 
     def batch(self, iteration: int, size: int) -> Latents:
         """``size`` latents, and as many to preserve; which ones depends on the seed and the iteration alone."""
@@ -52,39 +57,73 @@ class Latents:
         drawn = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
         i = drawn.to(self.z.device)
         e_neu = None if self.e_neu is None else self.e_neu[i]
-        return Latents(self.z[i], self.t[i], {k: v[i] for k, v in self.y.items()}, self.e_tar[i], e_neu)
+        y, decoder = {k: v[i] for k, v in self.y.items()}, self.decoder and self.decoder.rows(i)
+        return Latents(self.z[i], self.t[i], y, self.e_tar[i], e_neu, decoder=decoder)
+
+    @classmethod
+    def join(cls, parts: Sequence[Latents]) -> Latents:
+        """All of them in order, without ``keep``; what only some of them have is None."""
+        z, t, e_tar = (torch.cat([getattr(p, k) for p in parts]) for k in ("z", "t", "e_tar"))
+        e_neu, decoders = [p.e_neu for p in parts if p.e_neu is not None], [p.decoder for p in parts if p.decoder]
+        whole = Decoder.join(decoders) if len(decoders) == len(parts) else None
+        return cls(z, t, join([p.y for p in parts]), e_tar, torch.cat(e_neu) if len(e_neu) == len(parts) else None, decoder=whole)
+
+
+class Pools(list[Latents]):
+    """A pool for each of several concepts: the same latents with targets of their own."""
+
+    def batch(self, iteration: int, size: int) -> list[Latents]:
+        """A batch for each concept, all of the same latents."""
+        return [pool.batch(iteration, size) for pool in self]
 
 
 class Rollouts:
-    """Makes the pools of one concept."""
+    """Makes the pools of one concept, or of several alternatives that share neutral prompt, latents and scores.
 
-    def __init__(self, model: Denoiser, concept: Concept, config: TrainConfig) -> None:
+    Neutral rollouts are made anew for every round. Unsteered ones stay, with their scores, if all of their timesteps train.
+    """
+
+    def __init__(self, model: Denoiser, concepts: Sequence[Concept], config: TrainConfig) -> None:
         self.model, self.config, self.sampler = model, config, model.sampler(config.steps)
         if config.timestep_labels == "official" and not isinstance(self.sampler, DDIMScheduler):
             raise ValueError(
                 f"timestep_labels is 'official', which counts DDIM steps; {type(self.sampler).__name__} has others: use timestep_labels=sampler"
             )
-        prompts: dict[str, tuple[str, ...]] = {role: (getattr(concept, role),) for role in ("neutral", "target", "negative")}
-        prompts["opposite"] = concept.opposites or (concept.negative or concept.neutral,)
-        prompts["preserve"] = concept.preserve if config.preservation_weight else ()
-        self.conditions = {role: model.encode(group) for role, group in prompts.items()}
-        (self.neutral,) = self.conditions["neutral"]
+        self.roles, first = [prompts_by_role(c) for c in concepts], concepts[0]
+        alternatives = sorted({text for roles in self.roles for role in ("target", "opposite") for text in roles[role]})
+        prompts = list({first.neutral, *alternatives, *first.preserve, *(roles["negative"][0] for roles in self.roles)})
+        self.conditions = dict(zip(prompts, model.encode(prompts), strict=True))
+        self.neutral = self.conditions[first.neutral]
+        self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight else []
+        others = [self.conditions[text] for text in alternatives] if config.rollout_prompts == "all" else []
+        self.others = [c for c in others if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
+        self.parts = equal_parts(config.rollouts, 1 + len(self.others))
+        self.unsteered = lru_cache(maxsize=1)(self._unsteered)
+        self.read = {*TARGETS[config.objective][1], *(("neutral",) if config.trains_sam else ())}
+        if config.objective == "guided" and config.target_guidance == 1:
+            self.read.discard("negative")  # cancels
+        self.scored = sorted({text for roles in self.roles for role in self.read for text in roles[role]})
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Latents:
-        """The pool of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
-        config, seed, parts, sources = self.config, mix_seed(self.config.seed, 0, number), [], [self.neutral]
-        if config.rollout_prompts == "all":
-            others = self.conditions["target"] + self.conditions["opposite"]
-            sources += [c for c in others if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
-        for i, (y, n) in enumerate(zip(sources, equal_parts(config.rollouts, len(sources)), strict=True)):
-            if n:
-                with nullcontext() if i else active():
-                    parts.append(self._roll(n, mix_seed(seed, 2, i), y, None if i else delta))
-        z, t = (torch.cat(column) for column in zip(*parts, strict=True))
-        e_tar, e_neu = self._scores(z, t)
-        keep = preserved(self.model, self.conditions["preserve"], config, seed, self._roll)
-        return Latents(z, t, repeat(self.neutral, len(z)), e_tar, e_neu, keep, seed)
+    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Pools:
+        """The pools of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
+        seed = mix_seed(self.config.seed, 0, number)
+        n = max(self.parts[0], len(self.roles)) if number else self.parts[0]
+        with active():
+            rolled = self._roll(n, mix_seed(seed, 2, 0), self.neutral, delta)
+        counted, first = self.model.forwards, 0 if self.config.timesteps == "all" else number
+        others = self.unsteered(first)
+        if first < number:
+            self.model.forwards = counted  # a resumed run makes them again; they are counted already
+        found = Latents.join([self._scored(*rolled), *others])
+        keep = preserved(self.model, self.preserve, self.config, seed, self._roll)
+        scores = dict(zip(self.scored, found.e_tar.unbind(1), strict=True))
+        return Pools(replace(found, e_tar=self._target(roles, scores), keep=keep, seed=seed) for roles in self.roles)
+
+    def _unsteered(self, number: int) -> list[Latents]:
+        """Latents of the other prompts, first rolled out in round ``number``."""
+        seed, parts = mix_seed(self.config.seed, 0, number), enumerate(zip(self.parts[1:], self.others, strict=True), start=1)
+        return [self._scored(*self._roll(n, mix_seed(seed, 2, i), y)) for i, (n, y) in parts if n]
 
     def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
         """`rollout`, labelled with the sampler's timesteps, or with the scripts' 1000 - k (1000 / steps): up to 19 too noisy at 50 steps."""
@@ -95,17 +134,28 @@ class Rollouts:
             t = (total - k * (total // self.config.steps)).to(t.dtype)
         return z, t
 
-    def _scores(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """e_tar, and e_neu if SAM or the objective reads it."""
-        config, (target, roles) = self.config, TARGETS[self.config.objective]
-        needs = {*roles, "neutral"} if config.trains_sam else {*roles}
-        if config.objective == "guided" and config.target_guidance == 1:
-            needs.discard("negative")  # cancels
-        found = {role: [predict(self.model, z, t, c, config.rollout_batch) for c in self.conditions[role]] for role in sorted(needs)}
-        scores = {role: columns[0] for role, columns in found.items()}
-        if len(opposites := found.get("opposite", [])) > 1:
-            scores["opposite"] = opposed(scores["neutral"], scores["target"], opposites)
-        return target(scores, config.target_guidance), scores.get("neutral")
+    def _scored(self, z: Tensor, t: Tensor) -> Latents:
+        """The latents with e(z, y) (P, N, C, H, W) of the N prompts that a target or SAM reads as ``e_tar``."""
+        neutral, size, decoder = self.roles[0]["neutral"][0], self.config.rollout_batch, None
+        scores = {text: predict(self.model, z, t, self.conditions[text], size) for text in self.scored if text != neutral}
+        if neutral in self.scored:
+            limit = KEPT_BYTES // (self.config.rollouts * (self.config.steps if self.config.timesteps == "all" else 1))
+            scores[neutral], decoder = encode(self.model, z, t, self.neutral, size, limit)
+        e = torch.stack([scores[text] for text in self.scored], 1)
+        return Latents(z, t, repeat(self.neutral, len(z)), e, scores.get(neutral), decoder=decoder)
+
+    def _target(self, roles: Mapping[str, Sequence[str]], scores: Mapping[str, Tensor]) -> Tensor:
+        """e_tar of one concept."""
+        found = {role: scores[roles[role][0]] for role in self.read}
+        if len(opposites := roles["opposite"]) > 1 and "opposite" in self.read:
+            found["opposite"] = opposed(found["neutral"], found["target"], [scores[text] for text in opposites])
+        return TARGETS[self.config.objective][0](found, self.config.target_guidance)
+
+
+def prompts_by_role(concept: Concept) -> dict[str, tuple[str, ...]]:
+    """The prompts of each role of `respodiff.training.objectives`."""
+    opposites = concept.opposites or (concept.negative or concept.neutral,)
+    return {"neutral": (concept.neutral,), "target": (concept.target,), "negative": (concept.negative,), "opposite": opposites}
 
 
 Roll = Callable[[int, int, Condition], tuple[Tensor, Tensor]]
@@ -119,9 +169,8 @@ def preserved(model: Denoiser, prompts: Sequence[Condition], config: RolloutConf
     parts = []
     for i, y in enumerate(prompts):
         z, t = roll(max(1, config.rollouts // len(prompts)), mix_seed(seed, 4, i), y)
-        parts.append((z, t, repeat(y, len(z)), predict(model, z, t, y, config.rollout_batch)))
-    zs, ts, ys, es = zip(*parts, strict=True)
-    return Latents(torch.cat(zs), torch.cat(ts), join(ys), torch.cat(es))
+        parts.append(Latents(z, t, repeat(y, len(z)), predict(model, z, t, y, config.rollout_batch)))
+    return Latents.join(parts)
 
 
 def rollout(
@@ -184,6 +233,18 @@ def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | N
 def predict(model: Denoiser, z: Tensor, t: Tensor, y: Condition, size: int) -> Tensor:
     """e(z, y) (P, C, H, W) in float32 of latents z at timesteps t (P,), ``size`` at a time."""
     return torch.cat([model(a, b, repeat(y, len(a))) for a, b in zip(z.split(size), t.split(size), strict=True)]).float()
+
+
+@torch.no_grad()
+def encode(model: Denoiser, z: Tensor, t: Tensor, y: Condition, size: int, limit: int) -> tuple[Tensor, Decoder | None]:
+    """`predict`, and the decoder of all latents; None for a transformer, and where it takes more than ``limit`` bytes a latent."""
+    found, decoders = [], []
+    for a, b in zip(z.split(size), t.split(size), strict=True):
+        e, _, decode = run_with_decoder(model.model, partial(model, a, b, repeat(y, len(a))), site=model.site)
+        found.append(e)
+        if isinstance(decode, Decoder) and decode.nbytes <= limit * len(a):
+            decoders.append(decode)
+    return torch.cat(found).float(), Decoder.join(decoders) if len(decoders) == len(found) else None
 
 
 def equal_parts(n: int, k: int) -> list[int]:
