@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Where images of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
 RUNS ?= runs
 
-FIGURES := figure-main-job figure-headline figure-comparison figure-comparison-safety figure-ablation figure-measuring
+FIGURES := figure-main-job figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
 .PHONY: install demo check test lint figures $(FIGURES) backbones fullsize embedded figures-of-these-weights clean
 
@@ -45,6 +45,9 @@ figure-main-job: install  # about 120 minutes of one core
 
 figure-headline: install  # 25 minutes
 	$(BIN)/python -m benchmarks.headline --out $(RUNS)/headline
+
+figure-attribute: install  # 30 minutes
+	$(BIN)/python -m benchmarks.attribute --out $(RUNS)/attribute
 
 figure-comparison: install  # 60 minutes
 	$(BIN)/python -m benchmarks.comparison fairness --out $(RUNS)/compare
