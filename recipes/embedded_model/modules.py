@@ -20,6 +20,7 @@ from respodiff.concepts.concept import Attribute, builtin
 from respodiff.data.run_folder import write_atomic
 from respodiff.pipelines.loading import load_pipeline, weights_digest
 from respodiff.steering.shipped import FOLDER
+from respodiff.training.attribute import fit_attribute
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit
 
@@ -31,11 +32,12 @@ def make(out: Path, **changes: Any) -> dict[str, Any]:
     pipe = load_pipeline("embedded")
     found: dict[str, Any] = {"model": weights_digest(pipe.unet), "library": respodiff.__version__, "changes": changes, "modules": {}}
     for entry in (builtin()[name] for name in NAMES):
-        for concept in entry.concepts if isinstance(entry, Attribute) else (entry,):
-            module = fit(pipe, concept, TrainConfig.preset("default", concept, **changes))
-            module.save(out / f"{concept.name}.safetensors")
-            found["modules"][concept.name] = module.digest
-            say(f"{concept.name}: {module.digest}, |r + s| is {module.relative_norm or 0:.2f} of |h|")
+        preset = TrainConfig.preset("default", entry.concepts[0] if isinstance(entry, Attribute) else entry, **changes)
+        modules = fit_attribute(pipe, entry, preset) if isinstance(entry, Attribute) else {entry.name: fit(pipe, entry, preset)}
+        for name, module in modules.items():
+            module.save(out / f"{name}.safetensors")
+            found["modules"][name] = module.digest
+            say(f"{name}: {module.digest}, |r + s| is {module.relative_norm or 0:.2f} of |h|")
     write_atomic(out / "modules.json", json.dumps(found, indent=1) + "\n")
     return found
 
