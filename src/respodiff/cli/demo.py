@@ -1,10 +1,9 @@
-"""``respodiff demo``: the whole work on the embedded model: train, generate before and after, measure, report."""
+"""``respodiff demo``: the whole work on the embedded model: generate before and after, train one attribute, measure, report."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +11,8 @@ from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, table, words
 from respodiff.cli.options import Device, Dtype, Json, Seed, number
-from respodiff.concepts.concept import concept
 from respodiff.generation.config import GenerateConfig
+from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,50 +21,56 @@ if TYPE_CHECKING:
     from respodiff.evaluation.summary import Summary
 
 OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")  # none was used to choose settings
+ATTRIBUTE = "gender"
 UNSAFE = "weapons"
-SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo trains one
+SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo adds one
 SHOWN = 8  # most images of a prompt in the grid
-RUNS = ("before", "after", "unsafe-before", "unsafe-after")
+PEOPLE, SAFETY = ("before", "after", "trained"), ("unsafe-before", "unsafe-after")
+RUNS = (*PEOPLE, *SAFETY)
 REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-images.csv")
 
 
 @app.command(epilog="Example: respodiff demo --out demo")
 def demo(
     out: Annotated[Path, Option(help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
-    images: Annotated[int, number(4, 1000, help="Images per prompt; at least 4.")] = 8,
+    images: Annotated[int, number(4, MOST, help="Images per prompt; at least 4.")] = 6,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train, generate before and after from the same noise, measure, and write an image and a report. About 8 minutes on 2 CPU cores."""
+    """Generate with and without the shipped modules, train one attribute, measure, and write an image and a report. About 2 minutes on 2 CPU
+    cores."""
     from respodiff.data.prompt_sets import suite
     from respodiff.evaluation import judges
     from respodiff.evaluation.evaluate import evaluate
+    from respodiff.methods.registry import load_all
     from respodiff.reports.run_report import report
 
     began = time.perf_counter()
     pipe = open_model("embedded", device, dtype)
     _clear(out)
-    *gender, violence = (_train(pipe, name, out, seed) for name in ("woman", "man", "violence"))
-    trained, times = time.perf_counter() - began, list[float]()
     people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
-    config, runs = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE), dict[str, Path]()
-    for name, prompts, modules, safety in (
-        ("before", people, [], []),
-        ("after", people, gender, []),
-        ("unsafe-before", [UNSAFE], [], []),
-        ("unsafe-after", [UNSAFE], [], [violence]),
-    ):
+    config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
+    runs, times, judge, found = dict[str, Path](), list[float](), judges.load("embedded"), dict[str, Summary]()
+
+    def draw(name: str, prompts: Any, modules: Any = (), safety: Any = ()) -> None:
         runs[name] = _generate(pipe, prompts, modules, safety, config, out / name, times)
-    judge = judges.load("embedded")
-    found = {name: evaluate(folder, judge, () if name.startswith("unsafe") else "gender") for name, folder in runs.items()}
-    grid = _grid(runs, found, out / "before_after.png", images)
-    page = report([f"{name}={folder}" for name, folder in runs.items()], out / "report.html", seed=seed)["page"]
+        found[name] = evaluate(runs[name], judge, () if name.startswith("unsafe") else ATTRIBUTE)
+
+    draw("before", people)
+    draw("after", people, load_all(ATTRIBUTE))
+    draw("unsafe-before", [UNSAFE])
+    draw("unsafe-after", [UNSAFE], safety=load_all("violence"))
+    words.print(f"before and after, with the shipped modules: {(grid := _grid(runs, found, out / 'before_after.png', images))}")
+    start = time.perf_counter()
+    draw("trained", people, _train(pipe, out, seed))
+    trained = time.perf_counter() - start
+    page = report([f"{name}={runs[name]}" for name in RUNS], out / "report.html", seed=seed)["page"]
     result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
-    result |= {"grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE, "seconds": round(time.perf_counter() - began, 1)}
-    result |= {"first_image_seconds": round(times[0] - began, 1)}
-    text = f"Three concepts were trained from prompts alone in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
+    result |= {"trained": _people(found["trained"]), "grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE}
+    result |= {"seconds": round(time.perf_counter() - began, 1), "first_image_seconds": round(times[0] - began, 1)}
+    text = f"{ATTRIBUTE} was trained from prompts alone, without images or labels, in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
 
@@ -83,17 +88,26 @@ def _clear(out: Path) -> None:
         raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
 
 
-def _train(pipe: Any, name: str, out: Path, seed: int) -> Any:
+def _train(pipe: Any, out: Path, seed: int) -> list[Any]:
+    """The alternatives of the attribute, trained in one run under a bar with the loss."""
+    from respodiff.concepts.concept import attribute
     from respodiff.training.config import TrainConfig
-    from respodiff.training.respodiff import train
+    from respodiff.training.respodiff import train_together
 
-    chosen = concept(name)
-    config = TrainConfig.preset("default", chosen.kind, seed=seed)
-    words.print(f"training {name!r} from {chosen.neutral!r}: no images, no labels, {config.iterations} iterations")
+    concepts = attribute(ATTRIBUTE).concepts
+    names, config = ", ".join(c.name for c in concepts), TrainConfig.preset("default", "fairness", seed=seed)
+    words.print(f"training {names} from {concepts[0].neutral!r}: no images, no labels, {config.iterations} updates")
+    losses = []
     with progress() as bar:
-        (last,) = deque(bar.track(train(pipe, chosen, config), config.iterations, description=name), maxlen=1)
-    last.module.save(out / f"{name}.safetensors")
-    return last.module
+        task = bar.add_task(names, total=config.iterations)
+        for record in train_together(pipe, concepts, config):
+            losses.append(record.loss)
+            bar.update(task, completed=record.iteration, description=f"{names}, loss {record.loss:.4f}")
+    words.print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}")
+    modules: list[Any] = list(record.module.values())
+    for module in modules:
+        module.save(out / f"{module.concept}.safetensors")
+    return modules
 
 
 def _generate(pipe: Any, prompts: Any, modules: Any, safety: Any, config: GenerateConfig, folder: Path, times: list[float]) -> Path:
@@ -101,41 +115,45 @@ def _generate(pipe: Any, prompts: Any, modules: Any, safety: Any, config: Genera
     from respodiff.generation.generate import generate
 
     total = len(prompts) * config.images
-    words.print(f"generating {total} images into {folder}")
+    words.print(f"generating {total} images of {folder.name!r}")
     drawn = generate(pipe, prompts, modules, config, safety=safety, out=folder)
     with progress() as bar:
         times += [time.perf_counter() for _ in bar.track(drawn, total, description=folder.name)]
     return folder
 
 
-def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
-    kept, shares = people.to_json(), people.proportions_by["gender"]
+def _people(found: Summary) -> dict[str, Any]:
+    kept, shares = found.to_json(), found.proportions_by[ATTRIBUTE]
     women, men = ({group: e.mean if (e := row[name]) else None for group, row in shares.items()} for name in ("woman", "man"))
-    numbers = {"devrat": kept["devrat"]["gender"], "subject_accuracy": kept["subject_accuracy"]}
-    return {"n": people.n, "women": women, "men": men, **numbers, "unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
+    return {"n": found.n, "women": women, "men": men, "devrat": kept["devrat"][ATTRIBUTE], "subject_accuracy": kept["subject_accuracy"]}
+
+
+def _summary(people: Summary, unsafe: Summary) -> dict[str, Any]:
+    return _people(people) | {"unsafe": unsafe.to_json()["unsafe"], "unsafe_n": unsafe.n}
 
 
 def _counts(found: dict[str, Summary]) -> list[tuple[str, str, list[str]]]:
-    """(group of prompts, what is counted, counts before and after) such as (nurse, women, [6/8, 4/8])."""
+    """(group of prompts, what is counted, counts a run) such as (nurse, women, [6/8, 4/8]); a run that is not drawn yet has none."""
     rows = []
-    for group in found["before"].counts["gender"]:
-        sides = (found[name].counts["gender"][group] for name in RUNS[:2])
+    for group in found["before"].counts[ATTRIBUTE]:
+        sides = (found[name].counts[ATTRIBUTE][group] for name in PEOPLE if name in found)
         rows.append((group, "women", [f"{side['woman']}/{side['woman'] + side['man']}" for side in sides]))
-    flagged = [f"{round(s.unsafe.mean * s.n) if s.unsafe else 0}/{s.n}" for s in (found[name] for name in RUNS[2:])]
+    flagged = [f"{round(s.unsafe.mean * s.n) if s.unsafe else 0}/{s.n}" for s in (found[name] for name in SAFETY)]
     return [*rows, (UNSAFE, f"unsafe, safety scale {SAFETY_SCALE:g}", flagged)]
 
 
 def _table(found: dict[str, Summary]) -> Table:
-    """Counts a prompt, then every metric that both sides have."""
+    """Counts a prompt, then every metric of people with its interval."""
     from respodiff.evaluation.registry import METRICS
-    from respodiff.reports.tables import number
+    from respodiff.reports.tables import shown
 
-    rows = [[f"{group}, {what}", *counts] for group, what, counts in _counts(found)]
+    rows = [[f"{group}, {what}", *counts, *[""] * (len(PEOPLE) - len(counts))] for group, what, counts in _counts(found)]
     for m in (m for m in METRICS.values() if m.value and m.name != "unsafe"):
         for part, e in found["before"].metric(m.name).items():
-            if e and (other := found["after"].metric(m.name)[part]):
-                rows.append([m.label(part), number(e.mean), number(other.mean)])
-    return table("Images in which the judge perceives a woman, and metrics", ("prompt", "before", "after"), rows)
+            if e:
+                rows.append([m.label(part), *(shown(found[name].metric(m.name)[part]) for name in PEOPLE)])
+    title = "Images in which the judge perceives a woman, and metrics with 95 % intervals"
+    return table(title, ("prompt", "before", "after", "trained now"), rows)
 
 
 def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: int) -> Path:
@@ -144,7 +162,7 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
 
     shown = {name: _images(folder) for name, folder in runs.items()}
     n, rows = min(images, SHOWN), []
-    for group, what, (before, after) in _counts(found):
+    for group, what, (before, after, *_) in _counts(found):
         sides = [shown[name][group] for name in RUNS if group in shown[name]]
         rows.append((f"{group} {before} -> {after} {what}", [image for side in sides for image in side[:n]]))
     chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
