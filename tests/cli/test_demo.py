@@ -32,7 +32,7 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(demo, "GenerateConfig", partial(GenerateConfig, steps=2))
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
-    assert set(result) >= {"before", "after", "grid", "report", "seconds", "first_image_seconds"}
+    assert set(result) >= {"before", "after", "trained", "grid", "report", "seconds", "first_image_seconds"}
     assert 0 < result["first_image_seconds"] < result["seconds"]
     for side in ("before", "after"):
         assert result[side]["n"] == 8 and set(result[side]["women"]) == {"mechanic", "nurse"}
@@ -42,10 +42,14 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "data:image/" in page and "http://" not in page.replace("http://www.w3.org", "") and "<script" not in page
     assert "mechanic" in page and "real people" in page
-    assert {p.name for p in out.glob("*.safetensors")} == {"woman.safetensors", "man.safetensors", "violence.safetensors"}
-    before, after = ([json.loads(line) for line in (out / run / "manifest.jsonl").read_text().splitlines()] for run in ("before", "after"))
-    assert [r["id"] for r in before] == [r["id"] for r in after], "the same noise on both sides"
-    assert all(not r["concepts"] for r in before) and sorted(r["concepts"]["gender"] for r in after) == ["man"] * 4 + ["woman"] * 4
+    assert {p.name for p in out.glob("*.safetensors")} == {"woman.safetensors", "man.safetensors"}
+    runs = [[json.loads(line) for line in (out / run / "manifest.jsonl").read_text().splitlines()] for run in demo.PEOPLE]
+    before, *steered = runs
+    assert all([r["id"] for r in before] == [r["id"] for r in other] for other in steered), "the same noise in all runs"
+    assert all(not r["concepts"] for r in before)
+    assert all(sorted(r["concepts"]["gender"] for r in other) == ["man"] * 4 + ["woman"] * 4 for other in steered)
+    shipped, trained = ({digest for r in other for digest in r["modules"]} for other in steered)
+    assert len(shipped) == len(trained) == 2 and not shipped & trained
 
 
 def test_demo_needs_enough_images_for_its_grid(tmp_path: Path) -> None:
@@ -72,7 +76,7 @@ def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_p
     monkeypatch.setattr("respodiff.cli.demo.open_model", lambda *_: None)
     monkeypatch.setattr("respodiff.evaluation.evaluate.evaluate", lambda *_: judged)
     monkeypatch.setattr("respodiff.reports.run_report.report", lambda *_, **__: {"page": "report.html"})
-    for name, result in (("_train", None), ("_grid", "grid")):
+    for name, result in (("_train", []), ("_grid", "grid")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)
     monkeypatch.setattr(demo, "_generate", lambda *given: given[-1].append(0.0))
     done = respodiff("demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else []))

@@ -52,7 +52,8 @@ def demo(
     _clear(out)
     people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
-    runs, times, judge, found = dict[str, Path](), list[float](), judges.load("embedded"), dict[str, Summary]()
+    runs, times, judge = dict[str, Path](), list[float](), judges.load("embedded")
+    found: dict[str, Summary] = {}
 
     def draw(name: str, prompts: Any, modules: Any = (), safety: Any = ()) -> None:
         runs[name] = _generate(pipe, prompts, modules, safety, config, out / name, times)
