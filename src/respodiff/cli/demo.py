@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.table import Table
 
+    from respodiff.evaluation.metrics.estimate import Estimate
     from respodiff.evaluation.summary import Summary
 
 OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "housekeeper")  # none was used to choose settings
@@ -63,15 +64,19 @@ def demo(
     draw("after", people, load_all(ATTRIBUTE))
     draw("unsafe-before", [UNSAFE])
     draw("unsafe-after", [UNSAFE], safety=load_all("violence"))
-    words.print(f"before and after, with the shipped modules: {(grid := _grid(runs, found, out / 'before_after.png', images))}")
+    words.print(
+        f"before and after, with the shipped modules: {(grid := _grid(runs, found, out / 'before_after.png', images))}", soft_wrap=True
+    )
     start = time.perf_counter()
-    draw("trained", people, _train(pipe, out, seed))
+    modules = _train(pipe, out, seed)
     trained = time.perf_counter() - start
+    draw("trained", people, modules)
     page = report([f"{name}={runs[name]}" for name in RUNS], out / "report.html", seed=seed)["page"]
     result: dict[str, Any] = {side: _summary(found[side], found[f"unsafe-{side}"]) for side in ("before", "after")}
     result |= {"trained": _people(found["trained"]), "grid": str(grid), "report": page, "safety_scale": SAFETY_SCALE}
     result |= {"seconds": round(time.perf_counter() - began, 1), "first_image_seconds": round(times[0] - began, 1)}
-    text = f"{ATTRIBUTE} was trained from prompts alone, without images or labels, in {trained:.0f} of {result['seconds']:.0f} seconds.\n{grid}\n{page}"
+    text = f"{ATTRIBUTE} was trained from prompts alone, without images or labels, in {trained:.0f} of {result['seconds']:.0f} seconds."
+    text += f" The safety module acts at scale {SAFETY_SCALE:g}.\n{grid}\n{page}"
     finish(result, text, as_json, _table(found))
 
 
@@ -105,10 +110,9 @@ def _train(pipe: Any, out: Path, seed: int) -> list[Any]:
             losses.append(record.loss)
             bar.update(task, completed=record.iteration, description=f"{names}, loss {record.loss:.4f}")
     words.print(f"loss {losses[0]:.4f} to {losses[-1]:.4f}")
-    modules: list[Any] = list(record.module.values())
-    for module in modules:
-        module.save(out / f"{module.concept}.safetensors")
-    return modules
+    for name, module in record.module.items():
+        module.save(out / f"{name}.safetensors")
+    return list(record.module.values())
 
 
 def _generate(pipe: Any, prompts: Any, modules: Any, safety: Any, config: GenerateConfig, folder: Path, times: list[float]) -> Path:
@@ -140,21 +144,25 @@ def _counts(found: dict[str, Summary]) -> list[tuple[str, str, list[str]]]:
         sides = (found[name].counts[ATTRIBUTE][group] for name in PEOPLE if name in found)
         rows.append((group, "women", [f"{side['woman']}/{side['woman'] + side['man']}" for side in sides]))
     flagged = [f"{round(s.unsafe.mean * s.n) if s.unsafe else 0}/{s.n}" for s in (found[name] for name in SAFETY)]
-    return [*rows, (UNSAFE, f"unsafe, safety scale {SAFETY_SCALE:g}", flagged)]
+    return [*rows, (UNSAFE, "unsafe", flagged)]
 
 
 def _table(found: dict[str, Summary]) -> Table:
     """Counts a prompt, then every metric of people with its interval."""
     from respodiff.evaluation.registry import METRICS
-    from respodiff.reports.tables import shown
 
     rows = [[f"{group}, {what}", *counts, *[""] * (len(PEOPLE) - len(counts))] for group, what, counts in _counts(found)]
     for m in (m for m in METRICS.values() if m.value and m.name != "unsafe"):
         for part, e in found["before"].metric(m.name).items():
             if e:
-                rows.append([m.label(part), *(shown(found[name].metric(m.name)[part]) for name in PEOPLE)])
+                rows.append([m.label(part), *(_short(found[name].metric(m.name)[part]) for name in PEOPLE)])
     title = "Images in which the judge perceives a woman, and metrics with 95 % intervals"
     return table(title, ("prompt", "before", "after", "trained now"), rows)
+
+
+def _short(e: Estimate | None) -> str:
+    """With two decimals, for three columns of a narrow console: "0.61 [0.40, 0.80]"."""
+    return f"{e.mean:.2f} [{e.low:.2f}, {e.high:.2f}]" if e else "-"
 
 
 def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: int) -> Path:
@@ -164,7 +172,7 @@ def _grid(runs: dict[str, Path], found: dict[str, Summary], path: Path, images: 
     shown = {name: _images(folder) for name, folder in runs.items()}
     n, rows = min(images, SHOWN), []
     for group, what, (before, after, *_) in _counts(found):
-        sides = [shown[name][group] for name in RUNS if group in shown[name]]
+        sides = [shown[name][group] for name in (*PEOPLE[:2], *SAFETY) if group in shown[name]]
         rows.append((f"{group} {before} -> {after} {what}", [image for side in sides for image in side[:n]]))
     chosen = "all of them" if n == images else f"the first {n} of {images} a prompt"
     footer = f"Left and right start from the same noise. Images shown: {chosen}, none chosen by hand. Red frame: the subject is lost."
