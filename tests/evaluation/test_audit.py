@@ -256,7 +256,7 @@ def test_suggested_commands_can_be_run(
     [
         (["--attributes", "gender,colour"], "attribute 'colour' is unknown"),
         (["--attributes", "gender,gender"], "--attributes has 'gender' twice"),
-        (["--prompts", "absent.txt"], "--prompts: 'absent.txt' cannot be read"),
+        (["--prompts", "absent.txt"], "'absent.txt' cannot be read"),
         (["--judge", "table:absent.csv"], "absent.csv"),
     ],
 )

@@ -81,10 +81,10 @@ def test_an_embedded_judge_says_where_it_is_out_of_its_domain(tmp_path: Path, se
 
 
 def test_another_judge_has_no_such_domain_and_few_strange_images_are_no_matter(tmp_path: Path) -> None:
-    run = run_of(tmp_path / "r", [*emoji()[:36], *noise(4)], OWN)
+    run = run_of(tmp_path / "r", [*emoji()[:36], *noise(4), *[Image.new("RGB", (8, 8))] * 9], OWN)
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).out_of_domain is None
     found = judged(run)
-    assert found.out_of_domain.mean == 0.1 and found.problems == ()
+    assert found.out_of_domain.mean == 0.1 and found.problems == ("9 images blank, e.g. i040: counted as unknown",)
     many = judged(run_of(tmp_path / "many", [*emoji(), *noise(72)], OWN))
     assert many.out_of_domain.n == 48 and many.out_of_domain.mean == 0.5, "every third is looked at"
 

@@ -142,6 +142,8 @@ def test_blank_images_are_told_and_neither_safe_nor_a_man(tmp_path: Path) -> Non
         found = evaluate(run, judge, [GENDER], vocabulary=WORDS)
         assert (found.n, found.unknown, found.unsafe.n, found.counts["gender"]["cook"]["unknown"]) == (4, 2, 2, 2)
         assert found.problems[-1] == f"2 images blank, e.g. {run.records()[0].id}: counted as unknown" and judge.seen == 2, again
+    (both,) = evaluate(run, [judge, Flagger()], [GENDER], vocabulary=WORDS).agreement
+    assert both.agree.n == 2, "two judges agree on nothing where neither could judge"
 
 
 def test_a_duplicate_id_is_said_and_the_rest_is_scored(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def out_of_domain(run: ScoredRun) -> tuple[Estimate | None, str]:
     """
     names = [h.judge for h in run.headers.values() if h.judge in EMBEDDED]
     found = []
-    for record in run.records[:: -(-len(run.records) // LOOKED_AT) or 1] if names else ():
+    for record, _ in run.known[:: -(-len(run.known) // LOOKED_AT) or 1] if names else ():
         with suppress(OSError, ValueError):
             if image := open_image(confined(run.folder, record.file)):
                 found.append(not on_white(image))

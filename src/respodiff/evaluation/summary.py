@@ -212,13 +212,14 @@ def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str
 
 
 def agreements(run: ScoredRun, settings: Settings) -> tuple[Agreement, ...]:
-    """The agreement of every two judges that answered the same question."""
-    groups = [r.group for r in run.records]
-    return tuple(
-        Agreement(task, (run.headers[a].judge, run.headers[b].judge), *judge_errors.agreement(first, second, groups, **settings.boot))
-        for a, b in combinations(run.answers, 2)
-        for task, first, second in _tasks(run, a, b)
-    )
+    """The agreement of every two judges that answered the same question, over the images that either of them could judge."""
+    out = []
+    for a, b in combinations(run.answers, 2):
+        both = run.subset([s.problem is None or t.problem is None for s, t in zip(run.answers[a], run.answers[b], strict=True)])
+        groups, names = [r.group for r in both.records], (run.headers[a].judge, run.headers[b].judge)
+        for task, first, second in _tasks(both, a, b) if groups else ():
+            out.append(Agreement(task, names, *judge_errors.agreement(first, second, groups, **settings.boot)))
+    return tuple(out)
 
 
 def _tasks(run: ScoredRun, a: str, b: str) -> list[tuple[str, list[str], list[str]]]:
