@@ -14,6 +14,7 @@ import torch
 from command import Done, last_json, respodiff
 from respodiff.cli.options import changes_from
 from respodiff.cli.train import chosen_concepts
+from respodiff.data.places import lock
 from respodiff.methods.registry import get_method, load
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
@@ -37,6 +38,14 @@ def refused(done: Done, *said: str) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "woman.safetensors"
+    with lock(out):
+        done = respodiff(*WOMAN, "--out", str(out))
+    assert done.returncode == 1 and f"process {os.getpid()} " in done.stderr and names(tmp_path) == []
+    assert respodiff(*WOMAN, "--out", str(out)).returncode == 0 and names(tmp_path) == ["woman.safetensors"]
 
 
 # --- interrupts ---

@@ -55,6 +55,12 @@ def test_file_and_prompt_are_enough_and_formats_stay(theirs: Path, tmp_path: Pat
     assert [r.id for r in import_folder(theirs, csv, tmp_path / "again", method="theirs").records()] == [r.id for r in found]
 
 
+def test_an_import_into_a_run_that_is_being_written_is_refused(theirs: Path, tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run").lock(), pytest.raises(OSError):
+        import_folder(theirs, table(theirs, "a.png,a doctor"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_cut_off_import_goes_on(theirs: Path, tmp_path: Path) -> None:
     csv = table(theirs, "a.png,a doctor", "b.JPG,a doctor")
     run = import_folder(theirs, csv, tmp_path / "run")

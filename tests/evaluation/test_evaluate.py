@@ -18,6 +18,7 @@ from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import expected_devrat_random
 from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import METRICS
+from respodiff.evaluation.score_files import ScoreFiles
 
 COOKS = [
     ("cook", "woman", (0, 0, 0)),
@@ -225,6 +226,16 @@ def test_one_image_that_breaks_the_judge_costs_that_image(tmp_path: Path) -> Non
     assert (found.n, found.unknown) == (4, 1) and "failed" in found.problems[0]
     with pytest.raises(RuntimeError, match=r"judge colour failed on all 2 images \(RuntimeError: a layer overflowed\)"):
         evaluate(paint(tmp_path / "s", [("guard", None, (0, 1, i)) for i in range(2)]), Fragile(), [GENDER], vocabulary=WORDS)
+
+
+def test_two_processes_do_not_judge_one_run_with_one_judge(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", COOKS)
+    with ScoreFiles(run, "colour-01234567").lock(), pytest.raises(OSError):
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    assert not list((run.path / "scores").iterdir())
+    evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    with ScoreFiles(run, "colour-01234567").lock():
+        assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS).n == 4, "what is scored is read"
 
 
 def test_a_manifest_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from respodiff.data.records import ImageRecord, Prompt
 from respodiff.data.run_folder import RunFolder
+from respodiff.data.shards import Shard
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.pipelines.latents import noise
@@ -347,6 +349,35 @@ def test_images_of_other_settings_are_not_taken_over_when_run_json_is_lost(tiny_
     assert RunFolder(tmp_path).settings()["steps"] == 2
 
 
+def test_a_second_writer_is_told_and_a_stopped_one_makes_room(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    first = generate(tiny_pipe, ["a doctor"], (), settings(batch=1), out=tmp_path / "run")
+    next(first)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for writer in (
+        lambda: generate(tiny_pipe, ["a doctor"], (), settings(), out=tmp_path / "run"),
+        RunFolder(tmp_path / "run").lock().__enter__,
+    ):
+        with pytest.raises(OSError, match=rf"process {os.getpid()} "):
+            writer()
+    with pytest.raises(OSError):
+        generate(tiny_pipe, ["a doctor"], (), settings(), out=tmp_path / "run", shard=Shard(0, 2))
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    first.close()
+    rest = generate(tiny_pipe, ["a doctor"], (), settings(batch=1), out=tmp_path / "run")
+    assert rest.left == 3 and len(list(rest)) == 3 and rest.left == 0
+    assert not [path.name for path in tmp_path.rglob("*") if path.suffix in (".lock", ".tmp")]
+
+
+def test_shards_write_side_by_side_and_no_shard_twice(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    runs = [generate(tiny_pipe, ["a doctor", "a nurse"], (), settings(batch=1), out=tmp_path, shard=Shard(i, 2)) for i in range(2)]
+    for run in runs:
+        next(run)
+    for shard in (Shard(1, 2), Shard(0, 1)):
+        with pytest.raises(OSError):
+            generate(tiny_pipe, ["a doctor", "a nurse"], (), settings(batch=1), out=tmp_path, shard=shard)
+    assert [len(list(run)) for run in runs] == [3, 3]
+
+
 # --- refusals, all before anything is drawn ---
 
 
@@ -392,7 +423,7 @@ def test_shares_of_what_is_not_steered_are_refused(tiny_pipe: Pipe, gender: list
 
 def test_a_run_folder_that_cannot_be_made_is_refused(tiny_pipe: Pipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=r"cannot make run folder .*choose another folder"):
+    with pytest.raises(OSError, match=r"run.*choose another"):
         generate(tiny_pipe, ["a doctor"], out=tmp_path / "file" / "run")
 
 

@@ -82,16 +82,19 @@ def demo(
 
 def _clear(out: Path) -> None:
     """Remove the demo's own run folders and reports; nothing else in ``out`` is touched."""
+    from respodiff.data.run_folder import RunFolder
+
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name in RUNS:
             if (out / name / "run.json").is_file():
-                shutil.rmtree(out / name)
+                with RunFolder(out / name).lock():
+                    shutil.rmtree(out / name)
         for file in REPORT:
             (out / file).touch()  # an error is noticed now, not after minutes of training
             (out / file).unlink()
     except OSError as error:
-        raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror}); choose another folder") from error
+        raise OSError(f"--out: {str(out)!r} cannot be written ({error.strerror or error}); choose another folder") from error
 
 
 def _train(pipe: Any, out: Path, seed: int) -> list[Any]:

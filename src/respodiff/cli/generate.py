@@ -18,7 +18,7 @@ from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json
 from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
-from respodiff.data.shards import WHOLE, Shard
+from respodiff.data.shards import Shard
 from respodiff.data.tables import read_text
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
@@ -182,17 +182,15 @@ def _draw(
     suite_digest: str,
     shard: Shard,
 ) -> dict[str, Any]:
-    from respodiff.data.run_folder import RunFolder
     from respodiff.generation.generate import counted
     from respodiff.generation.generate import generate as run
     from respodiff.pipelines.registry import backbone
 
     total = len(shard.take(asked)) * config.images
     images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest, shard=shard)
-    held = len(RunFolder(out).done()) if shard == WHOLE else 0
     began = time.perf_counter()
     with counted(backbone(pipe)) as forwards, progress() as bar:
-        drawn = sum(1 for _ in bar.track(images, max(0, total - held), description="generating"))
+        drawn = sum(1 for _ in bar.track(images, images.left, description="generating"))
     seconds = time.perf_counter() - began
     result = {"run": str(out), "images": drawn, "skipped": total - drawn, "seconds": round(seconds, 2)}
     return result | {"images_per_second": round(drawn / seconds, 3), "unet_forwards": forwards[0]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from respodiff.cli.console import app, finish, open_model, peak_mib, progress, w
 from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, number, to_path
 from respodiff.concepts.concept import Attribute, Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
+from respodiff.data.places import lock
 from respodiff.methods.registry import NAMES
 from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
@@ -113,17 +115,20 @@ def train(
     for state in states:
         state.check_out(resume)
     reason = not_shared(chosen, configs) if whole and kind.config is TrainConfig else "methods other than RespoDiff train one at a time"
-    if whole and not reason:
-        state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
-        run = partial(train_together, pipe, chosen, configs[0], method=method)
-        runs = [_trained(pipe, chosen, files, run, state, resume, configs[0].iterations)]
-    else:
-        if whole:
-            words.print(f"one concept after the other: {reason}", soft_wrap=True)
-        runs = []
-        for c, config, file, state in zip(chosen, configs, files, states, strict=True):
-            run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
-            runs.append(_trained(pipe, [c], [file], run, state, resume, getattr(config, "iterations", None)))
+    with ExitStack() as held:
+        for file in files:
+            held.enter_context(lock(file))
+        if whole and not reason:
+            state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
+            run = partial(train_together, pipe, chosen, configs[0], method=method)
+            runs = [_trained(pipe, chosen, files, run, state, resume, configs[0].iterations)]
+        else:
+            if whole:
+                words.print(f"one concept after the other: {reason}", soft_wrap=True)
+            runs = []
+            for c, config, file, state in zip(chosen, configs, files, states, strict=True):
+                run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
+                runs.append(_trained(pipe, [c], [file], run, state, resume, getattr(config, "iterations", None)))
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,

@@ -42,11 +42,12 @@ def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, met
     if not root.is_dir():
         raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
     lines = _lines(csv, root.resolve(), method)
-    run = RunFolder(out).create({"imported": True, "table_digest": file_digest(csv), "method": method})
-    done = run.done()
-    missing = [line for line in lines if line[0].id not in done]
-    for start in range(0, len(missing), BATCH):
-        run.add_all([(_sized(record, source), source) for record, source in missing[start : start + BATCH]])
+    run = RunFolder(out)
+    with run.lock():
+        done = run.create({"imported": True, "table_digest": file_digest(csv), "method": method}).done()
+        missing = [line for line in lines if line[0].id not in done]
+        for start in range(0, len(missing), BATCH):
+            run.add_all([(_sized(record, source), source) for record, source in missing[start : start + BATCH]])
     unreadable = {r.id for r in run.records() if r.width == 0}
     if names := [source.name for record, source in lines if record.id in unreadable]:
         text = f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown"

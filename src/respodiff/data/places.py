@@ -6,9 +6,10 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import TextIO
 
 try:
     import fcntl
@@ -18,7 +19,7 @@ except ImportError:  # Windows: writers are not kept apart
 
 def sync(*paths: Path) -> None:
     """Return once the disk holds these files, or the names in these folders."""
-    for path in paths:
+    for path in paths if os.name == "posix" else ():  # Windows flushes no folder, and no file that is open for reading
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -56,29 +57,48 @@ def new_file(path: str | Path, what: str = "file") -> Iterator[Path]:
 
 @contextmanager
 def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """While the block runs, no other process, and no other call, holds the lock file ``path``; several may if all of them share it.
+    """While the block runs, nobody else writes ``path`` under this lock; several may if all of them share it. Its folder is made if absent.
 
-    OSError at once if another one does; it says which, and since when.
+    OSError at once if somebody does, which says who and since when.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle = path.open("a+", encoding="utf-8")
-        try:
-            if fcntl:
-                fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            who = handle.read().strip() or "another process"
-            handle.close()
-            raise OSError(f"{str(path.parent)!r} is being written by {who}; wait for it, or stop it, then repeat the command") from error
-        if path.exists() and path.stat().st_ino == os.fstat(handle.fileno()).st_ino:
-            break
-        handle.close()  # its last holder has removed it meanwhile
+    if not fcntl:
+        yield
+        return
+    file, made = path.with_name(f".{path.name}.lock"), [folder for folder in path.parents if not folder.exists()]
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while not _is_held(handle := file.open("a+", encoding="utf-8"), file, shared):
+            handle.close()
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be written ({error.strerror or error}); choose another place, or try again later") from error
+    with handle:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} of {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         handle.flush()
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        handle.close()
+        try:
+            yield
+        finally:
+            if not shared or _flock(handle, exclusive=True):
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # until one holds something
+                for folder in made:
+                    folder.rmdir()
+
+
+def _is_held(handle: TextIO, file: Path, shared: bool) -> bool:
+    """Whether the lock is ours now; not if its last holder has removed the file meanwhile. OSError that says who holds it."""
+    if not _flock(handle, exclusive=not shared):
+        handle.seek(0)
+        with handle:
+            raise OSError(f"{handle.read().strip() or 'another process'} writes it")
+    return file.exists() and file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+
+
+def _flock(handle: TextIO, *, exclusive: bool) -> bool:
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True

@@ -11,7 +11,8 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,20 @@ class RunFolder:
         self._settings_file, self._settings_copy = self.path / "run.json", self.path / ".run.json"
         self._made_with = ""  # digest of the settings
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """While the block runs, no other process writes this run, or this shard of it; OSError that says which one does."""
+        with self.shard.lock(self._whole):
+            for left in self.images.glob(".*.tmp") if self.shard == WHOLE else ():  # by a process that was killed
+                left.unlink()
+            yield
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
+
     def create(self, settings: Mapping[str, Any]) -> RunFolder:
         """Start the run, or check that it was started with the same settings: all that an image depends on.
 
@@ -94,13 +109,11 @@ class RunFolder:
                 f"run folder {self.path}{lost} holds {others[0]!r}, which was not made with the settings now asked for: "
                 "give those that it was made with, or choose another folder"
             )
-        try:
-            self.images.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(f"cannot make run folder {self.path}: {error.strerror}; choose another folder") from error
+        self._make(self.path)
         for file in (self._settings_file, self._settings_copy):
             if _json_object(file) != wanted:
                 write_atomic(file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
+        self._make(self.images)
         return self._begin_part()
 
     def _begin_part(self) -> RunFolder:

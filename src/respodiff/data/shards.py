@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+from respodiff.data.places import lock
 
 T = TypeVar("T")
 
@@ -39,6 +42,12 @@ class Shard:
     def part(self, file: Path) -> Path:
         """The shard's own part of a file: ``manifest.0-of-2.jsonl`` of ``manifest.jsonl``; the file itself for the whole run."""
         return file if self.count == 1 else file.with_name(f"{file.stem}.{self.index}-of-{self.count}{file.suffix}")
+
+    @contextmanager
+    def lock(self, file: Path) -> Iterator[None]:
+        """While the block runs, nobody else writes the file, or this part of it (`respodiff.data.places.lock`); other shards may write theirs."""
+        with lock(file, shared=self.count > 1), lock(self.part(file)) if self.count > 1 else nullcontext():
+            yield
 
 
 WHOLE = Shard()

@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +130,13 @@ class ScoreFiles:
         """What shards have kept for the scores of the whole run."""
         return [path for file in (self._progress_file, self._vectors_file) for path in parts_of(file).values()]
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """While the block runs, no other process keeps scores of this judge; OSError that says which one does."""
+        self._make_folder()
+        with self.shard.lock(self._scores_file):
+            yield
+
     def _make_folder(self) -> None:
         try:
             self.base.mkdir(exist_ok=True)
@@ -230,21 +238,27 @@ def judge_run(folder: RunFolder, judge: Judge, task: LabellingTask, shard: Shard
     who = {"judge": short_name(judge.name), "digest": judge.digest, "version": judge.version, "kind": judge.kind}
     about = {**who, "attributes": asked, "proportions": wanted, "group_proportions": of_groups, **judge.asked(task)}
     header = ScoreHeader(**about, fingerprint=hashlib.sha256(text.encode()).hexdigest()[:16])
-    if shard != WHOLE:
+    if judge.kind != "table" and shard == WHOLE and _is_scored(files, header):
+        return files.key
+    with files.lock():
+        _judge(images, judge, task, files, header)
+    return files.key
+
+
+def _judge(images: Sequence[_Listed], judge: Judge, task: LabellingTask, files: ScoreFiles, header: ScoreHeader) -> None:
+    """Score the images; a shard keeps what its judge found, a call for the whole run the scores."""
+    if files.shard != WHOLE:
         if judge.kind != "table":
             _from_images(images, judge, task, files, {})
-        return files.key
+        return
     unknown = dict.fromkeys(header.attributes, UNKNOWN)
     if judge.kind == "table":  # its labels count without the image, but not for a blank one
         found = zip(images, judge.score([JudgeInput(i.record) for i in images], task), strict=True)
         told = [Score(i.record.id, unknown, problem=BLANK) if _opened(i) == BLANK else score for i, score in found]
         scores = [replace(s, digest=i.record.digest) for s, i in zip(told, images, strict=True)]
-    elif _is_scored(files, header):
-        return files.key
     else:
         scores = _from_images(images, judge, task, files, unknown)
     files.write(header, [replace(s, judge=header.judge, judge_digest=judge.digest) for s in scores])
-    return files.key
 
 
 def _listed(folder: Path, record: ImageRecord) -> _Listed:

@@ -23,7 +23,7 @@ from respodiff.concepts.intersections import JOIN
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.prompt_sets import suite
 from respodiff.data.records import Prompt
-from respodiff.data.run_folder import RunFolder, write_atomic
+from respodiff.data.run_folder import write_atomic
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods.base import Method
@@ -262,7 +262,7 @@ def generate_missing(
 ) -> Generator[Progress, None, int]:
     """Generate what a run folder is missing (`respodiff.generation.generate.generate`). Progress counts images; returns their number."""
     images = generate(pipe, prompts, modules, config, out=folder, **more)
-    done, total = 0, len(prompts) * config.images - len(RunFolder(folder).done())
+    done, total = 0, images.left
     for done, _ in enumerate(images, start=1):
         yield Progress(what, done, total)
     return done

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,24 @@ from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import check_compatible, steer
 
+Pair = tuple[ImageRecord, Image.Image]
+
+
+class Generation(Iterator[Pair]):
+    """The images of a run with their records, as they are drawn; ``left`` is how many are still to come."""
+
+    def __init__(self, pairs: Generator[Pair, None, None], left: int) -> None:
+        self._pairs, self.left = pairs, left
+
+    def __next__(self) -> Pair:
+        pair = next(self._pairs)
+        self.left -= 1
+        return pair
+
+    def close(self) -> None:
+        """Stop, and let others write the run folder."""
+        self._pairs.close()
+
 
 def generate(
     pipe: Any,
@@ -39,7 +57,7 @@ def generate(
     out: str | Path | None = None,
     suite_digest: str = "",
     shard: Shard = WHOLE,
-) -> Iterator[tuple[ImageRecord, Image.Image]]:
+) -> Generation:
     """Yield (record, image) for ``config.images`` images of every prompt, each steered to the concept that the policy sampled for it.
 
     The noise of an image depends on (run seed, prompt id, repeat) alone, or on the data set's own seed with ``config.use_dataset_settings``.
@@ -57,6 +75,7 @@ def generate(
     Raises:
         ValueError: prompts that are empty, too long or given twice; modules that do not fit; settings that make no sense; a run folder of other
             settings, or with images of other prompts or concepts. All of it before anything is generated or written.
+        OSError: the run folder cannot be written, or another process writes it.
     """
     config = config or GenerateConfig()
     if isinstance(prompts, str):
@@ -75,7 +94,6 @@ def generate(
     jobs = plan(pipe, asked, names, config, skipped)
     about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
     about["model_digest"] = weights_digest(backbone(pipe))
-    folder = None
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
         settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
@@ -83,16 +101,18 @@ def generate(
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
-        folder = _run_folder(out, settings, jobs, config, shard)
-    own = {p.id for p in shard.take(asked)}
-    jobs = [job for job in jobs if job.prompt.id in own]
-    done = folder.done() if folder else set()
-    todo: Iterable[Job] = (job for job in jobs if job.id not in done)
-    if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
-        todo = assign_concepts_to_noises(pipe, jobs, several, config, done)
-    if predicted:
-        todo = predict_unsafe(pipe, todo, predicted, config)
-    return _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder, about)
+    with ExitStack() as held:
+        folder = _run_folder(out, settings, jobs, config, shard, held) if out else None
+        done, own = folder.done() if folder else set(), {p.id for p in shard.take(asked)}
+        jobs = [job for job in jobs if job.prompt.id in own]
+        missing = [job for job in jobs if job.id not in done]
+        todo: Iterable[Job] = missing
+        if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
+            todo = assign_concepts_to_noises(pipe, jobs, several, config, done)
+        if predicted:
+            todo = predict_unsafe(pipe, todo, predicted, config)
+        pairs = _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder, about, held.pop_all())
+        return Generation(pairs, len(missing))
 
 
 def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
@@ -137,9 +157,15 @@ def _checked_modules(
     return groups, common
 
 
-def _run_folder(out: str | Path, settings: dict[str, Any], jobs: Sequence[Job], config: GenerateConfig, shard: Shard) -> RunFolder:
-    """The run folder, made or checked. A folder of ours without images takes the new settings: nothing in it depends on the old."""
+def _run_folder(
+    out: str | Path, settings: dict[str, Any], jobs: Sequence[Job], config: GenerateConfig, shard: Shard, held: ExitStack
+) -> RunFolder:
+    """The run folder, made or checked, and locked until ``held`` is left.
+
+    A folder of ours without images takes the new settings: nothing in it depends on the old.
+    """
     folder = RunFolder(out, shard)
+    held.enter_context(folder.lock())
     written = folder.path / "run.json"
     empty = not folder.manifests() and all(file.suffix in (".partial", ".tmp") for file in folder.images.glob("*"))
     with suppress(ValueError):  # a broken run.json is replaced in any case
@@ -166,18 +192,25 @@ def _run_folder(out: str | Path, settings: dict[str, Any], jobs: Sequence[Job], 
 
 
 def _images(
-    pipe: Any, todo: Iterable[Job], adapters: AdaptersOfImages, config: GenerateConfig, folder: RunFolder | None, about: dict[str, Any]
-) -> Iterator[tuple[ImageRecord, Image.Image]]:
-    for batch in batches(todo, config.batch):
-        rows = [adapters.of(job) for job in batch]
-        latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
-        with steer(pipe, [[scaled for _, scaled in row] for row in rows]):
-            images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
-        records = [
-            replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
-            for job, row, image in zip(batch, rows, images, strict=True)
-        ]
-        yield from zip(folder.add_all(list(zip(records, images, strict=True))) if folder else records, images, strict=True)
+    pipe: Any,
+    todo: Iterable[Job],
+    adapters: AdaptersOfImages,
+    config: GenerateConfig,
+    folder: RunFolder | None,
+    about: dict[str, Any],
+    held: ExitStack,
+) -> Generator[Pair, None, None]:
+    with held:
+        for batch in batches(todo, config.batch):
+            rows = [adapters.of(job) for job in batch]
+            latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
+            with steer(pipe, [[scaled for _, scaled in row] for row in rows]):
+                images = run_sampler(pipe, [job.prompt.text for job in batch], torch.cat(latents), generators, batch[0]).images
+            records = [
+                replace(_record(job, config, [m for m, _ in row]), width=image.width, height=image.height, **about)
+                for job, row, image in zip(batch, rows, images, strict=True)
+            ]
+            yield from zip(folder.add_all(list(zip(records, images, strict=True))) if folder else records, images, strict=True)
 
 
 def _record(job: Job, config: GenerateConfig, used: Sequence[Adapter]) -> ImageRecord:

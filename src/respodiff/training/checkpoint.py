@@ -6,7 +6,6 @@ import json
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 from respodiff.concepts.concept import Attribute, Concept
@@ -61,16 +60,11 @@ class Checkpoint:
             raise ValueError(f"{file} holds the adapter {held.concept!r} with other {names}; choose another file, or delete it")
 
     def start(self, resume: bool) -> dict[str, Any]:
-        """Tensors to go on from, none for a new run. OSError, before any work is done, for a folder that cannot be written."""
+        """Tensors to go on from, none for a new run."""
         if not resume and self.path.is_file():
             text = "holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed"
             warnings.warn(f"{str(self.path)!r} {text}", stacklevel=2)
-        earlier = self.read() if resume else {}
-        try:
-            TemporaryFile(dir=next(folder for folder in self.path.parents if folder.exists())).close()
-        except OSError as error:
-            raise OSError(f"--out: folder {str(self.path.parent)!r} cannot be written ({error}); choose another") from error
-        return earlier
+        return self.read() if resume else {}
 
     def write(self, tensors: dict[str, Any]) -> None:
         """Replaces the file at once."""
