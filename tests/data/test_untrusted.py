@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from painted import GENDER, WORDS, ColourJudge, paint
-from respodiff.concepts.concept import load_concepts
+from respodiff.concepts.concept import Concept, is_unicode, load_concepts
 from respodiff.data.import_images import import_folder
 from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.run_folder import RunFolder
@@ -146,6 +146,21 @@ def test_deep_nesting_is_an_error_of_ours(run: RunFolder, tmp_path: Path) -> Non
     (run.path / "scores" / "colour-01234567.jsonl").write_text(DEEP)
     with pytest.raises(ValueError, match="run 'respodiff evaluate"):
         report([run.path], tmp_path / "page.html")
+
+
+def test_scores_that_have_changed_are_made_anew(run: RunFolder, tmp_path: Path) -> None:
+    before, scores = evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS), run.path / "scores" / "colour-01234567.jsonl"
+    scores.write_text(scores.read_text().replace('{"gender": "woman"}', '{"gender": "man"}'))
+    with pytest.raises(ValueError, match="have changed"):
+        report([run.path], tmp_path / "page.html")
+    assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS) == before
+
+
+def test_half_a_character_is_no_text() -> None:
+    assert is_unicode("") and is_unicode("é\U0001f469") and not is_unicode("a\udc80")
+    for change in ({"name": "\udc80"}, {"target": "a \udc80"}, {"negative": "\udc80"}):
+        with pytest.raises(ValueError, match="half of a character"):
+            Concept(**{"name": "n", "target": "t", **change})
 
 
 RECORD = ImageRecord("a-0000", "images/a.png", "a doctor", "a", categories=("x",), margins={"gender": 1}, own_seed=3)

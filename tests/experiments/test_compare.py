@@ -218,7 +218,13 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
             method_settings(None, [pair], "fairness")
 
 
-@pytest.mark.parametrize("text", ["[sdisc]\niterations = 1\n", "[fairness.sdisc]\nits = 1\n", "[fairness.sdics]\nits = 1\n", "= 1\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[sdisc]\niterations = 1\n", "[fairness.sdisc]\nits = 1\n", "[fairness.sdics]\nits = 1\n", "= 1\n"),
+        *("fairness = 3\n", "[fairness]\nsdisc = [1]\n", "a = " + "[" * 100_000),
+    ],
+)
 def test_a_wrong_file_of_settings_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.toml").write_text(text)
     with pytest.raises(ValueError, match=r"settings|its|sdics"):

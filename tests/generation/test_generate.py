@@ -390,6 +390,7 @@ def refused(pipe: Pipe, message: str, prompts: Sequence[Prompt | str], *args: An
 def test_prompts_that_make_no_sense_are_refused(tiny_pipe: Pipe) -> None:
     refused(tiny_pipe, "there is no prompt; give at least one", [])
     refused(tiny_pipe, "prompt '' is empty; give a text", ["a doctor", ""])
+    refused(tiny_pipe, "holds half of a character", ["a doctor", "a \udc80"])
     refused(tiny_pipe, "prompt 'blank' is empty", [Prompt("blank", " \n")])
     refused(tiny_pipe, "prompt 'a doctor' is given twice", ["a doctor", "a nurse", "a doctor"])
     refused(tiny_pipe, r"prompt 'doctor doctor.*has 42 tokens; this model takes 32", ["a nurse", " ".join(["doctor"] * 40)])

@@ -65,6 +65,7 @@ def test_an_attribute_is_named_where_it_must_be(tmp_path: Path) -> None:
         ("doctor,woman,.5\ndoctor,robot,.5\n", r"line 3: alternative 'robot' is unknown; allowed: woman, man"),
         ("doctor,woman,.5\ndoctor,woman,.5\n", r"line 3: 'woman' of group 'doctor' is said twice"),
         ("doctor,woman,half\n", r"line 2: share is 'half'; allowed: a finite number"),
+        (f"doctor,woman,{10**400}\n", r"line 2: share is '1000.*; allowed: a finite number"),
         ("doctor,woman,-0.5\ndoctor,man,1.5\n", r"line 2: share is '-0\.5'; allowed: a number from 0 to 1"),
         ("doctor,woman,\n", r"line 2: share is ''; allowed: a number from 0 to 1"),
         ("", r"has no rows; give group,alternative,share"),

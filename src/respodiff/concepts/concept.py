@@ -35,6 +35,14 @@ from respodiff.concepts.prompt_editing import composed
 Kind = Literal["fairness", "safety"]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: halves of characters (lone surrogates) stand for bytes that are no UTF-8."""
+    try:
+        return bool(text.encode()) or not text
+    except UnicodeEncodeError:
+        return False
+
+
 @dataclass(frozen=True)
 class Concept:
     """One concept and the three prompts that training needs (paper, section 3).
@@ -65,6 +73,8 @@ class Concept:
         for role in ("neutral", "target"):
             if not getattr(self, role).strip():
                 raise ValueError(f"{role} prompt of concept {self.name!r} is empty; give a text, such as 'a person'")
+        if halves := [text for text in (self.name, self.target, self.neutral, self.negative) if not is_unicode(text)]:
+            raise ValueError(f"concept {self.name!r} has the text {halves[0]!r}, which holds half of a character; give a text in UTF-8")
         if self.kind not in get_args(Kind):
             raise ValueError(f"kind of concept {self.name!r} is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
         if self.kind == "safety" and not self.negative.strip():

@@ -77,7 +77,7 @@ def number(path: Path, line: int, row: Row, *names: str, whole: bool = False) ->
             value = int(text) if text.lstrip("-").isdecimal() else float(text)
             if not math.isfinite(value) or (whole and value != int(value)):
                 raise ValueError
-        except ValueError:
+        except (ValueError, OverflowError):
             kind = "whole number" if whole else "finite number"
             raise ValueError(f"{path.name}, line {line}: {name} is {shortened(repr(text))}; allowed: a {kind}, or nothing") from None
         return int(value) if whole else float(value)

@@ -76,6 +76,7 @@ class ScoreHeader:
         class_template, min_margin, subjects: See `judges.LabellingTask`; None for judges that compare with no text.
         threshold, rule: See `judges.FlagJudge`.
         fingerprint: Digest of the task and of all images; equal fingerprints give equal scores.
+        scores_digest: Of the lines of the scores, in any order.
     """
 
     judge: str
@@ -91,6 +92,7 @@ class ScoreHeader:
     threshold: float | None = None
     rule: str | None = None
     fingerprint: str | None = None
+    scores_digest: str | None = None
 
     @property
     def asked(self) -> tuple[str, float]:
@@ -106,6 +108,10 @@ class ScoreHeader:
         return replace(self, **kept)
 
 
+def _lines_digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
+
+
 class ScoreFiles:
     """The files of one judge in one run folder."""
 
@@ -119,8 +125,9 @@ class ScoreFiles:
         """Replace what the judge said of this run before."""
         self._make_folder()
         rows = ({key: value for key, value in vars(s).items() if key != "features"} for s in scores)
-        about = {key: value for key, value in vars(header).items() if value is not None}
-        write_atomic(self._scores_file, "".join(json.dumps(row) + "\n" for row in rows))
+        lines = [json.dumps(row) for row in rows]
+        about = {key: value for key, value in vars(header).items() if value is not None} | {"scores_digest": _lines_digest(lines)}
+        write_atomic(self._scores_file, "".join(line + "\n" for line in lines))
         write_atomic(self._header_file, json.dumps(about, indent=1) + "\n")
         for path in (self._progress_file, *self.parts):
             path.unlink(missing_ok=True)
@@ -149,9 +156,14 @@ class ScoreFiles:
 
     def scores(self) -> dict[str, Score]:
         """Image id -> score, as last written; ValueError for a damaged file."""
-        return self._read(
-            self._scores_file, lambda text: {s.id: s for s in (from_json(Score, read_json(row)) for row in text.splitlines())}
-        )
+        wanted = self.header().scores_digest
+
+        def parse(text: str) -> dict[str, Score]:
+            if wanted not in (None, _lines_digest(lines := text.splitlines())):
+                raise ValueError("they have changed since they were written")
+            return {s.id: s for s in (from_json(Score, read_json(line)) for line in lines)}
+
+        return self._read(self._scores_file, parse)
 
     def _read(self, path: Path, parse: Callable[[str], T]) -> T:
         try:
@@ -279,7 +291,7 @@ def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
         held, scores = files.header(), files.scores().values()
     except ValueError:
         return False
-    same = held == header and all(s.problem in (None, BLANK) for s in scores)
+    same = replace(held, scores_digest=None) == header and all(s.problem in (None, BLANK) for s in scores)
     return same and (header.kind == "flags" or {s.digest for s in scores if not s.problem} <= files.vectors().keys())
 
 

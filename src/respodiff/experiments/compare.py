@@ -283,11 +283,14 @@ def read_settings(file: str | Path, kind: str) -> dict[str, dict[str, Any]]:
     """Settings of methods and variants for `Plan.settings`, from the tables [KIND.NAME] of a TOML file; lists as tuples."""
     try:
         tables = tomllib.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"settings file {str(file)!r} cannot be read: {error}") from error
     if unknown := sorted(set(tables) - {"fairness", "safety"}):
         raise ValueError(f"settings file {str(file)!r} has the table {unknown[0]!r}; allowed: fairness.NAME, safety.NAME")
     chosen = tables.get(kind, {})
+    if not isinstance(chosen, dict) or (wrong := [name for name, changes in chosen.items() if not isinstance(changes, dict)]):
+        name = f"{kind}.{wrong[0]}" if isinstance(chosen, dict) else kind
+        raise ValueError(f"settings file {str(file)!r}: {name!r} is no table; write [{kind}.NAME] and its settings below it")
     return {name: {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()} for name, changes in chosen.items()}
 
 

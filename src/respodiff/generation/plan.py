@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from respodiff.concepts.concept import is_unicode
 from respodiff.concepts.intersections import factors, split
 from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import GenerateConfig
@@ -122,6 +123,8 @@ def check_prompts(pipe: Any, prompts: Sequence[Prompt], config: GenerateConfig) 
         raise ValueError("there is no prompt; give at least one")
     if empty := [p.id for p in prompts if not p.text.strip()]:
         raise ValueError(f"prompt {empty[0]!r} is empty; give a text")
+    if halves := [p.text for p in prompts if not is_unicode(p.text)]:
+        raise ValueError(f"prompt {halves[0]!r} holds half of a character; give a text in UTF-8")
     if twice := [i for i, k in Counter(p.id for p in prompts).items() if k > 1]:
         raise ValueError(f"prompt {twice[0]!r} is given twice; ask for more images of it instead")
     texts = list(dict.fromkeys(p.text for p in prompts))

@@ -73,4 +73,12 @@ def load(path: str | Path) -> Adapter:
             f"adapter file {str(path)!r} has setting {unknown[0]!r}, which method {method.name!r} of this version has not; "
             f"allowed: {', '.join(known) or 'none'}; make it anew"
         )
+    try:
+        if lacking := [name for name in known if name not in found.settings]:
+            raise ValueError(f"{lacking[0]} is missing")
+        method.config(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.settings.items()})
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"adapter file {str(path)!r} has settings that method {method.name!r} cannot take: {error}; make it anew"
+        ) from error
     return found

@@ -1,0 +1,196 @@
+"""Provides trials: what may come out of one, damage to bytes and to JSON, and the command line in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import random
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+from tests.command import Done, respodiff
+
+T = TypeVar("T")
+SECONDS = 20
+"""Time limit of a trial."""
+
+
+class Hang(BaseException):
+    """A trial takes too long; no `except Exception` of the library holds it back."""
+
+
+class Wrong(Exception):
+    """A result that is not what it says."""
+
+
+@dataclass
+class Tally:
+    """Trials of one kind by outcome: ``right``, ``refused``, or one of the failures; and what failed, in a line each."""
+
+    name: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    def attempt(self, about: str, trial: Callable[[], T], seconds: float = SECONDS) -> T | None:
+        """The result of a trial; None where the library refuses it, which is as good."""
+        try:
+            with limited(seconds), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                result = trial()
+        except Hang:
+            self.fail("hang", about)
+        except Wrong as error:
+            self.fail("wrong", f"{about}: {error}")
+        except (ValueError, OSError) as error:
+            self.outcomes["refused"] += 1
+            if "\n" in str(error).strip() or isinstance(error, UnicodeError):
+                self.fail("traceback", f"{about}: {error!r}")
+        except Exception as error:
+            self.fail("traceback", f"{about}: {type(error).__name__}: {error}")
+        else:
+            self.outcomes["right"] += 1
+            return result
+        return None
+
+    def fail(self, kind: str, about: str) -> None:
+        """Counts a failure and keeps the first ones."""
+        self.outcomes[kind] += 1
+        self.failures += [f"{kind}, {about}"[:500]] if len(self.failures) < 20 else []
+
+    @property
+    def failed(self) -> int:
+        return sum(n for kind, n in self.outcomes.items() if kind not in ("right", "refused"))
+
+    def to_json(self) -> dict[str, Any]:
+        n = sum(self.outcomes.values())
+        seconds = round(time.monotonic() - self.began, 1)
+        return {"trials": n, **dict(sorted(self.outcomes.items())), "failed": self.failed, "failures": self.failures, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """While active, `Hang` is raised after so many seconds."""
+
+    def ring(*_: object) -> None:
+        raise Hang
+
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@contextlib.contextmanager
+def tiny(pipe: Any) -> Iterator[None]:
+    """While active, commands have this pipeline for every model."""
+    with patch("respodiff.cli.generate.open_model", lambda *_: pipe), patch("respodiff.cli.train.open_model", lambda *_: pipe):
+        yield
+
+
+def command(*arguments: str) -> Done:
+    """A command in this process: ValueError where it is refused, `Wrong` if it ends in anything but its result or one clean line."""
+    done = respodiff(*arguments)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    said = done.stdout + done.stderr
+    if done.returncode and (len(errors) != 1 or "unexpected" in errors[0] or len(errors[0]) > 1100):
+        raise Wrong(f"exit code {done.returncode}: {' | '.join(errors)[:300]}")
+    if "Traceback" in said or "\x1b" in said or (not done.returncode and errors):
+        raise Wrong(f"exit code {done.returncode}, but it says {said[-300:]!r}")
+    if done.returncode:
+        raise ValueError(errors[0])
+    return done
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """The bytes with a few bits turned, or a part cut, zeroed, doubled, moved or made of noise."""
+    if not data:
+        return rng.randbytes(8)
+    out, n = bytearray(data), len(data)
+    at, length = rng.randrange(n + 1), rng.choice([1, 2, 8, 64, n])
+    how = rng.choice(["bit", "bit", "bit", "bits", "cut", "zero", "noise", "drop", "double", "longer", "empty"])
+    if how in ("bit", "bits"):
+        for _ in range(1 if how == "bit" else 8):
+            out[rng.randrange(n)] ^= 1 << rng.randrange(8)
+    elif how == "cut":
+        del out[at:]
+    elif how in ("zero", "noise"):
+        end = min(n, at + length)
+        out[at:end] = bytes(end - at) if how == "zero" else rng.randbytes(end - at)
+    elif how == "drop":
+        del out[at : at + length]
+    elif how == "double":
+        out[at:at] = out[at : at + length]
+    elif how == "longer":
+        out += rng.randbytes(length)
+    else:
+        out.clear()
+    return bytes(out)
+
+
+ODD: list[Any] = [
+    *(
+        None,
+        True,
+        -1,
+        0,
+        10**30,
+        10**400,
+        1e308,
+        float("inf"),
+        float("nan"),
+        "",
+        "x" * 300_000,
+        "\x1b[31m\a",
+        "[/big]",
+        "=1+1",
+        "../../../etc",
+    ),
+    *("a\0b", "\u202e", "<script>", "|", "/dev/zero", [], {}, [[]], [1, "a", None], {"a": {"b": []}}, [0] * 1000, "1e5", "NaN"),
+]
+"""Values that stand where others are expected."""
+
+
+def changed(value: Any, rng: random.Random) -> Any:
+    """A JSON object with one of its values, at any depth, replaced, left out or doubled under another name."""
+    out = copy.deepcopy(value)
+    at = out
+    while isinstance(at, dict | list) and at:
+        key = rng.choice(list(at)) if isinstance(at, dict) else rng.randrange(len(at))
+        inner = at[key]
+        if isinstance(inner, dict | list) and inner and rng.random() < 0.5:
+            at = inner
+            continue
+        if rng.random() < 0.2:
+            del at[key]
+        else:
+            at[key] = rng.choice([*ODD, inner])
+        break
+    return out
+
+
+def nested(text: str, rng: random.Random) -> str:
+    """The JSON text, now and then with brackets without end in it."""
+    return text if rng.random() < 0.95 else text[: rng.randrange(len(text) + 1)] + "[" * 50_000
+
+
+def as_text(value: Any, rng: random.Random) -> str:
+    """JSON of a changed object."""
+    return nested(json.dumps(changed(value, rng)), rng)
+
+
+def write(path: Path, data: bytes) -> Path:
+    """The file with these bytes, whatever stood there."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+    return path
