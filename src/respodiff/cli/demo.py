@@ -11,6 +11,7 @@ from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, progress, table, words
 from respodiff.cli.options import Device, Dtype, Json, Seed, number
+from respodiff.data.places import check_out
 from respodiff.generation.config import GenerateConfig
 from respodiff.training.config import MOST
 
@@ -47,6 +48,7 @@ def demo(
     from respodiff.methods.registry import load_all
     from respodiff.reports.run_report import report
 
+    check_out(out, lambda folder: any((folder / name / "run.json").is_file() for name in RUNS), force=None)
     began = time.perf_counter()
     pipe = open_model("embedded", device, dtype)
     _clear(out)

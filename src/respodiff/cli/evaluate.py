@@ -9,11 +9,12 @@ from typing import Annotated, Any
 from typer import Argument, Option
 
 from respodiff.cli.console import app, check_device, finish, words
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Seed, library, number
+from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number
 from respodiff.cli.workers import NumShards, ShardIndex, finish_shard, wanted_shard
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.concepts.intersections import JOIN, factors
+from respodiff.data.places import check_out
 from respodiff.data.shards import WHOLE
 
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
@@ -100,6 +101,7 @@ def evaluate(
 def report(
     runs: Annotated[list[str], Argument(help=RUNS_HELP, show_default=False)],
     out: Annotated[Path, Option(help="The page; its tables are written beside it.", metavar="FILE")] = Path("report.html"),
+    force: Force = False,
     judge: Annotated[list[str] | None, Option(help=REPORT_JUDGES, metavar="NAME")] = None,
     attribute: Attributes = None,
     confusion: Confusion = None,
@@ -117,8 +119,10 @@ def report(
     from respodiff.evaluation.domain import default_judge
     from respodiff.evaluation.evaluate import judge_all
     from respodiff.evaluation.scored_run import unanswered
+    from respodiff.reports.run_report import check_page
     from respodiff.reports.run_report import report as write
 
+    check_page(out, runs, force=force)
     names = [JOIN.join(sorted(factors(name))) for name in attribute or []]  # as intersections are called
     read = dict.fromkeys(judge or ())
     for name in judge or [""]:
@@ -130,7 +134,9 @@ def report(
                 key = judge_all(run, labeller, chosen).primary
                 read |= {name: key} if name else {}
     known = read_confusion(confusion) if confusion else None
-    result = write(runs, out, judge=[key or name for name, key in read.items()], confusion=known, n_bootstrap=n_bootstrap, seed=seed)
+    result = write(
+        runs, out, judge=[key or name for name, key in read.items()], confusion=known, n_bootstrap=n_bootstrap, seed=seed, force=force
+    )
     shown = "\n".join([*result["judged"], result["page"], *result["tables"]])
     finish({key: result[key] for key in ("page", "tables", "judged")}, shown, as_json)
 
@@ -139,6 +145,7 @@ def report(
 def calibrate(
     table: Annotated[Path, Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
     out: Annotated[Path, Option(help="Confusion file.", metavar="FILE")],
+    force: Force = False,
     judge: Annotated[str, Option(help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
     attribute: Attributes = None,
     concepts: Concepts = None,
@@ -149,16 +156,15 @@ def calibrate(
 ) -> None:
     """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
-    from respodiff.evaluation.calibration import write_confusion
+    from respodiff.evaluation.calibration import read_confusion, write_confusion
     from respodiff.evaluation.judges import ClipJudge
 
     (labeller,) = load_judges([judge], device, dtype)
     if not isinstance(labeller, ClipJudge):
         raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
+    check_out(out, read_confusion, force=force)
     found = measure(table, labeller, _attributes(attribute, concepts))
-    if out.resolve() == table.resolve():
-        raise ValueError(f"--out is {str(out)!r}, the label table itself; choose another name")
-    write_confusion(out, found)
+    write_confusion(out, found, force=force)
     n = {name: entry["n"] for name, entry in found[labeller.digest].items()}
     right = {name: sum(row[i] for i, row in enumerate(entry["matrix"])) / n[name] for name, entry in found[labeller.digest].items()}
     lines = [f"{name}: {share:.3f} right of {n[name]}" for name, share in right.items()]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from respodiff.cli.console import app, finish, open_model
-from respodiff.cli.options import Device, Dtype, Json, Model, Seed, number
+from respodiff.cli.options import Device, Dtype, Force, Json, Model, Seed, number
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 from respodiff.training.config import MOST
@@ -90,6 +90,7 @@ def _known(name: str) -> Concept:
 def convert(
     source: Annotated[Path, Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
     out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
+    force: Force = False,
     concept_name: Annotated[str, Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
     base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
     to: Annotated[str, Option(help="module, or pt (for the official code).", metavar="KIND")] = "module",
@@ -112,7 +113,7 @@ def convert(
     from respodiff.steering.module import ConceptModule
 
     if q16:
-        shapes = convert_q16(source, out)
+        shapes = convert_q16(source, out, force=force)
         text = f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}"
         finish({"out": str(out), "shapes": {key: list(shape) for key, shape in shapes.items()}}, text, as_json)
         return
@@ -120,7 +121,7 @@ def convert(
         raise ValueError(f"--to is {to!r}; allowed: module, pt")
     if to == "pt":
         module = ConceptModule.load(source)
-        to_official(module, out, column)
+        to_official(module, out, column, force=force)
     else:
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
@@ -128,7 +129,7 @@ def convert(
             raise ValueError("the file does not say what it was trained on; give --base MODEL (official: CompVis/stable-diffusion-v1-4)")
         chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
         module = run(source, chosen, base_model=base, column=column)
-        module.save(out)
+        module.save(out, force=force)
     result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
     finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
 
@@ -137,6 +138,7 @@ def convert(
 def fuse(
     module: Annotated[list[Path], Option(help="Module file; repeat to add several up.", metavar="FILE")],
     out: Annotated[Path, Option(help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
+    force: Force = False,
     model: Model = "embedded",
     checkpoint: Annotated[Path | None, Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
     scale: Annotated[float, number(-10, 10, help="Factor on the modules.", whole=False)] = 1.0,
@@ -160,10 +162,10 @@ def fuse(
     channel_delta(chosen, scale)  # a module that cannot be fused is refused before the model is loaded
     found = None
     if checkpoint:
-        fuse_checkpoint(checkpoint, chosen, out, scale=scale)
+        fuse_checkpoint(checkpoint, chosen, out, scale=scale, force=force)
     else:
         pipe = open_model(model, device, dtype)
-        save_unet(pipe, chosen, out, scale=scale)
+        save_unet(pipe, chosen, out, scale=scale, force=force)
         found = round(difference(pipe, modules, chosen, scale=scale), 4)
     result: dict[str, Any] = {"model": str(out), "difference": found, "modules": [m.digest for m in chosen], "scale": scale}
     loss = "".join(f"; {name} lost {share:.0%} of its energy" for name, share in lost.items() if share > 1e-6)

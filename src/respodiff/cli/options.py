@@ -53,6 +53,7 @@ Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the
 Guidance = Annotated[
     float | None, number(0, 1000, help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)", whole=False)
 ]
+Force = Annotated[bool, Option("--force", help="Replace a file that is there, whatever it is.")]
 Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
 
 

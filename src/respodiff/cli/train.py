@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
-from respodiff.cli.options import Concepts, Device, Dtype, Json, Model, changes_from, library, number, to_path
+from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Model, changes_from, library, number, to_path
 from respodiff.concepts.concept import Attribute, Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.data.places import lock
@@ -81,6 +82,7 @@ def train(
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
+    force: Force = False,
     seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
     as_json: Json = False,
 ) -> None:
@@ -113,7 +115,7 @@ def train(
         chosen = with_best_neutral(pipe, chosen, candidates, configs[0].seed)
     states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
     for state in states:
-        state.check_out(resume)
+        state.check_out(resume, force)
     reason = not_shared(chosen, configs) if whole and kind.config is TrainConfig else "methods other than RespoDiff train one at a time"
     with ExitStack() as held:
         for file in files:
@@ -121,14 +123,14 @@ def train(
         if whole and not reason:
             state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
             run = partial(train_together, pipe, chosen, configs[0], method=method)
-            runs = [_trained(pipe, chosen, files, run, state, resume, configs[0].iterations)]
+            runs = [_trained(pipe, chosen, files, run, state, resume, force, configs[0].iterations)]
         else:
             if whole:
                 words.print(f"one concept after the other: {reason}", soft_wrap=True)
             runs = []
             for c, config, file, state in zip(chosen, configs, files, states, strict=True):
                 run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
-                runs.append(_trained(pipe, [c], [file], run, state, resume, getattr(config, "iterations", None)))
+                runs.append(_trained(pipe, [c], [file], run, state, resume, force, getattr(config, "iterations", None)))
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,
@@ -167,7 +169,14 @@ def with_best_neutral(pipe: Any, chosen: Sequence[Concept], candidates: str, see
 
 
 def _trained(
-    pipe: Any, chosen: Sequence[Concept], files: Sequence[Path], run: Any, checkpoint: Checkpoint, resume: bool, total: int | None
+    pipe: Any,
+    chosen: Sequence[Concept],
+    files: Sequence[Path],
+    run: Any,
+    checkpoint: Checkpoint,
+    resume: bool,
+    force: bool,
+    total: int | None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train and save the modules of one run: what the JSON line says of each, and the numbers of the run. Its state is saved now and then and
     at the end."""
@@ -183,6 +192,8 @@ def _trained(
     saved = time.monotonic()
 
     def save() -> None:
+        if not checkpoint.path.parent.is_dir():
+            warnings.warn(f"{str(checkpoint.path.parent)!r} was deleted or moved meanwhile; it is made anew", stacklevel=2)
         if record is not None and kind.resumes:
             checkpoint.write(record.state.tensors() | {k: torch.tensor(v, dtype=torch.float64) for k, v in losses.items()})
 
@@ -204,7 +215,7 @@ def _trained(
     modules = record.module if isinstance(record.module, dict) else {chosen[0].name: record.module}
     found = []
     for c, file in zip(chosen, files, strict=True):
-        (module := modules[c.name]).save(file)
+        (module := modules[c.name]).save(file, force=force)
         own = isinstance(module, ConceptModule)
         about = {"file": str(file), "concept": c.name, "neutral": c.neutral, "digest": module.digest}
         found.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
@@ -15,6 +15,34 @@ try:
     import fcntl
 except ImportError:  # Windows: writers are not kept apart
     fcntl = None  # type: ignore[assignment]
+
+
+def check_out(path: str | Path, ours: Callable[[Path], object], *, force: bool | None = False) -> None:
+    """ValueError where writing to ``path`` would replace what respodiff did not make: an unknown file, a link, a folder that holds others.
+
+    Args:
+        ours: tells whether a file or folder is of the kind that is written; if it raises ValueError or OSError, it is not. Nothing else is
+            ours, but a folder that holds no file, or hidden ones alone.
+        force: an ordinary file or a link is replaced in any case, never the target of a link; None where the caller has no such choice.
+    """
+    path = Path(path)
+    if not os.path.lexists(path) or (force and (path.is_symlink() or path.is_file() or path.is_dir())):
+        return
+    reason = "is there and was not made by respodiff" if path.is_file() else "is no regular file"
+    try:
+        if path.is_dir():
+            other = next((p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), None)
+            if other is None or ours(path):
+                return
+            reason = f"is a folder with files that respodiff did not make, such as {str(other.relative_to(path))!r}"
+        elif path.is_symlink():
+            reason = "is a link"
+        elif path.is_file() and ours(path):
+            return
+    except (ValueError, OSError):
+        pass
+    more = ", or replace it with --force (in Python force=True)" if force is not None and reason != "is no regular file" else ""
+    raise ValueError(f"out is {str(path)!r}, which {reason}; choose another name{more}")
 
 
 def sync(*paths: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from respodiff.data.places import new_file, sync, temporary
+from respodiff.data.places import check_out, new_file, sync, temporary
 from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.shards import WHOLE, Shard, parts_of
 from respodiff.data.untrusted import confined, read_json
@@ -71,11 +71,20 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """While the block runs, no other process writes this run, or this shard of it; OSError that says which one does."""
+        """While the block runs, no other process writes this run, or this shard of it; OSError that says which one does.
+
+        ValueError for a folder of something else.
+        """
+        check_out(self.path, self._is_ours, force=None)
         with self.shard.lock(self._whole):
             for left in self.images.glob(".*.tmp") if self.shard == WHOLE else ():  # by a process that was killed
                 left.unlink()
             yield
+
+    def _is_ours(self, _: Path) -> bool:
+        """Whether the folder holds settings, also if they were emptied, or rows."""
+        files = [file for file in (self._settings_file, self._settings_copy) if file.is_file()]
+        return any(not file.stat().st_size or _json_object(file) is not None for file in files) or bool(self.records())
 
     def _make(self, folder: Path) -> None:
         try:
@@ -90,8 +99,9 @@ class RunFolder:
 
         Raises:
             OSError: the folder cannot be written.
-            ValueError: it holds a run that was made with other settings, or by another number of shards.
+            ValueError: it holds other files, or a run that was made with other settings or by another number of shards.
         """
+        check_out(self.path, self._is_ours, force=None)
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         present = self._held_settings()
         if present is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from respodiff.concepts.concept import Attribute
+from respodiff.data.places import check_out
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
 from respodiff.data.untrusted import confined, read_json
@@ -96,13 +97,9 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
         raise ValueError(f"{name}: matrix must have {len(classes)} rows of {len(classes) + 1} counts of 0 or more")
 
 
-def write_confusion(path: str | Path, found: Mapping[str, Any]) -> Path:
-    """Write confusion matrices; a file that holds something else is not replaced."""
+def write_confusion(path: str | Path, found: Mapping[str, Any], *, force: bool = False) -> Path:
+    """Write confusion matrices; ValueError for a file that holds something else, unless ``force``."""
     path = Path(path)
-    if path.exists():
-        try:
-            read_confusion(path)
-        except ValueError as error:
-            raise ValueError(f"out is {str(path)!r}, which is there and no confusion file; choose another name") from error
+    check_out(path, read_confusion, force=force)
     write_atomic(path, json.dumps(found, indent=1) + "\n")
     return path

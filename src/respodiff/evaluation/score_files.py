@@ -148,7 +148,10 @@ class ScoreFiles:
         try:
             self.base.mkdir(exist_ok=True)
         except OSError as error:
-            raise OSError(f"cannot write scores to {self.folder.path}: {error.strerror}; judge a copy that you may write to") from error
+            reason = f"{error.strerror}; judge a copy that you may write to"
+            if not self.folder.path.exists():
+                reason = "it was deleted or moved meanwhile"
+            raise OSError(f"cannot write scores to {self.folder.path}: {reason}") from error
 
     def header(self) -> ScoreHeader:
         """Who judged, and what was asked; ValueError for a file that does not say it."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from respodiff.concepts.concept import Attribute
+from respodiff.data.places import check_out
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.audit import Audit, audit, stated_prompts
@@ -34,6 +35,7 @@ def generate_audit(
         config: settings of the images; its policy is not used. suite_digest: as for `respodiff.generation.generate.generate`.
         validation_images: images of every concept's own prompt; 0 for none.
     """
+    check_out(out, lambda folder: any((folder / name / "run.json").is_file() for name in ("run", "stated")), force=None)
     config = replace(config, policy="none")
     if validation_images:
         folder = Path(out) / "stated"

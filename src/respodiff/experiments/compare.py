@@ -21,6 +21,7 @@ from respodiff.concepts import concept as concepts
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.concepts.intersections import JOIN
 from respodiff.concepts.prompt_editing import rewriting, rewritten
+from respodiff.data.places import check_out
 from respodiff.data.prompt_sets import suite
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
@@ -127,6 +128,10 @@ class Plan:
         return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
 
 
+OURS = ("runs/*/*/run.json", "adapters/*.safetensors")
+"""What tells the folder of a comparison from another."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """One row of the table: a method at a scale, its name there, and the folder of its runs."""
@@ -194,7 +199,8 @@ class MethodComparison:
         return f"{name}:{given}" if own else name
 
     def run(self) -> Iterator[Progress]:
-        """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline."""
+        """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline, or a folder of others."""
+        check_out(self.out, lambda folder: any(any(folder.glob(name)) for name in OURS), force=None)
         for name in self.names:
             for concept in self._trained_for(name):
                 path = self.path_of(name, concept)

@@ -51,6 +51,12 @@ def html_report(path: str | Path, *, title: str, lead: str, sections: Sequence[S
     return path
 
 
+def is_report(path: Path) -> bool:
+    """Whether a file is a page of this library."""
+    with path.open("rb") as file:
+        return b'<meta name="generator" content="respodiff">' in file.read(1000)
+
+
 def render(template: str, **values: Any) -> Markup:
     """A template of this package with its values; a value that the template misses is an error."""
     return Markup(_environment().get_template(template).render(**values))  # the environment escapes every value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from respodiff._version import __version__
+from respodiff.data.places import check_out
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.comparison import Blocks, Comparison, ReportEntry, collect, split_label, to_json
 from respodiff.evaluation.evaluate import shipped_confusion
@@ -16,7 +17,7 @@ from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings
 from respodiff.reports import tables
 from respodiff.reports.charts import Dots, Stacks
-from respodiff.reports.html import Section, html_report
+from respodiff.reports.html import Section, html_report, is_report
 from respodiff.reports.images import gallery_of
 from respodiff.reports.tables import Cell, Rows, definitions, p_value, shown
 
@@ -44,6 +45,7 @@ def report(
     confusion: Mapping[str, Any] | None = None,
     n_bootstrap: int = 2000,
     seed: int = 0,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Write the report of one run or several.
 
@@ -52,17 +54,17 @@ def report(
         out: The page. ``.json``, ``.csv``, ``.md`` and ``-images.csv`` of the same name are written beside it.
         judge: The judges that are read, and no others; labels come from the first that gives any. Without a name, all that have scored
             every image of every run.
-        confusion: See `respodiff.evaluation.evaluate`. n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples.
+        confusion: See `respodiff.evaluation.evaluate`. n_bootstrap: Bootstrap samples of the intervals. seed: Of the samples. force: Replace files that are no report.
 
     Returns:
         ``page`` (path), ``tables`` (paths), ``judged`` (who says what, in words) and ``suites`` (the statistics).
 
     Raises:
-        ValueError: No run, a run without scores, two runs of one name, or runs that different judges judged.
+        ValueError: No run, a run without scores, two runs of one name, or runs that different judges judged; a file that is no report.
     """
     known = shipped_confusion() if confusion is None else confusion
     page = Path(out)
-    _check_place(page, runs)
+    check_page(page, runs, force=force)
     blocks = collect(runs, judge=judge, settings=Settings(n_bootstrap=n_bootstrap, seed=seed, confusion=known))
     _write_page(page, blocks, n_bootstrap=n_bootstrap, seed=seed)
     suites = to_json(blocks)
@@ -76,16 +78,15 @@ def report(
     return {"page": str(page), "tables": [str(path) for path in paths], "judged": judged, "suites": suites}
 
 
-def _check_place(page: Path, runs: Sequence[str | Path]) -> None:
-    """ValueError for a page whose tables would replace a run's own files, or a file that was there before."""
+def check_page(page: Path, runs: Sequence[str | Path], *, force: bool = False) -> None:
+    """ValueError for a page that is no ``.html``, or that would replace files: of a run, or, unless ``force``, of anything but a report."""
     if page.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"out is {str(page)!r}; give the name of the page, such as report.html: the tables get their names from it")
     for folder in (Path(split_label(str(run))[1]) for run in runs):
         if page.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"out is {str(page)!r}, inside of run folder {folder.name!r}; choose a place outside of the runs")
-    there = [page.with_name(page.stem + suffix) for suffix in TABLES]
-    if not page.exists() and (taken := [path.name for path in there if path.exists()]):
-        raise ValueError(f"out is {str(page)!r}, whose table {taken[0]!r} would replace a file that is there; choose another name")
+    for path in (page, *(page.with_name(page.stem + suffix) for suffix in TABLES)):
+        check_out(path, lambda _: is_report(page), force=force)  # the page's own tables are beside it
 
 
 def _write_page(path: Path, blocks: Blocks, *, n_bootstrap: int, seed: int) -> None:

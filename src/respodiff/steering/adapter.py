@@ -76,9 +76,14 @@ class Adapter:
         check_scale(factor)
         return replace(self, weight=self.weight * factor)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the file atomically. OSError with one clear line if the folder cannot be written."""
-        return write_file(path, self.header, self.tensors, self.weight)
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Writes the file atomically.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: the file is there and is no adapter, and not ``force``.
+        """
+        return write_file(path, self.header, self.tensors, self.weight, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

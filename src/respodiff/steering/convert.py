@@ -12,18 +12,20 @@ import pickle
 import pickletools
 import re
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.data.places import new_file
+from respodiff.data.places import check_out, new_file
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import TIMESTEPS, Header
 
@@ -106,31 +108,39 @@ def _column(concept: str, columns: int, given: int | None) -> int:
     return known[name]
 
 
-def to_official(module: ConceptModule, path: str | Path, column: int | None = None) -> Path:
-    """Write a module as a ``.pt`` for the official code: both weights (C H W, 10), zero but for the module's column."""
+def to_official(module: ConceptModule, path: str | Path, column: int | None = None, *, force: bool = False) -> Path:
+    """Write a module as a ``.pt`` for the official code: both weights (C H W, 10), zero but for the module's column.
+
+    ValueError for a file that holds anything else, unless ``force``.
+    """
     if module.header.timesteps != TIMESTEPS:
         raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
     index = _column(module.name, 10, column)
     out = {key: torch.zeros(module.delta.numel(), 10) for key in (RAM_KEY, SAM_KEY)}
     out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
-    with new_file(path) as temporary:
-        torch.save(out, temporary)
+    torch.save(out, buffer := BytesIO())
+    _write(path, buffer.getvalue(), force)
     return Path(path)
 
 
-def convert_q16(path: str | Path, out: str | Path) -> dict[str, tuple[int, ...]]:
+def _write(path: str | Path, data: bytes, force: bool) -> None:
+    check_out(path, lambda found: found.stat().st_size == len(data) and found.read_bytes() == data, force=force)
+    with new_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def convert_q16(path: str | Path, out: str | Path, *, force: bool = False) -> dict[str, tuple[int, ...]]:
     """Writes the vectors of Q16's ``prompts.p`` as a safetensors file with one tensor ``prompts`` (2, D); returns its shape by name.
 
-    ValueError for a file that is anything but the pickle of two vectors of float16, or a new name that does not end in .safetensors. It is
-    not unpickled in any case.
+    ValueError for a file that is anything but the pickle of two vectors of float16, or a new name that does not end in .safetensors; unless
+    ``force``, for a new file that holds anything else. Nothing is unpickled in any case.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"prompts file {str(path)!r} does not exist; give prompts.p of ml-research/Q16 (data/ViT-L-14)")
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
     vectors = _pickled_vectors(Path(path))
-    with new_file(out) as partial:
-        save_file({"prompts": vectors.contiguous()}, partial)
+    _write(out, serialized({"prompts": vectors.contiguous()}), force)
     return {"prompts": tuple(vectors.shape)}
 
 

@@ -7,9 +7,11 @@ multiply the module's part.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from respodiff.data.places import new_file
+from respodiff._version import __version__
+from respodiff.data.places import check_out, new_file
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.self_test import sample_latents
@@ -26,6 +29,8 @@ from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
 """The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
+FUSED, MARK = "respodiff.fused", "fused.json"
+"""What says what was fused: a key in the metadata of a single file, a file in a folder."""
 
 
 def energy_lost(module: ConceptModule) -> float:
@@ -86,11 +91,25 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
             bias.copy_(kept)
 
 
-def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
-    """Writes a UNet with the modules fused, which `UNet2DConditionModel.from_pretrained(out)` reads."""
+def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0, force: bool = False) -> Path:
+    """Writes a UNet with the modules fused, which `UNet2DConditionModel.from_pretrained(out)` reads, and ``fused.json``, which names them.
+
+    ValueError for a folder with other files, unless ``force``.
+    """
+    out = Path(out)
+    check_out(out, lambda folder: (folder / MARK).is_file(), force=force)
     with fused(pipe, modules, scale=scale):
-        backbone(pipe).save_pretrained(str(out), safe_serialization=True)
-    return Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=out) as place:
+            backbone(pipe).save_pretrained(place, safe_serialization=True)
+            (Path(place) / MARK).write_text(_about(modules, scale) + "\n", encoding="utf-8")
+            for file in sorted(Path(place).iterdir(), key=lambda file: file.name != MARK):  # first what tells that the folder is ours
+                file.replace(out / file.name)
+    return out
+
+
+def _about(modules: Sequence[ConceptModule], scale: float) -> str:
+    return json.dumps({"library": __version__, "modules": [m.digest for m in modules], "scale": scale})
 
 
 def difference(pipe: Any, modules: Sequence[ConceptModule], chosen: Sequence[ConceptModule], *, scale: float = 1.0) -> float:
@@ -103,9 +122,15 @@ def difference(pipe: Any, modules: Sequence[ConceptModule], chosen: Sequence[Con
     return float((other - steered).norm() / (steered - unsteered).norm().clamp(min=1e-12))
 
 
-def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0) -> Path:
-    """Write a copy of a single-file ``.safetensors`` checkpoint (as A1111 and ComfyUI load them) with the modules fused."""
+def fuse_checkpoint(
+    checkpoint: str | Path, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0, force: bool = False
+) -> Path:
+    """Write a copy of a single-file ``.safetensors`` checkpoint (as A1111 and ComfyUI load them) with the modules fused.
+
+    ValueError for a file that is there and was not made so, unless ``force``.
+    """
     delta, path = channel_delta(modules, scale), Path(checkpoint)
+    check_out(out, _is_fused, force=force)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {str(path)!r} does not exist; give a .safetensors file of Stable Diffusion 1.x, 2.x or XL")
     try:
@@ -122,5 +147,13 @@ def fuse_checkpoint(checkpoint: str | Path, modules: Sequence[ConceptModule], ou
         raise ValueError(f"the mid block of {str(path)!r} has {len(bias)} channels, the module {len(delta)}; train one for this model")
     tensors[found[0]] = _sum(bias, delta)
     with new_file(out) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={**(metadata or {}), FUSED: _about(modules, scale)})
     return Path(out)
+
+
+def _is_fused(path: Path) -> bool:
+    try:
+        with safe_open(path, "np") as file:
+            return FUSED in (file.metadata() or {})
+    except SafetensorError:
+        return False

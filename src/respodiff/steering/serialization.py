@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from respodiff.concepts.concept import Concept, Kind
-from respodiff.data.places import new_file
+from respodiff.data.places import check_out, new_file
 from respodiff.data.untrusted import read_json, shortened
 from respodiff.steering.shipped import shipped
 
@@ -194,10 +194,11 @@ def _header(name: str, found: dict[str, Any]) -> Header:
         raise ValueError(f"{name} has a header with {error}; copy or train it again") from error
 
 
-def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float) -> Path:
-    """Writes an adapter file atomically. OSError with one clear line if the folder cannot be written."""
+def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], scale: float, *, force: bool = False) -> Path:
+    """Writes an adapter file atomically. Raises as `respodiff.steering.adapter.Adapter.save`."""
     from safetensors.torch import save as serialized
 
+    check_out(path, read_header, force=force)
     values = {f.name: getattr(header, f.name) for f in fields(header)} | {"train": dict(header.train), "scale": float(scale)}
     values["digest"] = digest_of(header, tensors, scale)
     text = json.dumps(values | {"checksum": checksum(values)})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.data.places import new_file
+from respodiff.data.places import check_out, new_file
 
 
 class Checkpoint:
@@ -42,22 +42,22 @@ class Checkpoint:
             raise ValueError(f"--resume: {str(self.path)!r} is of another concept, model or settings; give those, or leave --resume out")
         return tensors
 
-    def check_out(self, resume: bool) -> None:
-        """ValueError if the module file holds something that this run would not make again."""
+    def check_out(self, resume: bool, force: bool = False) -> None:
+        """ValueError if the module file holds something that this run would not make again, unless it is to be replaced."""
         from respodiff.steering.serialization import read_header
 
-        if not self.out.is_file() or (resume and self.path.is_file()):
+        check_out(self.out, read_header, force=force)
+        if force or not self.out.is_file() or (resume and self.path.is_file()):
             return
         about, file = json.loads(self.about), f"--out: {str(self.out)!r}"
         wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
         wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")}
-        try:
-            held = read_header(self.out)
-        except ValueError as error:
-            raise ValueError(f"{file} exists and is no module; choose another file, or delete it") from error
+        held = read_header(self.out)
         if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
             names = ", ".join(other).replace("train", "settings")
-            raise ValueError(f"{file} holds the adapter {held.concept!r} with other {names}; choose another file, or delete it")
+            raise ValueError(
+                f"{file} holds the adapter {held.concept!r} with other {names}; choose another file, or replace it with --force"
+            )
 
     def start(self, resume: bool) -> dict[str, Any]:
         """Tensors to go on from, none for a new run."""
