@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from command import last_json, respodiff
-from respodiff.cli.workers import wanted_shard
+from respodiff.cli.workers import wanted_engine, wanted_shard
 from respodiff.data.shards import WHOLE, Shard
+from respodiff.experiments.engine import Engine
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SLURM = {"SLURM_PROCID": "2", "SLURM_NTASKS": "3"}
@@ -79,3 +81,64 @@ def test_shards_are_generated_and_judged_apart_and_summed_up_together(tmp_path: 
     assert sorted(p.name.partition(".")[2] for p in scores.iterdir()) == ["0-of-2.safetensors", "1-of-2.safetensors"]
     assert last_json(respodiff("evaluate", str(tmp_path / "two"), "--json")) == one
     assert not list(scores.glob("*-of-2*")), "one file again"
+
+
+@pytest.mark.slow
+def test_a_comparison_by_shards_or_workers_is_that_of_one_process(tmp_path: Path) -> None:
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        compared = ["compare", "--methods", "respodiff", "--images", "2", "--prompts", "4", "--steps", "2", "--scale", "1"]
+        given = ["--set", "respodiff.iterations=2", "--set", "respodiff.rollouts=2", "--set", "respodiff.steps=2"]
+        return last_json(
+            respodiff(*compared, *given, "--cache", str(tmp_path / "adapters"), "--out", str(tmp_path / name), "--json", *arguments)
+        )
+
+    one = run("one")["rows"]
+    assert [run("two", "--num-shards", "2", "--shard-index", i)["shard"] for i in "01"] == [0, 1]
+    for rows in (run("two")["rows"], run("three", "--workers", "2")["rows"]):
+        for row, expected in zip(rows, one, strict=True):
+            assert row["label"] == expected["label"] and row["n"] == expected["n"] == 8
+            assert row["unet_forwards_per_image"] == expected["unet_forwards_per_image"] == 4
+            assert row["alignment"]["mean"] == pytest.approx(expected["alignment"]["mean"], abs=0.5)
+
+
+@pytest.mark.slow
+def test_an_audit_by_shards_is_that_of_one_process(tmp_path: Path) -> None:
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        asked = ["audit", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "2", "--steps", "2", "--batch", "1"]
+        few = ["--attributes", "gender", "--validation-images", "1"]
+        return last_json(respodiff(*asked, *few, "--out", str(tmp_path / name), "--json", *arguments))
+
+    one = run("one")
+    assert [run("two", "--num-shards", "2", "--shard-index", i)["shard"] for i in "01"] == [0, 1]
+    two = run("two")
+    differ = {key for key in one if one[key] != two[key]}
+    assert differ <= {"command", "page", "suggest"} and two["ranking"]
+
+
+@pytest.mark.parametrize(
+    ("given", "engine"),
+    [
+        ((None, "local", "", None, "cuda:1"), None),
+        ((1, "local", "", None, "cpu"), None),
+        ((3, "local", "", None, "cpu"), Engine(3)),
+        ((3, "local", "", None, "cuda"), Engine(3, gpus=1)),
+        ((None, "ray", "", None, "cpu"), Engine(0, ray=True)),
+        ((16, "ray", "auto", 0.5, "cuda"), Engine(16, ray=True, address="auto", gpus=0.5)),
+    ],
+)
+def test_flags_name_the_engine(given: Any, engine: Engine | None) -> None:
+    assert wanted_engine(*given) == engine
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ((2, "slurm", "", None, "cpu", WHOLE), "engine"),
+        ((2, "local", "auto", None, "cpu", WHOLE), "ray-address"),
+        ((2, "local", "", None, "cpu", Shard(0, 2)), "workers"),
+        ((2, "local", "", None, "cuda:1", WHOLE), "device"),
+    ],
+)
+def test_flags_that_go_against_each_other_are_refused(given: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        wanted_engine(*given)

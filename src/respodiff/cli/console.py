@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import typer
@@ -57,12 +57,17 @@ def open_model(model: str, device: str, dtype: str) -> Any:
 
     from respodiff.pipelines.loading import load_pipeline
 
-    if dtype not in (allowed := ("float32", "bfloat16", "float16")):
-        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
+    check_dtype(dtype)
     check_device(device)
     pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
     words.print(f"model {model}, device {device}, dtype {dtype}", soft_wrap=True)
     return pipe
+
+
+def check_dtype(dtype: str) -> None:
+    """ValueError for a dtype that models do not run in."""
+    if dtype not in (allowed := ("float32", "bfloat16", "float16")):
+        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
 
 
 def check_device(device: str) -> None:
@@ -106,12 +111,19 @@ def progress(percent: bool = False) -> Progress:
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
-def follow(steps: Iterable[Any]) -> None:
-    """Go through steps (what, done, total) with a bar; where stderr is no terminal, each kind of step is named once."""
+def follow(steps: Iterator[Any]) -> Any:
+    """Go through steps (what, done, total) with a bar, and give what a generator of them returns.
+
+    Where stderr is no terminal, each kind of step is named once.
+    """
     said: set[str] = set()
     with progress(percent=True) as bar:
         task = bar.add_task("starting", total=None)
-        for step in steps:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value
             bar.update(task, description=step.what, completed=step.done, total=step.total)
             if step.what not in said and not words.is_terminal:
                 words.print(step.what)

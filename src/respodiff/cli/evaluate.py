@@ -8,9 +8,19 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-from respodiff.cli.console import app, check_device, finish, words
+from respodiff.cli.console import app, check_device, finish, follow, words
 from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number
-from respodiff.cli.workers import NumShards, ShardIndex, finish_shard, wanted_shard
+from respodiff.cli.workers import (
+    EngineName,
+    GpusPerWorker,
+    NumShards,
+    RayAddress,
+    ShardIndex,
+    Workers,
+    finish_shard,
+    wanted_engine,
+    wanted_shard,
+)
 from respodiff.concepts.concept import Attribute
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.concepts.intersections import JOIN, factors
@@ -63,6 +73,10 @@ def evaluate(
     n_bootstrap: NBootstrap = 2000,
     num_shards: NumShards = None,
     shard_index: ShardIndex = None,
+    workers: Workers = None,
+    engine_name: EngineName = "local",
+    ray_address: RayAddress = "",
+    gpus: GpusPerWorker = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -81,19 +95,26 @@ def evaluate(
     from respodiff.reports.tables import summary_lines
 
     shard, device = wanted_shard(num_shards, shard_index, device)
+    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
     chosen = _attributes(attribute, concepts)
     folder = RunFolder(run)
     folder.settings()  # a wrong folder is noticed before the judge is loaded
-    options: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin, "n_bootstrap": n_bootstrap, "seed": seed}
+    options: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
     options["confusion"] = read_confusion(confusion) if confusion else None
     if group_proportions:
         groups = list(dict.fromkeys(r.group for r in folder.records()))
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
-    labellers = load_judges(judge or [default_judge(folder)], device, dtype)
+    sources = judge or [default_judge(folder)]
+    asked: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin}
+    labellers = load_judges(sources, device, dtype)
+    if engine:
+        from respodiff.experiments.work import Judging, judge_on
+
+        follow(judge_on(engine, Judging((run,), tuple(sources), tuple(chosen), device, asked)))
     if shard != WHOLE:
-        judge_shard(folder, labellers, chosen, shard, class_template=class_template, min_margin=min_margin)
+        judge_shard(folder, labellers, chosen, shard, **asked)
         return finish_shard(shard, {"run": str(run)}, as_json)
-    result = measure(folder, labellers, chosen, **options)
+    result = measure(folder, labellers, chosen, **options, **asked)
     finish(result.to_json(), "\n".join(summary_lines(result)), as_json)
 
 

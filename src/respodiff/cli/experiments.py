@@ -17,7 +17,19 @@ from respodiff.cli.console import app, finish, follow, open_model, table, words
 from respodiff.cli.evaluate import EMBEDDED_ALONE, Judges, MinMargin, NBootstrap, judges_of, load_judges
 from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, read_prompts
 from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, changes_from, library, number, to_path
+from respodiff.cli.workers import (
+    EngineName,
+    GpusPerWorker,
+    NumShards,
+    RayAddress,
+    ShardIndex,
+    Workers,
+    finish_shard,
+    wanted_engine,
+    wanted_shard,
+)
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
+from respodiff.data.shards import WHOLE
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES
 from respodiff.training.config import MOST
@@ -51,17 +63,27 @@ def compare(
     cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    num_shards: NumShards = None,
+    shard_index: ShardIndex = None,
+    workers: Workers = None,
+    engine_name: EngineName = "local",
+    ray_address: RayAddress = "",
+    gpus: GpusPerWorker = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
+    from respodiff.evaluation.evaluate import judge_shard
     from respodiff.evaluation.judges import classifier, load
     from respodiff.experiments import comparison_report
     from respodiff.experiments.compare import MethodComparison, Plan
+    from respodiff.experiments.work import Judging, ModelSource, judge_on
     from respodiff.methods.registry import methods_for
 
+    shard, device = wanted_shard(num_shards, shard_index, device)
+    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
     kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
     own = method_settings(settings, pairs or (), kind)
     usual = [*methods_for(kind), *(name for name in own if ":" in name)]
@@ -73,7 +95,14 @@ def compare(
     labeller = load(judge, device)
     pipe = open_model(model, device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
-    follow(comparison.run())
+    follow(comparison.run_on(engine, ModelSource(model, device, dtype), judge) if engine else comparison.run(shard))
+    runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
+    if engine:
+        follow(judge_on(engine, Judging(runs, (judge,), attributes, device)))
+    if shard != WHOLE:
+        for run in runs:
+            judge_shard(run, labeller, attributes, shard)
+        return finish_shard(shard, {"out": str(out)}, as_json)
     result = comparison_report.publish(comparison, labeller)
     notes = [f"note: {row['label']}: {line}" for row in result["rows"] for line in row["problems"]]
     finish(result, "\n".join([*notes, f"All columns: {result['page']}"]), as_json, _table(result["rows"], plan.kind))
@@ -134,6 +163,12 @@ def audit(
     guidance: Guidance = None,
     batch: Batch = GenerateConfig.batch,
     n_bootstrap: NBootstrap = 2000,
+    num_shards: NumShards = None,
+    shard_index: ShardIndex = None,
+    workers: Workers = None,
+    engine_name: EngineName = "local",
+    ray_address: RayAddress = "",
+    gpus: GpusPerWorker = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -141,10 +176,14 @@ def audit(
 ) -> None:
     """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit resumes."""
     from respodiff.data.run_folder import write_atomic
-    from respodiff.experiments.audit import generate_audit, judge_audit, labels_from_texts
+    from respodiff.evaluation.evaluate import judge_shard
+    from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts
+    from respodiff.experiments.work import Judging, ModelSource, draw, draw_on, judge_on
     from respodiff.pipelines.loading import sampling_settings
     from respodiff.reports import audit_report
 
+    shard, device = wanted_shard(num_shards, shard_index, device)
+    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
     chosen = chosen_attributes(attributes, concepts)
     suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model, judge or [])
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
@@ -154,8 +193,19 @@ def audit(
     pipe = open_model(model, device, dtype)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
-    follow(generate_audit(pipe, asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else ""))
+    runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")
+    if engine:
+        follow(draw_on(engine, ModelSource(model, device, dtype), runs))
+        more = {"min_margin": min_margin}
+        follow(judge_on(engine, Judging(tuple(run.out for run in runs), tuple(judge), tuple(chosen), device, more)))
+    else:
+        for each in runs:
+            follow(draw(pipe, each, shard))
     words.print("judging")
+    if shard != WHOLE:
+        for each in runs:
+            judge_shard(each.out, labellers, chosen, shard, min_margin=min_margin)
+        return finish_shard(shard, {"out": str(out)}, as_json)
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
     where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts}
     suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge)

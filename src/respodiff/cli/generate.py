@@ -12,13 +12,12 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from respodiff.cli.console import app, finish, open_model, progress, words
+from respodiff.cli.console import app, check_dtype, finish, follow, open_model, words
 from respodiff.cli.evaluate import EMBEDDED_ALONE, judges_of
 from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, library, load_entries, number, to_path
-from respodiff.cli.workers import NumShards, ShardIndex, wanted_shard
+from respodiff.cli.workers import EngineName, GpusPerWorker, NumShards, RayAddress, ShardIndex, Workers, wanted_engine, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
-from respodiff.data.shards import Shard
 from respodiff.data.tables import read_text
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
@@ -86,6 +85,10 @@ def generate(
     skip_explicit_prompts: Annotated[bool, Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,
     num_shards: NumShards = None,
     shard_index: ShardIndex = None,
+    workers: Workers = None,
+    engine_name: EngineName = "local",
+    ray_address: RayAddress = "",
+    gpus: GpusPerWorker = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     seed: Seed = 0,
@@ -93,8 +96,10 @@ def generate(
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
+    from respodiff.experiments.work import ModelSource, Run, draw, draw_on
 
     shard, device = wanted_shard(num_shards, shard_index, device)
+    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
     factor, reach = wanted_scale(scale)
     tuning, sources = (tuning_set(tuning_prompts, model), judges_of(model, [judge] if judge else [])) if reach else ([], [])
     check_model([*(module or ()), *(safety or ())], model)
@@ -114,7 +119,8 @@ def generate(
     options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
     options |= {"steps": steps, "guidance": guidance}
     config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
-    pipe = open_model(model, device, dtype)
+    check_dtype(dtype)
+    pipe = open_model(model, device, dtype) if reach or not engine else None
     if reach:
         from respodiff.evaluation import judges
         from respodiff.experiments.choose_scale import choose_scale
@@ -124,7 +130,16 @@ def generate(
         accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)
-    result = _draw(out, asked, modules, added, config, pipe, listed.digest if listed else "", shard)
+    run = Run(out, asked, config, modules, added, listed.digest if listed else "")
+    began, total = time.perf_counter(), len(shard.take(asked)) * config.images
+    if engine:
+        del pipe
+        (drawn,) = follow(draw_on(engine, ModelSource(model, device, dtype), [run]))
+    else:
+        drawn = follow(draw(pipe, run, shard))
+    seconds = time.perf_counter() - began
+    result = {"run": str(out), "images": drawn.images, "skipped": total - drawn.images, "seconds": round(seconds, 2)}
+    result |= {"images_per_second": round(drawn.images / seconds, 3), "unet_forwards": drawn.forwards}
     result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
@@ -170,30 +185,6 @@ def tuning_set(file: Path | None, model: str) -> list[Any]:
     if model != "embedded":
         raise ValueError(f"--scale auto is given with --model {model!r}, but no prompts to tune on; give --tuning-prompts FILE")
     return spaced(suite("occupations-unseen"), 12)
-
-
-def _draw(
-    out: Path,
-    asked: Sequence[Any],
-    modules: Sequence[Any],
-    added: Sequence[Any],
-    config: GenerateConfig,
-    pipe: Any,
-    suite_digest: str,
-    shard: Shard,
-) -> dict[str, Any]:
-    from respodiff.generation.generate import counted
-    from respodiff.generation.generate import generate as run
-    from respodiff.pipelines.registry import backbone
-
-    total = len(shard.take(asked)) * config.images
-    images = run(pipe, asked, modules, config, safety=added, out=out, suite_digest=suite_digest, shard=shard)
-    began = time.perf_counter()
-    with counted(backbone(pipe)) as forwards, progress() as bar:
-        drawn = sum(1 for _ in bar.track(images, images.left, description="generating"))
-    seconds = time.perf_counter() - began
-    result = {"run": str(out), "images": drawn, "skipped": total - drawn, "seconds": round(seconds, 2)}
-    return result | {"images_per_second": round(drawn / seconds, 3), "unet_forwards": forwards[0]}
 
 
 def wanted_proportions(text: str, file: Path | None, attributes: Sequence[str], there: Loaded) -> Shares:

@@ -1,17 +1,48 @@
-"""Flags of work that several processes share."""
+"""Flags of work that several processes share, as shards that are started from outside or as workers of an engine."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Option
 
 from respodiff.cli.console import finish, words
 from respodiff.cli.options import number
 from respodiff.data.shards import WHOLE, Shard
 
+if TYPE_CHECKING:
+    from respodiff.experiments.engine import Engine
+
 NUM_HELP = "Split the work, by prompt, over so many processes. (default from RANK and WORLD_SIZE, or Slurm)"
 NumShards = Annotated[int | None, number(1, 100_000, help=NUM_HELP)]
 ShardIndex = Annotated[int | None, number(0, 99_999, help="Which of the shards this process is, from 0.", metavar="I")]
+Workers = Annotated[int | None, number(1, 1024, help="Processes that share the work. (default 1; with --engine ray all of the cluster)")]
+EngineName = Annotated[str, Option("--engine", help="local, or ray: a Ray cluster.", metavar="NAME")]
+RayAddress = Annotated[str, Option("--ray-address", help="Of the cluster. (default RAY_ADDRESS, else a new one here)", metavar="ADDR")]
+GpusPerWorker = Annotated[
+    float | None, number(0, 64, help="GPUs of each worker; 0.5: two on one. (default 1 with --device cuda)", whole=False, metavar="F")
+]
+
+
+def wanted_engine(
+    workers: int | None, engine: str, ray_address: str, gpus: float | None, device: str, shard: Shard = WHOLE
+) -> Engine | None:
+    """The engine that the flags ask for; None for work in this process. ValueError for flags that go against each other."""
+    from respodiff.experiments.engine import Engine
+
+    if engine not in ("local", "ray"):
+        raise ValueError(f"--engine is {engine!r}; allowed: local, ray")
+    ray = engine == "ray"
+    if ray_address and not ray:
+        raise ValueError(f"--ray-address is {ray_address!r}, but --engine is local; give --engine ray")
+    if not ray and (workers or 1) == 1:
+        return None
+    if shard != WHOLE:
+        raise ValueError(f"--workers or --engine is given to shard {shard}; give shards one process each, or the workers the whole work")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}, and workers take a GPU each; give cpu or cuda")
+    return Engine(workers or 0, ray, ray_address, float(device == "cuda") if gpus is None else gpus)
 
 
 def wanted_shard(num_shards: int | None, shard_index: int | None, device: str = "cpu") -> tuple[Shard, str]:

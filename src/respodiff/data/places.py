@@ -87,7 +87,7 @@ def new_file(path: str | Path, what: str = "file") -> Iterator[Path]:
 def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
     """While the block runs, nobody else writes ``path`` under this lock; several may if all of them share it. Its folder is made if absent.
 
-    OSError at once if somebody does, which says who and since when.
+    BlockingIOError at once if somebody does, which says who and since when; another OSError if it cannot be written at all.
     """
     if not fcntl:
         yield
@@ -98,7 +98,8 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
         while not _is_held(handle := file.open("a+", encoding="utf-8"), file, shared):
             handle.close()
     except OSError as error:
-        raise OSError(f"{str(path)!r} cannot be written ({error.strerror or error}); choose another place, or try again later") from error
+        kind = BlockingIOError if isinstance(error, BlockingIOError) else OSError
+        raise kind(f"{str(path)!r} cannot be written ({error.strerror or error}); choose another place, or try again later") from error
     with handle:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} of {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
@@ -114,11 +115,11 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
 
 
 def _is_held(handle: TextIO, file: Path, shared: bool) -> bool:
-    """Whether the lock is ours now; not if its last holder has removed the file meanwhile. OSError that says who holds it."""
+    """Whether the lock is ours now; not if its last holder has removed the file meanwhile. BlockingIOError that says who holds it."""
     if not _flock(handle, exclusive=not shared):
         handle.seek(0)
         with handle:
-            raise OSError(f"{handle.read().strip() or 'another process'} writes it")
+            raise BlockingIOError(f"{handle.read().strip() or 'another process'} writes it")
     return file.exists() and file.stat().st_ino == os.fstat(handle.fileno()).st_ino
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -125,6 +125,12 @@ class RunFolder:
                 write_atomic(file, json.dumps(wanted, indent=2, sort_keys=True) + "\n")
         self._make(self.images)
         return self._begin_part()
+
+    def put_together(self) -> None:
+        """Put the parts that shards have written into one manifest; OSError if one of them still writes."""
+        if parts_of(self._whole):
+            with self.lock():
+                self._begin_part()
 
     def _begin_part(self) -> RunFolder:
         """An empty part tells readers that a shard has started. A writer of the whole run puts all parts into its manifest."""
@@ -278,9 +284,9 @@ class RunFolder:
         first = ", ".join(str(i) for i in islice((i for i in range(count) if Shard(i, count) not in there), 8))
         return [f"{n} of {count} shards are missing ({first}{', ...' if n > 8 else ''}): their images are in no number; generate them"]
 
-    def done(self) -> set[str]:
-        """Ids of finished images: those with a manifest line and the image file that it tells of."""
-        return {record.id for record in self.records() if self._is_whole(record)}
+    def done(self, prompts: Container[str] | None = None) -> set[str]:
+        """Ids of finished images, of all prompts or those of some ids: those with a manifest line and the image file that it tells of."""
+        return {r.id for r in self.records() if (prompts is None or r.prompt_id in prompts) and self._is_whole(r)}
 
     def _is_whole(self, record: ImageRecord) -> bool:
         """Whether the image file is as it was stored: not lost, cut, emptied or changed."""

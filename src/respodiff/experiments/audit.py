@@ -15,12 +15,11 @@ from respodiff.evaluation.audit import Audit, audit, stated_prompts
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.experiments.compare import Progress, generate_missing
+from respodiff.experiments.work import Run
 from respodiff.generation.config import GenerateConfig
 
 
-def generate_audit(
-    pipe: Any,
+def audit_runs(
     prompts: Sequence[Prompt | str],
     attributes: Sequence[Attribute],
     config: GenerateConfig,
@@ -28,23 +27,22 @@ def generate_audit(
     *,
     validation_images: int = 8,
     suite_digest: str = "",
-) -> Iterator[Progress]:
-    """Generate what an audit is missing, in ``out/run`` and ``out/stated``. Progress counts images.
+) -> list[Run]:
+    """The run folders of an audit, ``out/stated`` and ``out/run``, to be drawn by `respodiff.experiments.work.draw`.
 
     Args:
         config: settings of the images; its policy is not used. suite_digest: as for `respodiff.generation.generate.generate`.
         validation_images: images of every concept's own prompt; 0 for none.
     """
     check_out(out, lambda folder: any((folder / name / "run.json").is_file() for name in ("run", "stated")), force=None)
-    config = replace(config, policy="none")
+    config, folder, runs = replace(config, policy="none"), Path(out) / "stated", []
     if validation_images:
-        folder = Path(out) / "stated"
         # Images of an earlier audit of other attributes stay, with their prompts.
         records = RunFolder(folder).records() if (folder / "run.json").is_file() else []
         stated = {r.prompt_id: Prompt(r.prompt_id, r.prompt, r.suite, r.group, r.subject, r.categories) for r in records}
         asked = list((stated | {p.id: p for p in stated_prompts(attributes)}).values())
-        yield from generate_missing("generating stated", pipe, asked, (), replace(config, images=validation_images), folder)
-    yield from generate_missing("generating run", pipe, prompts, (), config, Path(out) / "run", suite_digest=suite_digest)
+        runs.append(Run(folder, asked, replace(config, images=validation_images), what="generating stated"))
+    return [*runs, Run(Path(out) / "run", prompts, config, suite_digest=suite_digest, what="generating run")]
 
 
 def judge_audit(
@@ -57,7 +55,7 @@ def judge_audit(
     min_margin: float = 0.0,
     n_bootstrap: int = 2000,
 ) -> tuple[Audit, ScoredRun]:
-    """Judge the images of `generate_audit`; gives the findings of `respodiff.evaluation.audit.audit` and the scored run.
+    """Judge the images of `audit_runs`; gives the findings of `respodiff.evaluation.audit.audit` and the scored run.
 
     Args:
         judges: one of them labels attributes. validation_images: as generated.

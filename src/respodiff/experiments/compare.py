@@ -9,9 +9,13 @@ import dataclasses
 import hashlib
 import json
 import re
+import time
 import tomllib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -21,17 +25,18 @@ from respodiff.concepts import concept as concepts
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.concepts.intersections import JOIN
 from respodiff.concepts.prompt_editing import rewriting, rewritten
-from respodiff.data.places import check_out
+from respodiff.data.places import check_out, lock
 from respodiff.data.prompt_sets import suite
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
+from respodiff.data.shards import WHOLE, Shard, parts_of
+from respodiff.experiments.engine import Engine
+from respodiff.experiments.work import Drawn, ModelSource, Progress, Run, draw, draw_on
 from respodiff.generation.config import GenerateConfig
-from respodiff.generation.generate import counted, generate
 from respodiff.methods.base import Method
-from respodiff.methods.registry import BASELINE, NAMES, get_method, load, methods_for
+from respodiff.methods.registry import BASELINE, NAMES, get_method, methods_for
 from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
-from respodiff.steering.adapter import Adapter
 
 DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
@@ -147,15 +152,6 @@ class Variant:
         return self.title if self.scale == 1 else f"{self.title} x{self.scale:g}"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What is being done, and how much of it: iterations of a training, images of a run."""
-
-    what: str
-    done: int
-    total: int
-
-
 class MethodComparison:
     """Trains the methods and generates their images under one folder; `run` yields its progress.
 
@@ -180,7 +176,7 @@ class MethodComparison:
         self.pipe, self.plan, self.out = pipe, plan, Path(out)
         self.classify, self.judge = classify, judge
         self.cache = Path(cache) if cache else self.out / "adapters"
-        self.parts = plan.parts()
+        self.parts, self._model = plan.parts(), weights_digest(backbone(pipe))
         self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
 
     def settings(self) -> list[Variant]:
@@ -198,17 +194,45 @@ class MethodComparison:
         own = method.name == PUBLISHED and given and given != method.settings(self.plan.kind).iterations
         return f"{name}:{given}" if own else name
 
-    def run(self) -> Iterator[Progress]:
-        """Train and generate what is missing; ValueError for a method that cannot take the concepts or the pipeline, or a folder of others."""
+    def run(self, shard: Shard = WHOLE) -> Iterator[Progress]:
+        """Train and generate what is missing, or a shard's part of it; ValueError for a method that cannot take the concepts or the pipeline,
+        or a folder of others.
+        """
+        self._check_out()
+        yield from self._train_missing(shard)
+        for run in self.runs():
+            self.add_cost(run.out, (yield from draw(self.pipe, run, shard)), shard)
+
+    def run_on(self, engine: Engine, model: ModelSource, judge: str = "") -> Iterator[Progress]:
+        """As `run`, on the workers of an engine. judge: source of the classifier, as `respodiff.evaluation.judges.classifier` takes it."""
+        self._check_out()
+        missing, runs = self.missing(), self.runs()
+        training = Training(model, self.plan, self.out, judge, self.judge, self.cache)
+        for done, _ in enumerate(engine.map(training, missing), start=1):
+            yield Progress("training", done, len(missing))
+        for run, drawn in zip(runs, (yield from draw_on(engine, model, runs)), strict=True):
+            self.add_cost(run.out, drawn)
+
+    def _check_out(self) -> None:
         check_out(self.out, lambda folder: any(any(folder.glob(name)) for name in OURS), force=None)
-        for name in self.names:
-            for concept in self._trained_for(name):
-                path = self.path_of(name, concept)
-                if not (path.is_file() and path.with_suffix(".json").is_file()):
-                    yield from self._train(name, concept, path)
-            adapters = [load(self.path_of(name, concept)) for concept in self._trained_for(name)]
-            for setting in (s for s in self.settings() if s.method == name):
-                yield from self._generate(setting, adapters)
+
+    def missing(self) -> list[tuple[str, Concept]]:
+        """Methods and concepts whose adapters are still to be made."""
+        files = {(name, c): self.path_of(name, c) for name in self.names for c in self._trained_for(name)}
+        return [pair for pair, file in files.items() if not (file.is_file() and file.with_suffix(".json").is_file())]
+
+    def _train_missing(self, shard: Shard) -> Iterator[Progress]:
+        """Make adapters that no other process makes, and wait for those that one does."""
+        while missing := self.missing():
+            first = shard.index * len(missing) // shard.count  # each shard begins elsewhere
+            for name, concept in missing[first:] + missing[:first]:
+                with suppress(BlockingIOError), lock(self.path_of(name, concept)):
+                    if (name, concept) in self.missing():
+                        yield from self.train(name, concept)
+                        break
+            else:
+                yield Progress("waiting for adapters that another process trains", 0, len(missing))
+                time.sleep(1)
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
@@ -227,15 +251,16 @@ class MethodComparison:
             "method": method.name,
             "settings": dataclasses.asdict(self._config(name)),
             "concept": dataclasses.asdict(concept),
-            "model": weights_digest(backbone(self.pipe)),
+            "model": self._model,
             "judge": self.judge if concept.kind in method.needs_classifier else "",
             "library": __version__,
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
-    def _train(self, name: str, concept: Concept, path: Path) -> Iterator[Progress]:
-        method = method_of(name)
+    def train(self, name: str, concept: Concept) -> Iterator[Progress]:
+        """Make an adapter. Progress counts iterations."""
+        method, path = method_of(name), self.path_of(name, concept)
         classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
         for record in method.train(self.pipe, concept, self._config(name), classify=classify):
             yield Progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}", record.iteration, record.iterations)
@@ -248,36 +273,60 @@ class MethodComparison:
         files = [self.path_of(name, concept).with_suffix(".json") for concept in self._trained_for(name)]
         return sum(json.loads(file.read_text(encoding="utf-8"))["unet_forwards"] for file in files)
 
-    def _generate(self, setting: Variant, adapters: Sequence[Adapter]) -> Iterator[Progress]:
-        own = self.plan.drawing(setting.method)
-        own["scale"] = own["safety_scale"] = setting.scale * own["scale"]
-        modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
-        for part, (prompts, images) in self.parts.items():
-            config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
-            folder, what = setting.folder / part, f"generating {setting.label}"
-            with counted(backbone(self.pipe)) as forwards:
-                made = yield from generate_missing(what, self.pipe, prompts, modules, config, folder, safety=safety)
-            if made:
-                cost = cost_of(folder)
-                cost = {"images": cost["images"] + made, "unet_forwards": cost["unet_forwards"] + forwards[0]}
-                write_atomic(folder / "cost.json", json.dumps(cost) + "\n")
+    def runs(self) -> list[Run]:
+        """The run folders of all rows and parts, with what they are drawn by."""
+        out = []
+        for setting in self.settings():
+            own = self.plan.drawing(setting.method)
+            own["scale"] = own["safety_scale"] = setting.scale * own["scale"]
+            adapters = [self.path_of(setting.method, concept) for concept in self._trained_for(setting.method)]
+            modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
+            for part, (prompts, images) in self.parts.items():
+                config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
+                out.append(Run(setting.folder / part, prompts, config, modules, safety, what=f"generating {setting.label}"))
+        return out
+
+    @staticmethod
+    def add_cost(folder: Path, drawn: Drawn, shard: Shard = WHOLE) -> None:
+        """Add to what drawing a run, or a shard of it, has cost so far."""
+        if drawn.images:
+            cost = _read_cost(file := shard.part(folder / "cost.json"))
+            cost = {"images": cost["images"] + drawn.images, "unet_forwards": cost["unet_forwards"] + drawn.forwards}
+            write_atomic(file, json.dumps(cost) + "\n")
 
 
-def generate_missing(
-    what: str, pipe: Any, prompts: Sequence[Prompt | str], modules: Sequence[Adapter], config: GenerateConfig, folder: Path, **more: Any
-) -> Generator[Progress, None, int]:
-    """Generate what a run folder is missing (`respodiff.generation.generate.generate`). Progress counts images; returns their number."""
-    images = generate(pipe, prompts, modules, config, out=folder, **more)
-    done, total = 0, images.left
-    for done, _ in enumerate(images, start=1):
-        yield Progress(what, done, total)
-    return done
+@dataclass
+class Training:
+    """The task of making an adapter of a comparison: (method or variant, concept) -> None."""
+
+    model: ModelSource
+    plan: Plan
+    out: Path
+    source: str
+    judge: str
+    cache: Path
+
+    @cached_property
+    def comparison(self) -> MethodComparison:
+        """The comparison with its pipeline, loaded once a worker."""
+        from respodiff.evaluation.judges import classifier
+
+        classify = partial(classifier, self.source, device=self.model.device) if self.source else None
+        return MethodComparison(self.model.load(), self.plan, self.out, classify=classify, judge=self.judge, cache=self.cache)
+
+    def __call__(self, unit: tuple[str, Concept]) -> None:
+        deque(self.comparison.train(*unit), maxlen=0)
 
 
 def cost_of(folder: Path) -> dict[str, int]:
-    """Images and UNet forwards per sample of generating a run so far; zeros if nothing was generated."""
-    path = folder / "cost.json"
-    return {"images": 0, "unet_forwards": 0} | (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {})
+    """Images and UNet forwards per sample of generating a run so far, its shards together; zeros if nothing was generated."""
+    file = folder / "cost.json"
+    costs = [_read_cost(path) for path in (file, *parts_of(file).values())]
+    return {key: sum(cost[key] for cost in costs) for key in ("images", "unet_forwards")}
+
+
+def _read_cost(file: Path) -> dict[str, int]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"images": 0, "unet_forwards": 0}
 
 
 def method_of(name: str) -> Method:

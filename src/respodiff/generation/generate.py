@@ -103,7 +103,8 @@ def generate(
             del settings["batch"]
     with ExitStack() as held:
         folder = _run_folder(out, settings, jobs, config, shard, held) if out else None
-        done, own = folder.done() if folder else set(), {p.id for p in shard.take(asked)}
+        own = {p.id for p in shard.take(asked)}
+        done = folder.done(own) if folder else set()
         jobs = [job for job in jobs if job.prompt.id in own]
         missing = [job for job in jobs if job.id not in done]
         todo: Iterable[Job] = missing

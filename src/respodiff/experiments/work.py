@@ -1,0 +1,169 @@
+"""Provides what verbs have to do in pieces: images to draw and runs to judge, here, as a shard, or on the workers of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from respodiff.concepts.concept import Attribute
+from respodiff.data.places import lock
+from respodiff.data.records import Prompt
+from respodiff.data.run_folder import RunFolder
+from respodiff.data.shards import WHOLE, Shard
+from respodiff.evaluation import judges
+from respodiff.evaluation.evaluate import judge_shard
+from respodiff.experiments.engine import Engine
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import counted, generate
+from respodiff.methods.registry import load
+from respodiff.pipelines.loading import load_pipeline
+from respodiff.pipelines.registry import backbone
+from respodiff.steering.adapter import Adapter
+
+T = TypeVar("T")
+Adapters = Sequence[Adapter | Path]
+"""Adapters, or files of them, which are read where they are needed."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being done, and how much of it: iterations of a training, images of a run, pieces of work."""
+
+    what: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images that were drawn now, and evaluations of the model per sample that it took."""
+
+    images: int = 0
+    forwards: int = 0
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that each worker loads for itself: source, device and dtype as `respodiff.pipelines.loading.load_pipeline` takes them."""
+
+    source: str
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def load(self) -> Any:
+        """The pipeline."""
+        import torch
+
+        return load_pipeline(self.source, device=self.device, dtype=getattr(torch, self.dtype))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The images of a run folder, as `respodiff.generation.generate.generate` takes them. ``what`` names them in progress."""
+
+    out: Path
+    prompts: Sequence[Prompt | str]
+    config: GenerateConfig
+    modules: Adapters = ()
+    safety: Adapters = ()
+    suite_digest: str = ""
+    what: str = "generating"
+
+
+def draw(pipe: Any, run: Run, shard: Shard = WHOLE) -> Generator[Progress, None, Drawn]:
+    """Draw what a run folder is missing, or a shard's part of it. Progress counts images; errors as `respodiff.generation.generate.generate`."""
+    modules, safety = ([load(a) if isinstance(a, Path) else a for a in given] for given in (run.modules, run.safety))
+    images = generate(pipe, run.prompts, modules, run.config, safety=safety, out=run.out, suite_digest=run.suite_digest, shard=shard)
+    done, total = 0, images.left
+    with counted(backbone(pipe)) as forwards:
+        for done, _ in enumerate(images, start=1):
+            yield Progress(run.what, done, total)
+    return Drawn(done, forwards[0])
+
+
+def draw_on(engine: Engine, model: ModelSource, runs: Sequence[Run]) -> Generator[Progress, None, list[Drawn]]:
+    """Draw what runs are missing on the workers of an engine, all of which see the folders of the runs.
+
+    Each run is made in shards, which are one manifest again in the end. What a lost worker had drawn is kept; its forwards are not counted.
+    """
+    totals = [len(run.prompts) * run.config.images for run in runs]
+    before, spent, done = list[int](), [0] * len(runs), 0
+    with ExitStack() as held:
+        for run in runs:
+            folder = RunFolder(run.out)
+            folder.put_together()  # what was left by another number of shards
+            before.append(len(folder.done()) if folder.manifests() else 0)
+            held.enter_context(lock(folder.manifest, shared=True))
+        shards = [engine.units(len(run.prompts)) if there < n else 0 for run, there, n in zip(runs, before, totals, strict=True)]
+        units = [(n, Shard(i, count)) for n, count in enumerate(shards) for i in range(count)]
+        for n, images, forwards in engine.map(Drawing(model, tuple(runs)), units):
+            spent[n], done = spent[n] + forwards, done + images
+            yield Progress("generating", done, sum(n for n, count in zip(totals, shards, strict=True) if count))
+    for run in runs:
+        RunFolder(run.out).put_together()
+    return [Drawn(*numbers) for numbers in zip(map(int.__sub__, totals, before), spent, strict=True)]
+
+
+@dataclass
+class Drawing:
+    """The task of drawing a shard of a run: (number of the run, shard) -> (number of the run, images of the shard, forwards spent now)."""
+
+    model: ModelSource
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def pipe(self) -> Any:
+        """The pipeline, loaded once a worker."""
+        return self.model.load()
+
+    def __call__(self, unit: tuple[int, Shard]) -> tuple[int, int, int]:
+        number, shard = unit
+        run = self.runs[number]
+        return number, len(shard.take(run.prompts)) * run.config.images, finished(draw(self.pipe, run, shard)).forwards
+
+
+def judge_on(engine: Engine, task: Judging) -> Iterator[Progress]:
+    """Judge the images of runs on the workers of an engine, so that `respodiff.evaluation.evaluate.judge_all` has none left to open."""
+    counts = [engine.units(len({r.prompt_id for r in RunFolder(run).records()})) for run in task.runs]
+    units = [(run, Shard(i, count)) for run, count in zip(task.runs, counts, strict=True) for i in range(count)]
+    for done, _ in enumerate(engine.map(task, units), start=1):
+        yield Progress("judging", done, len(units))
+
+
+@dataclass
+class Judging:
+    """The task of judging a shard of a run folder: (folder, shard) -> None.
+
+    Attributes:
+        sources: of the judges, as `respodiff.evaluation.judges.load` takes them.
+        options: further arguments of `respodiff.evaluation.evaluate.judge_shard`.
+    """
+
+    runs: tuple[Path, ...]
+    sources: tuple[str, ...]
+    attributes: tuple[Attribute, ...]
+    device: str = "cpu"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def judges(self) -> list[Any]:
+        """The judges, loaded once a worker."""
+        return [judges.load(source, self.device) for source in self.sources]
+
+    def __call__(self, unit: tuple[Path, Shard]) -> None:
+        run, shard = unit
+        judge_shard(run, self.judges, self.attributes, shard, **self.options)
+
+
+def finished(steps: Generator[Any, None, T]) -> T:
+    """What a generator returns, once it is at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
