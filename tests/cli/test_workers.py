@@ -67,6 +67,20 @@ def test_half_a_shard_is_refused(given: tuple[int | None, int | None], env: dict
         wanted_shard(*given)
 
 
+def same(found: Any, expected: Any, within: float = 1e-4) -> None:
+    """Equal but for the rounding of a judge that looks at other images at the same time."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            same(found[key], expected[key], within)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for pair in zip(found, expected, strict=True):
+            same(*pair, within)
+    else:
+        assert found == (pytest.approx(expected, abs=within) if isinstance(expected, float) else expected)
+
+
 @pytest.mark.slow
 def test_shards_are_generated_and_judged_apart_and_summed_up_together(tmp_path: Path) -> None:
     def run(name: str, *arguments: str) -> dict[str, object]:
@@ -79,7 +93,7 @@ def test_shards_are_generated_and_judged_apart_and_summed_up_together(tmp_path: 
     assert [p["shard"] for p in parts] == [0, 1]
     scores = tmp_path / "two" / "scores"
     assert sorted(p.name.partition(".")[2] for p in scores.iterdir()) == ["0-of-2.safetensors", "1-of-2.safetensors"]
-    assert last_json(respodiff("evaluate", str(tmp_path / "two"), "--json")) == one
+    same(last_json(respodiff("evaluate", str(tmp_path / "two"), "--json")), one)
     assert not list(scores.glob("*-of-2*")), "one file again"
 
 
@@ -111,8 +125,9 @@ def test_an_audit_by_shards_is_that_of_one_process(tmp_path: Path) -> None:
     one = run("one")
     assert [run("two", "--num-shards", "2", "--shard-index", i)["shard"] for i in "01"] == [0, 1]
     two = run("two")
-    differ = {key for key in one if one[key] != two[key]}
-    assert differ <= {"command", "page", "suggest"} and two["ranking"]
+    assert two["ranking"]
+    for key in one.keys() - {"command", "page", "suggest"}:
+        same(two[key], one[key])
 
 
 @pytest.mark.parametrize(
