@@ -12,7 +12,6 @@ from respodiff.cli import generate
 from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.evaluation import judges
 from respodiff.experiments.choose_scale import SCALES
-from respodiff.generation.config import GenerateConfig
 
 HEADER = "prompt,categories,evaluation_seed,evaluation_guidance,width,height\n"
 
@@ -24,10 +23,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Any], dic
     def ask(*arguments: str) -> tuple[list[Any], dict[str, Any], str]:
         seen: list[tuple[list[Any], dict[str, Any], str]] = []
 
-        def draw(
-            _out: Path, prompts: list[Any], _m: Any, _s: Any, config: GenerateConfig, _pipe: Any, digest: str, _shard: Any
-        ) -> dict[str, Any]:
-            seen.append((prompts, vars(config), digest))
+        def draw(run: Any, *_: Any) -> dict[str, Any]:
+            seen.append((run.prompts, vars(run.config), run.suite_digest))
             return {"images": 0, "skipped": 0, "images_per_second": 0.0}
 
         monkeypatch.setattr(generate, "_draw", draw)

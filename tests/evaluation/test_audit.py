@@ -240,8 +240,8 @@ def test_suggested_commands_can_be_run(
         make_module(name, "gender", seed=i).save(out)
     assert [name for name, _ in seen] == ["woman", "man"]
     assert respodiff(*shlex.split(drawing)[1:]).returncode == 0
-    out, asked, modules, _, config, model, *_ = seen[-1]
-    assert (out, asked, [m.name for m in modules], config.images, model[0]) == (
+    run, model, *_ = seen[-1]
+    assert (run.out, run.prompts, [m.name for m in run.modules], run.config.images, model[0]) == (
         tmp_path / "steered",
         ["a cook"],
         ["woman", "man"],

@@ -118,7 +118,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, parts: list[Any], joint: list[Any], t
     seen: list[Any] = []
 
     def draw(*given: Any) -> dict[str, Any]:
-        seen.append(given[4].target_proportions)
+        seen.append(given[0].config.target_proportions)
         return {"images": 0, "skipped": 0, "images_per_second": 0.0}
 
     monkeypatch.setattr(cli_generate, "_draw", draw)

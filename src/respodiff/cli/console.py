@@ -111,10 +111,10 @@ def progress(percent: bool = False) -> Progress:
     return Progress(*columns, console=words, transient=True, disable=not words.is_terminal)
 
 
-def follow(steps: Iterator[Any]) -> Any:
+def follow(steps: Iterator[Any], *, quiet: bool = False) -> Any:
     """Go through steps (what, done, total) with a bar, and give what a generator of them returns.
 
-    Where stderr is no terminal, each kind of step is named once.
+    Where stderr is no terminal, each kind of step is named once, unless ``quiet``.
     """
     said: set[str] = set()
     with progress(percent=True) as bar:
@@ -125,7 +125,7 @@ def follow(steps: Iterator[Any]) -> Any:
             except StopIteration as end:
                 return end.value
             bar.update(task, description=step.what, completed=step.done, total=step.total)
-            if step.what not in said and not words.is_terminal:
+            if step.what not in said and not (quiet or words.is_terminal):
                 words.print(step.what)
                 said.add(step.what)
 

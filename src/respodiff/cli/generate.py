@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -24,6 +24,11 @@ from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
 from respodiff.steering.shipped import check_model
 from respodiff.training.config import MOST
+
+if TYPE_CHECKING:
+    from respodiff.data.shards import Shard
+    from respodiff.experiments.engine import Engine
+    from respodiff.experiments.work import ModelSource, Run
 
 Shares = dict[str, dict[str, float]]
 """Attribute -> concept -> target share."""
@@ -96,7 +101,7 @@ def generate(
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
-    from respodiff.experiments.work import ModelSource, Run, draw, draw_on
+    from respodiff.experiments.work import ModelSource, Run
 
     shard, device = wanted_shard(num_shards, shard_index, device)
     engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
@@ -131,15 +136,7 @@ def generate(
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)
     run = Run(out, asked, config, modules, added, listed.digest if listed else "")
-    began, total = time.perf_counter(), len(shard.take(asked)) * config.images
-    if engine:
-        del pipe
-        (drawn,) = follow(draw_on(engine, ModelSource(model, device, dtype), [run]))
-    else:
-        drawn = follow(draw(pipe, run, shard))
-    seconds = time.perf_counter() - began
-    result = {"run": str(out), "images": drawn.images, "skipped": total - drawn.images, "seconds": round(seconds, 2)}
-    result |= {"images_per_second": round(drawn.images / seconds, 3), "unet_forwards": drawn.forwards}
+    result = _draw(run, pipe, shard, engine, ModelSource(model, device, dtype))
     result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
@@ -185,6 +182,19 @@ def tuning_set(file: Path | None, model: str) -> list[Any]:
     if model != "embedded":
         raise ValueError(f"--scale auto is given with --model {model!r}, but no prompts to tune on; give --tuning-prompts FILE")
     return spaced(suite("occupations-unseen"), 12)
+
+
+def _draw(run: Run, pipe: Any, shard: Shard, engine: Engine | None, source: ModelSource) -> dict[str, Any]:
+    from respodiff.experiments.work import draw, draw_on
+
+    began, total = time.perf_counter(), len(shard.take(run.prompts)) * run.config.images
+    if engine:
+        (drawn,) = follow(draw_on(engine, source, [run]), quiet=True)
+    else:
+        drawn = follow(draw(pipe, run, shard), quiet=True)
+    seconds = time.perf_counter() - began
+    result = {"run": str(run.out), "images": drawn.images, "skipped": total - drawn.images, "seconds": round(seconds, 2)}
+    return result | {"images_per_second": round(drawn.images / seconds, 3), "unet_forwards": drawn.forwards}
 
 
 def wanted_proportions(text: str, file: Path | None, attributes: Sequence[str], there: Loaded) -> Shares:
