@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from command import last_json, respodiff
+from respodiff.cli import workers
 from respodiff.cli.workers import wanted_engine, wanted_shard
 from respodiff.data.shards import WHOLE, Shard
 from respodiff.experiments.engine import Engine
@@ -141,7 +142,8 @@ def test_an_audit_by_shards_is_that_of_one_process(tmp_path: Path) -> None:
         ((16, "ray", "auto", 0.5, "cuda"), Engine(16, ray=True, address="auto", gpus=0.5)),
     ],
 )
-def test_flags_name_the_engine(given: Any, engine: Engine | None) -> None:
+def test_flags_name_the_engine(given: Any, engine: Engine | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "check_device", lambda _: None)
     assert wanted_engine(*given) == engine
 
 

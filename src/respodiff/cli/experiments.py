@@ -93,7 +93,7 @@ def compare(
     plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
     (judge,) = judges_of(model, [judge] if judge else [])
     labeller = load(judge, device)
-    pipe = open_model(model, device, dtype)
+    pipe = open_model(model, "cpu" if engine else device, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
     follow(comparison.run_on(engine, ModelSource(model, device, dtype), judge) if engine else comparison.run(shard))
     runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
@@ -190,7 +190,7 @@ def audit(
     config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
     labellers = load_judges(judge, device, "float32")
     check = check if labels_from_texts(labellers) else 0
-    pipe = open_model(model, device, dtype)
+    pipe = open_model(model, "cpu" if engine else device, dtype)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
     runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")

@@ -136,6 +136,7 @@ def generate(
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)
     run = Run(out, asked, config, modules, added, listed.digest if listed else "")
+    pipe = None if engine else pipe  # workers have theirs
     result = _draw(run, pipe, shard, engine, ModelSource(model, device, dtype))
     result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from respodiff.cli.console import finish, words
+from respodiff.cli.console import check_device, finish, words
 from respodiff.cli.options import number
 from respodiff.data.shards import WHOLE, Shard
 
@@ -42,6 +42,8 @@ def wanted_engine(
         raise ValueError(f"--workers or --engine is given to shard {shard}; give shards one process each, or the workers the whole work")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device is {device!r}, and workers take a GPU each; give cpu or cuda")
+    if not ray:
+        check_device(device)
     return Engine(workers or 0, ray, ray_address, float(device == "cuda") if gpus is None else gpus)
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 R = TypeVar("R")
@@ -80,9 +81,10 @@ class Engine:
 
 
 class _Worker:
-    """A copy of the task in a process of its own."""
+    """A copy of the task in a process of its own, in the folder of the parent."""
 
-    def __init__(self, task: Callable[[Any], Any]) -> None:
+    def __init__(self, task: Callable[[Any], Any], folder: str) -> None:
+        os.chdir(folder)
         self._task = task
 
     def call(self, item: Any) -> Told:
@@ -132,11 +134,10 @@ def _begin(parent: Any, started: Any, engine: Engine, task: Callable[[Any], Any]
         number, started.value = started.value, started.value + 1
     import torch
 
-    if engine.gpus and (gpus := torch.cuda.device_count()):
-        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = shown[number % len(shown)] if len(shown) == gpus else str(number % gpus)
+    if engine.gpus and torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())  # what "cuda" means from now on
     torch.set_num_threads(max(1, min(torch.get_num_threads(), (os.cpu_count() or 1) // engine.workers)))
-    _worker = _Worker(task)
+    _worker = _Worker(task, ".")
 
 
 def _end_with(parent: Any) -> None:
@@ -169,7 +170,7 @@ def _on_ray(engine: Engine, task: Callable[[Any], Any], items: Sequence[Any]) ->
             what = f"GPUs for {room} workers of {engine.gpus:g}" if engine.gpus else f"{room} cores"
             raise ValueError(f"workers is {engine.workers}, and the Ray cluster has {what}; give as many as it has, or fewer")
         kind = ray.remote(_Worker).options(num_cpus=1, num_gpus=engine.gpus, max_restarts=-1, max_task_retries=RETRIES)
-        workers = [kind.remote(task) for _ in range(min(engine.workers or room, len(items)))]
+        workers = [kind.remote(task, str(Path.cwd())) for _ in range(min(engine.workers or room, len(items)))]
         try:
             yield from ActorPool(workers).map_unordered(lambda worker, item: worker.call.remote(item), items)
         except ray.exceptions.RayTaskError as error:
