@@ -9,9 +9,9 @@ export OMP_WAIT_POLICY := PASSIVE
 # Where images of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
 RUNS ?= runs
 
-FIGURES := figure-main-job figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring figure-scaling
+FIGURES := figure-main-job figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: install demo check test lint figures $(FIGURES) backbones fullsize embedded figures-of-these-weights clean
+.PHONY: install demo check test lint figures $(FIGURES) backbones fullsize scaling embedded figures-of-these-weights clean
 
 install: $(VENV)/.installed
 
@@ -61,7 +61,7 @@ figure-ablation: install  # 45 minutes
 figure-measuring: install  # 10 minutes
 	$(BIN)/python -m benchmarks.measuring
 
-figure-scaling: install  # 6 minutes, on an idle machine
+scaling: install  ## one process, shards, workers and Ray on the same run (6 minutes of an idle machine)
 	$(BIN)/python -m benchmarks.scaling
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
