@@ -74,7 +74,10 @@ def main() -> None:
             run = str(root / "run")
             drawn = ["--model", str(root / "tiny"), "--prompts", str(root / "prompts.txt"), "--images", str(IMAGES)]
             found = {"rows": rows, "resume": cpu_seconds("generate", *drawn, "--out", run)}
-            found |= {"evaluate": cpu_seconds("evaluate", run), "report": cpu_seconds("report", run, "--out", str(root / "report.html"))}
+            found |= {
+                "evaluate": cpu_seconds("evaluate", run, "--judge", "embedded"),
+                "report": cpu_seconds("report", run, "--out", str(root / "report.html")),
+            }
         print(json.dumps(found), flush=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 _IN_WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
@@ -57,36 +57,44 @@ def from_json(kind: type[T], row: object) -> T:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, got {type(row).__name__}")
     values: dict[str, Any] = {}
-    for key, required, listed, fits, words in _fields(kind):  # type: ignore[arg-type]
+    for key, required, listed, types, fits, words in _fields(kind):  # type: ignore[arg-type]
         if required or key in row:
             value: Any = row.get(key)
-            if not fits(value):
+            if type(value) not in types or not (fits is None or fits(value)):
                 raise ValueError(f"{key} must be {words}, got {shortened(repr(value))}")
             values[key] = tuple(value) if listed else value
     return kind(**values)
 
 
+class _Check(NamedTuple):
+    """Types that a JSON value may have, what it must fit besides, and both in words."""
+
+    types: frozenset[type]
+    fits: Callable[[Any], bool] | None
+    words: str
+
+    def __call__(self, value: Any) -> bool:
+        return type(value) in self.types and (self.fits is None or self.fits(value))
+
+
 @cache
-def _fields(kind: type) -> list[tuple[str, bool, bool, Callable[[Any], bool], str]]:
-    """Of every field its name, whether it has no default, whether it is a tuple, and what fits it, also in words."""
+def _fields(kind: type) -> list[tuple[str, bool, bool, frozenset[type], Callable[[Any], bool] | None, str]]:
+    """Of every field its name, whether it has no default, whether it is a tuple, and what fits it."""
     hints = get_type_hints(kind)
     required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     return [(key, key in required, get_origin(hint) is tuple, *_check(hint)) for key, hint in hints.items()]
 
 
-def _check(hint: Any) -> tuple[Callable[[Any], bool], str]:
+def _check(hint: Any) -> _Check:
     origin, parts = get_origin(hint), [_check(part) for part in get_args(hint) if part is not ...]
     if origin is UnionType:
-        return lambda value: any(fits(value) for fits, _ in parts), " or ".join(words for _, words in parts)
+        fits = (lambda value: any(part(value) for part in parts)) if any(part.fits for part in parts) else None
+        return _Check(frozenset().union(*(part.types for part in parts)), fits, " or ".join(part.words for part in parts))
     if origin in (tuple, list):
-        (fits, words), *_ = parts
-        return lambda value: isinstance(value, list) and all(map(fits, value)), f"a list, each {words}"
+        return _Check(frozenset({list}), lambda value: all(parts[0](v) for v in value), f"a list, each {parts[0].words}")
     if origin is dict:
-        fits, words = parts[1]
-        return lambda value: isinstance(value, dict) and all(map(fits, value.values())), f"an object, each value {words}"
-    if hint is float:
-        return lambda value: isinstance(value, int | float) and not isinstance(value, bool), _IN_WORDS[float]
-    return lambda value: type(value) is hint, _IN_WORDS.get(hint, "left out")
+        return _Check(frozenset({dict}), lambda value: all(parts[1](v) for v in value.values()), f"an object, each value {parts[1].words}")
+    return _Check(frozenset({float, int} if hint is float else {hint}), None, _IN_WORDS.get(hint, "left out"))
 
 
 def printable(text: str) -> str:

@@ -189,10 +189,10 @@ def load_scored_run(run: AnyRun, *, judge: str | Sequence[str] = (), label: str 
 
 def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:
     """Whether a report would lack answers: no scores of this judge (of any, if empty), new images, or attributes not asked for yet."""
-    read_records(run if isinstance(run, RunFolder) else RunFolder(run))
     try:
         found = load_scored_run(run, judge=judge)
     except ValueError:  # no scores of this judge, of two of this name, or damaged ones
+        read_records(run if isinstance(run, RunFolder) else RunFolder(run))  # says so if there is no image
         return True
     asked = set() if found.header.kind in ("flags", "features") else set(attributes)
     return any(s.problem == NOT_YET for s in found.scores) or not asked <= set(found.attributes)
