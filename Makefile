@@ -11,7 +11,7 @@ RUNS ?= runs
 
 FIGURES := figure-main-job figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: install demo check test lint figures $(FIGURES) backbones fullsize scaling embedded figures-of-these-weights clean
+.PHONY: install demo check test lint figures $(FIGURES) torture backbones fullsize scaling embedded figures-of-these-weights clean
 
 install: $(VENV)/.installed
 
@@ -63,6 +63,9 @@ figure-measuring: install  # 10 minutes
 
 scaling: install  ## one process, shards, workers and Ray on the same run (6 minutes of an idle machine)
 	$(BIN)/python -m benchmarks.scaling
+
+torture: install  ## attacks: kills, two writers, damaged files, odd texts (about 10 minutes); fills docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.torture
 
 backbones: install  ## every pipeline with every feature, on tiny models; fills docs/backbones.md
 	$(BIN)/python -m benchmarks.backbones

@@ -92,7 +92,7 @@ def mutated(data: bytes, adapter: Adapter, rng: random.Random) -> tuple[bytes, b
 
 def modules(place: Path, rng: random.Random, n: int) -> Tally:
     """Every file that is read holds the original's header and tensors; others are refused. Forged ones may be read, and then work."""
-    tally, pipe = Tally("modules"), sd()
+    tally, pipe = Tally(), sd()
     known, path = originals(pipe, place), place / "m.safetensors"
     for i in range(n):
         data, adapter = known[i % len(known)]
@@ -152,7 +152,7 @@ def break_file(path: Path, rng: random.Random, elsewhere: Path) -> None:
 
 def run_folders(place: Path, rng: random.Random, n: int) -> Tally:
     """A damaged run is read, evaluated, reported and gone on with: labels of untouched images stay, nobody else's file changes."""
-    tally, run = Tally("run_folders"), paint(place / "whole", COLOURS * 3)
+    tally, run = Tally(), paint(place / "whole", COLOURS * 3)
     evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
     labels = {r.digest: (r.id, label) for r, label in zip(*_labels(run), strict=True)}
     elsewhere = write(place / "elsewhere.json", b'{"not": "ours"}')

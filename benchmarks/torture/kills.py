@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from tests.command import respodiff
 from tests.tiny_models import sd
 
@@ -23,16 +22,11 @@ from respodiff.data.run_folder import RunFolder
 
 Started = tuple[multiprocessing.Process, Path]
 FORK: Any = multiprocessing.get_context("fork")  # a child starts with libraries and model in memory: milliseconds in place of seconds
-TRAIN = (
-    "train",
-    "--concept",
-    "woman",
-    "--iterations",
-    "12",
-    "--json",
-    *(part for pair in ("rollouts=2", "rollout_batch=2", "steps=3", "batch=2", "refresh_every=4") for part in ("--set", pair)),
-)
-GENERATE = ("generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "12", "--steps", "2", "--batch", "4", "--json")
+SETTINGS = ("iterations=12", "rollouts=2", "rollout_batch=2", "steps=3", "batch=2", "refresh_every=4")
+TRAIN = ("train", "--concept", "woman", *(part for pair in SETTINGS for part in ("--set", pair)))
+GENERATE = ("generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "12", "--steps", "2", "--batch", "4")
+SECONDS = 120
+"""Time limit of a trial, which runs whole commands."""
 
 
 def _work(pipe: Any, arguments: Sequence[str], log: Path) -> None:
@@ -42,101 +36,85 @@ def _work(pipe: Any, arguments: Sequence[str], log: Path) -> None:
     os._exit(done.returncode)
 
 
-class Kills:
-    """Commands on one tiny pipeline, in processes of their own."""
+class Writers:
+    """Commands on one tiny pipeline, in processes of their own, that write to one place; ``state`` tells what it holds."""
 
-    def __init__(self, place: Path, rng: random.Random) -> None:
-        torch.set_num_threads(1)  # a pool of threads would not survive the fork
-        self.pipe, self.place, self.rng = sd(), place, rng
-        self.started: list[Any] = []
+    def __init__(self, out: Path, state: Callable[[Path], Any]) -> None:
+        self.pipe, self.out, self.state = sd(), out, state
 
-    def start(self, *arguments: str) -> Started:
+    def start(self, arguments: Sequence[str]) -> Started:
         """A process that runs a command, and the file of what it says."""
-        log = self.place / f"log-{self.rng.getrandbits(48):012x}"
-        process = FORK.Process(target=_work, args=(self.pipe, arguments, log))
+        log = self.out.parent / f"log{os.urandom(6).hex()}"
+        process = FORK.Process(target=_work, args=(self.pipe, [*arguments, "--out", str(self.out)], log), daemon=True)
         process.start()
-        self.started.append(process)
         return process, log
 
-    def attempt(self, tally: Tally, about: str, trial: Callable[[], None]) -> None:
-        """A trial whose processes end with it."""
-        tally.attempt(about, trial, seconds=120)
-        for process in self.started:
-            process.kill()
-            process.join()
-        self.started.clear()
-
-    def finish(self, *arguments: str) -> str:
-        """What a command says on stderr; `Wrong` if it fails."""
-        code, said = ended(self.start(*arguments))
+    def made(self, arguments: Sequence[str]) -> Any:
+        """What is there after a command; `Wrong` if it fails."""
+        code, said = ended(self.start(arguments))
         if code:
             raise Wrong(f"exit code {code}: {said[-300:]}")
-        return said
+        return self.state(self.out)
 
-    def kill(
-        self, tally: Tally, arguments: Sequence[str], more: Sequence[str], out: Path, state: Callable[[Path], Any], times: int
-    ) -> None:
-        """Kills the command at ``times`` random moments and finishes it: its output must be that of a command that ran through."""
-        self.finish(*arguments, "--out", str(out))
-        expected = state(out)
+    def clear(self) -> None:
+        """Nothing is left of what was there, nor of what stands beside it under its name."""
+        for path in (self.out, *self.out.parent.glob(f".{self.out.name}*")):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def kill(self, tally: Tally, rng: random.Random, n: int, arguments: Sequence[str], more: Sequence[str] = ()) -> Tally:
+        """Kills a command at n random moments and finishes it: what is there must be what one makes that runs through."""
+        expected = self.made(arguments)
+        self.clear()
         began = time.monotonic()
-        clear(out)
-        self.finish(*arguments, "--out", str(out))
-        usual, done = time.monotonic() - began, 0
-        while done < times:
-            clear(out)
-            process, _ = self.start(*arguments, "--out", str(out))
-            time.sleep(self.rng.uniform(0, usual))
-            if not process.is_alive():
-                continue
-            process.kill()
-            process.join()
-            done += 1
-            self.attempt(tally, f"{arguments[0]} killed", lambda: self._same(arguments, more, out, state, expected))
+        self.made(arguments)
+        usual = time.monotonic() - began
+        while tally.trials < n:
+            self.clear()
+            process, _ = self.start(arguments)
+            time.sleep(rng.uniform(0, usual))
+            if process.is_alive():  # else it was done before
+                process.kill()
+                process.join()
+                tally.begun += (self.out / "manifest.jsonl").exists() or self.out.with_name(f".{self.out.name}.unfinished").exists()
+                tally.attempt(f"{arguments[0]} killed", lambda: self._check([expected], [*arguments, *more]), SECONDS)
+        return tally
 
-    def _same(self, arguments: Sequence[str], more: Sequence[str], out: Path, state: Callable[[Path], Any], expected: Any) -> None:
-        self.finish(*arguments, *more, "--out", str(out))
-        if (found := state(out)) != expected:
-            raise Wrong(f"{out.name} differs from that of a run that was not killed: {found} in place of {expected}"[:400])
-
-    def race(self, tally: Tally, commands: Sequence[Sequence[str]], out: Path, state: Callable[[Path], Any], times: int) -> None:
-        """Two processes write to one place at once: it holds what one of them makes, and the other has done the same or said a line."""
+    def race(self, tally: Tally, rng: random.Random, n: int, *commands: Sequence[str]) -> Tally:
+        """Two processes write to one place at once, n times: it holds what one of them makes, and the other has done the same or said a line."""
         allowed = []
         for command in commands:
-            clear(out)
-            self.finish(*command, "--out", str(out))
-            allowed.append(state(out))
-        for _ in range(times):
-            clear(out)
-            self.attempt(tally, f"two of {commands[0][0]}", lambda: self._raced(commands, out, state, allowed))
+            self.clear()
+            allowed.append(self.made(command))
+        for _ in range(n):
+            self.clear()
+            tally.attempt(f"two of {commands[0][0]}", lambda: self._race(rng, commands, allowed), SECONDS)
+        return tally
 
-    def _raced(self, commands: Sequence[Sequence[str]], out: Path, state: Callable[[Path], Any], allowed: Sequence[Any]) -> None:
+    def _race(self, rng: random.Random, commands: Sequence[Sequence[str]], allowed: Sequence[Any]) -> None:
         both = []
         for command in commands:
-            both.append(self.start(*command, "--out", str(out)))
-            time.sleep(self.rng.uniform(0, 0.2))
+            both.append(self.start(command))
+            time.sleep(rng.uniform(0, 0.2))
         ends = [ended(started) for started in both]
         if all(code for code, _ in ends) or any(
             code not in (0, 1, 2) or "Traceback" in said or "unexpected" in said for code, said in ends
         ):
             raise Wrong(f"they end with {ends}"[:400])
-        if (found := state(out)) not in allowed:
-            raise Wrong(f"{out.name} holds what neither of them makes: {found} in place of {allowed}"[:400])
+        self._check(allowed)
+
+    def _check(self, allowed: Sequence[Any], command: Sequence[str] = ()) -> None:
+        if (found := self.made(command) if command else self.state(self.out)) not in allowed:
+            raise Wrong(f"{self.out.name} holds {found} in place of {allowed}"[:400])
 
 
 def ended(started: Started) -> tuple[int, str]:
     """Exit code of a process, and what it said."""
     process, log = started
-    process.join()
+    try:
+        process.join()
+    finally:
+        process.kill()  # where the trial took too long
     return int(process.exitcode or 0), log.read_text() if log.exists() else ""
-
-
-def clear(out: Path) -> None:
-    """Nothing is left of ``out``, nor of what stands beside it under its name."""
-    for path in out.parent.glob(f"*{out.name}*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in out.parent.glob(f".{out.name}*"):
-        path.unlink()
 
 
 def of_module(out: Path) -> Any:
@@ -145,24 +123,28 @@ def of_module(out: Path) -> Any:
 
 
 def of_run(out: Path) -> Any:
-    """Rows of a run folder and digests of their images; `Wrong` for a row whose file is another one."""
-    rows = {}
+    """Digest of the rows of a run folder, and their number; `Wrong` for a row whose file is another one."""
+    rows = []
     for r in RunFolder(out).records():
         if (found := hashlib.sha256((out / r.file).read_bytes()).hexdigest()) != r.digest:
             raise Wrong(f"row {r.id} says digest {r.digest[:12]}, its file has {found[:12]}")
-        rows[r.id] = (r.file, r.prompt, r.seed, r.digest)
-    return hashlib.sha256(json.dumps(sorted(rows.items())).encode()).hexdigest(), len(rows)
+        rows.append((r.id, r.file, r.prompt, r.seed, r.digest))
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest(), len(rows)
 
 
-def trials(place: Path, rng: random.Random, kills: int, races: int) -> list[Tally]:
-    """Killed trainings, killed generations, and two writers of run folders and of modules."""
-    work, out = Kills(place, rng), place / "out"
-    tallies = [Tally("kills_train"), Tally("kills_generate"), Tally("two_writers")]
-    work.kill(tallies[0], TRAIN, ("--resume",), out / "m.safetensors", of_module, kills)
-    tallies[1].began = time.monotonic()
-    work.kill(tallies[1], GENERATE, (), out / "run", of_run, kills)
-    tallies[2].began = time.monotonic()
-    work.race(tallies[2], [GENERATE, GENERATE], out / "run", of_run, races // 2)
-    work.race(tallies[2], [GENERATE, (*GENERATE, "--seed", "1")], out / "run", of_run, races // 4)
-    work.race(tallies[2], [TRAIN, TRAIN], out / "m.safetensors", of_module, races - races // 2 - races // 4)
-    return tallies
+def train(place: Path, rng: random.Random, n: int) -> Tally:
+    """Trainings, killed and resumed."""
+    return Writers(place / "m.safetensors", of_module).kill(Tally(), rng, n, TRAIN, ["--resume"])
+
+
+def generate(place: Path, rng: random.Random, n: int) -> Tally:
+    """Generations, killed and repeated."""
+    return Writers(place / "run", of_run).kill(Tally(), rng, n, GENERATE)
+
+
+def two_writers(place: Path, rng: random.Random, n: int) -> Tally:
+    """Two of the same generation, two of other seeds, two trainings."""
+    tally, run, module = Tally(), Writers(place / "run", of_run), Writers(place / "m.safetensors", of_module)
+    run.race(tally, rng, n // 2, GENERATE, GENERATE)
+    run.race(tally, rng, n // 4, GENERATE, [*GENERATE, "--seed", "1"])
+    return module.race(tally, rng, n - n // 2 - n // 4, TRAIN, TRAIN)

@@ -29,26 +29,8 @@ from respodiff.evaluation.judges.table import TableJudge
 from respodiff.experiments.compare import read_settings
 
 CELLS = [
-    *(
-        "",
-        "a.png",
-        "a doctor",
-        "doctor",
-        "woman",
-        "0.5",
-        "-1",
-        "3.0",
-        "1e400",
-        "nan",
-        "9" * 5000,
-        "=1+1",
-        "[/big]",
-        "\x1b[31m",
-        '"',
-        "a,b",
-        "a\nb",
-    ),
-    *("é\u202e", "\0", "../../etc/passwd", "/dev/zero", "pipe.png", "hate, violence", "gender", "x" * 200_000),
+    *("", "a.png", "a doctor", "doctor", "woman", "0.5", "-1", "3.0", "1e400", "nan", "9" * 5000, "=1+1", "[/big]", "\x1b[31m", '"', "a,b"),
+    *("a\nb", "é\u202e", "\0", "../../etc/passwd", "/dev/zero", "pipe.png", "hate, violence", "gender", "x" * 200_000),
 ]
 HEADERS = {
     "i2p": ["prompt", "categories", "evaluation_seed", "evaluation_guidance", "width", "height"],
@@ -72,15 +54,7 @@ def a_table(kind: str, rng: random.Random) -> bytes:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator=rng.choice(["\n", "\r\n", "\r"]))
     writer.writerow(columns)
-    fitting = {
-        "file": "a.png",
-        "share": "0.5",
-        "group": "doctor",
-        "gender": "woman",
-        "alternative": "woman",
-        "prompt": "a doctor",
-        "attribute": "",
-    }
+    fitting = {"file": "a.png", "share": "0.5", "group": "doctor", "gender": "woman", "alternative": "woman", "prompt": "a doctor"}
     for _ in range(rng.randrange(6)):
         writer.writerow([fitting.get(c, "") if rng.random() < 0.7 else rng.choice(CELLS) for c in columns])
     data = rng.choice([b"", b"", b"\xef\xbb\xbf"]) + buffer.getvalue().encode()
@@ -109,7 +83,7 @@ def _imported(path: Path, out: Path) -> None:
 
 def tables(place: Path, rng: random.Random, n: int) -> Tally:
     """Tables and files of concepts, settings and errors: what they say is taken as it stands, or they are refused."""
-    tally, path, out = Tally("tables"), place / "table.csv", place / "imported"
+    tally, path, out = Tally(), place / "table.csv", place / "imported"
     (place / "images").mkdir()
     for folder in (place, place / "images"):
         Image.new("RGB", (4, 4), (255, 0, 0)).save(folder / "a.png")
@@ -147,7 +121,7 @@ def odd_toml(text: bytes, rng: random.Random) -> bytes:
 
 def prompts(place: Path, rng: random.Random, n: int) -> Tally:
     """Images of any text: its row says the text as it was given, the command goes on with what is there, and no escape is printed."""
-    tally, pipe = Tally("prompts"), sd()
+    tally, pipe = Tally(), sd()
     odd = st.text(max_size=40) | st.text("[]/\\x1b\x9b\a\0\u202e=+-@|<>&'\"\\n\t. aé😀", max_size=30) | st.text(st.characters(), max_size=8)
 
     @settings(max_examples=n, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))

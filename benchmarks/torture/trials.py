@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import logging
+import os
 import random
+import resource
 import signal
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -16,11 +20,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
 
+import torch
 from tests.command import Done, respodiff
 
 T = TypeVar("T")
 SECONDS = 20
 """Time limit of a trial."""
+MEMORY = Path("/dev/shm")
+"""A folder in memory, where there is one: waiting for the disk at every image would take an hour, and a kill loses nothing that a disk keeps."""
 
 
 class Hang(BaseException):
@@ -33,12 +40,12 @@ class Wrong(Exception):
 
 @dataclass
 class Tally:
-    """Trials of one kind by outcome: ``right``, ``refused``, or one of the failures; and what failed, in a line each."""
+    """Trials of one kind by outcome: ``right``, ``refused``, or one of the failures; what failed, in a line each; and how many were `begun`."""
 
-    name: str
     outcomes: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    begun: int = 0
+    """Commands that were killed after they had written something to go on from."""
 
     def attempt(self, about: str, trial: Callable[[], T], seconds: float = SECONDS) -> T | None:
         """The result of a trial; None where the library refuses it, which is as good."""
@@ -67,13 +74,26 @@ class Tally:
         self.failures += [f"{kind}, {about}"[:500]] if len(self.failures) < 20 else []
 
     @property
-    def failed(self) -> int:
-        return sum(n for kind, n in self.outcomes.items() if kind not in ("right", "refused"))
+    def trials(self) -> int:
+        return sum(self.outcomes.values())
 
     def to_json(self) -> dict[str, Any]:
-        n = sum(self.outcomes.values())
-        seconds = round(time.monotonic() - self.began, 1)
-        return {"trials": n, **dict(sorted(self.outcomes.items())), "failed": self.failed, "failures": self.failures, "seconds": seconds}
+        failed = self.trials - self.outcomes["right"] - self.outcomes["refused"]
+        begun = {"begun": self.begun} if self.begun else {}
+        return {"trials": self.trials, **dict(sorted(self.outcomes.items())), **begun, "failed": failed, "failures": self.failures}
+
+
+def measured(trials: Callable[[Path, random.Random, int], Tally], n: int, seed: str) -> dict[str, Any]:
+    """What came out of n trials, with seconds; in a process of their own, whose CPU seconds are all theirs."""
+    torch.set_num_threads(1)  # a pool of threads would not survive a fork
+    logging.disable(logging.WARNING)
+    os.environ.pop("RESPODIFF_TRACEBACK", None)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as place:
+        found = trials(Path(place), random.Random(seed), n).to_json()
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(u.ru_utime + u.ru_stime for u in used)
+    return found | {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(cpu, 1)}
 
 
 @contextlib.contextmanager
