@@ -160,7 +160,7 @@ def run_folders(place: Path, rng: random.Random, n: int) -> Tally:
     weights = [1 if p.parts[0] == "images" else 6 for p in files]
     for i in range(n):
         broken = Path(shutil.copytree(run.path, place / f"run{i}"))
-        for file in rng.choices(files, weights, k=rng.choice([1, 1, 2])):
+        for file in dict.fromkeys(rng.choices(files, weights, k=rng.choice([1, 1, 2]))):
             if (broken / file).is_file():
                 break_file(broken / file, rng, elsewhere)
         steps: list[tuple[str, Callable[[], Any]]] = [
