@@ -284,9 +284,13 @@ class RunFolder:
         first = ", ".join(str(i) for i in islice((i for i in range(count) if Shard(i, count) not in there), 8))
         return [f"{n} of {count} shards are missing ({first}{', ...' if n > 8 else ''}): their images are in no number; generate them"]
 
-    def done(self, prompts: Container[str] | None = None) -> set[str]:
-        """Ids of finished images, of all prompts or those of some ids: those with a manifest line and the image file that it tells of."""
-        return {r.id for r in self.records() if (prompts is None or r.prompt_id in prompts) and self._is_whole(r)}
+    def done(self, prompts: Container[str] | None = None, records: Sequence[ImageRecord] | None = None) -> set[str]:
+        """Ids of finished images, of all prompts or those of some ids: those with a manifest line and the image file that it tells of.
+
+        ``records`` are those of `read`, where they have just been read.
+        """
+        rows = self.records() if records is None else records
+        return {r.id for r in rows if (prompts is None or r.prompt_id in prompts) and self._is_whole(r)}
 
     def _is_whole(self, record: ImageRecord) -> bool:
         """Whether the image file is as it was stored: not lost, cut, emptied or changed."""

@@ -34,14 +34,23 @@ def confined(folder: Path, name: str) -> Path:
     """
     path = folder / name
     try:
-        real = os.path.realpath(path)
-        if not real.startswith(os.path.join(os.path.realpath(folder), "")):  # noqa: PTH118  (10 times as fast as Path for each of many images)
-            raise ValueError(f"file {name!r} is outside of {folder}")
-        if stat.S_ISREG(os.stat(real).st_mode):  # noqa: PTH116
+        if _may_lead_out(os.fspath(folder), name):
+            real = os.path.realpath(path)
+            if not real.startswith(os.path.join(os.path.realpath(folder), "")):  # noqa: PTH118
+                raise ValueError(f"file {name!r} is outside of {folder}")
+        if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             return path
     except OSError:  # not there, a name that is too long, a loop of links
         pass
     raise FileNotFoundError(f"file {name!r} is not in {folder}, or is no regular file")
+
+
+def _may_lead_out(folder: str, name: str) -> bool:
+    """Whether a name has to be resolved, for how it is written or for a link on its way; that takes 10 times as long as this."""
+    parts, at = name.split("/"), folder
+    if os.name != "posix" or ".." in parts or not all(parts):  # an absolute name has an empty part
+        return True
+    return any(os.path.islink(at := f"{at}/{part}") for part in parts)  # noqa: PTH114
 
 
 def read_json(text: str | bytes) -> Any:
@@ -60,7 +69,7 @@ def from_json(kind: type[T], row: object) -> T:
     for key, required, listed, types, fits, words in _fields(kind):  # type: ignore[arg-type]
         if required or key in row:
             value: Any = row.get(key)
-            if type(value) not in types or not (fits is None or fits(value)):
+            if type(value) not in types or (fits and value and not fits(value)):
                 raise ValueError(f"{key} must be {words}, got {shortened(repr(value))}")
             values[key] = tuple(value) if listed else value
     return kind(**values)

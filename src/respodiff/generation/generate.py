@@ -102,9 +102,9 @@ def generate(
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
     with ExitStack() as held:
-        folder = _run_folder(out, settings, jobs, config, shard, held) if out else None
+        folder, records = _run_folder(out, settings, jobs, config, shard, held) if out else (None, [])
         own = {p.id for p in shard.take(asked)}
-        done = folder.done(own) if folder else set()
+        done = folder.done(own, records) if folder else set()
         jobs = [job for job in jobs if job.prompt.id in own]
         missing = [job for job in jobs if job.id not in done]
         todo: Iterable[Job] = missing
@@ -160,8 +160,8 @@ def _checked_modules(
 
 def _run_folder(
     out: str | Path, settings: dict[str, Any], jobs: Sequence[Job], config: GenerateConfig, shard: Shard, held: ExitStack
-) -> RunFolder:
-    """The run folder, made or checked, and locked until ``held`` is left.
+) -> tuple[RunFolder, list[ImageRecord]]:
+    """The run folder, made or checked, and locked until ``held`` is left; and its rows.
 
     A folder of ours without images takes the new settings: nothing in it depends on the old.
     """
@@ -189,7 +189,7 @@ def _run_folder(
             f"out is {str(out)!r}, whose images of {texts[next(iter(other))[0]]!r} got other concepts: counts of other prompts, or of another "
             "version of respodiff; give the prompts that it was begun with, or choose another folder"
         )
-    return folder
+    return folder, records
 
 
 def _images(
