@@ -48,7 +48,7 @@ def confined(folder: Path, name: str) -> Path:
 def _may_lead_out(folder: str, name: str) -> bool:
     """Whether a name has to be resolved, for how it is written or for a link on its way; that takes 10 times as long as this."""
     parts, at = name.split("/"), folder
-    if os.name != "posix" or ".." in parts or not all(parts):  # an absolute name has an empty part
+    if os.name != "posix" or not {"", ".", ".."}.isdisjoint(parts):  # an absolute name has an empty part
         return True
     return any(os.path.islink(at := f"{at}/{part}") for part in parts)  # noqa: PTH114
 
