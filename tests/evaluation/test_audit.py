@@ -230,8 +230,8 @@ def test_suggested_commands_can_be_run(
     monkeypatch.setattr(train, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda *_: None))
     done = dict.fromkeys(("iterations", "seconds", "unet_forwards", "loss_first", "loss_last"), 0.0)
-    about = {"file": "", "concept": "", "relative_norm": None, "projection": None}
-    monkeypatch.setattr(train, "_trained", lambda _p, chosen, files, *_: (seen.append((chosen[0].name, files[0])) or [about], done))
+    about = {"file": "", "concept": "", "effect": None, "relative_norm": None, "projection": None}
+    monkeypatch.setattr(train, "_trained", lambda chosen, files, *_: (seen.append((chosen[0].name, files[0])) or [about], done))
     monkeypatch.setattr(generate, "open_model", lambda *given: given)
     monkeypatch.setattr(generate, "_draw", lambda *given: seen.append(given) or {"images": 0, "skipped": 0, "images_per_second": 0.0})
     for i, command in enumerate(trainings):

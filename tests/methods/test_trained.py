@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from respodiff.methods.registry import get_method
 from respodiff.methods.sdisc import own_images
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.steering.module import ConceptModule
-from respodiff.training.config import TrainConfig
+from respodiff.training.config import OptimizerConfig, TrainConfig
 from respodiff.training.rollouts import mix_seed
-from respodiff.training.state import open_model
+from respodiff.training.state import fit_tensors, open_model
 
 pytestmark = pytest.mark.slow
 
@@ -226,3 +227,60 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     for kind in ("fairness", "safety"):
         own, paper = get_method("respodiff").settings(kind), get_method("respodiff-paper").settings(kind)
         assert own == TrainConfig.preset("default", kind) and paper == TrainConfig.preset("paper", kind)
+
+
+# --- verdicts ---
+
+
+def smaller(name: str, **changes: Any) -> Any:
+    return tiny(name, **{**changes, "iterations": 2})
+
+
+@pytest.mark.filterwarnings("ignore:.*away from its target")
+@pytest.mark.parametrize("name", ["slider", "sdisc", "esd-x", "esd-u"])
+def test_what_trains_ends_with_a_verdict(plain_sd: Any, name: str) -> None:
+    found = get_method(name).fit(plain_sd, concept_for(name), smaller(name)).header.verdict
+    assert found.keys() == {"effect", "projection", "relative_norm"}
+    assert found["effect"] > 1e-3 and 0 < found["relative_norm"] < 10
+
+
+@pytest.mark.parametrize("rate", [1e3, 1e6, 1e12, 1e-12])
+@pytest.mark.parametrize("name", ["slider", "sdisc", "esd-x", "esd-u"])
+def test_what_diverged_or_has_no_effect_is_no_adapter(plain_sd: Any, name: str, rate: float) -> None:
+    said = f"training diverged; lower lr, which is {rate:g}" if rate > 1 else f"; raise lr, which is {rate:g}"
+    with pytest.raises(RuntimeError, match=said.replace("+", r"\+")) as error:
+        get_method(name).fit(plain_sd, concept_for(name), smaller(name, lr=rate))
+    assert "\n" not in str(error.value)
+
+
+def test_relative_norm_of_low_rank_changes_by_hand(plain_sd: Any) -> None:
+    made = get_method("slider").fit(plain_sd, WOMAN, smaller("slider"))
+    found = layers(plain_sd.unet).items()
+    change = torch.cat([(0.25 * made.tensors[f"{n}.b"] @ made.tensors[f"{n}.a"]).flatten() for n, _ in found])
+    weights = torch.cat([layer.weight.flatten() for _, layer in found])
+    assert made.header.verdict["relative_norm"] == pytest.approx((change.norm() / weights.norm()).item(), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("slider", ValueError), ("sdisc", RuntimeError)])
+def test_prompts_that_are_the_same_to_the_model_are_refused(plain_sd: Any, name: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind, match="the same to this model"):
+        get_method(name).fit(plain_sd, Concept("x", "a person", "a person"), smaller(name))
+
+
+def test_a_training_that_changes_nothing_is_refused(plain_sd: Any) -> None:
+    model, config, start = Denoiser(plain_sd), OptimizerConfig(iterations=2), {"x": torch.zeros(3)}
+
+    class Nothing:
+        def batch(self, *_: int) -> None:
+            return None
+
+    def loss(values: Any, _batch: Any, factor: float = 0.0) -> float:
+        (found := factor * values["x"].sum()).backward()
+        return found.item()
+
+    def run(factor: float) -> list[Any]:
+        return list(fit_tensors(model, start, lambda *_: Nothing(), partial(loss, factor=factor), config, dict))
+
+    with pytest.raises(RuntimeError, match=r"training changed nothing; raise lr, which is 0\.001"):
+        run(0.0)
+    assert run(1.0)[-1].module["x"].abs().min() > 0

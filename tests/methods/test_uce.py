@@ -154,3 +154,8 @@ def test_weights_of_another_width_are_refused() -> None:
     made = WeightEditAdapter(made.header, {"conv_in.weight": torch.zeros(3)})
     with pytest.raises(ValueError, match=r"changes 'conv_in.weight' of shape \(3,\), the model has \(16, 4, 3, 3\)"):
         latents(pipe, ["x"], made)
+
+
+def test_erasing_the_neutral_prompt_itself_is_refused(pipe: Any) -> None:
+    with pytest.raises(ValueError, match="negative prompt 'a scene' of concept 'x' has the embedding of its neutral prompt 'a scene'"):
+        get_method("uce").fit(pipe, Concept("x", "a scene", "a scene", "a scene", "safety"))

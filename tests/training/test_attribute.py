@@ -53,7 +53,8 @@ def test_with_one_pool_modules_are_those_of_one_training_each(tiny_pipe: Any, na
     assert tuple(found) == attribute(name).names
     for c in attribute(name).concepts:
         alone, together = fit(tiny_pipe, c, config), found[c.name]
-        assert together.header == replace(alone.header, h_norm=together.header.h_norm)
+        assert together.header == replace(alone.header, h_norm=together.header.h_norm, verdict=together.header.verdict)
+        assert together.header.verdict == pytest.approx(alone.header.verdict, rel=0.05, abs=0.02)
         for key, tensor in alone.tensors.items():
             assert torch.allclose(together.tensors[key], tensor, atol=2e-3), "float noise; a step of Adam is .2"
         assert together.tensors["ram.r" if "form" not in changes else "ram.up.weight"].abs().max() > 0.01
@@ -64,7 +65,8 @@ def test_scores_and_the_encoder_run_once_for_all_alternatives(tiny_pipe: Any) ->
     with counted(tiny_pipe.unet) as seen:
         *_, last = train_together(tiny_pipe, attribute("tone").concepts, config)
     pool = 4 * (1 + 3)  # a rollout of "a person" and of each tone, 4 timesteps of each
-    assert seen["encoder"] == 4 * 3 * 2 + 4 * pool, "3 steps with guidance, then the scores of 4 prompts"
+    verdicts = 3 * (2 * 3 * 2 + 3 * 8)  # 2 rollouts of 3 steps with guidance, then 8 latents for 2 prompts and with the module
+    assert seen["encoder"] == 4 * 3 * 2 + 4 * pool + verdicts, "3 steps with guidance, then the scores of 4 prompts"
     assert seen["decoder"] - seen["encoder"] == 3 * config.iterations * config.batch
     assert last.unet_forwards == seen["decoder"]
 
@@ -98,6 +100,15 @@ def test_later_rollouts_are_steered_in_equal_parts_and_unsteered_ones_stay(tiny_
     assert torch.equal(woman.z, man.z) and not torch.equal(woman.e_tar, man.e_tar)
     n = 2 * config.steps  # of 6 rollouts a third is of "a person"
     assert torch.equal(woman.z[n:], later.z[n:]) and not torch.equal(woman.z[:n], later.z[:n])
+
+
+def test_the_alternative_that_diverges_or_has_no_effect_is_named(tiny_pipe: Any) -> None:
+    for rate, said in (
+        (1e6, "RAM of 'woman' is .* training diverged; lower ram_lr"),
+        (1e-9, "respodiff 'woman' has an effect of .*; raise"),
+    ):
+        with pytest.raises(RuntimeError, match=said):
+            fit_attribute(tiny_pipe, GENDER, TrainConfig.preset("neutral", **TINY, ram_lr=rate))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -142,6 +153,7 @@ def test_an_own_attribute_is_taken_and_an_unknown_one_refused(tiny_pipe: Any) ->
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("default", ".*away from its target")
         assert tuple(fit_attribute(tiny_pipe, own, TrainConfig.preset("neutral", **{**ONE_POOL, "iterations": 1}))) == ("doctor", "nurse")
     with pytest.raises(ValueError, match="attribute 'gendr' is unknown"):
         fit_attribute(tiny_pipe, "gendr")

@@ -33,8 +33,8 @@ def inspect(
         from respodiff.methods.registry import load
 
         result["warnings"] = load(module).check(open_model(model, device, dtype))
-    lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("train", "warnings")]
-    lines += [f"{'train':<14}" + ", ".join(f"{k} {v}" for k, v in result["train"].items())]
+    lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("verdict", "train", "warnings")]
+    lines += [f"{key:<14}" + ", ".join(f"{k} {v}" for k, v in result[key].items()) for key in ("verdict", "train")]
     finish(result, "\n".join([*lines, *(f"{'warning':<14}{text}" for text in result["warnings"])]), as_json)
 
 
@@ -52,7 +52,7 @@ def contents(path: Path) -> dict[str, Any]:
         norms = [float(np.linalg.norm(v)) for v in (ram, sam, ram + sam)]
         result |= {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
         result |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
-    result |= {"tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
+    result |= {"verdict": dict(h.verdict), "tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
     return result | {"library": h.library, "train": dict(h.train), "warnings": []}
 
 

@@ -25,7 +25,7 @@ from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
-LOSSES = ("loss_first", "loss_last")
+LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm")
 METHOD_HELP = f"{', '.join(NAMES)} (docs/methods.md)."
 ATTRIBUTE_HELP = (
     "Train all alternatives of a known attribute in one run, into the folder --out; with --target: attribute of your own concept."
@@ -123,14 +123,14 @@ def train(
         if whole and not reason:
             state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
             run = partial(train_together, pipe, chosen, configs[0], method=method)
-            runs = [_trained(pipe, chosen, files, run, state, resume, force, configs[0].iterations)]
+            runs = [_trained(chosen, files, run, state, resume, force, configs[0].iterations)]
         else:
             if whole:
                 words.print(f"one concept after the other: {reason}", soft_wrap=True)
             runs = []
             for c, config, file, state in zip(chosen, configs, files, states, strict=True):
                 run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
-                runs.append(_trained(pipe, [c], [file], run, state, resume, force, getattr(config, "iterations", None)))
+                runs.append(_trained([c], [file], run, state, resume, force, getattr(config, "iterations", None)))
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,
@@ -143,9 +143,8 @@ def train(
     loss = "" if result["loss_last"] is None else f", loss {result['loss_first']:.4f} to {result['loss_last']:.4f}"
     lines = [f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards{loss}"]
     for m in result["modules"]:
-        norm = "" if m["relative_norm"] is None else f", |r + s| is {m['relative_norm']:.2f} of |h|"
-        way = "" if m["projection"] is None else f", {m['projection']:.2f} of the way to the target"
-        lines.append(f"{m['file']}: {m['concept']!r}{norm}{way}")
+        figures = "".join(f", {key.replace('_', ' ')} {m[key]:.2f}" for key in VERDICT if m[key] is not None)
+        lines.append(f"{m['file']}: {m['concept']!r}{figures}")
     finish(result, "\n".join(lines), as_json)
 
 
@@ -169,7 +168,6 @@ def with_best_neutral(pipe: Any, chosen: Sequence[Concept], candidates: str, see
 
 
 def _trained(
-    pipe: Any,
     chosen: Sequence[Concept],
     files: Sequence[Path],
     run: Any,
@@ -183,8 +181,6 @@ def _trained(
     import torch
 
     from respodiff.methods.registry import get_method
-    from respodiff.steering.module import ConceptModule
-    from respodiff.training.diagnostics import projection
 
     kind, earlier = get_method(checkpoint.method), checkpoint.start(resume)
     losses = {k: float(earlier.pop(k)) for k in LOSSES if k in earlier}
@@ -209,17 +205,14 @@ def _trained(
                     save()
                     saved = time.monotonic()
             save()  # if a module cannot be written, --resume makes it from this
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, RuntimeError):
             save()
             raise
     modules = record.module if isinstance(record.module, dict) else {chosen[0].name: record.module}
     found = []
     for c, file in zip(chosen, files, strict=True):
         (module := modules[c.name]).save(file, force=force)
-        own = isinstance(module, ConceptModule)
         about = {"file": str(file), "concept": c.name, "neutral": c.neutral, "digest": module.digest}
-        found.append(
-            about | {"relative_norm": module.relative_norm if own else None, "projection": projection(pipe, c, module) if own else None}
-        )
+        found.append(about | {key: module.header.verdict.get(key) for key in VERDICT})
     checkpoint.path.unlink(missing_ok=True)
     return found, {"iterations": record.iteration, "seconds": round(record.seconds, 2), "unet_forwards": record.unet_forwards, **losses}

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import MakeHeader, Method
-from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
+from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank, relative_norm
 from respodiff.pipelines.denoiser import Denoiser
+from respodiff.steering.adapter import Adapter
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules, TrainConfig
+from respodiff.training.diagnostics import directions, with_verdict
 from respodiff.training.objectives import preservation_loss, response_loss
 from respodiff.training.rollouts import Latents, Rollouts
 from respodiff.training.state import Tensors, open_model
@@ -59,9 +62,14 @@ def rollouts(model: Denoiser, concept: Concept, config: SliderConfig) -> Callabl
 
 def _make(pipe: Any, concept: Concept, config: SliderConfig, *, header: MakeHeader, resume: Any, **_: Any) -> Iterator[Any]:
     model = open_model(pipe, config)
-    loss = score_loss(model, lambda values: attached(model.model, values, config.lora_scale), config.preservation_weight)
-    pools = rollouts(model, concept, config)
-    return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=config.refresh_every)
+    active, unet = partial(attached, model.model, scale=config.lora_scale), model.model
+    loss, pools = score_loss(model, active, config.preservation_weight), rollouts(model, concept, config)
+
+    def verdict(adapter: Adapter, values: Tensors) -> Adapter:
+        size = partial(relative_norm, unet, values, config.lora_scale)
+        return with_verdict(model, adapter, directions(concept), lambda _: active(values), size)
+
+    return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=config.refresh_every, verdict=verdict)
 
 
 METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}

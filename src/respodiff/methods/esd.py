@@ -21,9 +21,11 @@ from respodiff.methods.base import MakeHeader, Method, phrases
 from respodiff.methods.concept_slider import score_loss
 from respodiff.methods.weight_edits import WeightEditAdapter, swapped
 from respodiff.pipelines.denoiser import Denoiser, repeat
+from respodiff.steering.adapter import Adapter
 from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
+from respodiff.training.diagnostics import share, with_verdict
 from respodiff.training.rollouts import Latents, mix_seed, predict, preserved, rollout
-from respodiff.training.state import fit_tensors, open_model
+from respodiff.training.state import Tensors, fit_tensors, open_model
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,23 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, header
         raise ValueError(f"dtype is {model.dtype}; steps of {config.lr:g} are lost in it: train {method} in float32 (--dtype float32)")
     before = {name: model.model.get_parameter(name).detach() for name in trained_names(model.model, method)}
     about, pools = header(resolution=model.size), cache(partial(phrase_pools, model, concept, config))
+    active, phrase = partial(swapped, model.model), phrases(concept.negative)[0]
+
+    def verdict(adapter: Adapter, values: Tensors) -> Adapter:
+        size = partial(share, ((adapter.tensors[k], w) for k, w in before.items()))
+        return with_verdict(model, adapter, (phrase, phrase, ""), lambda _: active(values), size)
+
     return fit_tensors(
         model,
         before,
         lambda i, _: pools()[i % len(pools())],
-        score_loss(model, partial(swapped, model.model), config.preservation_weight),
+        score_loss(model, active, config.preservation_weight),
         config,
         lambda after: WeightEditAdapter(about, {k: v - before[k].cpu() for k, v in after.items()}),
         resume=resume,
         refresh_every=1,
         keep=False,
+        verdict=verdict,
     )
 
 

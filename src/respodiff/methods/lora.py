@@ -17,6 +17,7 @@ from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import AT_ONCE, NOT_NEGATIVE, POSITIVE, Rules, Settings
+from respodiff.training.diagnostics import share
 from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
 WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
@@ -64,12 +65,18 @@ def fit_low_rank(
     *,
     resume: Any,
     refresh_every: int,
+    verdict: Callable[[Any, Tensors], Any] | None = None,
 ) -> Iterator[StepRecord]:
     """`fit_tensors` of low-rank changes, from their start to a `LowRankAdapter`."""
     tensors, make = start(model.model, config.rank, config.where, config.seed), partial(LowRankAdapter, header(resolution=model.size))
-    return fit_tensors(
-        model, tensors, examples, loss, config, make, resume=resume, refresh_every=refresh_every, weight_decay=config.weight_decay
-    )
+    more = {"resume": resume, "refresh_every": refresh_every, "weight_decay": config.weight_decay, "verdict": verdict}
+    return fit_tensors(model, tensors, examples, loss, config, make, **more)
+
+
+def relative_norm(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> float:
+    """|scale B A| / |W| over all layers that are changed."""
+    names = {key.rpartition(".")[0] for key in tensors}
+    return share((scale * tensors[f"{n}.b"] @ tensors[f"{n}.a"], model.get_submodule(n).get_parameter("weight")) for n in names)
 
 
 def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:

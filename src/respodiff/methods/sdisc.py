@@ -23,6 +23,7 @@ from respodiff.pipelines.bottleneck import shifted
 from respodiff.pipelines.denoiser import Condition, Denoiser, repeat
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import OptimizerConfig, RolloutConfig
+from respodiff.training.diagnostics import module_with_verdict
 from respodiff.training.rollouts import Latents, mix_seed, reverse_diffusion
 from respodiff.training.state import fit_tensors, open_model
 
@@ -83,6 +84,7 @@ def _make(pipe: Any, concept: Concept, config: SdiscConfig, *, header: MakeHeade
         config,
         lambda values: ConceptModule.of(values["c"], zeros, about),
         resume=resume,
+        verdict=lambda module, _: module_with_verdict(model, concept, module),
     )
 
 

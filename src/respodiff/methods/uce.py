@@ -31,6 +31,9 @@ from respodiff.steering.steer import steer
 from respodiff.training.config import COUNT, NOT_NEGATIVE, POSITIVE, SEED, Rules
 from respodiff.training.state import StepRecord
 
+NOTHING = 1e-6
+"""Norm of M - I that is that of rounding."""
+
 
 @dataclass(frozen=True)
 class UceConfig(SubjectConfig):
@@ -91,6 +94,11 @@ def _erase(pipe: Any, concept: Concept, config: UceConfig, header: Header) -> It
     began = time.perf_counter()
     sources = _embedded(pipe, [*phrases(concept.negative), *config.phrases])
     change = edit(sources, phrase(pipe, concept.neutral).expand_as(sources), _embedded(pipe, concept.preserve), config)
+    if change.norm() < NOTHING:
+        raise ValueError(
+            f"negative prompt {concept.negative!r} of concept {concept.name!r} has the embedding of its neutral prompt {concept.neutral!r}, "
+            "so that nothing would be erased; give another"
+        )
     return built(WeightEditAdapter(header, {"edit": change.float()}), time.perf_counter() - began, change.norm().item())
 
 

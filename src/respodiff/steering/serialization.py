@@ -41,6 +41,7 @@ class Header:
         resolution: (height, width) in pixels that it was trained at.
         timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.
         h_norm: mean norm of h during training, of one position for one number a channel; 0 if it is unknown.
+        verdict: effect, projection and relative norm at the end of training (`respodiff.training.diagnostics.with_verdict`); empty if unknown.
         train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.NAMES`.
     """
 
@@ -58,6 +59,7 @@ class Header:
     resolution: tuple[int, int] = (0, 0)
     timesteps: tuple[int, int] = TIMESTEPS
     h_norm: float = 0.0
+    verdict: Mapping[str, float] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     library: str = ""
     method: str = "respodiff"
@@ -161,7 +163,7 @@ MOST_BYTES = {True: 2**28, False: 12 * 2**30}
 
 
 TYPES: dict[str, tuple[Any, str]] = {
-    "train": (dict, "an object"),
+    **dict.fromkeys(("train", "verdict"), (dict, "an object")),
     "resolution": (list, "a list"),
     "timesteps": (list, "a list"),
     "h_norm": (int | float, "a number"),
@@ -200,7 +202,7 @@ def write_file(path: str | Path, header: Header, tensors: Mapping[str, Tensor], 
 
     check_out(path, read_header, force=force)
     values = {f.name: getattr(header, f.name) for f in fields(header)} | {"train": dict(header.train), "scale": float(scale)}
-    values["digest"] = digest_of(header, tensors, scale)
+    values |= {"verdict": dict(header.verdict), "digest": digest_of(header, tensors, scale)}
     text = json.dumps(values | {"checksum": checksum(values)})
     copies = {k: v.float().clone().contiguous() for k, v in tensors.items()}  # the format refuses shared memory
     with new_file(path, "adapter file") as temporary:

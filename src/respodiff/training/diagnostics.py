@@ -1,4 +1,4 @@
-"""Ranks neutral prompts before a training, and measures a trained module, from noise predictions alone.
+"""Ranks neutral prompts before a training, and judges what was trained, from noise predictions alone.
 
 Notation: e(y) is the noise prediction for prompt y, e() for the empty one, a_1..a_K are the alternatives' prompts, s that of a subject.
 
@@ -10,15 +10,22 @@ Residual is 0 for a mean of the alternatives' scores, distance 1 for a prompt as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import channels_first, eager, shifted
+from respodiff.pipelines.denoiser import Denoiser, repeat
+from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import RolloutConfig
 from respodiff.training.objectives import mixture
@@ -28,6 +35,14 @@ from respodiff.training.state import open_model
 SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
 ROLLOUTS, STEPS = 8, 8
 """Rollouts of all alternatives together (every subject gets two), and their steps."""
+
+SAME, LEAST, MOST = 1e-5, 1e-3, 10.0
+"""Bounds of a verdict: |d| / |e| of two prompts that are the same, and the least effect and largest relative norm of what is kept.
+
+On the embedded model sane trainings have effects of 1 to 3.4 and relative norms of at most 1.1; a learning rate of 1000 gives 700 or more.
+"""
+
+Adapted = TypeVar("Adapted", bound=Adapter)
 
 
 class NeutralScore(NamedTuple):
@@ -84,25 +99,78 @@ def _squares(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def projection(pipe: Any, concept: Concept, module: ConceptModule, seed: int = 0) -> float:
-    """<e[r + s] - e, d> / |d|^2 over the latents of two short unsteered rollouts: 0 is no effect, 1 as far as the target.
+def with_verdict(
+    model: Denoiser,
+    adapter: Adapted,
+    prompts: tuple[str, str, str],
+    active: Callable[[Tensor], AbstractContextManager[object]],
+    relative_norm: Callable[[], float],
+) -> Adapted:
+    """The adapter of a finished training, with a verdict in its header, from the latents of two short unsteered rollouts.
 
-    e is the prediction for the neutral prompt, e[r + s] the same with the module, d = e(target) - e (safety: e - e(negative)).
+        effect = |e' - e| / |d|     projection = <e' - e, d> / |d|^2: 0 is no effect, 1 as far as the target; negative ones are a warning
+
+    Args:
+        prompts: the steered one, of e, and the two whose predictions differ by d: from one to the other.
+        active: a block for timesteps t (2,), in which predictions are those with the adapter, e'.
+        relative_norm: size of the change as a part of what is changed; called after the predictions.
+
+    Raises:
+        RuntimeError: for no effect or too large a change, for figures that are not finite, and for prompts that are the same to the model.
     """
-    height, width = module.header.resolution
-    model = open_model(pipe, RolloutConfig(height=height, width=width))
-    neutral, target, negative = model.encode([concept.neutral, concept.target, concept.negative])
-    r, s = (form.to(model.device) for form in module.forms())
-    with eager(model.model):
-        z, t = roll_batch(model, 2, mix_seed(seed, 5), neutral, steps=4)
-        e = predict(model, z, t, neutral, 2)
-        d = e - predict(model, z, t, negative, 2) if concept.kind == "safety" else predict(model, z, t, target, 2) - e
-        steps = iter(t.split(2))
+    name, config, (steered, start, end) = f"{adapter.method} {adapter.name!r}", adapter.settings, prompts
+    conditions = dict(zip(prompts, model.encode(prompts), strict=True))
+    y = conditions[steered]
+    z, t = roll_batch(model, 2, mix_seed(0, 5), y, steps=4)
+    e = {text: predict(model, z, t, c, 2) for text, c in conditions.items()}
+    d, changed = e[end] - e[start], []
+    for a, b in zip(z.split(2), t.split(2), strict=True):
+        with active(b):
+            changed.append(model(a, b, repeat(y, len(a))).float())
+    change, size = torch.cat(changed) - e[steered], d.norm().item()
+    if size <= SAME * e[steered].norm().item():
+        raise RuntimeError(
+            f"{name}: the prompts {start!r} and {end!r} are the same to this model; give another target, neutral or negative"
+        )
+    projection = (change * d).sum().item() / size**2
+    found = {"effect": change.norm().item() / size, "projection": projection, "relative_norm": relative_norm()}
+    rate, factors = ("ram_lr", ", train_scale or sam_lr") if "ram_lr" in config else ("lr", "")
+    if not all(map(math.isfinite, found.values())) or found["relative_norm"] > MOST:
+        words = f"is {found['relative_norm']:.3g} times as large as what it changes, with an effect of {found['effect']:.3g}"
+        raise RuntimeError(f"{name} {words}: training diverged; lower {rate}, which is {config[rate]:g}{factors}")
+    if found["effect"] < LEAST:
+        words = f"has an effect of {found['effect']:.1g} of the way to the target, which is none"
+        raise RuntimeError(f"{name} {words}; raise {rate}, which is {config[rate]:g}, or iterations")
+    if projection <= 0:
+        warnings.warn(f"{name} moves predictions away from its target (projection {projection:.2g}); train it for longer", stacklevel=2)
+    return replace(adapter, header=replace(adapter.header, verdict=found))
 
+
+def module_with_verdict(model: Denoiser, concept: Concept, module: ConceptModule) -> ConceptModule:
+    """`with_verdict` for a module: its relative norm is |r + s| / |h|, and d = e(target) - e(neutral), or e(neutral) - e(negative) for safety."""
+    (r, s), norms = (form.to(model.device) for form in module.forms()), list[float]()
+
+    def active(t: Tensor) -> AbstractContextManager[None]:
         def delta(h: Tensor) -> tuple[Tensor, slice]:
-            at = channels_first(h).float(), next(steps)
-            return module.weight * (r(*at) + s(*at)).to(h.dtype), slice(None)
+            x = channels_first(h).float()
+            offset: Tensor = r(x, t) + s(x, t)
+            norms.append((offset.square().mean() / x.square().mean()).sqrt().item())
+            return offset, slice(None)
 
-        with shifted(model.model, delta, model.site):
-            change = predict(model, z, t, neutral, 2) - e
-    return ((change * d).sum() / d.square().sum().clamp(min=1e-12)).item()
+        return shifted(model.model, delta, model.site)
+
+    known = module.relative_norm
+    return with_verdict(model, module, directions(concept), active, lambda: fmean(norms) if known is None else known)
+
+
+def directions(concept: Concept) -> tuple[str, str, str]:
+    """The steered prompt, and the two that the concept's direction goes from and to."""
+    if concept.kind == "safety":
+        return concept.neutral, concept.negative, concept.neutral
+    return concept.neutral, concept.neutral, concept.target
+
+
+def share(changes: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """|change| / |weights| over pairs of both."""
+    pairs = [(_squares(change), _squares(weight)) for change, weight in changes]
+    return math.sqrt(sum(a for a, _ in pairs) / max(sum(b for _, b in pairs), 1e-12))

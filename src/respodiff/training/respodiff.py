@@ -34,6 +34,7 @@ from respodiff.steering.forms import Form, load_form, make_form
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
+from respodiff.training.diagnostics import MOST, module_with_verdict
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
 from respodiff.training.rollouts import Delta, Latents, Rollouts
 from respodiff.training.state import StepRecord, Tensors, TrainState, adam_step, learning_rate, open_model
@@ -57,7 +58,7 @@ def train(
 
     Raises:
         ValueError: for an unknown concept and for settings that the model or the concept cannot take, before anything is computed.
-        RuntimeError: when the loss is no longer finite.
+        RuntimeError: when training diverges, and for a module without effect (`respodiff.training.diagnostics.with_verdict`).
     """
     concept = find_concept(concept) if isinstance(concept, str) else concept
     config = config or TrainConfig.preset("default", concept)
@@ -79,7 +80,11 @@ def train_together(
     model = open_model(pipe, config)
     learners = {c.name: Learner.new(model, config) for c in concepts}
     values = {f"{name}.{k}": v for name, x in learners.items() for k, v in x.values.items()}
-    state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)])
+
+    def verdict(modules: dict[str, ConceptModule]) -> dict[str, ConceptModule]:
+        return {c.name: module_with_verdict(model, c, modules[c.name]) for c in concepts}
+
+    state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)], verdict=verdict)
     state.restore(resume)
     with frozen(model.model), eager(model.model):
         headers = {c.name: header_of(pipe, method, c, config, site=model.site, resolution=model.size) for c in concepts}
@@ -90,7 +95,7 @@ def train_together(
 
         for batches in state.batches(lambda number, start: rollouts.pool(number, _delta(learners, start, config)), config.refresh_every):
             losses = []
-            for x, b in zip(learners.values(), batches, strict=True):
+            for (name, x), b in zip(learners.items(), batches, strict=True):
                 rate = learning_rate(config, state.iteration)
 
                 # RAM: an Adam step on r for L_resp, and for what is to be preserved
@@ -106,7 +111,8 @@ def train_together(
                     adam_step(x.adam_s, config.sam_lr * rate, loss)
                     l_sem = loss.item()
 
-                _measure(x.norms, h, d)
+                if (longer := _measure(x.norms, h, d)) > MOST:
+                    raise state.diverged(f"RAM of {name!r} is {longer:.3g} times as long as h", state.iteration + 1)
                 losses.append((l_resp.item(), l_sem))
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
@@ -180,12 +186,16 @@ def _delta(learners: Mapping[str, Learner], start: Tensors, config: TrainConfig)
     return delta
 
 
-def _measure(norms: Tensor, h: Tensor, d: Tensor) -> None:
-    """Keeps the sum of mean norms of h, their number, and the norm of r, here d. Where that is one vector, h's is that at one position."""
+def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
+    """Keeps the sum of mean norms of h, their number, and the norm of r, here d; gives |r| / |h|.
+
+    Where r is one vector, the norm of h is that at one position.
+    """
     positions = h[0].numel() / d[0].numel()
     norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
     norms[1] += 1
     norms[2] = sum(row.norm().item() for row in d) / len(d)
+    return (norms[2] * norms[1] / norms[0]).item()
 
 
 def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors) -> dict[str, ConceptModule]:

@@ -94,6 +94,13 @@ class Rollouts:
         prompts = list({first.neutral, *alternatives, *first.preserve, *(roles["negative"][0] for roles in self.roles)})
         self.conditions = dict(zip(prompts, model.encode(prompts), strict=True))
         self.neutral = self.conditions[first.neutral]
+        for c in concepts:
+            role = "negative" if c.kind == "safety" else "target"
+            if all(torch.equal(self.conditions[getattr(c, role)][k], v) for k, v in self.neutral.items()):
+                raise ValueError(
+                    f"{role} prompt {getattr(c, role)!r} of concept {c.name!r} is the same to this model as its neutral prompt "
+                    f"{c.neutral!r}; give another"
+                )
         self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight else []
         others = [self.conditions[text] for text in alternatives] if config.rollout_prompts == "all" else []
         self.others = [c for c in others if not all(torch.equal(c[k], self.neutral[k]) for k in c)]

@@ -53,12 +53,19 @@ class TrainState:
     """Tensors ``values``, their optimisers and counters. A resumed run goes on bit by bit as if it had never stopped.
 
     With ``keep`` false (for tensors of the size of a model) there are no copies to resume from, and records show the newest values.
+    ``verdict`` is given what the last record holds, and gives it back with its verdict; RuntimeError for a training that failed.
     """
 
     def __init__(
-        self, model: Denoiser, config: OptimizerConfig | TrainConfig, values: Tensors, optimizers: Sequence[Optimizer], keep: bool = True
+        self,
+        model: Denoiser,
+        config: OptimizerConfig | TrainConfig,
+        values: Tensors,
+        optimizers: Sequence[Optimizer],
+        keep: bool = True,
+        verdict: Callable[[Any], Any] | None = None,
     ) -> None:
-        self.model, self.config, self.values, self.optimizers, self.keep = model, config, values, optimizers, keep
+        self.verdict, self.model, self.config, self.values, self.optimizers, self.keep = verdict, model, config, values, optimizers, keep
         self.iteration, self.seconds, self._values, self._committed = 0, 0.0, values, Tensors()
         self.round_start = self._copies()
         self._commit()
@@ -77,18 +84,27 @@ class TrainState:
             yield pool.batch(self.iteration, self.config.batch)
 
     def finish(self, make: Callable[[Tensors], Any], loss: float, loss_sam: float = 0.0) -> StepRecord:
-        """Ends an iteration. RuntimeError if a loss is not finite."""
+        """Ends an iteration. RuntimeError if a loss or a value is not finite."""
         self.iteration += 1
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
-            raise RuntimeError(f"the loss is {loss} at iteration {self.iteration}: training diverged; lower ram_lr or lr")
+            raise self.diverged(f"the loss is {loss}", self.iteration)
+        if broken := [k for k, v in self.values.items() if not v.isfinite().all()]:
+            raise self.diverged(f"tensor {broken[0]!r} holds NaN or infinite values", self.iteration)
         self._commit()
         return self.record(make, loss, loss_sam)
 
     def record(self, make: Callable[[Tensors], Any], loss: float = math.nan, loss_sam: float = math.nan) -> StepRecord:
         """What the last iteration did; of a finished run that is resumed the losses are not known."""
         now = partial(make, self._values)
+        if self.verdict and self.iteration >= self.config.iterations:
+            now = partial(_same, self.verdict(now()))
         return StepRecord(self.iteration, self.config.iterations, loss, self.model.forwards, self.seconds, self, now, loss_sam)
+
+    def diverged(self, what: str, iteration: int) -> RuntimeError:
+        """The error of a training that diverged in an iteration."""
+        rate = "ram_lr" if hasattr(self.config, "ram_lr") else "lr"
+        return RuntimeError(f"{what} at iteration {iteration}: training diverged; lower {rate}, which is {getattr(self.config, rate):g}")
 
     def tensors(self) -> Tensors:
         """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
@@ -134,6 +150,10 @@ class TrainState:
         self._committed = out | {"counters": torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)}
 
 
+def _same(x: Any) -> Any:
+    return x
+
+
 def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
     """The model at the size and guidance of the settings. ValueError for float16."""
     model = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
@@ -154,6 +174,7 @@ def fit_tensors(
     refresh_every: int = 0,
     weight_decay: float = 0.0,
     keep: bool = True,
+    verdict: Callable[[Any, Tensors], Any] | None = None,
 ) -> Iterator[StepRecord]:
     """Train copies of ``tensors`` with one loss and AdamW; yields a record after every iteration.
 
@@ -161,11 +182,20 @@ def fit_tensors(
         examples: makes the pool of a round, which has ``refresh_every`` iterations (0: all).
         loss: (tensors, batch) -> loss, having called ``backward`` itself, so that hooks it needs may be active meanwhile.
         make: makes the adapter of copies on the CPU in float32. resume: ``record.state.tensors()`` of an earlier run.
-        keep: see `TrainState`.
+        keep: see `TrainState`. verdict: (adapter, trained tensors) -> the adapter with its verdict.
+
+    Raises:
+        RuntimeError: for a training that diverged or changed nothing.
     """
     values = {k: v.detach().clone().requires_grad_() for k, v in tensors.items()}
     adam = torch.optim.AdamW(list(values.values()), config.lr, betas=config.betas, weight_decay=weight_decay)
-    state = TrainState(model, config, values, [adam], keep)
+
+    def checked(adapter: Any) -> Any:
+        if all(torch.equal(v, tensors[k]) for k, v in values.items()):
+            raise RuntimeError(f"training changed nothing; raise lr, which is {config.lr:g}")
+        return verdict(adapter, values) if verdict else adapter
+
+    state = TrainState(model, config, values, [adam], keep, checked)
     state.restore(resume)
 
     def made(values: Tensors) -> Any:
