@@ -149,7 +149,7 @@ def test_a_module_file_can_be_read_by_whom_the_umask_allows(make_module: Make, t
     ("key", "value", "said"),
     [
         ("train", 3, "train = 3; allowed: an object"),
-        ("verdict", [], "verdict = []; allowed: an object"),
+        ("verdict", 3, "verdict = 3; allowed: an object"),
         ("concept", 3, "concept = 3; allowed: a text"),
         ("resolution", 7, "resolution = 7; allowed: a list"),
         ("negative", None, "negative = None; allowed: a text"),

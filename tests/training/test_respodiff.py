@@ -71,7 +71,9 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
     assert (record.loss, record.loss_sam) == pytest.approx((loss_ram.item(), loss_sam.item()), rel=1e-4)
     ram, sam = record.module.ram, record.module.sam
     assert torch.allclose(ram, new_r, atol=2e-4)
-    assert torch.allclose(sam, adam(s.detach(), g_s, 0.02, config.betas), atol=2e-4)
+    certain = g_s[0].abs() > 1e-6  # below it the sign of a sum of floats decides
+    assert certain.float().mean() > 0.5
+    assert torch.allclose(sam[certain], adam(s.detach(), g_s, 0.02, config.betas)[0][certain], atol=2e-4)
     assert not torch.allclose(ram, r, atol=1e-2), "RAM did not move"
     assert not torch.allclose(sam, s, atol=5e-3), "SAM did not move"
 
