@@ -71,6 +71,12 @@ def test_one_adapter_is_for_all_images_and_several_are_combined(pipe: Any) -> No
     assert close(found[1], two[1]) and not close(found[0], two[0], 1e-3)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -(10**400), 10**400, True, "1"])
+def test_a_switch_that_is_no_number_of_this_size_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="switch"):
+        get_method("prompt-switch").settings(switch=value)
+
+
 def test_a_switch_draws_the_first_steps_with_the_prompt_as_it_was(pipe: Any) -> None:
     kind = get_method("prompt-switch")
     assert kind.settings().switch == 0.2
