@@ -78,6 +78,13 @@ def test_more_workers_than_the_cluster_has_are_refused(ray_of_two: None) -> None
         list(Engine(3, ray=True).map(worker_tasks.doubled, range(3)))
 
 
+@pytest.mark.ray
+def test_workers_that_find_no_place_on_the_cluster_hold_up_nothing(ray_of_two: None) -> None:
+    engine = Engine(0, ray=True, gpus=0.4)  # 5 in two GPUs, of which each takes 2; more than it has cores
+    with pytest.warns(UserWarning, match="doubled"):
+        assert sorted(engine.map(worker_tasks.doubled, range(8))) == [2 * n for n in range(8)]
+
+
 def _until(done: object, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not done():  # type: ignore[operator]

@@ -19,7 +19,9 @@ NumShards = Annotated[int | None, number(1, 100_000, help=NUM_HELP)]
 ShardIndex = Annotated[int | None, number(0, 99_999, help="Which of the shards this process is, from 0.", metavar="I")]
 Workers = Annotated[int | None, number(1, 1024, help="Processes that share the work. (default 1; with --engine ray all of the cluster)")]
 EngineName = Annotated[str, Option("--engine", help="local, or ray: a Ray cluster.", metavar="NAME")]
-RayAddress = Annotated[str, Option("--ray-address", help="Of the cluster. (default RAY_ADDRESS, else a new one here)", metavar="ADDR")]
+RayAddress = Annotated[
+    str, Option("--ray-address", help="Of the cluster. (default RAY_ADDRESS, else one that runs here, else a new one)", metavar="ADDR")
+]
 GpusPerWorker = Annotated[
     float | None, number(0, 64, help="GPUs of each worker; 0.5: two on one. (default 1 with --device cuda)", whole=False, metavar="F")
 ]

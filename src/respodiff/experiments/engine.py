@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -42,7 +43,7 @@ class Engine:
     Attributes:
         workers: how many at a time; 0 is as many as the Ray cluster has GPUs, or cores where ``gpus`` is 0.
         ray: on a Ray cluster instead of this machine's processes.
-        address: of the cluster; empty is that of ``RAY_ADDRESS``, else a new one on this machine.
+        address: of the cluster; empty is that of ``RAY_ADDRESS``, else one that runs on this machine, else a new one.
         gpus: GPUs a worker, such as .5 for two on one GPU. On this machine any number above 0 gives the workers its GPUs in turns.
     """
 
@@ -153,7 +154,6 @@ def _call(item: Any) -> Told:
 def _on_ray(engine: Engine, task: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Told]:
     try:
         import ray
-        from ray.util import ActorPool
     except ImportError as error:
         raise RuntimeError(f"engine ray needs the package ray ({error}); run: pip install 'respodiff[ray]'") from error
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -169,17 +169,51 @@ def _on_ray(engine: Engine, task: Callable[[Any], Any], items: Sequence[Any]) ->
         if not 1 <= max(1, engine.workers) <= room:
             what = f"GPUs for {room} workers of {engine.gpus:g}" if engine.gpus else f"{room} cores"
             raise ValueError(f"workers is {engine.workers}, and the Ray cluster has {what}; give as many as it has, or fewer")
-        kind = ray.remote(_Worker).options(num_cpus=1, num_gpus=engine.gpus, max_restarts=-1, max_task_retries=RETRIES)
-        workers = [kind.remote(task, str(Path.cwd())) for _ in range(min(engine.workers or room, len(items)))]
+        kind = ray.remote(_Worker).options(num_cpus=0 if engine.gpus else 1, num_gpus=engine.gpus)
         try:
-            yield from ActorPool(workers).map_unordered(lambda worker, item: worker.call.remote(item), items)
+            yield from _shared_out(kind, min(engine.workers or room, len(items)), task, items)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except ray.exceptions.RayActorError as error:
-            raise RuntimeError(f"a piece of work lost its worker {RETRIES + 1} times ({error}); try fewer with --workers") from error
-        finally:
-            for worker in workers:
-                ray.kill(worker)
     finally:
         if mine:
             ray.shutdown()
+
+
+def _shared_out(kind: Any, count: int, task: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Told]:
+    """Give each actor one item at a time, once it runs: one that finds no place on the cluster holds up nothing."""
+    import ray
+
+    waiting, lost, left = deque(range(len(items))), Counter[int](), len(items)
+    running: dict[Any, tuple[Any, int]] = {}  # what will end -> actor, item: -1 is its start
+
+    def begin() -> None:
+        worker = kind.remote(task, str(Path.cwd()))
+        running[worker.__ray_ready__.remote()] = worker, -1
+
+    try:
+        for _ in range(count):
+            begin()
+        while left:
+            end = ray.wait(list(running))[0][0]
+            worker, item = running.pop(end)
+            try:
+                told = ray.get(end)
+            except ray.exceptions.RayActorError as error:
+                ray.kill(worker)  # where it is out of reach alone
+                lost[item] += 1
+                if lost[item] > RETRIES * (count if item < 0 else 1):
+                    raise RuntimeError(
+                        f"workers of the Ray cluster were lost again and again ({error}); try fewer with --workers"
+                    ) from error
+                waiting.extend([item] * (item >= 0))
+                begin()
+                continue
+            if item >= 0:
+                left -= 1
+                yield told
+            if waiting:
+                item = waiting.popleft()
+                running[worker.call.remote(items[item])] = worker, item
+    finally:
+        for worker, _ in running.values():
+            ray.kill(worker)
