@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def test_workers_one_of_which_is_killed_draw_and_judge_what_one_process_does(
     steps = draw_on(engine, model, [two := run("two")])
     assert next(steps).total == 12
     (drawn,) = work.finished(steps)
-    assert drawn.images == 12 and (tmp_path / "dead").exists()
+    assert (tmp_path / "dead").exists()
+    assert 6 <= drawn.images < 12 and drawn.forwards == drawn.images * 2 * 2, "what the lost worker had drawn is in neither number"
     expected, found = pixels(one.out), pixels(two.out)
     assert found.keys() == expected.keys() and not parts_of(two.out / "manifest.jsonl")
     assert max(np.abs(found[key] - expected[key]).max() for key in found) <= 1, "rounding of batches of other images"
@@ -83,6 +85,22 @@ def test_a_second_call_draws_nothing_and_one_process_goes_on(model: ModelSource,
     assert finished(draw_on(Engine(2), model, [folder])) == [Drawn(9, 9 * 2 * 2)]
     assert finished(draw_on(Engine(2), model, [folder])) == [Drawn(0, 0)]
     assert finished(draw(pipe, folder)) == Drawn(0, 0)
+
+
+def test_a_whole_run_of_other_settings_or_prompts_is_refused(model: ModelSource, run: Callable[[str], Run]) -> None:
+    finished(draw(model.load(), folder := run("run")))
+    with pytest.raises(ValueError, match="steps"):
+        finished(draw_on(Engine(2), model, [replace(folder, config=replace(folder.config, steps=3))]))
+    with pytest.raises(ValueError, match="prompts"):
+        finished(draw_on(Engine(2), model, [replace(folder, prompts=PROMPTS[:2])]))
+
+
+def test_a_second_command_is_told_before_its_workers_meet_those_of_the_first(model: ModelSource, run: Callable[[str], Run]) -> None:
+    steps = draw_on(Engine(2), model, [folder := run("run")])
+    next(steps)
+    with pytest.raises(OSError, match="workers"):
+        next(draw_on(Engine(3), model, [folder]))
+    assert finished(steps)[0].images == 12
 
 
 def test_a_run_that_somebody_writes_is_left_alone(model: ModelSource, run: Callable[[str], Run]) -> None:

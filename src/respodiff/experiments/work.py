@@ -88,29 +88,31 @@ def draw(pipe: Any, run: Run, shard: Shard = WHOLE) -> Generator[Progress, None,
 def draw_on(engine: Engine, model: ModelSource, runs: Sequence[Run]) -> Generator[Progress, None, list[Drawn]]:
     """Draw what runs are missing on the workers of an engine, all of which see the folders of the runs.
 
-    Each run is made in shards, which are one manifest again in the end. What a lost worker had drawn is kept; its forwards are not counted.
+    Each run is made in shards, which are one manifest again in the end. What a lost worker had drawn is kept, and is in no `Drawn`.
     """
-    totals = [len(run.prompts) * run.config.images for run in runs]
-    before, spent, done = list[int](), [0] * len(runs), 0
+    drawn, units, done = [Drawn()] * len(runs), list[tuple[int, Shard]](), 0
     with ExitStack() as held:
-        for run in runs:
+        for n, run in enumerate(runs):
             folder = RunFolder(run.out)
+            held.enter_context(lock(run.out / "workers"))  # one command at a time, whose workers share the manifest
             folder.put_together()  # what was left by another number of shards
-            before.append(len(folder.done()) if folder.manifests() else 0)
             held.enter_context(lock(folder.manifest, shared=True))
-        shards = [engine.units(len(run.prompts)) if there < n else 0 for run, there, n in zip(runs, before, totals, strict=True)]
-        units = [(n, Shard(i, count)) for n, count in enumerate(shards) for i in range(count)]
-        for n, images, forwards in engine.map(Drawing(model, tuple(runs)), units):
-            spent[n], done = spent[n] + forwards, done + images
-            yield Progress("generating", done, sum(n for n, count in zip(totals, shards, strict=True) if count))
+            whole = folder.manifests() and len(folder.done()) >= len(run.prompts) * run.config.images
+            shards = [Shard(i, count) for count in [engine.units(len(run.prompts))] for i in range(count)]
+            units += [(n, shard) for shard in (shards[:1] if whole else shards)]  # the first one finds out whether it is this run
+        total = sum(len(shard.take(runs[n].prompts)) * runs[n].config.images for n, shard in units)
+        for n, images, now in engine.map(Drawing(model, tuple(runs)), units):
+            drawn[n] = Drawn(drawn[n].images + now.images, drawn[n].forwards + now.forwards)
+            done += images
+            yield Progress("generating", done, total)
     for run in runs:
         RunFolder(run.out).put_together()
-    return [Drawn(*numbers) for numbers in zip(map(int.__sub__, totals, before), spent, strict=True)]
+    return drawn
 
 
 @dataclass
 class Drawing:
-    """The task of drawing a shard of a run: (number of the run, shard) -> (number of the run, images of the shard, forwards spent now)."""
+    """The task of drawing a shard of a run: (number of the run, shard) -> (number of the run, images of the shard, those drawn now)."""
 
     model: ModelSource
     runs: tuple[Run, ...]
@@ -120,10 +122,10 @@ class Drawing:
         """The pipeline, loaded once a worker."""
         return self.model.load()
 
-    def __call__(self, unit: tuple[int, Shard]) -> tuple[int, int, int]:
+    def __call__(self, unit: tuple[int, Shard]) -> tuple[int, int, Drawn]:
         number, shard = unit
         run = self.runs[number]
-        return number, len(shard.take(run.prompts)) * run.config.images, finished(draw(self.pipe, run, shard)).forwards
+        return number, len(shard.take(run.prompts)) * run.config.images, finished(draw(self.pipe, run, shard))
 
 
 def judge_on(engine: Engine, task: Judging) -> Iterator[Progress]:
