@@ -1,4 +1,4 @@
-"""A local Ray cluster, started once for the tests that ask for it."""
+"""A local Ray cluster, started once for each file of tests that asks for it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import worker_tasks
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_of_two() -> Iterator[None]:
     """Two cores, for two workers, which find the tasks of tests, and two GPUs in name alone."""
     import ray
