@@ -178,7 +178,7 @@ def test_nothing_is_written_into_a_folder_of_something_else(verb: str, tmp_path:
         file.write_text(text)
         before = held(theirs)
         done = respodiff(*command)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "theirs" in done.stderr, (name, done.stderr)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "theirs" in done.stderr and file.name in done.stderr, done.stderr
         assert held(theirs) == before, name
         file.unlink()
     if verb in ("generate", "import"):

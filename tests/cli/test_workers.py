@@ -154,6 +154,7 @@ def test_flags_name_the_engine(given: Any, engine: Engine | None, monkeypatch: p
         ((2, "local", "auto", None, "cpu", WHOLE), "ray-address"),
         ((2, "local", "", None, "cpu", Shard(0, 2)), "workers"),
         ((2, "local", "", None, "cuda:1", WHOLE), "device"),
+        ((2, "ray", "", 0.0, "cuda", WHOLE), "num-gpus-per-worker"),
     ],
 )
 def test_flags_that_go_against_each_other_are_refused(given: Any, name: str) -> None:

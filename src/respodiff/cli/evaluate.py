@@ -106,7 +106,7 @@ def evaluate(
         options["group_proportions"] = read_group_proportions(group_proportions, {a.name: a.names for a in chosen}, groups)
     sources = judge or [default_judge(folder)]
     asked: dict[str, Any] = {"class_template": class_template, "min_margin": min_margin}
-    labellers = load_judges(sources, device, dtype)
+    labellers = load_judges(sources, "cpu" if engine else device, dtype)
     if engine:
         from respodiff.experiments.work import Judging, judge_on
 

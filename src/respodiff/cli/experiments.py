@@ -92,8 +92,9 @@ def compare(
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0))}
     plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
     (judge,) = judges_of(model, [judge] if judge else [])
-    labeller = load(judge, device)
-    pipe = open_model(model, "cpu" if engine else device, dtype)
+    here = "cpu" if engine else device  # workers have the GPUs
+    labeller = load(judge, here)
+    pipe = open_model(model, here, dtype)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
     follow(comparison.run_on(engine, ModelSource(model, device, dtype), judge) if engine else comparison.run(shard))
     runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
@@ -188,9 +189,10 @@ def audit(
     suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model, judge or [])
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
-    labellers = load_judges(judge, device, "float32")
+    here = "cpu" if engine else device  # workers have the GPUs
+    labellers = load_judges(judge, here, "float32")
     check = check if labels_from_texts(labellers) else 0
-    pipe = open_model(model, "cpu" if engine else device, dtype)
+    pipe = open_model(model, here, dtype)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
     runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")

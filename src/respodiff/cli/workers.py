@@ -42,6 +42,8 @@ def wanted_engine(
         return None
     if shard != WHOLE:
         raise ValueError(f"--workers or --engine is given to shard {shard}; give shards one process each, or the workers the whole work")
+    if gpus == 0 and device == "cuda":
+        raise ValueError("--num-gpus-per-worker is 0, but --device is cuda; give a part of 1 or a whole number")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device is {device!r}, and workers take a GPU each; give cpu or cuda")
     if not ray:

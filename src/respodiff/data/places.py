@@ -32,9 +32,11 @@ def check_out(path: str | Path, ours: Callable[[Path], object], *, force: bool |
     try:
         if path.is_dir():
             other = next((p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), None)
-            if other is None or ours(path):
+            if other is None:
                 return
             reason = f"is a folder with files that respodiff did not make, such as {str(other.relative_to(path))!r}"
+            if ours(path):
+                return
         elif path.is_symlink():
             reason = "is a link"
         elif path.is_file() and ours(path):
