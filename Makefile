@@ -61,7 +61,7 @@ figure-ablation: install  # 45 minutes
 figure-measuring: install  # 10 minutes
 	$(BIN)/python -m benchmarks.measuring
 
-scaling: install  ## one process, shards, workers and Ray on the same run (6 minutes of an idle machine)
+scaling: install  ## one process, shards, workers and Ray on the same run (10 minutes of an idle machine)
 	$(BIN)/python -m benchmarks.scaling
 
 torture: install  ## attacks: kills, two writers, damaged files, odd texts (about 10 minutes); fills docs/reliability.md

@@ -1,6 +1,6 @@
 """Measures one process, shards, workers, and workers on a Ray cluster on the same run, one of whose workers is killed.
 
-    python -m benchmarks.scaling          (about 6 minutes on 2 CPU cores)
+    python -m benchmarks.scaling          (about 10 minutes on 2 CPU cores)
 
 Each row is `respodiff generate` of 72 images of the embedded model: two of each occupation, 20 steps. One process computes on two threads, two
 processes on one each. Writes docs/results/scaling.json and the table of docs/scaling.md.
@@ -101,7 +101,7 @@ def main() -> None:
             say(f"{name}: {found['rows'][name]}")
     (DOCS / "results" / "scaling.json").write_text(json.dumps(found, indent=1) + "\n")
     about, first = found["provenance"], next(iter(found["rows"].values()))["seconds"]
-    text = f"`{about['command']}` at commit {about['commit']}, {about['cpu_cores']} CPU cores, torch {about['torch']}; seconds hold the start.\n\n"
+    text = f"`{about['command']}` at commit {about['commit']}, {about['cpu_cores']} CPU cores, torch {about['torch']}; seconds hold the start. Each row was run once.\n\n"
     cells = [
         [name, str(r["images"]), str(r["seconds"]), f"{first / r['seconds']:.2f}", str(r["levels"]), "yes" if r["concepts"] else "no"]
         for name, r in found["rows"].items()
