@@ -25,7 +25,7 @@ FORK: Any = multiprocessing.get_context("fork")  # a child starts with libraries
 SETTINGS = ("iterations=12", "rollouts=2", "rollout_batch=2", "steps=3", "batch=2", "refresh_every=4")
 TRAIN = ("train", "--concept", "woman", *(part for pair in SETTINGS for part in ("--set", pair)))
 GENERATE = ("generate", "--prompt", "a doctor", "--prompt", "a nurse", "--images", "12", "--steps", "2", "--batch", "4")
-SECONDS = 120
+SECONDS = 300
 """Time limit of a trial, which runs whole commands."""
 
 
