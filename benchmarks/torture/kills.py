@@ -70,9 +70,13 @@ class Writers:
         usual = time.monotonic() - began
         while tally.trials < n:
             self.clear()
+            began = time.monotonic()
             process, _ = self.start(arguments)
-            time.sleep(rng.uniform(0, usual))
-            if process.is_alive():  # else it was done before
+            process.join(rng.uniform(0, usual))
+            if not process.is_alive():  # it was done before: so long it takes now, with whatever shares the cores
+                usual = time.monotonic() - began
+            else:
+                usual *= 1.02
                 process.kill()
                 process.join()
                 tally.begun += (self.out / "manifest.jsonl").exists() or self.out.with_name(f".{self.out.name}.unfinished").exists()
