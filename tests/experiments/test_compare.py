@@ -11,12 +11,14 @@ import torch
 
 from command import respodiff
 from respodiff.cli.experiments import method_settings
+from respodiff.data.places import lock
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import classifier, load
-from respodiff.experiments.compare import MethodComparison, Plan, Progress, spaced
+from respodiff.experiments.compare import MethodComparison, Plan, Progress, Training, spaced
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
+from respodiff.experiments.work import ModelSource
 from respodiff.methods.registry import NAMES, methods_for
 
 pytestmark = pytest.mark.slow
@@ -108,6 +110,26 @@ def test_adapters_are_kept_by_what_they_depend_on(tiny_pipe: Any, tmp_path: Path
     with torch.no_grad():
         next(tiny_pipe.unet.parameters()).add_(1)
     assert len({first, *others, path()}) == 5
+
+
+def test_an_adapter_that_another_process_trains_is_waited_for_and_not_made_twice(tiny_pipe: Any, tmp_path: Path) -> None:
+    run = comparison(tiny_pipe, tmp_path, methods=("respodiff",))
+    training = Training(ModelSource("unused"), run.plan, run.out, "", "d", run.cache)
+    training.__dict__["comparison"] = run  # as loaded
+    first, second = run.missing()
+    with lock(run.path_of(*first)):
+        with pytest.raises(BlockingIOError, match=first[1].name):
+            training(first)
+        steps = run.run()
+        while (step := next(steps)).what != f"training respodiff: {second[1].name}" or step.done < step.total:
+            assert step.what != f"training respodiff: {first[1].name}"
+        assert next(steps).what.startswith("waiting")
+        steps.close()
+    assert run.missing() == [first]
+    training(first)
+    made = run.path_of(*first).stat().st_mtime_ns
+    training(first)
+    assert run.missing() == [] and run.path_of(*first).stat().st_mtime_ns == made
 
 
 def test_safety_asks_for_harmless_prompts_too(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:

@@ -315,7 +315,9 @@ class Training:
         return MethodComparison(self.model.load(), self.plan, self.out, classify=classify, judge=self.judge, cache=self.cache)
 
     def __call__(self, unit: tuple[str, Concept]) -> None:
-        deque(self.comparison.train(*unit), maxlen=0)
+        with lock(self.comparison.path_of(*unit)):
+            if unit in self.comparison.missing():  # another command may have made it meanwhile
+                deque(self.comparison.train(*unit), maxlen=0)
 
 
 def cost_of(folder: Path) -> dict[str, int]:
