@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from respodiff.pipelines.bottleneck import eager, frozen
@@ -89,16 +90,18 @@ class TrainState:
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
             raise self.diverged(f"the loss is {loss}", self.iteration)
-        if broken := [k for k, v in self.values.items() if not v.isfinite().all()]:
+        norm = get_total_norm([v.detach() for v in self.values.values()])  # asks a GPU once, not for each of a UNet's weights
+        if not norm.isfinite() and (broken := [k for k, v in self.values.items() if not v.isfinite().all()]):
             raise self.diverged(f"tensor {broken[0]!r} holds NaN or infinite values", self.iteration)
         self._commit()
         return self.record(make, loss, loss_sam)
 
     def record(self, make: Callable[[Tensors], Any], loss: float = math.nan, loss_sam: float = math.nan) -> StepRecord:
         """What the last iteration did; of a finished run that is resumed the losses are not known."""
-        now = partial(make, self._values)
+        now: Callable[[], Any] = partial(make, self._values)
         if self.verdict and self.iteration >= self.config.iterations:
-            now = partial(_same, self.verdict(now()))
+            judged = self.verdict(now())
+            now = lambda: judged  # noqa: E731
         return StepRecord(self.iteration, self.config.iterations, loss, self.model.forwards, self.seconds, self, now, loss_sam)
 
     def diverged(self, what: str, iteration: int) -> RuntimeError:
@@ -148,10 +151,6 @@ class TrainState:
         for name, p, optimizer in self._trained():
             out |= {f"adam.{k}.{name}": v.detach().clone() for k, v in optimizer.state.get(p, {}).items()}
         self._committed = out | {"counters": torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)}
-
-
-def _same(x: Any) -> Any:
-    return x
 
 
 def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
