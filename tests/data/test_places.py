@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,16 @@ def test_a_lock_is_not_got_on_a_file_that_its_holder_has_removed(tmp_path: Path,
     with lock(path), pytest.raises(OSError), lock(path):
         pass
     assert len(opened) == 3
+
+
+def test_shards_that_end_and_begin_at_the_same_time_are_not_refused(tmp_path: Path) -> None:
+    def take(_: int) -> None:
+        for _ in range(300):
+            with lock(tmp_path / "manifest.jsonl", shared=True):
+                pass
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(take, range(4)))
+    with lock(tmp_path / "manifest.jsonl"):
+        pass
+    assert list(tmp_path.iterdir()) == []

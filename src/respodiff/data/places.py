@@ -109,7 +109,7 @@ def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
         try:
             yield
         finally:
-            if not shared or _flock(handle, exclusive=True):
+            if not shared:  # others may hold it, too, or be about to: the next one alone removes the file
                 file.unlink(missing_ok=True)
             with suppress(OSError):  # until one holds something
                 for folder in made:
@@ -122,7 +122,10 @@ def _is_held(handle: TextIO, file: Path, shared: bool) -> bool:
         handle.seek(0)
         with handle:
             raise BlockingIOError(f"{handle.read().strip() or 'another process'} writes it")
-    return file.exists() and file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    try:
+        return file.stat().st_ino == os.fstat(handle.fileno()).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _flock(handle: TextIO, *, exclusive: bool) -> bool:
