@@ -97,7 +97,9 @@ def pipeline(name: str, device: str) -> Any:
         "vae": filled(AutoencoderKL, {**VAE, "sample_size": 1024 if name == "sdxl" else 512}, dtype),
         "tokenizer": tokenizer,
         "text_encoder": text(CLIP_L, dtype),
-        "scheduler": DDIMScheduler.from_pretrained(embedded_dir("pipeline") / "scheduler"),
+        "scheduler": DDIMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        ),
         "unet": filled(UNet2DConditionModel, SDXL if name == "sdxl" else SD14, dtype),
     }
     if name == "sdxl":

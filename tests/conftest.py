@@ -101,10 +101,10 @@ def tokenizer() -> CLIPTokenizer:
 def tiny_pipe(tiny_unet: UNet2DConditionModel, tokenizer: CLIPTokenizer) -> StableDiffusionPipeline:
     """A whole pipeline of random weights: 8 x 8 latents, 16 x 16 images."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from respodiff.pipelines.loading import embedded_dir
+    from tiny_models import scheduler
 
     torch.manual_seed(1)
     vae = AutoencoderKL(
@@ -131,7 +131,7 @@ def tiny_pipe(tiny_unet: UNet2DConditionModel, tokenizer: CLIPTokenizer) -> Stab
         text_encoder=CLIPTextModel(text).eval(),
         tokenizer=tokenizer,
         unet=tiny_unet,
-        scheduler=DDIMScheduler.from_pretrained(embedded_dir("pipeline") / "scheduler"),
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

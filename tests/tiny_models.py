@@ -23,7 +23,18 @@ from diffusers import (
     SD3Transformer2DModel,
     UNet2DConditionModel,
 )
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from respodiff.pipelines.loading import embedded_dir
 from respodiff.pipelines.registry import PIPELINES
@@ -133,7 +144,9 @@ def controlnet(model: UNet2DConditionModel) -> ControlNetModel:
 
 
 def scheduler(**changes: Any) -> DDIMScheduler:
-    return DDIMScheduler.from_pretrained(embedded_dir("pipeline") / "scheduler", **changes)
+    """Stable Diffusion 1.4's."""
+    ends: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return DDIMScheduler(**{**ends, "clip_sample": False, "set_alpha_to_one": False, **changes})
 
 
 def sd(cls: str = "StableDiffusionPipeline", **changes: Any) -> Any:
@@ -153,6 +166,18 @@ def sd(cls: str = "StableDiffusionPipeline", **changes: Any) -> Any:
     if "ControlNet" in cls:
         parts["controlnet"] = controlnet(model)
     return _quiet(getattr(diffusers, cls)(**parts))
+
+
+def blackening(pipe: Any) -> Any:
+    """The pipeline with a safety checker that dislikes every image."""
+    torch.manual_seed(6)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    eye = CLIPConfig(vision_config={**size, "image_size": 16, "patch_size": 8}, text_config=size, projection_dim=16)
+    checker = StableDiffusionSafetyChecker(eye)
+    checker.concept_embeds_weights.data.fill_(-9.0)
+    reader = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    parts = {**pipe.components, "safety_checker": checker.eval(), "feature_extractor": reader}
+    return _quiet(type(pipe)(**parts, requires_safety_checker=True))
 
 
 def lcm(cls: str = "LatentConsistencyModelPipeline") -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from command import last_json, respodiff
 from painted import ColourJudge
@@ -12,6 +13,7 @@ from respodiff.cli import generate
 from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.evaluation import judges
 from respodiff.experiments.choose_scale import SCALES
+from tiny_models import blackening
 
 HEADER = "prompt,categories,evaluation_seed,evaluation_guidance,width,height\n"
 
@@ -210,3 +212,20 @@ def test_a_scale_that_is_none_is_refused(scale: str, tmp_path: Path) -> None:
 def test_other_models_need_prompts_to_tune_on(tmp_path: Path) -> None:
     done = respodiff("generate", "--model", "x", "--prompt", "a doctor", "--scale", "auto:0.9", "--out", str(tmp_path / "run"))
     assert done.returncode == 2 and "--tuning-prompts" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_images_are_measured_without_a_safety_checker_unless_it_is_kept(tiny_pipe: Any, tmp_path: Path) -> None:
+    blackening(tiny_pipe).save_pretrained(tmp_path / "model")
+    command = ["generate", "--model", str(tmp_path / "model"), "--prompt", "a doctor", "--images", "1", "--steps", "2"]
+    last_json(respodiff(*command, "--scheduler", "euler", "--out", str(tmp_path / "off"), "--json"))
+    last_json(respodiff(*command, "--safety-checker", "keep", "--out", str(tmp_path / "keep"), "--json"))
+    brightest, names = [], []
+    for name in ("off", "keep"):
+        (record,) = RunFolder(tmp_path / name).records()
+        names.append(record.scheduler)
+        with Image.open(tmp_path / name / record.file) as image:
+            brightest.append(max(high for _, high in image.convert("RGB").getextrema()))
+    assert brightest[0] > 0 == brightest[1] and names == ["EulerDiscreteScheduler", "DDIMScheduler"]
+    for flag in ("--scheduler", "--safety-checker"):
+        refused = respodiff(*command, flag, "none", "--out", str(tmp_path / "new"))
+        assert refused.returncode == 2 and flag.strip("-").partition("-")[0] in refused.stderr and not (tmp_path / "new").exists()

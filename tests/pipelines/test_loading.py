@@ -10,11 +10,12 @@ import huggingface_hub.constants
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
-from tests.tiny_models import TINY_PIPELINES
+from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 
 from respodiff.pipelines.denoiser import check_length, encode_prompts
 from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, model_name, weights_digest
 from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.schedulers import SCHEDULERS, use_scheduler
 
 # --- loading ---
 
@@ -46,6 +47,29 @@ def test_a_local_folder_is_loaded_without_the_network(
     assert weights_digest(pipe.unet) == weights_digest(tiny_pipe.unet)
     assert config_digest(pipe.unet) == config_digest(tiny_pipe.unet)
     assert model_name(pipe) == "my-model"
+
+
+def test_a_safety_checker_is_left_out_when_asked(tiny_pipe: StableDiffusionPipeline, tmp_path: Path) -> None:
+    blackening(tiny_pipe).save_pretrained(tmp_path / "checked")
+
+    def drawn(**options: Any) -> Any:
+        images = load_pipeline(tmp_path / "checked", **options)("a doctor", num_inference_steps=1, output_type="np").images
+        return images.max()
+
+    assert drawn() == 0 and drawn(safety_checker=False) > 0
+
+
+def test_schedulers_by_name(folder: Path, tiny_pipe: StableDiffusionPipeline) -> None:
+    for name, cls in SCHEDULERS.items():
+        scheduler = load_pipeline(folder, scheduler=name).scheduler
+        assert type(scheduler).__name__ == cls and scheduler.config.beta_end == tiny_pipe.scheduler.config.beta_end
+    with pytest.raises(ValueError, match="scheduler"):
+        load_pipeline(folder, scheduler="dimm")
+
+
+def test_a_scheduler_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="scheduler is 'ddim'"):
+        use_scheduler(sd3(), "ddim")
 
 
 def test_a_commit_of_the_hub_is_taken_and_is_part_of_the_models_name(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,9 +49,11 @@ class Description(ProgressColumn):
 
 
 words = PlainConsole(stderr=True)
+OFF, KEEP = "off", "keep"
+"""What may become of a pipeline's safety checker."""
 
 
-def open_model(model: str, device: str, dtype: str) -> Any:
+def open_model(model: str, device: str, dtype: str, scheduler: str = "", safety_checker: str = OFF) -> Any:
     """A pipeline from the flags, named on stderr; ValueError for a device or dtype that is not there."""
     import torch
 
@@ -59,9 +61,17 @@ def open_model(model: str, device: str, dtype: str) -> Any:
 
     check_dtype(dtype)
     check_device(device)
-    pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype))
+    keep = keeps_checker(safety_checker)
+    pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype), scheduler=scheduler, safety_checker=keep)
     words.print(f"model {model}, device {device}, dtype {dtype}", soft_wrap=True)
     return pipe
+
+
+def keeps_checker(safety_checker: str) -> bool:
+    """Whether --safety-checker says that it stays on; ValueError for anything but off and keep."""
+    if safety_checker not in (OFF, KEEP):
+        raise ValueError(f"--safety-checker is {safety_checker!r}; allowed: {OFF}, {KEEP}")
+    return safety_checker == KEEP
 
 
 def check_dtype(dtype: str) -> None:

@@ -13,10 +13,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Option
 
-from respodiff.cli.console import app, finish, follow, open_model, table, words
+from respodiff.cli.console import OFF, app, finish, follow, keeps_checker, open_model, table, words
 from respodiff.cli.evaluate import EMBEDDED_ALONE, Judges, MinMargin, NBootstrap, judges_of, load_judges
 from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, read_prompts
-from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, changes_from, library, number, to_path
+from respodiff.cli.options import (
+    Batch,
+    Concepts,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Model,
+    SafetyChecker,
+    Scheduler,
+    Seed,
+    Steps,
+    changes_from,
+    library,
+    number,
+    to_path,
+)
 from respodiff.cli.workers import (
     EngineName,
     GpusPerWorker,
@@ -63,6 +79,8 @@ def compare(
     cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    scheduler: Scheduler = "",
+    safety_checker: SafetyChecker = OFF,
     num_shards: NumShards = None,
     shard_index: ShardIndex = None,
     workers: Workers = None,
@@ -94,9 +112,10 @@ def compare(
     (judge,) = judges_of(model, [judge] if judge else [])
     here = "cpu" if engine else device  # workers have the GPUs
     labeller = load(judge, here)
-    pipe = open_model(model, here, dtype)
+    pipe = open_model(model, here, dtype, scheduler, safety_checker)
     comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
-    follow(comparison.run_on(engine, ModelSource(model, device, dtype), judge) if engine else comparison.run(shard))
+    source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
+    follow(comparison.run_on(engine, source, judge) if engine else comparison.run(shard))
     runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
     if engine:
         follow(judge_on(engine, Judging(runs, (judge,), attributes, device)))
@@ -162,6 +181,8 @@ def audit(
     min_margin: MinMargin = 0.0,
     steps: Steps = None,
     guidance: Guidance = None,
+    scheduler: Scheduler = "",
+    safety_checker: SafetyChecker = OFF,
     batch: Batch = GenerateConfig.batch,
     n_bootstrap: NBootstrap = 2000,
     num_shards: NumShards = None,
@@ -192,12 +213,12 @@ def audit(
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
     check = check if labels_from_texts(labellers) else 0
-    pipe = open_model(model, here, dtype)
+    pipe = open_model(model, here, dtype, scheduler, safety_checker)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
     runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")
     if engine:
-        follow(draw_on(engine, ModelSource(model, device, dtype), runs))
+        follow(draw_on(engine, ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker)), runs))
         more = {"min_margin": min_margin}
         follow(judge_on(engine, Judging(tuple(run.out for run in runs), tuple(judge), tuple(chosen), device, more)))
     else:
@@ -209,7 +230,8 @@ def audit(
             judge_shard(each.out, labellers, chosen, shard, min_margin=min_margin)
         return finish_shard(shard, {"out": str(out)}, as_json)
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
-    where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts}
+    where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts, "scheduler": scheduler}
+    where |= {"safety_checker": safety_checker} if safety_checker != OFF else {}
     suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge)
     found = replace(found, suggest=tuple(suggest), command=shlex.join(["respodiff", *sys.argv[1:]]))
     result, page = found.to_json(), out / "audit.html"

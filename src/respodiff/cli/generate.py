@@ -12,16 +12,33 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from respodiff.cli.console import app, check_dtype, finish, follow, open_model, words
+from respodiff.cli.console import OFF, app, check_dtype, finish, follow, keeps_checker, open_model, words
 from respodiff.cli.evaluate import EMBEDDED_ALONE, judges_of
-from respodiff.cli.options import Batch, Concepts, Device, Dtype, Guidance, Json, Model, Seed, Steps, library, load_entries, number, to_path
+from respodiff.cli.options import (
+    Batch,
+    Concepts,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    Model,
+    SafetyChecker,
+    Scheduler,
+    Seed,
+    Steps,
+    library,
+    load_entries,
+    number,
+    to_path,
+)
 from respodiff.cli.workers import EngineName, GpusPerWorker, NumShards, RayAddress, ShardIndex, Workers, wanted_engine, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
-from respodiff.data.tables import read_text
+from respodiff.data.prompt_files import read_prompt_file
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
+from respodiff.pipelines.schedulers import check_scheduler
 from respodiff.steering.shipped import check_model
 from respodiff.training.config import MOST
 
@@ -48,7 +65,9 @@ EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or hav
 ASSIGN_HELP = "Share of the steps after which concepts are assigned to noises that favour them; 0 is off. (.25 suits two alternatives)"
 
 Prompts = Annotated[list[str] | None, Option("--prompt", help="A prompt; repeat for several.", metavar="TEXT")]
-PromptFile = Annotated[Path | None, Option("--prompts", help="Text file, one prompt a line.", metavar="FILE")]
+PromptFile = Annotated[
+    Path | None, Option("--prompts", help="CSV, TSV or Parquet with a column prompt; or one prompt a line.", metavar="FILE")
+]
 SuiteName = Annotated[str, Option("--suite", help=SUITE_HELP, metavar="NAME")]
 SuitePath = Annotated[Path | None, Option(help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")]
 Files = list[Path] | None
@@ -73,7 +92,7 @@ def generate(
     attribute: Annotated[Names, Option(help="Attribute, or intersection, whose concepts must all be loaded.", metavar="NAME")] = None,
     scale: Annotated[str, Option(help=SCALE_HELP, metavar="NUMBER|auto:A")] = str(GenerateConfig.scale),
     tuning_prompts: Annotated[
-        Path | None, Option(help="Prompts for --scale auto, one a line. (default embedded's)", metavar="FILE")
+        Path | None, Option(help="Prompts for --scale auto, as for --prompts. (default embedded's)", metavar="FILE")
     ] = None,
     judge: Annotated[str, Option(help="For --scale auto: clip:DIR-OR-ID." + EMBEDDED_ALONE, metavar="NAME")] = "",
     safety_scale: Annotated[float, number(-10, 10, help="Factor on the safety modules.", whole=False)] = GenerateConfig.safety_scale,
@@ -82,6 +101,8 @@ def generate(
     changes: Annotated[Names, Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
+    scheduler: Scheduler = "",
+    safety_checker: SafetyChecker = OFF,
     batch: Batch = GenerateConfig.batch,
     use_dataset_settings: Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")] = False,
     truncate_prompts: Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
@@ -125,7 +146,9 @@ def generate(
     options |= {"steps": steps, "guidance": guidance}
     config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
     check_dtype(dtype)
-    pipe = open_model(model, device, dtype) if reach or not engine else None
+    check_scheduler(scheduler)
+    source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
+    pipe = open_model(model, device, dtype, scheduler, safety_checker) if reach or not engine else None
     if reach:
         from respodiff.evaluation import judges
         from respodiff.experiments.choose_scale import choose_scale
@@ -137,7 +160,7 @@ def generate(
         config = replace(config, scale=found.scale)
     run = Run(out, asked, config, modules, added, listed.digest if listed else "")
     pipe = None if engine else pipe  # workers have theirs
-    result = _draw(run, pipe, shard, engine, ModelSource(model, device, dtype))
+    result = _draw(run, pipe, shard, engine, source)
     result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)
@@ -147,7 +170,7 @@ def read_prompts(prompts: Sequence[str], file: Path | None, suite_name: str, sui
     """Prompts from --prompt, --prompts and --suite together, and the suite (None without one)."""
     found: list[Any] = list(prompts)
     if file:
-        found += [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        found += read_prompt_file(file)
     suite = None
     if suite_name:
         from respodiff.data.prompt_sets import load_suite

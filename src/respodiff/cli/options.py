@@ -15,6 +15,7 @@ from typer import BadParameter, Option
 from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
 from respodiff.data.untrusted import read_json
 from respodiff.methods.registry import BASELINE, NAMES
+from respodiff.pipelines.schedulers import SCHEDULERS
 from respodiff.training.config import LAST_SEED, MOST_AT_ONCE
 
 
@@ -52,6 +53,11 @@ Batch = Annotated[int, number(1, MOST_AT_ONCE, help="Images at a time.")]
 Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
 Guidance = Annotated[
     float | None, number(0, 1000, help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)", whole=False)
+]
+Scheduler = Annotated[str, Option("--scheduler", help=f"Sampler: {', '.join(SCHEDULERS)}. (default: the model's)", metavar="NAME")]
+SafetyChecker = Annotated[
+    str,
+    Option("--safety-checker", help="off, or keep: a checker of the model blacks images out, which no judge can measure.", metavar="NAME"),
 ]
 Force = Annotated[bool, Option("--force", help="Replace a file that is there, whatever it is.")]
 Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]

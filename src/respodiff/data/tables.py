@@ -1,4 +1,4 @@
-"""Reads tables: CSV with any byte order mark, line ends and quoted commas."""
+"""Reads tables: CSV and TSV with any byte order mark, line ends and quoted separators, and Parquet."""
 
 from __future__ import annotations
 
@@ -16,14 +16,51 @@ from respodiff.data.untrusted import shortened
 Row = Mapping[str, str]
 MOST_BYTES = 2**28
 """Size of a text file, as a device has no end."""
+TABLES = {".csv": ",", ".tsv": "\t", ".parquet": ""}
+"""Endings of tables, and what separates their fields."""
 
 
 def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
-    """Rows of a CSV as (line number from 1 at which the row starts, column -> text); an absent cell is "".
+    """Rows of a table as (line number from 1 at which the row starts, column -> text); an absent cell is "".
 
-    ValueError for an unreadable file, a column that is missing or named twice, or a row of more fields than columns.
+    Its ending says what it is (`TABLES`); CSV if it is another one. A row of a Parquet file counts as a line after one of names.
+
+    Raises:
+        ValueError: an unreadable file, a column that is missing or named twice, or a row of more fields than columns.
+        RuntimeError: a Parquet file without pyarrow.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    columns, rows = _parquet(path) if path.suffix.lower() == ".parquet" else _separated(path)
+    if twice := [name for name in columns if columns.count(name) > 1]:
+        raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
+    if missing := [name for name in required if name not in columns]:
+        raise ValueError(
+            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
+            "give a table with these columns in its first line"
+        )
+    return rows
+
+
+def _parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise RuntimeError(
+            f"{path.name} is a Parquet file, which needs the package pyarrow; run: pip install 'respodiff[parquet]', or give a CSV"
+        ) from error
+    try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise ValueError(f"it has {size:,} bytes, more than {MOST_BYTES:,}")
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are of these two
+        raise ValueError(f"file {str(path)!r} cannot be read ({' '.join(str(error).split())[:200]}): give a Parquet file") from error
+    columns = [name.strip() for name in table.column_names]
+    cells = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    return columns, [(n, dict(zip(columns, row, strict=True))) for n, row in enumerate(zip(*cells, strict=True), start=2)]
+
+
+def _separated(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+    text = io.StringIO(read_text(path), newline="")
+    reader = csv.reader(text, delimiter=TABLES.get(path.suffix.lower(), ","), strict=True)
     rows: list[tuple[int, Row]] = []
     try:
         columns = [name.strip() for name in next(reader, [])]
@@ -38,15 +75,8 @@ def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
                 rows.append((start, dict(itertools.zip_longest(columns, fields, fillvalue=""))))
             start = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"{path.name}, line {reader.line_num} is not CSV ({error}): save it as comma-separated UTF-8 text") from error
-    if twice := [name for name in columns if columns.count(name) > 1]:
-        raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
-    if missing := [name for name in required if name not in columns]:
-        raise ValueError(
-            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
-            "give a table with these columns in its first line"
-        )
-    return rows
+        raise ValueError(f"{path.name}, line {reader.line_num} cannot be read ({error}): save it as comma-separated UTF-8 text") from error
+    return columns, rows
 
 
 def read_text(path: Path) -> str:

@@ -48,17 +48,20 @@ class Drawn:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model that each worker loads for itself: source, device and dtype as `respodiff.pipelines.loading.load_pipeline` takes them."""
+    """A model that each worker loads for itself: arguments as `respodiff.pipelines.loading.load_pipeline` takes them."""
 
     source: str
     device: str = "cpu"
     dtype: str = "float32"
+    scheduler: str = ""
+    safety_checker: bool = False
 
     def load(self) -> Any:
         """The pipeline."""
         import torch
 
-        return load_pipeline(self.source, device=self.device, dtype=getattr(torch, self.dtype))
+        dtype = getattr(torch, self.dtype)
+        return load_pipeline(self.source, device=self.device, dtype=dtype, scheduler=self.scheduler, safety_checker=self.safety_checker)
 
 
 @dataclass(frozen=True)

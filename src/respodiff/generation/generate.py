@@ -98,6 +98,7 @@ def generate(
         # All that an image depends on, the number of images included, of which exact counts are counts.
         settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
         settings |= {"dtype": str(backbone(pipe).dtype).removeprefix("torch."), "device": pipe._execution_device.type}
+        settings |= {"safety_checker": True} if getattr(pipe, "safety_checker", None) is not None else {}
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]
@@ -120,7 +121,7 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
     if getattr(pipe, "safety_checker", None) is not None:
         warnings.warn(
             "this pipeline blacks out images that its safety checker dislikes, and judges count those as unknown; "
-            "switch it off with pipe.safety_checker = None to measure",
+            "switch it off with load_pipeline(..., safety_checker=False) to measure",
             stacklevel=3,
         )
     if images := spec_of(pipe).images:

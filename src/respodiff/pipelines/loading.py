@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 
 from respodiff._bars import without_bars
 from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.schedulers import check_scheduler, use_scheduler
 
 EMBEDDED_SAMPLING = (20, 3.0)
 """Steps and guidance scale of the embedded model."""
@@ -27,11 +28,24 @@ def embedded_dir(part: str) -> Path:
     return Path(str(files("respodiff"))) / "embedded" / part
 
 
-def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
+def load_pipeline(
+    source: str | Path = "embedded",
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    scheduler: str = "",
+    safety_checker: bool = True,
+) -> Any:
     """A plain diffusers pipeline from ``"embedded"``, a local folder (never touches the network) or a hub id, with ``@REVISION`` for one commit.
 
-    ValueError with one line when it cannot be had or is of a class that steering does not support.
+    Args:
+        scheduler: one of `respodiff.pipelines.schedulers.SCHEDULERS`; empty for the pipeline's own.
+        safety_checker: whether one that the pipeline has stays on. It blacks images out, which cannot be measured then.
+
+    Raises:
+        ValueError: it cannot be had, is of a class that steering does not support, or cannot take the scheduler.
     """
+    check_scheduler(scheduler)
     folder = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     local, given = folder.is_dir(), repr(str(source))
     name, _, revision = (str(folder), "", "") if local else str(source).partition("@")
@@ -56,6 +70,10 @@ def load_pipeline(source: str | Path = "embedded", *, device: str = "cpu", dtype
             f"model {given}{absent} cannot be loaded: {reason} - give 'embedded', a folder with model_index.json, or a hub id (needs network)"
         ) from error
     spec_of(pipe)
+    if scheduler:
+        use_scheduler(pipe, scheduler)
+    if not safety_checker and getattr(pipe, "safety_checker", None) is not None:
+        pipe.register_modules(safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     if device == "cpu" and spec_of(pipe).model == "unet":
         # Same values, other strides: convolutions on the CPU are about 1.4 times as fast.

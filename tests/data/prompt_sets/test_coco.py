@@ -57,3 +57,9 @@ def test_preset_of_a_small_file_says_so(tmp_path: Path) -> None:
         assert len(suite("coco1k", path=write(tmp_path / "a.csv", lines(3)))) == 3
     with pytest.warns(UserWarning, match="a.csv is not the published COCO-30k: 3 prompts instead of 30,000; used as it is"):
         suite("coco30k", path=tmp_path / "a.csv")
+
+
+def test_both_published_lists_give_the_same_ids(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image_id,prompt\n42,A boat.\n7,A lake.\n")
+    (tmp_path / "b.csv").write_text("coco_id,prompt\nCOCO_val2014_000000000042.jpg,A boat.\n7.0,A lake.\n")
+    assert [p.id for p in read(tmp_path / "a.csv")] == [p.id for p in read(tmp_path / "b.csv")] == [f"coco30k/{n:012d}" for n in (42, 7)]

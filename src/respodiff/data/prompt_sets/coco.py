@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +15,9 @@ PRESET_SIZE = 1000
 
 
 def read(path: Path) -> list[Prompt]:
-    """Prompts of a CSV with the column ``prompt`` (and ``image_id``, ``evaluation_seed`` where it has them), or of a ``.txt``, one a line.
+    """Prompts of a table with the column ``prompt`` (and ``image_id`` or ``coco_id``, ``evaluation_seed`` where it has them), or a ``.txt``, one a line.
 
-    Ids come from ``image_id``, else from the caption, never from the position. All prompts are of one group, "captions", so that intervals
+    Ids come from the number of the image, else from the caption, never from the position. All prompts are of one group, "captions", so that intervals
     resample images. Rows without a caption are prompts without a text.
 
     Raises:
@@ -27,11 +28,18 @@ def read(path: Path) -> list[Prompt]:
         rows = [(n, {"prompt": line}) for n, line in enumerate(read_text(path).splitlines(), start=1) if line.strip()]
     else:
         rows = read_table(path, ("prompt",))
-    keys = [row.get("image_id", "").strip() or rank("coco30k", " ".join(row["prompt"].split())) for _, row in rows]
+    keys = [_number(row) or rank("coco30k", " ".join(row["prompt"].split())) for _, row in rows]
     ids = numbered(keys, [row["prompt"] for _, row in rows])
     seeds = [whole_number(path, line, row, "evaluation_seed") for line, row in rows]
     made = zip(ids, rows, seeds, strict=True)
     return [Prompt(f"coco30k/{name}", row["prompt"].strip(), "coco30k", "captions", seed=seed) for name, (_, row), seed in made]
+
+
+def _number(row: Row) -> str:
+    """The image's number in COCO as twelve digits, however it is written: 42, 42.0, 000000000042, COCO_val2014_000000000042.jpg."""
+    text = row.get("image_id", "").strip() or row.get("coco_id", "").strip()
+    found = re.fullmatch(r"(?:COCO_\w+_)?0*(\d{1,12})(?:\.0|\.jpg)?", text)
+    return found[1].zfill(12) if found else text
 
 
 def preset(prompts: Sequence[Prompt]) -> list[Prompt]:

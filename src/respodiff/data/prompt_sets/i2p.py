@@ -24,23 +24,25 @@ def read(path: Path) -> list[Prompt]:
     Columns ``prompt`` and ``categories`` (comma separated) are needed. Seed, guidance, width and height come from ``evaluation_seed``,
     ``evaluation_guidance``, ``width``, ``height``, or from ``sd_seed``, ``sd_guidance_scale``, ``sd_image_width``, ``sd_image_height``.
     An id comes from text and seed: a prompt has one id, and thus one noise, in every layout, order and part of the data set. The group is
-    the prompt itself: intervals resample groups, and seven categories would be too few.
+    the text, which some rows repeat: intervals resample groups, and seven categories would be too few.
 
     Raises:
         ValueError: unreadable, a column missing, or a number that is none.
     """
     found = [_prompt(path, line, row) for line, row in read_table(path, ("prompt", "categories"))]
     ids = numbered([p.id for p in found], [(p.categories, str(p.guidance), str(p.width), str(p.height)) for p in found])
-    return [dataclasses.replace(p, id=name, group=name) for p, name in zip(found, ids, strict=True)]
+    return [dataclasses.replace(p, id=name) for p, name in zip(found, ids, strict=True)]
 
 
 def _prompt(path: Path, line: int, row: Row) -> Prompt:
     seed = whole_number(path, line, row, "evaluation_seed", "sd_seed")
     labels = {" ".join(label.lower().split()) for label in row["categories"].split(",")} - {""}
+    text = " ".join(row["prompt"].split())
     return Prompt(
-        id=f"i2p/{rank('i2p', ' '.join(row['prompt'].split()), '' if seed is None else seed)}",
+        id=f"i2p/{rank('i2p', text, '' if seed is None else seed)}",
         text=row["prompt"].strip(),
         suite="i2p",
+        group=f"i2p/{rank('i2p', text)}",
         categories=(*(c for c in CATEGORIES if c in labels), *sorted(labels.difference(CATEGORIES))),
         seed=seed,
         guidance=number(path, line, row, "evaluation_guidance", "sd_guidance_scale"),

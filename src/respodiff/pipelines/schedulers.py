@@ -1,0 +1,37 @@
+"""Provides samplers by short names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+}
+"""Short name -> class of diffusers."""
+
+
+def check_scheduler(name: str) -> None:
+    """ValueError for a name that is none of `SCHEDULERS` and not empty."""
+    if name and name not in SCHEDULERS:
+        raise ValueError(f"scheduler is {name!r}; allowed: {', '.join(SCHEDULERS)}")
+
+
+def use_scheduler(pipe: Any, name: str) -> None:
+    """Replace a pipeline's scheduler by another one of the same configuration.
+
+    Raises:
+        ValueError: it is of another kind, such as DDIM for flow matching.
+    """
+    import diffusers
+
+    chosen, own = getattr(diffusers, SCHEDULERS[name]), pipe.scheduler
+    if chosen not in own.compatibles:
+        raise ValueError(f"scheduler is {name!r}, which cannot stand for {type(own).__name__} of {type(pipe).__name__}; leave it out")
+    pipe.scheduler = chosen.from_config(own.config)
