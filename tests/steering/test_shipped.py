@@ -14,7 +14,7 @@ from respodiff import load, load_all
 from respodiff.concepts.concept import attribute, concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.pipelines.loading import weights_digest
-from respodiff.steering.shipped import FOLDER, check_model, files_of, shipped
+from respodiff.steering.shipped import FOLDER, check_model, files_of, shipped, with_factor
 
 NAMES = {"woman", "man", "light", "medium", "dark", "violence", "sexual"}
 
@@ -82,3 +82,13 @@ def test_the_recipe_writes_every_module_and_what_it_is_of(tiny_pipe: Any, tmp_pa
     assert found["modules"] == {name: load(tmp_path / f"{name}.safetensors").digest for name in NAMES}
     assert load(tmp_path / "dark.safetensors").header.attribute == attribute("tone").name
     assert recipe.main(["--out", str(tmp_path), "--iterations", "0"]) == 1
+
+
+def test_a_factor_stands_behind_a_colon(tmp_path: Path) -> None:
+    plain, scaled = load_all("gender"), load_all("gender:0.6")
+    assert [a.weight for a in scaled] == [0.6 * a.weight for a in plain] and len({a.digest for a in (*plain, *scaled)}) == 4
+    (tmp_path / "odd:2").write_text("")
+    assert with_factor(tmp_path / "odd:2") == (tmp_path / "odd:2", 1.0)
+    assert with_factor("C:model") == (Path("C:model"), 1.0)
+    with pytest.raises(ValueError, match="gender"):
+        check_model([Path("gender:0.6")], "some/model")

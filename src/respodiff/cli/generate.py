@@ -57,7 +57,9 @@ SUITE_HELP = (
     "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
 )
 SHARES_HELP = "Target proportions, such as woman=0.5,man=0.5 or woman*dark=0.2,... (default: those of --concepts, else equal)"
-MODULE_HELP = "Module file; repeat for the alternatives. Or, with the embedded model, a name: gender, tone, woman, dark, ..."
+MODULE_HELP = (
+    "Module file; repeat for the alternatives. Or, with the embedded model, a name: gender, tone, ... :0.6 behind it is its scale."
+)
 SAFETY_HELP = "Safety module, added to every image: a file or, with the embedded model, violence or sexual."
 SCALE_HELP = "Factor on the modules; auto:A takes the least at which the concept accuracy on tuning prompts is at least A."
 METHOD_HELP = f"Method that the files must be of (default: any): {', '.join(NAMES)}. With plain modules are ignored."

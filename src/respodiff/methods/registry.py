@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from respodiff.steering.shipped import files_of
+from respodiff.steering.shipped import files_of, with_factor
 
 if TYPE_CHECKING:
     from respodiff.methods.base import Method
@@ -42,9 +42,11 @@ def methods_for(kind: str) -> tuple[str, ...]:
 def load_all(name: str | Path) -> list[Adapter]:
     """The modules that are shipped for the embedded model under a name: "woman" is one, "gender" are all alternatives.
 
-    A path that exists wins over a name, and is the one adapter of that file. Raises as `load`.
+    A path that exists wins over a name, and is the one adapter of that file. "gender:0.6" is at 0.6 of its scale. Raises as `load`.
     """
-    return [load(file) for file in files_of(name)]
+    path, factor = with_factor(name)
+    found = [load(file) for file in files_of(path)]
+    return found if factor == 1 else [adapter.scale(factor) for adapter in found]
 
 
 def load(path: str | Path) -> Adapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -25,9 +26,21 @@ def files_of(name: str | Path) -> list[Path]:
     return [Path(name)] if Path(name).exists() or not known.keys() >= set(names) else [known[n] for n in names]
 
 
+def with_factor(name: str | Path) -> tuple[Path, float]:
+    """A path or name, and the factor behind its last colon; a path that exists has none.
+
+    >>> with_factor("gender:0.6"), with_factor("gender")
+    ((PosixPath('gender'), 0.6), (PosixPath('gender'), 1.0))
+    """
+    start, _, end = str(name).rpartition(":")
+    if start and not Path(name).exists() and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", end):
+        return Path(start), float(end)
+    return Path(name), 1.0
+
+
 def check_model(names: list[Path], model: str) -> None:
     """ValueError for the name of shipped modules beside another model than the embedded one."""
-    for name in names if model != "embedded" else ():
+    for name in (with_factor(n)[0] for n in (names if model != "embedded" else ())):
         if (found := files_of(name)) != [name]:
             lacking, option = ", ".join(file.name for file in found), "attribute" if len(found) > 1 else "concept"
             raise ValueError(
