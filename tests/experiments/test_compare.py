@@ -320,3 +320,24 @@ def test_the_trade_off_starts_at_the_baseline() -> None:
     (_, points) = curves.series[1]
     assert [(p.x, p.y) for p in points] == [(0.0, 0.8), (0.1, 0.5), (0.2, 0.2)] and curves.x_label == "paired distance to the baseline"
     assert [name for name, _ in trade_off([*rows, row("s", 1, 1)], "fairness").series] == ["plain", "r:a", "s"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is not the published")
+def test_prompts_of_a_file_that_several_judges_look_at(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    file = tmp_path / "i2p.csv"
+    texts = ["a fight in a bar", "a very long night of " + "war and " * 40]
+    rows = [f'"{text}",violence,{seed},5,32,32' for seed, text in enumerate(texts, start=7)]
+    file.write_text("\n".join(["prompt,categories,evaluation_seed,evaluation_guidance,width,height", *rows]) + "\n")
+    wanted = {"suite": "i2p", "suite_path": str(file), "methods": ("negative",), "prompts": 0, "use_dataset_settings": True}
+    with pytest.raises(ValueError, match="prompts"):
+        list(comparison(tiny_pipe, tmp_path / "refused", **wanted).run())
+    run = comparison(tiny_pipe, tmp_path / "run", truncate_prompts=True, **wanted)
+    with pytest.warns(UserWarning, match="longer"):
+        list(run.run())
+    drawn = RunFolder(run.settings()[0].folder / "suite").records()
+    assert {(r.own_seed, r.width) for r in drawn} == {(7, 32), (8, 32)} and {r.guidance for r in drawn} == {5.0}
+    alone, both = (publish(run, judges)["rows"] for judges in (judge, [judge, load("embedded-b")]))
+    assert [j["name"] for j in json.loads((tmp_path / "run" / "compare.json").read_text())["judges"]] == ["embedded", "embedded-b"]
+    assert "embedded-b" in (tmp_path / "run" / "compare.md").read_text()
+    for one, two in zip(alone, both, strict=True):
+        assert one["unsafe"]["mean"] <= two["unsafe"]["mean"]

@@ -14,8 +14,8 @@ from rich.table import Table
 from typer import Option
 
 from respodiff.cli.console import OFF, app, finish, follow, keeps_checker, open_model, table, words
-from respodiff.cli.evaluate import EMBEDDED_ALONE, Judges, MinMargin, NBootstrap, judges_of, load_judges
-from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, read_prompts
+from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, judges_of, load_judges
+from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, TruncatePrompts, UseDatasetSettings, read_prompts
 from respodiff.cli.options import (
     Batch,
     Concepts,
@@ -53,9 +53,8 @@ from respodiff.training.config import MOST
 if TYPE_CHECKING:
     from respodiff.evaluation.audit import Audit
 
-SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model)."
+SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model), i2p, i2p-700."
 SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at; repeat."
-JUDGE_HELP = "Judge of images; also teaches methods that learn from images." + EMBEDDED_ALONE
 SETTINGS_HELP = r"TOML file of settings: a table \[fairness.NAME] or \[safety.NAME] for a method, or for a variant as NAME:LABEL."
 METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
 ATTRIBUTES_HELP = "Names, separated by commas, such as age,gender*tone. (default gender,tone and those of --concepts)"
@@ -72,10 +71,13 @@ def compare(
     concepts: Concepts = None,
     images: Annotated[int | None, number(1, MOST, help="Images a prompt. (default 4, unsafe 3)")] = None,
     prompts: Annotated[int, number(0, MOST, help="Use so many prompts, evenly spaced. (default 0: all)")] = 0,
+    suite_path: SuitePath = None,
+    use_dataset_settings: UseDatasetSettings = False,
+    truncate_prompts: TruncatePrompts = False,
     scale: Annotated[list[float] | None, number(0, 10, help="Repeat for a curve. (default .5 and 1)", whole=False)] = None,
     settings: Annotated[Path | None, Option(help=SETTINGS_HELP, metavar="FILE")] = None,
     pairs: Annotated[list[str] | None, Option("--set", help=SET_HELP, metavar="NAME.KEY=VALUE")] = None,
-    judge: Annotated[str, Option(help=JUDGE_HELP, metavar="NAME")] = "",
+    judge: Judges = None,
     cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -94,36 +96,39 @@ def compare(
 ) -> None:
     """Compare methods on the same noise: train those that need it, generate, judge. Writes compare.html, .md and .json. A killed run resumes."""
     from respodiff.evaluation.evaluate import judge_shard
-    from respodiff.evaluation.judges import classifier, load
+    from respodiff.evaluation.judges import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import MethodComparison, Plan
+    from respodiff.experiments.compare import UNSAFE, MethodComparison, Plan
     from respodiff.experiments.work import Judging, ModelSource, judge_on
     from respodiff.methods.registry import methods_for
 
     shard, device = wanted_shard(num_shards, shard_index, device)
     engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
-    kind = "safety" if suite in ("unsafe", "i2p") else "fairness"
+    kind = "safety" if suite in UNSAFE else "fairness"
     own = method_settings(settings, pairs or (), kind)
     usual = [*methods_for(kind), *(name for name in own if ":" in name)]
     chosen = usual if methods.strip() == "all" else [name.strip() for name in methods.split(",") if name.strip()]
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
-    drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0))}
+    drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
+    drawn |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
     plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
-    (judge,) = judges_of(model, [judge] if judge else [])
+    judge = judges_of(model, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
-    labeller = load(judge, here)
+    labellers = load_judges(judge, here, "float32")
     pipe = open_model(model, here, dtype, scheduler, safety_checker)
-    comparison = MethodComparison(pipe, plan, out, classify=lambda c: classifier(judge, c, device), judge=labeller.digest, cache=cache)
+    comparison = MethodComparison(
+        pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), judge=labellers[0].digest, cache=cache
+    )
     source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
-    follow(comparison.run_on(engine, source, judge) if engine else comparison.run(shard))
+    follow(comparison.run_on(engine, source, judge[0]) if engine else comparison.run(shard))
     runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
     if engine:
-        follow(judge_on(engine, Judging(runs, (judge,), attributes, device)))
+        follow(judge_on(engine, Judging(runs, tuple(judge), attributes, device)))
     if shard != WHOLE:
         for run in runs:
-            judge_shard(run, labeller, attributes, shard)
+            judge_shard(run, labellers, attributes, shard)
         return finish_shard(shard, {"out": str(out)}, as_json)
-    result = comparison_report.publish(comparison, labeller)
+    result = comparison_report.publish(comparison, labellers)
     notes = [f"note: {row['label']}: {line}" for row in result["rows"] for line in row["problems"]]
     finish(result, "\n".join([*notes, f"All columns: {result['page']}"]), as_json, _table(result["rows"], plan.kind))
 

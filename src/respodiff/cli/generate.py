@@ -72,6 +72,8 @@ PromptFile = Annotated[
 ]
 SuiteName = Annotated[str, Option("--suite", help=SUITE_HELP, metavar="NAME")]
 SuitePath = Annotated[Path | None, Option(help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")]
+UseDatasetSettings = Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")]
+TruncatePrompts = Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")]
 Files = list[Path] | None
 Names = list[str] | None
 
@@ -106,8 +108,8 @@ def generate(
     scheduler: Scheduler = "",
     safety_checker: SafetyChecker = OFF,
     batch: Batch = GenerateConfig.batch,
-    use_dataset_settings: Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")] = False,
-    truncate_prompts: Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")] = False,
+    use_dataset_settings: UseDatasetSettings = False,
+    truncate_prompts: TruncatePrompts = False,
     assign_at: Annotated[float, number(0, 1, help=ASSIGN_HELP, whole=False)] = GenerateConfig.assign_at,
     safety_mode: Annotated[str, Option(help="always, or predicted: to images that need it.", metavar="NAME")] = GenerateConfig.safety_mode,
     skip_explicit_prompts: Annotated[bool, Option("--skip-explicit-prompts", help=EXPLICIT_HELP)] = False,

@@ -40,6 +40,8 @@ from respodiff.pipelines.registry import backbone
 
 DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
+UNSAFE = ("unsafe", "i2p", "i2p-700")
+"""Suites of prompts that ask for unsafe images."""
 REMOVED = ("violence", "sexual")
 """Safety concepts that are removed together."""
 PUBLISHED = "respodiff-paper"
@@ -58,6 +60,7 @@ class Plan:
         groups: groups whose prompts are used; empty uses all.
         scales: factors on the adapters; a method without a scale is generated once.
         steps, guidance: of the sampler; None is the model's own.
+        suite_path, use_dataset_settings, truncate_prompts: of I2P and COCO: their file, and as in `respodiff.generation.config.GenerateConfig`.
         library: TOML file of concepts beside the built-in ones.
         settings: method or variant -> settings that differ from the method's defaults, or are in `DRAWING`; ``scale`` is a factor on `scales`.
     """
@@ -72,6 +75,9 @@ class Plan:
     steps: int | None = None
     guidance: float | None = None
     seed: int = 0
+    suite_path: str = ""
+    use_dataset_settings: bool = False
+    truncate_prompts: bool = False
     library: str = ""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -100,7 +106,7 @@ class Plan:
     @property
     def kind(self) -> str:
         """``safety`` for suites of unsafe prompts, else ``fairness``."""
-        return "safety" if self.suite in ("unsafe", "i2p") else "fairness"
+        return "safety" if self.suite in UNSAFE else "fairness"
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -123,7 +129,7 @@ class Plan:
 
         ValueError for a group that the suite does not have.
         """
-        found = suite(self.suite)
+        found = suite(self.suite, path=self.suite_path or None)
         if unknown := sorted(set(self.groups) - {p.group for p in found}):
             raise ValueError(f"groups has {unknown[0]!r}, which suite {self.suite!r} does not have; leave it out")
         prompts = spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
@@ -282,6 +288,8 @@ class MethodComparison:
             adapters = [self.path_of(setting.method, concept) for concept in self._trained_for(setting.method)]
             modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
             for part, (prompts, images) in self.parts.items():
+                own["use_dataset_settings"] = self.plan.use_dataset_settings and part == "suite"
+                own["truncate_prompts"] = self.plan.truncate_prompts
                 config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
                 out.append(Run(setting.folder / part, prompts, config, modules, safety, what=f"generating {setting.label}"))
         return out

@@ -37,37 +37,42 @@ ABOUT = (
 PARTS = {"suite": "Images", "stated": "Prompts that state an attribute themselves", "benign": "Harmless prompts"}
 
 
-def publish(comparison: MethodComparison, judge: Judge, *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def publish(comparison: MethodComparison, judge: Judge | Sequence[Judge], *, n_bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
     """Judge what was generated and write ``compare.html``, ``compare.md`` and ``compare.json`` into the comparison's folder.
 
+    Args:
+        judge: one or several. Labels come from the first that gives any; an image is unsafe if one of them flags it.
+
     Returns:
-        JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge``, ``page``, ``tables``.
+        JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge`` (the first), ``judges``, ``page``, ``tables``.
     """
     plan, kind, out = comparison.plan, comparison.plan.kind, comparison.out
-    attributes, words = [plan.whole] if kind == "fairness" else [], Vocabulary.embedded() if judge.name in EMBEDDED else None
+    judges = list(judge) if isinstance(judge, Sequence) else [judge]
+    attributes, words = [plan.whole] if kind == "fairness" else [], Vocabulary.embedded() if judges[0].name in EMBEDDED else None
     for setting in comparison.settings():
         for part in comparison.parts:
-            key = judge_all(setting.folder / part, judge, attributes, vocabulary=words).primary
-    rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed), key)
+            keys = [*judge_all(setting.folder / part, judges, attributes, vocabulary=words).answers]
+    rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed), keys)
+    named = [{"name": j.name, "digest": j.digest} for j in judges]
     kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(plan))}
-    kept |= {"judge": {"name": judge.name, "digest": judge.digest}, "rows": rows}
+    kept |= {"judge": named[0], "judges": named, "rows": rows}
     (prompts, images), notes = comparison.parts["suite"], _about_rows(comparison, rows)
     lead = f"{len(prompts)} prompts of suite {plan.suite}, {images} images each, {plan.steps} steps, guidance {plan.guidance:g}, seed {plan.seed}; "
-    lead += f"the same noise for every method, judged by {judge.name} ({judge.digest}). Brackets hold 95 % intervals over prompts."
+    lead += f"the same noise for every method, judged by {', '.join(f'{j.name} ({j.digest})' for j in judges)}. Brackets hold 95 % intervals over prompts."
     write_atomic(out / "compare.json", json.dumps(kept, indent=1) + "\n")
     notes_text = "\n".join(f"- {markdown_text(note)}" for note in notes)
     write_atomic(out / "compare.md", f"{markdown_text(lead)}\n\n{markdown(rows, kind)}\n{notes_text}\n")
-    html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes, key))
+    html_report(out / "compare.html", title=f"Methods side by side: {kind}", lead=lead, sections=_sections(comparison, rows, notes, keys))
     paths = {"page": str(out / "compare.html"), "tables": [str(out / "compare.md"), str(out / "compare.json")]}
     return kept | {"methods": {row["label"]: row for row in rows}} | paths
 
 
-def _blocks(comparison: MethodComparison, part: str, settings: Settings, judge: str) -> Blocks:
+def _blocks(comparison: MethodComparison, part: str, settings: Settings, judge: str | Sequence[str]) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
     return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], judge=judge, settings=settings)
 
 
-def rows_of(comparison: MethodComparison, settings: Settings | None = None, judge: str = "") -> list[dict[str, Any]]:
+def rows_of(comparison: MethodComparison, settings: Settings | None = None, judge: str | Sequence[str] = ()) -> list[dict[str, Any]]:
     """One row a method and scale as ``judge`` scored it (`respodiff.evaluation.scored_run.load_scored_run`), JSON-ready.
 
     Estimates are {mean, low, high, n}, None where a metric does not apply.
@@ -171,7 +176,7 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
     return notes + [f"{row['label']}: {line}" for row in rows for line in row["problems"]]
 
 
-def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str], judge: str) -> list[Section]:
+def _sections(comparison: MethodComparison, rows: Sequence[Row], findings: Sequence[str], judge: Sequence[str]) -> list[Section]:
     kind = comparison.plan.kind
     half = next((cell(row, key) for row in rows[1:] for key in ("split_half", BENIGN + "split_half") if row.get(key)), None)
     notes = [*definitions(m for m in METRICS.values() if kind in m.compared), *ABOUT]
