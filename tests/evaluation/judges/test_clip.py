@@ -158,6 +158,12 @@ def test_folder_with_another_model(tmp_path: Path) -> None:
 
 def test_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((judges.judge_folder("embedded") / "config.json").read_text())
+    with pytest.raises(ValueError, match="no weights"):
+        ClipJudge.load(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*CLIPModel\.from_pretrained"):
+        load_judge(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_judge(str(tmp_path))
 

@@ -75,6 +75,7 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
     kind = _check_folder(folder)
     import torch
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoImageProcessor as Images
     from transformers import AutoTokenizer, CLIPProcessor
 
@@ -85,7 +86,7 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
         # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
         images = Images.from_pretrained(folder, backend="pil", local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"judge folder {folder} cannot be loaded ({reason}); give a complete CLIP folder") from error
     model.requires_grad_(False)
@@ -100,6 +101,14 @@ def _check_folder(folder: Path) -> str:
         raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
     if kind not in KINDS:
         raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(file.name for file in folder.glob("*.bin"))
+        convert = f"transformers.{KINDS[kind]}.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        raise ValueError(
+            f"judge folder {folder} has its weights as a pickle ({pickles[0]}), which is never read; if you trust it, convert it once: {convert}"
+            if pickles
+            else f"judge folder {folder} has no weights (*.safetensors); give a complete folder, or another revision: clip:ID@REVISION"
+        )
     return str(kind)
 
 
