@@ -8,6 +8,7 @@ from PIL import Image
 
 from command import last_json, respodiff
 from respodiff.data.import_images import import_folder
+from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import RunFolder, file_digest
 
 HEADER = "file,prompt,prompt_id,suite,group,subject,seed,repeat,method,guidance,steps,categories,width,concept:gender,concept:tone"
@@ -121,3 +122,24 @@ def test_the_verb(theirs: Path, tmp_path: Path) -> None:
     done = respodiff("import", str(theirs), "--csv", "none.csv", "--out", str(run))
     assert done.returncode == 2 and "none.csv" in done.stderr and done.stderr.count("\n") == 1
     assert "Example: respodiff import" in respodiff("import", "--help").stdout
+
+
+@pytest.mark.filterwarnings("ignore:.*is not the published", "ignore:coco1k wants")
+def test_images_of_coco_belong_to_captions_by_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "val" / "sub").mkdir(parents=True)
+    for name in ("COCO_val2014_000000000042.jpg", "sub/000000000007.png", "COCO_val2014_000000000099.jpg"):
+        Image.new("RGB", (8, 8), (40, 0, 0)).save(tmp_path / "val" / name)
+    captions = tmp_path / "c.csv"
+    captions.write_text("image_id,prompt\n42,A boat.\n7,A lake.\n")
+    command = ["import", str(tmp_path / "val"), "--suite", "coco30k", "--suite-path", str(captions), "--out", str(tmp_path / "run")]
+    assert last_json(respodiff(*command, "--json"))["images"] == 2
+    found = {r.prompt_id: r for r in RunFolder(tmp_path / "run").records()}
+    assert found["coco30k/000000000042"].prompt == "A boat." and found["coco30k/000000000007"].group == "captions"
+    source = tmp_path / "val" / "COCO_val2014_000000000042.jpg"
+    assert found["coco30k/000000000042"].digest == file_digest(source) and suite("coco30k", path=captions)[0].id == "coco30k/000000000042"
+    for text, told in (("image_id,prompt\n42,A boat.\n43,A house.\n", "000000000043"), ("prompt\nA boat.\n", "image_id")):
+        captions.write_text(text)
+        refused = respodiff(*command[:-1], str(tmp_path / "new"))
+        assert refused.returncode == 2 and told in refused.stderr and not (tmp_path / "new").exists()
+    for both in (["--csv", str(captions)], ["--suite", "i2p"]):
+        assert respodiff(*command, *both).returncode == 2

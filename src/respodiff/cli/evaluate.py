@@ -195,8 +195,10 @@ def calibrate(
 @app.command(name="import", epilog="Example: respodiff import images --csv images.csv --out runs/theirs --method theirs")
 def import_(
     folder: Annotated[Path, Argument(help="Folder of images made by any tool.", show_default=False)],
-    csv: Annotated[Path, Option(help="Table with the columns file and prompt; docs/data.md lists others.", metavar="FILE")],
     out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR")],
+    csv: Annotated[Path | None, Option(help="Table with the columns file and prompt; docs/data.md lists others.", metavar="FILE")] = None,
+    suite: Annotated[str, Option(help="coco30k or coco1k, instead of a table: COCO's own images, for FID.", metavar="NAME")] = "",
+    suite_path: Annotated[Path | None, Option(help="File of COCO captions; without it, looked for and fetched.", metavar="FILE")] = None,
     method: Annotated[str, Option(help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -204,7 +206,16 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Make a run folder of images from another program, to be measured and reported like any other run."""
-    from respodiff.data.import_images import import_folder
+    from respodiff.data.import_images import import_captioned, import_folder
+    from respodiff.data.prompt_sets import load_suite
 
-    n = len(import_folder(folder, csv, out, method=method).records())
+    if (csv is None) == (not suite):
+        raise ValueError(f"--csv is {str(csv or '')!r} and --suite {suite!r}; give one of them: --csv FILE, or --suite coco30k")
+    if suite and not suite.startswith("coco"):
+        raise ValueError(f"--suite is {suite!r}; allowed: coco30k, coco1k")
+    if csv:
+        run = import_folder(folder, csv, out, method=method)
+    else:
+        run = import_captioned(folder, load_suite(suite, path=suite_path), out, method=method)
+    n = len(run.records())
     finish({"run": str(out), "images": n}, f"{out}: {n} images; next: respodiff evaluate {out} --judge clip:DIR-OR-ID", as_json)

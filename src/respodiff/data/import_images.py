@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -13,6 +15,9 @@ from respodiff.data.records import ImageRecord, image_id
 from respodiff.data.run_folder import RunFolder, file_digest
 from respodiff.data.tables import Row, number, read_table, whole_number
 from respodiff.data.untrusted import confined
+
+if TYPE_CHECKING:
+    from respodiff.data.prompt_sets import Suite
 
 CONCEPT = "concept:"
 COLUMNS = ("file", "prompt")
@@ -41,17 +46,56 @@ def import_folder(folder: str | Path, table: str | Path, out: str | Path, *, met
     root, csv = Path(folder).expanduser(), Path(table).expanduser()
     if not root.is_dir():
         raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
-    lines = _lines(csv, root.resolve(), method)
+    return _imported(_lines(csv, root.resolve(), method), file_digest(csv), out, method)
+
+
+def import_captioned(folder: str | Path, suite: Suite, out: str | Path, *, method: str = "real") -> RunFolder:
+    """Make a run folder of COCO's own images, one for each caption of a suite, to measure FID against.
+
+    An image belongs to a caption by the number at the end of its name (``COCO_val2014_000000000042.jpg``). Images without a caption are left out.
+
+    Args:
+        folder: folder of the images, which may lie in subfolders. suite: ``coco30k`` or ``coco1k``, from a file with numbers of images.
+
+    Raises:
+        OSError: ``out`` cannot be written.
+        ValueError: the captions have no numbers, or a caption has no image. Nothing is written then.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
+    files = {found[1]: path for path in sorted(root.rglob("*")) if (found := re.search(r"(\d{12})$", path.stem))}
+    numbers = [prompt.id.rpartition("/")[2] for prompt in suite.prompts]
+    if unnumbered := [p.text for p, number in zip(suite.prompts, numbers, strict=True) if not number.isdecimal()]:
+        raise ValueError(
+            f"suite {suite.name!r} has {len(unnumbered):,} captions without image_id, first {unnumbered[0]!r}; give the published file"
+        )
+    if lacking := [number for number in numbers if number not in files]:
+        raise ValueError(
+            f"folder {str(folder)!r} lacks {len(lacking):,} of {len(numbers):,} images, first {lacking[0]}; give all of COCO's"
+        )
+    lines = [
+        (
+            ImageRecord(image_id(p.id, 0), "", p.text, p.id, p.suite, p.group, p.subject, p.categories, method),
+            files[number],
+        )
+        for p, number in zip(suite.prompts, numbers, strict=True)
+    ]
+    return _imported(lines, suite.digest, out, method)
+
+
+def _imported(lines: list[tuple[ImageRecord, Path]], digest: str, out: str | Path, method: str) -> RunFolder:
+    """A run folder of images with records that are complete but for the size."""
     run = RunFolder(out)
     with run.lock():
-        done = run.create({"imported": True, "table_digest": file_digest(csv), "method": method}).done()
+        done = run.create({"imported": True, "table_digest": digest, "method": method}).done()
         missing = [line for line in lines if line[0].id not in done]
         for start in range(0, len(missing), BATCH):
             run.add_all([(_sized(record, source), source) for record, source in missing[start : start + BATCH]])
     unreadable = {r.id for r in run.records() if r.width == 0}
     if names := [source.name for record, source in lines if record.id in unreadable]:
         text = f"{len(names)} of {len(lines)} images cannot be read, first {names[0]!r}: kept, a judge counts them as unknown"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, stacklevel=3)
     return run
 
 
