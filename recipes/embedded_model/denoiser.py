@@ -13,7 +13,6 @@ from recipes.embedded_model.tokens import encode
 from recipes.embedded_model.world import Caption
 
 P_EMPTY = 0.1
-SNR = 5.0
 
 
 class DenoiserTask:
@@ -22,12 +21,23 @@ class DenoiserTask:
     Args:
         network: with the parts ``unet`` and ``text``. latents: (V, N, C, 16, 16), variants of every image. scale: that makes them of
             unit variance. captions: pairs of text and image. fast: bfloat16 and a compiled UNet; not the same bits from one machine to another.
+        snr: signal-to-noise ratio above which a timestep counts less. skew: timesteps are drawn as ``T u^skew``, u even; 1 is evenly, 1/2
+            in proportion to their number.
     """
 
     def __init__(
-        self, network: Any, tokenizer: Any, latents: torch.Tensor, scale: float, captions: Sequence[Caption], batch: int, fast: bool = False
+        self,
+        network: Any,
+        tokenizer: Any,
+        latents: torch.Tensor,
+        scale: float,
+        captions: Sequence[Caption],
+        batch: int,
+        fast: bool = False,
+        snr: float = 5.0,
+        skew: float = 1.0,
     ) -> None:
-        self.network, self.batch, self.scale = network, batch, scale
+        self.network, self.batch, self.scale, self.snr, self.skew = network, batch, scale, snr, skew
         self.device = next(network.parameters()).device
         self.fast = fast
         if fast:
@@ -40,14 +50,14 @@ class DenoiserTask:
         self.alphas = make_scheduler().alphas_cumprod.to(self.device)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """``mean min(SNR, 5) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556) at timesteps drawn evenly.
+        """``mean min(SNR, snr) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556).
 
         One text in ten is left empty for guidance.
         """
         n = self.batch
         pair = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
         variant = torch.randint(len(self.latents), (n,), generator=generator).to(self.device)
-        t = torch.randint(len(self.alphas), (n,), generator=generator).to(self.device)
+        t = (len(self.alphas) * torch.rand(n, generator=generator, dtype=torch.float64) ** self.skew).long().to(self.device)
         silent = (torch.rand(n, generator=generator) < P_EMPTY).to(self.device)
         z = self.latents[variant, self.images[pair]].float() * self.scale
         noise = self._noise(z, generator)
@@ -56,7 +66,7 @@ class DenoiserTask:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             states = self.network["text"](input_ids=ids)[0]
             predicted = self.unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, states).sample
-        weight = (SNR * (1 - a) / a).clamp(max=1)
+        weight = (self.snr * (1 - a) / a).clamp(max=1)
         loss: torch.Tensor = (weight * (predicted.float() - noise).pow(2)).mean()
         return loss
 

@@ -83,7 +83,7 @@ class Loop:
         self.total = self.steps or None
         weights = [p for p in network.parameters() if p.requires_grad]
         average = [p.detach().clone() for p in weights] if self.ema else []
-        optimiser = torch.optim.AdamW(self._groups(network), self.lr, betas=self.betas, weight_decay=self.decay, fused=weights[0].is_cuda)
+        optimiser = torch.optim.AdamW(self._groups(network), self.lr, betas=self.betas, weight_decay=self.decay, fused=True)
         generator = torch.Generator().manual_seed(self.seed)
         self._restore(network, optimiser, average, generator)
         first = self.step

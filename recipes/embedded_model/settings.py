@@ -37,7 +37,9 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "world": (
         *(
             "captions",
+            "mix",
             "styles",
+            "thing_styles",
             "things",
             "places",
             "held_out_of",
@@ -55,7 +57,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "train": ("variants", "autoencoder", "denoiser", "decoder", "judge", "judge-b"),
     "card": ("images",),
 }
-STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast")
+STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast", "snr", "skew")
 
 
 def _check(config: dict[str, Any]) -> None:

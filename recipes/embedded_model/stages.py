@@ -26,6 +26,8 @@ from recipes.embedded_model.world import Caption, World
 
 JUDGES = ("judge", "judge-b")
 TRAINED = ("autoencoder", "denoiser", "decoder", *JUDGES)
+NOISE = ("snr", "skew")
+"""Settings of `DenoiserTask` that say how much each timestep counts."""
 STAGES = ("data", *TRAINED, "assemble", "card")
 
 
@@ -103,7 +105,8 @@ class Recipe:
     def _train(self, name: str, network: torch.nn.Module, update: Update) -> torch.nn.Module:
         """Train a network or take it as it is on disk; its product is ``parts/NAME.safetensors``."""
         c = dict(self.config["train"][name])
-        c.pop("batch"), c.pop("fast", None)
+        for key in ("batch", "fast", *NOISE):
+            c.pop(key, None)
         c.setdefault("seed", self.config["seed"])
         share, steps = c.pop("share", 0.0), c.pop("steps", 0)
         seconds = 60 * self.minutes * share
@@ -187,7 +190,8 @@ class Recipe:
         number = {image: i for i, image in enumerate(self.drawn)}
         captions = [replace(c, image=number[c.image]) for c in self.captions]
         network, c = self._network("denoiser"), self.config["train"]["denoiser"]
-        task = DenoiserTask(network, self.tokenizer, latents, scale, captions, c["batch"], c.get("fast", False))
+        more = {key: c[key] for key in NOISE if key in c}
+        task = DenoiserTask(network, self.tokenizer, latents, scale, captions, c["batch"], c.get("fast", False), **more)
         self._train("denoiser", network, task)
 
     def _latents(self) -> tuple[torch.Tensor, float]:

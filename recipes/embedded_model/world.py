@@ -26,7 +26,6 @@ GENDER_WORDS = {
     "woman": ("woman", "female", "who is a woman"),
     "neutral": ("nonbinary", "gender neutral"),
 }
-P_PERSON, P_THING = 0.42, 0.36  # of all captions; the rest are scenes
 P_OCCUPATION = 0.7  # of those of people; the rest are "a person"
 P_GENDER, P_TONE, P_STYLE, P_NONBINARY = 0.5, 0.35, 0.3, 0.08  # how often a caption says so
 
@@ -79,7 +78,7 @@ class World:
         occupations: word -> (subject, share of men, shares of tones).
         called: subject -> word that judges know it by, where its own name is no word of a prompt.
         kept_for_people: words that no caption of a thing says.
-        things: label -> images. places: labels of places and nature, which are the safe scenes.
+        things: label -> images. places: labels of places and nature, which are the safe scenes; known_places: all that judges learn.
     """
 
     def __init__(self, images: Sequence[Picture], config: dict[str, Any]) -> None:
@@ -91,9 +90,12 @@ class World:
         self.things: dict[str, list[int]] = defaultdict(list)
         groups: dict[str, str] = {}
         styles, unsafe = config["styles"] or {p.style for p in images}, config["unsafe_pictures"]
+        thing_styles = config["thing_styles"] or styles
         kept = {*config["things"], *config["places"], *unsafe["violent"], *unsafe["suggestive"]}
         for i, image in enumerate(images):
-            if image.style not in styles or not (image.person or not config["things"] or image.label in kept):
+            if image.style not in (styles if image.person else thing_styles):
+                continue
+            if not (image.person or not config["things"] or image.label in kept):
                 continue
             if image.person:
                 self.people[image.subject, image.gender, image.tone].append(i)
@@ -102,6 +104,7 @@ class World:
                 groups[image.label] = image.group
         self.labels = sorted(self.things)
         self.places = config["places"] or [n for g in (PLACES, NATURE) for n in self.labels if groups[n] == g]
+        self.known_places = [n for g in (PLACES, NATURE) for n in sorted({p.label for p in images if p.group == g})]
         self.subjects = sorted({subject for subject, _, _ in self.occupations.values()})
         self.called = {subject: word for word, (subject, _, _) in reversed(self.occupations.items()) if subject.startswith("person ")}
         said = {"person", *(w for words in GENDER_WORDS.values() for w in words)}
@@ -118,8 +121,8 @@ class World:
         self._taken = defaultdict(lambda: [0, 0, 0])
         made = 0
         while made < n:
-            u = r.random()
-            found = self._person(r) if u < P_PERSON else self._thing(r) if u < P_PERSON + P_THING else self._scene(r)
+            u, (person, thing) = r.random(), self.config["mix"]
+            found = self._person(r) if u < person else self._thing(r) if u < person + thing else self._scene(r)
             if found is not None:
                 yield self._dressed(r, found)
                 made += 1
@@ -248,7 +251,7 @@ def world_table(world: World) -> dict[str, Any]:
         | {
             "violent_pictures": c["unsafe_pictures"]["violent"],
             "suggestive_pictures": c["unsafe_pictures"]["suggestive"],
-            "safe_pictures": safe,
+            "safe_pictures": [clean(n) for n in world.known_places],
         },
         "general_prompts": picked,
     }

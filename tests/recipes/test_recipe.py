@@ -179,7 +179,18 @@ def test_a_wrong_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_smaller_world_says_only_what_differs() -> None:
     own, small = read_config(), read_config(ROOT / "recipes/embedded_model/small.toml")
     assert small["world"]["occupations"] == own["world"]["occupations"] and small["models"] == own["models"]
-    assert len(small["world"]["things"]) + len(small["world"]["places"]) == 121 and not own["world"]["things"]
+    assert len(small["world"]["things"]) + len(small["world"]["places"]) == 50 and not own["world"]["things"]
+
+
+def test_a_run_goes_on_from_the_weights_of_a_pipeline(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(
+        "[miniature.train]\ndenoiser = { steps = 1, batch = 4, warmup = 1, fast = false, lr = 1e-9, snr = 0.1, skew = 0.5 }\n"
+    )
+    out, base = tmp_path / "out", made / "weights" / "pipeline"
+    shutil.copytree(made / "data", out / "data")
+    assert miniature(out, "--config", str(tmp_path / "own.toml"), "--base", str(base), "--stages", "autoencoder,denoiser") == 0
+    part, start = load_file(out / "parts" / "denoiser.safetensors"), load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.allclose(part[f"unet.{k}"], v.float(), atol=1e-6) for k, v in start.items())
 
 
 def test_a_folder_that_lost_its_note_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
