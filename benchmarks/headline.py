@@ -3,7 +3,7 @@
     python -m benchmarks.headline --out runs/headline     (about 15 minutes on 2 CPU cores; a killed run goes on where it was)
     python -m benchmarks.headline --tables                (the table anew from the kept rows)
 
-Every row has the same noise: 12 images a prompt, policy `exact`, 20 steps, guidance 3, seed 0. Results are kept in docs/results/headline.json.
+Every row has the same noise: 12 images a prompt, policy `exact`, guidance 3, seed 0. Results are kept in docs/results/headline.json.
 """
 
 from __future__ import annotations

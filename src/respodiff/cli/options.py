@@ -50,7 +50,7 @@ Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", metav
 Dtype = Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
 Seed = Annotated[int, number(0, LAST_SEED, help="Everything random follows from it.")]
 Batch = Annotated[int, number(1, MOST_AT_ONCE, help="Images at a time.")]
-Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the model's, 20 embedded, 50 Stable Diffusion)")]
+Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the model's, 8 embedded, 50 Stable Diffusion)")]
 Guidance = Annotated[
     float | None, number(0, 1000, help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)", whole=False)
 ]

@@ -19,7 +19,7 @@ from respodiff._bars import without_bars
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.pipelines.schedulers import check_scheduler, use_scheduler
 
-EMBEDDED_SAMPLING = (20, 3.0)
+EMBEDDED_SAMPLING = (8, 3.0)
 """Steps and guidance scale of the embedded model."""
 
 
