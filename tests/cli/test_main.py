@@ -246,6 +246,7 @@ VERBS = [
     "evaluate",
     "report",
     "compare",
+    "reproduce",
     "audit",
     "convert",
     "fuse",

@@ -37,6 +37,7 @@ VERBS = [
     "evaluate",
     "report",
     "compare",
+    "reproduce",
     "audit",
     "convert",
     "fuse",

@@ -205,19 +205,23 @@ class MethodComparison:
         or a folder of others.
         """
         self._check_out()
-        yield from self._train_missing(shard)
+        yield from self.train_missing(shard)
         for run in self.runs():
             self.add_cost(run.out, (yield from draw(self.pipe, run, shard)), shard)
 
     def run_on(self, engine: Engine, model: ModelSource, judge: str = "") -> Iterator[Progress]:
         """As `run`, on the workers of an engine. judge: source of the classifier, as `respodiff.evaluation.judges.classifier` takes it."""
         self._check_out()
-        missing, runs = self.missing(), self.runs()
-        training = Training(model, self.plan, self.out, judge, self.judge, self.cache)
-        for done, _ in enumerate(engine.map(training, missing), start=1):
-            yield Progress("training", done, len(missing))
+        yield from self.train_on(engine, model, judge)
+        runs = self.runs()
         for run, drawn in zip(runs, (yield from draw_on(engine, model, runs)), strict=True):
             self.add_cost(run.out, drawn)
+
+    def train_on(self, engine: Engine, model: ModelSource, judge: str = "") -> Iterator[Progress]:
+        """Make the adapters that are missing on the workers of an engine."""
+        missing, training = self.missing(), Training(model, self.plan, self.out, judge, self.judge, self.cache)
+        for done, _ in enumerate(engine.map(training, missing), start=1):
+            yield Progress("training", done, len(missing))
 
     def _check_out(self) -> None:
         check_out(self.out, lambda folder: any(any(folder.glob(name)) for name in OURS), force=None)
@@ -227,7 +231,7 @@ class MethodComparison:
         files = {(name, c): self.path_of(name, c) for name in self.names for c in self._trained_for(name)}
         return [pair for pair, file in files.items() if not (file.is_file() and file.with_suffix(".json").is_file())]
 
-    def _train_missing(self, shard: Shard) -> Iterator[Progress]:
+    def train_missing(self, shard: Shard = WHOLE) -> Iterator[Progress]:
         """Make adapters that no other process makes, and wait for those that one does."""
         while missing := self.missing():
             first = shard.index * len(missing) // shard.count  # each shard begins elsewhere
@@ -264,6 +268,10 @@ class MethodComparison:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
 
+    def adapters(self, name: str) -> list[Path]:
+        """Files of the adapters of a method or variant."""
+        return [self.path_of(name, concept) for concept in self._trained_for(name)]
+
     def train(self, name: str, concept: Concept) -> Iterator[Progress]:
         """Make an adapter. Progress counts iterations."""
         method, path = method_of(name), self.path_of(name, concept)
@@ -285,7 +293,7 @@ class MethodComparison:
         for setting in self.settings():
             own = self.plan.drawing(setting.method)
             own["scale"] = own["safety_scale"] = setting.scale * own["scale"]
-            adapters = [self.path_of(setting.method, concept) for concept in self._trained_for(setting.method)]
+            adapters = self.adapters(setting.method)
             modules, safety = ((), adapters) if self.plan.kind == "safety" else (adapters, ())
             for part, (prompts, images) in self.parts.items():
                 own["use_dataset_settings"] = self.plan.use_dataset_settings and part == "suite"

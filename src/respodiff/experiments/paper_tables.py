@@ -1,0 +1,134 @@
+"""Provides the tables of the paper as plans: what each row runs, at which budget, and the figures that were published."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from respodiff.experiments.compare import UNSAFE, method_of
+from respodiff.methods.registry import BASELINE
+
+LEAST = 4
+"""Images of a prompt, and of a part, that a fraction leaves where there are so many: shares of fewer cannot be counted."""
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of a table.
+
+    Attributes:
+        name: as published. method: in `respodiff.methods.registry.NAMES`. settings: those that differ from the method's.
+        published: figure -> value, of devrat, alignment, unsafe, fid and clip.
+        train_forwards: evaluations of the model per sample to train one concept at the full budget. passes: those of a step of one image.
+    """
+
+    name: str
+    method: str
+    published: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train_forwards: int = 0
+    passes: int = 2
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table.
+
+    Attributes:
+        title: heading. model: hub id that the paper ran it on.
+        attributes: attribute -> scale of its modules; empty for safety.
+        suite: prompts, with ``images`` of each. captions: suite of one image a prompt for FID and CLIP; empty where none was published.
+        steps, guidance: of the sampler; None is the model's own.
+        rows: the first one is what others are compared with.
+        fraction: part of prompts, images and iterations that is run; 1 is the published budget.
+    """
+
+    title: str
+    model: str
+    suite: str
+    images: int
+    rows: tuple[PaperRow, ...]
+    attributes: Mapping[str, float] = field(default_factory=dict)
+    captions: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    fraction: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        """``fairness`` or ``safety``."""
+        return "safety" if self.suite in UNSAFE else "fairness"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What the table shows: one devrat an attribute, such as ``devrat gender``."""
+        main = ("unsafe",) if self.kind == "safety" else (*(f"devrat {name}" for name in self.attributes), "alignment")
+        return (*main, *(("fid", "clip") if self.captions else ()))
+
+    def part(self, prompts: int, images: int) -> tuple[int, int]:
+        """(prompts, images each) that the fraction leaves of a suite.
+
+        >>> replace(tables()["gender"], fraction=0.01).part(180, 30)
+        (14, 4)
+        """
+        if self.fraction == 1:
+            return prompts, images
+        total = max(min(LEAST, prompts * images), round(prompts * images * self.fraction))
+        each = max(min(LEAST, images), round(images * math.sqrt(self.fraction)))
+        return min(prompts, math.ceil(total / each)), each
+
+
+def tables(*, embedded: bool = False, fraction: float = 1.0) -> dict[str, PaperTable]:
+    """The tables by name.
+
+    Args:
+        embedded: as they are run on the embedded model, in minutes: its suites, tone for race, fewer images and iterations.
+        fraction: of prompts, images and iterations, above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction:g}; allowed: above 0, at most 1, which is the published budget")
+    plans, twin = _plans()
+    found = {}
+    for name, table in plans.items():
+        made = _twin(table, twin) if embedded else table
+        rows = tuple(replace(row, settings=_shortened(row, made.kind, fraction)) for row in made.rows)
+        found[name] = replace(made, rows=rows, fraction=fraction)
+    return found
+
+
+@cache
+def _plans() -> tuple[dict[str, PaperTable], dict[str, Any]]:
+    read = tomllib.loads((files("respodiff") / "experiments" / "paper.toml").read_text(encoding="utf-8"))
+    twin = read.pop("embedded")
+    return {name: PaperTable(**{**row, "rows": tuple(PaperRow(**r) for r in row["rows"])}) for name, row in read.items()}, twin
+
+
+def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
+    rows = tuple(
+        replace(row, settings={**twin["settings"].get(row.method, {}), **row.settings}, published={}, train_forwards=0)
+        for row in table.rows
+    )
+    return replace(
+        table,
+        model="embedded",
+        suite=twin["suites"][table.suite],
+        images=twin["images"],
+        captions=twin["suites"].get(table.captions, ""),
+        attributes={twin["attributes"].get(name, name): scale for name, scale in table.attributes.items()},
+        steps=None,
+        guidance=None,
+        rows=rows,
+    )
+
+
+def _shortened(row: PaperRow, kind: str, fraction: float) -> Mapping[str, Any]:
+    """The settings with that part of the iterations, where the method has any."""
+    if row.method == BASELINE or fraction == 1:
+        return row.settings
+    whole = getattr(method_of(row.method).settings(kind, **row.settings), "iterations", 0)
+    return {**row.settings, "iterations": max(1, round(whole * fraction))} if whole else row.settings

@@ -1,0 +1,161 @@
+"""The tables of the paper: their plans, their costs, and each of them from end to end on tiny models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from command import last_json, respodiff
+from respodiff.cli.reproduce import NAMES
+from respodiff.concepts.concept import attribute
+from respodiff.data.import_images import import_folder
+from respodiff.data.run_folder import RunFolder
+from respodiff.evaluation.judges import classifier, load
+from respodiff.experiments.compare import method_of
+from respodiff.experiments.paper_tables import PaperTable, tables
+from respodiff.experiments.reproduce import Reproduction, publish
+from respodiff.training.config import TrainConfig
+from tiny_models import sdxl
+
+pytestmark = pytest.mark.slow
+
+
+def test_plans_are_those_of_the_paper() -> None:
+    found = tables()
+    assert tuple(found) == NAMES
+    assert [row.published["devrat"] for row in found["gender"].rows] == [0.68, 0.17, 0.40, 0.57, 0.14]
+    assert [row.published["unsafe"] for row in found["safety"].rows] == [0.27, 0.20, 0.32, 0.16]
+    for table in found.values():
+        assert (table.images in (5, 30) and table.rows[0].method == "plain") or table.rows[0].name == "RAM only"
+        for row in table.rows:
+            assert not set(row.published) - {"devrat", "alignment", "unsafe", "fid", "clip"}
+            if row.method == "respodiff-paper":
+                whole = method_of(row.method).settings(table.kind, **row.settings)
+                assert whole == TrainConfig.preset("paper", table.kind, **row.settings), "the published budget"
+    assert {name for table in found.values() for name in table.attributes} == {"gender", "race"}
+    assert all(attribute(name) for name in ("gender", "race"))
+
+
+def test_a_fraction_takes_its_part_of_everything() -> None:
+    whole, part = tables()["gender"], tables(fraction=0.01)["gender"]
+    assert (whole.part(180, 30), part.part(180, 30), part.part(30_000, 1)) == ((180, 30), (14, 4), (300, 1))
+    assert tables(fraction=1e-6)["safety"].part(4702, 5) == (1, 4)
+    assert [row.settings.get("iterations") for row in part.rows][-1] == 50
+    for wrong in (0, 1.5):
+        with pytest.raises(ValueError, match="fraction"):
+            tables(fraction=wrong)
+
+
+def test_the_twin_of_every_table_has_suites_and_attributes_of_the_embedded_model() -> None:
+    for table in tables(embedded=True).values():
+        assert table.suite in ("occupations", "unsafe") and table.captions in ("", "general") and table.steps is table.guidance is None
+        assert set(table.attributes) <= {"gender", "tone"} and not any(row.published for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("gender", 5 * (180 * 30 + 30_000)), ("safety", 4 * (4702 * 5 + 30_000)), ("composition", 2 * 5400)]
+)
+def test_what_a_table_costs_is_said_without_a_model_or_a_file(name: str, images: int) -> None:
+    command = ["reproduce", name, "--model", "somebody/model", "--out", "nowhere", "--dry-run"]
+    found = last_json(respodiff(*command, "--json"))
+    assert found["images"] == images and found["unet_forwards"] == found["training_forwards"] + found["drawing_forwards"]
+    assert found["drawing_forwards"] >= images * 100 and not Path("nowhere").exists()
+    told = respodiff(*command, "--images-per-second", "0.5", "--fraction", "0.1")
+    assert told.returncode == 0 and "hours at 0.5 images a second" in told.stdout
+    smaller = last_json(respodiff(*command, "--fraction", "0.01", "--json"))
+    assert smaller["images"] < images / 20 and smaller["training_forwards"] == round(found["training_forwards"] * 0.01)
+
+
+@pytest.fixture
+def short() -> Callable[[str], PaperTable]:
+    """The twin of a table with a prompt or two, and trainings of one iteration."""
+    budgets: dict[str, dict[str, Any]] = {
+        "respodiff-paper": {"iterations": 1, "steps": 2},
+        "sdisc": {"iterations": 1, "steps": 2},
+        "fdf": {"iterations": 1, "steps": 2},
+        "bact": {"iterations": 1, "steps": 2, "rollouts": 4},
+        "esd-u": {"iterations": 1, "steps": 2},
+    }
+
+    def of(name: str) -> PaperTable:
+        table = replace(tables(embedded=True, fraction=0.01)[name], steps=2, guidance=3.0)
+        return replace(table, rows=tuple(replace(r, settings={**r.settings, **budgets.get(r.method, {})}) for r in table.rows))
+
+    return of
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_runs_from_end_to_end(name: str, short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+    table, judge = short(name), load("embedded")
+    pipe = sdxl() if name.startswith("sdxl") else tiny_pipe
+    made = Reproduction(pipe, table, tmp_path / "run", classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+    assert list(made.run())
+    found = publish(made, [judge], n_bootstrap=100)
+    assert [row["name"] for row in found["rows"]] == [row.name for row in table.rows]
+    for row in found["rows"]:
+        assert set(row["measured"]) == set(row["published"]) == set(table.figures)
+        for figure, value in row["measured"].items():
+            assert figure == "fid" or value["low"] <= value["mean"] <= value["high"], figure
+    first = made.parts["suite"]
+    assert found["images"] == len(table.rows) * sum(len(part.prompts) * part.images for part in made.parts.values())
+    assert len(RunFolder(made.folder(table.rows[0], "suite")).records()) == len(first.prompts) * first.images
+    page = (tmp_path / "run" / "reproduce.html").read_text()
+    assert table.title in page and all(row.name in page for row in table.rows) and "mean nothing" in page
+    assert json.loads((tmp_path / "run" / "reproduce.json").read_text())["rows"] == json.loads(json.dumps(found["rows"]))
+    again = Reproduction(pipe, table, tmp_path / "run", judge="d")
+    assert [p for p in again.run() if p.what.startswith(("training", "building"))] == [] and publish(again, [judge], n_bootstrap=100)[
+        "rows"
+    ] == found["rows"]
+
+
+def test_modules_of_a_composition_act_at_their_factors(short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+    made = Reproduction(tiny_pipe, short("composition"), tmp_path, judge="d")
+    for training in made.trainings.values():
+        list(training.train_missing())
+    plain, steered = made.runs()
+    assert plain.modules == [] and sorted({m.weight for m in steered.modules}) == [0.4, 0.6]
+    assert {m.header.attribute for m in steered.modules} == {"gender", "tone"} and len(steered.modules) == 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_fid_says_what_it_needs(short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+    table = short("gender")
+    made = Reproduction(tiny_pipe, replace(table, rows=table.rows[:1]), tmp_path / "run", judge="d")
+    list(made.run())
+    notes = publish(made, [load("embedded")], n_bootstrap=100)["notes"]
+    assert any("--real" in note and "inception" in note for note in notes)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (tmp_path / "t.csv").write_text("file,prompt\na.png,a boat\n")
+    real = import_folder(folder, tmp_path / "t.csv", tmp_path / "real").path
+    notes = publish(made, [load("embedded")], real=real, n_bootstrap=100)["notes"]
+    assert any("inception" in note and "--real" not in note for note in notes)
+
+
+def test_the_verb_on_a_folder(tiny_pipe: Any, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "model")
+    command = [
+        "reproduce",
+        "sdxl-gender",
+        "--model",
+        str(tmp_path / "model"),
+        "--judge",
+        "embedded",
+        "--fraction",
+        "0.0002",
+        "--steps-are-none",
+    ]
+    assert respodiff(*command, "--out", str(tmp_path / "run")).returncode == 2
+    done = last_json(respodiff(*command[:-1], "--out", str(tmp_path / "run"), "--json"))
+    assert done["table"].startswith("Gender") and [row["name"] for row in done["rows"]] == ["SDXL", "RespoDiff"]
+    assert done["rows"][0]["published"]["devrat gender"] == 0.72 and done["unet_forwards"] > 0
+    refused = respodiff("reproduce", "genders", "--out", str(tmp_path / "new"))
+    assert refused.returncode == 2 and "gender" in refused.stderr and not (tmp_path / "new").exists()
