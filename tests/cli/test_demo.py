@@ -33,7 +33,8 @@ def test_demo_writes_grid_report_and_json(tmp_path: Path, monkeypatch: pytest.Mo
     out = tmp_path / "demo"
     result = last_json(respodiff("demo", "--out", str(out), "--images", "4", "--json"))
     assert set(result) >= {"before", "after", "trained", "grid", "report", "seconds", "first_image_seconds"}
-    assert 0 < result["first_image_seconds"] < result["seconds"]
+    assert 0 < result["first_image_seconds"] < result["seconds"] and result["train_unet_forwards"] > 0
+    assert sum(result["parts"].values()) == pytest.approx(result["seconds"], abs=2) and min(result["parts"].values()) > 0
     for side in ("before", "after"):
         assert result[side]["n"] == 8 and set(result[side]["women"]) == {"mechanic", "nurse"}
         assert 0 <= result[side]["unsafe"]["mean"] <= 1 and result[side]["unsafe_n"] == 4
@@ -76,7 +77,7 @@ def test_shares_of_both_are_shown_where_they_are_looked_for(as_json: bool, tmp_p
     monkeypatch.setattr("respodiff.cli.demo.open_model", lambda *_: None)
     monkeypatch.setattr("respodiff.evaluation.evaluate.evaluate", lambda *_: judged)
     monkeypatch.setattr("respodiff.reports.run_report.report", lambda *_, **__: {"page": "report.html"})
-    for name, result in (("_train", []), ("_grid", "grid")):
+    for name, result in (("_train", ([], 0)), ("_grid", "grid")):
         monkeypatch.setattr(demo, name, lambda *_, result=result: result)
     monkeypatch.setattr(demo, "_generate", lambda *given: given[-1].append(0.0))
     done = respodiff("demo", "--out", str(tmp_path / "demo"), *(["--json"] if as_json else []))
