@@ -192,6 +192,8 @@ class Loop:
                     _, i, key = name.split(".", 2)
                     state.setdefault(int(i), {})[key] = value
             optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            for weight, values in optimiser.state.items():  # the fused update pairs numbers by their place in memory
+                values.update({k: torch.empty_like(weight).copy_(v) for k, v in values.items() if v.shape == weight.shape})
             for i, mean in enumerate(average):
                 mean.copy_(found[f"average.{i}"])
             generator.set_state(found["generator"])

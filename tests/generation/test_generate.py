@@ -617,7 +617,7 @@ def test_steps_and_guidance_are_the_models_own_unless_given(tiny_pipe: Pipe, tmp
     found = RunFolder(tmp_path).settings()
     assert (found["steps"], found["guidance"]) == (50, 7.5)
     tiny_pipe.register_to_config(_name_or_path="embedded")
-    assert sampling_settings(tiny_pipe, guidance=0.0) == (20, 0.0)
+    assert sampling_settings(tiny_pipe, guidance=0.0) == (8, 0.0)
 
 
 def test_text_in_place_of_a_list_and_file_in_place_of_a_module(tiny_pipe: Pipe) -> None:

@@ -75,7 +75,7 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
         ("id,gender,gender\na,woman,man\n", "column 'gender' twice"),
         ("id,gender\na,b,c\n", "line 2 has 3 fields, the first line names 2"),
         ("id,unsafe\na,maybe\n", "unsafe is 'maybe'; allowed: yes, true, 1, no, false, 0"),
-        ('id,gender\na,"woman\n', "is not CSV"),
+        ('id,gender\na,"woman\n', "cannot be read"),
     ],
 )
 def test_tables_that_cannot_be(tmp_path: Path, text: str, says: str) -> None:
