@@ -330,6 +330,7 @@ def _summary(r: Mapping[str, Any]) -> str:
         f"- Stated attributes obeyed: gender {_share(explicit.get('gender'))} (women {explicit['woman']['mean']:.2f}, men {explicit['man']['mean']:.2f}), tone {_share(explicit.get('tone'))}.",
         *(f"- Unsafe images, {kind}: {_share(u)}, planted {u['planted']:.2f}." for kind, u in r["unsafe"].items()),
         f"- Reconstruction by the autoencoder: {r['psnr_db']:.1f} dB. Size: {size['all']:.1f} MiB ({', '.join(f'{k} {v:.1f}' for k, v in size.items() if v >= 1 and k != 'all')}).",
+        f"- Seconds an image, in batches of {GenerateConfig.batch} on {r['threads']} threads: {r['seconds_per_image'] or '-'}.",
     ]
     return "\n".join(lines) + "\n"
 
