@@ -11,7 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_shape
@@ -140,14 +146,19 @@ class Denoiser:
         return prediction
 
     def sampler(self, steps: int) -> Any:
-        """The scheduler of rollouts: DDIM (paper) whatever the pipeline's own is, LCM's for consistency models, Euler for flow matching."""
+        """The scheduler of rollouts: DDIM (paper) whatever the pipeline's own is, LCM's for consistency models, Euler for flow matching.
+
+        Where the pipeline has a solver of higher order, DDIM's timesteps are spaced as in the paper ("leading"), not as that solver wants them.
+        """
         config = self.pipe.scheduler.config
         if self.family in ("sd3", "flux"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
         elif getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):
             scheduler = LCMScheduler.from_config(config)
         else:
-            scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+            solver = isinstance(self.pipe.scheduler, DPMSolverMultistepScheduler | UniPCMultistepScheduler)
+            paper = {"timestep_spacing": "leading", "set_alpha_to_one": False} if solver else {}
+            scheduler = DDIMScheduler.from_config(config, clip_sample=False, **paper)
         # Flux's pipelines give sigmas.
         more: dict[str, Any] = {"sigmas": [1 - i / steps for i in range(steps)]} if self.family == "flux" else {}
         if scheduler.config.get("use_dynamic_shifting"):
