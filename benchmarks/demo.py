@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args()
     if not arguments.tables:
-        result = provenance("python -m benchmarks.demo") | measured(arguments.tries)
+        result = provenance(f"python -m benchmarks.demo --tries {arguments.tries}") | measured(arguments.tries)
         arguments.results.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     found = json.loads(arguments.results.read_text(encoding="utf-8"))
     print(as_table(found))

@@ -68,6 +68,9 @@ def test_what_a_table_costs_is_said_without_a_model_or_a_file(name: str, images:
     assert found["drawing_forwards"] >= images * 100 and not Path("nowhere").exists()
     told = respodiff(*command, "--images-per-second", "0.5", "--fraction", "0.1")
     assert told.returncode == 0 and "hours at 0.5 images a second" in told.stdout
+    assert respodiff(*command[:-1], "--images-per-second", "0.5").returncode == 2, "it would be ignored"
+    twin = last_json(respodiff("reproduce", name, "--model", "embedded", "--out", "nowhere", "--dry-run", "--json"))
+    assert twin["training_forwards"] is None and "embedded" in twin["table"] and twin["images"] > 0
     smaller = last_json(respodiff(*command, "--fraction", "0.01", "--json"))
     assert smaller["images"] < images / 20 and smaller["training_forwards"] == round(found["training_forwards"] * 0.01)
 

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from tests.contracts.pipeline_checks import TINY, WOMAN
 from tests.drawing import close, draw, seen
 from tests.raw_loop import conditions, raw_unet
-from tests.tiny_models import flux, inpaint_9, lcm, sd, sd3, sd_v, sdxl
+from tests.tiny_models import flux, inpaint_9, lcm, scheduler, sd, sd3, sd_v, sdxl
 
 from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser, encode_prompts, join, repeat
@@ -131,6 +131,17 @@ def test_rollouts_use_the_sampler_of_the_family(make: Any, kind: Any) -> None:
     assert type(sampler) is kind and len(sampler.timesteps) == 4
     if make is sd_v:
         assert sampler.config.prediction_type == "v_prediction"
+
+
+def test_rollouts_have_the_papers_timesteps_beside_a_solver_that_wants_others(embedded: Any) -> None:
+    paper = scheduler()
+    paper.set_timesteps(16)
+    own = Denoiser(embedded).sampler(16)
+    assert embedded.scheduler.config.timestep_spacing == "trailing" and own.timesteps.tolist() == paper.timesteps.tolist()
+    assert own.final_alpha_cumprod == paper.final_alpha_cumprod
+    turbo = sd()
+    turbo.scheduler = EulerDiscreteScheduler.from_config(turbo.scheduler.config, timestep_spacing="trailing")
+    assert Denoiser(turbo).sampler(4).config.timestep_spacing == "trailing"
 
 
 def test_a_lora_of_lcm_on_a_plain_model_rolls_out_as_lcm() -> None:

@@ -90,5 +90,7 @@ def test_a_factor_stands_behind_a_colon(tmp_path: Path) -> None:
     (tmp_path / "odd:2").write_text("")
     assert with_factor(tmp_path / "odd:2") == (tmp_path / "odd:2", 1.0)
     assert with_factor("C:model") == (Path("C:model"), 1.0)
+    with pytest.raises(ValueError, match="gender:20"):
+        load_all("gender:20")
     with pytest.raises(ValueError, match="gender"):
         check_model([Path("gender:0.6")], "some/model")

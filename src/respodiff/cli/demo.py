@@ -122,7 +122,10 @@ def _train(pipe: Any, out: Path, seed: int) -> tuple[list[Any], int]:
     concepts = attribute(ATTRIBUTE).concepts
     names, config = ", ".join(c.name for c in concepts), TrainConfig.preset("default", "fairness", seed=seed, **LIVE)
     usual = TrainConfig.preset("default").iterations
-    words.print(f"training {names} from {concepts[0].neutral!r}: no images, no labels, {config.iterations} updates ({usual} by default)")
+    words.print(
+        f"training {names} from {concepts[0].neutral!r}: no images, no labels, {config.iterations} updates ({usual} by default)",
+        soft_wrap=True,
+    )
     losses = []
     with progress() as bar:
         task = bar.add_task(names, total=config.iterations)

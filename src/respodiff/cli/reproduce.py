@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from respodiff.cli.console import OFF, app, finish, follow, keeps_checker, open_model, table, words
-from respodiff.cli.evaluate import EMBEDDED_ALONE, JUDGES, NBootstrap, judges_of, load_judges
+from respodiff.cli.evaluate import Judges, NBootstrap, judges_of, load_judges
 from respodiff.cli.options import Device, Dtype, Json, Model, SafetyChecker, Scheduler, Seed, number, to_path
 from respodiff.cli.workers import (
     EngineName,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAMES = ("gender", "race", "safety", "ablation", "composition", "sdxl-gender", "sdxl-race")
-STEPS = 50
-"""Steps that a plan is counted with where it leaves them to the model."""
 
 
 @app.command(epilog="Example: respodiff reproduce gender --model DIR --judge clip:DIR --device cuda --out runs/gender")
@@ -36,7 +34,7 @@ def reproduce(
     name: Annotated[str, Argument(help=f"Table: {', '.join(NAMES)}.", metavar="TABLE", show_default=False)],
     out: Annotated[Path, Option(help="Folder for adapters, runs and the page; what it holds is kept.", metavar="DIR", parser=to_path)],
     model: Model = "embedded",
-    judge: Annotated[list[str] | None, Option("--judge", help=JUDGES + EMBEDDED_ALONE, metavar="NAME")] = None,
+    judge: Judges = None,
     real: Annotated[
         Path | None, Option(help="Run folder of COCO's own images, for the FID; from 'respodiff import'.", metavar="RUN")
     ] = None,
@@ -68,15 +66,19 @@ def reproduce(
     from respodiff.experiments.paper_tables import tables
     from respodiff.experiments.reproduce import Reproduction, cost, counts_of, publish
     from respodiff.experiments.work import Judging, ModelSource, judge_on
+    from respodiff.pipelines.loading import EMBEDDED_SAMPLING
+    from respodiff.pipelines.registry import SD
 
     if name not in NAMES:
         raise ValueError(f"TABLE is {name!r}; allowed: {', '.join(NAMES)}")
     plan = tables(embedded=model == "embedded", fraction=fraction)[name]
     paths = {"i2p": str(i2p or ""), "coco30k": str(coco or "")}
+    if images_per_second and not dry_run:
+        raise ValueError(f"--images-per-second is {images_per_second:g}, which estimates hours; give --dry-run with it, or leave it out")
     if dry_run:
-        found = cost(plan, counts_of(plan, paths), plan.steps or (8 if model == "embedded" else STEPS))
+        found = cost(plan, counts_of(plan, paths), plan.steps or (EMBEDDED_SAMPLING[0] if model == "embedded" else SD.steps))
         result = {"table": plan.title, "rows": [row.name for row in plan.rows], **found}
-        result |= {"unet_forwards": found["training_forwards"] + found["drawing_forwards"]}
+        result |= {"unet_forwards": (found["training_forwards"] or 0) + found["drawing_forwards"]}
         return finish(result, _estimate(result, images_per_second), as_json)
     shard, device = wanted_shard(num_shards, shard_index, device)
     engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
@@ -103,10 +105,13 @@ def reproduce(
 def _estimate(found: dict[str, Any], rate: float) -> str:
     """The counts in words; with images a second also hours, training counted as the images that its forwards would draw."""
     lines = [f"{found['table']}: {len(found['rows'])} rows, {found['images']:,} images"]
-    lines += [f"forwards of the model: {found['training_forwards']:,} for training, {found['drawing_forwards']:,} for drawing"]
+    training, drawing = found["training_forwards"], found["drawing_forwards"]
+    known = "unknown" if training is None else f"{training:,} by the authors' loops"
+    lines += [f"forwards of the model: {drawing:,} for drawing; for training {known}"]
     if rate:
-        hours = found["images"] / rate / 3600 * (1 + found["training_forwards"] / max(1, found["drawing_forwards"]))
-        lines.append(f"about {hours:,.1f} hours at {rate:g} images a second, backward passes not counted")
+        hours = found["images"] / rate / 3600 * (1 + (training or 0) / max(1, drawing))
+        without = "training" if training is None else "backward passes"
+        lines.append(f"about {hours:,.1f} hours at {rate:g} images a second, {without} not counted")
     else:
         lines.append("give --images-per-second X for hours")
     return "\n".join(lines)

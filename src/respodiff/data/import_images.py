@@ -75,10 +75,7 @@ def import_captioned(folder: str | Path, suite: Suite, out: str | Path, *, metho
             f"folder {str(folder)!r} lacks {len(lacking):,} of {len(numbers):,} images, first {lacking[0]}; give all of COCO's"
         )
     lines = [
-        (
-            ImageRecord(image_id(p.id, 0), "", p.text, p.id, p.suite, p.group, p.subject, p.categories, method),
-            files[number],
-        )
+        (ImageRecord(image_id(p.id, 0), file="", prompt=p.text, prompt_id=p.id, suite=p.suite, group=p.group, method=method), files[number])
         for p, number in zip(suite.prompts, numbers, strict=True)
     ]
     return _imported(lines, suite.digest, out, method)

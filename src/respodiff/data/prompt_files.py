@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from respodiff.data.records import Prompt
@@ -23,7 +24,7 @@ def read_prompt_file(path: Path) -> list[Prompt]:
     if path.suffix.lower() in TABLES:
         found = [_prompt(path, line, row) for line, row in read_table(path, ("prompt",)) if row["prompt"].strip()]
         names = numbered([p.id for p in found], range(len(found)))
-        prompts = [Prompt(**{**vars(p), "id": name}) for p, name in zip(found, names, strict=True)]
+        prompts = [replace(p, id=name) for p, name in zip(found, names, strict=True)]
     else:
         prompts = [Prompt(text, text, group=text) for line in read_text(path).splitlines() if (text := line.strip())]
     if not prompts:

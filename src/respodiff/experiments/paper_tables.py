@@ -115,6 +115,7 @@ def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
     )
     return replace(
         table,
+        title=f"{table.title.partition(',')[0]}, twin on the embedded model",
         model="embedded",
         suite=twin["suites"][table.suite],
         images=twin["images"],

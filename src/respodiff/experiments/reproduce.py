@@ -71,13 +71,13 @@ def counts_of(table: PaperTable, paths: Mapping[str, str] | None = None) -> dict
     return found
 
 
-def cost(table: PaperTable, counts: Mapping[str, tuple[int, int]], steps: int) -> dict[str, int]:
-    """Images, and evaluations of the model per sample for training and drawing, as counted from the authors' loops."""
+def cost(table: PaperTable, counts: Mapping[str, tuple[int, int]], steps: int) -> dict[str, Any]:
+    """Images, and evaluations of the model per sample for drawing and for training by the authors' loops; None for the twin's training."""
     images = sum(prompts * each for prompts, each in counts.values())
     concepts = sum(len(attribute(name).names) for name in table.attributes) or len(REMOVED)
-    training = sum(row.train_forwards * concepts for row in table.rows) * table.fraction
+    training = round(sum(row.train_forwards * concepts for row in table.rows) * table.fraction) or None
     drawing = images * steps * sum(row.passes for row in table.rows)
-    return {"images": images * len(table.rows), "training_forwards": round(training), "drawing_forwards": drawing}
+    return {"images": images * len(table.rows), "training_forwards": training, "drawing_forwards": drawing}
 
 
 class Reproduction:

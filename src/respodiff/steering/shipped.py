@@ -27,13 +27,15 @@ def files_of(name: str | Path) -> list[Path]:
 
 
 def with_factor(name: str | Path) -> tuple[Path, float]:
-    """A path or name, and the factor behind its last colon; a path that exists has none.
+    """A path or name, and the factor behind its last colon; a path that exists has none. ValueError for a factor beyond -10 to 10.
 
     >>> with_factor("gender:0.6"), with_factor("gender")
     ((PosixPath('gender'), 0.6), (PosixPath('gender'), 1.0))
     """
     start, _, end = str(name).rpartition(":")
     if start and not Path(name).exists() and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)", end):
+        if not abs(float(end)) <= 10:
+            raise ValueError(f"module {str(name)!r} has the factor {end}; allowed: -10 to 10, 1 is as trained")
         return Path(start), float(end)
     return Path(name), 1.0
 
