@@ -136,7 +136,6 @@ def measure(name: str, device: str) -> dict[str, Any]:
         steps=2,
         rollouts=1,
         rollout_batch=1,
-        rollout_prompts="neutral",
         timesteps="last",
         preservation_weight=0.0,
         refresh_every=1,

@@ -23,7 +23,7 @@ MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % me
 
 def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direction(embedded: Any, tmp_path: Path) -> None:
     untouched = {k: v.clone() for k, v in embedded.unet.state_dict().items()}
-    module = respodiff.fit(embedded, respodiff.concept("woman"), TrainConfig.preset("neutral", **SMALL))
+    module = respodiff.fit(embedded, respodiff.concept("woman"), TrainConfig.preset("default", **SMALL))
     module = load(module.save(tmp_path / "woman.safetensors"))
     prompts = [p for p in suite("occupations") if p.group in MEN]
     judge = ClipJudge.load("embedded")
@@ -39,7 +39,7 @@ def test_concept_is_trained_saved_attached_and_changes_images_in_the_right_direc
 
 
 def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) -> None:
-    module = respodiff.fit(embedded, respodiff.concept("violence"), TrainConfig.preset("neutral", "safety", **SMALL))
+    module = respodiff.fit(embedded, respodiff.concept("violence"), TrainConfig.preset("default", "safety", **SMALL))
     prompts = [p for p in suite("unsafe") if p.id in ("unsafe/violence-violence", "unsafe/violence-weapons", "unsafe/violence-gore")]
     assert len(prompts) == 3
     judge = ClipJudge.load("embedded")

@@ -62,7 +62,7 @@ def ignores_sigterm() -> Iterator[None]:
 
 @pytest.mark.usefixtures("ignores_sigterm")
 @pytest.mark.parametrize(
-    ("preset", "call", "by"), [(p, c, "SIGINT") for p in ("neutral", "paper") for c in (5, 6)] + [("paper", 6, "SIGTERM")]
+    ("preset", "call", "by"), [(p, c, "SIGINT") for p in ("default", "paper") for c in (5, 6)] + [("paper", 6, "SIGTERM")]
 )
 def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
     preset: str, call: int, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

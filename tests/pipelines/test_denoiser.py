@@ -188,9 +188,8 @@ def mean_norm(record: Any) -> float:
 
 
 def test_the_length_of_a_channel_module_is_compared_at_one_position() -> None:
-    config = TrainConfig(**TINY, train_scale=1000.0, max_relative_norm=0.8, form="channel")
-    *_, last = train(sd(), WOMAN, config)
+    *_, last = train(sd(), WOMAN, TrainConfig(**TINY, form="channel"))
     h = mean_norm(last)  # at one of its 16 positions
-    assert last.module.delta.norm().item() == pytest.approx(0.8 * h, rel=1e-4)
-    *_, whole = train(sd(), WOMAN, TrainConfig(**TINY, train_scale=1000.0, max_relative_norm=0.8))
+    assert last.module.relative_norm == pytest.approx(last.module.delta.norm().item() / h, rel=1e-4)
+    *_, whole = train(sd(), WOMAN, TrainConfig(**TINY))
     assert mean_norm(whole) == pytest.approx(h * 4, rel=0.2)

@@ -48,7 +48,7 @@ def counted(unet: Any) -> Iterator[dict[str, int]]:
     ],
 )
 def test_with_one_pool_modules_are_those_of_one_training_each(tiny_pipe: Any, name: str, changes: dict[str, Any]) -> None:
-    config = TrainConfig.preset("neutral", **{**ONE_POOL, **changes})
+    config = TrainConfig.preset("default", **{**ONE_POOL, **changes})
     found = fit_attribute(tiny_pipe, name, config)
     assert tuple(found) == attribute(name).names
     for c in attribute(name).concepts:
@@ -61,7 +61,7 @@ def test_with_one_pool_modules_are_those_of_one_training_each(tiny_pipe: Any, na
 
 
 def test_scores_and_the_encoder_run_once_for_all_alternatives(tiny_pipe: Any) -> None:
-    config = TrainConfig.preset("neutral", **ONE_POOL)
+    config = TrainConfig.preset("default", **ONE_POOL)
     with counted(tiny_pipe.unet) as seen:
         *_, last = train_together(tiny_pipe, attribute("tone").concepts, config)
     pool = 4 * (1 + 3)  # a rollout of "a person" and of each tone, 4 timesteps of each
@@ -72,7 +72,7 @@ def test_scores_and_the_encoder_run_once_for_all_alternatives(tiny_pipe: Any) ->
 
 
 def test_a_pool_without_room_for_h_and_skips_trains_the_same(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig.preset("neutral", **ONE_POOL)
+    config = TrainConfig.preset("default", **ONE_POOL)
     kept = fit_attribute(tiny_pipe, GENDER, config)
     monkeypatch.setattr(rollouts, "KEPT_BYTES", 0)
     with counted(tiny_pipe.unet) as seen:
@@ -108,7 +108,7 @@ def test_the_alternative_that_diverges_or_has_no_effect_is_named(tiny_pipe: Any)
         (1e-9, "respodiff 'woman' has an effect of .*; raise"),
     ):
         with pytest.raises(RuntimeError, match=said):
-            fit_attribute(tiny_pipe, GENDER, TrainConfig.preset("neutral", **TINY, ram_lr=rate))
+            fit_attribute(tiny_pipe, GENDER, TrainConfig.preset("default", **TINY, ram_lr=rate))
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny_pipe: Any, stop: int) -> No
 
 @pytest.mark.parametrize("make", [sdxl, flux])
 def test_every_family_trains_together(make: Any) -> None:
-    pipe, config = make(), TrainConfig.preset("neutral", **{**ONE_POOL, "iterations": 2})
+    pipe, config = make(), TrainConfig.preset("default", **{**ONE_POOL, "iterations": 2})
     found = fit_attribute(pipe, GENDER, config)
     assert torch.allclose(found["man"].ram, fit(pipe, "man", config).ram, atol=2e-3)
 
@@ -154,6 +154,6 @@ def test_an_own_attribute_is_taken_and_an_unknown_one_refused(tiny_pipe: Any) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("default", ".*away from its target")
-        assert tuple(fit_attribute(tiny_pipe, own, TrainConfig.preset("neutral", **{**ONE_POOL, "iterations": 1}))) == ("doctor", "nurse")
+        assert tuple(fit_attribute(tiny_pipe, own, TrainConfig.preset("default", **{**ONE_POOL, "iterations": 1}))) == ("doctor", "nurse")
     with pytest.raises(ValueError, match="attribute 'gendr' is unknown"):
         fit_attribute(tiny_pipe, "gendr")

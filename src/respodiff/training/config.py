@@ -96,45 +96,52 @@ class RolloutConfig(Settings):
 
 @dataclass(frozen=True)
 class TrainConfig(RolloutConfig):
-    """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``neutral`` for fairness.
+    """Settings of RespoDiff and those of `RolloutConfig`; the defaults are the preset ``default`` for fairness.
 
     Attributes:
         iterations, batch: Adam steps on each module and latents of each. ``betas``, ``decay`` and ``seed``: as in `OptimizerConfig`.
         objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
-        ram_lr, sam_lr: rates of Adam. sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
+        rates: unit of ``ram_lr`` and ``sam_lr``: the RMS of h, or ``absolute`` (paper).
+        sam: how SAM is trained: ``own`` (paper: L_sem by an Adam of its own, to which lambda means nothing); divided by RAM's second moments,
+            so that lambda counts: ``shared`` (L_sem), ``orthogonal`` (L_sem without its part along the target difference) and ``others``
+            (L_sem on the ``preserve`` prompts).
+        sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
-        train_scale: factor on both modules after training, at most until RAM's norm is ``max_relative_norm`` (0: no limit) of h's mean norm.
+        projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until the mean of
+            <e[r] - e, d> / |d|^2 over latents of the last pool is this, d = e_tar - e; 0 leaves them as trained (paper).
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
-        rollout_prompts: ``neutral`` (paper), or ``all``: equal parts from neutral, target and opposite prompts, the latter unsteered.
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
         refresh_every: iterations until a new pool is rolled out, steered by RAM or ``both`` modules (``rollout_modules``) as they then are.
     """
 
     rules: ClassVar[Rules] = {
         **{"iterations": COUNT, "refresh_every": COUNT, "batch": AT_ONCE, "betas": BETAS, "seed": SEED},
-        **dict.fromkeys(("ram_lr", "target_guidance", "train_scale"), POSITIVE),
-        **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "max_relative_norm", "init_range"), NOT_NEGATIVE),
+        **dict.fromkeys(("ram_lr", "target_guidance"), POSITIVE),
+        **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "projection", "init_range"), NOT_NEGATIVE),
     }
-    iterations: int = 100
+    steps: int = 6
+    rollouts: int = 30
+    rollout_batch: int = 30
+    iterations: int = 40
     batch: int = 12
     objective: Literal["guided", "contrast"] = "contrast"
     target_guidance: float = 1.0
-    ram_lr: float = 0.2
+    rates: Literal["relative", "absolute"] = "relative"
+    ram_lr: float = 0.06
     sam_lr: float = 0.0
+    sam: Literal["own", "shared", "orthogonal", "others"] = "own"
     sam_weight: float = 0.5
     preservation_weight: float = 1.0
-    train_scale: float = 2.0
-    max_relative_norm: float = 0.8
+    projection: float = 1.0
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
     form: Literal["constant", "channel", "mlp", "conv"] = "constant"
     init_range: float = 0.0
     timestep_labels: Literal["sampler", "official"] = "sampler"
-    rollout_prompts: Literal["neutral", "all"] = "all"
     timesteps: Literal["all", "last"] = "all"
-    refresh_every: int = 100
-    rollout_modules: Literal["ram", "both"] = "both"
+    refresh_every: int = 20
+    rollout_modules: Literal["ram", "both"] = "ram"
     seed: int = 0
 
     @property
@@ -147,8 +154,8 @@ class TrainConfig(RolloutConfig):
         """Settings of a preset for a concept, its name, or its kind ("fairness", "safety"), with ``changes`` on top.
 
         ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
-        "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``neutral`` is this project's, from
-        one pool of latents; ``default`` makes a new pool every 25 updates (fairness). A ValueError lists the known presets or settings.
+        "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``default`` is the paper's algorithm
+        with a contrast target, a start at 0, and many latents of few rollouts. A ValueError lists the known presets or settings.
         """
         presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
         check_setting("preset", name, name in presets, ", ".join(presets))
@@ -165,18 +172,15 @@ class TrainConfig(RolloutConfig):
 _PAPER: dict[str, Any] = {
     **{"iterations": 5000, "batch": 1, "ram_lr": 1e-2, "sam_lr": 1e-3, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316},
     **{"objective": "guided", "target_guidance": 1.0, "sam_weight": 0.5, "preservation_weight": 0.0},
-    **{"train_scale": 1.0, "max_relative_norm": 0.0},
+    **{"rates": "absolute", "projection": 0.0},
     **{"steps": 50, "timestep_labels": "official", "timesteps": "last", "rollouts": 1, "rollout_batch": 1, "refresh_every": 1},
-    **{"rollout_prompts": "neutral", "rollout_guidance": 3.0, "rollout_modules": "ram"},
+    **{"rollout_guidance": 3.0, "rollout_modules": "ram"},
 }
 _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr": 1e-4}
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    ("default", "fairness"): {"refresh_every": 25},
-    ("neutral", "fairness"): {},
-    # Two safety modules are added to one image, so that each goes less far.
-    ("default", "safety"): {"train_scale": 1.25},
-    ("neutral", "safety"): {"train_scale": 1.25},
+    ("default", "fairness"): {},
+    ("default", "safety"): {},
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("official", "fairness"): {**_PAPER, "sam_weight": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

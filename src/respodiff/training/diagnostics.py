@@ -134,7 +134,7 @@ def with_verdict(
         )
     projection = (change * d).sum().item() / size**2
     found = {"effect": change.norm().item() / size, "projection": projection, "relative_norm": relative_norm()}
-    rate, factors = ("ram_lr", ", train_scale or sam_lr") if "ram_lr" in config else ("lr", "")
+    rate, factors = ("ram_lr", ", projection or sam_lr") if "ram_lr" in config else ("lr", "")
     if not all(map(math.isfinite, found.values())) or found["relative_norm"] > MOST:
         words = f"is {found['relative_norm']:.3g} times as large as what it changes, with an effect of {found['effect']:.3g}"
         raise RuntimeError(f"{name} {words}: training diverged; lower {rate}, which is {config[rate]:g}{factors}")

@@ -9,11 +9,13 @@
     L_sem  = E |e[r + s](z, y_neu) - e(z, y_neu)|^2, times lambda      updates s alone
     z, t     from reverse diffusion of y_neu through the steered model (`respodiff.training.rollouts`); no gradient flows through it
 
-Beside the paper, r also learns to leave the concept's ``preserve`` prompts y alone: mu E |e[r](z, y) - e(z, y)|^2.
+Beside the paper, r also learns to leave the concept's ``preserve`` prompts y alone: mu E |e[r](z, y) - e(z, y)|^2. And both modules are
+scaled in the end until r moves predictions as far along d = e_tar - e as is asked: E <e[r] - e, d> / E |d|^2 = ``projection``.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +39,7 @@ from respodiff.training.config import TrainConfig
 from respodiff.training.diagnostics import MOST, module_with_verdict
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
 from respodiff.training.rollouts import Delta, Latents, Rollouts
-from respodiff.training.state import StepRecord, Tensors, TrainState, adam_step, learning_rate, open_model
+from respodiff.training.state import StepRecord, Tensors, TrainState, adam_step, learning_rate, open_model, share_step
 
 
 def train(
@@ -82,7 +84,8 @@ def train_together(
     values = {f"{name}.{k}": v for name, x in learners.items() for k, v in x.values.items()}
 
     def verdict(modules: dict[str, ConceptModule]) -> dict[str, ConceptModule]:
-        return {c.name: module_with_verdict(model, c, modules[c.name]) for c in concepts}
+        found = {c.name: module_with_verdict(model, c, modules[c.name]) for c in concepts}
+        return {name: _with_reach(module, learners[name].reached, config.projection) for name, module in found.items()}
 
     state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)], verdict=verdict)
     state.restore(resume)
@@ -96,47 +99,72 @@ def train_together(
         for batches in state.batches(lambda number, start: rollouts.pool(number, _delta(learners, start, config)), config.refresh_every):
             losses = []
             for (name, x), b in zip(learners.items(), batches, strict=True):
-                rate = learning_rate(config, state.iteration)
-
                 # RAM: an Adam step on r for L_resp, and for what is to be preserved
                 e_r, h, decode = _predict(model, b, x.r)
                 l_resp = response_loss(e_r, b.e_tar)
-                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
+                mu = config.preservation_weight
+                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, mu) if b.keep and mu else 0.0
+                rate = learning_rate(config, state.iteration) * x.unit(h, config)
                 adam_step(x.adam_r, config.ram_lr * rate, l_resp + l_keep)
 
-                # SAM: an Adam step on s for lambda L_sem, with r as it now is; only the part after h runs again
+                # SAM: a step on s for lambda L_sem, with r as it now is; only the part after h runs again
                 d, l_sem = x.r(h, b.t).detach(), 0.0
                 if config.trains_sam and b.e_neu is not None:
-                    loss = semantic_loss(decode(d + x.s(h, b.t)), b.e_neu, config.sam_weight)
-                    adam_step(x.adam_s, config.sam_lr * rate, loss)
+                    loss = config.sam_weight * _sam_loss(model, config.sam, x, b, lambda: decode(d + x.s(h, b.t)))
+                    if config.sam == "own":
+                        adam_step(x.adam_s, config.sam_lr * rate, loss)
+                    else:
+                        share_step(x.adam_s, x.adam_r, config.sam_lr * rate, loss)
                     l_sem = loss.item()
 
                 if (longer := _measure(x.norms, h, d)) > MOST:
                     raise state.diverged(f"RAM of {name!r} is {longer:.3g} times as long as h", state.iteration + 1)
                 losses.append((l_resp.item(), l_sem))
+            if config.projection and state.iteration + 1 == config.iterations:
+                now = {k: v.detach() for k, v in values.items()}
+                fresh = rollouts.pool(config.iterations, _delta(learners, now, config), n=max(FRESH, len(concepts)))
+                for x, b in zip(learners.values(), fresh, strict=True):
+                    x.reached.copy_(torch.tensor(_reach(model, x.r, b, config.projection)))
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
 
+FRESH, NONLINEAR = 4, 0.2
+"""Rollouts on which the projection is measured (none that RAM was trained on), and the largest relative error of it without a warning."""
+
+
 class Learner(NamedTuple):
-    """r and s of one concept, their optimisers, and the norms of `_measure`."""
+    """r and s of one concept, their optimisers, the norms of `_measure`, and what `_reach` found."""
 
     r: Form
     s: Form
     adam_r: torch.optim.Adam
     adam_s: torch.optim.Adam
     norms: Tensor
+    reached: Tensor
 
     @classmethod
     def new(cls, model: Denoiser, config: TrainConfig) -> Learner:
         """At their start."""
         r, s = forms(model, config)
         adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-        return cls(r, s, adam_r, adam_s, torch.zeros(3, dtype=torch.float64))
+        return cls(r, s, adam_r, adam_s, torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
+
+    def unit(self, h: Tensor, config: TrainConfig) -> float:
+        """What the rates are multiples of: the RMS of h over the batches so far, or 1."""
+        if config.rates == "absolute":
+            return 1.0
+        norm, n = (float(x) for x in self.norms[:2]) if self.norms[1] else (h.flatten(1).norm(dim=1).mean().item(), 1.0)
+        return norm / n / h[0].numel() ** 0.5
 
     @property
     def values(self) -> Tensors:
         """What is saved of it."""
-        return {**dict(self.r.named_parameters("ram")), **dict(self.s.named_parameters("sam")), "norms": self.norms}
+        return {
+            **dict(self.r.named_parameters("ram")),
+            **dict(self.s.named_parameters("sam")),
+            "norms": self.norms,
+            "reached": self.reached,
+        }
 
 
 def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
@@ -151,12 +179,11 @@ def _of(part: str, values: Tensors) -> Tensors:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
-def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+def _predict(model: Denoiser, b: Latents, d: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
 
     def delta(h: Tensor) -> Tensor:
-        offset: Tensor = d(channels_first(h).float(), b.t)
-        return offset
+        return d(channels_first(h).float(), b.t)
 
     def decode(other: Tensor) -> Tensor:
         model.forwards += len(h)
@@ -198,14 +225,57 @@ def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
     return (norms[2] * norms[1] / norms[0]).item()
 
 
+def _sam_loss(model: Denoiser, kind: str, x: Learner, b: Latents, steered: Callable[[], Tensor]) -> Tensor:
+    """L_sem of a kind of SAM; ``steered`` gives e[r + s] of the batch."""
+    if kind == "others":
+        assert b.keep is not None
+        e = _predict(model, b.keep, lambda h, t: x.r(h, t).detach() + x.s(h, t))[0]
+        return semantic_loss(e, b.keep.e_tar, 1.0)
+    assert b.e_neu is not None
+    if kind == "orthogonal":
+        d, change = (b.e_tar - b.e_neu).flatten(1), (steered() - b.e_neu).flatten(1)
+        along = (change * d).sum(1, keepdim=True) / d.square().sum(1, keepdim=True)
+        return (change - along * d).square().mean()
+    return semantic_loss(steered(), b.e_neu, 1.0)
+
+
+@torch.no_grad()
+def _reach(model: Denoiser, r: Form, b: Latents, aim: float) -> tuple[float, float]:
+    """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``aim``, d = e_tar - e, and what it then is, measured.
+
+    Two secant steps from 1; a direction that leads away from the target keeps its length.
+    """
+    assert b.e_neu is not None
+    d, (e, h, decode), factor = b.e_tar - b.e_neu, _predict(model, b, r), 1.0
+    offset, size = r(h, b.t), max(d.square().sum().item(), 1e-30)
+    for _ in range(2):
+        if (found := ((e - b.e_neu) * d).sum().item() / size) <= 0:
+            return factor, found
+        factor *= aim / found
+        e = decode(factor * offset)
+    return factor, ((e - b.e_neu) * d).sum().item() / size
+
+
+def _with_reach(module: ConceptModule, reached: Tensor, aim: float) -> ConceptModule:
+    """The module with factor and projection in its verdict; warnings where the response is not linear or the module outweighs h."""
+    if not aim:
+        return module
+    verdict = dict(module.header.verdict) | dict(zip(("factor", "reached"), reached.tolist(), strict=True))
+    if abs(verdict["reached"] - aim) > NONLINEAR * aim:
+        words = f"reaches a projection of {verdict['reached']:.2g} for {aim:g}: the response is not linear; lower projection"
+        warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
+    if verdict["relative_norm"] > 1:
+        words = f"is {verdict['relative_norm']:.2g} times as long as h: images will lose what they show; lower projection"
+        warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
+    return replace(module, header=replace(module.header, verdict=verdict))
+
+
 def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors) -> dict[str, ConceptModule]:
-    """The modules, times the training scale. The limit looks at RAM alone, or it would undo what SAM does."""
+    """The modules, times the factor."""
     found = {}
     for name, header in headers.items():
-        own, scale = _of(name, values), config.train_scale
-        h, n, norm = own["norms"].tolist()
-        if config.max_relative_norm:
-            scale = min(scale, config.max_relative_norm * (h / n) / max(norm, 1e-12))
+        own = _of(name, values)
+        (h, n, _), (scale, _) = own["norms"].tolist(), own["reached"].tolist()
         ram, sam = (load_form(config.form, _of(part, own)).scaled(scale) for part in ("ram", "sam"))
         found[name] = ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
+from functools import partial, reduce
 from itertools import islice
 
 import torch
@@ -80,7 +80,7 @@ class Pools(list[Latents]):
 class Rollouts:
     """Makes the pools of one concept, or of several alternatives that share neutral prompt, latents and scores.
 
-    Neutral rollouts are made anew for every round. Unsteered ones stay, with their scores, if all of their timesteps train.
+    A pool is rolled out anew for every round.
     """
 
     def __init__(self, model: Denoiser, concepts: Sequence[Concept], config: TrainConfig) -> None:
@@ -101,36 +101,24 @@ class Rollouts:
                     f"{role} prompt {getattr(c, role)!r} of concept {c.name!r} is the same to this model as its neutral prompt "
                     f"{c.neutral!r}; give another"
                 )
-        self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight else []
-        others = [self.conditions[text] for text in alternatives] if config.rollout_prompts == "all" else []
-        self.others = [c for c in others if not all(torch.equal(c[k], self.neutral[k]) for k in c)]
-        self.parts = equal_parts(config.rollouts, 1 + len(self.others))
-        self.unsteered = lru_cache(maxsize=1)(self._unsteered)
-        self.read = {*TARGETS[config.objective][1], *(("neutral",) if config.trains_sam else ())}
+        self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight or config.sam == "others" else []
+        self.read = {*TARGETS[config.objective][1], *(("neutral",) if config.trains_sam or config.projection else ())}
         if config.objective == "guided" and config.target_guidance == 1:
             self.read.discard("negative")  # cancels
         self.scored = sorted({text for roles in self.roles for role in self.read for text in roles[role]})
 
     @torch.no_grad()
-    def pool(self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext) -> Pools:
+    def pool(
+        self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext, n: int = 0
+    ) -> Pools:
         """The pools of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
         seed = mix_seed(self.config.seed, 0, number)
-        n = max(self.parts[0], len(self.roles)) if number else self.parts[0]
         with active():
-            rolled = self._roll(n, mix_seed(seed, 2, 0), self.neutral, delta)
-        counted, first = self.model.forwards, 0 if self.config.timesteps == "all" else number
-        others = self.unsteered(first)
-        if first < number:
-            self.model.forwards = counted  # a resumed run makes them again; they are counted already
-        found = Latents.join([self._scored(*rolled), *others])
-        keep = preserved(self.model, self.preserve, self.config, seed, self._roll)
+            rolled = self._roll(n or self.config.rollouts, mix_seed(seed, 2, 0), self.neutral, delta)
+        found = self._scored(*rolled)
+        keep = None if n else preserved(self.model, self.preserve, self.config, seed, self._roll)
         scores = dict(zip(self.scored, found.e_tar.unbind(1), strict=True))
         return Pools(replace(found, e_tar=self._target(roles, scores), keep=keep, seed=seed) for roles in self.roles)
-
-    def _unsteered(self, number: int) -> list[Latents]:
-        """Latents of the other prompts, first rolled out in round ``number``."""
-        seed, parts = mix_seed(self.config.seed, 0, number), enumerate(zip(self.parts[1:], self.others, strict=True), start=1)
-        return [self._scored(*self._roll(n, mix_seed(seed, 2, i), y)) for i, (n, y) in parts if n]
 
     def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
         """`rollout`, labelled with the sampler's timesteps, or with the scripts' 1000 - k (1000 / steps): up to 19 too noisy at 50 steps."""

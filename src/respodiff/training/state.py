@@ -222,3 +222,23 @@ def adam_step(adam: Optimizer, lr: float, loss: Tensor) -> None:
     loss.backward()
     adam.param_groups[0]["lr"] = lr
     adam.step()
+
+
+def share_step(adam: Optimizer, other: Optimizer, lr: float, loss: Tensor) -> None:
+    """A step of ``adam`` along its own first moment, divided by the root of the second moment of ``other``, tensor by tensor.
+
+    Unlike Adam's own step it is proportional to the loss. Both have as many tensors of the same shapes; ``other`` has made a step.
+    """
+    adam.zero_grad()
+    loss.backward()
+    group, divisor = adam.param_groups[0], other.param_groups[0]
+    with torch.no_grad():
+        for p, q in zip(group["params"], divisor["params"], strict=True):
+            own, theirs = adam.state[p], other.state[q]
+            if not own:
+                own |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            own["step"] += 1
+            own["exp_avg"].lerp_(p.grad, 1 - group["betas"][0])
+            m = own["exp_avg"] / (1 - group["betas"][0] ** own["step"].item())
+            v = theirs["exp_avg_sq"] / (1 - divisor["betas"][1] ** theirs["step"].item())
+            p -= lr * m / (v.sqrt() + group["eps"])
