@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Where images of benchmarks are kept; of other weights elsewhere, so that runs of two models never mix.
 RUNS ?= runs
 
-FIGURES := figure-main-job figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
+FIGURES := figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
 .PHONY: install demo check test lint figures $(FIGURES) torture backbones fullsize scaling embedded figures-of-these-weights clean
 
@@ -40,10 +40,7 @@ lint: install
 figures: install  ## every table of docs/results.md (about 3 hours on 2 cores)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(FIGURES)
 
-figure-main-job: install  # about 120 minutes of one core
-	$(BIN)/python -m benchmarks.main_job --out $(RUNS)/main_job
-
-figure-headline: install  # 25 minutes
+figure-headline: install  # 20 minutes
 	$(BIN)/python -m benchmarks.headline --out $(RUNS)/headline
 
 figure-attribute: install  # 30 minutes

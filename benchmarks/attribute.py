@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.headline import IMAGES, SCALES
 from benchmarks.provenance import DOCS, provenance, say
 from benchmarks.settings import HELD_OUT
 from benchmarks.tables import fill, interval, table
@@ -40,6 +39,7 @@ from respodiff.training.attribute import fit_attribute
 from respodiff.training.respodiff import fit
 
 RESULTS = DOCS / "results" / "attribute.json"
+SCALES, IMAGES = (1.0, 1.5), 12
 WAYS = {
     "together": lambda pipe, chosen: fit_attribute(pipe, chosen),
     "one by one": lambda pipe, chosen: {c.name: fit(pipe, c) for c in chosen.concepts},

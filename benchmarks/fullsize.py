@@ -90,8 +90,8 @@ def text(config: dict[str, Any], dtype: torch.dtype, projection: int = 0) -> Any
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(whole).to(dtype).eval().requires_grad_(False)
 
 
-def pipeline(name: str, device: str) -> Any:
-    dtype = torch.bfloat16 if name == "sdxl" else torch.float32
+def pipeline(name: str, device: str, dtype_name: str = "") -> Any:
+    dtype = getattr(torch, dtype_name or ("bfloat16" if name == "sdxl" else "float32"))
     tokenizer = CLIPTokenizer.from_pretrained(embedded_dir("pipeline") / "tokenizer", model_max_length=77)
     parts: dict[str, Any] = {
         "vae": filled(AutoencoderKL, {**VAE, "sample_size": 1024 if name == "sdxl" else 512}, dtype),

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-from benchmarks.headline import IMAGES
 from benchmarks.provenance import DOCS, provenance, say
 from benchmarks.settings import HELD_OUT
 from benchmarks.tables import fill, interval, table
@@ -36,6 +35,7 @@ from respodiff.methods.registry import load_all
 from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
 
 RESULTS = DOCS / "results" / "samplers.json"
+IMAGES = 12
 CLASSES = {"DDIM": DDIMScheduler, "DPM++ 2M": DPMSolverMultistepScheduler, "UniPC": UniPCMultistepScheduler}
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 TRUTH = ("DPM++ 2M", "trailing", 50)

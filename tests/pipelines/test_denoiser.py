@@ -183,7 +183,7 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 def mean_norm(record: Any) -> float:
     """The mean norm of h that a run has seen."""
-    total, n, _ = record.state.tensors()["value.woman.norms"].tolist()
+    total, n, *_ = record.state.tensors()["value.woman.norms"].tolist()
     return float(total / n)
 
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 GENDER, UNSAFE = attribute("gender"), Concept("violence", "a scene", "a scene", "violence", "safety")
 TINY = {"iterations": 4, "batch": 3, "steps": 4, "rollouts": 4, "rollout_batch": 4, "refresh_every": 2}
-ONE_POOL = {**TINY, "refresh_every": 4}
+ONE_POOL: dict[str, Any] = {**TINY, "refresh_every": 4, "projection": 0.0}
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def counted(unet: Any) -> Iterator[dict[str, int]]:
     [
         ("gender", {}),
         ("gender", {"sam_lr": 0.02}),
-        ("gender", {"form": "mlp", "ram_lr": 0.01, "objective": "guided", "target_guidance": 3.0}),
+        ("gender", {"form": "mlp", "ram_lr": 0.002, "objective": "guided", "target_guidance": 3.0}),
         ("tone", {}),
         ("gender*tone", {"rollouts": 7, "rollout_batch": 7, "iterations": 2}),
     ],
@@ -56,15 +56,15 @@ def test_with_one_pool_modules_are_those_of_one_training_each(tiny_pipe: Any, na
         assert together.header == replace(alone.header, h_norm=together.header.h_norm, verdict=together.header.verdict)
         assert together.header.verdict == pytest.approx(alone.header.verdict, rel=0.05, abs=0.02)
         for key, tensor in alone.tensors.items():
-            assert torch.allclose(together.tensors[key], tensor, atol=2e-3), "float noise; a step of Adam is .2"
-        assert together.tensors["ram.r" if "form" not in changes else "ram.up.weight"].abs().max() > 0.01
+            assert torch.allclose(together.tensors[key], tensor, atol=2e-3), "float noise; a step of Adam is .05"
+        assert together.tensors["ram.r" if "form" not in changes else "ram.up.weight"].abs().max() > 0.001
 
 
 def test_scores_and_the_encoder_run_once_for_all_alternatives(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("default", **ONE_POOL)
     with counted(tiny_pipe.unet) as seen:
         *_, last = train_together(tiny_pipe, attribute("tone").concepts, config)
-    pool = 4 * (1 + 3)  # a rollout of "a person" and of each tone, 4 timesteps of each
+    pool = 4 * 4  # 4 rollouts of "a person", 4 timesteps of each
     verdicts = 3 * (2 * 3 * 2 + 3 * 8)  # 2 rollouts of 3 steps with guidance, then 8 latents for 2 prompts and with the module
     assert seen["encoder"] == 4 * 3 * 2 + 4 * pool + verdicts, "3 steps with guidance, then the scores of 4 prompts"
     assert seen["decoder"] - seen["encoder"] == 3 * config.iterations * config.batch
@@ -81,7 +81,7 @@ def test_a_pool_without_room_for_h_and_skips_trains_the_same(tiny_pipe: Any, mon
     assert all(torch.allclose(kept[name].ram, anew[name].ram, atol=2e-3) for name in GENDER.names)
 
 
-def test_later_rollouts_are_steered_in_equal_parts_and_unsteered_ones_stay(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_rollouts_are_steered_in_equal_parts_and_every_pool_is_new(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = rollouts.Rollouts.pool
 
@@ -91,15 +91,20 @@ def test_later_rollouts_are_steered_in_equal_parts_and_unsteered_ones_stay(tiny_
         return made
 
     monkeypatch.setattr(rollouts.Rollouts, "pool", pool)
-    config = TrainConfig.preset("default", **{**TINY, "rollouts": 6, "rollout_batch": 6}, train_scale=1.0, max_relative_norm=0.0)
-    records = list(train_together(tiny_pipe, GENDER.concepts, config))
+    records = list(train_together(tiny_pipe, GENDER.concepts, TrainConfig.preset("default", **TINY, projection=0.0)))
     (first, (woman, man)), (second, (later, _)) = seen
     assert first.abs().max() == 0
     r = [records[1].module[name].ram for name in GENDER.names]  # the second of two iterations: what the second round starts from
     assert torch.equal(second, torch.stack([r[0], r[0], r[1], r[1]])) and not torch.equal(r[0], r[1])
     assert torch.equal(woman.z, man.z) and not torch.equal(woman.e_tar, man.e_tar)
-    n = 2 * config.steps  # of 6 rollouts a third is of "a person"
-    assert torch.equal(woman.z[n:], later.z[n:]) and not torch.equal(woman.z[:n], later.z[:n])
+    assert not any(torch.equal(a, b) for a, b in zip(woman.z, later.z, strict=True))
+
+
+def test_the_default_trains_both_genders_with_at_most_3000_forwards(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default")
+    with counted(tiny_pipe.unet) as seen:
+        *_, last = train_together(tiny_pipe, GENDER.concepts, config)
+    assert seen["encoder"] < last.unet_forwards == seen["decoder"] <= 3000
 
 
 def test_the_alternative_that_diverges_or_has_no_effect_is_named(tiny_pipe: Any) -> None:
@@ -153,7 +158,7 @@ def test_an_own_attribute_is_taken_and_an_unknown_one_refused(tiny_pipe: Any) ->
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("default", ".*away from its target")
+        warnings.filterwarnings("default", ".*away from its target|module ")
         assert tuple(fit_attribute(tiny_pipe, own, TrainConfig.preset("default", **{**ONE_POOL, "iterations": 1}))) == ("doctor", "nurse")
     with pytest.raises(ValueError, match="attribute 'gendr' is unknown"):
         fit_attribute(tiny_pipe, "gendr")

@@ -50,10 +50,10 @@ def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:
     return p - lr * (m / (1 - betas[0])) / ((v / (1 - betas[1])).sqrt() + 1e-8)
 
 
-@pytest.mark.parametrize("preset", ["paper", "default"])
-def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str) -> None:
+@pytest.mark.parametrize(("preset", "sam"), [("paper", "own"), ("default", "own"), ("default", "shared")])
+def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, preset: str, sam: str) -> None:
     unet = tiny_pipe.unet
-    config = TrainConfig.preset(preset, **TINY, **AS_TRAINED, sam="own", ram_lr=0.05, sam_lr=0.02, sam_weight=0.7, preservation_weight=0.0)
+    config = TrainConfig.preset(preset, **TINY, **AS_TRAINED, sam=sam, ram_lr=0.05, sam_lr=0.02, sam_weight=0.7, preservation_weight=0.0)
     r, s = (x(torch.zeros(1), torch.zeros(1)).detach().requires_grad_() for x in forms(Denoiser(tiny_pipe), config))
     steering = r + s if config.rollout_modules == "both" else r
     batch = pool_of(tiny_pipe, WOMAN, config, steering.detach()).batch(0, 3)
@@ -68,13 +68,24 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
 
     record = next(train(tiny_pipe, WOMAN, config))
     assert (record.loss, record.loss_sam) == pytest.approx((loss_ram.item(), loss_sam.item()), rel=1e-4)
-    ram, sam = record.module.ram, record.module.sam
-    assert torch.allclose(ram, new_r, atol=2e-4)
-    certain = g_s[0].abs() > 1e-6  # below it the sign of a sum of floats decides
+    made_r, made_s = record.module.ram, record.module.sam
+    assert torch.allclose(made_r, new_r, atol=2e-4)
+    certain = (g_s[0].abs() > 1e-6) & (g_r[0].abs() > 1e-6)  # below it the sign of a sum of floats decides
     assert certain.float().mean() > 0.5
-    assert torch.allclose(sam[certain], adam(s.detach(), g_s, 0.02, config.betas)[0][certain], atol=2e-4)
-    assert not torch.allclose(ram, r, atol=1e-2), "RAM did not move"
-    assert not torch.allclose(sam, s, atol=5e-3), "SAM did not move"
+    new_s = adam(s.detach(), g_s, 0.02, config.betas) if sam == "own" else s.detach() - 0.02 * g_s / (g_r.abs() + 1e-8)
+    assert torch.allclose(made_s[certain], new_s[0][certain], rtol=1e-3, atol=2e-4)
+    assert not torch.allclose(made_r, r, atol=1e-2), "RAM did not move"
+    assert not torch.allclose(made_s, s, atol=5e-3), "SAM did not move"
+
+
+def test_lambda_counts_where_sam_is_divided_by_rams_second_moments(tiny_pipe: Any) -> None:
+    def share(sam: str, weight: float) -> float:
+        """|s| / |r| after training."""
+        module = fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, projection=0.0, sam=sam, sam_lr=0.006, sam_weight=weight))
+        return (module.sam.norm() / module.ram.norm()).item()
+
+    assert share("shared", 4.0) == pytest.approx(8 * share("shared", 0.5), rel=0.3)
+    assert share("own", 4.0) == pytest.approx(share("own", 0.5), rel=0.1), "an Adam of its own divides lambda away"
 
 
 def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_pipe: Any) -> None:
@@ -280,8 +291,14 @@ def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pi
 def test_rates_are_multiples_of_the_rms_of_h(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("default", **TINY, projection=0.0, sam_lr=0.0, ram_lr=0.1)
     first = next(train(tiny_pipe, WOMAN, config))
-    h, n, _ = first.state.tensors()["value.woman.norms"].tolist()
-    rms = h / n / first.module.ram.numel() ** 0.5
+    _, n, _, rms = first.state.tensors()["value.woman.norms"].tolist()
+    model = Denoiser(tiny_pipe, guidance=3.0)
+    seen: list[float] = []
+    batch = pool_of(tiny_pipe, WOMAN, config).batch(0, 3)
+    handle = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, h: seen.append(h.pow(2).mean().sqrt().item()))
+    model(batch.z, batch.t, batch.y)
+    handle.remove()
+    assert rms == pytest.approx(seen[0], rel=1e-4)
     moved = first.module.ram.abs()
     assert n == 1 and moved.median().item() == pytest.approx(0.1 * rms, rel=0.02), "the first step of Adam is the rate"
     absolute = next(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, **AS_TRAINED, sam_lr=0.0, ram_lr=0.1)))

@@ -28,7 +28,6 @@ OCCUPATIONS = ("carpenter", "manager", "sheriff", "librarian", "receptionist", "
 ATTRIBUTE = "gender"
 UNSAFE = "weapons"
 SAFETY_SCALE = 1.5  # scale 1 is meant for two safety modules together; the demo adds one
-LIVE = {"iterations": 60, "refresh_every": 30}  # training in front of a user: half of the default's work
 SHOWN = 8  # most images of a prompt in the grid
 PEOPLE, SAFETY = ("before", "after", "trained"), ("unsafe-before", "unsafe-after")
 RUNS = (*PEOPLE, *SAFETY)
@@ -120,12 +119,8 @@ def _train(pipe: Any, out: Path, seed: int) -> tuple[list[Any], int]:
     from respodiff.training.respodiff import train_together
 
     concepts = attribute(ATTRIBUTE).concepts
-    names, config = ", ".join(c.name for c in concepts), TrainConfig.preset("default", "fairness", seed=seed, **LIVE)
-    usual = TrainConfig.preset("default").iterations
-    words.print(
-        f"training {names} from {concepts[0].neutral!r}: no images, no labels, {config.iterations} updates ({usual} by default)",
-        soft_wrap=True,
-    )
+    names, config = ", ".join(c.name for c in concepts), TrainConfig.preset("default", "fairness", seed=seed)
+    words.print(f"training {names} from {concepts[0].neutral!r}: no images, no labels, {config.iterations} updates", soft_wrap=True)
     losses = []
     with progress() as bar:
         task = bar.add_task(names, total=config.iterations)

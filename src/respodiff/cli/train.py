@@ -25,7 +25,7 @@ from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
-LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm")
+LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached")
 METHOD_HELP = f"{', '.join(NAMES)} (docs/methods.md)."
 ATTRIBUTE_HELP = (
     "Train all alternatives of a known attribute in one run, into the folder --out; with --target: attribute of your own concept."
@@ -75,7 +75,7 @@ def train(
     name: Annotated[str, Option(help="Name of your own concept.", metavar="NAME")] = "",
     attribute: Annotated[str, Option(help=ATTRIBUTE_HELP, metavar="NAME")] = "",
     concepts: Concepts = None,
-    preset: Annotated[str, Option(help="default, neutral, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
+    preset: Annotated[str, Option(help="default, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
     iterations: Annotated[int | None, number(1, MOST, help="Instead of the preset's.")] = None,
     changes: Annotated[list[str] | None, Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
     judge: Annotated[str, Option(help="For methods that learn from images: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "",
@@ -86,7 +86,7 @@ def train(
     seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.02, or another preset); or another method.
+    """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.006, or another preset); or another method.
 
     Give a known concept, an attribute, or prompts of your own: --target "a woman" --neutral "a person".
     """

@@ -102,9 +102,7 @@ class TrainConfig(RolloutConfig):
         iterations, batch: Adam steps on each module and latents of each. ``betas``, ``decay`` and ``seed``: as in `OptimizerConfig`.
         objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
         rates: unit of ``ram_lr`` and ``sam_lr``: the RMS of h, or ``absolute`` (paper).
-        sam: how SAM is trained: ``own`` (paper: L_sem by an Adam of its own, to which lambda means nothing); divided by RAM's second moments,
-            so that lambda counts: ``shared`` (L_sem), ``orthogonal`` (L_sem without its part along the target difference) and ``others``
-            (L_sem on the ``preserve`` prompts).
+        sam: ``own``, the paper's Adam for L_sem, which divides lambda away; or ``shared``: divided by RAM's second moments, so that lambda counts.
         sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
         projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until the mean of
@@ -130,7 +128,7 @@ class TrainConfig(RolloutConfig):
     rates: Literal["relative", "absolute"] = "relative"
     ram_lr: float = 0.06
     sam_lr: float = 0.0
-    sam: Literal["own", "shared", "orthogonal", "others"] = "own"
+    sam: Literal["own", "shared"] = "own"
     sam_weight: float = 0.5
     preservation_weight: float = 1.0
     projection: float = 1.0

@@ -102,15 +102,14 @@ def train_together(
                 # RAM: an Adam step on r for L_resp, and for what is to be preserved
                 e_r, h, decode = _predict(model, b, x.r)
                 l_resp = response_loss(e_r, b.e_tar)
-                mu = config.preservation_weight
-                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, mu) if b.keep and mu else 0.0
+                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
                 rate = learning_rate(config, state.iteration) * x.unit(h, config)
                 adam_step(x.adam_r, config.ram_lr * rate, l_resp + l_keep)
 
                 # SAM: a step on s for lambda L_sem, with r as it now is; only the part after h runs again
                 d, l_sem = x.r(h, b.t).detach(), 0.0
                 if config.trains_sam and b.e_neu is not None:
-                    loss = config.sam_weight * _sam_loss(model, config.sam, x, b, lambda: decode(d + x.s(h, b.t)))
+                    loss = semantic_loss(decode(d + x.s(h, b.t)), b.e_neu, config.sam_weight)
                     if config.sam == "own":
                         adam_step(x.adam_s, config.sam_lr * rate, loss)
                     else:
@@ -147,14 +146,14 @@ class Learner(NamedTuple):
         """At their start."""
         r, s = forms(model, config)
         adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-        return cls(r, s, adam_r, adam_s, torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
+        return cls(r, s, adam_r, adam_s, torch.zeros(4, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
 
     def unit(self, h: Tensor, config: TrainConfig) -> float:
         """What the rates are multiples of: the RMS of h over the batches so far, or 1."""
         if config.rates == "absolute":
             return 1.0
-        norm, n = (float(x) for x in self.norms[:2]) if self.norms[1] else (h.flatten(1).norm(dim=1).mean().item(), 1.0)
-        return norm / n / h[0].numel() ** 0.5
+        sums = self.norms.tolist()
+        return float(sums[3] / sums[1]) if sums[1] else _rms(h)
 
     @property
     def values(self) -> Tensors:
@@ -179,11 +178,12 @@ def _of(part: str, values: Tensors) -> Tensors:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
-def _predict(model: Denoiser, b: Latents, d: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
     """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
 
     def delta(h: Tensor) -> Tensor:
-        return d(channels_first(h).float(), b.t)
+        offset: Tensor = d(channels_first(h).float(), b.t)
+        return offset
 
     def decode(other: Tensor) -> Tensor:
         model.forwards += len(h)
@@ -214,7 +214,7 @@ def _delta(learners: Mapping[str, Learner], start: Tensors, config: TrainConfig)
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
-    """Keeps the sum of mean norms of h, their number, and the norm of r, here d; gives |r| / |h|.
+    """Keeps the sum of mean norms of h, their number, the norm of r, here d, and the sum of the RMS of h; gives |r| / |h|.
 
     Where r is one vector, the norm of h is that at one position.
     """
@@ -222,21 +222,12 @@ def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
     norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
     norms[1] += 1
     norms[2] = sum(row.norm().item() for row in d) / len(d)
+    norms[3] += _rms(h)
     return (norms[2] * norms[1] / norms[0]).item()
 
 
-def _sam_loss(model: Denoiser, kind: str, x: Learner, b: Latents, steered: Callable[[], Tensor]) -> Tensor:
-    """L_sem of a kind of SAM; ``steered`` gives e[r + s] of the batch."""
-    if kind == "others":
-        assert b.keep is not None
-        e = _predict(model, b.keep, lambda h, t: x.r(h, t).detach() + x.s(h, t))[0]
-        return semantic_loss(e, b.keep.e_tar, 1.0)
-    assert b.e_neu is not None
-    if kind == "orthogonal":
-        d, change = (b.e_tar - b.e_neu).flatten(1), (steered() - b.e_neu).flatten(1)
-        along = (change * d).sum(1, keepdim=True) / d.square().sum(1, keepdim=True)
-        return (change - along * d).square().mean()
-    return semantic_loss(steered(), b.e_neu, 1.0)
+def _rms(h: Tensor) -> float:
+    return h.square().mean().sqrt().item()
 
 
 @torch.no_grad()
@@ -275,7 +266,7 @@ def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors
     found = {}
     for name, header in headers.items():
         own = _of(name, values)
-        (h, n, _), (scale, _) = own["norms"].tolist(), own["reached"].tolist()
+        (h, n, *_), (scale, _) = own["norms"].tolist(), own["reached"].tolist()
         ram, sam = (load_form(config.form, _of(part, own)).scaled(scale) for part in ("ram", "sam"))
         found[name] = ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
     return found

@@ -101,7 +101,7 @@ class Rollouts:
                     f"{role} prompt {getattr(c, role)!r} of concept {c.name!r} is the same to this model as its neutral prompt "
                     f"{c.neutral!r}; give another"
                 )
-        self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight or config.sam == "others" else []
+        self.preserve = [self.conditions[text] for text in first.preserve] if config.preservation_weight else []
         self.read = {*TARGETS[config.objective][1], *(("neutral",) if config.trains_sam or config.projection else ())}
         if config.objective == "guided" and config.target_guidance == 1:
             self.read.discard("negative")  # cancels
