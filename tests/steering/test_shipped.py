@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from respodiff.concepts.concept import attribute, concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.pipelines.loading import weights_digest
 from respodiff.steering.shipped import FOLDER, check_model, files_of, shipped, with_factor
+from respodiff.training.config import TrainConfig
 
 NAMES = {"woman", "man", "light", "medium", "dark", "violence", "sexual"}
 
@@ -42,6 +44,13 @@ def test_a_path_that_exists_wins_over_a_name(make_module: Any, tmp_path: Path, m
 def test_a_name_of_nothing_shipped_is_a_path(name: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"does not exist.*for the embedded model, by name: dark, light"):
         load_all(name)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_shipped_modules_have_the_settings_of_the_default_preset(name: str) -> None:
+    header = load(name).header
+    assert dict(header.train) == {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(TrainConfig.preset("default", name)).items()}
+    assert header.method == "respodiff"
 
 
 def test_names_are_for_the_embedded_model(tmp_path: Path) -> None:

@@ -318,6 +318,13 @@ def test_the_module_reaches_the_projection_of_the_settings(tiny_pipe: Any, aim: 
     assert module.header.verdict["reached"] == pytest.approx(aim, rel=0.05)
 
 
+def test_no_projection_makes_ram_longer_than_the_limit(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY, projection=50.0, max_relative_norm=0.2)
+    with pytest.warns(UserWarning, match=r"module 'woman' reaches a projection of .* for 50: max_relative_norm 0\.2 limits it"):
+        module = fit(tiny_pipe, WOMAN, config)
+    assert module.relative_norm == pytest.approx(0.2, rel=1e-4)
+
+
 def test_records_keep_what_they_saw(tiny_pipe: Any) -> None:
     records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)))
     assert not torch.equal(records[0].module.ram, records[-1].module.ram)
@@ -373,7 +380,7 @@ def test_a_rate_that_diverges_is_said_at_the_first_update(tiny_pipe: Any, rate: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"projection": 1e3}, "training diverged; lower "),
+        ({"projection": 1e6, "max_relative_norm": 1e6}, "training diverged; lower "),
         ({"sam_lr": 1e6}, "training diverged; lower ram_lr"),
         ({"ram_lr": 1e-9}, "has an effect of .*, which is none; raise ram_lr, which is 1e-09, or iterations"),
         ({"form": "mlp", "ram_lr": 1e3}, "training diverged; lower ram_lr, which is 1000"),
@@ -511,20 +518,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The table of docs/training.md, written out.
     "default": {
         "iterations": 40, "batch": 12, "objective": "contrast", "target_guidance": 1, "rates": "relative", "ram_lr": 0.06, "sam_lr": 0, "sam": "own",
-        "sam_weight": 0.5, "preservation_weight": 1, "projection": 1, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "steps": 6,
+        "sam_weight": 0.5, "preservation_weight": 1, "projection": 0.75, "max_relative_norm": 0.6, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "steps": 6,
         "timestep_labels": "sampler", "rollouts": 30, "rollout_batch": 30, "timesteps": "all", "refresh_every": 20, "rollout_guidance": 3,
         "rollout_modules": "ram", "seed": 0,
     },
     "paper": {
         "iterations": 5000, "batch": 1, "objective": "guided", "target_guidance": 1, "rates": "absolute", "ram_lr": 0.01, "sam_lr": 0.001, "sam": "own",
-        "sam_weight": 0.5, "preservation_weight": 0, "projection": 0, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "steps": 50,
+        "sam_weight": 0.5, "preservation_weight": 0, "projection": 0, "max_relative_norm": 0.6, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316, "steps": 50,
         "timestep_labels": "official", "rollouts": 1, "rollout_batch": 1, "timesteps": "last", "refresh_every": 1, "rollout_guidance": 3,
         "rollout_modules": "ram", "seed": 0,
     },
 }  # fmt: skip
 PRESETS["official"] = {**PRESETS["paper"], "target_guidance": 4, "sam_weight": 1, "rollout_modules": "both"}
 SAFETY: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"projection": 0.4},
     "paper": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 1500},
     "official": {"target_guidance": 12, "sam_lr": 0.0001, "iterations": 5000},
 }

@@ -106,7 +106,8 @@ class TrainConfig(RolloutConfig):
         sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
         projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until the mean of
-            <e[r] - e, d> / |d|^2 over latents of the last pool is this, d = e_tar - e; 0 leaves them as trained (paper).
+            <e[r] - e, d> / |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
+        max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
@@ -115,7 +116,7 @@ class TrainConfig(RolloutConfig):
 
     rules: ClassVar[Rules] = {
         **{"iterations": COUNT, "refresh_every": COUNT, "batch": AT_ONCE, "betas": BETAS, "seed": SEED},
-        **dict.fromkeys(("ram_lr", "target_guidance"), POSITIVE),
+        **dict.fromkeys(("ram_lr", "target_guidance", "max_relative_norm"), POSITIVE),
         **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "projection", "init_range"), NOT_NEGATIVE),
     }
     steps: int = 6
@@ -131,7 +132,8 @@ class TrainConfig(RolloutConfig):
     sam: Literal["own", "shared"] = "own"
     sam_weight: float = 0.5
     preservation_weight: float = 1.0
-    projection: float = 1.0
+    projection: float = 0.75
+    max_relative_norm: float = 0.6
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
     form: Literal["constant", "channel", "mlp", "conv"] = "constant"
@@ -178,7 +180,8 @@ _PAPER_SAFETY = {**_PAPER, "iterations": 1500, "target_guidance": 12.0, "sam_lr"
 
 PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     ("default", "fairness"): {},
-    ("default", "safety"): {},
+    # Away from a prompt predictions go less far, and two safety modules are added to one image.
+    ("default", "safety"): {"projection": 0.4},
     ("paper", "fairness"): _PAPER,
     ("paper", "safety"): _PAPER_SAFETY,
     ("official", "fairness"): {**_PAPER, "sam_weight": 1.0, "target_guidance": 4.0, "rollout_modules": "both"},

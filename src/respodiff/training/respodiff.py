@@ -85,7 +85,7 @@ def train_together(
 
     def verdict(modules: dict[str, ConceptModule]) -> dict[str, ConceptModule]:
         found = {c.name: module_with_verdict(model, c, modules[c.name]) for c in concepts}
-        return {name: _with_reach(module, learners[name].reached, config.projection) for name, module in found.items()}
+        return {name: _with_reach(module, learners[name].reached, config) for name, module in found.items()}
 
     state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)], verdict=verdict)
     state.restore(resume)
@@ -123,7 +123,7 @@ def train_together(
                 now = {k: v.detach() for k, v in values.items()}
                 fresh = rollouts.pool(config.iterations, _delta(learners, now, config), n=max(FRESH, len(concepts)))
                 for x, b in zip(learners.values(), fresh, strict=True):
-                    x.reached.copy_(torch.tensor(_reach(model, x.r, b, config.projection)))
+                    x.reached.copy_(torch.tensor(_reach(model, x, b, config)))
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
 
@@ -231,32 +231,33 @@ def _rms(h: Tensor) -> float:
 
 
 @torch.no_grad()
-def _reach(model: Denoiser, r: Form, b: Latents, aim: float) -> tuple[float, float]:
-    """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``aim``, d = e_tar - e, and what it then is, measured.
+def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
+    """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
 
-    Two secant steps from 1; a direction that leads away from the target keeps its length.
+    Two secant steps from 1, no further than the limit on |r|; a direction that leads away from the target keeps its length.
     """
     assert b.e_neu is not None
-    d, (e, h, decode), factor = b.e_tar - b.e_neu, _predict(model, b, r), 1.0
-    offset, size = r(h, b.t), max(d.square().sum().item(), 1e-30)
+    sum_h, n, norm, _ = x.norms.tolist()
+    limit = config.max_relative_norm * sum_h / n / max(norm, 1e-12)
+    d, (e, h, decode), factor = b.e_tar - b.e_neu, _predict(model, b, x.r), 1.0
+    offset, size = x.r(h, b.t), max(d.square().sum().item(), 1e-30)
     for _ in range(2):
         if (found := ((e - b.e_neu) * d).sum().item() / size) <= 0:
-            return factor, found
-        factor *= aim / found
+            break
+        factor = min(factor * config.projection / found, limit)
         e = decode(factor * offset)
     return factor, ((e - b.e_neu) * d).sum().item() / size
 
 
-def _with_reach(module: ConceptModule, reached: Tensor, aim: float) -> ConceptModule:
-    """The module with factor and projection in its verdict; warnings where the response is not linear or the module outweighs h."""
-    if not aim:
+def _with_reach(module: ConceptModule, reached: Tensor, config: TrainConfig) -> ConceptModule:
+    """The module with factor and projection in its verdict; a warning where they are not what was asked."""
+    if not config.projection:
         return module
     verdict = dict(module.header.verdict) | dict(zip(("factor", "reached"), reached.tolist(), strict=True))
-    if abs(verdict["reached"] - aim) > NONLINEAR * aim:
-        words = f"reaches a projection of {verdict['reached']:.2g} for {aim:g}: the response is not linear; lower projection"
-        warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
-    if verdict["relative_norm"] > 1:
-        words = f"is {verdict['relative_norm']:.2g} times as long as h: images will lose what they show; lower projection"
+    if abs(verdict["reached"] - config.projection) > NONLINEAR * config.projection:
+        limited = verdict["relative_norm"] > 0.99 * config.max_relative_norm
+        why = f"max_relative_norm {config.max_relative_norm:g} limits it" if limited else "the response is not linear; lower projection"
+        words = f"reaches a projection of {verdict['reached']:.2g} for {config.projection:g}: {why}"
         warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
     return replace(module, header=replace(module.header, verdict=verdict))
 
