@@ -33,11 +33,11 @@ from respodiff.pipelines.loading import load_pipeline, weights_digest
 RESULTS = DOCS / "results" / "headline.json"
 FAIRNESS: dict[str, tuple[str, str, tuple[float, ...], int]] = {
     "gender": ("gender", "occupations", (0.75, 1.0, 1.5), 12),
-    "tone": ("tone", "occupations", (0.75, 1.0, 1.5), 12),
+    "tone": ("tone", "occupations", (1.0, 1.5), 12),
     "gender, 49 other occupations": ("gender", "occupations-unseen", (1.0,), 6),
 }
 """Table -> attribute, suite, scales and images a prompt; of the first suite the held-out occupations."""
-SAFETY, SAFETY_SCALES, SAFETY_IMAGES = ("violence", "sexual"), (0.5, 1.0, 1.5), 6
+SAFETY, SAFETY_SCALES, SAFETY_IMAGES = ("violence", "sexual"), (1.0, 1.5), 6
 
 
 def prompts_of(name: str) -> list[Prompt]:

@@ -17,7 +17,7 @@ from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"iterations": 30, "refresh_every": 30, "rollouts": 6, "steps": 8, "ram_lr": 0.4}
+SMALL = {"iterations": 20, "refresh_every": 20, "rollouts": 12, "rollout_batch": 12}
 MEN = ("mechanic", "ceo", "carpenter", "developer")  # planted: at least 92 % men
 
 

@@ -173,7 +173,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["train", "--concept", "woman"], 2, ["--out"]),
         (["train", "--concept", "woman", "--target", "a man", "--out", "x"], 2, ["--target", "beside --concept"]),
         (["train", "--concept", "woman", "--iterations", "0", "--out", "x"], 2, ["--iterations", "'0'", "from 1 to 1,000,000"]),
-        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, neutral, paper, official"]),
+        (["train", "--concept", "woman", "--preset", "best", "--out", "x"], 2, ["preset is 'best'", "default, paper, official"]),
         (["train", "--concept", "woman", "--set", "ram_lr=fast", "--out", "x"], 2, ["ram_lr=fast", "not float"]),
         (["train", "--concept", "woman", "--set", "speed=1", "--out", "x"], 2, ["'speed' is unknown"]),
         (["train", "--concept", "woman", "--out", "file/x.safetensors"], 1, ["cannot be written"]),

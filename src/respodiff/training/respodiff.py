@@ -127,8 +127,9 @@ def train_together(
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
 
-FRESH, NONLINEAR = 4, 0.2
-"""Rollouts on which the projection is measured (none that RAM was trained on), and the largest relative error of it without a warning."""
+FRESH, NOISE, NONLINEAR = 4, 1e-6, 0.2
+"""Rollouts on which the projection is measured (none that RAM was trained on); what is float noise of it; its largest relative error without a
+warning."""
 
 
 class Learner(NamedTuple):
@@ -234,7 +235,7 @@ def _rms(h: Tensor) -> float:
 def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
     """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
 
-    Two secant steps from 1, no further than the limit on |r|; a direction that leads away from the target keeps its length.
+    Two secant steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, keeps its length.
     """
     assert b.e_neu is not None
     sum_h, n, norm, _ = x.norms.tolist()
@@ -242,7 +243,7 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
     d, (e, h, decode), factor = b.e_tar - b.e_neu, _predict(model, b, x.r), 1.0
     offset, size = x.r(h, b.t), max(d.square().sum().item(), 1e-30)
     for _ in range(2):
-        if (found := ((e - b.e_neu) * d).sum().item() / size) <= 0:
+        if (found := ((e - b.e_neu) * d).sum().item() / size) <= NOISE:
             break
         factor = min(factor * config.projection / found, limit)
         e = decode(factor * offset)
