@@ -11,7 +11,7 @@ RUNS ?= runs
 
 FIGURES := figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: install demo check test lint figures $(FIGURES) torture backbones fullsize scaling embedded figures-of-these-weights clean
+.PHONY: install demo check test lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights clean
 
 install: $(VENV)/.installed
 
@@ -52,7 +52,7 @@ figure-comparison: install  # 60 minutes
 figure-comparison-safety: install  # 77 minutes
 	$(BIN)/python -m benchmarks.comparison safety --out $(RUNS)/compare-safety
 
-figure-ablation: install  # 45 minutes
+figure-ablation: install  # 40 minutes
 	$(BIN)/python -m benchmarks.ablations --out $(RUNS)/ablation
 
 figure-measuring: install  # 10 minutes
@@ -69,6 +69,9 @@ backbones: install  ## every pipeline with every feature, on tiny models; fills 
 
 fullsize: install  ## models of the sizes of SD 1.4 and SDXL with random weights: shapes, seconds, memory (needs 10 GiB)
 	$(BIN)/python -m benchmarks.fullsize
+
+sizes: install  ## the default preset on UNets of three sizes (15 minutes, 14 GiB)
+	$(BIN)/python -m benchmarks.sizes
 
 embedded: install  ## other weights for the embedded model: make embedded WEIGHTS=DIR; checks, swaps, card, then every figure (hours)
 	@test -n "$(WEIGHTS)" || { echo "say which weights: make embedded WEIGHTS=runs/embedded/weights" >&2; exit 2; }

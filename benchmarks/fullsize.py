@@ -139,6 +139,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
         timesteps="last",
         preservation_weight=0.0,
         refresh_every=1,
+        projection=0.0,
     )
     began = time.perf_counter()
     *_, last = train(pipe, CONCEPT, config)

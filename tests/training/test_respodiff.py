@@ -207,9 +207,10 @@ def test_same_seed_gives_the_same_bits_and_another_seed_does_not(tiny_pipe: Any,
     assert not torch.equal(first.ram, other.ram)
 
 
+@pytest.mark.parametrize("sam", ["own", "shared"])
 @pytest.mark.parametrize("stop", [1, 2, 3])
-def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int) -> None:
-    config = TrainConfig.preset("default", **{**TINY, "sam_lr": 0.01})
+def test_resumed_training_ends_at_the_same_bits(tiny_pipe: Any, stop: int, sam: str) -> None:
+    config = TrainConfig.preset("default", **{**TINY, "sam_lr": 0.01, "sam": sam})
     *_, whole = train(tiny_pipe, WOMAN, config)
     for record in train(tiny_pipe, WOMAN, config):
         if record.iteration == stop:
@@ -325,6 +326,12 @@ def test_no_projection_makes_ram_longer_than_the_limit(tiny_pipe: Any) -> None:
     assert module.relative_norm == pytest.approx(0.2, rel=1e-4)
 
 
+def test_rams_length_does_not_depend_on_sam(tiny_pipe: Any) -> None:
+    alone, both = (fit(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY, sam_lr=rate)) for rate in (0.0, 0.1))
+    assert torch.equal(alone.ram, both.ram), "RAM's loss never sees SAM, and neither may its length"
+    assert both.sam.norm() > 0.01 * both.ram.norm()
+
+
 def test_records_keep_what_they_saw(tiny_pipe: Any) -> None:
     records = list(train(tiny_pipe, WOMAN, TrainConfig.preset("default", **TINY)))
     assert not torch.equal(records[0].module.ram, records[-1].module.ram)
@@ -380,7 +387,7 @@ def test_a_rate_that_diverges_is_said_at_the_first_update(tiny_pipe: Any, rate: 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"projection": 1e6, "max_relative_norm": 1e6}, "training diverged; lower "),
+        ({"projection": 1e6, "max_relative_norm": 1e6}, "training diverged; lower ram_lr, which is 0.06, projection or sam_lr"),
         ({"sam_lr": 1e6}, "training diverged; lower ram_lr"),
         ({"ram_lr": 1e-9}, "has an effect of .*, which is none; raise ram_lr, which is 1e-09, or iterations"),
         ({"form": "mlp", "ram_lr": 1e3}, "training diverged; lower ram_lr, which is 1000"),

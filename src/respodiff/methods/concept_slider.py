@@ -2,7 +2,7 @@
 
     min over A, B of mean (e_theta(z, neutral) - [e(neutral) + eta (e(target) - e(opposite))])^2,   theta: W + scale (alpha / rank) B A
 
-Latents come from the same rollouts as RAM's, with the slider in effect.
+Latents come from rollouts of the neutral prompt as RAM's do, with the slider in effect.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from respodiff.training.respodiff import fit, train_together
 def fit_attribute(pipe: Any, attribute: Attribute | str, config: TrainConfig | None = None) -> dict[str, ConceptModule]:
     """Train all alternatives of an attribute to the end: name -> module, in the order of the attribute.
 
-    With one pool of latents each module is, within float noise, that of `respodiff.fit`. In later rounds each alternative steers an equal
-    part of the neutral rollouts, and all alternatives train on all of them.
+    Each alternative steers an equal part of later rollouts, and all alternatives train on all of them. With one pool of latents and a
+    ``projection`` of 0 each module is, within float noise, that of `respodiff.fit`.
 
     Args:
         attribute: an attribute, or the name of a built-in one or an intersection. config: default is the preset ``default``.

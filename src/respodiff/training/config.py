@@ -106,7 +106,7 @@ class TrainConfig(RolloutConfig):
         sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
         projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until the mean of
-            <e[r] - e, d> / |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
+            E <e[r] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
         max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).

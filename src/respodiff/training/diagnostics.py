@@ -39,7 +39,7 @@ ROLLOUTS, STEPS = 8, 8
 SAME, LEAST, MOST = 1e-5, 1e-3, 10.0
 """Bounds of a verdict: |d| / |e| of two prompts that are the same, and the least effect and largest relative norm of what is kept.
 
-On the embedded model sane trainings have effects of 0.6 to 3.4 and relative norms of at most 1.1; a learning rate of 1000 gives norms of 700 or more.
+On the embedded model sane trainings have effects of 0.4 to 3.4 and relative norms of at most 1.1; a learning rate of 1000 gives norms of 700 or more.
 """
 
 Adapted = TypeVar("Adapted", bound=Adapter)

@@ -85,7 +85,7 @@ def train_together(
 
     def verdict(modules: dict[str, ConceptModule]) -> dict[str, ConceptModule]:
         found = {c.name: module_with_verdict(model, c, modules[c.name]) for c in concepts}
-        return {name: _with_reach(module, learners[name].reached, config) for name, module in found.items()}
+        return {name: _with_reach(module, learners[name], config) for name, module in found.items()}
 
     state = TrainState(model, config, values, [adam for x in learners.values() for adam in (x.adam_r, x.adam_s)], verdict=verdict)
     state.restore(resume)
@@ -155,6 +155,11 @@ class Learner(NamedTuple):
             return 1.0
         sums = self.norms.tolist()
         return float(sums[3] / sums[1]) if sums[1] else _rms(h)
+
+    def limit(self, config: TrainConfig) -> float:
+        """Factor at which r has the largest norm of the settings."""
+        sums, n, norm, _ = self.norms.tolist()
+        return float(config.max_relative_norm * sums / n / max(norm, 1e-12))
 
     @property
     def values(self) -> Tensors:
@@ -235,32 +240,39 @@ def _rms(h: Tensor) -> float:
 def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
     """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
 
-    Two secant steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, keeps its length.
+    Two secant steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
     """
-    assert b.e_neu is not None
-    sum_h, n, norm, _ = x.norms.tolist()
-    limit = config.max_relative_norm * sum_h / n / max(norm, 1e-12)
-    d, (e, h, decode), factor = b.e_tar - b.e_neu, _predict(model, b, x.r), 1.0
-    offset, size = x.r(h, b.t), max(d.square().sum().item(), 1e-30)
+    parts = []
+    for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
+        part = b.rows(i)
+        assert part.e_neu is not None
+        e, h, decode = _predict(model, part, x.r)
+        parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, x.r(h, part.t), decode))
+    size = max(sum(d.square().sum().item() for _, d, *_ in parts), 1e-30)
+    found, factor = sum((change * d).sum().item() for change, d, *_ in parts) / size, 1.0
     for _ in range(2):
-        if (found := ((e - b.e_neu) * d).sum().item() / size) <= NOISE:
+        longer = min(factor * config.projection / found, x.limit(config)) if found > NOISE else min(factor, x.limit(config))
+        if longer == factor:
             break
-        factor = min(factor * config.projection / found, limit)
-        e = decode(factor * offset)
-    return factor, ((e - b.e_neu) * d).sum().item() / size
+        factor = longer
+        found = sum(((decode(factor * offset) - e_neu) * d).sum().item() for _, d, e_neu, offset, decode in parts) / size
+    return factor, found
 
 
-def _with_reach(module: ConceptModule, reached: Tensor, config: TrainConfig) -> ConceptModule:
+def _with_reach(module: ConceptModule, x: Learner, config: TrainConfig) -> ConceptModule:
     """The module with factor and projection in its verdict; a warning where they are not what was asked."""
     if not config.projection:
         return module
-    verdict = dict(module.header.verdict) | dict(zip(("factor", "reached"), reached.tolist(), strict=True))
-    if abs(verdict["reached"] - config.projection) > NONLINEAR * config.projection:
-        limited = verdict["relative_norm"] > 0.99 * config.max_relative_norm
-        why = f"max_relative_norm {config.max_relative_norm:g} limits it" if limited else "the response is not linear; lower projection"
-        words = f"reaches a projection of {verdict['reached']:.2g} for {config.projection:g}: {why}"
+    factor, reached = x.reached.tolist()
+    if abs(reached - config.projection) > NONLINEAR * config.projection:
+        why = "the response is not linear; lower projection"
+        if reached <= 0:
+            why = "it leads away from the target; train it for longer"
+        elif factor >= x.limit(config):
+            why = f"max_relative_norm {config.max_relative_norm:g} limits it"
+        words = f"reaches a projection of {reached:.2g} for {config.projection:g}: {why}"
         warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
-    return replace(module, header=replace(module.header, verdict=verdict))
+    return replace(module, header=replace(module.header, verdict={**module.header.verdict, "factor": factor, "reached": reached}))
 
 
 def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors) -> dict[str, ConceptModule]:

@@ -55,7 +55,10 @@ class Latents:
         """``size`` of them without ``keep``, all different if there are as many."""
         generator, n = torch.Generator().manual_seed(seed), len(self.z)
         drawn = torch.randperm(n, generator=generator)[:size] if size <= n else torch.randint(n, (size,), generator=generator)
-        i = drawn.to(self.z.device)
+        return self.rows(drawn.to(self.z.device))
+
+    def rows(self, i: Tensor) -> Latents:
+        """Those at the places i (N,), without ``keep``."""
         e_neu = None if self.e_neu is None else self.e_neu[i]
         y, decoder = {k: v[i] for k, v in self.y.items()}, self.decoder and self.decoder.rows(i)
         return Latents(self.z[i], self.t[i], y, self.e_tar[i], e_neu, decoder=decoder)
@@ -114,15 +117,18 @@ class Rollouts:
         """The pools of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
         seed = mix_seed(self.config.seed, 0, number)
         with active():
-            rolled = self._roll(n or self.config.rollouts, mix_seed(seed, 2, 0), self.neutral, delta)
+            rolled = self._roll(
+                n or self.config.rollouts, mix_seed(seed, 2, 0), self.neutral, delta, last=not n and self.config.timesteps == "last"
+            )
         found = self._scored(*rolled)
-        keep = None if n else preserved(self.model, self.preserve, self.config, seed, self._roll)
+        roll = partial(self._roll, last=self.config.timesteps == "last")
+        keep = None if n else preserved(self.model, self.preserve, self.config, seed, roll)
         scores = dict(zip(self.scored, found.e_tar.unbind(1), strict=True))
         return Pools(replace(found, e_tar=self._target(roles, scores), keep=keep, seed=seed) for roles in self.roles)
 
-    def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None) -> tuple[Tensor, Tensor]:
+    def _roll(self, n: int, seed: int, y: Condition, delta: Delta | None = None, *, last: bool) -> tuple[Tensor, Tensor]:
         """`rollout`, labelled with the sampler's timesteps, or with the scripts' 1000 - k (1000 / steps): up to 19 too noisy at 50 steps."""
-        z, t = rollout(self.model, n, seed, y, self.config, delta, self.config.timesteps == "last")
+        z, t = rollout(self.model, n, seed, y, self.config, delta, last)
         if self.config.timestep_labels == "official":
             total = self.sampler.config.num_train_timesteps
             k = (self.sampler.timesteps[None] == t[:, None]).int().argmax(1)
@@ -134,8 +140,7 @@ class Rollouts:
         neutral, size, decoder = self.roles[0]["neutral"][0], self.config.rollout_batch, None
         scores = {text: predict(self.model, z, t, self.conditions[text], size) for text in self.scored if text != neutral}
         if neutral in self.scored:
-            limit = KEPT_BYTES // (self.config.rollouts * (self.config.steps if self.config.timesteps == "all" else 1))
-            scores[neutral], decoder = encode(self.model, z, t, self.neutral, size, limit)
+            scores[neutral], decoder = encode(self.model, z, t, self.neutral, size, KEPT_BYTES // len(z))
         e = torch.stack([scores[text] for text in self.scored], 1)
         return Latents(z, t, repeat(self.neutral, len(z)), e, scores.get(neutral), decoder=decoder)
 

@@ -120,7 +120,9 @@ class TrainState:
         if not self.keep:
             raise ValueError("resume is given, but this method trains weights of the model, whose state is not kept; train anew")
         if missing := {"counters", *(f"{part}.{k}" for part in ("value", "round") for k in self.values)} - set(tensors):
-            raise ValueError(f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run, or None to start anew")
+            raise ValueError(
+                f"resume has no {sorted(missing)[0]!r}; give record.state.tensors() of an earlier run by this version, or None to start anew"
+            )
         for name, p in self.values.items():
             if (found := tensors[f"value.{name}"]).shape != p.shape:
                 raise ValueError(f"checkpoint has tensors of shape {tuple(found.shape)}, this model needs {tuple(p.shape)}")
