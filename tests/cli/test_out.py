@@ -251,7 +251,6 @@ def test_training_says_that_its_folder_was_deleted_and_makes_it_anew(tmp_path: P
     monkeypatch.setattr(training, "adam_step", deleting(out.parent, training.adam_step))
     monkeypatch.setattr("respodiff.cli.train.SAVE_EVERY", 0.0)
     done = respodiff(*_train(tmp_path), "--out", str(out))
-    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "deleted" in done.stderr and str(out.parent) in done.stderr, (
-        done.stderr
-    )
+    (line,) = (line for line in done.stderr.splitlines() if "projection" not in line)
+    assert done.returncode == 0 and "deleted" in line and str(out.parent) in line
     assert [path.name for path in out.parent.iterdir()] == [out.name]

@@ -32,6 +32,7 @@ TINY: dict[str, Any] = {
     "rollouts": 2,
     "rollout_batch": 2,
     "ram_lr": 0.05,
+    "projection": 0.0,
     "lr": 0.05,
     "warmup": 0,
     "subjects": ("doctor", "nurse"),

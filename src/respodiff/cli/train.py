@@ -143,7 +143,7 @@ def train(
     loss = "" if result["loss_last"] is None else f", loss {result['loss_first']:.4f} to {result['loss_last']:.4f}"
     lines = [f"{result['iterations']} iterations, {result['seconds']:.0f} s, {result['unet_forwards']} UNet forwards{loss}"]
     for m in result["modules"]:
-        figures = "".join(f", {key.replace('_', ' ')} {m[key]:.2f}" for key in VERDICT if m[key] is not None)
+        figures = "".join(f", {key.replace('_', ' ')} {m[key]:.2f}" for key in VERDICT if m.get(key) is not None)
         lines.append(f"{m['file']}: {m['concept']!r}{figures}")
     finish(result, "\n".join(lines), as_json)
 

@@ -123,7 +123,7 @@ def train_together(
                 now = {k: v.detach() for k, v in values.items()}
                 fresh = rollouts.pool(config.iterations, _delta(learners, now, config), n=max(FRESH, len(concepts)))
                 for x, b in zip(learners.values(), fresh, strict=True):
-                    x.reached.copy_(torch.tensor(_reach(model, x, b, config)))
+                    x.reached.copy_(torch.tensor(_reach(model, x, b, config), dtype=torch.float64))
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
 
