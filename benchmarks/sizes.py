@@ -28,7 +28,7 @@ from respodiff.training.respodiff import fit
 RESULTS = DOCS / "results" / "sizes.json"
 MODELS = {"embedded": 0, "sd14": 256, "sdxl": 256}
 """Name -> pixels of an image; 0 is the model's own."""
-FEW: dict[str, Any] = {"iterations": 8, "refresh_every": 4, "batch": 4, "rollouts": 2, "rollout_batch": 2, "steps": 3}
+FEW: dict[str, Any] = {"iterations": 4, "refresh_every": 2, "batch": 2, "rollouts": 2, "rollout_batch": 2, "steps": 2}
 
 
 def measure(name: str) -> dict[str, Any]:
