@@ -105,7 +105,7 @@ class TrainConfig(RolloutConfig):
         sam: ``own``, the paper's Adam for L_sem, which divides lambda away; or ``shared``: divided by RAM's second moments, so that lambda counts.
         sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
-        projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until the mean of
+        projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until
             E <e[r] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
         max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
@@ -155,7 +155,7 @@ class TrainConfig(RolloutConfig):
 
         ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
         "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``default`` is the paper's algorithm
-        with a contrast target, a start at 0, and many latents of few rollouts. A ValueError lists the known presets or settings.
+        with a contrast target, a start at 0, pools of many short rollouts, and RAM alone. A ValueError lists the known presets or settings.
         """
         presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
         check_setting("preset", name, name in presets, ", ".join(presets))

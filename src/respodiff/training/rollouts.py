@@ -65,11 +65,9 @@ class Latents:
 
     @classmethod
     def join(cls, parts: Sequence[Latents]) -> Latents:
-        """All of them in order, without ``keep``; what only some of them have is None."""
+        """Latents, conditions and targets of all of them in order."""
         z, t, e_tar = (torch.cat([getattr(p, k) for p in parts]) for k in ("z", "t", "e_tar"))
-        e_neu, decoders = [p.e_neu for p in parts if p.e_neu is not None], [p.decoder for p in parts if p.decoder]
-        whole = Decoder.join(decoders) if len(decoders) == len(parts) else None
-        return cls(z, t, join([p.y for p in parts]), e_tar, torch.cat(e_neu) if len(e_neu) == len(parts) else None, decoder=whole)
+        return cls(z, t, join([p.y for p in parts]), e_tar)
 
 
 class Pools(list[Latents]):
@@ -114,7 +112,10 @@ class Rollouts:
     def pool(
         self, number: int, delta: Delta | None = None, active: Callable[[], AbstractContextManager[object]] = nullcontext, n: int = 0
     ) -> Pools:
-        """The pools of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes."""
+        """The pools of round ``number``. Rollouts of the neutral prompt are steered by ``delta``, or by whatever ``active`` makes.
+
+        With ``n`` there are that many rollouts to measure on: all timesteps of each, and nothing to preserve.
+        """
         seed = mix_seed(self.config.seed, 0, number)
         with active():
             rolled = self._roll(
