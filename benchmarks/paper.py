@@ -35,7 +35,8 @@ class Compiled:
         with torch.autocast("cpu", torch.bfloat16):
             e = self.run(torch.cat([z, z]), t.expand(2), join([self.model.empty, y])["context"], return_dict=False)[0].float()
         self.model.forwards += 2
-        return e[:1] + self.model.guidance * (e[1:] - e[:1])
+        guided: Tensor = e[:1] + self.model.guidance * (e[1:] - e[:1])
+        return guided
 
 
 def checked(exact: Any) -> Any:
@@ -45,10 +46,11 @@ def checked(exact: Any) -> Any:
 
     def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Any = None, away: Any = None) -> Tensor:
         if len(z) != 1 or away is not None:
-            return exact(model, z, t, y, delta, away)
+            plain: Tensor = exact(model, z, t, y, delta, away)
+            return plain
         if not made:
             made.append(Compiled(model))
-        found = made[0](z, t, y, delta)
+        found: Tensor = made[0](z, t, y, delta)
         if len(seen) < 200:
             model.forwards -= 2
             right = exact(model, z, t, y, delta)
