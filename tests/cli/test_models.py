@@ -90,14 +90,22 @@ def test_convert_refuses_with_what_to_do(released: Path, tmp_path: Path, flags: 
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_convert_of_a_concept_of_ones_own_and_of_sdisc_names(released: Path, tmp_path: Path) -> None:
+def test_convert_of_a_concept_of_ones_own(released: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
     own = ("--concept", "tall", "--target", "a tall person", "--column", "9")
     last_json(respodiff("convert", str(released), *own, "--base", "x", "--out", str(out), "--json"))
     assert load(out).header.target == "a tall person" and load(out).header.train["converted"]["column"] == 9
-    torch.save({RAM_KEY: torch.ones(1280 * 64, 100)}, tmp_path / "sdisc.pth")
-    last_json(respodiff("convert", str(tmp_path / "sdisc.pth"), "--concept", "female", "--base", "x", "--out", str(out), "--json"))
-    assert (load(out).name, load(out).header.target, load(out).header.attribute) == ("female", "a woman", "gender")
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "attribute"), [("female", "woman", "gender"), ("asianrace", "asian", "race"), ("antisexual",) + ("sexual",) * 2]
+)
+def test_sdisc_names_stand_for_ours(tmp_path: Path, name: str, ours: str, attribute: str) -> None:
+    torch.save({RAM_KEY: torch.ones(1280, 8)}, tmp_path / "sdisc.pth")
+    out = tmp_path / "x.safetensors"
+    last_json(respodiff("convert", str(tmp_path / "sdisc.pth"), "--concept", name, "--base", "x", "--out", str(out), "--json"))
+    found = last_json(respodiff("inspect", str(out), "--json"))
+    assert (found["concept"], found["attribute"], found["method"]) == (ours, attribute, "sdisc")
 
 
 # --- fuse ---

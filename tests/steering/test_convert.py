@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.tiny_models import sd
 from torch import Tensor, nn
 
 from respodiff.concepts.concept import Concept, concept
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
 from respodiff.methods.registry import load
 from respodiff.steering.convert import RAM_KEY, SAM_KEY, convert, read_tensors, to_official
 
@@ -47,7 +50,7 @@ def written(folder: Path, content: Any, name: str = "unet.pth", **how: Any) -> P
 @pytest.mark.parametrize(("name", "column"), [("woman", 0), ("man", 1), ("violence", 7)])
 def test_a_concept_is_its_column_of_both_weights(released: Path, weights: dict[str, Tensor], name: str, column: int) -> None:
     m = convert(released, concept(name), base_model=BASE)
-    assert m.shape == (1280, 8, 8) and m.name == name
+    assert m.shape == (1280, 8, 8) and m.name == name and m.method == "respodiff"
     assert torch.equal(m.ram.flatten(), weights[RAM_KEY][:, column]) and torch.equal(m.sam.flatten(), weights[SAM_KEY][:, column])
     assert m.header.base_model == BASE and m.header.target == concept(name).target
     assert m.header.train["converted"] == {
@@ -103,13 +106,41 @@ def test_other_forms_of_the_same_file(weights: dict[str, Tensor], released: Path
 # --- SDisc ---
 
 
-@pytest.mark.parametrize(("name", "column"), [("woman", 0), ("female", 0), ("male", 1), ("asian", 6), ("antisexual", 7)])
-def test_sdisc_vectors_are_ram_alone(tmp_path: Path, name: str, column: int) -> None:
-    values = torch.rand(1280, 100, generator=torch.Generator().manual_seed(1))
-    path = written(tmp_path, {RAM_KEY: values.repeat_interleave(64, 0)})
+def sdisc(folder: Path, columns: int = 8, numbers: int = N) -> tuple[Path, Tensor]:
+    """A file as SDisc's code saves it, and its one tensor: no bias, no SAM."""
+    values = torch.rand(numbers, columns, generator=torch.Generator().manual_seed(1))
+    return written(folder, OrderedDict({RAM_KEY: values}), f"sdisc-{columns}.pth"), values
+
+
+OURS = ("woman", "man", "young", "old", "white", "black", "asian", "sexual")
+THEIRS = ("female", "male", "young", "old", "whiterace", "blackrace", "asianrace", "antisexual")
+
+
+@pytest.mark.parametrize(("name", "column"), [(name, i) for names in (OURS, THEIRS) for i, name in enumerate(names)])
+def test_a_concept_of_the_released_sdisc_file_is_its_column(tmp_path: Path, name: str, column: int) -> None:
+    path, values = sdisc(tmp_path)
     m = convert(path, Concept(name, "x", "y"), base_model=BASE)
-    assert m.shape == (1280, 8, 8) and m.sam.abs().max() == 0
-    assert torch.equal(m.ram[:, 3, 3], values[:, column])
+    assert m.method == "sdisc" and m.form == "constant" and m.sam.abs().max() == 0
+    assert torch.equal(m.ram.flatten(), values[:, column])
+
+
+def test_alternatives_of_one_sdisc_file_are_generated_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("respodiff.steering.convert.CHANNELS", 32)
+    path, _ = sdisc(tmp_path, numbers=32 * 4 * 4)
+    files = [convert(path, concept(name), base_model="tiny").save(tmp_path / f"{name}.safetensors") for name in ("woman", "man")]
+    modules = [load(file) for file in files]
+    assert [m.shape for m in modules] == [(32, 4, 4)] * 2
+    rows = [record for record, _ in generate(sd(), ["a doctor"], modules, GenerateConfig(images=2, steps=1))]
+    assert {record.concepts["gender"] for record in rows} == {"woman", "man"}
+
+
+def test_of_a_hundred_columns_those_are_known_that_the_authors_script_names(tmp_path: Path) -> None:
+    path, values = sdisc(tmp_path, 100, 1280)
+    found = [convert(path, Concept(name, "x", "y"), base_model=BASE).ram.flatten() for name in OURS[:4]]
+    assert torch.equal(torch.stack(found, 1), values[:, :4])
+    with pytest.raises(ValueError, match="concept 'asian' has no known column among 100; known: woman, man, young, old; give --column N"):
+        convert(path, concept("asian"), base_model=BASE)
+    assert torch.equal(convert(path, concept("asian"), base_model=BASE, column=9).ram.flatten(), values[:, 9])
 
 
 # --- what is not clear is refused with what was found ---
@@ -123,10 +154,11 @@ def test_sdisc_vectors_are_ram_alone(tmp_path: Path, name: str, column: int) -> 
         ({f"{part}.{RAM_KEY}": torch.zeros(1280, 10) for part in ("a", "b")}, r"holds a.controlnet.fc1.weight \(1280, 10\), b"),
         ({RAM_KEY: torch.zeros(640, 10), SAM_KEY: torch.zeros(1280, 10)}, r"RAM and SAM have shapes \[\(640, 10\), \(1280, 10\)\]"),
         ({RAM_KEY: torch.zeros(1280)}, r"have shapes \[\(1280,\)\]; allowed: one shape \(C H W, columns\)"),
-        ({RAM_KEY: torch.zeros(1280 * 3, 10)}, "a column has 3840 numbers, which is not 1280 x 1 x 1"),
-        ({RAM_KEY: torch.zeros(640, 10)}, "a column has 640 numbers, which is not 1280 x 0 x 0"),
+        ({RAM_KEY: torch.zeros(1280 * 3, 8)}, "a column has 3840 numbers, which is not 1280 x 1 x 1"),
+        ({RAM_KEY: torch.zeros(640, 8)}, "a column has 640 numbers, which is not 1280 x 0 x 0"),
         ({RAM_KEY: torch.zeros(1280, 7)}, "concept 'woman' has no known column among 7; known: none; give --column N"),
-        ({RAM_KEY: torch.full((1280, 10), float("nan"))}, "holds NaN"),
+        ({RAM_KEY: torch.zeros(1280, 10)}, "concept 'woman' has no known column among 10; known: none; give --column N"),
+        ({RAM_KEY: torch.full((1280, 8), float("nan"))}, "holds NaN"),
     ],
 )
 def test_wrong_contents_are_one_clear_line(tmp_path: Path, tensors: dict[str, Tensor], message: str) -> None:

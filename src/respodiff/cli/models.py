@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,12 +76,11 @@ def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "fl
 
 
 def _known(name: str) -> Concept:
-    """A known concept under the name that it has in an official file; SDisc's own names stand for what they were trained on."""
-    from respodiff.steering.convert import ALIASES
+    """A known concept by its name, or by the one that SDisc has for it. The module gets ours, which attributes and judges know."""
+    from respodiff.steering.convert import SDISC_NAMES
 
-    for known in (name, *(key for key, alias in ALIASES.items() if alias == name)):
-        with suppress(ValueError):
-            return replace(concept(known), name=name)
+    with suppress(ValueError):
+        return concept(SDISC_NAMES.get(name, name))
     raise ValueError(f"concept {name!r} has no known prompts; give --target TEXT (fairness), or --negative TEXT alone (safety)")
 
 
@@ -91,9 +89,11 @@ def convert(
     source: Annotated[Path, Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
     out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
     force: Force = False,
-    concept_name: Annotated[str, Option("--concept", help="Concept to take out: woman, man, female, ...", metavar="NAME")] = "",
+    concept_name: Annotated[
+        str, Option("--concept", help="Concept to take out: woman, man, ..., also by SDisc's name, such as female.", metavar="NAME")
+    ] = "",
     base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, Option(help="module, or pt (for the official code).", metavar="KIND")] = "module",
+    to: Annotated[str, Option(help="module, or pt (for RespoDiff's official code).", metavar="KIND")] = "module",
     q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, number(0, MOST, help="Column of the concept, where its name does not tell.")] = None,
     target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",

@@ -1,8 +1,9 @@
 """Converts checkpoints of the authors' RespoDiff and SDisc code into modules and back, and the pickle of the judge Q16 into safetensors.
 
 RespoDiff's code saves two bias-free linear layers on a one-hot concept, ``controlnet.fc1.weight`` (RAM) and
-``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10). SDisc's saves one, ``controlnet.fc1.weight`` (C H W, 100). A column is the
-tensor of one concept. Pickles are read as tensors alone: nothing in them is executed.
+``controlnet_residual.fc2.weight`` (SAM), both (C H W, 10). SDisc's saves the first alone: (C H W, 8) in its release (``checkpoints/unet.pth``
+of hangligit/InterpretDiffusion), (C H W, 100) by its ``train.py``. A column is the tensor of one concept. Pickles are read as tensors alone:
+nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ from respodiff.steering.serialization import TIMESTEPS, Header
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
 CHANNELS = 1280
 """Channels of the bottleneck of SD 1.x, 2.x and XL."""
-OFFICIAL = {"woman": 0, "man": 1, "young": 2, "old": 3, "white": 3, "black": 4, "asian": 5, "sexual": 6, "violence": 7}
+RESPODIFF = {"woman": 0, "man": 1, "young": 2, "old": 3, "white": 3, "black": 4, "asian": 5, "sexual": 6, "violence": 7}
 """Columns of RespoDiff's concepts, in which "old" and "white" are one."""
-SDISC = ("female", "male", "young", "old", "whiterace", "blackrace", "asianrace", "antisexual")
-"""Concepts of SDisc's columns, in order."""
-ALIASES = {"woman": "female", "man": "male", "white": "whiterace", "black": "blackrace", "asian": "asianrace", "sexual": "antisexual"}
+SDISC = {"woman": 0, "man": 1, "young": 2, "old": 3, "white": 4, "black": 5, "asian": 6, "sexual": 7}
+"""Columns of SDisc's release, as its ``checkpoints/concept_dict.json`` has them."""
+COLUMNS = {(2, 10): RESPODIFF, (1, 8): SDISC, (1, 100): {name: SDISC[name] for name in ("woman", "man", "young", "old")}}
+"""Layers and columns of a file -> column of each concept. Those of 100 are the four that SDisc's ``data_creation.py`` names."""
+SDISC_NAMES = {"female": "woman", "male": "man", "whiterace": "white", "blackrace": "black", "asianrace": "asian", "antisexual": "sexual"}
+"""SDisc's name of a concept -> ours."""
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -69,7 +73,9 @@ def convert(path: str | Path, concept: Concept, *, base_model: str, column: int 
 
     Args:
         concept: name and prompts for the header. base_model: what it was trained on; the file does not say, so it is asked for.
-        column: index of the concept; by default the one of its name in the project's table.
+        column: index of the concept; by default the one of its name in the project's table (`COLUMNS`).
+
+    The header's method is "respodiff" for a file with SAM, "sdisc" for one without.
 
     Raises:
         ValueError: with one line for a file that is broken, not made of tensors alone, ambiguous, or of another shape.
@@ -83,24 +89,24 @@ def convert(path: str | Path, concept: Concept, *, base_model: str, column: int 
     if len({tuple(layer.shape) for layer in layers}) > 1 or layers[0].ndim != 2:
         raise ValueError(f"RAM and SAM have shapes {[tuple(layer.shape) for layer in layers]}; allowed: one shape (C H W, columns)")
     numbers, columns = layers[0].shape
-    index = _column(concept.name, columns, column)
+    index = _column(concept.name, len(layers), columns, column)
     side = math.isqrt(numbers // CHANNELS)
     if side < 1 or CHANNELS * side**2 != numbers:
         raise ValueError(f"a column has {numbers} numbers, which is not {CHANNELS} x {side} x {side}; give a file for SD 1.x, 2.x or XL")
     tensors = [layer[:, index].float().reshape(CHANNELS, side, side) for layer in layers]
     source = {"file": Path(path).name, "ram_key": rams[0], "sam_key": "".join(sams), "column": index, "geometry": [CHANNELS, side, side]}
-    header = Header.of(concept, base_model=base_model, train={"converted": source}, library=__version__)
+    method = "respodiff" if sams else "sdisc"
+    header = Header.of(concept, base_model=base_model, method=method, train={"converted": source}, library=__version__)
     return ConceptModule.of(tensors[0], tensors[1] if sams else torch.zeros_like(tensors[0]), header)
 
 
-def _column(concept: str, columns: int, given: int | None) -> int:
-    """Column of a concept in a file of so many columns: the given one, or that of the project's table."""
+def _column(concept: str, layers: int, columns: int, given: int | None) -> int:
+    """Column of a concept in a file of so many layers and columns: the given one, or that of the project's table."""
     if given is not None:
         if not 0 <= given < columns:
             raise ValueError(f"--column is {given}; allowed: 0 to {columns - 1}")
         return given
-    known = {10: OFFICIAL, 100: {name: i for i, name in enumerate(SDISC)}}.get(columns, {})
-    name = concept if concept in known else ALIASES.get(concept, concept)
+    known, name = COLUMNS.get((layers, columns), {}), SDISC_NAMES.get(concept, concept)
     if name not in known:
         raise ValueError(f"concept {concept!r} has no known column among {columns}; known: {', '.join(known) or 'none'}; give --column N")
     if len(shared := [c for c in known if known[c] == known[name]]) > 1:
@@ -109,13 +115,13 @@ def _column(concept: str, columns: int, given: int | None) -> int:
 
 
 def to_official(module: ConceptModule, path: str | Path, column: int | None = None, *, force: bool = False) -> Path:
-    """Write a module as a ``.pt`` for the official code: both weights (C H W, 10), zero but for the module's column.
+    """Write a module as a ``.pt`` for RespoDiff's official code: both weights (C H W, 10), zero but for the module's column.
 
     ValueError for a file that holds anything else, unless ``force``.
     """
     if module.header.timesteps != TIMESTEPS:
         raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
-    index = _column(module.name, 10, column)
+    index = _column(module.name, 2, 10, column)
     out = {key: torch.zeros(module.delta.numel(), 10) for key in (RAM_KEY, SAM_KEY)}
     out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
     torch.save(out, buffer := BytesIO())
