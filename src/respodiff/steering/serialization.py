@@ -1,4 +1,7 @@
-"""Provides the file format of adapters: safetensors with a JSON header that says what was trained, on which model and how. Never a pickle."""
+"""Provides the file format of adapters: safetensors with a JSON header that says what was trained, on which model and how. Never a pickle.
+
+docs/module-format.md describes it for writers that do not use this library.
+"""
 
 from __future__ import annotations
 
