@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
+from typer.core import TyperCommand
 
+from respodiff import _plugins
 from respodiff.data.untrusted import printable, shortened
 
-app = typer.Typer(
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Verb(TyperCommand):
+    """A verb whose help names what other packages add, where its flags have ``<methods>``, ``<judges>``, ``<suites>`` or ``<pipelines>``."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for flag in self.params:
+            text = getattr(flag, "help", None) or ""
+            for kind in (kind for kind in _plugins.KINDS if f"<{kind}>" in text):
+                added = ", ".join(_plugins.names(kind))
+                text = text.replace(f"<{kind}>", f"; by other packages: {added}" if added else "")
+                flag.help = text  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+class Verbs(typer.Typer):
+    """The application; every command is a `Verb`."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
+        return super().command(name, cls=Verb, **more)
+
+
+app = Verbs(
     name="respodiff",
     help="Make a text-to-image diffusion model fair and safe: train a concept, steer a pipeline, measure the images.",
     epilog="Start with: respodiff demo --out demo",

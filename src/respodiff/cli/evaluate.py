@@ -30,7 +30,7 @@ from respodiff.data.shards import WHOLE
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 REPORT_JUDGES = "Judge to read, and no other; repeat. Runs it has not seen are judged first. (default all that have judged every image)"
-JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE; repeat: labels come from the first that gives any."
+JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE<judges>; repeat: labels come from the first that gives any."
 EMBEDDED_ALONE = " (default embedded, for images of the embedded model alone)"
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, number(100, 100_000, help="Bootstrap samples of the intervals.")]

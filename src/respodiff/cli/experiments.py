@@ -47,16 +47,18 @@ from respodiff.cli.workers import (
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.data.shards import WHOLE
 from respodiff.generation.config import GenerateConfig
-from respodiff.methods.registry import NAMES
+from respodiff.methods.registry import NAMES, names
 from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
     from respodiff.evaluation.audit import Audit
 
-SUITE_HELP = "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model), i2p, i2p-700."
+SUITE_HELP = (
+    "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model), i2p, i2p-700<suites>."
+)
 SET_HELP = "A method's setting such as sdisc.iterations=1000, or scale, assign_at; repeat."
 SETTINGS_HELP = r"TOML file of settings: a table \[fairness.NAME] or \[safety.NAME] for a method, or for a variant as NAME:LABEL."
-METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}."
+METHODS_HELP = f"Names, separated by commas, or all (that suit the suite): {', '.join(NAMES)}<methods>."
 ATTRIBUTES_HELP = "Names, separated by commas, such as age,gender*tone. (default gender,tone and those of --concepts)"
 CHECK_HELP = "Images of every concept's own prompt, to measure the validity of the judge; 0 leaves it out."
 
@@ -98,16 +100,17 @@ def compare(
     from respodiff.evaluation.evaluate import judge_shard
     from respodiff.evaluation.judges import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import UNSAFE, MethodComparison, Plan
+    from respodiff.experiments.compare import MethodComparison, Plan, kind_of
     from respodiff.experiments.work import Judging, ModelSource, judge_on
     from respodiff.methods.registry import methods_for
 
     shard, device = wanted_shard(num_shards, shard_index, device)
     engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
-    kind = "safety" if suite in UNSAFE else "fairness"
+    kind = kind_of(suite)
     own = method_settings(settings, pairs or (), kind)
-    usual = [*methods_for(kind), *(name for name in own if ":" in name)]
-    chosen = usual if methods.strip() == "all" else [name.strip() for name in methods.split(",") if name.strip()]
+    chosen = [name.strip() for name in methods.split(",") if name.strip()]
+    if chosen == ["all"]:
+        chosen = [*methods_for(kind), *(name for name in own if ":" in name)]
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
     drawn |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
@@ -145,8 +148,8 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
     for pair in pairs:
         name, _, rest = pair.partition(".")
         key, _, text = rest.partition("=")
-        if name not in NAMES or not text:
-            raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(NAMES)}")
+        if name not in names() or not text:
+            raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(names())}")
         out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else method_of(name).config))
     for name, changes in out.items():
         method_of(name).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})

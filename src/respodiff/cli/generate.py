@@ -54,7 +54,7 @@ Loaded = Mapping[str, Sequence[str]]
 
 SUITE_HELP = (
     "occupations, occupations-unseen, unsafe, scenes, general (embedded model); winobias36, winobias36-successful, winobias36-small; "
-    "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)."
+    "i2p, i2p-700, coco30k, coco1k (fetched on first use, or from --suite-path)<suites>."
 )
 SHARES_HELP = "Target proportions, such as woman=0.5,man=0.5 or woman*dark=0.2,... (default: those of --concepts, else equal)"
 MODULE_HELP = (
@@ -62,7 +62,7 @@ MODULE_HELP = (
 )
 SAFETY_HELP = "Safety module, added to every image: a file or, with the embedded model, violence or sexual."
 SCALE_HELP = "Factor on the modules; auto:A takes the least at which the concept accuracy on tuning prompts is at least A."
-METHOD_HELP = f"Method that the files must be of (default: any): {', '.join(NAMES)}. With plain modules are ignored."
+METHOD_HELP = f"Method that the files must be of (default: any): {', '.join(NAMES)}<methods>. With plain modules are ignored."
 EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."
 ASSIGN_HELP = "Share of the steps after which concepts are assigned to noises that favour them; 0 is off. (.25 suits two alternatives)"
 

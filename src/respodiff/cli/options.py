@@ -14,7 +14,7 @@ from typer import BadParameter, Option
 
 from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
 from respodiff.data.untrusted import read_json
-from respodiff.methods.registry import BASELINE, NAMES
+from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.schedulers import SCHEDULERS
 from respodiff.training.config import LAST_SEED, MOST_AT_ONCE
 
@@ -45,7 +45,9 @@ def number(low: float, high: float, *names: str, help: str, whole: bool = True, 
 
 
 Json = Annotated[bool, Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
-Model = Annotated[str, Option("--model", help="'embedded', a diffusers folder, or a hub id.", metavar="MODEL")]
+Model = Annotated[
+    str, Option("--model", help="'embedded', a diffusers folder, or a hub id (classes: docs/pipelines.md<pipelines>).", metavar="MODEL")
+]
 Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
 Dtype = Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
 Seed = Annotated[int, number(0, LAST_SEED, help="Everything random follows from it.")]
@@ -111,12 +113,12 @@ def load_entries(
     Raises:
         ValueError: the method is unknown, a file is of another one, or there is nothing that it could act with.
     """
-    from respodiff.methods.registry import get_method, load_all
+    from respodiff.methods.registry import get_method, load_all, methods
     from respodiff.steering.serialization import Header
 
     quick = get_method(method) if method and not get_method(method).trains else None
     if (names or pairs) and not quick:
-        flag, known = "--concept" if names else "--set", ", ".join(name for name in NAMES if not get_method(name).trains)
+        flag, known = "--concept" if names else "--set", ", ".join(m.name for m in methods() if not m.trains)
         raise ValueError(f"{flag} is for methods that need no training ({known}), --method is {method!r}; give --module FILE")
     if method == BASELINE and not names:
         return [], []

@@ -26,7 +26,7 @@ from respodiff.training.config import LAST_SEED, MOST
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached")
-METHOD_HELP = f"{', '.join(NAMES)} (docs/methods.md)."
+METHOD_HELP = f"{', '.join(NAMES)}<methods> (docs/methods.md)."
 ATTRIBUTE_HELP = (
     "Train all alternatives of a known attribute in one run, into the folder --out; with --target: attribute of your own concept."
 )

@@ -17,7 +17,7 @@ from PIL import Image
 
 from respodiff.data.run_folder import RunFolder
 from respodiff.data.untrusted import confined
-from respodiff.evaluation.judges import EMBEDDED, SOURCES
+from respodiff.evaluation.judges import EMBEDDED, sources
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.score_files import open_image
@@ -45,7 +45,7 @@ def judge_of(embedded: bool, what: str, command: str) -> str:
     """``embedded``; ValueError unless the images are the embedded model's."""
     if not embedded:
         raise ValueError(
-            f"judge is not given, and {what} are not the embedded model's, which is all that the judge embedded knows; allowed: {SOURCES}; "
+            f"judge is not given, and {what} are not the embedded model's, which is all that the judge embedded knows; allowed: {sources()}; "
             f"name one: {command} --judge clip:openai/clip-vit-large-patch14"
         )
     return "embedded"

@@ -26,7 +26,8 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.concepts.intersections import JOIN
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.data.places import check_out, lock
-from respodiff.data.prompt_sets import suite
+from respodiff.data.prompt_sets import SUITES, suite
+from respodiff.data.prompt_sets import names as suites
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.shards import WHOLE, Shard, parts_of
@@ -34,14 +35,14 @@ from respodiff.experiments.engine import Engine
 from respodiff.experiments.work import Drawn, ModelSource, Progress, Run, draw, draw_on
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.base import Method
-from respodiff.methods.registry import BASELINE, NAMES, get_method, methods_for
+from respodiff.methods.registry import BASELINE, get_method, methods_for, names
 from respodiff.pipelines.loading import sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
 
 DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
 UNSAFE = ("unsafe", "i2p", "i2p-700")
-"""Suites of prompts that ask for unsafe images."""
+"""Built-in suites of prompts that ask for unsafe images."""
 REMOVED = ("violence", "sexual")
 """Safety concepts that are removed together."""
 PUBLISHED = "respodiff-paper"
@@ -54,7 +55,7 @@ class Plan:
 
     Attributes:
         suite: ``occupations`` (fairness), ``unsafe`` (safety), or another suite whose prompts have groups.
-        methods: names of `respodiff.methods.registry.NAMES`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated.
+        methods: names of `respodiff.methods.registry.names`, or ``NAME:VARIANT`` with an entry in `settings`. ``plain`` is always generated.
         attribute: attribute that is balanced (fairness).
         images: images per prompt. prompts: number of prompts, evenly spaced in the suite; 0 uses all.
         groups: groups whose prompts are used; empty uses all.
@@ -82,8 +83,8 @@ class Plan:
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if unknown := [m for m in self.methods if m.partition(":")[0] not in NAMES or (":" in m and m not in self.settings)]:
-            raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(NAMES)}; a NAME:VARIANT needs its settings")
+        if unknown := [m for m in self.methods if m.partition(":")[0] not in names() or (":" in m and m not in self.settings)]:
+            raise ValueError(f"methods has {unknown[0]!r}; allowed: all, {', '.join(names())}; a NAME:VARIANT needs its settings")
         if other := [m for m in self.methods if self.kind not in method_of(m).kinds]:
             kinds, allowed = " and ".join(method_of(other[0]).kinds), ", ".join(methods_for(self.kind))
             raise ValueError(f"methods has {other[0]!r}, which takes {kinds} concepts; allowed for suite {self.suite!r}: {allowed}")
@@ -106,7 +107,7 @@ class Plan:
     @property
     def kind(self) -> str:
         """``safety`` for suites of unsafe prompts, else ``fairness``."""
-        return "safety" if self.suite in UNSAFE else "fairness"
+        return kind_of(self.suite)
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -137,6 +138,12 @@ class Plan:
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
         benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
         return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
+
+
+def kind_of(name: str) -> str:
+    """Kind of methods that are compared on a suite: ``safety`` where prompts are unsafe; of another package's, where they have categories."""
+    unsafe = name in UNSAFE or (name not in SUITES and name in suites() and any(p.categories for p in suite(name)))
+    return "safety" if unsafe else "fairness"
 
 
 OURS = ("runs/*/*/run.json", "adapters/*.safetensors")

@@ -32,7 +32,7 @@ class Method:
     """One way to steer the images of a pipeline.
 
     Attributes:
-        name: key in `respodiff.methods.registry.NAMES`. kinds: kinds of concepts that it takes ("fairness", "safety").
+        name: key in `respodiff.methods.registry.names`. kinds: kinds of concepts that it takes ("fairness", "safety").
         config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
         presets: (name of a preset, concept or kind, changes) -> settings, for a method that has several.
         make: trains or builds its adapter; None where there are no tensors. adapter: class of its adapters, which says how they act.

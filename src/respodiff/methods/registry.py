@@ -1,12 +1,14 @@
-"""Provides all methods by name, and reads the adapter file of any of them. A method's file is imported when it is first asked for."""
+"""Provides all methods by name, those of other packages too, and reads the adapter file of any of them. Each is imported when it is first asked for."""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from respodiff import _plugins
 from respodiff.steering.shipped import files_of, with_factor
 
 if TYPE_CHECKING:
@@ -20,23 +22,44 @@ NAMES: dict[str, str] = {
     **{"sdisc": "sdisc", "slider": "concept_slider", "fdf": "fdf", "bact": "bact", "uce": "uce"},
     **dict.fromkeys(("respodiff", "respodiff-paper"), "respodiff"),
 }
-"""Name of every method -> the module of this package that holds it."""
+"""Name of every built-in method -> the module of this package that holds it."""
 
 BASELINE = "plain"
 """Name of the unsteered model among the methods."""
 
 
+def names() -> tuple[str, ...]:
+    """Names of all methods: the built-in ones, then those of other packages."""
+    return (*NAMES, *_plugins.names("methods", tuple(NAMES)))
+
+
 def get_method(name: str) -> Method:
-    """A method by name; ValueError lists them."""
-    if name not in NAMES:
-        raise ValueError(f"method is {name!r}; allowed: {', '.join(NAMES)}")
-    found: Method = import_module(f"respodiff.methods.{NAMES[name]}").METHODS[name]
+    """A method by name; ValueError lists them, or says why that of another package cannot be used."""
+    if name not in names():
+        raise ValueError(f"method is {name!r}; allowed: {', '.join(names())}")
+    if name in NAMES:
+        found: Method = import_module(f"respodiff.methods.{NAMES[name]}").METHODS[name]
+        return found
+    from respodiff.methods.base import Method
+
+    found = _plugins.load("methods", name, lambda m: isinstance(m, Method) and m.name == name, f"a Method of the name {name!r}")
+    return found
+
+
+def methods() -> list[Method]:
+    """All methods. One of another package that cannot be used is left out with a warning."""
+    found = []
+    for name in names():
+        try:
+            found.append(get_method(name))
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
     return found
 
 
 def methods_for(kind: str) -> tuple[str, ...]:
     """Names of the methods that take concepts of a kind, ``fairness`` or ``safety``."""
-    return tuple(name for name in NAMES if kind in get_method(name).kinds)
+    return tuple(method.name for method in methods() if kind in method.kinds)
 
 
 def load_all(name: str | Path) -> list[Adapter]:
@@ -64,9 +87,10 @@ def load(path: str | Path) -> Adapter:
     header = read_header(path)
     if header.form:  # a module, whatever method trained it
         return ConceptModule.load(path)
-    if header.method not in NAMES:
+    if header.method not in names():
         raise ValueError(
-            f"adapter file {str(path)!r} is of method {header.method!r}; this version knows {', '.join(NAMES)}: update respodiff"
+            f"adapter file {str(path)!r} is of method {header.method!r}; this version knows {', '.join(names())}: update respodiff, "
+            "or install the package that adds it"
         )
     method = get_method(header.method)
     found, known = method.adapter.load(path), [f.name for f in fields(method.config)]

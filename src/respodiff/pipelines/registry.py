@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from diffusers import DiffusionPipeline
 
+from respodiff import _plugins
+
 
 class Unsupported(ValueError):
     """A pipeline class that is not in the table."""
@@ -70,19 +72,32 @@ PIPELINES: dict[str, PipelineSpec] = {
     **_classes(SD3, "StableDiffusion3"),
     **_classes(FLUX, "Flux"),
 }
-"""Class name -> what is known of it."""
+"""Class name -> what is known of it; other packages add rows of their own."""
+
+
+def names() -> tuple[str, ...]:
+    """Names of all classes that have a row: the table's, then those of other packages."""
+    return (*PIPELINES, *_plugins.names("pipelines", tuple(PIPELINES)))
 
 
 def spec_of(pipe: Any) -> PipelineSpec:
-    """The table's row for a pipeline. Raises `Unsupported` for other classes and for a subclass with a ``__call__`` of its own."""
+    """The row for a pipeline. Raises `Unsupported` for other classes and for a subclass with a ``__call__`` of its own."""
     kinds = type(pipe).__mro__
-    known = next((i for i, kind in enumerate(kinds) if kind.__name__ in PIPELINES), None)
+    known = next((i for i, kind in enumerate(kinds) if kind.__name__ in names()), None)
     if known is not None and not any("__call__" in vars(kind) for kind in kinds[:known]):
-        return PIPELINES[kinds[known].__name__]
+        return _row(kinds[known].__name__)
     raise Unsupported(
-        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(PIPELINES)}; "
-        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.PIPELINES"
+        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(names())}; "
+        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.PIPELINES, or into a "
+        "package of your own (docs/contributing/plugins.md)"
     )
+
+
+def _row(name: str) -> PipelineSpec:
+    if name in PIPELINES:
+        return PIPELINES[name]
+    found: PipelineSpec = _plugins.load("pipelines", name, lambda row: isinstance(row, PipelineSpec), "a PipelineSpec")
+    return found
 
 
 def backbone(pipe: Any) -> Any:

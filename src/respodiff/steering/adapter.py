@@ -58,7 +58,7 @@ class Adapter:
 
     @property
     def method(self) -> str:
-        """Key in `respodiff.methods.registry.NAMES`."""
+        """Key in `respodiff.methods.registry.names`."""
         return self.header.method
 
     @property

@@ -45,7 +45,7 @@ class Header:
         timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.
         h_norm: mean norm of h during training, of one position for one number a channel; 0 if it is unknown.
         verdict: effect, projection and relative norm at the end of training (`respodiff.training.diagnostics.with_verdict`); empty if unknown.
-        train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.NAMES`.
+        train: all settings that it was made with. library: version that made it. method: name in `respodiff.methods.registry.names`.
     """
 
     concept: str

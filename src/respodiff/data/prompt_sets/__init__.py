@@ -1,4 +1,4 @@
-"""Provides the suites: prompts for the embedded model, WinoBias professions, I2P and COCO captions.
+"""Provides the suites: prompts for the embedded model, WinoBias professions, I2P, COCO captions, and what other packages add.
 
 I2P and COCO are not shipped but read from a file or downloaded (`respodiff.data.prompt_sets.download`). A preset is a part of a suite. Its prompts
 keep their ids, so that the noise of an image is the same in both.
@@ -16,20 +16,21 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from respodiff import _plugins
 from respodiff.concepts.prompt_editing import with_article
 from respodiff.data.prompt_sets import coco, i2p, winobias
 from respodiff.data.prompt_sets.download import locate
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import file_digest
 
-__all__ = ["SUITES", "Suite", "load_suite", "load_world", "suite"]
+__all__ = ["SUITES", "Suite", "load_suite", "load_world", "names", "suite"]
 
 SUITES = (
     *("occupations", "occupations-unseen", "unsafe", "scenes", "general"),
     *("winobias36", "winobias36-successful", "winobias36-small"),
     *("i2p", "i2p-700", "coco30k", "coco1k"),
 )
-"""Names of all suites; docs/data.md says what each is. The first five are for the embedded model."""
+"""Names of the built-in suites; docs/data.md says what each is. The first five are for the embedded model."""
 SCENE_PREFIXES = ("", "a photo of ", "a picture of ", "an image of ")
 
 _SOURCES = {"i2p": i2p.SOURCE, "coco30k": coco.SOURCE}
@@ -41,7 +42,7 @@ class Suite:
     """The prompts of a suite and what travels with them.
 
     Attributes:
-        name: one of `SUITES`. prompts: in a fixed order, with stable ids.
+        name: one of `names`. prompts: in a fixed order, with stable ids.
         images: images per prompt that the published protocol asks for, or None where there is none.
         digest: SHA-256 of the file the prompts were read from, "" for suites that need no file.
     """
@@ -52,25 +53,32 @@ class Suite:
     digest: str = ""
 
 
+def names() -> tuple[str, ...]:
+    """Names of all suites: the built-in ones, then those of other packages."""
+    return (*SUITES, *_plugins.names("suites", SUITES))
+
+
 def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> Suite:
     """A suite. A file that differs from the published one is used, with a warning that says how.
 
     Args:
-        name: one of `SUITES`.
+        name: one of `names`.
         world: for the suites of the embedded model, a table like its own; None takes that.
         path: for I2P and COCO, a file to read; None as for `respodiff.data.prompt_sets.download.locate`.
 
     Raises:
         OSError: the file is not here and cannot be downloaded.
-        ValueError: the name is unknown, or the file cannot be read or lacks columns.
+        ValueError: the name is unknown, the file cannot be read or lacks columns, or the suite of another package cannot be used.
     """
-    if name not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}, got {name!r}")
+    if name not in names():
+        raise ValueError(f"suite must be one of {', '.join(names())}, got {name!r}")
     if name in _SOURCES or name in _PRESETS:
         return _from_file(name, path)
     if path is not None:
         allowed = ", ".join([*_SOURCES, *_PRESETS])
         raise ValueError(f"path is {os.fspath(path)!r}, but suite {name!r} needs no file; allowed with: {allowed}; leave it out")
+    if name not in SUITES:
+        return Suite(name, list(_added(name)))
     if name.startswith("winobias36"):
         return Suite(name, winobias.prompts(name), 6 if name == "winobias36-small" else 30)
     return Suite(name, _for_embedded(name, load_world() if world is None else world))
@@ -85,6 +93,15 @@ def suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | 
     'Image of analyst'
     """
     return load_suite(name, world, path=path).prompts
+
+
+@cache
+def _added(name: str) -> tuple[Prompt, ...]:
+    """The prompts of a suite of another package."""
+    found = tuple(_plugins.load("suites", name, callable, "a function that returns a list of Prompt")())
+    if not found or not all(isinstance(p, Prompt) for p in found):
+        raise ValueError(f"suite {name!r}, which another package adds, gave {found[:1]}; needed: a list of Prompt")
+    return tuple(replace(p, suite=name) for p in found)
 
 
 @cache

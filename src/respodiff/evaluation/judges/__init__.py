@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from respodiff import _plugins
 from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, classifier, judge_folder, load_judge
 from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
@@ -44,11 +45,21 @@ __all__ = [
     "judge_folder",
     "load",
     "load_judge",
+    "sources",
 ]
 
 
+def sources() -> str:
+    """All sources that `load` takes, in words: `SOURCES`, and the judges of other packages."""
+    return ", ".join([SOURCES, *_added()])
+
+
+def _added() -> tuple[str, ...]:
+    return _plugins.names("judges", (*EMBEDDED, "clip", *_BY_SOURCE))
+
+
 def load(source: str = "embedded", device: str = "cpu") -> Judge:
-    """A judge by its source, one of `SOURCES`; a torch model runs on `device`, NudeNet and Open-NSFW on the cpu.
+    """A judge by its source, one of `sources`; a torch model runs on `device`, NudeNet and Open-NSFW on the cpu.
 
     Raises:
         ValueError: none of the allowed sources, or one that does not hold what it should.
@@ -63,4 +74,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
         return _BY_SOURCE[kind].load(source, device)
     if source in EMBEDDED or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
         return ClipJudge.load(source, device)
-    raise ValueError(f"judge is {source!r}; allowed: {SOURCES}; write clip:ID for a model of the hub")
+    if kind in _added():
+        made: Judge = _plugins.load("judges", kind, lambda j: hasattr(j, "load"), "a class with load(source, device)").load(source, device)
+        return made
+    raise ValueError(f"judge is {source!r}; allowed: {sources()}; write clip:ID for a model of the hub")
