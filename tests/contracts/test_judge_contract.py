@@ -16,8 +16,10 @@ from painted import GENDER, WORDS, ColourJudge, paint
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.judges import FeatureJudge, Judge, JudgeInput, LabellingTask, Score, TableJudge
 from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
+from respodiff.evaluation.judges.hf import HfJudge
 from respodiff.evaluation.judges.inception import Inception
 from respodiff.evaluation.judges.q16 import Q16
+from respodiff.evaluation.judges.vlm import VlmJudge
 from respodiff.evaluation.score_files import judge_run
 from respodiff.evaluation.scored_run import KINDS
 
@@ -62,12 +64,33 @@ class Network(Inception):
         return np.array([[red(image), 1.0] for image in images], np.float32)
 
 
+class Classes(HfJudge):
+    def __init__(self) -> None:
+        self.classes, self.unsafe, self.where, self.kind = {"gender": {"woman": ["f"], "man": ["m"]}}, [], "labels.toml", "answers"
+        self.labels, self.name, self.version, self.digest = ["f", "m"], "hf:here", "1", "2" * 16
+
+    def load_model(self) -> Any:
+        return None, None
+
+    def answer(self, images: Sequence[Image.Image], question: str, answers: tuple[str, ...]) -> Any:
+        return np.array([[1 - red(image), red(image)] for image in images], np.float32)
+
+
+class Chat(VlmJudge):
+    def __init__(self) -> None:
+        self.name, self.version, self.digest = "vlm:here", "1", "3" * 16
+
+    load_model, answer = Classes.load_model, Classes.answer  # type: ignore[assignment]
+
+
 JUDGES: dict[str, Callable[[], Judge]] = {
     "clip": Clip,
     "nudenet": lambda: NudeNet(Detector(), "nudenet 0", "a" * 16),
     "open-nsfw": lambda: OpenNsfw(Classifier(), "open-nsfw 0", "b" * 16),
     "q16": lambda: Q16(Clip(), np.eye(6)[[0, 1]], "q16:here", "c" * 16),
     "inception": Network,
+    "hf": Classes,
+    "vlm": Chat,
     "table": lambda: TableJudge([{"id": f"r{i}", "gender": ("woman", "man")[i % 2]} for i in range(2)], digest="d" * 16),
 }
 
@@ -88,6 +111,7 @@ def said(score: Score) -> Any:
         score.score,
         score.problem,
         None if score.features is None else score.features.tolist(),
+        score.answers,
     )
 
 
@@ -124,7 +148,7 @@ def test_a_broken_image_costs_itself_alone(judge: Judge) -> None:
 def test_what_is_known_is_not_put_to_the_model_again(judge: Judge) -> None:
     shown = images((255, 0, 0), (0, 0, 0))
     found = judge.score(shown, QUESTION)
-    known = [replace(item, image=None, score=s.score, features=s.features) for item, s in zip(shown, found, strict=True)]
+    known = [replace(item, image=None, score=s.score, features=s.features, answers=s.answers) for item, s in zip(shown, found, strict=True)]
     assert [said(s) for s in judge.score(known, QUESTION)] == [said(s) for s in found]
 
 

@@ -30,13 +30,15 @@ from respodiff.data.shards import WHOLE
 RUNS_HELP = "Run folders, the baseline first; NAME=DIR names one."
 TEMPLATE_HELP = "Text of a class: {concept} the target prompt, {name}, {group} the occupation."
 REPORT_JUDGES = "Judge to read, and no other; repeat. Runs it has not seen are judged first. (default all that have judged every image)"
-JUDGES = "'embedded', clip:DIR-OR-ID, nudenet, open-nsfw, q16:DIR, table:FILE<judges>; repeat: labels come from the first that gives any."
+JUDGES = "'embedded', clip:DIR-OR-ID, siglip:, hf:, vlm:, nudenet, open-nsfw, q16:DIR, table:FILE<judges>; repeat: labels come from the first that gives any."
 EMBEDDED_ALONE = " (default embedded, for images of the embedded model alone)"
 Attributes = Annotated[list[str] | None, Option("--attribute", help="gender, tone, ...; repeat for several.", metavar="NAME")]
 NBootstrap = Annotated[int, number(100, 100_000, help="Bootstrap samples of the intervals.")]
 Confusion = Annotated[Path | None, Option(help="Known errors of the judge, from 'respodiff calibrate'.", metavar="FILE")]
 Judges = Annotated[list[str] | None, Option("--judge", help=JUDGES + EMBEDDED_ALONE, metavar="NAME")]
-MinMargin = Annotated[float, number(0, 200, help="Labels that lead by less (100 x cosine) count as unknown.", whole=False)]
+MinMargin = Annotated[
+    float, number(0, 200, help="Labels that lead by less (in the judge's unit: 100 x cosine of CLIP) count as unknown.", whole=False)
+]
 
 
 def _attributes(names: Sequence[str] | None, concepts: Path | None) -> list[Attribute]:
@@ -167,7 +169,7 @@ def calibrate(
     table: Annotated[Path, Argument(help="CSV: 'file' and a column per attribute with the true concept.", show_default=False)],
     out: Annotated[Path, Option(help="Confusion file.", metavar="FILE")],
     force: Force = False,
-    judge: Annotated[str, Option(help="'embedded' or clip:DIR-OR-ID.", metavar="NAME")] = "embedded",
+    judge: Annotated[str, Option(help="'embedded', clip:DIR-OR-ID, siglip:, hf: or vlm:.", metavar="NAME")] = "embedded",
     attribute: Attributes = None,
     concepts: Concepts = None,
     device: Device = "cpu",
@@ -178,11 +180,8 @@ def calibrate(
     """Count a judge's errors on labelled images, so that 'evaluate' and 'report' can correct for them."""
     from respodiff.evaluation.calibration import calibrate as measure
     from respodiff.evaluation.calibration import read_confusion, write_confusion
-    from respodiff.evaluation.judges import ClipJudge
 
     (labeller,) = load_judges([judge], device, dtype)
-    if not isinstance(labeller, ClipJudge):
-        raise ValueError(f"--judge is {judge!r}; allowed: judges that choose between texts ('embedded', clip:DIR-OR-ID)")
     check_out(out, read_confusion, force=force)
     found = measure(table, labeller, _attributes(attribute, concepts))
     write_confusion(out, found, force=force)

@@ -98,7 +98,7 @@ def generate(
     tuning_prompts: Annotated[
         Path | None, Option(help="Prompts for --scale auto, as for --prompts. (default embedded's)", metavar="FILE")
     ] = None,
-    judge: Annotated[str, Option(help="For --scale auto: clip:DIR-OR-ID." + EMBEDDED_ALONE, metavar="NAME")] = "",
+    judge: Annotated[str, Option(help="For --scale auto: clip:DIR-OR-ID, siglip:, hf:, vlm:." + EMBEDDED_ALONE, metavar="NAME")] = "",
     safety_scale: Annotated[float, number(-10, 10, help="Factor on the safety modules.", whole=False)] = GenerateConfig.safety_scale,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "",
     names: Annotated[Names, Option("--concept", help="Concept, for methods that need no training; repeat.", metavar="NAME")] = None,

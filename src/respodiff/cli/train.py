@@ -78,7 +78,9 @@ def train(
     preset: Annotated[str, Option(help="default, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
     iterations: Annotated[int | None, number(1, MOST, help="Instead of the preset's.")] = None,
     changes: Annotated[list[str] | None, Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
-    judge: Annotated[str, Option(help="For methods that learn from images: embedded, or clip:DIR-OR-ID.", metavar="NAME")] = "",
+    judge: Annotated[
+        str, Option(help="For methods that learn from images: embedded, clip:DIR-OR-ID, siglip: or hf:.", metavar="NAME")
+    ] = "",
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",

@@ -11,29 +11,33 @@ from PIL import Image
 
 from respodiff.concepts.concept import Attribute
 from respodiff.data.places import check_out
+from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import write_atomic
 from respodiff.data.tables import read_table
 from respodiff.data.untrusted import confined, read_json
-from respodiff.evaluation.judges import UNKNOWN, ClipJudge, class_texts
+from respodiff.evaluation.judges import UNKNOWN, Judge, JudgeInput, LabellingTask
 from respodiff.evaluation.metrics.judge_errors import confusion_matrix
 from respodiff.evaluation.score_files import open_image
 
 
-def calibrate(table: str | Path, judge: ClipJudge, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
-    """Confusion matrices of a judge that compares images with texts.
+def calibrate(table: str | Path, judge: Judge, attributes: Sequence[Attribute], *, note: str = "") -> dict[str, Any]:
+    """Confusion matrices of a judge that labels images.
 
     Args:
         table: CSV with a column ``file`` (relative to the table's folder) and one column per attribute, holding a concept's name. Rows with
             another label are left out for that attribute.
-        judge: A judge that embeds images and texts. note: Where the labels come from, kept with the matrices.
+        judge: A judge of kind ``texts`` or ``answers``. note: Where the labels come from, kept with the matrices.
 
     Returns:
         Judge digest -> attribute -> ``classes``, ``targets`` and ``class_template`` (the texts that the judge chose between), ``min_margin``,
         ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
 
     Raises:
-        ValueError: The table has no such column, no labelled image for a concept, or names a file outside of its folder.
+        ValueError: The table has no such column, no labelled image for a concept, or names a file outside of its folder; or the judge looks
+            at no image, or gives no label.
     """
+    if judge.kind not in ("texts", "answers"):
+        raise ValueError(f"judge is {judge.name!r}; allowed: judges that label what they see (embedded, clip:, siglip:, hf:, vlm:)")
     path = Path(table)
     lines = read_table(path, ["file", *(a.name for a in attributes)])
     rows = [row for _, row in lines]
@@ -42,9 +46,14 @@ def calibrate(table: str | Path, judge: ClipJudge, attributes: Sequence[Attribut
     images = [_image(path, line, row["file"]) for line, row in lines]
     if all(image is None for image in images):
         raise ValueError(f"{path.name}: none of its {len(rows)} images can be read; the column 'file' is relative to the table's folder")
-    vectors = iter(judge.embed_images([image for image in images if image is not None]))
-    seen = [(row, None if image is None else next(vectors)) for row, image in zip(rows, images, strict=True)]
-    return {judge.digest: {a.name: _matrix(a, judge, seen, path.name) | {"note": note} for a in attributes}}
+    shown = [
+        JudgeInput(ImageRecord(id=str(i), file=rows[i]["file"], prompt="", prompt_id=""), image)
+        for i, image in enumerate(images)
+        if image is not None
+    ]
+    found = {score.id: score.labels for score in judge.score(shown, LabellingTask(tuple(attributes)))}
+    seen = [(row, found.get(str(i), {})) for i, row in enumerate(rows)]
+    return {judge.digest: {a.name: _matrix(a, seen, path.name) | {"note": note} for a in attributes}}
 
 
 def _image(table: Path, line: int, name: str) -> Image.Image | None:
@@ -56,13 +65,9 @@ def _image(table: Path, line: int, name: str) -> Image.Image | None:
         raise ValueError(f"{table.name}, line {line}: {error}; give a path relative to it, of an image inside of it") from error
 
 
-def _matrix(attribute: Attribute, judge: ClipJudge, seen: Sequence[tuple[Mapping[str, str], Any]], table: str) -> dict[str, Any]:
-    texts = judge.embed_texts(class_texts(attribute.concepts))
-    pairs = [
-        (row[attribute.name], UNKNOWN if vector is None else attribute.names[int((texts @ vector).argmax())])
-        for row, vector in seen
-        if row[attribute.name] in attribute.names
-    ]
+def _matrix(attribute: Attribute, seen: Sequence[tuple[Mapping[str, str], Mapping[str, str]]], table: str) -> dict[str, Any]:
+    name = attribute.name
+    pairs = [(row[name], labels.get(name, UNKNOWN)) for row, labels in seen if row[name] in attribute.names]
     true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
     if missing := [c for c in attribute.names if c not in true]:
         raise ValueError(f"{table}: no image is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")

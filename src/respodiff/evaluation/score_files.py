@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder, file_digest, write_atomic
 from respodiff.data.shards import WHOLE, Shard, parts_of
 from respodiff.data.untrusted import confined, from_json, read_json
-from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, AnswerJudge, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.texts import Floats, LabellingTask
 
 T = TypeVar("T")
@@ -38,7 +38,9 @@ SAVE_SECONDS = 60.0
 def short_name(name: str) -> str:
     """A judge's name without the way to its folder or file, which differs between machines: ``clip:ViT-B-32`` of ``clip:models/ViT-B-32``."""
     kind, _, rest = name.rpartition(":")
-    return ":".join(part for part in (kind, Path(rest).name or rest) if part)
+    model, at, labels = rest.rpartition("@") if rest.endswith(".toml") else (rest, "", "")
+    short = (Path(model).name or model) + at + Path(labels).name
+    return ":".join(part for part in (kind, short) if part)
 
 
 def key_of(name: str, digest: str) -> str:
@@ -112,6 +114,15 @@ def _lines_digest(lines: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a judge found in an image file of this digest; see `Score`."""
+
+    digest: str
+    score: float | None = None
+    answers: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
 class ScoreFiles:
     """The files of one judge in one run folder."""
 
@@ -124,7 +135,7 @@ class ScoreFiles:
     def write(self, header: ScoreHeader, scores: Sequence[Score]) -> None:
         """Replace what the judge said of this run before."""
         self._make_folder()
-        rows = ({key: value for key, value in vars(s).items() if key != "features"} for s in scores)
+        rows = ({key: value for key, value in vars(s).items() if key != "features" and (key != "answers" or value)} for s in scores)
         lines = [json.dumps(row) for row in rows]
         about = {key: value for key, value in vars(header).items() if value is not None} | {"scores_digest": _lines_digest(lines)}
         write_atomic(self._scores_file, "".join(line + "\n" for line in lines))
@@ -174,24 +185,26 @@ class ScoreFiles:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"scores {path} cannot be read ({error}): run 'respodiff evaluate {self.folder.path}' again") from error
 
-    def held_scores(self) -> dict[str, float]:
-        """Digest of an image -> the number that a judge gave it before, also in a run that was cut off."""
-        out: dict[str, float] = {}
+    def held(self) -> dict[str, Held]:
+        """Digest of an image -> what a judge found in it before, also in a run that was cut off; vectors are in a file of their own."""
+        out: dict[str, Held] = {}
         for path in (self._scores_file, self._progress_file, *parts_of(self._progress_file).values()):
             for line in confined(self.base, path.name).read_bytes().splitlines() if path.exists() else ():
                 try:
-                    row = read_json(line)
-                    if row["score"] is not None and row["digest"]:
-                        out[row["digest"]] = float(row["score"])
+                    found = from_json(Held, read_json(line))
                 except (ValueError, TypeError, KeyError):  # cut off by a kill: judged anew
                     continue
+                if found.digest and (found.score is not None or found.answers):
+                    before = out.get(found.digest, found)
+                    score = before.score if found.score is None else found.score
+                    out[found.digest] = Held(found.digest, score, before.answers | found.answers)
         return out
 
-    def note_scores(self, scores: dict[str, float]) -> None:
+    def note(self, found: Iterable[Held]) -> None:
         """Keep what was judged so far, so that a kill loses a batch and no more."""
         self._make_folder()
         with self.shard.part(self._progress_file).open("a", encoding="utf-8") as handle:
-            handle.writelines(json.dumps({"digest": digest, "score": score}) + "\n" for digest, score in scores.items())
+            handle.writelines(json.dumps(vars(row)) + "\n" for row in found)
 
     def vectors(self) -> dict[str, Floats]:
         """Digest of an image file -> its unit vector; empty if there are none (a broken cache is made anew)."""
@@ -295,25 +308,26 @@ def _is_scored(files: ScoreFiles, header: ScoreHeader) -> bool:
     except ValueError:
         return False
     same = replace(held, scores_digest=None) == header and all(s.problem in (None, BLANK) for s in scores)
-    return same and (header.kind == "flags" or {s.digest for s in scores if not s.problem} <= files.vectors().keys())
+    return same and (header.kind in ("flags", "answers") or {s.digest for s in scores if not s.problem} <= files.vectors().keys())
 
 
 def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, files: ScoreFiles, unknown: dict[str, str]) -> list[Score]:
     """A score an image. What the judge found in a file is kept, also after a kill in the middle of a run, and not asked for again."""
-    values, held = files.held_scores(), files.vectors()
+    known, held = files.held(), files.vectors()
     kept, saved, out = dict[str, Floats](), time.monotonic(), list[Score]()
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        given = [_given(image, values, held) for image in batch]
+        given = [_given(image, judge, task, known.get(image.digest, Held(image.digest)), held) for image in batch]
         inputs = [item for item in given if isinstance(item, JudgeInput)]
         answers = iter(judge.score(inputs, task) if inputs else ())
         scores = [
             replace(next(answers) if isinstance(item, JudgeInput) else Score(i.record.id, dict(unknown), problem=item), digest=i.digest)
             for item, i in zip(given, batch, strict=True)
         ]
-        if new := {s.digest: s.score for s in scores if s.score is not None and s.digest not in values}:
-            files.note_scores(new)
-            values |= new
+        told = {s.digest: Held(s.digest, s.score, s.answers) for s in scores if s.score is not None or s.answers}
+        if new := {digest: row for digest, row in told.items() if row != known.get(digest)}:
+            files.note(new.values())
+            known |= new
         kept |= {s.digest: s.features for s in scores if s.features is not None}
         out += [replace(s, features=None) for s in scores]
         if time.monotonic() - saved > SAVE_SECONDS:
@@ -324,14 +338,16 @@ def _from_images(images: Sequence[_Listed], judge: Judge, task: LabellingTask, f
     return out
 
 
-def _given(image: _Listed, values: dict[str, float], held: dict[str, Floats]) -> JudgeInput | str:
+def _given(image: _Listed, judge: Judge, task: LabellingTask, known: Held, held: dict[str, Floats]) -> JudgeInput | str:
     """An image as a judge takes it, or what is wrong with its file; what was judged before is not opened."""
     if image.problem is not None:
         return image.problem
-    if image.digest in values or image.digest in held:
-        return JudgeInput(image.record, score=values.get(image.digest), features=held.get(image.digest))
+    found = JudgeInput(image.record, score=known.score, features=held.get(image.digest), answers=known.answers)
+    enough = judge.known(known.answers, task, image.record.group) if isinstance(judge, AnswerJudge) else found.score is not None
+    if enough or found.features is not None:
+        return found
     pixels = _opened(image)
-    return pixels if isinstance(pixels, str) else JudgeInput(image.record, pixels)
+    return pixels if isinstance(pixels, str) else replace(found, image=pixels)
 
 
 def _opened(image: _Listed) -> Image.Image | str:

@@ -21,7 +21,7 @@ from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by,
 
 NOT_YET = "not judged yet"
 AnyRun = str | Path | RunFolder
-KINDS = ("texts", "table", "flags", "features")  # which judge is asked first for labels when nobody says
+KINDS = ("texts", "answers", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
 
 @dataclass(frozen=True)
@@ -219,5 +219,5 @@ def _key(headers: dict[str, ScoreHeader], judge: str) -> str:
 
 def _primary(headers: dict[str, ScoreHeader], ordered: bool) -> str:
     if ordered:
-        return next((key for key, header in headers.items() if header.kind in ("texts", "table")), next(iter(headers)))
+        return next((key for key, header in headers.items() if header.kind in ("texts", "answers", "table")), next(iter(headers)))
     return min(headers, key=lambda key: (KINDS.index(headers[key].kind), headers[key].judge != "embedded"))

@@ -84,8 +84,8 @@ def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]
 
 
 def labels_from_texts(judges: Sequence[Any]) -> bool:
-    """Whether labels come from a judge that chooses between texts, so that its validity can be measured; ValueError if no judge labels."""
-    if kinds := [judge.kind for judge in judges if judge.kind in ("texts", "table")]:
-        return bool(kinds[0] == "texts")
+    """Whether labels come from a judge that looks at images, so that its validity can be measured; ValueError if no judge labels."""
+    if kinds := [judge.kind for judge in judges if judge.kind in ("texts", "answers", "table")]:
+        return bool(kinds[0] != "table")
     names = ", ".join(judge.name for judge in judges)
-    raise ValueError(f"--judge is {names}, which tells no attributes; give embedded, clip:DIR-OR-ID or table:FILE")
+    raise ValueError(f"--judge is {names}, which tells no attributes; give embedded, clip:DIR-OR-ID, siglip:, hf:, vlm: or table:FILE")

@@ -121,7 +121,7 @@ def test_missing_folder() -> None:
 
 @pytest.mark.parametrize("source", ["embeded", "", "clip:", "nudenet", "q16:a/b"])
 def test_name_that_is_no_judge(source: str) -> None:
-    with pytest.raises(ValueError, match=r"judge is .*; allowed, to compare images with texts: 'embedded', 'embedded-b', a folder"):
+    with pytest.raises(ValueError, match=r"judge is .*; allowed for a CLIP model: 'embedded', 'embedded-b', a folder"):
         load_judge(source)
 
 

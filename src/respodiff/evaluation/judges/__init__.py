@@ -1,24 +1,37 @@
 """Judges: models that say what an automatic judge perceives in a generated image, never what a real person is.
 
 `load` takes a source in words; optional packages are imported when their judge is loaded. Every judge has one method, `score`. A judge compares
-images with texts (`ClipJudge`), flags images (`FlagJudge`), turns them into vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+images with texts (`ClipJudge`), answers closed questions about them (`AnswerJudge`), flags them (`FlagJudge`), turns them into vectors
+(`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from respodiff import _plugins
-from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
-from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, classifier, judge_folder, load_judge
+from respodiff.concepts.concept import Concept
+from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, AnswerJudge, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
+from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, judge_folder, load_judge
 from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
+from respodiff.evaluation.judges.hf import HfJudge
 from respodiff.evaluation.judges.inception import Inception
 from respodiff.evaluation.judges.q16 import Q16
+from respodiff.evaluation.judges.siglip import SiglipJudge
 from respodiff.evaluation.judges.table import TableJudge
 from respodiff.evaluation.judges.texts import LabellingTask, Vocabulary, choose, class_texts
+from respodiff.evaluation.judges.vlm import VlmJudge
 
-SOURCES = "embedded, embedded-b, clip:DIR-OR-ID, clip:ID@REVISION, DIR, nudenet, open-nsfw, q16:DIR, inception:FILE, table:FILE.csv"
-_BY_SOURCE: dict[str, type[NudeNet | OpenNsfw | Q16 | Inception | TableJudge]] = {
+SOURCES = (
+    "embedded, embedded-b, clip:DIR-OR-ID, clip:ID@REVISION, DIR, siglip:DIR-OR-ID, hf:DIR-OR-ID@FILE.toml, vlm:DIR-OR-ID, nudenet, open-nsfw, "
+    "q16:DIR, inception:FILE, table:FILE.csv"
+)
+_BY_SOURCE: dict[str, type[SiglipJudge | HfJudge | VlmJudge | NudeNet | OpenNsfw | Q16 | Inception | TableJudge]] = {
+    "siglip": SiglipJudge,
+    "hf": HfJudge,
+    "vlm": VlmJudge,
     "nudenet": NudeNet,
     "open-nsfw": OpenNsfw,
     "q16": Q16,
@@ -30,6 +43,7 @@ __all__ = [
     "EMBEDDED",
     "NOTICE",
     "UNKNOWN",
+    "AnswerJudge",
     "ClipJudge",
     "FeatureJudge",
     "FlagJudge",
@@ -78,3 +92,19 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
         made: Judge = _plugins.load("judges", kind, lambda j: hasattr(j, "load"), "a class with load(source, device)").load(source, device)
         return made
     raise ValueError(f"judge is {source!r}; allowed: {sources()}; write clip:ID for a model of the hub")
+
+
+def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
+    """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
+
+    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load`; ValueError
+    for a judge that is none of images, or that knows no such concept.
+    """
+    if not source:
+        return None
+    judge = load(source, device)
+    if not isinstance(judge, ClipJudge | HfJudge):
+        raise ValueError(
+            f"judge is {source!r}, which no method can learn from; allowed: embedded, clip:DIR-OR-ID, siglip:DIR-OR-ID, hf:DIR"
+        )
+    return judge.classifier(chosen)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
@@ -40,6 +41,7 @@ class Score:
         problem: ``missing``, ``outside`` (of the run folder), ``unreadable``, ``changed`` (since the manifest was written), ``blank`` (of
             one colour), ``failed`` (the judge broke down on it) or ``unlisted`` (in a table of labels), else None.
         digest: of the image that was judged: a score counts for that image alone.
+        answers: question -> answer -> what it scored, of a judge that answers questions; kept for later labels.
         features: (D,) of a judge that embeds images; kept in a file of their own.
     """
 
@@ -54,6 +56,7 @@ class Score:
     judge: str = ""
     judge_digest: str = ""
     digest: str = ""
+    answers: dict[str, dict[str, float]] = field(default_factory=dict)
     features: Floats | None = field(default=None, compare=False, repr=False)
 
 
@@ -63,14 +66,15 @@ class JudgeInput:
 
     Attributes:
         record: its prompt, group and subject.
-        image: RGB pixels; None where `score` or `features` are known already, and for a judge of kind ``table``.
-        score, features: what the same judge found in the same file before, else None.
+        image: RGB pixels; None where all that is asked for is known already, and for a judge of kind ``table``.
+        score, features, answers: what the same judge found in the same file before, else None or empty.
     """
 
     record: ImageRecord
     image: Image.Image | None = None
     score: float | None = None
     features: Floats | None = None
+    answers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -81,8 +85,9 @@ class Judge(Protocol):
         name: the source that it was loaded by, such as ``embedded`` or ``nudenet``.
         version: the library whose version changes its answers, such as ``nudenet 3.4.2``.
         digest: first 16 hex digits of the SHA-256 of its weights.
-        kind: ``texts`` (labels by comparing with texts), ``flags`` (unsafe or not, by a threshold), ``features`` (vectors for distances between
-            sets of images) or ``table`` (labels made elsewhere; it looks at no image).
+        kind: ``texts`` (labels by comparing with texts), ``answers`` (labels by answers to closed questions, or by classes of its own),
+            ``flags`` (unsafe or not, by a threshold), ``features`` (vectors for distances between sets of images) or ``table`` (labels made
+            elsewhere; it looks at no image).
     """
 
     name: str
@@ -148,6 +153,58 @@ class FlagJudge(Judge):
         values = zip(images, _complete(images, [item.score for item in images], self.scores), strict=True)
         flags = [(item.record.id, value, None if value is None else value >= self.threshold) for item, value in values]
         return [Score(name, unsafe=flag, score=value, problem="failed" if value is None else None) for name, value, flag in flags]
+
+
+class AnswerJudge(Judge):
+    """A judge that answers closed questions about images, one an attribute or one for all. A model gives `load_model`, `questions`, `answer` and
+    `read`; it is given `batch` images at once.
+    """
+
+    kind = "answers"
+    batch = BATCH
+
+    def load_model(self) -> Any:
+        """The model, loaded when it is first needed."""
+        raise NotImplementedError
+
+    def questions(self, task: LabellingTask, group: str) -> dict[str, tuple[str, ...]]:
+        """What is asked about an image of a group of prompts: question -> its answers, two or more."""
+        raise NotImplementedError
+
+    def answer(self, images: Sequence[Image.Image], question: str, answers: tuple[str, ...]) -> Iterable[Floats]:
+        """What each answer scores in each image: (N, K)."""
+        raise NotImplementedError
+
+    def read(self, answers: Mapping[str, Mapping[str, float]], task: LabellingTask, group: str) -> Score:
+        """Labels of one image by the answers to all its questions; `score` fills in the rest."""
+        raise NotImplementedError
+
+    def known(self, answers: Mapping[str, Mapping[str, float]], task: LabellingTask, group: str) -> bool:
+        """Whether earlier answers about an image are all that a task asks for, so that it need not be opened."""
+        return self.questions(task, group).keys() <= answers.keys()
+
+    def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
+        """The label of every image. An image with a question that the judge fails on is unknown."""
+        questions = {group: self.questions(task, group) for group in dict.fromkeys(item.record.group for item in images)}
+        found = [{question: dict(said) for question, said in item.answers.items()} for item in images]
+        for question, answers in {q: a for asked in questions.values() for q, a in asked.items()}.items():
+            rows = [i for i, item in enumerate(images) if question in questions[item.record.group] and question not in found[i]]
+            shown = [(i, image) for i in rows if (image := images[i].image) is not None]
+            if shown:
+                self.load_model()  # here, as a model that cannot be loaded is not an image that cannot be judged
+            said = answer_each(
+                [image for _, image in shown], partial(self.answer, question=question, answers=answers), self.name, self.batch
+            )
+            for (i, _), values in zip(shown, said, strict=True):
+                if values is not None:
+                    found[i][question] = dict(zip(answers, map(float, values), strict=True))
+        unknown = {} if self.kind == "flags" else {a.name: UNKNOWN for a in task.attributes}
+        return [
+            replace(self.read(said, task, item.record.group), id=item.record.id, answers=said)
+            if self.known(said, task, item.record.group)
+            else Score(item.record.id, dict(unknown), problem="failed", answers=said)
+            for item, said in zip(images, found, strict=True)
+        ]
 
 
 def vectors_of(images: Sequence[JudgeInput], embed: Callable[[list[Image.Image]], Iterable[Floats]], name: str) -> list[Floats | None]:

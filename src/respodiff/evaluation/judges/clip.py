@@ -6,18 +6,17 @@ out, so that judges stay comparable.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
-from respodiff._bars import without_bars
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, package_version, vectors_of
+from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, vectors_of
+from respodiff.evaluation.judges.folders import ModelFolders, resizer, version_of
 from respodiff.evaluation.judges.texts import LOGIT_SCALE, Floats, LabellingTask, choose, class_texts, image_text, placeholders
 
 if TYPE_CHECKING:
@@ -29,36 +28,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EMBEDDED = {"embedded": "judge", "embedded-b": "judge-b"}
 """The shipped judges by name, and their folders: the second has another architecture and seed, so that two can be compared."""
-ALLOWED = "'embedded', 'embedded-b', a folder with a CLIP model, clip:DIR-OR-ID, or clip:ID@REVISION"
-# CLIP, and CLIP's objective with any two towers.
-KINDS = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
-# No pickled weights; and only the files that transformers reads, as some repositories hold five copies of a model.
-_HUB_FILES = ["*config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors*"]
+CLIP = ModelFolders(
+    "clip",
+    "a CLIP model",
+    "'embedded', 'embedded-b', a folder with a CLIP model, clip:DIR-OR-ID, or clip:ID@REVISION",
+    # CLIP, and CLIP's objective with any two towers.
+    {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"},
+)
 
 
 def judge_folder(source: str) -> Path:
-    """The folder that holds a judge's files; a hub id, at the commit or branch after @, is looked up in the local cache, then downloaded.
-
-    Errors as `load_judge`.
-    """
+    """The folder that holds a judge's files, of a source of `load_judge`; errors as there."""
     if source in EMBEDDED:
         return Path(str(files("respodiff"))) / "embedded" / EMBEDDED[source]
-    name = source.removeprefix("clip:")
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():  # Path("") is the current folder
-        return folder
-    if not name or ":" in name or (name == source and "/" not in name):
-        raise ValueError(f"judge is {source!r}; allowed, to compare images with texts: {ALLOWED}; write clip:ID for a model of the hub")
-    name, _, revision = name.partition("@")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise FileNotFoundError(f"judge folder {name!r} does not exist; allowed: {ALLOWED}; check the path")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub client raises from requests, httpx, OSError and its own families
-        why = f"the hub gave no answer ({type(error).__name__}); allowed: {ALLOWED}; download it once or give its folder"
-        raise FileNotFoundError(f"judge {source!r} is neither a folder nor in the local cache, and {why}") from error
+    return CLIP.find(source)
 
 
 def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
@@ -71,45 +54,12 @@ def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
         ValueError: the source is none of these, or no CLIP model.
         FileNotFoundError: no such folder, or the hub cannot be reached.
     """
-    folder = judge_folder(source)
-    kind = _check_folder(folder)
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-    from transformers import AutoImageProcessor as Images
     from transformers import AutoTokenizer, CLIPProcessor
 
-    try:
-        with without_bars(transformers):
-            kinds = getattr(transformers, KINDS[kind])
-            model = kinds.from_pretrained(folder, dtype=torch.float32, local_files_only=True, use_safetensors=True)
-        # Always the PIL resize: the torchvision one gives other pixels, so labels would hang on what is installed.
-        images = Images.from_pretrained(folder, backend="pil", local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"judge folder {folder} cannot be loaded ({reason}); give a complete CLIP folder") from error
-    model.requires_grad_(False)
-    return model.train(False), CLIPProcessor(image_processor=images, tokenizer=tokenizer)
-
-
-def _check_folder(folder: Path) -> str:
-    """The model type of a judge's folder; ValueError for one that holds no CLIP model."""
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"judge folder {folder} has no readable config.json; allowed: {ALLOWED}") from error
-    if kind not in KINDS:
-        raise ValueError(f"judge folder {folder} holds a {kind!r} model, not a CLIP model; allowed: {ALLOWED}")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(file.name for file in folder.glob("*.bin"))
-        convert = f"transformers.{KINDS[kind]}.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
-        raise ValueError(
-            f"judge folder {folder} has its weights as a pickle ({pickles[0]}), which is never read; if you trust it, convert it once: {convert}"
-            if pickles
-            else f"judge folder {folder} has no weights (*.safetensors); give a complete folder, or another revision: clip:ID@REVISION"
-        )
-    return str(kind)
+    folder = judge_folder(source)
+    model, images = CLIP.load(folder), CLIP.image_processor(folder)
+    with CLIP.reading(folder):
+        return model, CLIPProcessor(image_processor=images, tokenizer=AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 class ClipJudge(Judge):
@@ -120,58 +70,72 @@ class ClipJudge(Judge):
     """
 
     kind = "texts"
+    folders = CLIP
 
     def __init__(self, folder: Path, name: str, device: str = "cpu") -> None:
-        _check_folder(folder)
+        self.folders.check(folder)
         self.folder, self.name, self.device = folder, name, device
         self.digest = files_digest(sorted(folder.glob("*.safetensors")))
-        self.version = package_version("transformers") + f", revision {folder.name}" * (folder.parent.name == "snapshots")
+        self.version = version_of(folder)
 
     @classmethod
-    def load(cls, source: str = "embedded", device: str = "cpu") -> ClipJudge:
-        """A judge by the names that `load_judge` takes."""
-        return cls(judge_folder(source), source, device)
+    def load(cls, source: str = "embedded", device: str = "cpu") -> Self:
+        """A judge by the names that `load_judge` takes; a subclass by a folder or hub id of its own models."""
+        return cls(judge_folder(source) if source in EMBEDDED else cls.folders.find(source), source, device)
 
     @cached_property
-    def _loaded(self) -> tuple[CLIPModel, CLIPProcessor]:
+    def _loaded(self) -> tuple[Any, Any]:
         model, processor = load_judge(f"clip:{self.folder}")
         return model.to(self.device), processor
 
     @property
-    def model(self) -> CLIPModel:
+    def model(self) -> Any:
         return self._loaded[0]
 
     @property
-    def processor(self) -> CLIPProcessor:
+    def processor(self) -> Any:
         return self._loaded[1]
+
+    @property
+    def scale(self) -> float:
+        """A label's logit is this times the cosine of the image and its text."""
+        return LOGIT_SCALE
 
     def embed_images(self, images: Sequence[Image.Image]) -> Floats:
         """Unit vectors (N, D) of RGB images of any size, in batches."""
 
         def embed(batch: Sequence[Image.Image]) -> Any:
-            pixels = self.processor.image_processor([image.convert("RGB") for image in batch], return_tensors="pt")["pixel_values"]
-            return self.model.visual_projection(self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output)
+            return self._image_features(self.processor.image_processor([image.convert("RGB") for image in batch], return_tensors="pt"))
 
         return self._in_batches(images, embed)
 
     def embed_texts(self, texts: Sequence[str]) -> Floats:
-        """Unit vectors (K, D) of texts; what exceeds the tokenizer's length (32 or 77) is cut off."""
-
-        def embed(batch: Sequence[str]) -> Any:
-            tokens = self.processor.tokenizer(list(batch), padding="max_length", truncation=True, return_tensors="pt")
-            return self.model.text_projection(self.model.text_model(**tokens.to(self.model.device)).pooler_output)
-
-        return self._in_batches(texts, embed)
+        """Unit vectors (K, D) of texts; what exceeds the tokenizer's length (32 or 77; SigLIP 64) is cut off."""
+        return self._in_batches(texts, self._text_features)
 
     def logits(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Floats:
-        """``100 x cosine`` of every image with every text: (N, K) in [-100, 100]."""
-        logits: Floats = np.float32(LOGIT_SCALE) * (self.embed_images(images) @ self.embed_texts(texts).T)
+        """`scale` x cosine of every image with every text: (N, K), for CLIP in [-100, 100]."""
+        logits: Floats = np.float32(self.scale) * (self.embed_images(images) @ self.embed_texts(texts).T)
         return logits
+
+    def _image_features(self, inputs: Mapping[str, Any]) -> Any:
+        """(B, D) of what the image processor gives."""
+        return self.model.visual_projection(
+            self.model.vision_model(pixel_values=inputs["pixel_values"].to(self.model.device)).pooler_output
+        )
+
+    def _text_features(self, texts: Sequence[str]) -> Any:
+        tokens = self.processor.tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        return self.model.text_projection(self.model.text_model(**tokens.to(self.model.device)).pooler_output)
+
+    @property
+    def _width(self) -> int:
+        return int(self.model.visual_projection.out_features)
 
     def _in_batches(self, items: Sequence[T], embed: Callable[[Sequence[T]], Any]) -> Floats:
         import torch
 
-        out = [np.zeros((0, int(self.model.visual_projection.out_features)), dtype=np.float32)]
+        out = [np.zeros((0, self._width), dtype=np.float32)]
         with torch.inference_mode():
             for start in range(0, len(items), BATCH):
                 features = embed(items[start : start + BATCH])
@@ -211,7 +175,7 @@ class ClipJudge(Judge):
 
     def _label(self, attribute: Attribute, group: str, vector: Floats, task: LabellingTask) -> str:
         texts = tuple(class_texts(attribute.concepts, task.class_template, group if "group" in placeholders(task.class_template) else ""))
-        logits = LOGIT_SCALE * (self._text_vectors(texts) @ vector)
+        logits = self.scale * (self._text_vectors(texts) @ vector)
         best = int(choose(logits[None], task.min_margin)[0][0])
         return UNKNOWN if best < 0 else attribute.names[best]
 
@@ -220,26 +184,15 @@ class ClipJudge(Judge):
         """`embed_texts`, once for each list of texts."""
         return cache(self.embed_texts)
 
+    def classifier(self, chosen: Concept) -> Callable[[Any], Any]:
+        """See `respodiff.evaluation.judges.classifier`."""
+        import torch
 
-def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
-    """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
+        texts = torch.from_numpy(self.embed_texts([chosen.target, *chosen.opposites])).to(self.device)
+        prepare = resizer(self.processor.image_processor, self.model.config.vision_config.image_size, self.device)
 
-    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load_judge`.
-    """
-    if not source:
-        return None
-    import torch
-    from torch.nn.functional import interpolate
+        def classify(images: Any) -> Any:
+            found = self._image_features({"pixel_values": prepare(images)})
+            return self.scale * (found / found.norm(dim=-1, keepdim=True)) @ texts.T
 
-    judge = ClipJudge.load(source, device)
-    model, look = judge.model, judge.processor.image_processor
-    texts = torch.from_numpy(judge.embed_texts([chosen.target, *chosen.opposites])).to(device)
-    mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (look.image_mean, look.image_std))
-    side = model.config.vision_config.image_size
-
-    def classify(images: Any) -> Any:
-        pixels = interpolate(images.to(device), (side, side), mode="bicubic", antialias=True).clamp(0, 1)
-        found = model.visual_projection(model.vision_model(pixel_values=(pixels - mean) / std).pooler_output)
-        return LOGIT_SCALE * (found / found.norm(dim=-1, keepdim=True)) @ texts.T
-
-    return classify
+        return classify

@@ -69,7 +69,8 @@ class LabellingTask:
         class_template: see `class_texts`; ``{group}`` is the group of the image's prompt (its occupation).
         prompts: prompts of the run, embedded at once; empty takes those of the images at hand.
         group_proportions: attribute -> group of prompts -> concept -> wanted share, before the attribute's own for that group.
-        min_margin: a label whose logit (100 x cosine) leads by less counts as unknown.
+        min_margin: a label whose logit leads by less counts as unknown. Logits are 100 x cosine; SigLIP's are log-odds, those of judges that
+            answer questions log-probabilities.
     """
 
     attributes: tuple[Attribute, ...]
@@ -82,7 +83,9 @@ class LabellingTask:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_margin < 2 * LOGIT_SCALE:
-            raise ValueError(f"min_margin is {self.min_margin}; allowed: 0 (every label counts) or more, in units of 100 x cosine")
+            raise ValueError(
+                f"min_margin is {self.min_margin}; allowed: 0 (every label counts) or more, in the judge's unit, 100 x cosine for CLIP"
+            )
 
 
 def image_text(name: str) -> str:
