@@ -22,6 +22,7 @@ from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import bias_band, expected_devrat_random
 from respodiff.evaluation.scored_run import ScoredRun
+from respodiff.experiments.audit import labels_from_texts
 from respodiff.reports.audit_report import lines, write
 
 JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
@@ -270,3 +271,8 @@ def test_a_judge_that_tells_no_attribute_is_refused(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(experiments, "load_judges", lambda *_: [flags])
     done = respodiff("audit", "--judge", "nudenet", "--out", "audit", cwd=tmp_path)
     assert done.returncode == 2 and "--judge is nudenet, which tells no attributes" in done.stderr and not (tmp_path / "audit").exists()
+
+
+def test_the_validity_of_a_judge_is_measured_if_it_looks_at_images() -> None:
+    kinds = {kind: labels_from_texts([SimpleNamespace(kind="flags"), SimpleNamespace(kind=kind)]) for kind in ("texts", "answers", "table")}
+    assert kinds == {"texts": True, "answers": True, "table": False}

@@ -21,6 +21,7 @@ from respodiff.evaluation import judges
 from respodiff.evaluation.judges import AnswerJudge, JudgeInput, LabellingTask, Score
 from respodiff.evaluation.judges.hf import HfJudge, read_labels
 
+UNSAFE_TOML = 'unsafe = ["nsfw"]\n'
 BLACK, RED, GREEN = (coloured(colour, (16, 16)) for colour in ((0, 0, 0), (255, 0, 0), (0, 255, 0)))
 AGE = Attribute("age", (Concept("young", "a young person"), Concept("old", "an old person")))
 
@@ -78,7 +79,7 @@ def test_several_labels_a_concept_and_several_attributes(folder: Path, tmp_path:
 
 def test_digest_covers_weights_preprocessing_and_labels(folder: Path, tmp_path: Path) -> None:
     first = judges.load(f"hf:{folder}").digest
-    assert judges.load(f"hf:{folder}@{label_file(tmp_path / 'same.toml', '# gender' + chr(10) + tiny_judges.GENDER_TOML)}").digest == first
+    assert judges.load(f"hf:{folder}@{label_file(tmp_path / 'same.toml', tiny_judges.GENDER_TOML + '# said elsewhere')}").digest == first
     other = label_file(tmp_path / "other.toml", '[gender]\nwoman = ["Female", "drawing"]\nman = ["Male"]\n')
     assert judges.load(f"hf:{folder}@{other}").digest != first
     moved = tiny_judges.classifier(tmp_path / "moved")
@@ -102,6 +103,10 @@ def test_refused_labels(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             judges.load(f"hf:{folder}@{label_file(tmp_path / 'l.toml', text)}")
+    refused = respodiff(
+        "calibrate", "none.csv", "--judge", f"hf:{folder}@{label_file(tmp_path / 'l.toml', UNSAFE_TOML)}", "--out", "c.json"
+    )
+    assert refused.returncode == 2 and "label 'nsfw'" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
         judges.load(f"hf:{folder}@{tmp_path}/absent.toml")
     with pytest.raises(FileNotFoundError, match=r"/no/such/model"):
@@ -138,7 +143,7 @@ def test_refused_models(folder: Path, tmp_path: Path) -> None:
 
 
 def test_unsafe_labels_alone_make_a_judge_that_flags(tmp_path: Path) -> None:
-    source = f"hf:{tiny_judges.classifier(tmp_path / 'nsfw', ('normal', 'nsfw'), 'unsafe = [' + chr(34) + 'nsfw' + chr(34) + ']')}"
+    source = f"hf:{tiny_judges.classifier(tmp_path / 'nsfw', ('normal', 'nsfw'), UNSAFE_TOML)}"
     found = score(judges.load(source), [BLACK, RED], attributes=())
     assert [s.unsafe for s in found] == [False, True] and found[1].score == pytest.approx(1, abs=0.01) and found[1].labels == {}
     paint(tmp_path / "run", [("cook", "woman", (0, 0, 0)), ("cook", "man", (1, 0, 0)), ("guard", None, (1, 0, 0))])
@@ -152,10 +157,8 @@ def test_unsafe_labels_alone_make_a_judge_that_flags(tmp_path: Path) -> None:
 
 
 def test_unsafe_labels_beside_an_attribute(folder: Path, tmp_path: Path) -> None:
-    judge = judges.load(
-        f"hf:{folder}@{label_file(tmp_path / 'l.toml', 'unsafe = [' + chr(34) + 'drawing' + chr(34) + ']' + chr(10) + tiny_judges.GENDER_TOML)}"
-    )
-    found = score(judge, [BLACK, GREEN])
+    file = label_file(tmp_path / "l.toml", UNSAFE_TOML.replace("nsfw", "drawing") + tiny_judges.GENDER_TOML)
+    found = score(judges.load(f"hf:{folder}@{file}"), [BLACK, GREEN])
     assert [(s.labels["gender"], s.unsafe) for s in found] == [("woman", False), ("unknown", True)]
 
 

@@ -84,7 +84,7 @@ class Judge(Protocol):
     Attributes:
         name: the source that it was loaded by, such as ``embedded`` or ``nudenet``.
         version: the library whose version changes its answers, such as ``nudenet 3.4.2``.
-        digest: first 16 hex digits of the SHA-256 of its weights.
+        digest: first 16 hex digits of the SHA-256 of its weights, and of the files that say what its answers mean.
         kind: ``texts`` (labels by comparing with texts), ``answers`` (labels by answers to closed questions, or by classes of its own),
             ``flags`` (unsafe or not, by a threshold), ``features`` (vectors for distances between sets of images) or ``table`` (labels made
             elsewhere; it looks at no image).
@@ -156,8 +156,9 @@ class FlagJudge(Judge):
 
 
 class AnswerJudge(Judge):
-    """A judge that answers closed questions about images, one an attribute or one for all. A model gives `load_model`, `questions`, `answer` and
-    `read`; it is given `batch` images at once.
+    """A judge that answers closed questions about images, and keeps what every answer scored.
+
+    A model gives `load_model`, `questions`, `answer` (of `batch` images at once) and `read`.
     """
 
     kind = "answers"
@@ -181,15 +182,16 @@ class AnswerJudge(Judge):
 
     def known(self, answers: Mapping[str, Mapping[str, float]], task: LabellingTask, group: str) -> bool:
         """Whether earlier answers about an image are all that a task asks for, so that it need not be opened."""
-        return self.questions(task, group).keys() <= answers.keys()
+        return all(set(wanted) <= answers.get(question, {}).keys() for question, wanted in self.questions(task, group).items())
 
     def score(self, images: Sequence[JudgeInput], task: LabellingTask) -> list[Score]:
         """The label of every image. An image with a question that the judge fails on is unknown."""
         questions = {group: self.questions(task, group) for group in dict.fromkeys(item.record.group for item in images)}
         found = [{question: dict(said) for question, said in item.answers.items()} for item in images]
-        for question, answers in {q: a for asked in questions.values() for q, a in asked.items()}.items():
-            rows = [i for i, item in enumerate(images) if question in questions[item.record.group] and question not in found[i]]
-            shown = [(i, image) for i in rows if (image := images[i].image) is not None]
+        for question, answers in {q: a for each in questions.values() for q, a in each.items()}.items():
+            asked = [i for i, item in enumerate(images) if question in questions[item.record.group]]
+            new = [i for i in asked if not set(answers) <= found[i].get(question, {}).keys()]
+            shown = [(i, image) for i in new if (image := images[i].image) is not None]
             if shown:
                 self.load_model()  # here, as a model that cannot be loaded is not an image that cannot be judged
             said = answer_each(

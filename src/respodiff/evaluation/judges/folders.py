@@ -120,7 +120,7 @@ class ModelFolders:
 
     def digest(self, folder: Path, more: bytes = b"") -> str:
         """As `files_digest`, of the weights and of every other file that transformers reads: preprocessing, tokenizer, chat template."""
-        return files_digest(sorted({path for pattern in FILES for path in folder.glob(pattern)}), more)
+        return files_digest(sorted({path for pattern in (*FILES, "*.safetensors") for path in folder.glob(pattern)}), more)
 
 
 def resizer(processor: Any, side: int, device: str) -> Callable[[Any], Any]:
