@@ -12,6 +12,7 @@ import torch
 from command import respodiff
 from respodiff.cli import console
 from respodiff.cli.console import PlainConsole, check_device, finish, open_model, progress, table
+from respodiff.pipelines.source import ModelSource
 
 
 @pytest.mark.parametrize(
@@ -34,8 +35,8 @@ def test_a_device_that_is_not_there_says_why(build: str | None, available: bool,
 def test_model_device_and_dtype_are_the_first_line(capsys: pytest.CaptureFixture[str]) -> None:
     done = respodiff("doctor", "--json")
     assert done.stderr.splitlines()[0] == "model embedded, device cpu, dtype float32" and "Loading" not in done.stderr
-    with pytest.raises(ValueError, match="--dtype is 'int8'"):
-        open_model("embedded", "cpu", "int8")
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        open_model(ModelSource("embedded", "cpu", "int8"))
 
 
 ODD = "[/big] [red]x[/red] :smile: \x1b[31mred\x1b[0m\a \x9b2J\u202eevil"

@@ -23,6 +23,7 @@ from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import bias_band, expected_devrat_random
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.experiments.audit import labels_from_texts
+from respodiff.pipelines.source import ModelSource
 from respodiff.reports.audit_report import lines, write
 
 JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
@@ -226,7 +227,15 @@ def test_suggested_commands_can_be_run(
     found = audit(run, None, [JOB, GENDER])
     config = experiments.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     where = {"suite": "", "prompt": ["a cook"], "prompts": None}
-    *trainings, drawing, report = experiments.suggested(found, tmp_path, config, where, model="my model", concepts=None, judge="embedded")
+    *trainings, drawing, report = experiments.suggested(
+        found,
+        tmp_path,
+        config,
+        where,
+        model=ModelSource("my model", variant="fp16", lora=("a.safetensors:0.5",)),
+        concepts=None,
+        judge="embedded",
+    )
     seen: list[Any] = []
     monkeypatch.setattr(train, "open_model", lambda *given: given)
     monkeypatch.setattr(train, "Checkpoint", lambda out, *_: SimpleNamespace(out=out, check_out=lambda *_: None))
@@ -241,13 +250,15 @@ def test_suggested_commands_can_be_run(
         make_module(name, "gender", seed=i).save(out)
     assert [name for name, _ in seen] == ["woman", "man"]
     assert respodiff(*shlex.split(drawing)[1:]).returncode == 0
-    run, model, *_ = seen[-1]
-    assert (run.out, run.prompts, [m.name for m in run.modules], run.config.images, model[0]) == (
+    run, (model,), *_ = seen[-1]
+    assert (run.out, run.prompts, [m.name for m in run.modules], run.config.images, model.source, model.variant, model.lora) == (
         tmp_path / "steered",
         ["a cook"],
         ["woman", "man"],
         16,
         "my model",
+        "fp16",
+        ("a.safetensors:0.5",),
     )
     assert shlex.split(report)[:4] == ["respodiff", "report", f"plain={tmp_path / 'run'}", f"steered={tmp_path / 'steered'}"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import typer
@@ -15,7 +16,9 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from respodiff import _plugins
+from respodiff._device import AUTO, chosen_device
 from respodiff.data.untrusted import printable, shortened
+from respodiff.pipelines.source import ModelSource
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -74,40 +77,24 @@ class Description(ProgressColumn):
 
 
 words = PlainConsole(stderr=True)
-OFF, KEEP = "off", "keep"
-"""What may become of a pipeline's safety checker."""
 
 
-def open_model(model: str, device: str, dtype: str, scheduler: str = "", safety_checker: str = OFF) -> Any:
-    """A pipeline from the flags, named on stderr; ValueError for a device or dtype that is not there."""
-    import torch
+def open_model(model: ModelSource) -> Any:
+    """A pipeline from the flags, named on stderr; ValueError for a device that is not there."""
+    from respodiff.pipelines.loading import precision
+    from respodiff.pipelines.registry import backbone
 
-    from respodiff.pipelines.loading import load_pipeline
-
-    check_dtype(dtype)
-    check_device(device)
-    keep = keeps_checker(safety_checker)
-    pipe = load_pipeline(model, device=device, dtype=getattr(torch, dtype), scheduler=scheduler, safety_checker=keep)
-    words.print(f"model {model}, device {device}, dtype {dtype}", soft_wrap=True)
+    model = replace(model, device=chosen_device(model.device))
+    check_device(model.device)
+    pipe = model.load()
+    more = f", offload {model.offload}" * (model.offload != "none") + "".join(f", lora {text}" for text in model.lora)
+    words.print(f"model {model.source}, device {model.device}, dtype {precision(backbone(pipe))}{more}", soft_wrap=True)
     return pipe
-
-
-def keeps_checker(safety_checker: str) -> bool:
-    """Whether --safety-checker says that it stays on; ValueError for anything but off and keep."""
-    if safety_checker not in (OFF, KEEP):
-        raise ValueError(f"--safety-checker is {safety_checker!r}; allowed: {OFF}, {KEEP}")
-    return safety_checker == KEEP
-
-
-def check_dtype(dtype: str) -> None:
-    """ValueError for a dtype that models do not run in."""
-    if dtype not in (allowed := ("float32", "bfloat16", "float16")):
-        raise ValueError(f"--dtype is {dtype!r}; allowed: {', '.join(allowed)}")
 
 
 def check_device(device: str) -> None:
     """ValueError if this machine does not have it, with the reason."""
-    if device == "cpu":
+    if device in (AUTO, "cpu"):
         return
     import torch
 

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from respodiff._device import AUTO
 from respodiff.cli.console import app, finish, open_model, progress, table, words
 from respodiff.cli.options import Device, Dtype, Json, Seed, number
 from respodiff.data.places import check_out
 from respodiff.generation.config import GenerateConfig
+from respodiff.pipelines.source import ModelSource
 from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ REPORT = ("report.html", "report.json", "report.csv", "report.md", "report-image
 def demo(
     out: Annotated[Path, Option(help="Folder for modules, images and report.", metavar="DIR")] = Path("demo"),
     images: Annotated[int, number(4, MOST, help="Images per prompt; at least 4.")] = 6,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +54,7 @@ def demo(
 
     check_out(out, lambda folder: any((folder / name / "run.json").is_file() for name in RUNS), force=None)
     began = time.perf_counter()
-    pipe = open_model("embedded", device, dtype)
+    pipe = open_model(ModelSource("embedded", device, dtype, trains=True))
     _clear(out)
     people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from respodiff._device import AUTO
 from respodiff.cli.console import app, check_device, finish, follow, words
 from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number
 from respodiff.cli.workers import (
@@ -56,7 +57,7 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
     """Judges by source; ValueError for a device or dtype that they cannot have."""
     from respodiff.evaluation import judges
 
-    if dtype != "float32":
+    if dtype not in (AUTO, "float32"):
         raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
     check_device(device)
     return [judges.load(source, device) for source in sources]
@@ -79,8 +80,8 @@ def evaluate(
     engine_name: EngineName = "local",
     ray_address: RayAddress = "",
     gpus: GpusPerWorker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -130,8 +131,8 @@ def report(
     confusion: Confusion = None,
     concepts: Concepts = None,
     n_bootstrap: NBootstrap = 2000,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -172,8 +173,8 @@ def calibrate(
     judge: Annotated[str, Option(help="'embedded', clip:DIR-OR-ID, siglip:, hf: or vlm:.", metavar="NAME")] = "embedded",
     attribute: Attributes = None,
     concepts: Concepts = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -199,8 +200,8 @@ def import_(
     suite: Annotated[str, Option(help="coco30k or coco1k, instead of a table: COCO's own images, for FID.", metavar="NAME")] = "",
     suite_path: Annotated[Path | None, Option(help="File of COCO captions; without it, looked for and fetched.", metavar="FILE")] = None,
     method: Annotated[str, Option(help="Name of the method, where the table has none.", metavar="NAME")] = "imported",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:

@@ -13,24 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Option
 
-from respodiff.cli.console import OFF, app, finish, follow, keeps_checker, open_model, table, words
+from respodiff.cli.console import app, finish, follow, open_model, table, words
 from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, judges_of, load_judges
 from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, TruncatePrompts, UseDatasetSettings, read_prompts
 from respodiff.cli.options import (
+    DRAWING,
+    KEEP,
     Batch,
     Concepts,
-    Device,
-    Dtype,
     Guidance,
     Json,
-    Model,
-    SafetyChecker,
-    Scheduler,
     Seed,
     Steps,
     changes_from,
     library,
     number,
+    takes_model,
     to_path,
 )
 from respodiff.cli.workers import (
@@ -48,6 +46,7 @@ from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.data.shards import WHOLE
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES, names
+from respodiff.pipelines.source import ModelSource
 from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
@@ -64,9 +63,10 @@ CHECK_HELP = "Images of every concept's own prompt, to measure the validity of t
 
 
 @app.command(epilog="Example: respodiff compare --model embedded --suite occupations --methods plain,sdisc,respodiff --out runs/c")
+@takes_model(DRAWING, trains=True)
 def compare(
+    model: ModelSource,
     out: Annotated[Path, Option(help="Folder for runs, adapters and the table.", metavar="DIR")],
-    model: Model = "embedded",
     suite: Annotated[str, Option(help=SUITE_HELP, metavar="NAME")] = "occupations",
     methods: Annotated[str, Option(help=METHODS_HELP, metavar="NAMES")] = "all",
     attribute: Annotated[str, Option(help="Attribute to balance: gender, tone, ...", metavar="NAME")] = "gender",
@@ -83,16 +83,12 @@ def compare(
     cache: Annotated[Path | None, Option(help="Where trained adapters are kept. (default OUT/adapters)", metavar="DIR")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    scheduler: Scheduler = "",
-    safety_checker: SafetyChecker = OFF,
     num_shards: NumShards = None,
     shard_index: ShardIndex = None,
     workers: Workers = None,
     engine_name: EngineName = "local",
     ray_address: RayAddress = "",
     gpus: GpusPerWorker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -101,11 +97,11 @@ def compare(
     from respodiff.evaluation.judges import classifier
     from respodiff.experiments import comparison_report
     from respodiff.experiments.compare import MethodComparison, Plan, kind_of
-    from respodiff.experiments.work import Judging, ModelSource, judge_on
+    from respodiff.experiments.work import Judging, judge_on
     from respodiff.methods.registry import methods_for
 
-    shard, device = wanted_shard(num_shards, shard_index, device)
-    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
+    shard, device = wanted_shard(num_shards, shard_index, model.device)
+    engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
     kind = kind_of(suite)
     own = method_settings(settings, pairs or (), kind)
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
@@ -115,15 +111,14 @@ def compare(
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
     drawn |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
     plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
-    judge = judges_of(model, judge or [])
+    judge = judges_of(model.source, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
-    pipe = open_model(model, here, dtype, scheduler, safety_checker)
+    pipe = open_model(replace(model, device=here))
     comparison = MethodComparison(
         pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), judge=labellers[0].digest, cache=cache
     )
-    source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
-    follow(comparison.run_on(engine, source, judge[0]) if engine else comparison.run(shard))
+    follow(comparison.run_on(engine, model, judge[0]) if engine else comparison.run(shard))
     runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
     if engine:
         follow(judge_on(engine, Judging(runs, tuple(judge), attributes, device)))
@@ -172,11 +167,12 @@ def _table(rows: Sequence[Any], kind: str) -> Table:
 
 
 @app.command(epilog="Example: respodiff audit --model embedded --suite occupations --attributes gender,tone --out runs/audit")
+@takes_model(DRAWING)
 def audit(
+    model: ModelSource,
     out: Annotated[
         Path, Option(help="Folder for images, audit.json and audit.html; images in it are kept.", metavar="DIR", parser=to_path)
     ],
-    model: Model = "embedded",
     suite: SuiteName = "",
     suite_path: SuitePath = None,
     prompt: Prompts = None,
@@ -189,8 +185,6 @@ def audit(
     min_margin: MinMargin = 0.0,
     steps: Steps = None,
     guidance: Guidance = None,
-    scheduler: Scheduler = "",
-    safety_checker: SafetyChecker = OFF,
     batch: Batch = GenerateConfig.batch,
     n_bootstrap: NBootstrap = 2000,
     num_shards: NumShards = None,
@@ -199,8 +193,6 @@ def audit(
     engine_name: EngineName = "local",
     ray_address: RayAddress = "",
     gpus: GpusPerWorker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -208,25 +200,25 @@ def audit(
     from respodiff.data.run_folder import write_atomic
     from respodiff.evaluation.evaluate import judge_shard
     from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts
-    from respodiff.experiments.work import Judging, ModelSource, draw, draw_on, judge_on
+    from respodiff.experiments.work import Judging, draw, draw_on, judge_on
     from respodiff.pipelines.loading import sampling_settings
     from respodiff.reports import audit_report
 
-    shard, device = wanted_shard(num_shards, shard_index, device)
-    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
+    shard, device = wanted_shard(num_shards, shard_index, model.device)
+    engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
     chosen = chosen_attributes(attributes, concepts)
-    suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model, judge or [])
+    suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model.source, judge or [])
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
     check = check if labels_from_texts(labellers) else 0
-    pipe = open_model(model, here, dtype, scheduler, safety_checker)
+    pipe = open_model(replace(model, device=here))
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
     runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")
     if engine:
-        follow(draw_on(engine, ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker)), runs))
+        follow(draw_on(engine, model, runs))
         more = {"min_margin": min_margin}
         follow(judge_on(engine, Judging(tuple(run.out for run in runs), tuple(judge), tuple(chosen), device, more)))
     else:
@@ -238,8 +230,8 @@ def audit(
             judge_shard(each.out, labellers, chosen, shard, min_margin=min_margin)
         return finish_shard(shard, {"out": str(out)}, as_json)
     found, run = judge_audit(out, labellers, chosen, config, validation_images=check, min_margin=min_margin, n_bootstrap=n_bootstrap)
-    where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts, "scheduler": scheduler}
-    where |= {"safety_checker": safety_checker} if safety_checker != OFF else {}
+    where = {"suite": suite, "suite_path": suite_path, "prompt": prompt, "prompts": prompts, "scheduler": model.scheduler}
+    where |= {"safety_checker": KEEP} if model.safety_checker else {}
     suggest = suggested(found, out, config, where, model=model, concepts=concepts, judge=judge)
     found = replace(found, suggest=tuple(suggest), command=shlex.join(["respodiff", *sys.argv[1:]]))
     result, page = found.to_json(), out / "audit.html"
@@ -259,7 +251,14 @@ def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
 
 
 def suggested(
-    found: Audit, out: Path, config: GenerateConfig, where: Mapping[str, Any], *, model: str, concepts: Path | None, judge: str | list[str]
+    found: Audit,
+    out: Path,
+    config: GenerateConfig,
+    where: Mapping[str, Any],
+    *,
+    model: ModelSource,
+    concepts: Path | None,
+    judge: str | list[str],
 ) -> list[str]:
     """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
     from respodiff.evaluation.audit import to_train
@@ -269,10 +268,13 @@ def suggested(
         return []
     modules = {name: out / "modules" / f"{name.replace('*', '-')}.safetensors" for name in names}
     wanted = {"attribute": [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)], "concepts": concepts}
+    trained = {"model": model.source} | {k: v for k, v in model.changed().items() if k != "offload"}
     draw = {"images": config.images, "steps": config.steps, "guidance": f"{config.guidance:g}", "seed": config.seed}
     return [
-        *(_command("train", model=model, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
-        _command("generate", model=model, **where, **draw, module=list(modules.values()), **wanted, out=out / "steered"),
+        *(_command("train", **trained, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
+        _command(
+            "generate", model=model.source, **model.changed(), **where, **draw, module=list(modules.values()), **wanted, out=out / "steered"
+        ),
         _command("report", f"plain={out / 'run'}", f"steered={out / 'steered'}", judge=judge, **wanted, out=out / "steered.html"),
     ]
 

@@ -12,40 +12,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from respodiff.cli.console import OFF, app, check_dtype, finish, follow, keeps_checker, open_model, words
+from respodiff.cli.console import app, finish, follow, open_model, words
 from respodiff.cli.evaluate import EMBEDDED_ALONE, judges_of
 from respodiff.cli.options import (
+    DRAWING,
     Batch,
     Concepts,
-    Device,
-    Dtype,
     Guidance,
     Json,
-    Model,
-    SafetyChecker,
-    Scheduler,
     Seed,
     Steps,
     library,
     load_entries,
     number,
+    takes_model,
     to_path,
 )
 from respodiff.cli.workers import EngineName, GpusPerWorker, NumShards, RayAddress, ShardIndex, Workers, wanted_engine, wanted_shard
 from respodiff.concepts.concept import Attribute, attribute, load_concepts
 from respodiff.concepts.intersections import alternatives, factors, is_intersection
 from respodiff.data.prompt_files import read_prompt_file
-from respodiff.generation.config import GenerateConfig
+from respodiff.generation.config import LARGEST, GenerateConfig
 from respodiff.generation.policies import attribute_of_concept, missing_concepts
 from respodiff.methods.registry import NAMES
 from respodiff.pipelines.schedulers import check_scheduler
+from respodiff.pipelines.source import ModelSource
 from respodiff.steering.shipped import check_model
 from respodiff.training.config import MOST
 
 if TYPE_CHECKING:
     from respodiff.data.shards import Shard
     from respodiff.experiments.engine import Engine
-    from respodiff.experiments.work import ModelSource, Run
+    from respodiff.experiments.work import Run
 
 Shares = dict[str, dict[str, float]]
 """Attribute -> concept -> target share."""
@@ -74,14 +72,16 @@ SuiteName = Annotated[str, Option("--suite", help=SUITE_HELP, metavar="NAME")]
 SuitePath = Annotated[Path | None, Option(help="File of I2P or COCO captions; without it, looked for and fetched.", metavar="FILE")]
 UseDatasetSettings = Annotated[bool, Option("--use-dataset-settings", help="Use the data set's seeds, guidance, sizes.")]
 TruncatePrompts = Annotated[bool, Option("--truncate-prompts", help="Cut off prompts that are too long for the model.")]
+Side = Annotated[int | None, number(1, LARGEST, help="Pixels of an image. (default: the model's)")]
 Files = list[Path] | None
 Names = list[str] | None
 
 
 @app.command(epilog='Example: respodiff generate --prompt "a doctor" --module gender --out runs/a')
+@takes_model(DRAWING)
 def generate(
+    model: ModelSource,
     out: Annotated[Path, Option(help="Run folder; images that it already holds are skipped.", metavar="DIR", parser=to_path)] = Path("run"),
-    model: Model = "embedded",
     prompt: Prompts = None,
     prompts: PromptFile = None,
     suite: SuiteName = "",
@@ -105,8 +105,8 @@ def generate(
     changes: Annotated[Names, Option("--set", help="Setting of a method that needs no training.", metavar="KEY=VALUE")] = None,
     steps: Steps = None,
     guidance: Guidance = None,
-    scheduler: Scheduler = "",
-    safety_checker: SafetyChecker = OFF,
+    height: Side = None,
+    width: Side = None,
     batch: Batch = GenerateConfig.batch,
     use_dataset_settings: UseDatasetSettings = False,
     truncate_prompts: TruncatePrompts = False,
@@ -119,20 +119,18 @@ def generate(
     engine_name: EngineName = "local",
     ray_address: RayAddress = "",
     gpus: GpusPerWorker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Generate images: each gets a concept by the policy, safety modules on top, noise from (seed, prompt, repeat) alone."""
     from respodiff.data.target_proportions import read_group_proportions
-    from respodiff.experiments.work import ModelSource, Run
+    from respodiff.experiments.work import Run
 
-    shard, device = wanted_shard(num_shards, shard_index, device)
-    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
+    shard, device = wanted_shard(num_shards, shard_index, model.device)
+    engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
     factor, reach = wanted_scale(scale)
-    tuning, sources = (tuning_set(tuning_prompts, model), judges_of(model, [judge] if judge else [])) if reach else ([], [])
-    check_model([*(module or ()), *(safety or ())], model)
+    tuning, sources = (tuning_set(tuning_prompts, model.source), judges_of(model.source, [judge] if judge else [])) if reach else ([], [])
+    check_model([*(module or ()), *(safety or ())], model.source)
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
     there: dict[str, list[str]] = {}
@@ -147,12 +145,10 @@ def generate(
     options |= {"skip_explicit_prompts": skip_explicit_prompts}
     options |= {"assign_at": assign_at, "safety_scale": safety_scale, "safety_mode": safety_mode}
     options |= {"images": images if images is not None else ((listed and listed.images) or GenerateConfig.images)}
-    options |= {"steps": steps, "guidance": guidance}
+    options |= {"steps": steps, "guidance": guidance, "height": height, "width": width}
     config = GenerateConfig(**options)  # settings that make no sense are refused before anything is loaded
-    check_dtype(dtype)
-    check_scheduler(scheduler)
-    source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
-    pipe = open_model(model, device, dtype, scheduler, safety_checker) if reach or not engine else None
+    check_scheduler(model.scheduler)
+    pipe = open_model(model) if reach or not engine else None
     if reach:
         from respodiff.evaluation import judges
         from respodiff.experiments.choose_scale import choose_scale
@@ -164,7 +160,7 @@ def generate(
         config = replace(config, scale=found.scale)
     run = Run(out, asked, config, modules, added, listed.digest if listed else "")
     pipe = None if engine else pipe  # workers have theirs
-    result = _draw(run, pipe, shard, engine, source)
+    result = _draw(run, pipe, shard, engine, model)
     result |= {"scale": config.scale} if reach else {}
     text = f"{out}: {result['images']} images generated, {result['skipped']} already there, {result['images_per_second']:.2f} a second"
     finish(result, text, as_json)

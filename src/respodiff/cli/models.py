@@ -8,30 +8,31 @@ from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from respodiff._device import AUTO
 from respodiff.cli.console import app, finish, open_model
-from respodiff.cli.options import Device, Dtype, Force, Json, Model, Seed, number
+from respodiff.cli.options import Device, Dtype, Force, Json, Seed, number, takes_model
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
+from respodiff.pipelines.source import ModelSource
 from respodiff.training.config import MOST
 
-HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "site", "form")
+HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribute", "base_model", "base_precision", "site", "form")
 
 
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
+@takes_model(source="")
 def inspect(
     module: Annotated[Path, Argument(help="A module file.", show_default=False)],
-    model: Annotated[str, Option(help="Also check the module against this model.", metavar="MODEL")] = "",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    model: ModelSource,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norms. It needs no model and no PyTorch."""
+    """Say what is in a module file: prompts, base model, form, shape, window of timesteps, norms. With --model, check it against a model."""
     result = contents(module)
-    if model:
+    if model.source:
         from respodiff.methods.registry import load
 
-        result["warnings"] = load(module).check(open_model(model, device, dtype))
+        result["warnings"] = load(module).check(open_model(model))
     lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("verdict", "train", "warnings")]
     lines += [f"{key:<14}" + ", ".join(f"{k} {v}" for k, v in result[key].items()) for key in ("verdict", "train")]
     finish(result, "\n".join([*lines, *(f"{'warning':<14}{text}" for text in result["warnings"])]), as_json)
@@ -56,13 +57,14 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 @app.command(epilog="Example: respodiff doctor --model my-checkpoint")
-def doctor(model: Model = "embedded", device: Device = "cpu", dtype: Dtype = "float32", seed: Seed = 0, as_json: Json = False) -> None:
+@takes_model()
+def doctor(model: ModelSource, seed: Seed = 0, as_json: Json = False) -> None:
     """Say whether a model can be steered and where, and test it: an image changes, only its row is shifted, the model is restored."""
     from respodiff.pipelines.registry import Unsupported
     from respodiff.steering.self_test import examine
 
     try:
-        result = examine(open_model(model, device, dtype))
+        result = examine(open_model(model))
     except Unsupported as error:
         result = {"supported": False, "pipeline": str(error).split()[1], "site": "", "shape": [], "checks": {}, "reason": str(error)}
         finish(result, str(error), as_json)
@@ -99,8 +101,8 @@ def convert(
     target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
     neutral: Annotated[str, Option(help="Its neutral prompt.", metavar="TEXT")] = "",
     negative: Annotated[str, Option(help="Its negative prompt; alone it makes a safety concept.", metavar="TEXT")] = "",
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -135,16 +137,15 @@ def convert(
 
 
 @app.command(epilog="Example: respodiff fuse --model embedded --module woman.safetensors --channel-mean --out fused-unet")
+@takes_model()
 def fuse(
+    model: ModelSource,
     module: Annotated[list[Path], Option(help="Module file; repeat to add several up.", metavar="FILE")],
     out: Annotated[Path, Option(help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     force: Force = False,
-    model: Model = "embedded",
     checkpoint: Annotated[Path | None, Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,
     scale: Annotated[float, number(-10, 10, help="Factor on the modules.", whole=False)] = 1.0,
     channel_mean: Annotated[bool, Option("--channel-mean", help="Take the mean over positions of a module that has some.")] = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -164,7 +165,7 @@ def fuse(
     if checkpoint:
         fuse_checkpoint(checkpoint, chosen, out, scale=scale, force=force)
     else:
-        pipe = open_model(model, device, dtype)
+        pipe = open_model(model)
         save_unet(pipe, chosen, out, scale=scale, force=force)
         found = round(difference(pipe, modules, chosen, scale=scale), 4)
     result: dict[str, Any] = {"model": str(out), "difference": found, "modules": [m.digest for m in chosen], "scale": scale}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from typer import BadParameter, Option
 
+from respodiff._device import AUTO
 from respodiff.concepts.concept import Attribute, Concept, builtin, concept, load_concepts
 from respodiff.data.untrusted import read_json
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.schedulers import SCHEDULERS
+from respodiff.pipelines.source import DTYPES, OFFLOADS, QUANTIZATIONS, ModelSource
 from respodiff.training.config import LAST_SEED, MOST_AT_ONCE
 
 
@@ -45,24 +48,93 @@ def number(low: float, high: float, *names: str, help: str, whole: bool = True, 
 
 
 Json = Annotated[bool, Option("--json", help="Last line of stdout is one JSON object; words go to stderr.")]
-Model = Annotated[
-    str, Option("--model", help="'embedded', a diffusers folder, or a hub id (classes: docs/pipelines.md<pipelines>).", metavar="MODEL")
-]
-Device = Annotated[str, Option("--device", help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
-Dtype = Annotated[str, Option("--dtype", help="float32, bfloat16 or float16.", metavar="NAME")]
+Device = Annotated[str, Option("--device", help="auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Dtype = Annotated[str, Option("--dtype", help="Judges take float32 alone.", metavar="NAME")]
 Seed = Annotated[int, number(0, LAST_SEED, help="Everything random follows from it.")]
 Batch = Annotated[int, number(1, MOST_AT_ONCE, help="Images at a time.")]
 Steps = Annotated[int | None, number(1, 1000, help="Sampler steps. (default: the model's, 8 embedded, 50 Stable Diffusion)")]
 Guidance = Annotated[
     float | None, number(0, 1000, help="Guidance scale. (default: the model's, 3 embedded, 7.5 Stable Diffusion)", whole=False)
 ]
-Scheduler = Annotated[str, Option("--scheduler", help=f"Sampler: {', '.join(SCHEDULERS)}. (default: the model's)", metavar="NAME")]
-SafetyChecker = Annotated[
-    str,
-    Option("--safety-checker", help="off, or keep: a checker of the model blacks images out, which no judge can measure.", metavar="NAME"),
-]
 Force = Annotated[bool, Option("--force", help="Replace a file that is there, whatever it is.")]
 Concepts = Annotated[Path | None, Option("--concepts", help="TOML file with concepts of your own.", metavar="FILE")]
+
+
+MODEL_HELP = "'embedded', a diffusers folder, a .safetensors file, or a hub id (classes: docs/pipelines.md<pipelines>)."
+CONFIG_HELP = "For a .safetensors file: folder or hub id of the same base, for its configurations. (default: of its kind, from the hub)"
+DTYPE_HELP = f"{', '.join(DTYPES)}. auto: what the files hold; float32 on the cpu."
+CHECKER_HELP = "off, or keep: a checker of the model blacks images out, which no judge can measure."
+
+
+def named(name: str, help: str, default: Any = "", *, metavar: str = "NAME", kind: Any = str) -> tuple[Any, Any]:
+    """A flag with words, and its default."""
+    return Annotated[kind, Option(*name.split(), help=help, metavar=metavar, rich_help_panel="Model")], default
+
+
+OFF, KEEP = "off", "keep"
+"""What may become of a pipeline's safety checker."""
+LOADING: dict[str, tuple[Any, Any]] = {
+    "source": named("--model --single-file", MODEL_HELP, "embedded", metavar="MODEL"),
+    "config": named("--config", CONFIG_HELP, metavar="DIR|ID"),
+    "variant": named("--variant", "Variant of the files, such as fp16."),
+    "revision": named("--revision", "Branch, tag or commit of the hub; the same as ID@REVISION."),
+    "device": named("--device", "auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", AUTO),
+    "dtype": named("--dtype", DTYPE_HELP, AUTO),
+    "offload": named("--offload", f"{', '.join(OFFLOADS)}: weights wait on the CPU until they are needed; to generate alone.", "none"),
+    "quantize": named("--quantize", f"{', '.join(QUANTIZATIONS)}: linear layers, on a CUDA GPU; needs the extra quant."),
+    "lora": named("--lora", "A LoRA beside the weights; repeat for several.", None, metavar="ID[:WEIGHT]", kind=list[str] | None),
+}
+"""Field of `ModelSource` -> its flag and default, for every verb that takes a model."""
+DRAWING: dict[str, tuple[Any, Any]] = {
+    "scheduler": named("--scheduler", f"Sampler: {', '.join(SCHEDULERS)}. (default: the model's)"),
+    "safety_checker": named("--safety-checker", CHECKER_HELP, OFF),
+}
+TRAINING: dict[str, tuple[Any, Any]] = {
+    "gradient_checkpointing": (
+        Annotated[
+            bool, Option("--gradient-checkpointing", help="Compute activations again: slower, less memory.", rich_help_panel="Model")
+        ],
+        False,
+    )
+}
+
+
+def takes_model(
+    more: Mapping[str, tuple[Any, Any]] | None = None, *, trains: bool = False, **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a verb, in place of its parameter ``model``, the flags of `LOADING` and ``more``; it is called with a `ModelSource`.
+
+    ``trains``: whether it trains on the model. ``defaults`` are in place of those of the flags.
+    """
+    flags = {name: (kind, defaults.get(name, default)) for name, (kind, default) in {**LOADING, **(more or {})}.items()}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            found = {name: given.pop(name) for name in flags}
+            found |= {"lora": tuple(found["lora"] or ()), "trains": trains}
+            if "safety_checker" in found:
+                found["safety_checker"] = keeps_checker(found["safety_checker"])
+            verb(**given, model=ModelSource(**found))
+
+        hints, parameters = get_type_hints(verb, localns={"ModelSource": ModelSource}, include_extras=True), list[Parameter]()
+        for p in signature(verb).parameters.values():
+            if p.name == "model":
+                parameters += [Parameter(n, p.KEYWORD_ONLY, default=default, annotation=kind) for n, (kind, default) in flags.items()]
+            else:
+                parameters.append(p.replace(kind=p.KEYWORD_ONLY, annotation=hints[p.name]))
+        run.__name__, run.__doc__, run.__module__ = verb.__name__, verb.__doc__, verb.__module__
+        run.__signature__ = signature(verb).replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def keeps_checker(safety_checker: str) -> bool:
+    """Whether --safety-checker says that it stays on; ValueError for anything but off and keep."""
+    if safety_checker not in (OFF, KEEP):
+        raise ValueError(f"--safety-checker is {safety_checker!r}; allowed: {OFF}, {KEEP}")
+    return safety_checker == KEEP
 
 
 def to_path(text: str | Path) -> Path:

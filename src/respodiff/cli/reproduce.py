@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from respodiff.cli.console import OFF, app, finish, follow, keeps_checker, open_model, table, words
+from respodiff.cli.console import app, finish, follow, open_model, table, words
 from respodiff.cli.evaluate import Judges, NBootstrap, judges_of, load_judges
-from respodiff.cli.options import Device, Dtype, Json, Model, SafetyChecker, Scheduler, Seed, number, to_path
+from respodiff.cli.options import DRAWING, Json, Seed, number, takes_model, to_path
 from respodiff.cli.workers import (
     EngineName,
     GpusPerWorker,
@@ -22,6 +23,7 @@ from respodiff.cli.workers import (
     wanted_shard,
 )
 from respodiff.data.shards import WHOLE
+from respodiff.pipelines.source import ModelSource
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,10 +32,11 @@ NAMES = ("gender", "race", "safety", "ablation", "composition", "sdxl-gender", "
 
 
 @app.command(epilog="Example: respodiff reproduce gender --model DIR --judge clip:DIR --device cuda --out runs/gender")
+@takes_model(DRAWING, trains=True)
 def reproduce(
+    model: ModelSource,
     name: Annotated[str, Argument(help=f"Table: {', '.join(NAMES)}.", metavar="TABLE", show_default=False)],
     out: Annotated[Path, Option(help="Folder for adapters, runs and the page; what it holds is kept.", metavar="DIR", parser=to_path)],
-    model: Model = "embedded",
     judge: Judges = None,
     real: Annotated[
         Path | None, Option(help="Run folder of COCO's own images, for the FID; from 'respodiff import'.", metavar="RUN")
@@ -44,16 +47,12 @@ def reproduce(
     dry_run: Annotated[bool, Option("--dry-run", help="Say how many images and forwards it takes, and run nothing.")] = False,
     images_per_second: Annotated[float, number(0, 1e6, help="For --dry-run: of this model on your GPU.", whole=False, metavar="X")] = 0.0,
     n_bootstrap: NBootstrap = 2000,
-    scheduler: Scheduler = "",
-    safety_checker: SafetyChecker = OFF,
     num_shards: NumShards = None,
     shard_index: ShardIndex = None,
     workers: Workers = None,
     engine_name: EngineName = "local",
     ray_address: RayAddress = "",
     gpus: GpusPerWorker = None,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -65,31 +64,30 @@ def reproduce(
     from respodiff.evaluation.judges import classifier
     from respodiff.experiments.paper_tables import tables
     from respodiff.experiments.reproduce import Reproduction, cost, counts_of, publish
-    from respodiff.experiments.work import Judging, ModelSource, judge_on
+    from respodiff.experiments.work import Judging, judge_on
     from respodiff.pipelines.loading import EMBEDDED_SAMPLING
     from respodiff.pipelines.registry import SD
 
     if name not in NAMES:
         raise ValueError(f"TABLE is {name!r}; allowed: {', '.join(NAMES)}")
-    plan = tables(embedded=model == "embedded", fraction=fraction)[name]
+    plan = tables(embedded=model.source == "embedded", fraction=fraction)[name]
     paths = {"i2p": str(i2p or ""), "coco30k": str(coco or "")}
     if images_per_second and not dry_run:
         raise ValueError(f"--images-per-second is {images_per_second:g}, which estimates hours; give --dry-run with it, or leave it out")
     if dry_run:
-        found = cost(plan, counts_of(plan, paths), plan.steps or (EMBEDDED_SAMPLING[0] if model == "embedded" else SD.steps))
+        found = cost(plan, counts_of(plan, paths), plan.steps or (EMBEDDED_SAMPLING[0] if model.source == "embedded" else SD.steps))
         result = {"table": plan.title, "rows": [row.name for row in plan.rows], **found}
         result |= {"unet_forwards": (found["training_forwards"] or 0) + found["drawing_forwards"]}
         return finish(result, _estimate(result, images_per_second), as_json)
-    shard, device = wanted_shard(num_shards, shard_index, device)
-    engine = wanted_engine(workers, engine_name, ray_address, gpus, device, shard)
-    judge = judges_of(model, judge or [])
+    shard, device = wanted_shard(num_shards, shard_index, model.device)
+    engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
+    judge = judges_of(model.source, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
-    pipe = open_model(model, here, dtype, scheduler, safety_checker)
+    pipe = open_model(replace(model, device=here))
     asked: dict[str, Any] = {"seed": seed, "paths": paths, "judge": labellers[0].digest}
     made = Reproduction(pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), **asked)
-    source = ModelSource(model, device, dtype, scheduler, keeps_checker(safety_checker))
-    follow(made.run_on(engine, source, judge[0]) if engine else made.run(shard))
+    follow(made.run_on(engine, model, judge[0]) if engine else made.run(shard))
     runs = tuple(run.out for run in made.runs())
     if engine:
         follow(judge_on(engine, Judging(runs, tuple(judge), tuple(made.asked), device)))

@@ -15,12 +15,14 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from respodiff._device import chosen_device
 from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
-from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Model, changes_from, library, number, to_path
+from respodiff.cli.options import TRAINING, Concepts, Force, Json, changes_from, library, number, takes_model, to_path
 from respodiff.concepts.concept import Attribute, Concept, concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.data.places import lock
 from respodiff.methods.registry import NAMES
+from respodiff.pipelines.source import ModelSource
 from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
 
@@ -61,9 +63,10 @@ def own_concept(name: str, target: str, neutral: str, negative: str, opposite: S
 
 
 @app.command(epilog="Example: respodiff train --model embedded --concept woman --out woman.safetensors")
+@takes_model(TRAINING, trains=True)
 def train(
     out: Annotated[Path, Option(help="Module file to write; with --attribute a folder.", metavar="PATH", parser=to_path)],
-    model: Model = "embedded",
+    model: ModelSource,
     method: Annotated[str, Option(help=METHOD_HELP, metavar="NAME")] = "respodiff",
     known: Annotated[str, Option("--concept", help="A known concept: woman, man, light, dark, violence, ...", metavar="NAME")] = "",
     target: Annotated[str, Option(help="Prompt to steer towards.", metavar="TEXT")] = "",
@@ -82,8 +85,6 @@ def train(
         str, Option(help="For methods that learn from images: embedded, clip:DIR-OR-ID, siglip: or hf:.", metavar="NAME")
     ] = "",
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
     force: Force = False,
     seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
     as_json: Json = False,
@@ -112,7 +113,7 @@ def train(
     files = outputs(out, chosen, whole := bool(attribute and not (target or negative)))
     settings = changes_from(changes or (), {"iterations": iterations, "seed": seed}, kind.config)
     configs = [kind.settings(c, preset=preset, **settings) for c in chosen]
-    pipe = open_model(model, device, dtype)
+    pipe = open_model(model)
     if candidates:
         chosen = with_best_neutral(pipe, chosen, candidates, configs[0].seed)
     states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
@@ -131,12 +132,12 @@ def train(
                 words.print(f"one concept after the other: {reason}", soft_wrap=True)
             runs = []
             for c, config, file, state in zip(chosen, configs, files, states, strict=True):
-                run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, device))
+                run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, model.device))
                 runs.append(_trained([c], [file], run, state, resume, force, getattr(config, "iterations", None)))
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,
-        "peak_mib": round(peak_mib(device), 1),
+        "peak_mib": round(peak_mib(chosen_device(model.device)), 1),
     }
     result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
     for key in LOSSES:

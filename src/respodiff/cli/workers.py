@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from respodiff._device import AUTO, chosen_device
 from respodiff.cli.console import check_device, finish, words
 from respodiff.cli.options import number
 from respodiff.data.shards import WHOLE, Shard
@@ -42,6 +43,7 @@ def wanted_engine(
         return None
     if shard != WHOLE:
         raise ValueError(f"--workers or --engine is given to shard {shard}; give shards one process each, or the workers the whole work")
+    device = chosen_device(device)
     if gpus == 0 and device == "cuda":
         raise ValueError("--num-gpus-per-worker is 0, but --device is cuda; give a part of 1 or a whole number")
     if device not in ("cpu", "cuda"):
@@ -71,7 +73,7 @@ def wanted_shard(num_shards: int | None, shard_index: int | None, device: str = 
     shard = Shard(shard_index or 0, 1 if num_shards is None else num_shards)
     if shard == WHOLE:
         return WHOLE, device
-    if device == "cuda" and local.isdecimal():
+    if device in ("cuda", AUTO) and local.isdecimal() and chosen_device(device) == "cuda":
         import torch
 
         device = f"cuda:{int(local) % max(1, torch.cuda.device_count())}"

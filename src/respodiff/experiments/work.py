@@ -20,8 +20,8 @@ from respodiff.experiments.engine import Engine
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.methods.registry import load
-from respodiff.pipelines.loading import load_pipeline
 from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.source import ModelSource as ModelSource
 from respodiff.steering.adapter import Adapter
 
 T = TypeVar("T")
@@ -44,24 +44,6 @@ class Drawn:
 
     images: int = 0
     forwards: int = 0
-
-
-@dataclass(frozen=True)
-class ModelSource:
-    """A model that each worker loads for itself: arguments as `respodiff.pipelines.loading.load_pipeline` takes them."""
-
-    source: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    scheduler: str = ""
-    safety_checker: bool = False
-
-    def load(self) -> Any:
-        """The pipeline."""
-        import torch
-
-        dtype = getattr(torch, self.dtype)
-        return load_pipeline(self.source, device=self.device, dtype=dtype, scheduler=self.scheduler, safety_checker=self.safety_checker)
 
 
 @dataclass(frozen=True)

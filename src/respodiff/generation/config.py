@@ -14,6 +14,10 @@ SCALE: Rule = (lambda v: is_finite(v) and abs(v) <= 10, "-10 to 10, 1 is as trai
 SWITCH: Rule = (lambda v: isinstance(v, bool), "True, False")
 
 
+LARGEST = 2048
+"""Largest side of an image in pixels."""
+
+
 @dataclass(frozen=True)
 class GenerateConfig(Settings):
     """How images are generated.
@@ -28,6 +32,7 @@ class GenerateConfig(Settings):
         safety_scale: factor on the safety modules, -10 to 10.
         steps: sampler steps. None is the model's own number (`respodiff.pipelines.loading.sampling_settings`).
         guidance: classifier-free guidance scale, 0 to 1,000; at 1 and below there is no guidance. None is the model's own.
+        height, width: of an image in pixels, multiples of what the model takes. None is the model's own.
         seed: seed of the run.
         batch: images per call of the pipeline. It changes images by float noise alone.
         use_dataset_settings: whether prompts are generated with their own seed, guidance and size, as I2P means them to be. Repeat i of a prompt
@@ -46,6 +51,7 @@ class GenerateConfig(Settings):
         **dict.fromkeys(("use_dataset_settings", "truncate_prompts", "skip_explicit_prompts"), SWITCH),
         "steps": (lambda v: v is None or COUNT[0](v), COUNT[1]),
         "guidance": (lambda v: v is None or (is_finite(v) and 0 <= v <= 1000), "0 to 1,000 (1 and below generate without guidance)"),
+        **dict.fromkeys(("height", "width"), (lambda v: v is None or (COUNT[0](v) and v <= LARGEST), f"1 to {LARGEST}")),
         "assign_at": (lambda v: is_finite(v) and 0 <= v < 1, "0 to below 1"),
     }
     images: int = 10
@@ -56,6 +62,8 @@ class GenerateConfig(Settings):
     safety_scale: float = 1.0
     steps: int | None = None
     guidance: float | None = None
+    height: int | None = None
+    width: int | None = None
     seed: int = 0
     batch: int = 12
     use_dataset_settings: bool = False

@@ -23,7 +23,7 @@ from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prompt_filter import reasons
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.bottleneck import is_compiled
-from respodiff.pipelines.loading import model_name, sampling_settings, weights_digest
+from respodiff.pipelines.loading import lora_digest, model_name, precision, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import check_compatible, steer
@@ -97,8 +97,10 @@ def generate(
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
         settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
-        settings |= {"dtype": str(backbone(pipe).dtype).removeprefix("torch."), "device": pipe._execution_device.type}
+        settings |= {"dtype": precision(backbone(pipe)), "device": pipe._execution_device.type}
+        settings |= {"lora": lora} if (lora := lora_digest(backbone(pipe))) else {}
         settings |= {"safety_checker": True} if getattr(pipe, "safety_checker", None) is not None else {}
+        settings = {k: v for k, v in settings.items() if k not in ("height", "width") or v is not None}
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
         if not any(m.batch_dependent for m in (*modules, *safety)):
             del settings["batch"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from respodiff.concepts.concept import is_unicode
 from respodiff.concepts.intersections import factors, split
 from respodiff.data.records import Prompt, image_id
-from respodiff.generation.config import GenerateConfig
+from respodiff.generation.config import LARGEST, GenerateConfig
 from respodiff.generation.policies import Target, assign_run, checked_shares
 from respodiff.pipelines.denoiser import check_length
 from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, to_pipeline_format
@@ -27,8 +27,6 @@ from respodiff.training.config import MOST
 
 GUIDANCE = (1.0, 20.0)
 """Range in which a data set's own guidance is used. Beyond it (I2P has 255) images burn out."""
-LARGEST = 2048
-"""Largest side in pixels that a data set may ask for."""
 
 Groups = Mapping[str, Mapping[str, Adapter]]
 """Attribute (or intersection of attributes) -> concept -> adapter."""
@@ -103,12 +101,13 @@ def plan(
         )
         for p in prompts
     }
+    whole = run_size(pipe, config)
     rows = assign_run(names, config.images, config.policy, targets, config.seed)
     jobs: list[Job] = []
     for prompt in prompts:
-        guidance, size, seed = float(run_guidance), None, None
+        guidance, size, seed = float(run_guidance), whole, None
         if config.use_dataset_settings:
-            size, seed = own_size(pipe, prompt), prompt.seed
+            size, seed = own_size(pipe, prompt) if prompt.height and prompt.width else whole, prompt.seed
             if prompt.guidance is not None and GUIDANCE[0] <= prompt.guidance <= GUIDANCE[1]:
                 guidance = float(prompt.guidance)
         for i, row in enumerate(rows[prompt.id]):
@@ -190,6 +189,13 @@ def run_sampler(
     more |= {"num_inference_steps": at.steps, "guidance_scale": at.guidance, "generator": list(generators) if generators else None}
     with _without_truncation_notices(pipe):
         return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
+
+
+def run_size(pipe: Any, config: GenerateConfig) -> Size | None:
+    """The (height, width) in pixels of the settings, None for the model's own; ValueError for one that the pipeline does not take."""
+    latent = latent_shape(pipe, config.height or 0, config.width or 0)
+    height, width = (side * pipe.vae_scale_factor for side in latent[1:])
+    return None if latent == latent_shape(pipe) else (height, width)
 
 
 def own_size(pipe: Any, prompt: Prompt) -> Size | None:

@@ -75,6 +75,12 @@ def check_length(pipe: Any, prompts: Sequence[str]) -> None:
             raise ValueError(f"prompt {prompt[:60]!r}... has {n} tokens; this model takes {limit}, start and end included: shorten it")
 
 
+def is_offloaded(model: Any) -> bool:
+    """Whether the weights are moved during each call, by accelerate or by group offloading of diffusers."""
+    registries = (getattr(module, "_diffusers_hook", None) for module in model.modules())
+    return hasattr(model, "_hf_hook") or any(r is not None and r.get_hook("group_offloading") is not None for r in registries)
+
+
 class Denoiser:
     """The steered model of a pipeline at one image size.
 
@@ -91,7 +97,7 @@ class Denoiser:
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
         self.site = site_of(pipe)
-        if hasattr(self.model, "_hf_hook"):
+        if is_offloaded(self.model):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.loading import config_digest, model_name, weights_digest
+from respodiff.pipelines.loading import config_digest, model_name, precision, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, write_file
 
@@ -164,6 +164,7 @@ def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any
     """The header of an adapter that a method made for a pipeline; ``config`` is a dataclass of settings, ``more`` sets other fields."""
     model, settings = backbone(pipe), json.loads(json.dumps(asdict(config)))
     base = {"base_model": model_name(pipe), "base_digest": config_digest(model), "base_weights": weights_digest(model), "site": ""}
+    base["base_precision"] = precision(model)
     return replace(Header.of(concept, **base, library=__version__, method=method, train=settings), **more)
 
 

@@ -19,11 +19,11 @@ class Checkpoint:
     """
 
     def __init__(self, out: Path, concept: Concept | Attribute, config: Any, pipe: Any, method: str = "respodiff") -> None:
-        from respodiff.pipelines.loading import weights_digest
+        from respodiff.pipelines.loading import precision, weights_digest
         from respodiff.pipelines.registry import backbone
 
         self.out, self.path, self.method, model = out, out.with_name(f".{out.name}.unfinished"), method, backbone(pipe)
-        about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": str(model.dtype)}
+        about = {"concept": asdict(concept), "config": asdict(config), "model": weights_digest(model), "dtype": f"torch.{precision(model)}"}
         self.about = json.dumps({**about, "method": method}, sort_keys=True)
 
     def read(self) -> dict[str, Any]:

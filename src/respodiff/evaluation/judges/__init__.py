@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from respodiff import _plugins
+from respodiff._device import chosen_device
 from respodiff.concepts.concept import Concept
 from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, AnswerJudge, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
 from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, judge_folder, load_judge
@@ -85,7 +86,7 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     """
     kind, colon, _ = source.partition(":")
     if kind in _BY_SOURCE and not (colon and kind in ("nudenet", "open-nsfw")):
-        return _BY_SOURCE[kind].load(source, device)
+        return _BY_SOURCE[kind].load(source, chosen_device(device) if kind in ("siglip", "hf", "vlm") else device)
     if source in EMBEDDED or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
         return ClipJudge.load(source, device)
     if kind in _added():

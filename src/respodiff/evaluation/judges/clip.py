@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 
+from respodiff._device import chosen_device
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.evaluation.judges.base import BATCH, UNKNOWN, Judge, JudgeInput, Score, files_digest, vectors_of
 from respodiff.evaluation.judges.folders import ModelFolders, resizer, version_of
@@ -86,7 +87,7 @@ class ClipJudge(Judge):
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         model, processor = load_judge(f"clip:{self.folder}")
-        return model.to(self.device), processor
+        return model.to(chosen_device(self.device)), processor
 
     @property
     def model(self) -> Any:
@@ -188,8 +189,9 @@ class ClipJudge(Judge):
         """See `respodiff.evaluation.judges.classifier`."""
         import torch
 
-        texts = torch.from_numpy(self.embed_texts([chosen.target, *chosen.opposites])).to(self.device)
-        prepare = resizer(self.processor.image_processor, self.model.config.vision_config.image_size, self.device)
+        device = self.model.device
+        texts = torch.from_numpy(self.embed_texts([chosen.target, *chosen.opposites])).to(device)
+        prepare = resizer(self.processor.image_processor, self.model.config.vision_config.image_size, device)
 
         def classify(images: Any) -> Any:
             found = self._image_features({"pixel_values": prepare(images)})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from respodiff._device import chosen_device
 from respodiff.data.run_folder import file_digest
 from respodiff.evaluation.judges.base import FeatureJudge, optional, package_version
 from respodiff.evaluation.judges.texts import Floats
@@ -51,6 +52,7 @@ class Inception(FeatureJudge):
         torch.save(torch.load(published(source), map_location="cpu", weights_only=True), safe)
         safe.seek(0)
         network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
+        device = chosen_device(device)
         return cls(network.to(device), source, package_version("torch-fidelity"), SHA256[:16], device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
