@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +14,32 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    ControlNetModel,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from tests import original_layout
 from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 
-from respodiff.pipelines.denoiser import check_length, encode_prompts
-from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, model_name, weights_digest
-from respodiff.pipelines.registry import backbone
+from respodiff.concepts.concept import Concept
+from respodiff.pipelines import loading
+from respodiff.pipelines.denoiser import Denoiser, check_length, encode_prompts, is_offloaded
+from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, lora_digest, model_name, precision, weights_digest
+from respodiff.pipelines.registry import Unsupported, backbone
 from respodiff.pipelines.schedulers import SCHEDULERS, use_scheduler
+from respodiff.pipelines.source import ModelSource
+from respodiff.steering.self_test import sample_latents
+from respodiff.steering.steer import steer
+from respodiff.training.config import TrainConfig
+from respodiff.training.respodiff import fit
 
 # --- loading ---
 
@@ -93,15 +117,12 @@ def test_a_commit_of_the_hub_is_taken_and_is_part_of_the_models_name(folder: Pat
 )
 def test_folders_of_every_family_are_loaded(name: str, tmp_path: Path) -> None:
     pipe = TINY_PIPELINES[name]()
+    if "ControlNet" in name:  # the tiny one has an embedding that no class reads back
+        pipe.register_modules(controlnet=ControlNetModel.from_unet(pipe.unet))
     pipe.save_pretrained(tmp_path / "model")
     found = load_pipeline(tmp_path / "model")
     assert type(found) is type(pipe) and weights_digest(backbone(found)) == weights_digest(backbone(pipe))
     assert torch.allclose(encode_prompts(found, ["a doctor"]), encode_prompts(pipe, ["a doctor"]), atol=1e-4)
-
-
-def test_dtype_is_taken(folder: Path) -> None:
-    pipe = load_pipeline(str(folder), dtype=torch.bfloat16)
-    assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.bfloat16
 
 
 def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
@@ -109,7 +130,9 @@ def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
 
 
 def test_a_missing_folder_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"absent' does not exist; give 'embedded', a folder with model_index.json, or a hub id") as error:
+    with pytest.raises(
+        ValueError, match=r"absent' does not exist; give 'embedded', a folder with model_index.json, a .safetensors file, or a hub id"
+    ) as error:
         load_pipeline(tmp_path / "absent")
     assert one_line(error)
 
@@ -118,13 +141,6 @@ def test_a_bare_name_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"model folder 'my-checkpoint' does not exist; .* hub id OWNER/NAME"):
         load_pipeline("my-checkpoint")
-
-
-def test_a_single_file_says_how_to_make_a_folder_of_it(tmp_path: Path) -> None:
-    (tmp_path / "weights.safetensors").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"weights.safetensors' is a single file; .*from_single_file\(.*save_pretrained\(DIR\)") as error:
-        load_pipeline(tmp_path / "weights.safetensors")
-    assert one_line(error)
 
 
 def test_a_folder_without_a_part_names_it(folder: Path) -> None:
@@ -137,20 +153,9 @@ def test_a_folder_without_a_part_names_it(folder: Path) -> None:
         load_pipeline(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("diffusion_pytorch_model.fp16.safetensors", r"'unet' as the variant 'fp16' alone.*variant='fp16'\)\.save_pretrained"),
-        ("diffusion_pytorch_model.fp16-00001-of-00002.safetensors", r"'unet' as the variant 'fp16' alone"),
-        ("diffusion_pytorch_model.bin", r"'unet' as a pickle \(diffusion_pytorch_model.bin\).*use_safetensors=False"),
-    ],
-)
-def test_variants_and_pickles_say_how_to_convert_them(name: str, said: str, folder: Path) -> None:
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(folder / "unet" / name)
-    with pytest.raises(ValueError, match=said) as error:
-        load_pipeline(folder)
-    assert one_line(error)
+def test_parts_that_are_given_are_not_looked_for(folder: Path, tiny_pipe: StableDiffusionPipeline) -> None:
+    shutil.rmtree(folder / "vae")
+    assert load_pipeline(folder, vae=tiny_pipe.vae).vae is tiny_pipe.vae
 
 
 def test_a_hub_id_offline_is_one_clear_line() -> None:
@@ -187,6 +192,247 @@ def test_a_folder_of_an_unsupported_pipeline_is_refused(tmp_path: Path) -> None:
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pipeline DDPMPipeline is not supported; supported: StableDiffusionPipeline"):
         load_pipeline(tmp_path)
+
+
+# --- as diffusers loads ---
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What DiffusionPipeline.from_pretrained is called with."""
+    real, seen = DiffusionPipeline.from_pretrained, dict[str, Any]()
+
+    def from_pretrained(name: str, **more: Any) -> Any:
+        seen.update(more, name=name)
+        return real(name, **{k: v for k, v in more.items() if k not in ("revision", "cache_dir")})
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", from_pretrained)
+    return seen
+
+
+def test_what_diffusers_takes_is_passed_on(folder: Path, given: dict[str, Any]) -> None:
+    load_pipeline(folder, revision="main", cache_dir="x", torch_dtype=torch.bfloat16)
+    assert given["name"] == str(folder) and given["revision"] == "main" and given["cache_dir"] == "x" and given["local_files_only"]
+    assert torch.bfloat16 in (given.get("dtype"), given.get("torch_dtype")) and given["use_safetensors"]
+    ModelSource(str(folder), revision="v2").load()
+    assert given["revision"] == "v2"
+
+
+def test_a_revision_of_the_hub_reaches_the_index_and_the_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, pipe = list[Any](), load_pipeline(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda name, **more: seen.append((name, more)) or index)
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **more: seen.append((name, more)) or pipe)
+    load_pipeline("someone/model", revision="v2", token="t")
+    load_pipeline("someone/model@v2", token="t")
+    assert [name for name, _ in seen] == ["someone/model"] * 4
+    assert {(more["revision"], more["token"]) for _, more in seen} == {("v2", "t")}
+
+
+def test_weights_are_built_in_their_dtype(folder: Path) -> None:
+    for name in ("torch_dtype", "dtype"):
+        pipe = load_pipeline(folder, **{name: torch.bfloat16})
+        assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.bfloat16 and precision(pipe.unet) == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("device", "trains", "expected"), [("cpu", False, "float32"), ("meta", False, "float16"), ("meta", True, "float32")]
+)
+def test_dtype_auto(device: str, trains: bool, expected: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StableDiffusionPipeline, "to", lambda pipe, _: pipe)  # an accelerator that is not here
+    load_pipeline(folder).to(torch.float16)
+    pipe = load_pipeline(folder)
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        part.to(torch.float16)
+    pipe.save_pretrained(folder)
+    assert load_pipeline(folder, device=device, torch_dtype="auto", trains=trains).unet.dtype == getattr(torch, expected)
+    assert load_pipeline("embedded", device=device, torch_dtype="auto").unet.dtype == torch.float32
+    pipe.save_pretrained(folder, variant="bf16")
+    assert load_pipeline(folder, device="meta", torch_dtype="auto", variant="bf16").unet.dtype == torch.float16
+
+
+def test_convolutions_are_channels_last_and_the_file_stays_as_it_was(folder: Path, tiny_pipe: StableDiffusionPipeline) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    before = file.read_bytes()
+    unet = load_pipeline(folder).unet
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last) and not unet.conv_in.weight.is_contiguous()
+    assert all(torch.equal(p, q) for p, q in zip(unet.parameters(), tiny_pipe.unet.parameters(), strict=True))
+    assert file.read_bytes() == before
+
+
+def test_a_variant_is_read_when_it_is_named(folder: Path) -> None:
+    pipe = load_pipeline(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        shutil.rmtree(folder / part)
+    pipe.save_pretrained(folder, variant="fp16")
+    with pytest.raises(ValueError, match=r"as the variant 'fp16' alone; give variant='fp16' \(--variant fp16\)") as error:
+        load_pipeline(folder)
+    assert one_line(error)
+    assert weights_digest(load_pipeline(folder, variant="fp16").unet) == weights_digest(pipe.unet)
+    pipe.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"variant is 'ema', which .* has not; its variants: fp16"):
+        load_pipeline(folder, variant="ema")
+
+
+@pytest.mark.slow
+def test_a_pickle_is_refused_with_a_command_that_converts_it(folder: Path) -> None:
+    load_pipeline(folder).save_pretrained(folder, safe_serialization=False)
+    for file in folder.glob("*/*.safetensors"):
+        torch.save(load_file(file), file.with_name("pytorch_model.bin" if "text" in str(file.parent) else "diffusion_pytorch_model.bin"))
+        file.unlink()
+    with pytest.raises(
+        ValueError, match=r"as a pickle \(.*\.bin\), which is never read here; if you trust it, convert it: python -c "
+    ) as error:
+        load_pipeline(folder)
+    assert one_line(error)
+    _, *command = shlex.split(str(error.value).partition("convert it: ")[2])
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    assert load_pipeline(f"{folder}-safe").unet.dtype == torch.float32
+
+
+def test_a_sharded_variant_is_told_from_its_name(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(folder / "unet" / "diffusion_pytorch_model.fp16-00001-of-00002.safetensors")
+    with pytest.raises(ValueError, match="'unet' as the variant 'fp16' alone"):
+        load_pipeline(folder)
+
+
+def test_nothing_is_read_of_a_model_that_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", read)
+    index = folder / "model_index.json"
+    for name in ("NoSuchPipeline", "DDPMPipeline"):
+        index.write_text(index.read_text().replace("StableDiffusionPipeline", name).replace("NoSuchPipeline", name))
+        with pytest.raises(Unsupported, match=f"pipeline {name} is not .*supported: StableDiffusionPipeline"):
+            load_pipeline(folder)
+    monkeypatch.setattr(DiffusionPipeline, "load_config", lambda *_, **__: {"_class_name": "DDPMPipeline"})
+    with pytest.raises(Unsupported, match="DDPMPipeline"):
+        load_pipeline("someone/model")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"offload": "disk"}, "offload is 'disk'; allowed: none, model"),
+        ({"offload": "model"}, "offload is 'model', which needs an accelerator"),
+        ({"quantize": "int2"}, "quantize is 'int2'; allowed: nf4, int8"),
+        ({"torch_dtype": "int8"}, "torch_dtype is 'int8'; allowed: auto"),
+        ({"lora": ["absent.safetensors"]}, "lora 'absent.safetensors' cannot be loaded"),
+        ({"config": "x"}, "config is 'x', and model .* is no single file"),
+    ],
+)
+def test_arguments_that_cannot_be(more: dict[str, Any], said: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        load_pipeline(folder, **more)
+    assert one_line(error)
+
+
+# --- single files ---
+
+
+def test_a_checkpoint_in_one_file(tmp_path: Path) -> None:
+    pipe = TINY_PIPELINES["StableDiffusionPipeline"]()
+    pipe.save_pretrained(tmp_path / "base")
+    file = original_layout.save(pipe, tmp_path / "mine.safetensors")
+    found = load_pipeline(file, config=tmp_path / "base")
+    assert type(found) is type(pipe) and model_name(found) == "mine.safetensors"
+    for part in ("unet", "vae", "text_encoder"):
+        expected, own = getattr(pipe, part).state_dict(), getattr(found, part).state_dict()
+        assert expected.keys() == own.keys() and all(torch.equal(expected[key], own[key]) for key in own)
+    half = ModelSource(str(file), dtype="bfloat16", config=str(tmp_path / "base")).load()
+    assert half.unet.dtype == torch.bfloat16
+
+
+def test_a_single_file_says_what_it_needs(tmp_path: Path, folder: Path) -> None:
+    file = original_layout.save(TINY_PIPELINES["StableDiffusionPipeline"](), tmp_path / "mine.safetensors")
+    for more, said in (
+        ({}, r"needs the configurations of its base, .*; give config \(--config\)"),
+        ({"config": tmp_path / "absent" / "x"}, r"give config \(--config\)"),
+        ({"config": folder, "variant": "fp16"}, "variant is given, which a single file cannot take"),
+    ):
+        with pytest.raises(ValueError, match=said) as error:
+            load_pipeline(file, **more)
+        assert one_line(error)
+    (tmp_path / "x.ckpt").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"x.ckpt' is a file that is no .safetensors, and pickles are never executed"):
+        load_pipeline(tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"model file .* does not exist"):
+        load_pipeline(tmp_path / "absent.safetensors")
+
+
+# --- LoRA, offloading, quantisation ---
+
+
+def lora_file(pipe: Any, path: Path, seed: int) -> Path:
+    """A LoRA of random weights in the file that diffusers writes."""
+    torch.manual_seed(seed)
+    pipe.unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    type(pipe).save_lora_weights(path.parent, unet_lora_layers=get_peft_model_state_dict(pipe.unet), weight_name=path.name)
+    pipe.unet.delete_adapters("default")
+    return path
+
+
+def test_loras_with_weights(folder: Path, tmp_path: Path) -> None:
+    pipe = load_pipeline(folder)
+    first, second = (lora_file(pipe, tmp_path / f"{seed}.safetensors", seed) for seed in (1, 2))
+
+    def latents(*lora: str) -> torch.Tensor:
+        loaded = ModelSource(str(folder), lora=lora).load()
+        assert weights_digest(loaded.unet) == weights_digest(pipe.unet), "a LoRA is beside the model"
+        return sample_latents(loaded)
+
+    plain, one, half = latents(), latents(str(first)), latents(f"{first}:0.5")
+    assert not torch.allclose(one, plain) and not torch.allclose(half, one) and torch.allclose(latents(f"{first}:0"), plain)
+    pipe.load_lora_weights(tmp_path, weight_name=first.name, adapter_name="a")
+    pipe.load_lora_weights(tmp_path, weight_name=second.name, adapter_name="b")
+    pipe.set_adapters(["a", "b"], [0.5, 1.0])
+    assert torch.allclose(latents(f"{first}:0.5", str(second)), sample_latents(pipe), atol=1e-6)
+    digests = {
+        lora_digest(ModelSource(str(folder), lora=given).load().unet) for given in ((), (str(first),), (f"{first}:0.5",), (str(second),))
+    }
+    assert len(digests) == 4 and "" in digests
+
+
+def test_group_offload_draws_the_same_and_refuses_training(folder: Path, make_module: Callable[..., Any]) -> None:
+    pipe, offloaded = load_pipeline(folder), load_pipeline(folder, offload="group")
+    with steer(pipe, make_module()):
+        expected = sample_latents(pipe)
+    with steer(offloaded, make_module()):
+        assert torch.allclose(sample_latents(offloaded), expected, atol=1e-5)
+    assert torch.allclose(sample_latents(offloaded), sample_latents(pipe), atol=1e-5) and is_offloaded(offloaded.unet)
+    with pytest.raises(ValueError, match="offloaded"):
+        Denoiser(offloaded)
+
+
+def test_quantisation_says_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    with pytest.raises(ValueError, match=r"quantize is 'nf4', which needs bitsandbytes: pip install 'respodiff\[quant\]'"):
+        load_pipeline(folder, quantize="nf4")
+    with pytest.raises(ValueError, match=r"lora is 'x/y', which needs peft: pip install 'respodiff\[lora\]'"):
+        load_pipeline(folder, lora=["x/y"])
+    monkeypatch.setattr(loading, "find_spec", lambda _: True)
+    with pytest.raises(ValueError, match="diffusers needs a CUDA GPU, and the device is cpu"):
+        load_pipeline(folder, quantize="nf4")
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and find_spec("bitsandbytes")), reason="diffusers quantises with bitsandbytes on a GPU alone"
+)
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_quantised_model_draws_and_trains(quantize: str, folder: Path) -> None:
+    pipe = load_pipeline(folder, device="cuda", quantize=quantize)
+    assert torch.isfinite(sample_latents(pipe)).all() and precision(pipe.unet).startswith(quantize) and weights_digest(pipe.unet) == ""
+    assert config_digest(pipe.unet) == config_digest(load_pipeline(folder).unet)
+    few = TrainConfig(iterations=2, batch=1, steps=2, rollouts=1, rollout_batch=1, refresh_every=1)
+    module = fit(pipe, Concept("woman", "a woman", "a person", opposites=("a man",)), few)
+    assert module.header.base_precision.startswith(quantize)
+
+
+def test_gradient_checkpointing(folder: Path) -> None:
+    assert load_pipeline(folder, gradient_checkpointing=True).unet.is_gradient_checkpointing
+    assert not load_pipeline(folder).unet.is_gradient_checkpointing
 
 
 # --- prompts ---

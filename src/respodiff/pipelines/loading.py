@@ -22,7 +22,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from packaging.version import Version
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from respodiff._bars import without_bars
 from respodiff._device import AUTO, chosen_device
@@ -151,13 +151,17 @@ class _Place:
         return _readable(self.given + ", which is no folder here," * (self.kind == "hub"))
 
 
+def _first_line(error: Exception) -> str:
+    return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
+
+
 @contextmanager
 def _readable(given: str) -> Iterator[None]:
     """Makes one line of what libraries say of a model that they cannot read."""
     try:
         yield
     except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
-        reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
+        reason = _first_line(error)
         raise ValueError(f"model {given} cannot be loaded: {reason} - give 'embedded', {SOURCES} (needs network)") from error
 
 
@@ -178,9 +182,14 @@ def _find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Pl
             raise ValueError(f"model file {given} does not exist; give {SOURCES}")
         if path.suffix != SINGLE:
             raise ValueError(f"model {given} is a file that is no {SINGLE}, and pickles are never executed; give {SOURCES}")
-        with _readable(f"{given}, whose base is {config or 'not named by config,'}"):
+        try:
             config = config or _base_of(path)
             return _Place(given, "file", str(path.resolve()), config, _index(config, {})), more
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise ValueError(
+                f"model {given} is a single file and needs the configurations of its base, {config or 'of a known kind'}, which cannot be read "
+                f"({_first_line(error)}); give config (--config), a diffusers folder or hub id of the same base"
+            ) from error
     if config:
         raise ValueError(f"config is {config!r}, and model {given} is no single file: it has its own; leave config out")
     if path.is_dir():
@@ -305,7 +314,7 @@ def _add_loras(pipe: Any, given: Sequence[str]) -> None:
                 str(path.parent if where else path if path.is_dir() else source), adapter_name=name, use_safetensors=True, **where
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
+            reason = _first_line(error)
             raise ValueError(f"lora {source!r} cannot be loaded: {reason} - give a .safetensors file, its folder, or a hub id") from error
         weights[name] = weight
     if weights:

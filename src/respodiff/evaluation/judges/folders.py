@@ -123,7 +123,7 @@ class ModelFolders:
         return files_digest(sorted({path for pattern in (*FILES, "*.safetensors") for path in folder.glob(pattern)}), more)
 
 
-def resizer(processor: Any, side: int, device: str) -> Callable[[Any], Any]:
+def resizer(processor: Any, side: int, device: Any) -> Callable[[Any], Any]:
     """An image processor as a differentiable function of images (N, 3, H, W) in [0, 1]: resized as they are (bicubic), without a crop."""
     import torch
     from torch.nn.functional import interpolate
