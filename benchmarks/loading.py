@@ -85,11 +85,11 @@ def measure(folder: Path, dtype: str) -> dict[str, Any]:
 
 def as_table(result: dict[str, Any]) -> str:
     heads = ["checkpoint", "dtype", "MiB", "peak RSS, MiB", "peak RSS / size", "of it not mapped / size", "seconds"]
-    rows = [
-        [r["model"], r["dtype"], f"{r['mib']:.0f}", f"{r['peak_VmRSS']:.0f}", f"{r['peak_VmRSS'] / r['mib']:.2f}"]
-        + [f"{r['peak_RssAnon'] / r['mib']:.2f}", f"{r['seconds']:.1f}"]
-        for r in result["rows"]
-    ]
+    rows = []
+    for r in result["rows"]:
+        peak, size = r["peak_VmRSS"], r["mib"]
+        numbers = f"{size:.0f}", f"{peak:.0f}", f"{peak / size:.2f}", f"{r['peak_RssAnon'] / size:.2f}", f"{r['seconds']:.1f}"
+        rows.append([r["model"], r["dtype"], *numbers])
     return f"`{result['command']}` at commit {result['commit']}, torch {result['torch']}; each row was run once.\n\n" + table(heads, rows)
 
 
