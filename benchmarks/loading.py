@@ -54,8 +54,8 @@ def write_checkpoint(folder: Path, width: int, dtype: torch.dtype) -> None:
 
 def resident() -> dict[str, float]:
     """VmRSS and RssAnon of this process in MiB."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {name.rstrip(":"): int(size) / 1024 for name, size, *_ in lines if name in ("VmRSS:", "RssAnon:")}
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon")}
 
 
 def measure(folder: Path, dtype: str) -> dict[str, Any]:
