@@ -4,7 +4,7 @@
     python -m benchmarks.loading --tables               (the table anew from the kept rows)
 
 Weights of a safetensors file are mapped, and count as resident once they are read. So every weight is read after loading, and the peak of
-VmRSS (mapped pages included) is taken over both, less what was resident after the imports and after loading a small model.
+VmRSS (mapped pages included) is taken over both, less what was resident after the imports.
 RssAnon, which the system cannot take back, is told beside it. Results are kept in docs/results/loading.json. Linux alone.
 """
 
@@ -60,7 +60,6 @@ def resident() -> dict[str, float]:
 
 def measure(folder: Path, dtype: str) -> dict[str, Any]:
     """Peaks while a checkpoint is loaded and its weights are read once, over those before."""
-    load_pipeline("embedded")  # imports, and what libraries set up once
     before, peak, done = resident(), resident(), threading.Event()
 
     def watch() -> None:
