@@ -675,3 +675,23 @@ def test_noise_repeats_with_the_lower_half_of_the_seed_as_documented() -> None:
 
     assert torch.equal(start(7), start(7 + (5 << 32))), "PyTorch now reads the whole seed: say so in rows.noise_seed"
     assert not torch.equal(start(7), start(8))
+
+
+# --- size ---
+
+
+def test_a_run_has_a_size_of_its_own(tiny_pipe: Pipe, tmp_path: Path) -> None:
+    config = GenerateConfig(images=1, steps=1, height=24, width=8)
+    [(record, image)] = generate(tiny_pipe, ["a doctor"], [], config, out=tmp_path / "a")
+    assert image.size == (record.width, record.height) == (8, 24)
+    settings = RunFolder(tmp_path / "a").settings()
+    assert settings["height"] == 24 and settings["width"] == 8
+    list(generate(tiny_pipe, ["a doctor"], [], GenerateConfig(images=1, steps=1), out=tmp_path / "b"))
+    assert not {"height", "width"} & RunFolder(tmp_path / "b").settings().keys(), "as in folders of earlier versions"
+    with pytest.raises(ValueError, match="height is 25"):
+        generate(tiny_pipe, ["a doctor"], [], GenerateConfig(images=1, height=25))
+    with pytest.raises(ValueError, match="width is 4096"):
+        GenerateConfig(width=4096)
+    own = Prompt("p", "a doctor", group="g", height=16, width=16)
+    [(_, image)] = generate(tiny_pipe, [own], [], GenerateConfig(images=1, steps=1, height=24, width=8, use_dataset_settings=True))
+    assert image.size == (16, 16), "the data set's own size comes first"

@@ -16,9 +16,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from command import last_json, respodiff
+from respodiff.concepts.concept import Concept
 from respodiff.methods.registry import load
+from respodiff.steering.adapter import header_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, checksum, read_file, read_header, tensor_digest
+from respodiff.training.config import TrainConfig
 
 Make = Callable[..., ConceptModule]
 
@@ -310,3 +314,26 @@ def test_a_number_of_the_header_is_one(key: str, value: Any, tmp_path: Path) -> 
     header = {"format": FORMAT, "concept": "c", "target": "t", "neutral": "n", "form": "constant", key: value}
     with pytest.raises(ValueError, match=f"header with {key} = .*; allowed: a number"):
         load(as_file(tmp_path / "m.safetensors", header))
+
+
+def test_a_header_says_what_the_base_computed_in(tiny_pipe: Any, make_module: Callable[..., ConceptModule], tmp_path: Path) -> None:
+    concept = Concept("woman", "a woman", "a person")
+    for dtype, said in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+        tiny_pipe.unet.to(dtype)
+        made = make_module()
+        header = header_of(tiny_pipe, "respodiff", concept, TrainConfig(), site=made.header.site, form=made.header.form)
+        file = ConceptModule(header, made.tensors).save(tmp_path / f"{said}.safetensors")
+        assert read_header(file).base_precision == said == last_json(respodiff("inspect", str(file), "--json"))["base_precision"]
+    kind = {"quantization_method": lambda self: "nf4"}
+    tiny_pipe.unet.register_to_config(quantization_config=type("Config", (), kind)())
+    assert header_of(tiny_pipe, "respodiff", concept, TrainConfig()).base_precision == "nf4, bfloat16"
+    assert header_of(tiny_pipe, "respodiff", concept, TrainConfig()).base_digest == read_header(file).base_digest
+
+
+def test_a_file_without_that_key_is_read(make_module: Callable[..., ConceptModule], tmp_path: Path) -> None:
+    file = make_module().save(tmp_path / "new.safetensors")
+    with safe_open(file, "pt") as opened:
+        values, tensors = json.loads(opened.metadata()[HEADER_KEY]), {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+    del values["base_precision"], values["checksum"]
+    save_file(tensors, file, metadata={HEADER_KEY: json.dumps(values | {"checksum": checksum(values)})})
+    assert load(file).header.base_precision == "" and load(file).digest == make_module().digest

@@ -50,9 +50,8 @@ class ModelSource:
         """The pipeline. Raises as `respodiff.pipelines.loading.load_pipeline`."""
         from respodiff.pipelines.loading import load_pipeline
 
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("source", "device", "dtype", "variant", "revision")}
-        found = {"variant": self.variant, "revision": self.revision}
-        given |= {name: value for name, value in found.items() if value}
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("source", "device", "dtype")}
+        given = {k: v for k, v in given.items() if v or k not in ("variant", "revision")}  # which go to diffusers as they are
         return load_pipeline(self.source, device=chosen_device(self.device), torch_dtype=self.dtype, **given)
 
     def changed(self) -> dict[str, Any]:
