@@ -1,11 +1,13 @@
-"""Encodes prompts, and provides a pipeline's model as a function of latents, timestep and condition, the same for every family.
+"""Encodes prompts, and provides a pipeline's model as a function of latents, timestep and condition, the same for every class.
 
-A condition is a dictionary of tensors, rows first: ``context`` (B, T, D), the prompt embeddings; ``pooled`` (B, P) of SDXL, SD3 and Flux;
-``time_ids`` (B, 6) of SDXL. Latents are (B, C, H, W); Flux's packing into tokens happens inside.
+A condition is a dictionary of tensors, rows first: those arguments of the model that differ from prompt to prompt, such as
+``encoder_hidden_states`` (B, T, D), by their path. Latents are (B, C, H, W); packing into tokens happens inside.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -21,10 +23,12 @@ from diffusers import (
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.latents import latent_shape, pack
+from respodiff.pipelines.capture import capture, filled, flat
+from respodiff.pipelines.latents import latent_shape, pack, unpack
 from respodiff.pipelines.registry import backbone, site_of, spec_of
 
 Condition = Mapping[str, Tensor]
+TIME_IDS = "added_cond_kwargs.time_ids"
 
 
 def repeat(condition: Condition, n: int) -> dict[str, Tensor]:
@@ -37,39 +41,36 @@ def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
     return {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 
 
-def encode_prompts(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Text embeddings (N, T, D) of the prompts, as the pipeline makes them; ValueError for a prompt that would be cut off."""
-    return encode_with_pooled(pipe, prompts)[0]
-
-
 @torch.no_grad()
-def encode_with_pooled(pipe: Any, prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-    """Text embeddings (N, T, D), and pooled embeddings (N, P) for the families that have them. Errors as `encode_prompts`."""
+def encode_prompts(pipe: Any, prompts: Sequence[str], height: int = 0, width: int = 0, **call: Any) -> dict[str, Tensor]:
+    """What the model is told of each prompt, as its pipeline does it: path of an argument -> rows (N, ...), in the order of the prompts.
+
+    ``call`` are arguments of the pipeline's call. Zeros stand for the empty prompt where the checkpoint says so (SDXL). ValueError for a prompt that
+    would be cut off.
+    """
     check_length(pipe, prompts)
-    family, unique = spec_of(pipe).family, list(dict.fromkeys(prompts))
-    order = [unique.index(p) for p in prompts]
-    if family == "sd":
-        ids = pipe.tokenizer(unique, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt").input_ids
-        return pipe.text_encoder(ids.to(pipe.text_encoder.device))[0][order], None
-    device = pipe._execution_device
-    if family == "flux":
-        context, pooled, _ = pipe.encode_prompt(unique, None, device=device)
-    else:
-        second = {"prompt_2": None, **({"prompt_3": None} if family == "sd3" else {})}
-        context, _, pooled, _ = pipe.encode_prompt(unique, **second, device=device, do_classifier_free_guidance=False)
-    context, pooled = context[order], pooled[order]
-    if family == "sdxl" and pipe.config.get("force_zeros_for_empty_prompt"):
-        filled = torch.tensor([float(bool(p)) for p in prompts], device=context.device, dtype=context.dtype)
-        context, pooled = context * filled[:, None, None], pooled * filled[:, None]
-    return context, pooled
+    unique = list(dict.fromkeys(prompts))
+    size = [side * pipe.vae_scale_factor for side in latent_shape(pipe, height, width)[1:]]
+    told, other = (flat(capture(pipe, texts, *size, **call).told) for texts in (unique, unique[:1] * (1 + (len(unique) == 1))))
+    differ = {path for path, value in told.items() if value.ndim and len(value) != len(other[path])}
+    found = {path: told[path][[unique.index(p) for p in prompts]] for path in differ.difference(names_of(backbone(pipe)))}
+    if pipe.config.get("force_zeros_for_empty_prompt"):
+        for path in found.keys() - {TIME_IDS}:
+            found[path][[i for i, p in enumerate(prompts) if not p]] = 0
+    return found
+
+
+def names_of(model: Any) -> tuple[str, str]:
+    """The arguments of a model that are the latent and the timestep."""
+    first, *others = inspect.signature(model.forward).parameters
+    return first, next(name for name in others if name.startswith("timestep"))
 
 
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
     """ValueError if a prompt has more tokens than the tokenizer takes. Of several tokenizers the one that takes most decides."""
     tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
     tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
-    # T5 is read up to 256 tokens by SD3 and 512 by Flux; its own limit may be a number that stands for none.
-    limit = min(tokenizer.model_max_length, {"sd3": 256, "flux": 512}.get(spec_of(pipe).family, 1 << 30))
+    limit = min(tokenizer.model_max_length, spec_of(pipe).longest)  # the tokenizer's own may be a number that stands for none
     for prompt in dict.fromkeys(prompts):
         if (n := len(tokenizer(prompt).input_ids)) > limit:
             raise ValueError(f"prompt {prompt[:60]!r}... has {n} tokens; this model takes {limit}, start and end included: shorten it")
@@ -92,7 +93,7 @@ class Denoiser:
     """
 
     def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
-        self.pipe, self.family = pipe, spec_of(pipe).family
+        self.pipe, self.spec = pipe, spec_of(pipe)
         self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
@@ -102,93 +103,71 @@ class Denoiser:
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
         config = self.model.config
-        if self.family == "sd3" and config.in_channels != pipe.vae.config.latent_channels:
+        self.latent = latent_shape(pipe, height, width)
+        if self.spec.model == "transformer" and not self.spec.packs and config.in_channels != self.latent[0]:
             raise ValueError(
                 f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one"
             )
-        self.latent = latent_shape(pipe, height, width)
         self.size = (self.latent[1] * pipe.vae_scale_factor, self.latent[2] * pipe.vae_scale_factor)
         self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
         self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
-        self.guides = self.family != "flux" and not self.embeds_guidance
-        self._extra = self._extra_channels() if spec_of(pipe).model == "unet" else None
+        self.guides = self.spec.guides and not self.embeds_guidance
+        self._extra = self._extra_channels() if self.spec.model == "unet" else None
+        self._samplers: dict[int, Any] = {}
 
     @cached_property
     def empty(self) -> Condition:
         """Condition of the empty prompt."""
         return self.encode([""])[0]
 
-    @torch.no_grad()
+    @cached_property
+    def _told(self) -> dict[str, Any]:
+        """Arguments of a call of one row."""
+        return dict(capture(self.pipe, [""], *self.size, **self._scale).told)
+
+    @property
+    def _scale(self) -> dict[str, float]:
+        return {self.spec.guided_by: self.guidance if self.embeds_guidance else 1.0}
+
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
-        """Conditions of one row each, on the model's device."""
-        if not prompts:
-            return []
-        context, pooled = encode_with_pooled(self.pipe, prompts)
-        found = {"context": context} if pooled is None else {"context": context, "pooled": pooled}
-        if self.family == "sdxl":
-            # Original size, crop from the corner, target size; refiners end in an aesthetic score.
-            last = [6.0] if getattr(self.pipe.config, "requires_aesthetics_score", False) else [*self.size]
-            found["time_ids"] = torch.tensor([[*self.size, 0, 0, *last]], dtype=torch.float32).expand(len(prompts), -1)
-        found = {k: v.to(self.device, self.dtype) for k, v in found.items()}  # the pipelines cast time ids as well
-        return [{k: v[i : i + 1] for k, v in found.items()} for i in range(len(prompts))]
+        """Conditions of one row each, on the model's device. ValueError for a prompt that would be cut off."""
+        found = encode_prompts(self.pipe, prompts, *self.size, **self._scale) if prompts else {}
+        return [{path: value[i : i + 1] for path, value in found.items()} for i in range(len(prompts))]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
         self.forwards += len(z)
-        if self.family == "flux":
-            return self._flux(z, t, condition)
-        more: dict[str, Any] = {"timestep": t, "encoder_hidden_states": condition["context"]}
-        if self.family == "sd3":
-            more |= {"timestep": t.expand(len(z)), "pooled_projections": condition["pooled"]}
-        elif self.embeds_guidance:
-            w = torch.full((len(z),), self.guidance - 1)
-            embedded = self.pipe.get_guidance_scale_embedding(w, embedding_dim=self.model.config.time_cond_proj_dim)
-            more["timestep_cond"] = embedded.to(z.device, z.dtype)
-        if self.family == "sdxl":
-            more["added_cond_kwargs"] = {"text_embeds": condition["pooled"], "time_ids": condition["time_ids"]}
+        latent, timestep = names_of(self.model)
+        told = self._told[timestep]
+        when = t.to(told.dtype) * self.spec.time if self.spec.time != 1 else t
         if self._extra is not None:
             z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
-        prediction: Tensor = self.model(z, **more, return_dict=False)[0]
-        return prediction
+        own = {latent: pack(z) if self.spec.packs else z, timestep: when.expand(len(z)) if told.ndim else when}
+        prediction: Tensor = self.model(**filled(self._told, lambda path, value: own[path] if path in own else condition.get(path, value)))[
+            0
+        ]
+        return unpack(prediction, *z.shape[2:]) if self.spec.packs else prediction
 
     def sampler(self, steps: int) -> Any:
         """The scheduler of rollouts: DDIM (paper) whatever the pipeline's own is, LCM's for consistency models, Euler for flow matching.
 
         Where the pipeline has a solver of higher order, DDIM's timesteps are spaced as in the paper ("leading"), not as that solver wants them.
+        A transformer's timesteps are those of its pipeline's call.
         """
         config = self.pipe.scheduler.config
-        if self.family in ("sd3", "flux"):
-            scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
-        elif getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):
+        if self.spec.model == "transformer":
+            if steps not in self._samplers:
+                scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
+                self._samplers[steps] = capture(self.pipe, [""], *self.size, steps, scheduler, **self._scale).scheduler
+            return copy.deepcopy(self._samplers[steps])
+        if getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):
             scheduler = LCMScheduler.from_config(config)
         else:
             solver = isinstance(self.pipe.scheduler, DPMSolverMultistepScheduler | UniPCMultistepScheduler)
             paper = {"timestep_spacing": "leading", "set_alpha_to_one": False} if solver else {}
             scheduler = DDIMScheduler.from_config(config, clip_sample=False, **paper)
-        # Flux's pipelines give sigmas.
-        more: dict[str, Any] = {"sigmas": [1 - i / steps for i in range(steps)]} if self.family == "flux" else {}
-        if scheduler.config.get("use_dynamic_shifting"):
-            # Linear in the number of tokens between the two sizes that the configuration names (Flux, SD 3.5).
-            c = scheduler.config
-            share = (self.latent[1] * self.latent[2] / 4 - c.base_image_seq_len) / (c.max_image_seq_len - c.base_image_seq_len)
-            more["mu"] = c.base_shift + share * (c.max_shift - c.base_shift)
-        scheduler.set_timesteps(steps, device=self.device, **more)
+        scheduler.set_timesteps(steps, device=self.device)
         return scheduler
-
-    def _flux(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        b, c, h, w = z.shape
-        grid = torch.stack([torch.zeros(h // 2, w // 2), *torch.meshgrid(torch.arange(h // 2), torch.arange(w // 2), indexing="ij")], -1)
-        prediction: Tensor = self.model(
-            hidden_states=pack(z),
-            timestep=(t.expand(b) / 1000).to(z.dtype),
-            encoder_hidden_states=condition["context"],
-            pooled_projections=condition["pooled"],
-            img_ids=grid.reshape(-1, 3).to(z.device, z.dtype),
-            txt_ids=z.new_zeros(condition["context"].shape[1], 3),
-            guidance=z.new_full((b,), self.guidance, dtype=torch.float32) if self.embeds_guidance else None,
-            return_dict=False,
-        )[0]
-        return prediction.reshape(b, h // 2, w // 2, c, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, c, h, w)
 
     @torch.no_grad()
     def _extra_channels(self) -> Tensor | None:

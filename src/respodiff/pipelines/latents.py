@@ -22,7 +22,7 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None =
 def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as the pipeline takes them."""
     latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
-    return pack(latents) if spec_of(pipe).family == "flux" else latents
+    return pack(latents) if spec_of(pipe).packs else latents
 
 
 def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
@@ -40,7 +40,8 @@ def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, 
         if pixels % (scale * even):
             raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {scale * even}, or 0 for its own size")
     h, w = height // scale or default[0], width // scale or default[1]
-    channels = config.in_channels // 4 if spec_of(pipe).family == "flux" else pipe.vae.config.latent_channels
+    packs = spec_of(pipe).packs
+    channels = config.in_channels // packs**2 if packs else pipe.vae.config.latent_channels
     return int(channels), int(h), int(w)
 
 
@@ -48,3 +49,9 @@ def pack(z: Tensor) -> Tensor:
     """Latents (B, C, H, W) as Flux's tokens (B, H/2 W/2, 4 C)."""
     b, c, h, w = z.shape
     return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """What `pack` made of latents (B, C, ``height``, ``width``) as such latents."""
+    b, _, d = tokens.shape
+    return tokens.reshape(b, height // 2, width // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, d // 4, height, width)

@@ -25,31 +25,42 @@ class PipelineSpec:
     """One kind of pipeline.
 
     Attributes:
-        family: how prompts are encoded and the model is called (`respodiff.pipelines.denoiser`).
+        model: component that is steered. shown: class whose text-to-image call shows how it is called; empty for the class itself.
         passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
         images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable with the call's prompt embeddings -> its row blocks.
+        guided_by: argument of the call with the guidance scale, which at 1 switches classifier-free guidance off.
+        guides: whether classifier-free guidance is used (unless the model embeds a guidance scale). time: what the model is told of a timestep
+            of the scheduler is this many times that. packs: side of the square of latent pixels that makes a token; 0 for latents as they are.
+        longest: tokens of a prompt that are read where the tokenizer takes more. site: name of the module of the model behind which h is.
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
-    family: Literal["sd", "sdxl", "sd3", "flux"]
+    model: Literal["unet", "transformer"] = "unet"
+    shown: str = ""
     passes: tuple[str, ...] = ("uncond", "cond")
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    guided_by: str = "guidance_scale"
+    guides: bool = True
+    time: float = 1.0
+    packs: int = 0
+    longest: int = 1 << 30
+    site: str = "mid_block"
     steps: int = 50
     guidance: float = 7.5
 
-    @property
-    def model(self) -> str:
-        """Component that is steered."""
-        return "unet" if self.family in ("sd", "sdxl") else "transformer"
 
-
-SD, SDXL = PipelineSpec("sd"), PipelineSpec("sdxl")
+SD = PipelineSpec()
 LCM = replace(SD, steps=4, guidance=8.5)
+PER_CONDITION = {"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}
+DIT = PipelineSpec("transformer", site="transformer_blocks.MIDDLE")
 # The second call of SD3 is skip-layer guidance.
-SD3 = PipelineSpec("sd3", calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}, steps=28, guidance=7.0)
-FLUX = PipelineSpec("flux", calls={"prompt_embeds": ("cond",), "negative_prompt_embeds": ("uncond",)}, steps=28, guidance=3.5)
+SD3 = replace(DIT, calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}, longest=256, steps=28, guidance=7.0)
+# Flux goes on with single-stream blocks, twice as many: the last block of two streams is its middle.
+FLUX = replace(
+    DIT, calls=PER_CONDITION, site="transformer_blocks.LAST", guides=False, time=1e-3, packs=2, longest=512, steps=28, guidance=3.5
+)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
@@ -57,18 +68,19 @@ CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": 
 
 def _classes(base: PipelineSpec, prefix: str, images: Mapping[str, tuple[str, ...]] = PLAIN) -> dict[str, PipelineSpec]:
     """A text-to-image class and its classes that take images, with the same rows."""
-    return {f"{prefix}{kind}Pipeline": replace(base, images=needed) for kind, needed in images.items()}
+    shown = f"{prefix.removesuffix('ControlNet')}Pipeline"
+    return {f"{prefix}{kind}Pipeline": replace(base, images=needed, shown=shown) for kind, needed in images.items()}
 
 
 PIPELINES: dict[str, PipelineSpec] = {
     **_classes(SD, "StableDiffusion"),
     **_classes(SD, "StableDiffusionControlNet", CONTROLNET),
     "LatentConsistencyModelPipeline": LCM,
-    "LatentConsistencyModelImg2ImgPipeline": replace(LCM, images=("image",)),
-    "StableDiffusionInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",)),
-    **_classes(SDXL, "StableDiffusionXL"),
-    **_classes(SDXL, "StableDiffusionXLControlNet", CONTROLNET),
-    "StableDiffusionXLInstructPix2PixPipeline": replace(SDXL, passes=THREE, images=("image",)),
+    "LatentConsistencyModelImg2ImgPipeline": replace(LCM, images=("image",), shown="LatentConsistencyModelPipeline"),
+    "StableDiffusionInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",), shown="StableDiffusionPipeline"),
+    **_classes(SD, "StableDiffusionXL"),
+    **_classes(SD, "StableDiffusionXLControlNet", CONTROLNET),
+    "StableDiffusionXLInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",), shown="StableDiffusionXLPipeline"),
     **_classes(SD3, "StableDiffusion3"),
     **_classes(FLUX, "Flux"),
 }
@@ -88,7 +100,7 @@ def spec_of(pipe: Any) -> PipelineSpec:
         return _row(kinds[known].__name__)
     raise Unsupported(
         f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(names())}; "
-        "to add one, put its row (order of its row blocks, family of its prompts) into respodiff.pipelines.registry.PIPELINES, or into a "
+        "to add one, put its row (order of its row blocks, how its model is called) into respodiff.pipelines.registry.PIPELINES, or into a "
         "package of your own (docs/contributing/plugins.md)"
     )
 
@@ -108,11 +120,11 @@ def backbone(pipe: Any) -> Any:
 
 def site_of(pipe: Any) -> str:
     """Name of the module of `backbone` behind which h is."""
-    if spec_of(pipe).model == "unet":
-        return "mid_block"
-    blocks = len(backbone(pipe).transformer_blocks)
-    # Flux goes on with single-stream blocks, twice as many: the last block of two streams is its middle.
-    return f"transformer_blocks.{blocks - 1 if spec_of(pipe).family == 'flux' else blocks // 2}"
+    blocks, _, place = spec_of(pipe).site.partition(".")
+    if not place:
+        return blocks
+    n = len(getattr(backbone(pipe), blocks))
+    return f"{blocks}.{n - 1 if place == 'LAST' else n // 2}"
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:

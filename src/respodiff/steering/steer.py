@@ -169,7 +169,8 @@ class Shift:
             return torch.zeros(())
         t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
         # Flux is told a thousandth; the rest keeps whole numbers whole after the division. Flow matching calls pure noise 1000.
-        return (t.float() * 1000 + 1e-3 if spec_of(self.pipe).family == "flux" else t).clamp(max=999)
+        time = spec_of(self.pipe).time
+        return (t if time == 1 else t.float() / time + 1e-3).clamp(max=999)
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""
