@@ -33,7 +33,7 @@ class Compiled:
     def __call__(self, z: Tensor, t: Tensor, y: Condition, delta: Any = None) -> Tensor:
         self.offset.copy_(delta(self.offset, t) if delta else torch.zeros_like(self.offset))
         with torch.autocast("cpu", torch.bfloat16):
-            e = self.run(torch.cat([z, z]), t.expand(2), join([self.model.empty, y])["context"], return_dict=False)[0].float()
+            e = self.run(torch.cat([z, z]), t.expand(2), join([self.model.empty, y])["encoder_hidden_states"], return_dict=False)[0].float()
         self.model.forwards += 2
         guided: Tensor = e[:1] + self.model.guidance * (e[1:] - e[:1])
         return guided

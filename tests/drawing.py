@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ from tests.tiny_models import SIZE
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import backbone, site_of, spec_of
+from respodiff.pipelines.denoiser import encode_prompts, join
+from respodiff.pipelines.registry import backbone, call_arguments, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 
@@ -36,14 +37,16 @@ def draw(pipe: Any, prompt: Any = "a doctor", *, seed: int = 0, steps: int = 2, 
     size = {"height": changes.pop("height", SIZE), "width": changes.pop("width", SIZE)}
     name, images_ = type(pipe).__name__, input_images(pipe, **size)
     edits = bool(images_) and "Pix2Pix" not in name and "ControlNetPipeline" not in name  # starts from an image that is partly noised
-    arguments: dict[str, Any] = {"guidance_scale": GUIDANCE, **images_}
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    guidance = changes.pop("guidance_scale", GUIDANCE)
+    arguments: dict[str, Any] = {**call_arguments(pipe, prompts, guidance), **images_}
     if "height" in inspect.signature(type(pipe).__call__).parameters:
         arguments |= size
     if edits:
         arguments["strength"] = STRENGTH
     generator = torch.Generator().manual_seed(seed)
     arguments |= {"num_inference_steps": steps + edits, "num_images_per_prompt": images, "generator": generator, "output_type": "latent"}
-    found: torch.Tensor = pipe(prompt, **{**arguments, **changes}).images
+    found: torch.Tensor = pipe(**{**arguments, **changes}).images
     return found
 
 
@@ -55,6 +58,16 @@ def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, 
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(shape, generator=generator) * scale
     return ConceptModule.of(values, values * 0.25, Header(f"concept-{seed}", "a woman", "a person", site=site))
+
+
+def oblong(pipe: Any) -> dict[str, int]:
+    """A small size that is no square."""
+    return {"height": 48, "width": 64} if spec_of(pipe).multiple == 1 else {"height": 64, "width": 96}
+
+
+def contexts(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Text embeddings (N, T, D) of prompts."""
+    return join(encode_prompts(pipe, prompts))["encoder_hidden_states"]
 
 
 def apart(a: Tensor, b: Tensor) -> float:
@@ -78,8 +91,8 @@ def seen(pipe: Any) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
     model, found, calls = backbone(pipe), [], []
     names = ("sample", "timestep", "encoder_hidden_states")
     first = model.register_forward_pre_hook(lambda _m, a, k: calls.append({**dict(zip(names, a, strict=False)), **k}), with_kwargs=True)
-    site = site_module(model, site_of(pipe))
-    last = site.register_forward_hook(lambda _m, _a, out: found.append((stream(out).clone(), calls[-1])))
+    site = site_of(pipe)
+    last = site_module(model, site).register_forward_hook(lambda _m, _a, out: found.append((stream(out, site).clone(), calls[-1])))
     try:
         yield found
     finally:

@@ -99,7 +99,7 @@ def test_the_gradient_is_that_of_the_sampling_loop_written_out(plain_sd: Any, gu
     abar, alphas, times = scheduler.alphas_cumprod, scheduler.alphas, [int(t) for t in scheduler.timesteps]
     a = [math.sqrt(abar[t]) * math.sqrt(1 - abar[t]) / (1 - alphas[t].item()) for t in times]
     a = [x / math.prod(a) ** (1 / 3) for x in a]
-    z, plain_z, y, empty = images.z[0], images.z[0], images.y["context"], denoiser.empty["context"]
+    z, plain_z, y, empty = images.z[0], images.z[0], images.y["encoder_hidden_states"], denoiser.empty["encoder_hidden_states"]
     texts = torch.cat([empty] * 4 * (guidance > 1) + [y] * 4)
 
     def predicted(x: Tensor, t: int, weights: dict[str, Tensor]) -> Tensor:

@@ -192,7 +192,7 @@ def test_several_phrases_take_turns(plain_sd: Any, monkeypatch: pytest.MonkeyPat
 
     def record(self: Denoiser, z: Tensor, t: Tensor, y: Any) -> Tensor:
         if torch.is_grad_enabled():
-            seen.append(y["context"])
+            seen.append(y["encoder_hidden_states"])
         return predict(self, z, t, y)
 
     monkeypatch.setattr(Denoiser, "__call__", record)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, LCMScheduler
 from tests.contracts.pipeline_checks import TINY, WOMAN
-from tests.drawing import close, draw, seen
+from tests.drawing import close, contexts, draw, seen
 from tests.raw_loop import conditions, raw_unet
 from tests.tiny_models import flux, inpaint_9, lcm, scheduler, sd, sd3, sd_v, sdxl
 
 from respodiff.pipelines.bottleneck import run_with_decoder
-from respodiff.pipelines.denoiser import Denoiser, encode_prompts, join, repeat
+from respodiff.pipelines.denoiser import TIME_IDS, Denoiser, join, repeat
 from respodiff.pipelines.latents import latent_shape, pack
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit, train
@@ -109,14 +109,15 @@ def test_inpainting_channels_mask_everything_over_a_blank_image() -> None:
 
 def test_zeros_stand_for_the_empty_prompt_where_the_checkpoint_says_so() -> None:
     pipe = sdxl()
-    assert encode_prompts(pipe, ["", "a doctor"])[0].abs().max() == 0 < encode_prompts(pipe, ["", "a doctor"])[1].abs().max()
+    empty, doctor = contexts(pipe, ["", "a doctor"])
+    assert empty.abs().max() == 0 < doctor.abs().max()
     pipe.register_to_config(force_zeros_for_empty_prompt=False)
-    assert encode_prompts(pipe, [""]).abs().max() > 0
+    assert contexts(pipe, [""]).abs().max() > 0
 
 
 def test_time_ids_follow_the_size() -> None:
     d = Denoiser(sdxl(), 48, 64)
-    assert d.encode(["x"])[0]["time_ids"].tolist() == [[48, 64, 0, 0, 48, 64]]
+    assert d.encode(["x"])[0][TIME_IDS].tolist() == [[48, 64, 0, 0, 48, 64]]
     assert d.size == (48, 64) and d.shape == (32, 6, 8)
 
 

@@ -122,7 +122,7 @@ def test_folders_of_every_family_are_loaded(name: str, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     found = load_pipeline(tmp_path / "model")
     assert type(found) is type(pipe) and weights_digest(backbone(found)) == weights_digest(backbone(pipe))
-    assert torch.allclose(encode_prompts(found, ["a doctor"]), encode_prompts(pipe, ["a doctor"]), atol=1e-4)
+    assert torch.allclose(contexts(found, ["a doctor"]), contexts(pipe, ["a doctor"]), atol=1e-4)
 
 
 def one_line(error: pytest.ExceptionInfo[ValueError]) -> bool:
@@ -441,8 +441,8 @@ def test_gradient_checkpointing(folder: Path) -> None:
 def test_prompts_are_encoded_as_the_pipeline_does_it_in_the_order_given(tiny_pipe: StableDiffusionPipeline) -> None:
     prompts = ["a woman", "a man", "a woman", "a person with dark skin"]
     expected, _ = tiny_pipe.encode_prompt(prompts, "cpu", 1, False)
-    assert torch.allclose(encode_prompts(tiny_pipe, prompts), expected, atol=1e-6)
-    assert not encode_prompts(tiny_pipe, prompts).requires_grad
+    assert torch.allclose(contexts(tiny_pipe, prompts), expected, atol=1e-6)
+    assert not contexts(tiny_pipe, prompts).requires_grad
 
 
 def test_a_prompt_of_the_very_limit_passes_and_one_token_more_is_refused(tiny_pipe: StableDiffusionPipeline) -> None:

@@ -11,7 +11,6 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from respodiff.methods.registry import load
-from respodiff.pipelines.denoiser import encode_prompts
 from respodiff.steering.forms import make_form
 from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule
@@ -41,7 +40,7 @@ def loop(pipe: Any, rows: list[list[tuple[ConceptModule, float]]], guidance: flo
     """The drawing loop by hand, every image on its own: guidance around a model whose conditional call is shifted."""
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    empty, doctor = encode_prompts(pipe, ["", "a doctor"]).split(1)
+    empty, doctor = contexts(pipe, ["", "a doctor"]).split(1)
     out = []
     for z, row in zip(randn(len(rows), 4, 8, 8, seed=3).split(1), rows, strict=True):
         for t in scheduler.timesteps:
@@ -119,7 +118,7 @@ def test_a_form_that_reads_h_equals_the_loop_by_hand(tiny_pipe: Any, form: str) 
     ram, sam = module.forms()
     scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
     scheduler.set_timesteps(STEPS)
-    empty, doctor = encode_prompts(tiny_pipe, ["", "a doctor"]).split(1)
+    empty, doctor = contexts(tiny_pipe, ["", "a doctor"]).split(1)
     z = randn(1, 4, 8, 8, seed=3)
     for t in scheduler.timesteps:
         uncond = tiny_pipe.unet(z, t, encoder_hidden_states=empty).sample

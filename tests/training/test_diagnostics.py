@@ -97,7 +97,7 @@ def test_a_verdict_by_hand(tiny_pipe: Any, concept: Concept, ends: tuple[str, st
     @torch.no_grad()
     def predicted(prompt: str, offset: Any = None) -> Any:
         hook = unet.mid_block.register_forward_hook(lambda _m, _a, h: hidden.append(h) or (None if offset is None else h + offset))
-        e = unet(z, t, encoder_hidden_states=denoiser.encode([prompt])[0]["context"].expand(len(z), -1, -1)).sample
+        e = unet(z, t, encoder_hidden_states=denoiser.encode([prompt])[0]["encoder_hidden_states"].expand(len(z), -1, -1)).sample
         hook.remove()
         return e.double()
 

@@ -14,7 +14,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.concepts.concept import concept as find_concept
 from respodiff.methods.registry import load
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.denoiser import Denoiser, encode_prompts
+from respodiff.pipelines.denoiser import Denoiser
 from respodiff.training import respodiff as training
 from respodiff.training.config import TrainConfig
 from respodiff.training.objectives import mixture
@@ -58,7 +58,7 @@ def test_one_step_of_each_module_matches_a_hand_written_one(tiny_pipe: Any, pres
     steering = r + s if config.rollout_modules == "both" else r
     batch = pool_of(tiny_pipe, WOMAN, config, steering.detach()).batch(0, 3)
 
-    y, z, t = batch.y["context"], batch.z, batch.t
+    y, z, t = batch.y["encoder_hidden_states"], batch.z, batch.t
     loss_ram = (hooked(unet, z, t, y, r) - batch.e_tar).pow(2).mean()
     (g_r,) = torch.autograd.grad(loss_ram, r)
     new_r = adam(r.detach(), g_r, 0.05, config.betas)
@@ -94,12 +94,12 @@ def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_
     ram = forms(Denoiser(tiny_pipe), config)[0](torch.zeros(1), torch.zeros(1)).detach()
     batch = pool_of(tiny_pipe, UNSAFE, config, ram).batch(0, 3)
     assert batch.keep is not None
-    person = encode_prompts(tiny_pipe, ["a person"])
-    assert torch.equal(batch.keep.y["context"][0], person[0])
+    person = contexts(tiny_pipe, ["a person"])
+    assert torch.equal(batch.keep.y["encoder_hidden_states"][0], person[0])
     r = ram.clone().requires_grad_()
-    loss = (hooked(unet, batch.z, batch.t, batch.y["context"], r) - batch.e_tar).pow(2).mean()
-    kept = hooked(unet, batch.keep.z, batch.keep.t, batch.keep.y["context"], r)
-    plain = unet(batch.keep.z, batch.keep.t, encoder_hidden_states=batch.keep.y["context"]).sample
+    loss = (hooked(unet, batch.z, batch.t, batch.y["encoder_hidden_states"], r) - batch.e_tar).pow(2).mean()
+    kept = hooked(unet, batch.keep.z, batch.keep.t, batch.keep.y["encoder_hidden_states"], r)
+    plain = unet(batch.keep.z, batch.keep.t, encoder_hidden_states=batch.keep.y["encoder_hidden_states"]).sample
     (g,) = torch.autograd.grad(loss + 2.0 * (kept - plain.detach()).pow(2).mean(), r)
     made = next(train(tiny_pipe, UNSAFE, config)).module
     assert torch.allclose(made.ram, adam(ram, g, config.ram_lr, config.betas)[0], atol=2e-3)
@@ -107,7 +107,7 @@ def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_
         made.ram,
         adam(
             ram,
-            torch.autograd.grad((hooked(unet, batch.z, batch.t, batch.y["context"], r) - batch.e_tar).pow(2).mean(), r)[0],
+            torch.autograd.grad((hooked(unet, batch.z, batch.t, batch.y["encoder_hidden_states"], r) - batch.e_tar).pow(2).mean(), r)[0],
             config.ram_lr,
             config.betas,
         )[0],
@@ -117,17 +117,17 @@ def test_preservation_is_part_of_rams_loss_and_measured_on_its_own_prompts(tiny_
 
 def test_targets_of_a_pool_are_the_unmodified_models(tiny_pipe: Any) -> None:
     unet = tiny_pipe.unet
-    contexts = dict(
+    embedded = dict(
         zip(
             ("", "a person", "a woman", "a man", "a scene", "violence"),
-            encode_prompts(tiny_pipe, ["", "a person", "a woman", "a man", "a scene", "violence"]),
+            contexts(tiny_pipe, ["", "a person", "a woman", "a man", "a scene", "violence"]),
             strict=True,
         )
     )
 
     def e(prompt: str, pool: Any) -> Tensor:
         z, t = pool.z, pool.t
-        return unet(z, t, encoder_hidden_states=contexts[prompt].expand(len(z), -1, -1)).sample.detach()
+        return unet(z, t, encoder_hidden_states=embedded[prompt].expand(len(z), -1, -1)).sample.detach()
 
     def made(concept: Concept, preset: str) -> Any:
         return pool_of(tiny_pipe, concept, TrainConfig.preset(preset, concept.kind, **{**TINY, "timesteps": "all"}))
@@ -153,7 +153,7 @@ def test_rollouts_match_a_ddim_loop_with_the_steered_conditional_rows(tiny_pipe:
     scheduler = DDIMScheduler.from_config(tiny_pipe.scheduler.config)
     scheduler.set_timesteps(4)
     assert labels.tolist() == scheduler.timesteps.tolist()
-    empty, person = encode_prompts(tiny_pipe, ["", "a person"]).split(1)
+    empty, person = contexts(tiny_pipe, ["", "a person"]).split(1)
     x = z[:1]
     for k, t in enumerate(scheduler.timesteps[:-1]):
         uncond = unet(x, t, encoder_hidden_states=empty).sample
@@ -283,7 +283,7 @@ def test_several_opposites_are_weighted_by_what_the_neutral_prompt_draws(tiny_pi
     pool = pool_of(tiny_pipe, light, config)
     e = {}
     for prompt in ("a person", "a woman", "a man", "a doctor"):
-        context = encode_prompts(tiny_pipe, [prompt]).expand(len(pool.z), -1, -1)
+        context = contexts(tiny_pipe, [prompt]).expand(len(pool.z), -1, -1)
         e[prompt] = tiny_pipe.unet(pool.z, pool.t, encoder_hidden_states=context).sample.detach()
     expected = e["a person"] + e["a woman"] - (0.75 * e["a man"] + 0.25 * e["a doctor"])
     assert torch.allclose(pool.e_tar, expected, atol=1e-5)
@@ -312,7 +312,7 @@ def test_the_module_reaches_the_projection_of_the_settings(tiny_pipe: Any, aim: 
     config = TrainConfig.preset("default", **{**TINY, "iterations": 20, "rollouts": 12, "refresh_every": 10}, projection=aim, sam_lr=0.0)
     module = fit(tiny_pipe, WOMAN, config)
     b = pool_of(tiny_pipe, WOMAN, replace(config, rollouts=24, seed=5), module.ram[None])
-    y, unet = b.y["context"], tiny_pipe.unet
+    y, unet = b.y["encoder_hidden_states"], tiny_pipe.unet
     e = unet(b.z, b.t, encoder_hidden_states=y).sample
     d, change = b.e_tar - e, hooked(unet, b.z, b.t, y, module.ram) - e
     assert ((change * d).sum() / d.square().sum()).item() == pytest.approx(aim, rel=0.3)
@@ -579,7 +579,7 @@ def test_second_adam_step_with_falling_rate_matches_a_hand_written_one(tiny_pipe
     m = v = torch.zeros_like(r)
     for i in range(2):
         batch, x = rollouts.batch(i, 3), r.clone().requires_grad_()
-        loss = (hooked(unet, batch.z, batch.t, batch.y["context"], x) - batch.e_tar).pow(2).mean()
+        loss = (hooked(unet, batch.z, batch.t, batch.y["encoder_hidden_states"], x) - batch.e_tar).pow(2).mean()
         (g,) = torch.autograd.grad(loss, x)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         rate = 0.2 * (1 - i / 4) ** 0.5

@@ -20,8 +20,9 @@ from respodiff.data.records import Prompt, image_id
 from respodiff.generation.config import LARGEST, GenerateConfig
 from respodiff.generation.policies import Target, assign_run, checked_shares
 from respodiff.pipelines.denoiser import check_length
-from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, to_pipeline_format
+from respodiff.pipelines.latents import Size, latent_shape, noise, noise_generator, pixels_of_latent, to_pipeline_format
 from respodiff.pipelines.loading import sampling_settings
+from respodiff.pipelines.registry import call_arguments, spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.training.config import MOST
 
@@ -186,9 +187,11 @@ def run_sampler(
 ) -> Any:
     """What the pipeline gives for these prompts and start latents, with the steps, guidance and size of a job."""
     height, width = at.size or (None, None)
-    more |= {"num_inference_steps": at.steps, "guidance_scale": at.guidance, "generator": list(generators) if generators else None}
+    more |= {"num_inference_steps": at.steps, "generator": list(generators) if generators else None}
     with _without_truncation_notices(pipe):
-        return pipe(list(prompts), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more)
+        return pipe(
+            **call_arguments(pipe, prompts, at.guidance), height=height, width=width, latents=to_pipeline_format(pipe, latents), **more
+        )
 
 
 def run_size(pipe: Any, config: GenerateConfig) -> Size | None:
@@ -206,9 +209,9 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
     sides = [side for side in (prompt.height, prompt.width) if side is not None and 1 <= side <= LARGEST]
     if len(sides) < 2:
         return None
-    step = math.lcm(8, pipe.vae_scale_factor)
+    step = math.lcm(8, pixels_of_latent(pipe), spec_of(pipe).multiple)
     height, width = (max(step, round(side / step) * step) for side in sides)
-    native = [side * pipe.vae_scale_factor for side in latent_shape(pipe)[1:]]
+    native = [side * pixels_of_latent(pipe) for side in latent_shape(pipe)[1:]]
     return None if [height, width] == native else (height, width)
 
 

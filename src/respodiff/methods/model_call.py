@@ -1,4 +1,4 @@
-"""Describes a call of a pipeline's UNet: which rows belong to which pass and image, which step, which prompts.
+"""Describes a call of a pipeline's model: which rows belong to which pass and image, which step, which prompts.
 
 Rows are pass-major: ``row % images`` is the image. All hooks are gone on exit, also after an exception.
 """
@@ -22,7 +22,7 @@ from respodiff.steering.adapter import AdaptersPerImage
 
 @dataclass(frozen=True)
 class ModelCall:
-    """One call of a UNet by its pipeline.
+    """One call of the model by its pipeline.
 
     Attributes:
         passes: pass ("uncond", "cond") -> its rows. entries: what each image gets.
@@ -49,14 +49,14 @@ class ModelCall:
         return torch.tensor(found, device=device, dtype=torch.long)
 
 
-def this_call(pipe: Any, entries: AdaptersPerImage, rows: int) -> ModelCall | None:
+def this_call(pipe: Any, entries: AdaptersPerImage, rows: int, context: Any = None) -> ModelCall | None:
     """The running call of the model; None when another pipeline made it. ValueError outside of a pipeline, or for a wrong number of images."""
     if (found := caller()) is None:
         raise ValueError("the model was called outside of its pipeline, so which rows are conditional is unknown; call the pipeline")
     other, call = found
     if other is not pipe:
         return None
-    passes = row_blocks(pipe, rows, call)
+    passes = row_blocks(pipe, rows, call, context)
     images = tuple(entries.per_image(rows // len(passes)))
     return ModelCall(passes, images, int(call["i"]), len(call["timesteps"]), call)
 
@@ -78,7 +78,8 @@ def intercept_calls(
         nonlocal call
         if inside:
             return None
-        call = this_call(pipe, entries, len(args[0] if args else kwargs["sample"]))
+        sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
+        call = this_call(pipe, entries, len(sample), kwargs.get("encoder_hidden_states"))
         changed = before(call, args, kwargs) if call else None
         return None if changed is None else (args, changed)
 

@@ -1,6 +1,6 @@
 """What can be done with prompts alone: nothing (plain), another prompt, another prompt from step k on, a negative prompt.
 
-Nothing is trained. Before each call of the UNet the text embeddings of the rows in question are replaced by those of the prompt that they
+Nothing is trained. Before each call of the model the text embeddings of the rows in question are replaced by those of the prompt that they
 are to have. Every image of a batch may have another.
 """
 
@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
-from respodiff.pipelines.denoiser import encode_with_pooled
+from respodiff.pipelines.capture import filled, flat
+from respodiff.pipelines.denoiser import TIME_IDS, encode_prompts
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import Rules, Settings, is_finite
 
@@ -28,22 +29,19 @@ class PromptConfig(Settings):
 
 
 class Texts:
-    """Embeddings of texts as a pipeline makes them, each made once; put in the place of those of a call's rows."""
+    """What the model is told of texts, each found once as the pipeline does it; put in the place of what a call's rows are told."""
 
     def __init__(self, pipe: Any) -> None:
-        self.embedded = cache(lambda text: encode_with_pooled(pipe, [text]))
+        self.told = cache(lambda text: encode_prompts(pipe, [text])[0])
 
     def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
         """Keyword arguments of a call with other texts for the rows that are named."""
-        context, more = kwargs["encoder_hidden_states"].clone(), dict(kwargs.get("added_cond_kwargs") or {})
-        if "text_embeds" in more:  # SDXL's pooled embedding
-            more["text_embeds"] = more["text_embeds"].clone()
+        own = {path: value.clone() for path, value in flat(kwargs).items() if path != TIME_IDS}
         for row, text in texts.items():
-            found, pooled = self.embedded(text)
-            context[row] = found[0].to(context)
-            if pooled is not None:
-                more["text_embeds"][row] = pooled[0].to(more["text_embeds"])
-        return kwargs | {"encoder_hidden_states": context} | ({"added_cond_kwargs": more} if more else {})
+            for path, value in self.told(text).items():
+                if path in own:
+                    own[path][row] = value[0].to(own[path])
+        return filled(kwargs, lambda path, value: own.get(path, value))
 
 
 class PromptAdapter(Adapter):
@@ -93,9 +91,11 @@ class UnsteeredAdapter(Adapter):
 
 
 METHODS = {
-    "plain": Method("plain", ("fairness", "safety"), Settings, adapter=UnsteeredAdapter),
-    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter),
+    "plain": Method("plain", ("fairness", "safety"), Settings, adapter=UnsteeredAdapter, transformers=True),
+    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter, transformers=True),
     # No source gives a number: .2 is after the layout is there and before faces are.
-    "prompt-switch": Method("prompt-switch", ("fairness",), PromptConfig, adapter=PromptAdapter, defaults=lambda _kind: {"switch": 0.2}),
-    "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter),
+    "prompt-switch": Method(
+        "prompt-switch", ("fairness",), PromptConfig, adapter=PromptAdapter, transformers=True, defaults=lambda _kind: {"switch": 0.2}
+    ),
+    "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter, transformers=True),
 }

@@ -72,7 +72,7 @@ def phrase(pipe: Any, text: str) -> Tensor:
     last = len(pipe.tokenizer(text).input_ids) - 2
     if last < 1:
         raise ValueError(f"phrase {text!r} is empty; give a text whose last word is what is to be changed")
-    found: Tensor = encode_prompts(pipe, [text])[0, last].double().cpu()
+    found: Tensor = encode_prompts(pipe, [text])[0]["encoder_hidden_states"][0, last].double().cpu()
     return found
 
 

@@ -53,14 +53,16 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
     return int(config.block_out_channels[-1]), h, w
 
 
-def stream(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-    """h in the output of a site: the output itself, or the second of (text, image)."""
-    return output if isinstance(output, Tensor) else output[1]
+def stream(output: Tensor | tuple[Tensor, Tensor], site: str = SITE) -> Tensor:
+    """h in the output of a site: the output itself, or that of two which the site names, else the second of (text, image)."""
+    return output if isinstance(output, Tensor) else output[getattr(site, "stream", 1)]
 
 
-def with_stream(output: Any, h: Tensor) -> Any:
+def with_stream(output: Any, h: Tensor, site: str = SITE) -> Any:
     """The output of a site with h in its place."""
-    return h if isinstance(output, Tensor) else (output[0], h)
+    if isinstance(output, Tensor):
+        return h
+    return (h, output[1]) if getattr(site, "stream", 1) == 0 else (output[0], h)
 
 
 def channels_first(h: Tensor) -> Tensor:
@@ -91,8 +93,8 @@ def shifted(model: nn.Module, delta: RowDelta, site: str = SITE) -> Iterator[Non
     """While active, every forward of ``model`` adds ``delta(h)`` to the output of its site. An all-zero delta keeps every bit."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        h = stream(output)
-        return with_stream(output, add_to_rows(h, *delta(h)))
+        h = stream(output, site)
+        return with_stream(output, add_to_rows(h, *delta(h)), site)
 
     with site_module(model, site).register_forward_hook(hook):
         yield
@@ -175,11 +177,11 @@ def run_with_decoder(
         calls.append((block, {k: v for k, v in call.items() if k != "hidden_states"}))
 
     def bottleneck(_module: nn.Module, _args: Any, output: Any) -> Any:
-        found.append(h := stream(output))
-        return with_stream(output, add_to_rows(h, delta(h), slice(None))) if delta else None
+        found.append(h := stream(output, site))
+        return with_stream(output, add_to_rows(h, delta(h), slice(None)), site) if delta else None
 
     def whole_call(h: Tensor) -> Tensor:
-        with site_module(model, site).register_forward_hook(lambda _m, _a, output: with_stream(output, h)):
+        with site_module(model, site).register_forward_hook(lambda _m, _a, output: with_stream(output, h, site)):
             return run()
 
     with ExitStack() as hooks:
@@ -212,7 +214,8 @@ class CompiledHook:
     call, outside of the graph; threads that share the model take turns.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, site: str = SITE) -> None:
+        self.site = site
         self.delta: Tensor | None = None
         self.lock = threading.RLock()
         self.steerings: list[Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]] = []
@@ -223,8 +226,8 @@ class CompiledHook:
 
     def hook(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Part of the graph: no branch on data, so that one graph serves every mix of concepts."""
-        h = stream(output)
-        return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h))
+        h = stream(output, self.site)
+        return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h), self.site)
 
     def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A call of the compiled model, with the delta set before and reset after it."""
@@ -241,7 +244,7 @@ def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
     """The hook of a model, made once. A model that was compiled without it compiles again at its next call, with a warning."""
     inner = getattr(model, "_orig_mod", model)
     if inner not in _compiled_hooks:
-        _compiled_hooks[inner] = CompiledHook()
+        _compiled_hooks[inner] = CompiledHook(site)
         site_module(inner, site).register_forward_hook(_compiled_hooks[inner].hook)
         if is_compiled(model):
             warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)

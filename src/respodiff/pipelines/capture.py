@@ -46,7 +46,7 @@ class Captured:
     scheduler: Any
 
 
-def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: int = 2, scheduler: Any = None, **call: Any) -> Captured:
+def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: int = 20, scheduler: Any = None, **call: Any) -> Captured:
     """What the text-to-image call of a pipeline hands its model for the prompts, without guidance; no part of the model runs.
 
     The pipeline and its scheduler stay as they were. A ``scheduler`` of one's own takes the place of a copy of the pipeline's. ``call`` are
@@ -61,10 +61,18 @@ def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: i
     vars(shown).update({spec.model: recorder, "scheduler": scheduler, "_progress_bar_config": {"disable": True}})
     if pipe.config.get("requires_aesthetics_score"):  # refiners are told a score in the place of a second size
         vars(shown)["_get_add_time_ids"] = lambda size, corner, *_, dtype, **__: torch.tensor([[*size, *corner, 6.0]], dtype=dtype)
-    call |= {"height": height, "width": width, "num_inference_steps": steps, "generator": torch.Generator().manual_seed(0)}
+    call = {
+        spec.guided_by: 1.0,
+        **spec.call,
+        **call,
+        "height": height,
+        "width": width,
+        "num_inference_steps": steps,
+        "generator": torch.Generator().manual_seed(0),
+    }
     with torch.no_grad():
         try:
-            shown(list(prompts), output_type="latent", **call)
+            shown(prompt=list(prompts), output_type="latent", **call)
         except _Reached:
             return Captured(recorder.told, scheduler)
     raise RuntimeError(f"{type(pipe).__name__} ended without a call of its {spec.model}; this version of diffusers is not supported")

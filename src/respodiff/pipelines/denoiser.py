@@ -24,7 +24,7 @@ from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.capture import capture, filled, flat
-from respodiff.pipelines.latents import latent_shape, pack, unpack
+from respodiff.pipelines.latents import latent_shape, pack, pixels_of_latent, unpack
 from respodiff.pipelines.registry import backbone, site_of, spec_of
 
 Condition = Mapping[str, Tensor]
@@ -37,27 +37,40 @@ def repeat(condition: Condition, n: int) -> dict[str, Tensor]:
 
 
 def join(conditions: Sequence[Condition]) -> dict[str, Tensor]:
-    """The rows of several conditions as one condition."""
+    """The rows of several conditions as one condition. ValueError for prompts that take tensors of different lengths."""
+    if not alike(*conditions):
+        raise ValueError("prompts take different numbers of tokens of this model, which does not pad them; give prompts of one length")
     return {k: torch.cat([c[k] for c in conditions]) for k in conditions[0]}
 
 
+def alike(*conditions: Condition) -> bool:
+    """Whether conditions can be rows of one call: a language model may give each prompt a length of its own."""
+    return len({tuple((k, v.shape[1:]) for k, v in c.items()) for c in conditions}) <= 1
+
+
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str], height: int = 0, width: int = 0, **call: Any) -> dict[str, Tensor]:
-    """What the model is told of each prompt, as its pipeline does it: path of an argument -> rows (N, ...), in the order of the prompts.
+def encode_prompts(pipe: Any, prompts: Sequence[str], height: int = 0, width: int = 0, **call: Any) -> list[dict[str, Tensor]]:
+    """What the model is told of each prompt, as its pipeline does it: path of an argument -> its row (1, ...).
 
     ``call`` are arguments of the pipeline's call. Zeros stand for the empty prompt where the checkpoint says so (SDXL). ValueError for a prompt that
     would be cut off.
     """
     check_length(pipe, prompts)
     unique = list(dict.fromkeys(prompts))
-    size = [side * pipe.vae_scale_factor for side in latent_shape(pipe, height, width)[1:]]
-    told, other = (flat(capture(pipe, texts, *size, **call).told) for texts in (unique, unique[:1] * (1 + (len(unique) == 1))))
-    differ = {path for path, value in told.items() if value.ndim and len(value) != len(other[path])}
-    found = {path: told[path][[unique.index(p) for p in prompts]] for path in differ.difference(names_of(backbone(pipe)))}
-    if pipe.config.get("force_zeros_for_empty_prompt"):
-        for path in found.keys() - {TIME_IDS}:
-            found[path][[i for i, p in enumerate(prompts) if not p]] = 0
-    return found
+    size = [side * pixels_of_latent(pipe) for side in latent_shape(pipe, height, width)[1:]]
+    calls = [[text] for text in unique] if spec_of(pipe).ragged else [unique]
+    told = [flat(capture(pipe, texts, *size, **call).told) for texts in calls]
+    other = flat(capture(pipe, unique[:1] * (1 + (len(calls[0]) == 1)), *size, **call).told)
+    paths = {path for path, value in told[0].items() if value.ndim and len(value) != len(other[path])}.difference(names_of(backbone(pipe)))
+    rows = {text: {path: t[path][[i]] for path in paths} for texts, t in zip(calls, told, strict=True) for i, text in enumerate(texts)}
+    if pipe.config.get("force_zeros_for_empty_prompt") and "" in rows:
+        rows[""] = {path: value if path == TIME_IDS else torch.zeros_like(value) for path, value in rows[""].items()}
+    return [rows[text] for text in prompts]
+
+
+def flow_matching(scheduler: Any) -> bool:
+    """Whether the model of a scheduler predicts the velocity of flow matching."""
+    return "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("prediction_type") == "flow_prediction"
 
 
 def names_of(model: Any) -> tuple[str, str]:
@@ -102,13 +115,17 @@ class Denoiser:
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
+        if not self.spec.checkpointing and getattr(self.model, "gradient_checkpointing", False):
+            raise ValueError(
+                f"gradient checkpointing is on, in which diffusers leaves the mask of {type(self.model).__name__} out: train without it"
+            )
         config = self.model.config
         self.latent = latent_shape(pipe, height, width)
         if self.spec.model == "transformer" and not self.spec.packs and config.in_channels != self.latent[0]:
             raise ValueError(
                 f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one"
             )
-        self.size = (self.latent[1] * pipe.vae_scale_factor, self.latent[2] * pipe.vae_scale_factor)
+        self.size = (self.latent[1] * pixels_of_latent(pipe), self.latent[2] * pixels_of_latent(pipe))
         self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
         self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
         self.guides = self.spec.guides and not self.embeds_guidance
@@ -117,8 +134,10 @@ class Denoiser:
 
     @cached_property
     def empty(self) -> Condition:
-        """Condition of the empty prompt."""
-        return self.encode([""])[0]
+        """Condition of the unconditional rows: the empty prompt, as the pipeline encodes it for them."""
+        asked = dict(self.spec.unconditional)  # SANA puts instructions before a prompt, and none before a negative one
+        found = encode_prompts(self.pipe, [self.spec.negative or ""], *self.size, **self._scale, **asked)
+        return self._cast(found)[0]
 
     @cached_property
     def _told(self) -> dict[str, Any]:
@@ -126,38 +145,48 @@ class Denoiser:
         return dict(capture(self.pipe, [""], *self.size, **self._scale).told)
 
     @property
-    def _scale(self) -> dict[str, float]:
+    def _scale(self) -> dict[str, Any]:
         return {self.spec.guided_by: self.guidance if self.embeds_guidance else 1.0}
 
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Conditions of one row each, on the model's device. ValueError for a prompt that would be cut off."""
-        found = encode_prompts(self.pipe, prompts, *self.size, **self._scale) if prompts else {}
-        return [{path: value[i : i + 1] for path, value in found.items()} for i in range(len(prompts))]
+        found = encode_prompts(self.pipe, prompts, *self.size, **self._scale) if prompts else []
+        return self._cast(found)
+
+    def _cast(self, found: Sequence[Condition]) -> list[dict[str, Tensor]]:
+        return [{path: v.to(self.dtype) if v.is_floating_point() else v for path, v in row.items()} for row in found]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
         self.forwards += len(z)
         latent, timestep = names_of(self.model)
         told = self._told[timestep]
-        when = t.to(told.dtype) * self.spec.time if self.spec.time != 1 else t
+        when = t.to(told.dtype) * self.spec.time if self.spec.time != 1 else t.to(told.dtype)
         if self._extra is not None:
             z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
-        own = {latent: pack(z) if self.spec.packs else z, timestep: when.expand(len(z)) if told.ndim else when}
-        prediction: Tensor = self.model(**filled(self._told, lambda path, value: own[path] if path in own else condition.get(path, value)))[
-            0
-        ]
-        return unpack(prediction, *z.shape[2:]) if self.spec.packs else prediction
+        own = {latent: pack(z, self.spec.packs) if self.spec.packs else z, timestep: when.expand(len(z)) if told.ndim else when}
+
+        def value_of(path: str, value: Any) -> Any:
+            if path in own:
+                return own[path]
+            if path in condition:
+                return condition[path].contiguous()
+            return value * len(z) if isinstance(value, list) else value  # an entry a row
+
+        prediction: Tensor = self.model(**filled(self._told, value_of))[0]
+        return unpack(prediction, self.spec.packs, *z.shape[2:]) if self.spec.packs else prediction[:, : z.shape[1]]
 
     def sampler(self, steps: int) -> Any:
         """The scheduler of rollouts: DDIM (paper) whatever the pipeline's own is, LCM's for consistency models, Euler for flow matching.
 
         Where the pipeline has a solver of higher order, DDIM's timesteps are spaced as in the paper ("leading"), not as that solver wants them.
-        A transformer's timesteps are those of its pipeline's call.
+        Timesteps of flow matching are those of the pipeline's call.
         """
         config = self.pipe.scheduler.config
-        if self.spec.model == "transformer":
+        if flow_matching(self.pipe.scheduler):
             if steps not in self._samplers:
-                scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False)
+                shift = {"shift": config.flow_shift} if "flow_shift" in config else {}
+                scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False, **shift)
                 self._samplers[steps] = capture(self.pipe, [""], *self.size, steps, scheduler, **self._scale).scheduler
             return copy.deepcopy(self._samplers[steps])
         if getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import lcm
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None =
 def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as the pipeline takes them."""
     latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
-    return pack(latents) if spec_of(pipe).packs else latents
+    return pack(latents, 2) if spec_of(pipe).packs == 2 else latents
 
 
 def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
@@ -32,26 +33,32 @@ def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
 
 def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, int]:
     """Shape (C, H, W) of a latent of an image of that size in pixels; 0: the size the model was trained at."""
-    config = backbone(pipe).config
+    config, spec = backbone(pipe).config, spec_of(pipe)
     size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
     default = (size, size) if isinstance(size, int) else tuple(size)
-    scale, even = pipe.vae_scale_factor, 2 if spec_of(pipe).model == "transformer" else 1
+    scale, even = pixels_of_latent(pipe), 2 if spec.model == "transformer" and spec.packs != 1 else 1
+    step = lcm(scale * even, spec.multiple)
     for name, pixels in (("height", height), ("width", width)):
-        if pixels % (scale * even):
-            raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {scale * even}, or 0 for its own size")
-    h, w = height // scale or default[0], width // scale or default[1]
-    packs = spec_of(pipe).packs
-    channels = config.in_channels // packs**2 if packs else pipe.vae.config.latent_channels
+        if pixels % step:
+            raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {step}, or 0 for its own size")
+    h, w = height // scale or default[0] // spec.latent_pixels, width // scale or default[1] // spec.latent_pixels
+    channels = config.in_channels // spec.packs**2 if spec.packs else pipe.vae.config.latent_channels
     return int(channels), int(h), int(w)
 
 
-def pack(z: Tensor) -> Tensor:
-    """Latents (B, C, H, W) as Flux's tokens (B, H/2 W/2, 4 C)."""
+def pixels_of_latent(pipe: Any) -> int:
+    """Pixels of an image that one of the latent is wide."""
+    return int(pipe.vae_scale_factor) * spec_of(pipe).latent_pixels
+
+
+def pack(z: Tensor, side: int) -> Tensor:
+    """Latents (B, C, H, W) as tokens (B, H W / side^2, side^2 C), squares of that ``side``."""
     b, c, h, w = z.shape
-    return z.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // 4, 4 * c)
+    return z.reshape(b, c, h // side, side, w // side, side).permute(0, 2, 4, 1, 3, 5).reshape(b, h * w // side**2, side**2 * c)
 
 
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+def unpack(tokens: Tensor, side: int, height: int, width: int) -> Tensor:
     """What `pack` made of latents (B, C, ``height``, ``width``) as such latents."""
     b, _, d = tokens.shape
-    return tokens.reshape(b, height // 2, width // 2, d // 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(b, d // 4, height, width)
+    c, h, w = d // side**2, height // side, width // side
+    return tokens.reshape(b, h, w, c, side, side).permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)

@@ -6,7 +6,7 @@ A pipeline that is not in the table is refused: which rows of a call are conditi
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Literal
@@ -30,9 +30,15 @@ class PipelineSpec:
         images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable with the call's prompt embeddings -> its row blocks.
         guided_by: argument of the call with the guidance scale, which at 1 switches classifier-free guidance off.
-        guides: whether classifier-free guidance is used (unless the model embeds a guidance scale). time: what the model is told of a timestep
-            of the scheduler is this many times that. packs: side of the square of latent pixels that makes a token; 0 for latents as they are.
-        longest: tokens of a prompt that are read where the tokenizer takes more. site: name of the module of the model behind which h is.
+        guides: whether classifier-free guidance is used (unless the model embeds a guidance scale). negative: prompt without which there is none.
+        time: what the model is told of a timestep of the scheduler is this many times that.
+        packs: side of the square of latent pixels that makes a token; 0 for a model that takes latents as they are.
+        latent_pixels: pixels of the autoencoder's latent that one of ours is wide. multiple: of which sides of images are, in pixels.
+        longest: tokens of a prompt that are read where the tokenizer takes more. call: arguments of every call. unconditional: arguments by
+            which a prompt is encoded as the pipeline encodes that of unconditional rows.
+        ragged: whether prompts of one call are padded to the longest of them, so that each is encoded alone.
+        checkpointing: whether gradient checkpointing gives the model's own gradients.
+        site: list of blocks of the model, and behind which of them h is. stream: which of a block's outputs h is.
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
@@ -43,10 +49,18 @@ class PipelineSpec:
     calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guided_by: str = "guidance_scale"
     guides: bool = True
+    negative: str | None = None
     time: float = 1.0
     packs: int = 0
+    latent_pixels: int = 1
+    multiple: int = 1
     longest: int = 1 << 30
+    call: Mapping[str, Any] = field(default_factory=dict)
+    unconditional: Mapping[str, Any] = field(default_factory=dict)
+    ragged: bool = False
+    checkpointing: bool = True
     site: str = "mid_block"
+    stream: int = 1
     steps: int = 50
     guidance: float = 7.5
 
@@ -61,6 +75,17 @@ SD3 = replace(DIT, calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_
 FLUX = replace(
     DIT, calls=PER_CONDITION, site="transformer_blocks.LAST", guides=False, time=1e-3, packs=2, longest=512, steps=28, guidance=3.5
 )
+CHROMA = replace(FLUX, guides=True, checkpointing=False, steps=35, guidance=5.0)
+QWEN = replace(
+    DIT, calls=PER_CONDITION, guided_by="true_cfg_scale", negative=" ", ragged=True, time=1e-3, packs=2, longest=1024, guidance=4.0
+)
+# The autoencoder's latents are put together in squares of two before noise is added.
+FLUX2 = replace(FLUX, packs=1, latent_pixels=2, steps=50, guidance=4.0)
+BINNED = {"use_resolution_binning": False}  # else sizes are rounded to those of training, and images resized
+PIXART = replace(DIT, longest=300, call=BINNED, steps=20, guidance=4.5)
+SANA = replace(PIXART, multiple=32, unconditional={"complex_human_instruction": []}, steps=20, guidance=4.5)
+COGVIEW4 = replace(DIT, calls=PER_CONDITION, stream=0, ragged=True, longest=1024, steps=50, guidance=5.0)
+HUNYUAN = replace(DIT, site="blocks.MIDDLE", call=BINNED, longest=256, steps=50, guidance=5.0)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
@@ -83,6 +108,13 @@ PIPELINES: dict[str, PipelineSpec] = {
     "StableDiffusionXLInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",), shown="StableDiffusionXLPipeline"),
     **_classes(SD3, "StableDiffusion3"),
     **_classes(FLUX, "Flux"),
+    "Flux2KleinPipeline": replace(FLUX2, guides=True),
+    "QwenImagePipeline": QWEN,
+    "ChromaPipeline": CHROMA,
+    "PixArtSigmaPipeline": PIXART,
+    "SanaPipeline": SANA,
+    "CogView4Pipeline": COGVIEW4,
+    "HunyuanDiTPipeline": HUNYUAN,
 }
 """Class name -> what is known of it; other packages add rows of their own."""
 
@@ -112,19 +144,32 @@ def _row(name: str) -> PipelineSpec:
     return found
 
 
+def call_arguments(pipe: Any, prompts: Sequence[str], guidance: float) -> dict[str, Any]:
+    """Arguments of a call for prompts at a guidance scale, as the pipeline's class names them."""
+    spec = spec_of(pipe)
+    negative = {} if spec.negative is None else {"negative_prompt": [spec.negative] * len(prompts)}
+    return {**spec.call, "prompt": list(prompts), spec.guided_by: guidance, **negative}
+
+
 def backbone(pipe: Any) -> Any:
     """The UNet or transformer that is steered, without the wrapper of ``torch.compile``."""
     model = getattr(pipe, spec_of(pipe).model)
     return getattr(model, "_orig_mod", model)
 
 
-def site_of(pipe: Any) -> str:
-    """Name of the module of `backbone` behind which h is."""
+class Site(str):
+    """Name of the module of a model behind which h is; ``stream``: which of its outputs, where it has several."""
+
+    stream = 1
+
+
+def site_of(pipe: Any) -> Site:
+    """The site of `backbone`."""
     blocks, _, place = spec_of(pipe).site.partition(".")
-    if not place:
-        return blocks
-    n = len(getattr(backbone(pipe), blocks))
-    return f"{blocks}.{n - 1 if place == 'LAST' else n // 2}"
+    n = len(getattr(backbone(pipe), blocks)) if place else 0
+    site = Site(f"{blocks}.{n - 1 if place == 'LAST' else n // 2}" if place else blocks)
+    site.stream = spec_of(pipe).stream
+    return site
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:

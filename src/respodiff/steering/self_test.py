@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_module, site_shape, stream
-from respodiff.pipelines.registry import backbone, site_of, spec_of
+from respodiff.pipelines.latents import pixels_of_latent
+from respodiff.pipelines.registry import backbone, call_arguments, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
@@ -60,15 +61,15 @@ def _checks(pipe: Any, site: str, channels: int) -> Iterator[tuple[str, bool, st
 
 def sample_latents(pipe: Any) -> Tensor:
     """Final latents of a small image in three steps, always the same."""
-    side = SIDE * pipe.vae_scale_factor
+    side = SIDE * pixels_of_latent(pipe)
     grey = torch.rand(side, side, 3, generator=torch.Generator().manual_seed(1))
     image = Image.fromarray((grey * 255).to(torch.uint8).numpy())
     mask = Image.new("L", (side, side), 255)
     images = {name: mask if name == "mask_image" else image for name in spec_of(pipe).images}
     wished: dict[str, Any] = {"height": side, "width": side, "strength": 0.8}
     more = {k: v for k, v in wished.items() if k in inspect.signature(type(pipe).__call__).parameters}
-    more |= {"num_inference_steps": 3, "guidance_scale": 5.0, "output_type": "latent"}
-    found: Tensor = pipe("a doctor", **images, **more, generator=torch.Generator().manual_seed(0)).images
+    more |= {"num_inference_steps": 3, "output_type": "latent", **call_arguments(pipe, ["a doctor"], 5.0)}
+    found: Tensor = pipe(**images, **more, generator=torch.Generator().manual_seed(0)).images
     return found.float()
 
 
@@ -76,8 +77,8 @@ def sample_latents(pipe: Any) -> Tensor:
 def _watched(pipe: Any) -> Iterator[list[Tensor]]:
     """h of every call, as what follows the site receives it."""
     calls: list[Tensor] = []
-    site = site_module(backbone(pipe), site_of(pipe))
-    handle = site.register_forward_hook(lambda _m, _a, output: calls.append(stream(output).detach().clone()))
+    site = site_of(pipe)
+    handle = site_module(backbone(pipe), site).register_forward_hook(lambda _m, _a, out: calls.append(stream(out, site).detach().clone()))
     try:
         yield calls
     finally:

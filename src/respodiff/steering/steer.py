@@ -100,14 +100,14 @@ class Shift:
     """
 
     def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
-        self.pipe, self.deltas, self.adapters = pipe, deltas, adapters
+        self.pipe, self.deltas, self.adapters, self.site = pipe, deltas, adapters, site_of(pipe)
         self.call = threading.local()
         self.live, self.warned = True, False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the model, or a place at its compiled hook; gone on exit."""
-        wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), site_of(self.pipe)
+        wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), self.site
         if is_compiled(wrapped) and self.deltas.reads_h:
             raise ValueError("the model is compiled, and modules whose form reads h need hooks; use the plain model")
         site: Any = site_module(model, name)
@@ -141,9 +141,9 @@ class Shift:
         rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
         if rows is None:
             return None
-        h = stream(output)
+        h = stream(output, self.site)
         added = self._added(h, rows, self.call.t)
-        return None if added is None else with_stream(output, add_to_rows(h, added, rows))
+        return None if added is None else with_stream(output, add_to_rows(h, added, rows), self.site)
 
     def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """Offsets (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
@@ -152,7 +152,7 @@ class Shift:
             return None
         sample = _sample(args, kwargs)
         height, width = sample.shape[-2:]  # a transformer's module does not depend on them
-        shape = site_shape(backbone(self.pipe), height, width, site_of(self.pipe))
+        shape = site_shape(backbone(self.pipe), height, width, self.site)
         full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
         added = self._added(full, rows, self.timesteps(args, kwargs))
         if added is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import Decoder, channels_first, run_with_decoder, shifted
-from respodiff.pipelines.denoiser import Condition, Denoiser, join, repeat
+from respodiff.pipelines.denoiser import Condition, Denoiser, alike, join, repeat
 from respodiff.training.config import RolloutConfig, TrainConfig
 from respodiff.training.objectives import TARGETS, opposed
 
@@ -222,12 +222,19 @@ def reverse_diffusion(
 def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | None = None, away: Condition | None = None) -> Tensor:
     """e0 + w (e[delta](z, y) - e0), w the model's guidance (or 1 if it uses none), e0 the prediction for the empty prompt or ``away``."""
     n, twice = len(z), model.guides and model.guidance != 1
-    rows, conditions = slice(n * twice, None), join([away or model.empty] * n * twice + [y] * n)
+    away, t = away or model.empty, t.expand(n)
+    apart = twice and not alike(away, y)  # two calls then
+    rows = slice(n * (twice and not apart), None)
     with ExitStack() as stack:
+        e0 = model(z, t, repeat(away, n)) if apart else None
         if delta:
-            stack.enter_context(shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t), rows), model.site))
-        e = model(torch.cat([z, z]) if twice else z, t.expand(n * (1 + twice)), conditions)
-    return e[:n] + model.guidance * (e[n:] - e[:n]) if twice else e
+            stack.enter_context(shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t[:1][0]), rows), model.site))
+        conditions = repeat(y, n) if rows.start == 0 else join([repeat(away, n), repeat(y, n)])
+        e = model(z if rows.start == 0 else torch.cat([z, z]), t if rows.start == 0 else torch.cat([t, t]), conditions)
+    if not twice:
+        return e
+    e0, e = (e0, e) if e0 is not None else e.chunk(2)
+    return e0 + model.guidance * (e - e0)
 
 
 @torch.no_grad()

@@ -1,0 +1,266 @@
+"""Makes pipelines with transformers of the real classes with few random weights, cut down from the published configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from tests.tiny_models import SIZE, _quiet, scheduler, t5, vae
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    Gemma2Model,
+    GlmConfig,
+    GlmModel,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+TEXT: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Sizes of a language model."""
+
+
+def letters(longest: int = 512) -> PreTrainedTokenizerFast:
+    """A tokenizer of letters, with a chat template."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz .,!"]
+    model = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    model.pre_tokenizer = Split("", "isolated")
+    model.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    found = PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=longest, **special)
+    found.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return found
+
+
+def _flow(**changes: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **changes})
+
+
+def chroma(cls: str = "ChromaPipeline") -> Any:
+    """Chroma: Flux's blocks, no pooled prompt, a mask of tokens."""
+    torch.manual_seed(0)
+    model = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    ).eval()
+    t = t5()
+    parts = {"vae": vae(4, shift_factor=0.1, scaling_factor=0.4), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"]}
+    pipe = getattr(diffusers, cls)(transformer=model, scheduler=_flow(use_dynamic_shifting=True), **parts)
+    pipe.default_sample_size = SIZE // 2
+    return _quiet(pipe)
+
+
+def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
+    """PixArt: cross-attention to T5, noise and variance predicted."""
+    torch.manual_seed(0)
+    model = diffusers.PixArtTransformer2DModel(
+        sample_size=SIZE // 2,
+        num_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+        use_additional_conditions=False,
+    ).eval()
+    t = t5()
+    parts = {"vae": vae(), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"], "scheduler": scheduler(beta_schedule="linear")}
+    return _quiet(getattr(diffusers, cls)(transformer=model, **parts))
+
+
+def sana(cls: str = "SanaPipeline") -> Any:
+    """SANA: linear attention, Gemma 2, an autoencoder of high compression, DPM++ on flow matching."""
+    torch.manual_seed(0)
+    model = diffusers.SanaTransformer2DModel(
+        sample_size=SIZE // 4,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=32,
+    ).eval()
+    coder = diffusers.AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock",) * 3,
+        decoder_block_types=("ResBlock",) * 3,
+        encoder_block_out_channels=(8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        encoder_qkv_multiscales=((), (), ()),
+        decoder_qkv_multiscales=((), (), ()),
+        encoder_layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.41,
+    ).eval()
+    steps = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    text = Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval()
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, text_encoder=text, tokenizer=letters()))
+
+
+def cogview4(cls: str = "CogView4Pipeline") -> Any:
+    """CogView 4: image stream first, GLM, sizes as in SDXL."""
+    torch.manual_seed(0)
+    model = diffusers.CogView4Transformer2DModel(
+        sample_size=SIZE // 2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        text_embed_dim=32,
+        time_embed_dim=32,
+        condition_dim=8,
+        pos_embed_max_size=32,
+        rope_axes_dim=(32, 32),
+    ).eval()
+    text = GlmModel(GlmConfig(**TEXT)).eval()
+    steps = _flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, base_image_seq_len=16, time_shift_type="linear")
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=vae(), scheduler=steps, text_encoder=text, tokenizer=letters()))
+
+
+def flux2_klein(cls: str = "Flux2KleinPipeline", is_distilled: bool = False) -> Any:
+    """FLUX.2 klein: blocks of two streams, then of one; Qwen 3; latents in squares of two."""
+    torch.manual_seed(0)
+    model = diffusers.Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    ).eval()
+    torch.manual_seed(1)
+    coder = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    ).eval()
+    text = Qwen3ForCausalLM(Qwen3Config(**{**TEXT, "num_hidden_layers": 28})).eval()
+    parts = {"text_encoder": text, "tokenizer": letters(), "scheduler": _flow(use_dynamic_shifting=True)}
+    pipe = getattr(diffusers, cls)(transformer=model, vae=coder, is_distilled=is_distilled, **parts)
+    pipe.default_sample_size = SIZE // 2
+    return _quiet(pipe)
+
+
+def qwen(cls: str = "QwenImagePipeline") -> Any:
+    """Qwen-Image: two streams, a vision-language model that reads the prompt within a template, an autoencoder of videos."""
+    torch.manual_seed(0)
+    model = diffusers.QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+    ).eval()
+    coder = diffusers.AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+    ).eval()
+    language = {**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
+    config = Qwen2_5_VLConfig(text_config=language, vision_config=sight, image_token_id=60, video_token_id=61, vision_start_token_id=62)
+    text = Qwen2_5_VLForConditionalGeneration(config).eval()
+    parts = {"text_encoder": text, "tokenizer": letters(2048), "scheduler": _flow(use_dynamic_shifting=True)}
+    pipe = getattr(diffusers, cls)(transformer=model, vae=coder, **parts)
+    pipe.default_sample_size = SIZE // 2
+    return _quiet(pipe)
+
+
+def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
+    """HunyuanDiT: BERT and T5, long skips between blocks, v-prediction, noise and variance predicted."""
+    torch.manual_seed(0)
+    model = diffusers.HunyuanDiT2DModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        patch_size=2,
+        num_layers=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        hidden_size=32,
+        cross_attention_dim=32,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+        text_len=77,
+        text_len_t5=256,
+    ).eval()
+    torch.manual_seed(2)
+    bert = BertConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128
+    )
+    t = t5()
+    torch.manual_seed(1)
+    coder = diffusers.AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    ).eval()
+    parts = {
+        "text_encoder": BertModel(bert).eval(),
+        "tokenizer": letters(77),
+        "text_encoder_2": t["encoder"],
+        "tokenizer_2": t["tokenizer"],
+    }
+    more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    steps = scheduler(prediction_type="v_prediction", beta_end=0.02)
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, **parts, **more))
+
+
+MAKERS: dict[str, Callable[[str], Any]] = {
+    "ChromaPipeline": chroma,
+    "PixArtSigmaPipeline": pixart,
+    "SanaPipeline": sana,
+    "CogView4Pipeline": cogview4,
+    "QwenImagePipeline": qwen,
+    "HunyuanDiTPipeline": hunyuan,
+    "Flux2KleinPipeline": flux2_klein,
+}
