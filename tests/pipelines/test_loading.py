@@ -27,6 +27,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from tests import original_layout
+from tests.drawing import contexts
 from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 
 from respodiff.concepts.concept import Concept

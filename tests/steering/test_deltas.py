@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tests.drawing import contexts
 from torch import Tensor
 
 from respodiff.methods.registry import load

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from tests.drawing import contexts
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept

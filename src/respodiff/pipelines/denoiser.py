@@ -135,9 +135,8 @@ class Denoiser:
     @cached_property
     def empty(self) -> Condition:
         """Condition of the unconditional rows: the empty prompt, as the pipeline encodes it for them."""
-        asked = dict(self.spec.unconditional)  # SANA puts instructions before a prompt, and none before a negative one
-        found = encode_prompts(self.pipe, [self.spec.negative or ""], *self.size, **self._scale, **asked)
-        return self._cast(found)[0]
+        # SANA puts instructions before a prompt, and none before a negative one.
+        return self._encode([self.spec.negative or ""], **self.spec.unconditional)[0]
 
     @cached_property
     def _told(self) -> dict[str, Any]:
@@ -150,10 +149,10 @@ class Denoiser:
 
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Conditions of one row each, on the model's device. ValueError for a prompt that would be cut off."""
-        found = encode_prompts(self.pipe, prompts, *self.size, **self._scale) if prompts else []
-        return self._cast(found)
+        return self._encode(prompts) if prompts else []
 
-    def _cast(self, found: Sequence[Condition]) -> list[dict[str, Tensor]]:
+    def _encode(self, prompts: Sequence[str], **call: Any) -> list[dict[str, Tensor]]:
+        found = encode_prompts(self.pipe, prompts, *self.size, **{**self._scale, **call})
         return [{path: v.to(self.dtype) if v.is_floating_point() else v for path, v in row.items()} for row in found]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
