@@ -118,7 +118,7 @@ def test_a_package_that_cannot_be_imported_costs_itself_alone(install: Install) 
     for ask in (lambda: get_method("wonder"), lambda: judges.load("oracle:file"), lambda: load_suite("lost"), lambda: spec_of(strange())):
         with pytest.raises(ValueError, match=why):
             ask()
-    assert get_method("plain").name == "plain" and spec_of(sd()).family == "sd"
+    assert get_method("plain").name == "plain" and spec_of(sd()).model == "unet"
 
 
 def strange() -> object:
@@ -132,7 +132,7 @@ def test_a_built_in_name_wins(install: Install) -> None:
     with pytest.warns(UserWarning, match="suite 'scenes' of package greedy"):
         assert load_suite("scenes").prompts and suites() == SUITES
     with pytest.warns(UserWarning, match="pipeline class 'FluxPipeline' of package greedy"):
-        assert spec_of(sd()).family == "sd"
+        assert spec_of(sd()).model == "unet"
 
 
 def test_a_name_of_two_packages_is_refused(install: Install) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tests.drawing import apart, close, draw, module, oblong, same, seen
+from tests.drawing import GUIDANCE, apart, close, draw, module, oblong, same, seen
 from tests.raw_loop import patched, raw_flow, raw_latents
 from tests.tiny_models import small
 from torch import Tensor
@@ -236,7 +236,7 @@ def training(make: Maker) -> str:
     given = flat(calls[0][1])
     passes = len(given["encoder_hidden_states"])
     row = spec_of(pipe).passes.index("cond") if passes > 1 else 0
-    mine = Denoiser(pipe)
+    mine = Denoiser(pipe, guidance=GUIDANCE)
     for name, value in mine.encode(["a doctor"])[0].items():
         close(value, given[name][row : row + 1], name)
     if passes > 1:

@@ -37,7 +37,7 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 def test_packing_is_fluxs_own_and_comes_back() -> None:
     z = torch.randn(2, 4, 6, 10, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(pack(z), FluxPipeline._pack_latents(z, 2, 4, 6, 10))
+    assert torch.equal(pack(z, 2), FluxPipeline._pack_latents(z, 2, 4, 6, 10))
     pipe = flux()
     with torch.no_grad():
         d = Denoiser(pipe)
@@ -86,7 +86,7 @@ def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -
     with torch.no_grad():
         t = told["timestep"][-1:] * (1000 if make is flux else 1)
         found, h, replay = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: torch.zeros(1, *d.shape), d.site)
-        close(pack(found) if make is flux else found, outputs[0][-1:], "prediction", 1e-4)
+        close(pack(found, 2) if make is flux else found, outputs[0][-1:], "prediction", 1e-4)
         close(replay(h), found, "replay")
         shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
         moved, *_ = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: shift, d.site)
@@ -97,7 +97,7 @@ def test_inpainting_channels_mask_everything_over_a_blank_image() -> None:
     pipe = inpaint_9()
     d = Denoiser(pipe)
     got: list[torch.Tensor] = []
-    handle = pipe.unet.register_forward_pre_hook(lambda _m, args: got.append(args[0]))
+    handle = pipe.unet.register_forward_pre_hook(lambda _m, _a, told: got.append(told["sample"]), with_kwargs=True)
     with torch.no_grad():
         d(torch.zeros(2, *d.latent), torch.tensor(1), repeat(d.encode(["x"])[0], 2))
         blank = pipe.vae.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mode() * pipe.vae.config.scaling_factor

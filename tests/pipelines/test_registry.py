@@ -11,7 +11,7 @@ from tests.drawing import apart, draw, module, same, seen
 from tests.raw_loop import raw_flow
 from tests.tiny_models import flux, sd3
 
-from respodiff.pipelines.registry import PIPELINES, SD, Unsupported, backbone, caller, row_blocks, spec_of
+from respodiff.pipelines.registry import PIPELINES, Unsupported, backbone, caller, row_blocks, spec_of
 from respodiff.steering.steer import steer
 
 # --- the table ---
@@ -42,7 +42,7 @@ def test_a_subclass_is_supported_unless_it_draws_by_a_loop_of_its_own(tiny_pipe:
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             return None
 
-    assert spec_of(Mine(**tiny_pipe.components, requires_safety_checker=False)) == SD
+    assert spec_of(Mine(**tiny_pipe.components, requires_safety_checker=False)) == PIPELINES["StableDiffusionPipeline"]
     with pytest.raises(Unsupported, match="pipeline Other is not supported"):
         spec_of(Other(**tiny_pipe.components, requires_safety_checker=False))
 
