@@ -1,6 +1,7 @@
-"""Every pipeline of the table with every feature: runs the checks of `tests.contracts.pipeline_checks` on tiny models and fills docs/backbones.md.
+"""Every pipeline with every feature, every text-to-image class with every method: runs the checks of `tests.contracts` on tiny models and fills
+docs/backbones.md.
 
-python -m benchmarks.backbones            (about 15 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
+python -m benchmarks.backbones            (about 25 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from tests.contracts.method_checks import acts
 from tests.contracts.pipeline_checks import CHECKS, outcome
 from tests.tiny_models import TINY_PIPELINES
 
 from benchmarks.provenance import DOCS
 from benchmarks.tables import fill, table
+from respodiff.methods.registry import NAMES
+from respodiff.pipelines.registry import PIPELINES
 
 RESULTS = DOCS / "results" / "backbones.json"
+METHODS = {name: acts(name) for name in NAMES}
 Rows = Mapping[str, Mapping[str, Sequence[str]]]
 
 
@@ -31,24 +36,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/backbones.json"), help="rows that are done; goes on where it was")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows = {} if args.check else _done(args.out)
+    done = {} if args.check else _done(args.out)
     for name, make in TINY_PIPELINES.items():
-        if name in rows:
-            continue
-        row: dict[str, Sequence[str]] = {}
-        for column, cell in CHECKS.items():
-            row[column] = outcome(cell, make)
+        checks = {**CHECKS, **(METHODS if name in PIPELINES and not PIPELINES[name].images else {})}
+        row = done.setdefault(name, {})
+        for column in [column for column in checks if column not in row]:
+            row[column] = outcome(checks[column], make)
             print(f"{name}: {column}: {' '.join(row[column])}", flush=True)
-        rows[name] = row
         if not args.check:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"versions": versions(), "rows": rows}), encoding="utf-8")
+            args.out.write_text(json.dumps({"versions": versions(), "rows": done}), encoding="utf-8")
+    rows = {name: {column: done[name][column] for column in CHECKS} for name in TINY_PIPELINES}
+    methods = {name: {column: row[column] for column in METHODS} for name, row in done.items() if METHODS.keys() <= row.keys()}
     counts = {word: sum(cell[0] == word for row in rows.values() for cell in row.values()) for word in ("works", "refused", "skipped")}
     print(f"{versions()}: {counts}")
     if args.check:
         return
-    ordered = {name: rows[name] for name in TINY_PIPELINES}
-    about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": ordered}
+    about = {"command": "python -m benchmarks.backbones", **versions(), "counts": counts, "rows": rows, "methods": methods}
     RESULTS.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     page()
 
@@ -58,7 +62,8 @@ def _done(path: Path) -> dict[str, dict[str, Sequence[str]]]:
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if found.get("versions") != versions():
         return {}
-    return {name: row for name, row in found["rows"].items() if list(row) == list(CHECKS)}
+    known = {*CHECKS, *METHODS}
+    return {name: {column: cell for column, cell in row.items() if column in known} for name, row in found["rows"].items()}
 
 
 def versions() -> dict[str, str]:
@@ -72,6 +77,7 @@ def page() -> None:
     counts = found["counts"]
     text = f"diffusers {head}: {counts['works']} cells work, {counts['refused']} are refused, {counts['skipped']} do not apply or could not be run.\n\n"
     fill(DOCS / "backbones.md", "table", text + as_table(found["rows"]) + "\n" + notes(found["rows"]))
+    fill(DOCS / "backbones.md", "methods", as_table(found["methods"]) + "\n" + notes(found["methods"]))
     if (path := DOCS / "results" / "fullsize.json").is_file():
         fill(DOCS / "backbones.md", "fullsize", full_size(json.loads(path.read_text(encoding="utf-8"))))
 
@@ -84,7 +90,7 @@ def as_table(rows: Rows) -> str:
     for name, row in rows.items():
         cells = [signs[word] + (f" [{numbers[note]}]" if note in numbers else "") for word, note in row.values()]
         lines.append([name, *cells])
-    return table(["pipeline", *CHECKS], lines)
+    return table(["pipeline", *next(iter(rows.values()))], lines)
 
 
 def notes(rows: Rows) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.tiny_models import flux, sd3
+from tests.contracts.method_checks import WITHOUT_EFFECT, acts, classify, concept_for, settings_for
+from tests.contracts.pipeline_checks import outcome
+from tests.tiny_models import TINY_PIPELINES, flux, sd3
 from torch import Tensor
 
 from method_tools import MAKE, VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
-from respodiff.concepts.concept import Concept
 from respodiff.generation.generate import counted
 from respodiff.methods.base import Method
 from respodiff.methods.registry import NAMES, get_method, load
@@ -25,47 +26,10 @@ from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 
-TINY: dict[str, Any] = {
-    "iterations": 2,
-    "batch": 2,
-    "steps": 3,
-    "rollouts": 2,
-    "rollout_batch": 2,
-    "ram_lr": 0.05,
-    "projection": 0.0,
-    "lr": 0.05,
-    "warmup": 0,
-    "subjects": ("doctor", "nurse"),
-    "images": 3,
-    "rounds": 1,
-}
-"""Settings, of which each method gets those that it knows."""
-OWN: dict[str, dict[str, Any]] = {
-    "esd-x": {"lr": 1e-2},
-    "esd-u": {"lr": 1e-3},
-    "fdf": {"batch": 4},
-    "bact": {"batch": 6, "rollouts": 6, "lr": 2e-3},
-}
-WITHOUT_EFFECT = {"plain"}
-ON_TRANSFORMERS = {"respodiff", "plain", "prompt", "prompt-switch", "negative"}
+ON_TRANSFORMERS = set(NAMES) - {"sdisc", "fdf", "bact", "uce", "respodiff-paper"}
 PROMPTS = ["a doctor"] * 3
 # One name of each module also on SDXL.
 CASES = [(name, "sd") for name in NAMES] + [(name, "sdxl") for name in {module: name for name, module in NAMES.items()}.values()]
-
-
-def classify(images: Tensor) -> Tensor:
-    """Logits (N, 2), linear in the pixels and centred on the batch, so that both answers occur."""
-    logits = (images - 0.5).flatten(1) @ torch.randn(images[0].numel(), 2, generator=torch.Generator().manual_seed(3))
-    return 0.1 * (logits - logits.mean(0).detach())
-
-
-def concept_for(method: Method) -> Concept:
-    return WOMAN if "fairness" in method.kinds else VIOLENCE
-
-
-def settings_for(method: Method) -> Any:
-    known = {f.name for f in fields(method.config)}
-    return method.settings(concept_for(method).kind, **{**{k: v for k, v in TINY.items() if k in known}, **OWN.get(method.name, {})})
 
 
 @dataclass
@@ -197,7 +161,7 @@ def test_a_concept_of_another_kind_and_a_missing_classifier_are_refused(name: st
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_transformer_works_or_is_refused(name: str) -> None:
-    method, pipe = get_method(name), sd3() if name == "negative" else flux()  # Flux is not guided
+    method, pipe = get_method(name), sd3() if name.startswith(("negative", "sld")) else flux()  # Flux is not guided
     if name not in ON_TRANSFORMERS:
         with pytest.raises(ValueError):
             method.fit(pipe, concept_for(method), classify=classify)
@@ -212,3 +176,11 @@ def test_a_transformer_works_or_is_refused(name: str) -> None:
         with steer(pipe, entry):
             drawn.append(pipe(**arguments, generator=torch.Generator().manual_seed(0)).images)
     assert torch.equal(drawn[0], drawn[2]) and torch.equal(drawn[0], drawn[1]) == (name in WITHOUT_EFFECT)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["prompt", "negative", "sld-weak", "esd-x", "slider", "uce"])
+@pytest.mark.parametrize("cls", ["SanaPipeline", "QwenImagePipeline", "CogView4Pipeline"])
+def test_methods_on_transformers_act_or_are_refused_as_the_page_says(cls: str, name: str) -> None:
+    page = json.loads((Path(__file__).parents[2] / "docs" / "results" / "backbones.json").read_text())
+    assert list(outcome(acts(name), TINY_PIPELINES[cls])) == page["methods"][cls][name]

@@ -9,6 +9,7 @@ import pytest
 from tests.contracts.pipeline_checks import CHECKS, Refused, Skipped, outcome
 from tests.tiny_models import TINY_PIPELINES, sd
 
+from respodiff.methods.registry import NAMES
 from respodiff.pipelines.registry import PIPELINES
 
 pytestmark = pytest.mark.slow
@@ -21,7 +22,14 @@ DIFFERENT = (
     "LatentConsistencyModelPipeline",
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "Flux2KleinPipeline",
+    "QwenImagePipeline",
+    "ChromaPipeline",
+    "SanaPipeline",
+    "CogView4Pipeline",
+    "HunyuanDiTPipeline",
 )
+TEXT_TO_IMAGE = [name for name, spec in PIPELINES.items() if not spec.images]
 SOME = {
     "training": (*DIFFERENT, "StableDiffusionPipeline, v-prediction", "StableDiffusionInpaintPipeline, 9 channels"),
     "mixed batch": DIFFERENT,
@@ -81,5 +89,6 @@ def test_the_page_has_a_cell_for_every_pipeline_and_feature() -> None:
     assert list(found["rows"]) == list(TINY_PIPELINES)
     assert all(list(row) == list(CHECKS) for row in found["rows"].values())
     assert {cell[0] for row in found["rows"].values() for cell in row.values()} <= {"works", "refused", "skipped"}
+    assert list(found["methods"]) == TEXT_TO_IMAGE and all(list(row) == list(NAMES) for row in found["methods"].values())
     page = (DOCS / "backbones.md").read_text()
     assert all(f"| {name} |" in page for name in TINY_PIPELINES) and all(f"| {check} |" in page for check in CHECKS)

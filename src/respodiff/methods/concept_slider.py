@@ -72,4 +72,4 @@ def _make(pipe: Any, concept: Concept, config: SliderConfig, *, header: MakeHead
     return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=config.refresh_every, verdict=verdict)
 
 
-METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True)}
+METHODS = {"slider": Method("slider", ("fairness", "safety"), SliderConfig, _make, LowRankAdapter, resumes=True, transformers=True)}

@@ -1,8 +1,9 @@
-"""ESD, erased stable diffusion (ICCV 2023): the UNet's own weights, trained to predict away from a phrase.
+"""ESD, erased stable diffusion (ICCV 2023): the model's own weights, trained to predict away from a phrase.
 
     mean (e_student(z, c) - [e(z, c) - eta (e(z, c) - e0)])^2,   z from rollouts of the frozen model for the phrase c
 
-esd-x trains every linear and convolution layer of cross-attention (``attn2``), esd-u every other one. A concept's negative prompt may hold
+esd-x trains every linear and convolution layer of cross-attention (``attn2``), esd-u every other one. In a transformer that attends to image and
+text together esd-x trains what projects the text, or all of the attention where that is one. A concept's negative prompt may hold
 several phrases, separated by commas: they take turns.
 """
 
@@ -39,10 +40,15 @@ class EsdConfig(OptimizerConfig, RolloutConfig):
     preservation_weight: float = 0.0
 
 
+READS_TEXT = ("attn2", "attn.add_", ".attn")
+"""Parts of the names of layers that read the text; the first that a model has counts."""
+
+
 def trained_names(model: nn.Module, method: str) -> list[str]:
-    """Names of the parameters that a variant trains: of linear and convolution layers in ``attn2`` (esd-x) or outside of it (esd-u)."""
+    """Names of the parameters that a variant trains: of linear and convolution layers that read the text (esd-x), or of the others (esd-u)."""
     layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    chosen = [(path, module) for path, module in layers if ("attn2" in path) is (method == "esd-x")]
+    mark = next(mark for mark in READS_TEXT if any(mark in path for path, _ in layers))
+    chosen = [(path, module) for path, module in layers if (mark in path) is (method == "esd-x")]
     return [f"{path}.{leaf}" for path, module in chosen for leaf, _ in module.named_parameters()]
 
 
@@ -84,4 +90,6 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, header
     )
 
 
-METHODS = {name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter) for name in ("esd-x", "esd-u")}
+METHODS = {
+    name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter, transformers=True) for name in ("esd-x", "esd-u")
+}

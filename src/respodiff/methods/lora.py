@@ -1,4 +1,4 @@
-"""Low-rank changes of the UNet's attention, as hooks: y = W x + scale (alpha / rank) B A x, for the rows of the images that have one."""
+"""Low-rank changes of the model's attention, as hooks: y = W x + scale (alpha / rank) B A x, for the rows of the images that have one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from respodiff.training.config import AT_ONCE, NOT_NEGATIVE, POSITIVE, Rules, Se
 from respodiff.training.diagnostics import share
 from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
-WHERE = {"all": (".attn1.", ".attn2."), "self": (".attn1.",), "cross": (".attn2.",)}
-"""Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both."""
+WHERE = {"all": (".attn1.", ".attn2.", ".attn."), "self": (".attn1.",), "cross": (".attn2.",)}
+"""Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both.
+
+``attn`` is the attention of transformers that attend to image and text together."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,10 @@ class LoraConfig(Settings):
 def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
     """The linear layers (queries, keys, values, output) of the attention, by name."""
     parts = WHERE[where]
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
+    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
+    if not found:
+        raise ValueError(f"where is {where!r}, of which {type(model).__name__} has no layer; give where=all")
+    return found
 
 
 def start(model: nn.Module, rank: int, where: str, seed: int) -> dict[str, Tensor]:
@@ -108,6 +113,8 @@ def attached(
 
 class LowRankAdapter(Adapter):
     """Low-rank changes: tensors ``LAYER.a`` (rank, in) and ``LAYER.b`` (out, rank) of every layer, settings ``rank`` and ``alpha``."""
+
+    transformers = True
 
     @staticmethod
     @contextmanager

@@ -6,16 +6,22 @@ are to have. Every image of a batch may have another.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.methods.base import Method
-from respodiff.methods.model_call import ModelCall, intercept_calls, warn_once
+from respodiff.methods.model_call import ModelCall, intercept_calls
 from respodiff.pipelines.capture import filled, flat
 from respodiff.pipelines.denoiser import TIME_IDS, encode_prompts
+from respodiff.pipelines.registry import spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import Rules, Settings, is_finite
 
@@ -32,15 +38,27 @@ class Texts:
     """What the model is told of texts, each found once as the pipeline does it; put in the place of what a call's rows are told."""
 
     def __init__(self, pipe: Any) -> None:
+        self.mask = spec_of(pipe).mask
         self.told = cache(lambda text: encode_prompts(pipe, [text])[0])
 
     def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
-        """Keyword arguments of a call with other texts for the rows that are named."""
-        own = {path: value.clone() for path, value in flat(kwargs).items() if path != TIME_IDS}
-        for row, text in texts.items():
-            for path, value in self.told(text).items():
-                if path in own:
-                    own[path][row] = value[0].to(own[path])
+        """Keyword arguments of a call with other texts for the rows that are named.
+
+        ValueError for texts of different lengths in one call, of a model that has no mask for them.
+        """
+        given, own = flat(kwargs), dict[str, Any]()
+        for path in set().union(*(self.told(text) for text in texts.values())) & given.keys() - {TIME_IDS}:
+            rows = [self.told(texts[i])[path][0].to(row) if i in texts else row for i, row in enumerate(given[path])]
+            if len({row.shape for row in rows}) > 1:
+                if not self.mask:
+                    raise ValueError(
+                        "prompts of one call have different lengths for this model, which has no mask: draw one image at a time"
+                    )
+                before = given.get(self.mask, torch.ones(given[path].shape[:2], device=given[path].device, dtype=torch.bool))
+                read = [torch.ones(len(row), device=row.device) if i in texts else before[i] for i, row in enumerate(rows)]
+                own[self.mask] = pad_sequence([row.to(before) for row in read], batch_first=True)
+                rows = list(pad_sequence(rows, batch_first=True))
+            own[path] = torch.stack(rows)
         return filled(kwargs, lambda path, value: own.get(path, value))
 
 
@@ -48,6 +66,7 @@ class PromptAdapter(Adapter):
     """Another prompt: the concept's words are added to an image's own."""
 
     scales = False
+    transformers = True
 
     @staticmethod
     def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
@@ -56,6 +75,8 @@ class PromptAdapter(Adapter):
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             found: dict[int, str] = {}
+            if "cond" not in call.passes:
+                return kwargs
             for i, (row, prompt) in enumerate(zip(call.entries, call.prompts(), strict=True), call.passes["cond"].start):
                 for a in row:
                     if call.step >= round(a.settings["switch"] * call.steps):
@@ -69,25 +90,32 @@ class NegativeAdapter(Adapter):
     """The concept's negative prompt."""
 
     scales = False
+    transformers = True
 
     @staticmethod
-    def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
+    @contextmanager
+    def apply(pipe: Any, adapters: AdaptersPerImage) -> Iterator[None]:
         """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
-        texts, warn = Texts(pipe), warn_once()
+        texts, seen = Texts(pipe), set[str]()
 
         def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+            seen.update(call.passes)
             if "uncond" not in call.passes:
-                return warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1")
+                return None
             rows = enumerate(call.entries, call.passes["uncond"].start)
             return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
 
-        return intercept_calls(pipe, adapters, before)
+        with intercept_calls(pipe, adapters, before):
+            yield
+        if seen and "uncond" not in seen:
+            warnings.warn("guidance is off, so that a negative prompt has no effect; draw with guidance above 1", stacklevel=2)
 
 
 class UnsteeredAdapter(Adapter):
     """Nothing: the unsteered model."""
 
     scales = False
+    transformers = True
 
 
 METHODS = {

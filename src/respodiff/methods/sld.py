@@ -25,7 +25,7 @@ from respodiff.methods.base import Method, phrases
 from respodiff.methods.model_call import ModelCall, intercept_calls, take_rows, warn_once
 from respodiff.methods.prompting import Texts
 from respodiff.pipelines.denoiser import check_length
-from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import NOT_NEGATIVE, Rules, Settings, is_finite
 
@@ -74,10 +74,16 @@ class SafetyGuidanceAdapter(Adapter):
     """A text to steer away from, with the settings of `SldConfig`."""
 
     extra_forward = True
+    transformers = True
 
     @staticmethod
     def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
-        """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g."""
+        """One more forward per step for the images that have an entry; their conditional prediction becomes e(p) - scale g.
+
+        ValueError for a pipeline that calls its model once for each condition.
+        """
+        if spec_of(pipe).calls.get("prompt_embeds") == ("cond",):
+            raise ValueError(f"SLD compares predictions of one call, and {type(pipe).__name__} calls its model once for each condition")
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
         away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
 
@@ -125,7 +131,9 @@ EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 
 def _method(name: str) -> Method:
     defaults, adapter = PRESETS[name], SafetyGuidanceAdapter
-    return Method(name, ("safety",), SldConfig, adapter=adapter, defaults=lambda _kind: defaults, default_concept=EVERYTHING)
+    return Method(
+        name, ("safety",), SldConfig, adapter=adapter, transformers=True, defaults=lambda _kind: defaults, default_concept=EVERYTHING
+    )
 
 
 METHODS = {name: _method(name) for name in PRESETS}

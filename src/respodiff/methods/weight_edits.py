@@ -1,4 +1,4 @@
-"""Methods that change the UNet's own weights: what is stored is the difference, and it is in effect inside of a block alone.
+"""Methods that change the model's own weights: what is stored is the difference, and it is in effect inside of a block alone.
 
 Where all images of a call get the same, the parameters are swapped for the time of each call of the model by this pipeline, and put back,
 object by object. In a mixed batch every changed layer runs again for the rows of each kind, so that an image is generated as if alone.
@@ -40,6 +40,10 @@ def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     known = dict(model.named_parameters())
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
         edit, weights = adapter.tensors["edit"], {name: known[name] for name in cross_attention(model)}
+        if not weights:
+            raise ValueError(
+                f"{adapter.method} {adapter.name!r} edits cross-attention, which {type(model).__name__} lacks; use another method"
+            )
         for name, weight in weights.items():
             if weight.shape[1] != len(edit):
                 raise ValueError(
@@ -66,7 +70,9 @@ def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[str, Tensor]:
 
 
 class WeightEditAdapter(Adapter):
-    """Differences of the UNet's weights by name, or UCE's one matrix ``edit``."""
+    """Differences of the model's weights by name, or UCE's one matrix ``edit``."""
+
+    transformers = True
 
     @staticmethod
     @contextmanager

@@ -36,7 +36,8 @@ class PipelineSpec:
         latent_pixels: pixels of the autoencoder's latent that one of ours is wide. multiple: of which sides of images are, in pixels.
         longest: tokens of a prompt that are read where the tokenizer takes more. call: arguments of every call. unconditional: arguments by
             which a prompt is encoded as the pipeline encodes that of unconditional rows.
-        ragged: whether prompts of one call are padded to the longest of them, so that each is encoded alone.
+        ragged: whether prompts of one call are padded to the longest of them, so that each is encoded alone. mask: argument that says which
+            tokens are read, where a call of one length has none.
         checkpointing: whether gradient checkpointing gives the model's own gradients.
         site: list of blocks of the model, and behind which of them h is. stream: which of a block's outputs h is.
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
@@ -58,6 +59,7 @@ class PipelineSpec:
     call: Mapping[str, Any] = field(default_factory=dict)
     unconditional: Mapping[str, Any] = field(default_factory=dict)
     ragged: bool = False
+    mask: str = ""
     checkpointing: bool = True
     site: str = "mid_block"
     stream: int = 1
@@ -77,7 +79,16 @@ FLUX = replace(
 )
 CHROMA = replace(FLUX, guides=True, checkpointing=False, steps=35, guidance=5.0)
 QWEN = replace(
-    DIT, calls=PER_CONDITION, guided_by="true_cfg_scale", negative=" ", ragged=True, time=1e-3, packs=2, longest=1024, guidance=4.0
+    DIT,
+    calls=PER_CONDITION,
+    guided_by="true_cfg_scale",
+    negative=" ",
+    ragged=True,
+    mask="encoder_hidden_states_mask",
+    time=1e-3,
+    packs=2,
+    longest=1024,
+    guidance=4.0,
 )
 # The autoencoder's latents are put together in squares of two before noise is added.
 FLUX2 = replace(FLUX, packs=1, latent_pixels=2, steps=50, guidance=4.0)

@@ -30,6 +30,7 @@ class Adapter:
         scales: whether a weight other than 0 and 1 means something.
         extra_forward: whether it calls the model once more per step, so that it cannot share an image with other adapters.
         batch_dependent: whether an image depends on the other images of its batch.
+        transformers: whether it acts on pipelines with a transformer.
     """
 
     header: Header
@@ -39,6 +40,7 @@ class Adapter:
     scales: ClassVar[bool] = True
     extra_forward: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
+    transformers: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_scale(self.weight)
@@ -96,7 +98,8 @@ class Adapter:
 
     def check(self, pipe: Any) -> list[str]:
         """Warnings about the adapter on a pipeline. ValueError if it was made for a model of another configuration."""
-        require_unet(pipe, self.method)
+        if not self.transformers:
+            require_unet(pipe, self.method)
         if not self.tensors:
             return []
         h, model = self.header, backbone(pipe)
@@ -169,6 +172,8 @@ def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any
 
 
 def require_unet(pipe: Any, method: str) -> None:
-    """ValueError for a pipeline that has a transformer: methods other than RespoDiff are for UNets."""
+    """ValueError for a pipeline that has a transformer, of a method that is for UNets."""
     if spec_of(pipe).model != "unet":
-        raise ValueError(f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use method respodiff")
+        raise ValueError(
+            f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use respodiff, slider, esd-x, or a prompt"
+        )
