@@ -58,12 +58,26 @@ def contents(path: Path) -> dict[str, Any]:
 
 @app.command(epilog="Example: respodiff doctor --model my-checkpoint")
 @takes_model()
-def doctor(model: ModelSource, seed: Seed = 0, as_json: Json = False) -> None:
+def doctor(
+    model: ModelSource,
+    dry_run: Annotated[bool, Option("--dry-run", help="Read configurations alone: site, shapes, and bytes of every part.")] = False,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
     """Say whether a model can be steered and where, and test it: an image changes, only its row is shifted, the model is restored."""
     from respodiff.pipelines.registry import Unsupported
     from respodiff.steering.self_test import examine
 
     try:
+        if dry_run:
+            from respodiff.pipelines.dry_run import dry_run as estimate
+
+            more = {"revision": model.revision} if model.revision else {}
+            result = estimate(model.source, model.dtype, model.config, **more)
+            lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
+            sizes = [*((p["name"], p["cls"], p["bytes"]) for p in result["parts"]), ("together", "", result["bytes"])]
+            lines += [f"{name:<16}{cls:<36}{size / 2**30:8.2f} GiB in {result['dtype']}" for name, cls, size in sizes]
+            return finish(result, "\n".join(lines), as_json)
         result = examine(open_model(model))
     except Unsupported as error:
         result = {"supported": False, "pipeline": str(error).split()[1], "site": "", "shape": [], "checks": {}, "reason": str(error)}

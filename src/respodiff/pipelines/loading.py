@@ -84,7 +84,7 @@ def load_pipeline(
         raise ValueError(f"offload is {offload!r}, which needs an accelerator, and the device is cpu; take none or group")
     if quantize:
         _check_quantization(quantize, device)
-    place, more = _find(source, str(config), more)
+    place, more = find(source, str(config), more)
     spec = spec_of(object.__new__(place.cls))  # it looks at the class alone
     if not safety_checker and "safety_checker" in place.index:
         more = {"safety_checker": None} | ({"requires_safety_checker": False} if "requires_safety_checker" in place.index else {}) | more
@@ -151,7 +151,7 @@ class _Place:
         return _readable(self.given + ", which is no folder here," * (self.kind == "hub"))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return shorten((str(error).strip().splitlines() or [type(error).__name__])[0], 200, placeholder=" ...")
 
 
@@ -161,7 +161,7 @@ def _readable(given: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ValueError(f"model {given} cannot be loaded: {reason} - give 'embedded', {SOURCES} (needs network)") from error
 
 
@@ -173,7 +173,7 @@ HUB = ("revision", "cache_dir", "token", "proxies", "force_download", "local_fil
 """Arguments of `DiffusionPipeline.from_pretrained` that say where files come from."""
 
 
-def _find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Place, dict[str, Any]]:
+def find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Place, dict[str, Any]]:
     """The place of a model, and the arguments that it adds to ``more``; ValueError for one that does not exist or cannot be read."""
     path = embedded_dir("pipeline") if str(source) == "embedded" else Path(source).expanduser()
     given, more = repr(str(source)), dict(more)
@@ -188,7 +188,7 @@ def _find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Pl
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"model {given} is a single file and needs the configurations of its base, {config or 'of a known kind'}, which cannot be read "
-                f"({_first_line(error)}); give config (--config), a diffusers folder or hub id of the same base"
+                f"({first_line(error)}); give config (--config), a diffusers folder or hub id of the same base"
             ) from error
     if config:
         raise ValueError(f"config is {config!r}, and model {given} is no single file: it has its own; leave config out")
@@ -314,7 +314,7 @@ def _add_loras(pipe: Any, given: Sequence[str]) -> None:
                 str(path.parent if where else path if path.is_dir() else source), adapter_name=name, use_safetensors=True, **where
             )
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise ValueError(f"lora {source!r} cannot be loaded: {reason} - give a .safetensors file, its folder, or a hub id") from error
         weights[name] = weight
     if weights:
