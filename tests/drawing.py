@@ -89,7 +89,7 @@ def close(a: Tensor, b: Tensor, what: str, within: float = 1e-5) -> float:
 def seen(pipe: Any) -> Iterator[list[tuple[Tensor, dict[str, Any]]]]:
     """h of every call behind whatever steers it, with the arguments of the call."""
     model, found, calls = backbone(pipe), [], []
-    names = ("sample", "timestep", "encoder_hidden_states")
+    names = tuple(inspect.signature(model.forward).parameters)
     first = model.register_forward_pre_hook(lambda _m, a, k: calls.append({**dict(zip(names, a, strict=False)), **k}), with_kwargs=True)
     site = site_of(pipe)
     last = site_module(model, site).register_forward_hook(lambda _m, _a, out: found.append((stream(out, site).clone(), calls[-1])))

@@ -251,10 +251,12 @@ def _flux(model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, rot
 def patched(pipe: Any, delta: Tensor) -> Tensor:
     """Final latents of other transformers: their own call, with the forward of the middle block replaced by one that adds the delta by hand.
 
-    Guided rows are the second half of a call, or every first of two calls.
+    Guided rows are the second half of a call (Z-Image: the first), or every first of two calls.
     """
     model = pipe.transformer
-    blocks = model.blocks if hasattr(model, "blocks") else model.transformer_blocks
+    blocks = next(getattr(model, name) for name in ("blocks", "layers", "transformer_blocks") if hasattr(model, name))
+    n = {"ZImagePipeline": (SIZE // pipe.vae_scale_factor) ** 2 // 4, "Lumina2Pipeline": 4}.get(type(pipe).__name__)
+    image = slice(None) if n is None else slice(-n, None) if "Lumina" in type(pipe).__name__ else slice(0, n)
     twin = "Chroma" in type(pipe).__name__ or "Flux2" in type(pipe).__name__
     block, first, calls = blocks[-1 if twin else len(blocks) // 2], "CogView" in type(pipe).__name__, [0]
     forward = block.forward
@@ -263,11 +265,10 @@ def patched(pipe: Any, delta: Tensor) -> Tensor:
         found, calls[0] = forward(*args, **kwargs), calls[0] + 1
         parts = list(found) if isinstance(found, tuple) else [found]
         place = 0 if first or len(parts) == 1 else 1
-        h = parts[place]
-        if len(h) == 2:
-            parts[place] = torch.cat([h[:1], h[1:] + delta.flatten()])
-        elif calls[0] % 2:
-            parts[place] = h + delta.flatten()
+        h, rows = parts[place].clone(), slice(0, 1) if len(parts[place]) == 1 or "ZImage" in type(pipe).__name__ else slice(1, 2)
+        if len(h) == 2 or calls[0] % 2:
+            h[rows, image] += delta.flatten()
+        parts[place] = h
         return tuple(parts) if isinstance(found, tuple) else parts[0]
 
     block.forward = shifted

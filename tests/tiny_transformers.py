@@ -25,6 +25,7 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
 )
 
 TEXT: dict[str, Any] = {
@@ -56,6 +57,19 @@ def letters(longest: int = 512) -> PreTrainedTokenizerFast:
 
 def _flow(**changes: Any) -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **changes})
+
+
+def vae8() -> Any:
+    """An autoencoder of the usual factor of 8."""
+    torch.manual_seed(1)
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=SIZE,
+    ).eval()
 
 
 def chroma(cls: str = "ChromaPipeline") -> Any:
@@ -235,15 +249,6 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
         vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=128
     )
     t = t5()
-    torch.manual_seed(1)
-    coder = diffusers.AutoencoderKL(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=SIZE,
-    ).eval()
     parts = {
         "text_encoder": BertModel(bert).eval(),
         "tokenizer": letters(77),
@@ -252,7 +257,51 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
     }
     more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     steps = scheduler(prediction_type="v_prediction", beta_end=0.02)
-    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, **parts, **more))
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=vae8(), scheduler=steps, **parts, **more))
+
+
+def z_image(cls: str = "ZImagePipeline") -> Any:
+    """Z-Image: image and text in one sequence, lists of latents and prompts, Qwen 3."""
+    torch.manual_seed(0)
+    model = diffusers.ZImageTransformer2DModel(
+        in_channels=16,
+        dim=32,
+        n_layers=3,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[4, 6, 6],
+        axes_lens=[64, 32, 32],
+    ).eval()
+    torch.nn.init.normal_(model.x_pad_token)
+    torch.nn.init.normal_(model.cap_pad_token)
+    text = Qwen3Model(Qwen3Config(**TEXT)).eval()
+    parts = {"vae": vae(16, shift_factor=0.1, scaling_factor=0.4), "text_encoder": text, "tokenizer": letters()}
+    pipe = getattr(diffusers, cls)(transformer=model, scheduler=_flow(), **parts)
+    pipe.default_sample_size = SIZE // 2
+    return _quiet(pipe)
+
+
+def lumina2(cls: str = "Lumina2Pipeline") -> Any:
+    """Lumina 2: text and image in one sequence, Gemma 2."""
+    torch.manual_seed(0)
+    model = diffusers.Lumina2Transformer2DModel(
+        sample_size=SIZE // 8,
+        in_channels=4,
+        hidden_size=32,
+        num_layers=3,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(4, 6, 6),
+        axes_lens=(600, 32, 32),
+        cap_feat_dim=32,
+    ).eval()
+    text = Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval()
+    parts = {"vae": vae8(), "text_encoder": text, "tokenizer": letters()}
+    return _quiet(getattr(diffusers, cls)(transformer=model, scheduler=_flow(shift=6.0), **parts))
 
 
 MAKERS: dict[str, Callable[[str], Any]] = {
@@ -262,5 +311,7 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "CogView4Pipeline": cogview4,
     "QwenImagePipeline": qwen,
     "HunyuanDiTPipeline": hunyuan,
+    "ZImagePipeline": z_image,
+    "Lumina2Pipeline": lumina2,
     "Flux2KleinPipeline": flux2_klein,
 }

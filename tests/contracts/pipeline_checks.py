@@ -7,6 +7,7 @@ A check takes a maker of fresh pipelines. It gives a note when the feature works
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.capture import flat
 from respodiff.pipelines.denoiser import Denoiser, flow_matching
+from respodiff.pipelines.latents import latent_shape
 from respodiff.pipelines.registry import backbone, site_of, spec_of
 from respodiff.steering.module import ConceptModule
 
@@ -83,7 +85,12 @@ def rows(make: Maker) -> str:
     expected = [i for i in range(len(a)) if passes[i // 2] == "cond"]
     assert changed == expected, f"rows {changed} changed, {expected} are conditional"
     delta = m.delta if a.ndim == 4 else m.delta.flatten()
-    assert torch.allclose(b[changed], a[changed] + delta, atol=1e-6)
+    moved = b[changed] - a[changed]
+    if spec_of(pipe).tokens:  # of image and text in one sequence the image's alone
+        image = moved.abs().sum(-1) > 0
+        assert image.sum(1).tolist() == [math.prod(latent_shape(pipe)[1:]) // 4] * len(changed)
+        moved = moved[image]
+    assert torch.allclose(moved, delta.expand_as(moved), atol=1e-5)
     return f"rows {changed[0]}-{changed[-1]} of {len(a)}"
 
 
@@ -107,7 +114,7 @@ def unguided(make: Maker) -> str:
     if not spec_of(pipe).guides or type(pipe).__name__.startswith("LatentConsistency"):
         contract(pipe)
         return "never on"
-    steered = contract(pipe, guidance_scale=1.0)
+    steered = contract(pipe, guidance_scale=spec_of(pipe).off)
     if spec_of(pipe).model != "unet":
         return ""
     close(steered, raw_latents(pipe, module(pipe).delta, guidance=1.0), "loop by hand")
@@ -234,14 +241,15 @@ def training(make: Maker) -> str:
     with seen(pipe) as calls:
         draw(pipe, steps=1)
     given = flat(calls[0][1])
-    passes = len(given["encoder_hidden_states"])
+    passes = len(calls[0][0])
     row = spec_of(pipe).passes.index("cond") if passes > 1 else 0
     mine = Denoiser(pipe, guidance=GUIDANCE)
     for name, value in mine.encode(["a doctor"])[0].items():
-        close(value, given[name][row : row + 1], name)
+        close(value, given[name][row : row + 1] if name in given else calls[0][1][name][row][None], name)
     if passes > 1:
         for name, value in mine.empty.items():
-            close(value, given[name][spec_of(pipe).passes.index("uncond")][None], f"{name} of the empty prompt")
+            other = spec_of(pipe).passes.index("uncond")
+            close(value, (given[name] if name in given else calls[0][1][name])[other][None], f"{name} of the empty prompt")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for changes in ({}, oblong(pipe), {"form": "channel"}, {"sam_lr": 0.1}):
         *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
@@ -264,7 +272,7 @@ def checkpointing(make: Maker) -> str:
         raise Skipped("diffusers has no gradient checkpointing for this class")
     backbone(pipe).enable_gradient_checkpointing()
     backbone(pipe).train()
-    if not spec_of(pipe).checkpointing:
+    if spec_of(pipe).unchecked:
         try:
             fit(pipe, WOMAN, TrainConfig(**TINY))
         except ValueError as error:
@@ -324,7 +332,11 @@ def _compiled(make: Maker) -> str:
             setattr(pipe, part, torch.compile(backbone(pipe), backend=graphs, fullgraph=True))
         else:
             backbone(pipe).compile(backend=graphs)
-        close(draw(pipe, images=2), plain, f"{way}, plain", 1e-4)
+        try:
+            found = draw(pipe, images=2)
+        except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError) as error:
+            raise Skipped("the model alone does not compile as one graph") from error
+        close(found, plain, f"{way}, plain", 1e-4)
         for want, mix in list(zip(expected, mixes, strict=True))[:tried]:
             with quietly(), steer(pipe, mix):
                 close(draw(pipe, images=2), want, f"{way}, steered", 1e-4)

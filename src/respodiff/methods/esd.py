@@ -40,7 +40,7 @@ class EsdConfig(OptimizerConfig, RolloutConfig):
     preservation_weight: float = 0.0
 
 
-READS_TEXT = ("attn2", "attn.add_", ".attn")
+READS_TEXT = ("attn2", "attn.add_", ".attn", ".attention.")
 """Parts of the names of layers that read the text; the first that a model has counts."""
 
 

@@ -20,10 +20,10 @@ from respodiff.training.config import AT_ONCE, NOT_NEGATIVE, POSITIVE, Rules, Se
 from respodiff.training.diagnostics import share
 from respodiff.training.state import MakePool, StepRecord, Tensors, fit_tensors
 
-WHERE = {"all": (".attn1.", ".attn2.", ".attn."), "self": (".attn1.",), "cross": (".attn2.",)}
+WHERE = {"all": (".attn1.", ".attn2.", ".attn.", ".attention."), "self": (".attn1.",), "cross": (".attn2.",)}
 """Setting ``where`` -> parts of the names of the layers that are changed: self-attention, attention to the text, or both.
 
-``attn`` is the attention of transformers that attend to image and text together."""
+``attn`` or ``attention`` is that of transformers that attend to image and text together."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -65,23 +66,26 @@ def this_call(pipe: Any, entries: AdaptersPerImage, rows: int, context: Any = No
 def intercept_calls(
     pipe: Any,
     entries: AdaptersPerImage,
-    before: Callable[[ModelCall, tuple[Any, ...], dict[str, Any]], dict[str, Any] | None] = lambda *_: None,
-    after: Callable[[ModelCall, tuple[Any, ...], dict[str, Any], Tensor], Tensor | None] = lambda *_: None,
+    before: Callable[[ModelCall, dict[str, Any]], dict[str, Any] | None] = lambda *_: None,
+    after: Callable[[ModelCall, dict[str, Any], Tensor], Tensor | None] = lambda *_: None,
 ) -> Iterator[Callable[[], ModelCall | None]]:
-    """While active, ``before`` may change the keyword arguments of a call of the model and ``after`` its prediction (R, C, H, W).
+    """While active, ``before`` may change the arguments of a call of the model, by name, and ``after`` its prediction (R, C, H, W).
 
     Gives a function that tells the call that is running. Calls that ``after`` makes itself are left alone.
     """
     model, call, inside = backbone(pipe), None, False
 
+    def by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(signature(model.forward).bind(*args, **kwargs).arguments)
+
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal call
         if inside:
             return None
-        sample = args[0] if args else kwargs["sample" if "sample" in kwargs else "hidden_states"]
-        call = this_call(pipe, entries, len(sample), kwargs.get("encoder_hidden_states"))
-        changed = before(call, args, kwargs) if call else None
-        return None if changed is None else (args, changed)
+        told = by_name(args, kwargs)
+        call = this_call(pipe, entries, len(next(iter(told.values()))), told.get("encoder_hidden_states"))
+        changed = before(call, told) if call else None
+        return None if changed is None else ((), changed)
 
     def leave(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         nonlocal call, inside
@@ -89,7 +93,7 @@ def intercept_calls(
             return None
         inside = True
         try:
-            changed = after(call, args, kwargs, output[0])
+            changed = after(call, by_name(args, kwargs), output[0])
         finally:
             inside, call = False, None
         if changed is None:

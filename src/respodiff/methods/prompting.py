@@ -7,19 +7,20 @@ are to have. Every image of a batch may have another.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.methods.base import Method
 from respodiff.methods.model_call import ModelCall, intercept_calls
-from respodiff.pipelines.capture import filled, flat
+from respodiff.pipelines.capture import filled
 from respodiff.pipelines.denoiser import TIME_IDS, encode_prompts
 from respodiff.pipelines.registry import spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
@@ -42,24 +43,34 @@ class Texts:
         self.told = cache(lambda text: encode_prompts(pipe, [text])[0])
 
     def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
-        """Keyword arguments of a call with other texts for the rows that are named.
+        """Arguments of a call, by name, with other texts for the rows that are named.
 
         ValueError for texts of different lengths in one call, of a model that has no mask for them.
         """
-        given, own = flat(kwargs), dict[str, Any]()
-        for path in set().union(*(self.told(text) for text in texts.values())) & given.keys() - {TIME_IDS}:
-            rows = [self.told(texts[i])[path][0].to(row) if i in texts else row for i, row in enumerate(given[path])]
-            if len({row.shape for row in rows}) > 1:
-                if not self.mask:
-                    raise ValueError(
-                        "prompts of one call have different lengths for this model, which has no mask: draw one image at a time"
-                    )
-                before = given.get(self.mask, torch.ones(given[path].shape[:2], device=given[path].device, dtype=torch.bool))
-                read = [torch.ones(len(row), device=row.device) if i in texts else before[i] for i, row in enumerate(rows)]
-                own[self.mask] = pad_sequence([row.to(before) for row in read], batch_first=True)
-                rows = list(pad_sequence(rows, batch_first=True))
-            own[path] = torch.stack(rows)
-        return filled(kwargs, lambda path, value: own.get(path, value))
+        own: dict[str, Any] = {}
+
+        def value_of(path: str, value: Any) -> Any:
+            told = {i: self.told(text)[path][0] for i, text in texts.items() if path in self.told(text) and path != TIME_IDS}
+            if told:
+                rows = [told[i].to(row) if i in told else row for i, row in enumerate(value)]
+                own[path] = rows if isinstance(value, list) else self._together(rows, told, kwargs, own)
+            return own.get(path, value)
+
+        found = filled(kwargs, value_of)
+        return found | ({self.mask: own[self.mask]} if self.mask in own else {})
+
+    def _together(self, rows: list[Tensor], new: Collection[int], kwargs: Mapping[str, Any], own: dict[str, Any]) -> Tensor:
+        """The rows as one tensor; where they differ in length, padded, with a mask in ``own`` of what is read of them."""
+        if len({row.shape for row in rows}) > 1:
+            if not self.mask:
+                raise ValueError("prompts of one call have different lengths for this model, which has no mask: draw one image at a time")
+            before = kwargs.get(self.mask)
+            old = next(row for i, row in enumerate(rows) if i not in new)
+            read = [torch.ones(len(row)) if i in new or before is None else before[i].cpu().float() for i, row in enumerate(rows)]
+            mask = pad_sequence(read, batch_first=True).to(old.device)
+            own[self.mask] = mask.bool() if before is None else mask.to(before.dtype)
+            rows = list(pad_sequence(rows, batch_first=True))
+        return torch.stack(rows)
 
 
 class PromptAdapter(Adapter):
@@ -73,7 +84,7 @@ class PromptAdapter(Adapter):
         """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
         texts = Texts(pipe)
 
-        def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        def before(call: ModelCall, kwargs: dict[str, Any]) -> dict[str, Any]:
             found: dict[int, str] = {}
             if "cond" not in call.passes:
                 return kwargs
@@ -98,7 +109,7 @@ class NegativeAdapter(Adapter):
         """Unconditional rows get the concepts' negative prompts in place of theirs; without guidance there are none, and a warning."""
         texts, seen = Texts(pipe), set[str]()
 
-        def before(call: ModelCall, _args: Any, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        def before(call: ModelCall, kwargs: dict[str, Any]) -> dict[str, Any] | None:
             seen.update(call.passes)
             if "uncond" not in call.passes:
                 return None

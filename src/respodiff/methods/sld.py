@@ -82,12 +82,12 @@ class SafetyGuidanceAdapter(Adapter):
 
         ValueError for a pipeline that calls its model once for each condition.
         """
-        if spec_of(pipe).calls.get("prompt_embeds") == ("cond",):
-            raise ValueError(f"SLD compares predictions of one call, and {type(pipe).__name__} calls its model once for each condition")
+        if spec_of(pipe).calls.get("prompt_embeds") == ("cond",) or spec_of(pipe).listed:
+            raise ValueError(f"SLD compares rows of one call, which {type(pipe).__name__} does not make; use a negative prompt")
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
         away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
 
-        def after(call: ModelCall, args: tuple[Any, ...], kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
+        def after(call: ModelCall, kwargs: dict[str, Any], e: Tensor) -> Tensor | None:
             nonlocal nu
             if "uncond" not in call.passes:
                 return warn("guidance is off, so that SLD has nothing to bend; draw with guidance above 1")
@@ -97,7 +97,7 @@ class SafetyGuidanceAdapter(Adapter):
             index = torch.tensor(images, device=e.device)
             cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
             named = texts.replaced(take_rows(kwargs, len(e), cond), dict(enumerate(away[call.entries[i]] for i in images)))
-            es = backbone(pipe)(*(take_rows(value, len(e), cond) for value in args), **named)[0].float()
+            es = backbone(pipe)(**named)[0].float()
             e0, ep = e[uncond].float(), e[cond].float()
             out = e.clone()
             for row, i in enumerate(images):

@@ -46,7 +46,8 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
     site_module(model, site)
     config: Any = model.config
     if site != SITE:
-        return int(config.num_attention_heads * config.attention_head_dim), 1, 1
+        width = config.get("dim") or config.get("hidden_size") or config.num_attention_heads * config.attention_head_dim
+        return int(width), 1, 1
     size, factor = config.sample_size, 2 ** (len(config.block_out_channels) - 1)
     default = (size, size) if isinstance(size, int) else size
     h, w = (math.ceil(pixels / factor) for pixels in (height or default[0], width or default[1]))
@@ -54,12 +55,25 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
 
 
 def stream(output: Tensor | tuple[Tensor, Tensor], site: str = SITE) -> Tensor:
-    """h in the output of a site: the output itself, or that of two which the site names, else the second of (text, image)."""
-    return output if isinstance(output, Tensor) else output[getattr(site, "stream", 1)]
+    """h in the output of a site: the output itself, or that of two which the site names, else the second of (text, image); of a sequence of image
+    and text the image's tokens.
+    """
+    h = output if isinstance(output, Tensor) else output[getattr(site, "stream", 1)]
+    tokens = getattr(site, "tokens", None)
+    if tokens is None:
+        return h
+    return h[:, tokens] if isinstance(tokens, slice) else h.gather(1, tokens[..., None].expand(-1, -1, h.shape[-1]))
 
 
 def with_stream(output: Any, h: Tensor, site: str = SITE) -> Any:
     """The output of a site with h in its place."""
+    tokens = getattr(site, "tokens", None)
+    if tokens is not None:
+        whole = output.clone()
+        if isinstance(tokens, slice):
+            whole[:, tokens] = h
+            return whole
+        return whole.scatter(1, tokens[..., None].expand(-1, -1, h.shape[-1]), h)
     if isinstance(output, Tensor):
         return h
     return (h, output[1]) if getattr(site, "stream", 1) == 0 else (output[0], h)

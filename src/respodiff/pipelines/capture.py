@@ -62,7 +62,7 @@ def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: i
     if pipe.config.get("requires_aesthetics_score"):  # refiners are told a score in the place of a second size
         vars(shown)["_get_add_time_ids"] = lambda size, corner, *_, dtype, **__: torch.tensor([[*size, *corner, 6.0]], dtype=dtype)
     call = {
-        spec.guided_by: 1.0,
+        spec.guided_by: spec.off,
         **spec.call,
         **call,
         "height": height,
@@ -79,13 +79,15 @@ def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: i
 
 
 def flat(tree: Mapping[str, Any], start: str = "") -> dict[str, Tensor]:
-    """The tensors of nested dictionaries, by their path: ``added_cond_kwargs.text_embeds``."""
+    """The tensors of nested dictionaries, by their path: ``added_cond_kwargs.text_embeds``. A list of tensors of one shape is one tensor, rows first."""
     found: dict[str, Tensor] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{start}{name}.")
         elif isinstance(value, Tensor):
             found[start + name] = value
+        elif isinstance(value, list) and value and all(isinstance(row, Tensor) and row.shape == value[0].shape for row in value):
+            found[start + name] = torch.stack(value)
     return found
 
 

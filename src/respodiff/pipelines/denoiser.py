@@ -25,7 +25,7 @@ from torch import Tensor
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.capture import capture, filled, flat
 from respodiff.pipelines.latents import latent_shape, pack, pixels_of_latent, unpack
-from respodiff.pipelines.registry import backbone, site_of, spec_of
+from respodiff.pipelines.registry import backbone, image_tokens, site_of, spec_of
 
 Condition = Mapping[str, Tensor]
 TIME_IDS = "added_cond_kwargs.time_ids"
@@ -76,7 +76,7 @@ def flow_matching(scheduler: Any) -> bool:
 def names_of(model: Any) -> tuple[str, str]:
     """The arguments of a model that are the latent and the timestep."""
     first, *others = inspect.signature(model.forward).parameters
-    return first, next(name for name in others if name.startswith("timestep"))
+    return first, next(name for name in others if name == "t" or name.startswith("timestep"))
 
 
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
@@ -115,10 +115,8 @@ class Denoiser:
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
-        if not self.spec.checkpointing and getattr(self.model, "gradient_checkpointing", False):
-            raise ValueError(
-                f"gradient checkpointing is on, in which diffusers leaves the mask of {type(self.model).__name__} out: train without it"
-            )
+        if self.spec.unchecked and getattr(self.model, "gradient_checkpointing", False):
+            raise ValueError(f"gradient checkpointing is on for {type(self.model).__name__}: {self.spec.unchecked}; train without it")
         config = self.model.config
         self.latent = latent_shape(pipe, height, width)
         if self.spec.model == "transformer" and not self.spec.packs and config.in_channels != self.latent[0]:
@@ -145,7 +143,7 @@ class Denoiser:
 
     @property
     def _scale(self) -> dict[str, Any]:
-        return {self.spec.guided_by: self.guidance if self.embeds_guidance else 1.0}
+        return {self.spec.guided_by: self.guidance if self.embeds_guidance else self.spec.off}
 
     def encode(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
         """Conditions of one row each, on the model's device. ValueError for a prompt that would be cut off."""
@@ -160,19 +158,23 @@ class Denoiser:
         self.forwards += len(z)
         latent, timestep = names_of(self.model)
         told = self._told[timestep]
-        when = t.to(told.dtype) * self.spec.time if self.spec.time != 1 else t.to(told.dtype)
+        (a, b), when = self.spec.time, t.to(told.dtype)
+        when = when if (a, b) == (1, 0) else when * a + b
         if self._extra is not None:
             z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
-        own = {latent: pack(z, self.spec.packs) if self.spec.packs else z, timestep: when.expand(len(z)) if told.ndim else when}
+        rows: Any = [*z[:, :, None]] if self.spec.listed else pack(z, self.spec.packs) if self.spec.packs else z
+        own = {latent: rows, timestep: when.expand(len(z)) if told.ndim else when}
+        self.site.tokens = image_tokens(self.pipe, z, condition.get("encoder_attention_mask"))
 
         def value_of(path: str, value: Any) -> Any:
             if path in own:
                 return own[path]
             if path in condition:
-                return condition[path].contiguous()
+                return [*condition[path]] if isinstance(value, list) else condition[path].contiguous()
             return value * len(z) if isinstance(value, list) else value  # an entry a row
 
-        prediction: Tensor = self.model(**filled(self._told, value_of))[0]
+        found = self.model(**filled(self._told, value_of))[0]
+        prediction: Tensor = self.spec.sign * (torch.stack(found)[:, :, 0] if self.spec.listed else found)
         return unpack(prediction, self.spec.packs, *z.shape[2:]) if self.spec.packs else prediction[:, : z.shape[1]]
 
     def sampler(self, steps: int) -> Any:

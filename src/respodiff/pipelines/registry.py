@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Literal
 
+import torch
 from diffusers import DiffusionPipeline
+from torch import Tensor
 
 from respodiff import _plugins
 
@@ -29,17 +31,19 @@ class PipelineSpec:
         passes: row blocks of one call with guidance, in order; without guidance there is the block "cond" alone.
         images: image arguments that the pipeline needs besides the prompt.
         calls: for pipelines that call their model once per condition: local variable with the call's prompt embeddings -> its row blocks.
-        guided_by: argument of the call with the guidance scale, which at 1 switches classifier-free guidance off.
+        guided_by: argument of the call with the guidance scale, which at ``off`` switches classifier-free guidance off.
         guides: whether classifier-free guidance is used (unless the model embeds a guidance scale). negative: prompt without which there is none.
-        time: what the model is told of a timestep of the scheduler is this many times that.
+        time: (a, b): of timestep t of the scheduler the model is told a t + b. sign: its output times this is what the scheduler takes.
         packs: side of the square of latent pixels that makes a token; 0 for a model that takes latents as they are.
         latent_pixels: pixels of the autoencoder's latent that one of ours is wide. multiple: of which sides of images are, in pixels.
         longest: tokens of a prompt that are read where the tokenizer takes more. call: arguments of every call. unconditional: arguments by
             which a prompt is encoded as the pipeline encodes that of unconditional rows.
         ragged: whether prompts of one call are padded to the longest of them, so that each is encoded alone. mask: argument that says which
             tokens are read, where a call of one length has none.
-        checkpointing: whether gradient checkpointing gives the model's own gradients.
+        unchecked: why gradient checkpointing does not give the model's own gradients; empty where it does.
         site: list of blocks of the model, and behind which of them h is. stream: which of a block's outputs h is.
+        tokens: where those of the image are, for blocks that take image and text as one sequence: ``first``, or ``last``, behind the text.
+        listed: whether latents and prompts are lists with an entry a row: (C, 1, H, W) and (T, D).
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
@@ -49,9 +53,11 @@ class PipelineSpec:
     images: tuple[str, ...] = ()
     calls: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     guided_by: str = "guidance_scale"
+    off: float = 1.0
     guides: bool = True
     negative: str | None = None
-    time: float = 1.0
+    time: tuple[float, float] = (1.0, 0.0)
+    sign: float = 1.0
     packs: int = 0
     latent_pixels: int = 1
     multiple: int = 1
@@ -60,9 +66,11 @@ class PipelineSpec:
     unconditional: Mapping[str, Any] = field(default_factory=dict)
     ragged: bool = False
     mask: str = ""
-    checkpointing: bool = True
+    unchecked: str = ""
     site: str = "mid_block"
     stream: int = 1
+    tokens: Literal["", "first", "last"] = ""
+    listed: bool = False
     steps: int = 50
     guidance: float = 7.5
 
@@ -75,9 +83,9 @@ DIT = PipelineSpec("transformer", site="transformer_blocks.MIDDLE")
 SD3 = replace(DIT, calls={"prompt_embeds": ("uncond", "cond"), "original_prompt_embeds": ("cond",)}, longest=256, steps=28, guidance=7.0)
 # Flux goes on with single-stream blocks, twice as many: the last block of two streams is its middle.
 FLUX = replace(
-    DIT, calls=PER_CONDITION, site="transformer_blocks.LAST", guides=False, time=1e-3, packs=2, longest=512, steps=28, guidance=3.5
+    DIT, calls=PER_CONDITION, site="transformer_blocks.LAST", guides=False, time=(1e-3, 0.0), packs=2, longest=512, steps=28, guidance=3.5
 )
-CHROMA = replace(FLUX, guides=True, checkpointing=False, steps=35, guidance=5.0)
+CHROMA = replace(FLUX, guides=True, unchecked="diffusers leaves its mask out there", steps=35, guidance=5.0)
 QWEN = replace(
     DIT,
     calls=PER_CONDITION,
@@ -85,7 +93,7 @@ QWEN = replace(
     negative=" ",
     ragged=True,
     mask="encoder_hidden_states_mask",
-    time=1e-3,
+    time=(1e-3, 0.0),
     packs=2,
     longest=1024,
     guidance=4.0,
@@ -97,6 +105,33 @@ PIXART = replace(DIT, longest=300, call=BINNED, steps=20, guidance=4.5)
 SANA = replace(PIXART, multiple=32, unconditional={"complex_human_instruction": []}, steps=20, guidance=4.5)
 COGVIEW4 = replace(DIT, calls=PER_CONDITION, stream=0, ragged=True, longest=1024, steps=50, guidance=5.0)
 HUNYUAN = replace(DIT, site="blocks.MIDDLE", call=BINNED, longest=256, steps=50, guidance=5.0)
+PART = "what is added to a part of a sequence is lost there"
+# The model is told the share of the way that is done, and predicts the way back.
+Z_IMAGE = replace(
+    DIT,
+    passes=("cond", "uncond"),
+    off=0.0,
+    time=(-1e-3, 1.0),
+    sign=-1.0,
+    site="layers.MIDDLE",
+    tokens="first",
+    unchecked=PART,
+    listed=True,
+    ragged=True,
+    longest=512,
+)
+LUMINA2 = replace(
+    DIT,
+    calls=PER_CONDITION,
+    time=(-1e-3, 1.0),
+    sign=-1.0,
+    site="layers.MIDDLE",
+    tokens="last",
+    unchecked=PART,
+    longest=256,
+    steps=30,
+    guidance=4.0,
+)
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
@@ -126,6 +161,8 @@ PIPELINES: dict[str, PipelineSpec] = {
     "SanaPipeline": SANA,
     "CogView4Pipeline": COGVIEW4,
     "HunyuanDiTPipeline": HUNYUAN,
+    "ZImagePipeline": replace(Z_IMAGE, steps=50, guidance=5.0),
+    "Lumina2Pipeline": LUMINA2,
 }
 """Class name -> what is known of it; other packages add rows of their own."""
 
@@ -169,9 +206,13 @@ def backbone(pipe: Any) -> Any:
 
 
 class Site(str):
-    """Name of the module of a model behind which h is; ``stream``: which of its outputs, where it has several."""
+    """Name of the module of a model behind which h is; ``stream``: which of its outputs, where it has several.
+
+    ``tokens``: which of a sequence of image and text, a slice or (R, N) a row; set before every call, as it depends on size and prompt.
+    """
 
     stream = 1
+    tokens: Any = None
 
 
 def site_of(pipe: Any) -> Site:
@@ -181,6 +222,21 @@ def site_of(pipe: Any) -> Site:
     site = Site(f"{blocks}.{n - 1 if place == 'LAST' else n // 2}" if place else blocks)
     site.stream = spec_of(pipe).stream
     return site
+
+
+def image_tokens(pipe: Any, latent: Tensor | Sequence[Tensor], mask: Tensor | None) -> Any:
+    """`Site.tokens` of a call with a latent (R, C, H, W), or one (C, 1, H, W) a row, and the mask (R, T) of its text; None for a model of two
+    streams. Two by two pixels of a latent are a token.
+    """
+    where = spec_of(pipe).tokens
+    if not where:
+        return None
+    height, width = latent[0].shape[-2:]
+    n = height * width // 4
+    if where == "first":
+        return slice(0, n)
+    assert mask is not None
+    return mask.sum(1)[:, None] + torch.arange(n, device=mask.device)
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
@@ -208,6 +264,8 @@ def row_blocks(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = Non
     own = "do_classifier_free_guidance"  # a variable of the call, or else a property of the pipeline
     if len(passes) > 1 and not (call[own] if own in call else getattr(pipe, own)):
         passes = ("cond",)
+    if len(passes) > 1 and call.get("cfg_truncation", 1.0) < 1:
+        raise ValueError(f"cfg_truncation is {call['cfg_truncation']:g}, by which guidance ends on the way; leave it at 1")
     if rows % len(passes):
         raise ValueError(f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {name}")
     n = rows // len(passes)

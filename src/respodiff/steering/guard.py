@@ -80,6 +80,7 @@ class Guard:
             return
         self.check()
         values: Tensor = output if isinstance(output, Tensor) else output[0]
+        values = torch.stack([*values]) if isinstance(values, list) else values  # Z-Image has an entry a row
         self.last = what, values.detach().sum(tuple(range(1, values.ndim)), dtype=torch.float32)
         if what == "image":
             self.check()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
-from respodiff.pipelines.registry import backbone, caller, row_blocks, site_of, spec_of
+from respodiff.pipelines.registry import backbone, caller, image_tokens, row_blocks, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.guard import Guard, claimed, is_steered
 from respodiff.steering.serialization import check_scale
@@ -135,6 +135,8 @@ class Shift:
         self.call.rows = self.call.t = None
         if self.live and kwargs is not None:  # torch gives none to a thread that calls while another adds or removes its hook
             self.call.rows, self.call.t = self.rows(args, kwargs), self.timesteps(args, kwargs)
+            if self.call.rows is not None:  # a call of this pipeline, not of one that shares its model
+                self.site.tokens = image_tokens(self.pipe, _sample(args, kwargs), kwargs.get("encoder_attention_mask"))
 
     def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
         """Hook of the site: shifts them."""
@@ -151,9 +153,10 @@ class Shift:
         if rows is None:
             return None
         sample = _sample(args, kwargs)
-        height, width = sample.shape[-2:]  # a transformer's module does not depend on them
+        self.site.tokens = image_tokens(self.pipe, sample, kwargs.get("encoder_attention_mask"))
+        height, width = sample[0].shape[-2:]  # a transformer's module does not depend on them
         shape = site_shape(backbone(self.pipe), height, width, self.site)
-        full = torch.zeros(len(sample), *shape, device=sample.device, dtype=sample.dtype)
+        full = torch.zeros(len(sample), *shape, device=sample[0].device, dtype=sample[0].dtype)
         added = self._added(full, rows, self.timesteps(args, kwargs))
         if added is None:
             return None
@@ -167,10 +170,14 @@ class Shift:
         """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
         if not self.deltas.reads_timesteps:
             return torch.zeros(())
-        t = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1])
+        t = torch.as_tensor(
+            next((kwargs[name] for name in ("timestep", "timesteps", "t") if name in kwargs), None)
+            if kwargs.keys() & {"timestep", "timesteps", "t"}
+            else args[1]
+        )
         # Flux is told a thousandth; the rest keeps whole numbers whole after the division. Flow matching calls pure noise 1000.
-        time = spec_of(self.pipe).time
-        return (t if time == 1 else t.float() / time + 1e-3).clamp(max=999)
+        a, b = spec_of(self.pipe).time
+        return (t if (a, b) == (1, 0) else (t.float() - b) / a + 1e-3).clamp(max=999)
 
     def rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> slice | None:
         """Rows of a call of the model that are conditional and this pipeline's; None for none."""
@@ -191,8 +198,9 @@ class Shift:
         return rows
 
 
-def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    sample: Tensor = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
+def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | Sequence[Tensor]:
+    """The latent (R, C, H, W) of a call of the model, or one (C, 1, H, W) a row."""
+    sample: Tensor | Sequence[Tensor] = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
     return sample
 
 
