@@ -190,7 +190,7 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
         (["generate", "--prompt", "a doctor", "--model", "/no/such/folder", "--out", "r"], 2, ["/no/such/folder", "does not exist"]),
         (["generate", "--prompt", "a doctor", "--model", "nobody/nothing", "--out", "r"], 2, ["nobody/nothing", "cannot be loaded"]),
         (["generate", "--prompt", "a doctor", "--device", "cuda:7", "--out", "r"], 2, ["--device", "cuda:7"]),
-        (["generate", "--prompt", "a doctor", "--dtype", "int8", "--out", "r"], 2, ["--dtype", "float32, bfloat16, float16"]),
+        (["generate", "--prompt", "a doctor", "--dtype", "int8", "--out", "r"], 2, ["--dtype", "auto, bfloat16, float16, float32"]),
         (["generate", "--prompt", "a doctor", "--method", "magic", "--out", "r"], 2, ["method is 'magic'", "plain, prompt"]),
         (["generate", "--prompt", "a doctor", "--device", "meta", "--out", "r"], 2, ["--device", "'meta'"]),
         (["inspect", "file"], 2, ["'file'", "not a safetensors file"]),

@@ -114,7 +114,11 @@ def takes_model(
             found |= {"lora": tuple(found["lora"] or ()), "trains": trains}
             if "safety_checker" in found:
                 found["safety_checker"] = keeps_checker(found["safety_checker"])
-            verb(**given, model=ModelSource(**found))
+            try:
+                source = ModelSource(**found)
+            except ValueError as error:  # which begins with the name of the argument
+                raise ValueError(f"--{error}") from error
+            verb(**given, model=source)
 
         hints, parameters = get_type_hints(verb, localns={"ModelSource": ModelSource}, include_extras=True), list[Parameter]()
         for p in signature(verb).parameters.values():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, contextmanager
@@ -204,7 +205,9 @@ def find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Pla
 
 def _index(name: str, more: Mapping[str, Any]) -> dict[str, Any]:
     """What the model_index.json of a folder or of the hub holds; the latter fetches this file alone."""
-    found: dict[str, Any] = DiffusionPipeline.load_config(name, **{k: more[k] for k in HUB if k in more})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks")  # diffusers hands it to a newer hub
+        found: dict[str, Any] = DiffusionPipeline.load_config(name, **{k: more[k] for k in HUB if k in more})
     return found
 
 
