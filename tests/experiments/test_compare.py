@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny_models import TINY_PIPELINES
 
 from command import respodiff
 from respodiff.cli.experiments import method_settings
@@ -19,7 +20,7 @@ from respodiff.evaluation.judges import classifier, load
 from respodiff.experiments.compare import MethodComparison, Plan, Progress, Training, spaced
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
 from respodiff.experiments.work import ModelSource
-from respodiff.methods.registry import NAMES, methods_for
+from respodiff.methods.registry import NAMES, get_method, methods_for
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +206,31 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
     wrong = respodiff("compare", "--methods", "esd-x", "--prompts", "1", "--images", "1", "--steps", "1", "--out", out)
     assert wrong.returncode == 2 and "methods has 'esd-x', which takes safety concepts" in wrong.stderr
     assert not Path(out).exists(), "nothing is generated before the methods are checked"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("cls", "suite"), [("FluxPipeline", "occupations"), ("SanaPipeline", "unsafe")])
+def test_all_methods_on_a_transformer_are_those_that_take_it(cls: str, suite: str, tmp_path: Path) -> None:
+    TINY_PIPELINES[cls]().save_pretrained(tmp_path / "model")
+    tiny = {"iterations": 2, "rollouts": 2, "rollout_batch": 2, "batch": 2, "steps": 3}
+    own = {name: {k: v for k, v in tiny.items() if hasattr(get_method(name).config, k)} for name in NAMES}
+    sets = [
+        x for name, changes in own.items() for k, v in changes.items() if suite_takes(name, suite) for x in ("--set", f"{name}.{k}={v}")
+    ]
+    few = ["--prompts", "1", "--images", "1", "--steps", "2", "--scale", "1", "--judge", "embedded", "--suite", suite]
+    done = respodiff("compare", "--model", str(tmp_path / "model"), "--methods", "all", *few, *sets, "--out", str(tmp_path / "c"), "--json")
+    assert done.returncode == 0, done.stderr
+    found = set(json.loads(done.stdout.splitlines()[-1])["methods"])
+    kind = "safety" if suite == "unsafe" else "fairness"
+    pipe = TINY_PIPELINES[cls]()
+    assert found == {name for name in methods_for(kind) if not get_method(name).refuses(pipe)} | {"plain"}
+    left = set(methods_for(kind)) - found
+    assert left and all(f"left out: {name}: " in done.stderr for name in left)
+
+
+def suite_takes(name: str, suite: str) -> bool:
+    return ("safety" if suite == "unsafe" else "fairness") in get_method(name).kinds
 
 
 def test_a_scale_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def compare(
     from respodiff.evaluation.evaluate import judge_shard
     from respodiff.evaluation.judges import classifier
     from respodiff.experiments import comparison_report
-    from respodiff.experiments.compare import MethodComparison, Plan, kind_of
+    from respodiff.experiments.compare import MethodComparison, Plan, kind_of, method_of
     from respodiff.experiments.work import Judging, judge_on
     from respodiff.methods.registry import methods_for
 
@@ -105,7 +105,7 @@ def compare(
     kind = kind_of(suite)
     own = method_settings(settings, pairs or (), kind)
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
-    if chosen == ["all"]:
+    if whole := chosen == ["all"]:
         chosen = [*methods_for(kind), *(name for name in own if ":" in name)]
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
@@ -115,6 +115,9 @@ def compare(
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
     pipe = open_model(replace(model, device=here))
+    if whole and (refused := {name: reason for name in chosen if (reason := method_of(name).refuses(pipe))}):
+        words.print("\n".join(f"left out: {name}: {reason}" for name, reason in refused.items()), soft_wrap=True)
+        plan = replace(plan, methods=tuple(name for name in chosen if name not in refused))
     comparison = MethodComparison(
         pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), judge=labellers[0].digest, cache=cache
     )

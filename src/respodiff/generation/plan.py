@@ -186,7 +186,7 @@ def run_sampler(
     pipe: Any, prompts: Sequence[str], latents: Tensor, generators: Sequence[torch.Generator] | None, at: Job, **more: Any
 ) -> Any:
     """What the pipeline gives for these prompts and start latents, with the steps, guidance and size of a job."""
-    height, width = at.size or (None, None)
+    height, width = at.size or native_size(pipe)
     more |= {"num_inference_steps": at.steps, "generator": list(generators) if generators else None}
     with _without_truncation_notices(pipe):
         return pipe(
@@ -197,8 +197,14 @@ def run_sampler(
 def run_size(pipe: Any, config: GenerateConfig) -> Size | None:
     """The (height, width) in pixels of the settings, None for the model's own; ValueError for one that the pipeline does not take."""
     latent = latent_shape(pipe, config.height or 0, config.width or 0)
-    height, width = (side * pipe.vae_scale_factor for side in latent[1:])
+    height, width = (side * pixels_of_latent(pipe) for side in latent[1:])
     return None if latent == latent_shape(pipe) else (height, width)
+
+
+def native_size(pipe: Any) -> Size:
+    """The model's own (height, width) in pixels."""
+    height, width = (side * pixels_of_latent(pipe) for side in latent_shape(pipe)[1:])
+    return height, width
 
 
 def own_size(pipe: Any, prompt: Prompt) -> Size | None:
@@ -211,8 +217,7 @@ def own_size(pipe: Any, prompt: Prompt) -> Size | None:
         return None
     step = math.lcm(8, pixels_of_latent(pipe), spec_of(pipe).multiple)
     height, width = (max(step, round(side / step) * step) for side in sides)
-    native = [side * pixels_of_latent(pipe) for side in latent_shape(pipe)[1:]]
-    return None if [height, width] == native else (height, width)
+    return None if (height, width) == native_size(pipe) else (height, width)
 
 
 def _warn_of_ignored_settings(prompts: Sequence[Prompt], guidance: float) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.data.prompt_sets.winobias import PROFESSIONS
-from respodiff.steering.adapter import Adapter, header_of, require_unet
+from respodiff.steering.adapter import Adapter, for_unets, header_of
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.training.config import Rules, Settings
@@ -38,6 +38,7 @@ class Method:
         make: trains or builds its adapter; None where there are no tensors. adapter: class of its adapters, which says how they act.
         needs_classifier: kinds of concepts for which it needs a classifier of images; it then makes one adapter of all alternatives.
         resumes: whether a stopped training can go on. transformers: whether it takes pipelines with a transformer.
+        unfit: pipeline -> why the method cannot take it, where a transformer alone does not tell; empty if it can.
         default_concept: the concept that is taken where none is named.
     """
 
@@ -51,6 +52,7 @@ class Method:
     needs_classifier: tuple[str, ...] = ()
     resumes: bool = False
     transformers: bool = False
+    unfit: Callable[[Any], str] = lambda _pipe: ""
     default_concept: Concept | None = None
 
     @property
@@ -69,6 +71,10 @@ class Method:
             raise ValueError(f"setting {unknown[0]!r} is unknown; method {self.name!r} has: {', '.join(known) or 'none'}")
         return self.config(**{**self.defaults(concept if isinstance(concept, str) else concept.kind), **changes})
 
+    def refuses(self, pipe: Any) -> str:
+        """Why it cannot take a pipeline; empty if it can."""
+        return ("" if self.transformers else for_unets(pipe, self.name)) or self.unfit(pipe)
+
     def check(self, concept: Concept) -> None:
         """ValueError for a concept of a kind that the method does not take."""
         if concept.kind not in self.kinds:
@@ -86,8 +92,8 @@ class Method:
         the method cannot take, before anything is computed.
         """
         self.check(concept)
-        if not self.transformers:
-            require_unet(pipe, self.name)
+        if reason := self.refuses(pipe):
+            raise ValueError(reason)
         config, about, more = config or self.settings(concept.kind), concept, {}
         if concept.kind in self.needs_classifier:
             classify = checked(self.name, concept, classify)

@@ -8,6 +8,7 @@ from typing import Any
 
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
+from respodiff.pipelines.denoiser import flow_matching
 from respodiff.training.config import PRESETS, TrainConfig
 from respodiff.training.respodiff import train
 
@@ -20,7 +21,15 @@ def _method(name: str, **more: Any) -> Method:
     return Method(name, ("fairness", "safety"), TrainConfig, partial(_make, name), resumes=True, transformers=True, **more)
 
 
+def _counts_ddim_steps(pipe: Any) -> str:
+    return (
+        ""
+        if not flow_matching(pipe.scheduler)
+        else f"the paper's labels count DDIM steps, which {type(pipe).__name__} does not take; use respodiff"
+    )
+
+
 METHODS = {
     "respodiff": _method("respodiff", presets=TrainConfig.preset),
-    "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind]),
+    "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind], unfit=_counts_ddim_steps),
 }

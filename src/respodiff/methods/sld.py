@@ -70,6 +70,13 @@ def safety_guidance(e0: Tensor, ep: Tensor, es: Tensor, nu: Tensor, config: SldC
     return g, config.beta * nu + (1 - config.beta) * g
 
 
+def unfit(pipe: Any) -> str:
+    """Says so where a pipeline does not call its model once for both conditions; empty where it does."""
+    if spec_of(pipe).guides and spec_of(pipe).calls.get("prompt_embeds") != ("cond",) and not spec_of(pipe).listed:
+        return ""
+    return f"SLD compares rows of one call, which {type(pipe).__name__} does not make; use a negative prompt"
+
+
 class SafetyGuidanceAdapter(Adapter):
     """A text to steer away from, with the settings of `SldConfig`."""
 
@@ -82,8 +89,8 @@ class SafetyGuidanceAdapter(Adapter):
 
         ValueError for a pipeline that calls its model once for each condition.
         """
-        if spec_of(pipe).calls.get("prompt_embeds") == ("cond",) or spec_of(pipe).listed:
-            raise ValueError(f"SLD compares rows of one call, which {type(pipe).__name__} does not make; use a negative prompt")
+        if reason := unfit(pipe):
+            raise ValueError(reason)
         texts, warn, nu = Texts(pipe), warn_once(), torch.zeros(0)
         away = {row: fitting(pipe, [a.header.negative for a in row]) for row in dict.fromkeys(adapters.rows) if row}
 
@@ -132,7 +139,14 @@ EVERYTHING = Concept("unsafe", "a scene", "a scene", TEXT, "safety")
 def _method(name: str) -> Method:
     defaults, adapter = PRESETS[name], SafetyGuidanceAdapter
     return Method(
-        name, ("safety",), SldConfig, adapter=adapter, transformers=True, defaults=lambda _kind: defaults, default_concept=EVERYTHING
+        name,
+        ("safety",),
+        SldConfig,
+        adapter=adapter,
+        transformers=True,
+        unfit=unfit,
+        defaults=lambda _kind: defaults,
+        default_concept=EVERYTHING,
     )
 
 

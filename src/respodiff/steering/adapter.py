@@ -173,7 +173,12 @@ def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any
 
 def require_unet(pipe: Any, method: str) -> None:
     """ValueError for a pipeline that has a transformer, of a method that is for UNets."""
-    if spec_of(pipe).model != "unet":
-        raise ValueError(
-            f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use respodiff, slider, esd-x, or a prompt"
-        )
+    if reason := for_unets(pipe, method):
+        raise ValueError(reason)
+
+
+def for_unets(pipe: Any, method: str) -> str:
+    """What is said of a pipeline that has a transformer by a method that is for UNets; empty for others."""
+    if spec_of(pipe).model == "unet":
+        return ""
+    return f"method {method!r} is for Stable Diffusion 1.x, 2.x and XL, not for {type(pipe).__name__}; use respodiff, slider, esd-x, or a prompt"
