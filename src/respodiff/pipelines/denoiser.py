@@ -151,7 +151,7 @@ class Denoiser:
 
     def _encode(self, prompts: Sequence[str], **call: Any) -> list[dict[str, Tensor]]:
         found = encode_prompts(self.pipe, prompts, *self.size, **{**self._scale, **call})
-        return [{path: v.to(self.dtype) if v.is_floating_point() else v for path, v in row.items()} for row in found]
+        return [{path: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for path, v in row.items()} for row in found]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Prediction (B, C, H, W) for latents z (B, C, H, W) at timesteps t (B,) or (), as the scheduler counts them."""
