@@ -51,7 +51,7 @@ def letters(longest: int = 512) -> PreTrainedTokenizerFast:
     model.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     found = PreTrainedTokenizerFast(tokenizer_object=model, model_max_length=longest, **special)
-    found.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    found.chat_template = "{% for m in messages %}user, {{ m.content }}. {% endfor %}"
     return found
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import pytest
 import torch
+from tests.drawing import close as close_to
+from tests.drawing import draw, oblong
+from tests.tiny_models import TINY_PIPELINES
+from tests.tiny_transformers import MAKERS
 from torch import Tensor
 
 from drawing import input_images
@@ -16,7 +21,7 @@ from respodiff.concepts.prompt_editing import rewriting, rewritten
 from respodiff.generation.generate import counted
 from respodiff.methods.registry import get_method
 from respodiff.methods.sld import EVERYTHING, PRESETS, TEXT, SldConfig, fitting, safety_guidance
-from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.steer import steer
 
 
@@ -218,3 +223,36 @@ def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:
     with pytest.raises(ValueError, match="prompt_embeds or prompt_2; this method needs the text itself"), steer(pipe, woman):
         pipe(prompt_embeds=torch.zeros(1, 77, side), num_inference_steps=1, guidance_scale=1.0, **more)
     assert unchanged(before, state(pipe))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MAKERS)
+def test_on_transformers_it_is_the_pipelines_own_prompt_and_negative_prompt(name: str) -> None:
+    pipe = TINY_PIPELINES[name]()
+    size = oblong(pipe)
+    if "negative_prompt" in signature(type(pipe).__call__).parameters:
+        with steer(pipe, get_method("negative").fit(pipe, VIOLENCE)):
+            found = draw(pipe, "a street", **size)
+        close_to(found, draw(pipe, "a street", **size, negative_prompt=[VIOLENCE.negative]), "negative prompt", 1e-5)
+    if reason := get_method("prompt").refuses(pipe):
+        assert spec_of(pipe).listed and "template" in reason
+        return
+    with steer(pipe, get_method("prompt").fit(pipe, WOMAN)):
+        found = draw(pipe, "a person", **size)
+    close_to(found, draw(pipe, asked("a person"), **size), "prompt", 1e-5)
+
+
+def asked(text: str) -> str:
+    return rewritten(text, *rewriting(WOMAN.target, WOMAN.neutral))
+
+
+@pytest.mark.slow
+def test_prompts_of_different_lengths_in_one_call() -> None:
+    pipe, texts = TINY_PIPELINES["QwenImagePipeline"](), ["a person", "a tall person"]
+    with steer(pipe, get_method("prompt").fit(pipe, WOMAN)):
+        found = draw(pipe, texts)
+    close_to(found, draw(pipe, [asked(text) for text in texts]), "prompts", 1e-4)
+    pipe = TINY_PIPELINES["CogView4Pipeline"]()
+    with pytest.raises(ValueError, match="--batch 1"), steer(pipe, get_method("prompt").fit(pipe, WOMAN)):
+        draw(pipe, ["a person", "a person who sings"])

@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, LCMScheduler
 from tests.contracts.pipeline_checks import TINY, WOMAN
-from tests.drawing import close, contexts, draw, seen
+from tests.drawing import GUIDANCE, close, contexts, draw, oblong, seen
 from tests.raw_loop import conditions, raw_unet
-from tests.tiny_models import flux, inpaint_9, lcm, scheduler, sd, sd3, sd_v, sdxl
+from tests.tiny_models import TINY_PIPELINES, flux, inpaint_9, lcm, scheduler, sd, sd3, sd_v, sdxl
+from tests.tiny_transformers import MAKERS
 
 from respodiff.pipelines.bottleneck import run_with_decoder
-from respodiff.pipelines.denoiser import TIME_IDS, Denoiser, join, repeat
-from respodiff.pipelines.latents import latent_shape, pack
+from respodiff.pipelines.capture import at
+from respodiff.pipelines.denoiser import TIME_IDS, Denoiser, check_length, join, repeat
+from respodiff.pipelines.latents import latent_shape, pack, unpack
+from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit, train
 
@@ -91,6 +95,58 @@ def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -
         shift = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
         moved, *_ = run_with_decoder(d.model, lambda: d(z, t, d.encode(["a doctor"])[0]), lambda _: shift, d.site)
         close(replay(h + shift.flatten()), moved, "replay of a moved h")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MAKERS)
+def test_arguments_and_predictions_are_those_of_the_pipelines_own_call(name: str) -> None:
+    pipe = TINY_PIPELINES[name]()
+    spec, model, size = spec_of(pipe), backbone(pipe), oblong(pipe)
+    calls: list[tuple[dict[str, Any], Any]] = []
+    names = tuple(inspect.signature(model.forward).parameters)
+    handle = model.register_forward_hook(
+        lambda _m, a, k, out: calls.append(({**dict(zip(names, a, strict=False)), **k}, out[0])), with_kwargs=True
+    )
+    draw(pipe, "a doctor", steps=1, **size)
+    handle.remove()
+    d = Denoiser(pipe, size["height"], size["width"], guidance=GUIDANCE)
+    t = pipe.scheduler.timesteps[:1]
+    rows = {"cond": d.encode(["a doctor"])[0], "uncond": d.empty}
+    blocks = [(call, block, i) for call, passes in zip(calls, passes_of(spec, len(calls)), strict=True) for i, block in enumerate(passes)]
+    assert [block for _, block, _ in blocks].count("cond") == 1 and len(blocks) == 1 + spec.guides
+    for (told, out), block, i in blocks:
+        given = {path: value[i][None] for path in rows[block] if (value := at(told, path)) is not None}
+        assert given.keys() == rows[block].keys()
+        for path, value in given.items():
+            close(rows[block][path].to(value.dtype), value, f"{path} of {block}")
+        z = told[names[0]][i][None]
+        z = z[:, :, 0] if spec.listed else unpack(z, spec.packs, *d.latent[1:]) if spec.packs else z
+        with torch.no_grad():
+            found = d(z, t, rows[block])
+        own = spec.sign * out[i][None]
+        own = own[:, :, 0] if spec.listed else unpack(own, spec.packs, *d.latent[1:]) if spec.packs else own[:, : z.shape[1]]
+        close(found, own, f"prediction of {block}", 1e-4)
+
+
+def passes_of(spec: Any, calls: int) -> list[tuple[str, ...]]:
+    """Row blocks of each call of a step."""
+    if calls == 2:
+        return [("cond",), ("uncond",)]
+    return [spec.passes if spec.guides and not spec.calls else ("cond",)]
+
+
+def test_a_model_without_a_size_of_its_own_has_that_of_its_row() -> None:
+    pipe = TINY_PIPELINES["ZImagePipeline"]()
+    del pipe.default_sample_size
+    assert latent_shape(pipe) == (16, 1024 // pipe.vae_scale_factor, 1024 // pipe.vae_scale_factor)
+
+
+def test_the_template_around_a_prompt_counts() -> None:
+    pipe = TINY_PIPELINES["Lumina2Pipeline"]()
+    check_length(pipe, ["a" * 50])
+    with pytest.raises(ValueError, match="tokens; this model takes 256"):
+        check_length(pipe, ["a" * 250])
 
 
 def test_inpainting_channels_mask_everything_over_a_blank_image() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Option
 
+from respodiff._device import AUTO
 from respodiff.cli.console import app, finish, follow, open_model, table, words
 from respodiff.cli.evaluate import Judges, MinMargin, NBootstrap, judges_of, load_judges
 from respodiff.cli.generate import PromptFile, Prompts, SuiteName, SuitePath, TruncatePrompts, UseDatasetSettings, read_prompts
@@ -114,7 +115,9 @@ def compare(
     judge = judges_of(model.source, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
-    pipe = open_model(replace(model, device=here))
+    if engine:  # what names adapters must be the same here, without an accelerator, and there
+        model = replace(model, dtype="float32") if model.dtype == AUTO else model
+    pipe = open_model(replace(model, device=here, offload="none", quantize="") if engine else model)
     if whole and (refused := {name: reason for name in chosen if (reason := method_of(name).refuses(pipe))}):
         words.print("\n".join(f"left out: {name}: {reason}" for name, reason in refused.items()), soft_wrap=True)
         plan = replace(plan, methods=tuple(name for name in chosen if name not in refused))
@@ -216,7 +219,7 @@ def audit(
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
     check = check if labels_from_texts(labellers) else 0
-    pipe = open_model(replace(model, device=here))
+    pipe = open_model(replace(model, device=here, offload="none", quantize="") if engine else model)
     steps, guidance = sampling_settings(pipe, steps, guidance)
     config = replace(config, steps=steps, guidance=guidance)
     runs = audit_runs(asked, chosen, config, out, validation_images=check, suite_digest=listed.digest if listed else "")

@@ -84,7 +84,7 @@ def reproduce(
     judge = judges_of(model.source, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
-    pipe = open_model(replace(model, device=here))
+    pipe = open_model(replace(model, device=here, offload="none", quantize="") if engine else model)
     asked: dict[str, Any] = {"seed": seed, "paths": paths, "judge": labellers[0].digest}
     made = Reproduction(pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), **asked)
     follow(made.run_on(engine, model, judge[0]) if engine else made.run(shard))

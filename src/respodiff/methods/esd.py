@@ -40,7 +40,7 @@ class EsdConfig(OptimizerConfig, RolloutConfig):
     preservation_weight: float = 0.0
 
 
-READS_TEXT = ("attn2", "attn.add_", ".attn", ".attention.")
+READS_TEXT = ("attn.add_", "attn2", ".attn", ".attention.")  # beside the first, attn2 is a second attention of the image to itself (SD 3.5)
 """Parts of the names of layers that read the text; the first that a model has counts."""
 
 

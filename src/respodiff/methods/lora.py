@@ -46,6 +46,8 @@ def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
     """The linear layers (queries, keys, values, output) of the attention, by name."""
     parts = WHERE[where]
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
+    if where == "cross" and any(".attn.add_" in name for name, _ in model.named_modules()):
+        found = {}  # there attn2 is a second attention of the image to itself
     if not found:
         raise ValueError(f"where is {where!r}, of which {type(model).__name__} has no layer; give where=all")
     return found

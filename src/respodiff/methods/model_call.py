@@ -36,6 +36,12 @@ class ModelCall:
     steps: int
     variables: Mapping[str, Any]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels that the call was asked for; zeros for the model's own."""
+        height, width = (self.variables.get(name) for name in ("height", "width"))
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else (0, 0)
+
     def prompts(self) -> list[str]:
         """The prompt of each image. ValueError where the pipeline was given embeddings instead."""
         given = self.variables.get("prompt")

@@ -40,34 +40,39 @@ class Texts:
 
     def __init__(self, pipe: Any) -> None:
         self.mask = spec_of(pipe).mask
-        self.told = cache(lambda text: encode_prompts(pipe, [text])[0])
+        self.told = cache(lambda text, size, negative: encode_prompts(pipe, [text], *size, negative=negative)[0])
+        self.negative = spec_of(pipe).model == "transformer"  # a UNet is told both in one way
 
-    def replaced(self, kwargs: dict[str, Any], texts: dict[int, str]) -> dict[str, Any]:
-        """Arguments of a call, by name, with other texts for the rows that are named.
+    def replaced(self, call: ModelCall, kwargs: dict[str, Any], texts: dict[int, str], negative: bool = False) -> dict[str, Any]:
+        """Arguments of a call, by name, with other texts for the rows that are named; ``negative``: as the pipeline encodes negative prompts.
 
         ValueError for texts of different lengths in one call, of a model that has no mask for them.
         """
         own: dict[str, Any] = {}
+        if texts and "txt_seq_lens" in kwargs:
+            raise ValueError("this version of diffusers tells Qwen-Image the lengths of prompts beside them: update diffusers to 0.40")
+        found = {i: self.told(text, call.size, negative and self.negative) for i, text in texts.items()}
 
         def value_of(path: str, value: Any) -> Any:
-            told = {i: self.told(text)[path][0] for i, text in texts.items() if path in self.told(text) and path != TIME_IDS}
+            told = {i: row[path][0] for i, row in found.items() if path in row and path != TIME_IDS}
             if told:
                 rows = [told[i].to(row) if i in told else row for i, row in enumerate(value)]
                 own[path] = rows if isinstance(value, list) else self._together(rows, told, kwargs, own)
             return own.get(path, value)
 
-        found = filled(kwargs, value_of)
-        return found | ({self.mask: own[self.mask]} if self.mask in own else {})
+        changed = filled(kwargs, value_of)
+        return changed | ({self.mask: own[self.mask]} if self.mask in own else {})
 
     def _together(self, rows: list[Tensor], new: Collection[int], kwargs: Mapping[str, Any], own: dict[str, Any]) -> Tensor:
         """The rows as one tensor; where they differ in length, padded, with a mask in ``own`` of what is read of them."""
-        if len({row.shape for row in rows}) > 1:
+        before = kwargs.get(self.mask)
+        if len({row.shape for row in rows}) > 1 or before is not None:
             if not self.mask:
-                raise ValueError("prompts of one call have different lengths for this model, which has no mask: draw one image at a time")
-            before = kwargs.get(self.mask)
-            old = next(row for i, row in enumerate(rows) if i not in new)
+                raise ValueError(
+                    "prompts of one call have different lengths for this model, which has no mask; draw one at a time (--batch 1)"
+                )
             read = [torch.ones(len(row)) if i in new or before is None else before[i].cpu().float() for i, row in enumerate(rows)]
-            mask = pad_sequence(read, batch_first=True).to(old.device)
+            mask = pad_sequence(read, batch_first=True).to(rows[0].device)
             own[self.mask] = mask.bool() if before is None else mask.to(before.dtype)
             rows = list(pad_sequence(rows, batch_first=True))
         return torch.stack(rows)
@@ -82,6 +87,8 @@ class PromptAdapter(Adapter):
     @staticmethod
     def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[object]:
         """Conditional rows get the rewritten prompt from step round(switch x steps) on."""
+        if reason := _changes_prompts(pipe):
+            raise ValueError(reason)
         texts = Texts(pipe)
 
         def before(call: ModelCall, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -92,7 +99,7 @@ class PromptAdapter(Adapter):
                 for a in row:
                     if call.step >= round(a.settings["switch"] * call.steps):
                         found[i] = rewritten(found.get(i, prompt), *rewriting(a.header.target, a.header.neutral))
-            return texts.replaced(kwargs, found)
+            return texts.replaced(call, kwargs, found)
 
         return intercept_calls(pipe, adapters, before)
 
@@ -114,7 +121,7 @@ class NegativeAdapter(Adapter):
             if "uncond" not in call.passes:
                 return None
             rows = enumerate(call.entries, call.passes["uncond"].start)
-            return texts.replaced(kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row})
+            return texts.replaced(call, kwargs, {i: ", ".join(a.header.negative for a in row) for i, row in rows if row}, negative=True)
 
         with intercept_calls(pipe, adapters, before):
             yield
@@ -129,12 +136,26 @@ class UnsteeredAdapter(Adapter):
     transformers = True
 
 
+def _changes_prompts(pipe: Any) -> str:
+    return (
+        f"{type(pipe).__name__} writes its template into the prompts that it is given, which cannot be told from them"
+        if spec_of(pipe).listed
+        else ""
+    )
+
+
 METHODS = {
     "plain": Method("plain", ("fairness", "safety"), Settings, adapter=UnsteeredAdapter, transformers=True),
-    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter, transformers=True),
+    "prompt": Method("prompt", ("fairness",), PromptConfig, adapter=PromptAdapter, transformers=True, unfit=_changes_prompts),
     # No source gives a number: .2 is after the layout is there and before faces are.
     "prompt-switch": Method(
-        "prompt-switch", ("fairness",), PromptConfig, adapter=PromptAdapter, transformers=True, defaults=lambda _kind: {"switch": 0.2}
+        "prompt-switch",
+        ("fairness",),
+        PromptConfig,
+        adapter=PromptAdapter,
+        transformers=True,
+        unfit=_changes_prompts,
+        defaults=lambda _kind: {"switch": 0.2},
     ),
     "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter, transformers=True),
 }

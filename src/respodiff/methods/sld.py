@@ -103,7 +103,7 @@ class SafetyGuidanceAdapter(Adapter):
                 nu = torch.zeros_like(e[call.passes["cond"]], dtype=torch.float32)
             index = torch.tensor(images, device=e.device)
             cond, uncond = (index + call.passes[name].start for name in ("cond", "uncond"))
-            named = texts.replaced(take_rows(kwargs, len(e), cond), dict(enumerate(away[call.entries[i]] for i in images)))
+            named = texts.replaced(call, take_rows(kwargs, len(e), cond), dict(enumerate(away[call.entries[i]] for i in images)))
             es = backbone(pipe)(**named)[0].float()
             e0, ep = e[uncond].float(), e[cond].float()
             out = e.clone()

@@ -23,8 +23,8 @@ class _Reached(Exception):
 class _Recorder:
     """Stands for the model in a call of the pipeline: has all its attributes, and ends the call with the arguments that it is given."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, skip: int) -> None:
+        self._model, self._skip = model, skip
         self.told: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -35,6 +35,9 @@ class _Recorder:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.told = dict(inspect.signature(self._model.forward).bind(*args, **kwargs).arguments)
+        if self._skip:  # the call of the condition that the pipeline asks for first
+            self._skip -= 1
+            return (torch.zeros_like(next(iter(self.told.values()))),)
         raise _Reached
 
 
@@ -46,14 +49,26 @@ class Captured:
     scheduler: Any
 
 
-def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: int = 20, scheduler: Any = None, **call: Any) -> Captured:
+def capture(
+    pipe: Any,
+    prompts: Sequence[str],
+    height: int,
+    width: int,
+    steps: int = 20,
+    scheduler: Any = None,
+    *,
+    negative: bool = False,
+    **call: Any,
+) -> Captured:
     """What the text-to-image call of a pipeline hands its model for the prompts, without guidance; no part of the model runs.
+
+    With ``negative`` they are negative prompts beside empty ones, with guidance: the call that has the unconditional rows.
 
     The pipeline and its scheduler stay as they were. A ``scheduler`` of one's own takes the place of a copy of the pipeline's. ``call`` are
     further arguments of the call.
     """
     spec, shown = spec_of(pipe), copy.copy(pipe)
-    recorder = _Recorder(backbone(pipe))
+    recorder = _Recorder(backbone(pipe), int(negative and spec.calls.get("negative_prompt_embeds") == ("uncond",)))
     # Another class may name other components, and checks them.
     base = getattr(diffusers, spec.shown) if spec.shown else type(pipe)
     shown.__class__ = type(base.__name__, (base,), {"components": pipe.components})
@@ -70,12 +85,19 @@ def capture(pipe: Any, prompts: Sequence[str], height: int, width: int, steps: i
         "num_inference_steps": steps,
         "generator": torch.Generator().manual_seed(0),
     }
+    if negative:
+        call |= {spec.guided_by: 4.0, "negative_prompt": list(prompts)}
     with torch.no_grad():
         try:
-            shown(prompt=list(prompts), output_type="latent", **call)
+            shown(prompt=[""] * len(prompts) if negative else list(prompts), output_type="latent", **call)
         except _Reached:
             return Captured(recorder.told, scheduler)
     raise RuntimeError(f"{type(pipe).__name__} ended without a call of its {spec.model}; this version of diffusers is not supported")
+
+
+def takes_negative(pipe: Any) -> bool:
+    """Whether a pipeline has negative prompts of its own; one that has not encodes an empty prompt as any other."""
+    return "negative_prompt" in inspect.signature(type(pipe).__call__).parameters
 
 
 def flat(tree: Mapping[str, Any], start: str = "") -> dict[str, Tensor]:
@@ -89,6 +111,14 @@ def flat(tree: Mapping[str, Any], start: str = "") -> dict[str, Tensor]:
         elif isinstance(value, list) and value and all(isinstance(row, Tensor) and row.shape == value[0].shape for row in value):
             found[start + name] = torch.stack(value)
     return found
+
+
+def at(tree: Mapping[str, Any], path: str) -> Any:
+    """The value at a path of nested dictionaries; None where there is none."""
+    value: Any = tree
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def filled(tree: Mapping[str, Any], values: Callable[[str, Any], Any], start: str = "") -> dict[str, Any]:

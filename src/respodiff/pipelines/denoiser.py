@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import (
@@ -23,7 +24,7 @@ from diffusers import (
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.capture import capture, filled, flat
+from respodiff.pipelines.capture import at, capture, filled, flat, takes_negative
 from respodiff.pipelines.latents import latent_shape, pack, pixels_of_latent, unpack
 from respodiff.pipelines.registry import backbone, image_tokens, site_of, spec_of
 
@@ -48,21 +49,36 @@ def alike(*conditions: Condition) -> bool:
     return len({tuple((k, v.shape[1:]) for k, v in c.items()) for c in conditions}) <= 1
 
 
+_rows: WeakKeyDictionary[Any, set[str]] = WeakKeyDictionary()
+"""Model -> paths of its arguments that have a row for each prompt."""
+
+
 @torch.no_grad()
-def encode_prompts(pipe: Any, prompts: Sequence[str], height: int = 0, width: int = 0, **call: Any) -> list[dict[str, Tensor]]:
+def encode_prompts(
+    pipe: Any, prompts: Sequence[str], height: int = 0, width: int = 0, *, negative: bool = False, **call: Any
+) -> list[dict[str, Tensor]]:
     """What the model is told of each prompt, as its pipeline does it: path of an argument -> its row (1, ...).
 
-    ``call`` are arguments of the pipeline's call. Zeros stand for the empty prompt where the checkpoint says so (SDXL). ValueError for a prompt that
-    would be cut off.
+    ``negative``: as negative prompts, which some pipelines encode in another way. ``call`` are arguments of the pipeline's call. Zeros stand for the
+    empty prompt where the checkpoint says so (SDXL). ValueError for a prompt that would be cut off.
     """
     check_length(pipe, prompts)
-    unique = list(dict.fromkeys(prompts))
+    spec, model, unique = spec_of(pipe), backbone(pipe), list(dict.fromkeys(prompts))
+    negative = negative and takes_negative(pipe)
     size = [side * pixels_of_latent(pipe) for side in latent_shape(pipe, height, width)[1:]]
-    calls = [[text] for text in unique] if spec_of(pipe).ragged else [unique]
-    told = [flat(capture(pipe, texts, *size, **call).told) for texts in calls]
-    other = flat(capture(pipe, unique[:1] * (1 + (len(calls[0]) == 1)), *size, **call).told)
-    paths = {path for path, value in told[0].items() if value.ndim and len(value) != len(other[path])}.difference(names_of(backbone(pipe)))
-    rows = {text: {path: t[path][[i]] for path in paths} for texts, t in zip(calls, told, strict=True) for i, text in enumerate(texts)}
+    calls = [[text] for text in unique] if spec.ragged else [unique]
+    told = [capture(pipe, texts, *size, negative=negative, **call).told for texts in calls]
+    if model not in _rows:
+        one, two = (flat(capture(pipe, ["a"] * n, *size, **call).told) for n in (1, 2))
+        _rows[model] = {path for path, value in two.items() if value.ndim and len(value) == 2 * len(one[path])}.difference(names_of(model))
+    # Unconditional rows come in the same call as conditional ones, or in one of their own.
+    first = len(unique) * spec.passes.index("uncond") if negative and not spec.calls.get("negative_prompt_embeds") else 0
+    first = first if not spec.ragged else int(bool(first))
+    rows = {
+        text: {path: value[first + i][None] for path in _rows[model] if (value := at(t, path)) is not None}
+        for texts, t in zip(calls, told, strict=True)
+        for i, text in enumerate(texts)
+    }
     if pipe.config.get("force_zeros_for_empty_prompt") and "" in rows:
         rows[""] = {path: value if path == TIME_IDS else torch.zeros_like(value) for path, value in rows[""].items()}
     return [rows[text] for text in prompts]
@@ -83,9 +99,9 @@ def check_length(pipe: Any, prompts: Sequence[str]) -> None:
     """ValueError if a prompt has more tokens than the tokenizer takes. Of several tokenizers the one that takes most decides."""
     tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
     tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
-    limit = min(tokenizer.model_max_length, spec_of(pipe).longest)  # the tokenizer's own may be a number that stands for none
+    limit, around = min(tokenizer.model_max_length, spec_of(pipe).longest), _template(pipe, tokenizer)  # the first may stand for none
     for prompt in dict.fromkeys(prompts):
-        if (n := len(tokenizer(prompt).input_ids)) > limit:
+        if (n := len(tokenizer(prompt).input_ids) + around) > limit:
             raise ValueError(f"prompt {prompt[:60]!r}... has {n} tokens; this model takes {limit}, start and end included: shorten it")
 
 
@@ -93,6 +109,16 @@ def is_offloaded(model: Any) -> bool:
     """Whether the weights are moved during each call, by accelerate or by group offloading of diffusers."""
     registries = (getattr(module, "_diffusers_hook", None) for module in model.modules())
     return hasattr(model, "_hf_hook") or any(r is not None and r.get_hook("group_offloading") is not None for r in registries)
+
+
+def _template(pipe: Any, tokenizer: Any) -> int:
+    """Tokens that a pipeline puts around a prompt within the longest that is read."""
+    if not spec_of(pipe).templated:
+        return 0
+    if system := getattr(pipe, "system_prompt", ""):
+        return len(tokenizer(f"{system} <Prompt Start> ").input_ids)
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True)
+    return len(tokenizer(chat).input_ids)
 
 
 class Denoiser:
@@ -133,8 +159,8 @@ class Denoiser:
     @cached_property
     def empty(self) -> Condition:
         """Condition of the unconditional rows: the empty prompt, as the pipeline encodes it for them."""
-        # SANA puts instructions before a prompt, and none before a negative one.
-        return self._encode([self.spec.negative or ""], **self.spec.unconditional)[0]
+        # Some put instructions before a prompt, and none before a negative one.
+        return self._encode([self.spec.negative or ""], negative=self.guides and self.spec.model == "transformer")[0]
 
     @cached_property
     def _told(self) -> dict[str, Any]:
@@ -149,8 +175,8 @@ class Denoiser:
         """Conditions of one row each, on the model's device. ValueError for a prompt that would be cut off."""
         return self._encode(prompts) if prompts else []
 
-    def _encode(self, prompts: Sequence[str], **call: Any) -> list[dict[str, Tensor]]:
-        found = encode_prompts(self.pipe, prompts, *self.size, **{**self._scale, **call})
+    def _encode(self, prompts: Sequence[str], negative: bool = False) -> list[dict[str, Tensor]]:
+        found = encode_prompts(self.pipe, prompts, *self.size, negative=negative, **self._scale)
         return [{path: v.to(self.device, self.dtype if v.is_floating_point() else v.dtype) for path, v in row.items()} for row in found]
 
     def __call__(self, z: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -171,6 +197,8 @@ class Denoiser:
                 return own[path]
             if path in condition:
                 return [*condition[path]] if isinstance(value, list) else condition[path].contiguous()
+            if path == "txt_seq_lens":  # Qwen-Image in diffusers 0.36
+                return [condition["encoder_hidden_states"].shape[1]] * len(z)
             return value * len(z) if isinstance(value, list) else value  # an entry a row
 
         found = self.model(**filled(self._told, value_of))[0]

@@ -34,7 +34,7 @@ def noise_generator(seed: int, stream: str, repeat: int) -> torch.Generator:
 def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, int]:
     """Shape (C, H, W) of a latent of an image of that size in pixels; 0: the size the model was trained at."""
     config, spec = backbone(pipe).config, spec_of(pipe)
-    size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0)
+    size: Any = getattr(config, "sample_size", None) or getattr(pipe, "default_sample_size", 0) or spec.side // pipe.vae_scale_factor
     default = (size, size) if isinstance(size, int) else tuple(size)
     scale, even = pixels_of_latent(pipe), 2 if spec.model == "transformer" and spec.packs != 1 else 1
     step = lcm(scale * even, spec.multiple)

@@ -161,6 +161,8 @@ def _readable(given: str) -> Iterator[None]:
     """Makes one line of what libraries say of a model that they cannot read."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise ValueError(f"model {given} cannot be loaded: {reason} - give 'embedded', {SOURCES} (needs network)") from error
@@ -276,6 +278,8 @@ def _stored_dtype(place: _Place, part: str, more: dict[str, Any]) -> torch.dtype
     if place.kind != "file":
         folder = Path(place.name if place.kind == "folder" else DiffusionPipeline.download(place.name, **{"use_safetensors": True} | more))
         files = sorted(file for file in (folder / part).glob("*.safetensors"))
+        if not files:  # the caller brings the part
+            return torch.float32
         file = next((f for f in files if _variant(f.name) == (more.get("variant") or "")), files[0])
     sizes = Counter[str]()
     with safe_open(file, "np") as opened:

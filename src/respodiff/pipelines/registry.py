@@ -36,8 +36,9 @@ class PipelineSpec:
         time: (a, b): of timestep t of the scheduler the model is told a t + b. sign: its output times this is what the scheduler takes.
         packs: side of the square of latent pixels that makes a token; 0 for a model that takes latents as they are.
         latent_pixels: pixels of the autoencoder's latent that one of ours is wide. multiple: of which sides of images are, in pixels.
-        longest: tokens of a prompt that are read where the tokenizer takes more. call: arguments of every call. unconditional: arguments by
-            which a prompt is encoded as the pipeline encodes that of unconditional rows.
+        longest: tokens of a prompt that are read where the tokenizer takes more. templated: whether a template around the prompt counts. side: of
+            the model's own image in pixels, where no configuration tells.
+        call: arguments of every call.
         ragged: whether prompts of one call are padded to the longest of them, so that each is encoded alone. mask: argument that says which
             tokens are read, where a call of one length has none.
         unchecked: why gradient checkpointing does not give the model's own gradients; empty where it does.
@@ -62,8 +63,9 @@ class PipelineSpec:
     latent_pixels: int = 1
     multiple: int = 1
     longest: int = 1 << 30
+    templated: bool = False
+    side: int = 0
     call: Mapping[str, Any] = field(default_factory=dict)
-    unconditional: Mapping[str, Any] = field(default_factory=dict)
     ragged: bool = False
     mask: str = ""
     unchecked: str = ""
@@ -99,10 +101,10 @@ QWEN = replace(
     guidance=4.0,
 )
 # The autoencoder's latents are put together in squares of two before noise is added.
-FLUX2 = replace(FLUX, packs=1, latent_pixels=2, steps=50, guidance=4.0)
+FLUX2 = replace(FLUX, packs=1, latent_pixels=2, templated=True, steps=50, guidance=4.0)
 BINNED = {"use_resolution_binning": False}  # else sizes are rounded to those of training, and images resized
 PIXART = replace(DIT, longest=300, call=BINNED, steps=20, guidance=4.5)
-SANA = replace(PIXART, multiple=32, unconditional={"complex_human_instruction": []}, steps=20, guidance=4.5)
+SANA = replace(PIXART, multiple=32, steps=20, guidance=4.5)
 COGVIEW4 = replace(DIT, calls=PER_CONDITION, stream=0, ragged=True, longest=1024, steps=50, guidance=5.0)
 HUNYUAN = replace(DIT, site="blocks.MIDDLE", call=BINNED, longest=256, steps=50, guidance=5.0)
 PART = "what is added to a part of a sequence is lost there"
@@ -119,6 +121,8 @@ Z_IMAGE = replace(
     listed=True,
     ragged=True,
     longest=512,
+    templated=True,
+    side=1024,
 )
 LUMINA2 = replace(
     DIT,
@@ -129,6 +133,7 @@ LUMINA2 = replace(
     tokens="last",
     unchecked=PART,
     longest=256,
+    templated=True,
     steps=30,
     guidance=4.0,
 )
@@ -264,8 +269,9 @@ def row_blocks(pipe: Any, rows: int, call: Mapping[str, Any], context: Any = Non
     own = "do_classifier_free_guidance"  # a variable of the call, or else a property of the pipeline
     if len(passes) > 1 and not (call[own] if own in call else getattr(pipe, own)):
         passes = ("cond",)
-    if len(passes) > 1 and call.get("cfg_truncation", 1.0) < 1:
-        raise ValueError(f"cfg_truncation is {call['cfg_truncation']:g}, by which guidance ends on the way; leave it at 1")
+    ends = call.get("cfg_truncation")
+    if len(passes) > 1 and ends is not None and ends < 1:
+        raise ValueError(f"cfg_truncation is {ends:g}, by which guidance ends on the way; leave it at 1")
     if rows % len(passes):
         raise ValueError(f"the model was called with {rows} rows, which is not a multiple of the {len(passes)} passes of {name}")
     n = rows // len(passes)

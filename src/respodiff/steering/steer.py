@@ -108,6 +108,10 @@ class Shift:
     def attached(self) -> Iterator[None]:
         """Hooks on the model, or a place at its compiled hook; gone on exit."""
         wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), self.site
+        if is_compiled(wrapped) and spec_of(self.pipe).tokens:
+            raise ValueError(
+                f"the model is compiled, and tokens of {type(self.pipe).__name__} differ from call to call; use the plain model"
+            )
         if is_compiled(wrapped) and self.deltas.reads_h:
             raise ValueError("the model is compiled, and modules whose form reads h need hooks; use the plain model")
         site: Any = site_module(model, name)
@@ -153,7 +157,6 @@ class Shift:
         if rows is None:
             return None
         sample = _sample(args, kwargs)
-        self.site.tokens = image_tokens(self.pipe, sample, kwargs.get("encoder_attention_mask"))
         height, width = sample[0].shape[-2:]  # a transformer's module does not depend on them
         shape = site_shape(backbone(self.pipe), height, width, self.site)
         full = torch.zeros(len(sample), *shape, device=sample[0].device, dtype=sample[0].dtype)

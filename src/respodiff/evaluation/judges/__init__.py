@@ -90,7 +90,9 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
     if source in EMBEDDED or kind == "clip" or (not colon and "/" in source) or Path(source or "?").expanduser().is_dir():
         return ClipJudge.load(source, device)
     if kind in _added():
-        made: Judge = _plugins.load("judges", kind, lambda j: hasattr(j, "load"), "a class with load(source, device)").load(source, device)
+        made: Judge = _plugins.load("judges", kind, lambda j: hasattr(j, "load"), "a class with load(source, device)").load(
+            source, chosen_device(device)
+        )
         return made
     raise ValueError(f"judge is {source!r}; allowed: {sources()}; write clip:ID for a model of the hub")
 
