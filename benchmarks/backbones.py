@@ -79,7 +79,7 @@ def page() -> None:
     fill(DOCS / "backbones.md", "table", text + as_table(found["rows"]) + "\n" + notes(found["rows"]))
     fill(DOCS / "backbones.md", "methods", as_table(found["methods"]) + "\n" + notes(found["methods"]))
     if (path := DOCS / "results" / "fullsize.json").is_file():
-        fill(DOCS / "backbones.md", "fullsize", full_size(json.loads(path.read_text(encoding="utf-8"))))
+        fill(DOCS / "results.md", "fullsize", full_size(json.loads(path.read_text(encoding="utf-8"))))
 
 
 def as_table(rows: Rows) -> str:

@@ -69,8 +69,9 @@ def acts(name: str) -> Callable[[Maker], str]:
                 warnings.simplefilter("always")
                 with steer(pipe, adapter):
                     steered = draw(pipe)
-        except ValueError as error:
-            raise Refused(str(error)) from error
+        except ValueError as error:  # in the same words for every class and method
+            reason = str(error).replace(f"method {name!r}", "the method").replace(type(pipe).__name__, "this class")
+            raise Refused(reason) from error
         said = [str(w.message) for w in caught if "guidance is off" in str(w.message)]
         assert torch.equal(steered, plain) == (name in WITHOUT_EFFECT or bool(said)), "an effect, or a reason why there is none"
         with steer(pipe, adapter.scale(0.0)):
