@@ -29,7 +29,7 @@ def test_a_pipeline_that_is_not_in_the_table_is_refused_with_what_to_do() -> Non
 
 
 def test_other_row_orders_are_refused() -> None:
-    for name in ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline", "StableCascadePriorPipeline", "Lumina2Pipeline"):
+    for name in ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline", "StableCascadePriorPipeline", "HiDreamImagePipeline"):
         with pytest.raises(Unsupported, match=f"pipeline {name} is not supported"):
             spec_of(getattr(diffusers, name).__new__(getattr(diffusers, name)))
 
