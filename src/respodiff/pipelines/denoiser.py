@@ -72,10 +72,9 @@ def encode_prompts(
         one, two = (flat(capture(pipe, ["a"] * n, *size, **call).told) for n in (1, 2))
         _rows[model] = {path for path, value in two.items() if value.ndim and len(value) == 2 * len(one[path])}.difference(names_of(model))
     # Unconditional rows come in the same call as conditional ones, or in one of their own.
-    first = len(unique) * spec.passes.index("uncond") if negative and not spec.calls.get("negative_prompt_embeds") else 0
-    first = first if not spec.ragged else int(bool(first))
+    block = spec.passes.index("uncond") if negative and "negative_prompt_embeds" not in spec.calls else 0
     rows = {
-        text: {path: value[first + i][None] for path in _rows[model] if (value := at(t, path)) is not None}
+        text: {path: value[block * len(texts) + i][None] for path in _rows[model] if (value := at(t, path)) is not None}
         for texts, t in zip(calls, told, strict=True)
         for i, text in enumerate(texts)
     }

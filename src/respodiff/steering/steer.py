@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
+from respodiff.pipelines.denoiser import names_of
 from respodiff.pipelines.registry import backbone, caller, image_tokens, row_blocks, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.guard import Guard, claimed, is_steered
@@ -173,11 +174,8 @@ class Shift:
         """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
         if not self.deltas.reads_timesteps:
             return torch.zeros(())
-        t = torch.as_tensor(
-            next((kwargs[name] for name in ("timestep", "timesteps", "t") if name in kwargs), None)
-            if kwargs.keys() & {"timestep", "timesteps", "t"}
-            else args[1]
-        )
+        name = names_of(backbone(self.pipe))[1]
+        t = torch.as_tensor(kwargs[name] if name in kwargs else args[1])
         # Flux is told a thousandth; the rest keeps whole numbers whole after the division. Flow matching calls pure noise 1000.
         a, b = spec_of(self.pipe).time
         return (t if (a, b) == (1, 0) else (t.float() - b) / a + 1e-3).clamp(max=999)
