@@ -11,9 +11,12 @@ RUNS ?= runs
 
 FIGURES := figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: install demo check test lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights clean
+.PHONY: help install demo check test lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights package clean
 
-install: $(VENV)/.installed
+help:  ## what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.installed  ## the library with what tests need, in .venv
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; say which with: make PYTHON=python3.11" % sys.version_info[:2])'
@@ -30,7 +33,7 @@ check: install lint  ## what can be had in about a minute: lint, types, import c
 test: install lint  ## the whole suite on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lint: install
+lint: install  ## style, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -86,5 +89,13 @@ figures-of-these-weights:
 	$(BIN)/respodiff demo --out $(RUNS)/demo
 	cp $(RUNS)/demo/before_after.png docs/before_after.png
 
-clean:
+# Nothing of the repository is at hand: another folder, an environment that holds the wheel and its dependencies alone.
+package: install  ## wheel and sdist in dist/; installs the wheel into an empty environment and runs the demo there
+	rm -rf dist && $(BIN)/python -m hatchling build
+	rm -rf build/empty && $(PYTHON) -m venv build/empty/venv
+	build/empty/venv/bin/python -m pip install --quiet dist/*.whl
+	cd build/empty && venv/bin/respodiff demo --out demo
+	test -s build/empty/demo/report.html
+
+clean:  ## removes the environment and what was built
 	rm -rf $(VENV) demo build dist

@@ -269,6 +269,12 @@ def test_help_lists_every_verb() -> None:
     assert done.returncode == 0 and "Start with: respodiff demo" in done.stdout and all(verb in done.stdout for verb in VERBS)
 
 
+def test_the_shell_completes_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_RESPODIFF_COMPLETE": "complete_bash", "COMP_WORDS": "respodiff ge", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert respodiff().stdout.split() == ["generate"]
+
+
 def test_warnings_of_arithmetic_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(_path: Path) -> None:
         np.array([np.nan]).astype(np.uint8)

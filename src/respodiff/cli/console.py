@@ -48,7 +48,7 @@ app = Verbs(
     help="Make a text-to-image diffusion model fair and safe: train a concept, steer a pipeline, measure the images.",
     epilog="Start with: respodiff demo --out demo",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
