@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -269,10 +270,11 @@ def test_help_lists_every_verb() -> None:
     assert done.returncode == 0 and "Start with: respodiff demo" in done.stdout and all(verb in done.stdout for verb in VERBS)
 
 
-def test_the_shell_completes_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_RESPODIFF_COMPLETE": "complete_bash", "COMP_WORDS": "respodiff ge", "COMP_CWORD": "1"}.items():
-        monkeypatch.setenv(name, value)
-    assert respodiff().stdout.split() == ["generate"]
+def test_the_shell_completes_verbs() -> None:
+    program = "import sys; from respodiff.cli.main import main; sys.argv = ['respodiff']; main()"
+    asked = {**os.environ, "_RESPODIFF_COMPLETE": "complete_bash", "COMP_WORDS": "respodiff ge", "COMP_CWORD": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=asked, capture_output=True, text=True)
+    assert done.stdout.split() == ["generate"]
 
 
 def test_warnings_of_arithmetic_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
