@@ -77,7 +77,9 @@ class RespoDiffConceptSchedule:
         except ValueError as error:
             raise ValueError(f"proportions is {proportions!r}; allowed: numbers with commas between them, such as '1, 1'") from error
         if len(shares) != len(given):
-            raise ValueError(f"proportions is {proportions!r}, {len(shares)} numbers for {len(given)} modules; give one per connected module")
+            raise ValueError(
+                f"proportions is {proportions!r}, {len(shares)} numbers for {len(given)} modules; give one per connected module"
+            )
         chosen = tuple(given[i][0] for i in drawn(shares, len(latent["samples"]), draw, seed))
         return chosen, ", ".join(m.name for m in chosen)
 

@@ -68,7 +68,9 @@ def make_patch(modules: Sequence[Module], scale: float, window: tuple[int, int],
             raise ValueError(f"h has {h.shape[1]} channels, module {modules[0].name!r} has {count}; train one for this model")
         images = len(h) // len(rows)
         if len(modules) not in (1, images):
-            raise ValueError(f"the schedule has {len(modules)} images, the batch {images}; connect the latent that is sampled to both nodes")
+            raise ValueError(
+                f"the schedule has {len(modules)} images, the batch {images}; connect the latent that is sampled to both nodes"
+            )
         added = offsets(h)
         if not always:
             t = timestep(sigmas).view(-1, 1, 1, 1)
@@ -89,7 +91,9 @@ def _fitted(module: Module, scale: float, size: tuple[int, ...]) -> Tensor:
         return delta.expand(-1, *size)
     if delta.shape[1:] == size:
         return delta
-    logging.warning(f"respodiff: module {module.name!r} of {tuple(delta.shape[1:])} is resized to {size} of this image size; check its effect")
+    logging.warning(
+        f"respodiff: module {module.name!r} of {tuple(delta.shape[1:])} is resized to {size} of this image size; check its effect"
+    )
     return interpolate(delta[None], size, mode="bilinear", antialias=True)[0]
 
 
