@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class Module:
     """
 
     name: str
-    ram: Tensor
-    sam: Tensor
+    ram: Tensor = field(repr=False)
+    sam: Tensor = field(repr=False)
     scale: float = 1.0
     timesteps: tuple[int, int] = TIMESTEPS
     base_model: str = ""

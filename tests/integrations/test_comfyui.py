@@ -402,8 +402,8 @@ def comfy_model(comfy: SimpleNamespace, pipe: Pipe, file: Path) -> Any:
         unet_extra_config = {"num_heads": 4, "num_head_channels": -1}  # noqa: RUF012
 
     unet = {"image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": [1, 1]}
-    unet |= {"transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0], "transformer_depth_middle": 1, "context_dim": 16}
-    unet |= {"use_spatial_transformer": True, "legacy": False, "dtype": torch.float32}
+    unet |= {"transformer_depth": [1, 0], "transformer_depth_output": [1, 1, 0, 0], "transformer_depth_middle": 1}
+    unet |= {"use_spatial_transformer": True, "legacy": False, "context_dim": pipe.unet.config.cross_attention_dim, "dtype": torch.float32}
     model = comfy.model_base.BaseModel(Config(unet))
     start = "model.diffusion_model."
     weights = {k.removeprefix(start): t for k, t in load_file(save(pipe, file)).items() if k.startswith(start)}

@@ -163,7 +163,7 @@ def fuse(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write an ordinary UNet with modules fused into it, for programs that cannot steer (A1111, ComfyUI).
+    """Write an ordinary UNet with modules fused into it, for programs that cannot steer, such as A1111. ComfyUI steers with its own nodes.
 
     It shifts the unconditional rows too, which steering does not. The JSON key difference says by how much the result departs from
     steering: norm of (fused - steered) over norm of (steered - unsteered), measured on a small image; null with --checkpoint.

@@ -1,4 +1,4 @@
-"""Fuses modules into a checkpoint, for programs that cannot steer (A1111, ComfyUI, an ordinary diffusers pipeline).
+"""Fuses modules into a checkpoint, for programs that cannot steer (A1111, an ordinary diffusers pipeline). ComfyUI can: docs/comfyui.md.
 
 A module of one number a channel equals a change of the last bias before h: that of the second convolution of the mid block's last
 resnet. A bias cannot distinguish rows. It shifts the unconditional rows as well, so that in e() + w (e(y) - e()) guidance does not
