@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from respodiff.pipelines.loading import load_pipeline as load_pipeline
     from respodiff.reports.run_report import report as report
     from respodiff.steering.adapter import Adapter as Adapter
+    from respodiff.steering.attach import attach as attach
     from respodiff.steering.module import ConceptModule as ConceptModule
     from respodiff.steering.steer import check_compatible as check_compatible
     from respodiff.steering.steer import steer as steer
@@ -45,6 +46,7 @@ _HOME = {
     "GenerateConfig": "generation.config",
     "TrainConfig": "training.config",
     "assign": "generation.policies",
+    "attach": "steering.attach",
     "check_compatible": "steering.steer",
     "concept": "concepts.concept",
     "evaluate": "evaluation.evaluate",

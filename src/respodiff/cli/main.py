@@ -14,7 +14,7 @@ import warnings
 
 import typer
 
-from respodiff.cli import demo, evaluate, experiments, generate, models, reproduce, train  # noqa: F401  (they register their verbs)
+from respodiff.cli import demo, evaluate, experiments, generate, hub, models, reproduce, train  # noqa: F401  (they register their verbs)
 from respodiff.cli.console import app, words
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from respodiff import _plugins
-from respodiff.steering.shipped import files_of, with_factor
+from respodiff.steering.shipped import files_of, one_file, with_factor
 
 if TYPE_CHECKING:
     from respodiff.methods.base import Method
@@ -63,9 +63,9 @@ def methods_for(kind: str) -> tuple[str, ...]:
 
 
 def load_all(name: str | Path) -> list[Adapter]:
-    """The modules that are shipped for the embedded model under a name: "woman" is one, "gender" are all alternatives.
+    """All adapters of a file, a folder, a name of what is shipped ("gender" are all its alternatives) or a hub id.
 
-    A path that exists wins over a name, and is the one adapter of that file. "gender:0.6" is at 0.6 of its scale. Raises as `load`.
+    A path that exists wins over a name. "gender:0.6" is at 0.6 of its scale. Raises as `load`.
     """
     path, factor = with_factor(name)
     found = [load(file) for file in files_of(path)]
@@ -73,17 +73,15 @@ def load_all(name: str | Path) -> list[Adapter]:
 
 
 def load(path: str | Path) -> Adapter:
-    """Reads the adapter file of any method, or the shipped module of a concept by its name.
+    """Reads the adapter file of any method: a path, a shipped module by its concept, or a hub id ``OWNER/NAME[@REVISION][:FILE]``.
 
-    FileNotFoundError or ValueError names the file and what is wrong with it.
+    FileNotFoundError or ValueError names the file and what is wrong with it, also if there are several.
     Settings that the method has not are refused: an image would not be what they say. A module's settings are of its training alone.
     """
     from respodiff.steering.module import ConceptModule
     from respodiff.steering.serialization import read_header
 
-    path, *others = files_of(path)
-    if others:
-        raise ValueError(f"path is the name of {1 + len(others)} modules, the first of which is {path.stem!r}; read them with load_all")
+    path = one_file(path)
     header = read_header(path)
     if header.form:  # a module, whatever method trained it
         return ConceptModule.load(path)

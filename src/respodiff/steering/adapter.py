@@ -16,7 +16,8 @@ from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.loading import config_digest, model_name, precision, weights_digest
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, write_file
+from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, read_header, write_file
+from respodiff.steering.shipped import one_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,11 @@ class Adapter:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Reads a file of this class of adapters; `respodiff.load` reads a file of any method. Raises as `read_file`."""
+        """Reads a file of this class of adapters; `respodiff.load` reads a file of any method, and says which names stand for one.
+
+        Raises as `read_file`.
+        """
+        path = one_file(path)
         header, tensors, scale, _ = read_file(path)
         try:
             return cls(header, tensors, scale)
@@ -117,8 +122,8 @@ class Adapter:
         return bool(self.header.base_weights and found and self.header.base_weights != found)
 
 
-Row = Adapter | None | Sequence[Adapter]
-"""What one image gets: an adapter, nothing, or several adapters together."""
+Row = Adapter | str | Path | None | Sequence[Adapter | str | Path]
+"""What one image gets: an adapter, nothing, or several adapters together. A module may be named: by file, hub id, or concept."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +134,19 @@ class AdaptersPerImage:
     everyone: bool = False
 
     @classmethod
-    def of(cls, adapters: Row | Sequence[Row]) -> AdaptersPerImage:
+    def of(cls, adapters: Row | Sequence[Row] | AdaptersPerImage) -> AdaptersPerImage:
         """From one adapter for all images, or one entry per image. ValueError for anything else."""
-        everyone = adapters is None or isinstance(adapters, Adapter | str)
+        if isinstance(adapters, AdaptersPerImage):
+            return adapters
+        everyone = adapters is None or isinstance(adapters, Adapter | str | Path)
         given: list[Any] = [adapters] if everyone else list(adapters)  # type: ignore[arg-type]  # a sequence here
-        rows = tuple((row,) if isinstance(row, Adapter | str) else tuple(row or ()) for row in given)
+        rows = tuple((row,) if isinstance(row, Adapter | str | Path) else tuple(row or ()) for row in given)
         if not rows:
             raise ValueError("adapters is empty; give one adapter, or one entry per image")
+        read = {a: read_module(a) for row in rows for a in row if isinstance(a, str | Path)}
+        rows = tuple(tuple(read.get(a, a) if isinstance(a, str | Path) else a for a in row) for row in rows)
         if wrong := [a for row in rows for a in row if not isinstance(a, Adapter)]:
-            raise ValueError(f"adapters holds {wrong[0]!r}; give adapters or None: a file is read with respodiff.load(path)")
+            raise ValueError(f"adapters holds {wrong[0]!r}; give adapters, names of module files, or None")
         return cls(rows, everyone)
 
     def per_image(self, images: int) -> Sequence[tuple[Any, ...]]:
@@ -161,6 +170,18 @@ class AdaptersPerImage:
     def adapters(self) -> list[Any]:
         """Every distinct adapter, in order of appearance."""
         return list({id(a): a for row in self.rows for a in row}.values())
+
+
+def read_module(name: str | Path) -> Adapter:
+    """The module of a name. Files of other methods are read by `respodiff.load`, which knows the methods."""
+    from respodiff.steering.module import ConceptModule
+
+    header = read_header(path := one_file(name))
+    if not header.form:
+        raise ValueError(
+            f"{str(name)!r} is a file of method {header.method!r}, and modules alone may be named; give respodiff.load({str(name)!r})"
+        )
+    return ConceptModule.load(path)
 
 
 def header_of(pipe: Any, method: str, concept: Concept, config: Any, **more: Any) -> Header:

@@ -1,4 +1,4 @@
-"""Finds the modules that were trained for the embedded model, by the names of their concepts and attributes."""
+"""Finds module files by name: paths, the modules that were trained for the embedded model by their concepts, and ids of the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from respodiff.concepts.concept import Attribute, builtin
+from respodiff.steering.hub import SUFFIX, HubId, fetch, tell_if_cached
 
 FOLDER = Path(str(files("respodiff"))) / "embedded" / "modules"
 
@@ -17,13 +18,40 @@ def shipped() -> dict[str, Path]:
 
 
 def files_of(name: str | Path) -> list[Path]:
-    """The files that a path or a name stands for: one of a concept ("woman"), those of all alternatives of an attribute ("gender").
+    """The files that a name stands for: a file, those of a folder, of a concept ("woman"), of an attribute ("gender"), or of a hub id.
 
-    What exists under ``name`` as a path wins; so does a name of nothing that is shipped.
+    What exists under ``name`` as a path wins. A name of nothing that is known stands for itself.
+
+    Raises:
+        ValueError: a folder holds no module file, or the hub does not give a repository (`respodiff.steering.hub.fetch`).
     """
+    path = Path(name)
+    if path.exists():
+        found = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{str(name)!r} is a folder without a module file (*{SUFFIX}); give a file, or the folder of some")
+        tell_if_cached(name)
+        return found
+    return _shipped_as(name) or (fetch(name) if HubId.of(name) else [path])
+
+
+def one_file(name: str | Path) -> Path:
+    """The one file that a name stands for, as `files_of`; ValueError if there are several."""
+    first, *others = files_of(name)
+    if others:
+        found = ", ".join(file.stem for file in (first, *others))
+        raise ValueError(
+            f"path is {str(name)!r}, which stands for {1 + len(others)} modules ({found}); name one (of a hub id: OWNER/NAME:FILE), "
+            "or read them with load_all"
+        )
+    return first
+
+
+def _shipped_as(name: str | Path) -> list[Path]:
+    """The files that are shipped under a name; none for any other."""
     known, entry = shipped(), builtin().get(str(name))
     names = entry.names if isinstance(entry, Attribute) else (str(name),)
-    return [Path(name)] if Path(name).exists() or not known.keys() >= set(names) else [known[n] for n in names]
+    return [known[n] for n in names] if known.keys() >= set(names) else []
 
 
 def with_factor(name: str | Path) -> tuple[Path, float]:
@@ -43,7 +71,7 @@ def with_factor(name: str | Path) -> tuple[Path, float]:
 def check_model(names: list[Path], model: str) -> None:
     """ValueError for the name of shipped modules beside another model than the embedded one."""
     for name in (with_factor(n)[0] for n in (names if model != "embedded" else ())):
-        if (found := files_of(name)) != [name]:
+        if not name.exists() and (found := _shipped_as(name)):
             lacking, option = ", ".join(file.name for file in found), "attribute" if len(found) > 1 else "concept"
             raise ValueError(
                 f"module {str(name)!r} is shipped for the embedded model, and --model is {model!r}, which needs {lacking} of its own: "

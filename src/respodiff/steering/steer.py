@@ -30,7 +30,7 @@ def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
 
 
 @contextmanager
-def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> Iterator[None]:
+def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
     Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper.
@@ -39,7 +39,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row], *, scale: float = 1.0) -> It
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
             warning; a compiled model compiles once more. Threads need a pipeline each, with its own scheduler and tokenizers.
         adapters: one adapter of any method for all images, or a list with one entry per final image
-            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None.
+            (``len(prompts) * num_images_per_prompt``): an adapter, several that act together, or None. A module may be named, as in `load`.
         scale: factor on every adapter, any finite number.
 
     Raises:

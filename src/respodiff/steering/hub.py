@@ -1,0 +1,130 @@
+"""Fetches module files from the Hugging Face hub, and publishes a folder of them. Of files with weights only safetensors are fetched."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+SUFFIX = ".safetensors"
+CARD = "README.md"
+_PART = r"[A-Za-z0-9][\w.-]*"
+_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@:]+))?(?::(?P<file>[^:/]+))?", re.ASCII)
+
+
+class HubId(NamedTuple):
+    """``OWNER/NAME[@REVISION][:FILE]``: modules in a repository of the hub. Without a file all of them, without a revision the newest."""
+
+    repo: str
+    revision: str = ""
+    file: str = ""
+
+    @classmethod
+    def of(cls, name: str | Path) -> HubId | None:
+        """The id that a text is; None for one that can only be a path, such as a file by its ending.
+
+        >>> HubId.of("me/gender@v1:woman"), HubId.of("modules/woman.safetensors"), HubId.of("./me/gender")
+        (HubId(repo='me/gender', revision='v1', file='woman'), None, None)
+        """
+        text = name if isinstance(name, str) else PurePath(name).as_posix()
+        found = _ID.fullmatch(text)
+        return None if not found or found["repo"].endswith(SUFFIX) else cls(found["repo"], found["revision"] or "", found["file"] or "")
+
+
+def fetch(name: str | Path) -> list[Path]:
+    """The module files of a hub id, in the hub's cache. The hub is asked for a newer state, unless ``HF_HUB_OFFLINE`` is set.
+
+    ValueError names the id and what is wrong: no such repository, revision or file, or no network.
+    """
+    wanted = HubId.of(name)
+    if wanted is None:
+        raise ValueError(f"{str(name)!r} is no hub id; allowed: OWNER/NAME, with @REVISION and :FILE{SUFFIX} behind it where needed")
+    from huggingface_hub import snapshot_download
+
+    given = f"module {str(name)!r} is no file or folder here, and the hub does not give it"
+    with _one_line(given, f"fetch it once with network: respodiff pull {name} --out DIR"):
+        # Always the whole repository, so that the cache never holds one alternative of several.
+        place = snapshot_download(
+            wanted.repo, revision=wanted.revision or None, allow_patterns=[f"*{SUFFIX}", CARD], ignore_patterns=["*/*"]
+        )
+    folder = Path(place)
+    files = {file.name: file for file in sorted(folder.glob(f"*{SUFFIX}"))}
+    if not files:
+        raise ValueError(f"{given}: repository {wanted.repo!r} has no module file (*{SUFFIX})")
+    if not wanted.file:
+        return list(files.values())
+    if not (found := files.get(wanted.file) or files.get(wanted.file + SUFFIX)):
+        raise ValueError(f"{given}: repository {wanted.repo!r} has {', '.join(files)}, but no {wanted.file!r}")
+    return [found]
+
+
+def tell_if_cached(name: str | Path) -> None:
+    """Warns that a path wins over a repository of this name which was fetched before."""
+    wanted = HubId.of(name)
+    if wanted is None:
+        return
+    from huggingface_hub import constants
+
+    if (Path(constants.HF_HUB_CACHE) / f"models--{wanted.repo.replace('/', '--')}").is_dir():
+        warnings.warn(f"{str(name)!r} is read from here, not from the hub; {wanted.repo}@main is the hub's", stacklevel=2)
+
+
+def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Uploads all files of a folder as one commit to a repository, made if absent; its address.
+
+    Raises:
+        ValueError: the id is none, the hub refuses, the repository is public and was to be private, or it holds other modules, which the card
+            of the folder would not describe.
+    """
+    from huggingface_hub import HfApi
+
+    folder, api = Path(folder), HfApi()
+    check_repo(repo)
+    with _one_line(f"{repo!r} cannot be written", "unset it to push"):
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
+        info = api.model_info(repo)
+    if private and not info.private:
+        raise ValueError(f"--private is given, and repository {repo!r} is public already; make it private on the hub, or choose another")
+    held = {file.rfilename for file in info.siblings or () if file.rfilename.endswith(SUFFIX)}
+    if others := sorted(held - {file.name for file in folder.iterdir()}):
+        raise ValueError(
+            f"repository {repo!r} holds {others[0]!r}, which is not pushed now, so that its card would not describe it; push it with the others "
+            f"(respodiff pull {repo} --out DIR), or choose another repository"
+        )
+    with _one_line(f"{repo!r} cannot be written", "unset it to push"):
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Modules and their card, by respodiff")
+    return str(url)
+
+
+def check_repo(repo: str) -> None:
+    """ValueError for anything but the id of a repository."""
+    found = HubId.of(repo)
+    if found is None or found != HubId(found.repo):
+        raise ValueError(f"--to is {repo!r}; allowed: the id of a repository, OWNER/NAME")
+
+
+@contextmanager
+def _one_line(what: str, offline: str) -> Iterator[None]:
+    """Makes one line, a ValueError, of whatever the hub or the way to it raises."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except Exception as error:
+        if constants.HF_HUB_OFFLINE:
+            reason = f"HF_HUB_OFFLINE is set, and the cache lacks it; {offline}"
+        elif isinstance(error, GatedRepoError):
+            reason = "its owner gives access on request; ask on its page, and log in: hf auth login"
+        elif isinstance(error, RepositoryNotFoundError):
+            reason = "there is no such repository, or it is private; check the name, or log in: hf auth login"
+        elif isinstance(error, RevisionNotFoundError):
+            reason = "its repository has no such revision; name a branch, tag or commit behind @"
+        elif isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
+            reason = "the hub does not allow it; log in with a token that may write: hf auth login"
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{what}: {reason}") from error
