@@ -43,7 +43,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.asked: list[tuple[str, str]] = []
-        self.allowed = True
+        self.fails = 0  # status of every answer to a POST
 
     def add(self, name: str, files: Files, *revisions: str) -> str:
         return self.repos.setdefault(name, Repo()).commit(files, *revisions)
@@ -51,8 +51,8 @@ class Hub:
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, Any, dict[str, str]]:
         self.asked.append((method, path))
         parts = [unquote(part) for part in path.partition("?")[0].strip("/").split("/")]
-        if method == "POST" and not self.allowed:
-            return 403, {"error": "no token"}, {}
+        if method == "POST" and self.fails:
+            return self.fails, {"error": "it fails"}, {}
         if parts == ["api", "repos", "create"]:
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
@@ -105,13 +105,13 @@ def local_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             if self.command != "HEAD":
                 self.wfile.write(raw)
 
-        do_GET = do_HEAD = do_POST = reply  # noqa: N815
+        do_GET = do_HEAD = do_POST = reply
 
         def log_message(self, *_: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")

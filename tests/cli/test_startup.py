@@ -45,6 +45,8 @@ VERBS = [
     "calibrate",
     "import",
     "demo",
+    "push",
+    "pull",
 ]
 PROGRAM = """
 import json, sys

@@ -92,7 +92,7 @@ def test_offline_the_cache_is_read_and_what_it_lacks_is_one_line(
     hub.asked.clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert load("me/gender:woman").digest == expected and len(fetch("me/gender")) == 2, "one file brings its alternatives"
-    with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set.*respodiff pull me/other --out DIR") as caught:
+    with pytest.raises(ValueError, match=r"HF_HUB_OFFLINE is set.*respodiff pull me/other --out DIR") as caught:
         load("me/other")
     assert "\n" not in str(caught.value) and not hub.asked
 
@@ -147,9 +147,13 @@ def test_a_repository_that_must_not_be_written_stays_as_it_is(
     for repo in ("gender", "me/gender:woman", "me/gender@v1", "/me/gender"):
         with pytest.raises(ValueError, match="--to is"):
             publish(folder, repo)
-    hub.allowed = False
+    hub.fails = 403
     with pytest.raises(ValueError, match="log in with a token that may write"):
         publish(folder, "me/other")
+    hub.fails = 400
+    with pytest.raises(OSError, match=r"'me/other' cannot be written: .*; try again later") as caught:
+        publish(folder, "me/other")
+    assert "\n" not in str(caught.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match="HF_HUB_OFFLINE is set"):
         publish(folder, "me/other")

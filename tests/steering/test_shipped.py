@@ -35,9 +35,11 @@ def test_a_path_that_exists_wins_over_a_name(make_module: Any, tmp_path: Path, m
     own = make_module("woman", "gender").save("gender")
     assert files_of("gender") == [Path("gender")] and [m.digest for m in load_all("gender")] == [load(own).digest]
     own.unlink()
-    Path("gender").mkdir()  # what "respodiff train --attribute gender --out gender" leaves
+    Path("gender").mkdir()
     with pytest.raises(ValueError, match="is a folder"):
         load_all("gender")
+    own = make_module("man", "gender").save("gender/man.safetensors")  # as "respodiff train --attribute gender --out gender" leaves it
+    assert [m.digest for m in load_all("gender")] == [load(own).digest]
 
 
 @pytest.mark.parametrize("name", ["gender3", "race", "nobody", "../modules/woman"])

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from respodiff.pipelines.loading import config_digest, weights_digest
+from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
+from respodiff.steering.serialization import Header
 from respodiff.steering.steer import steer
 
 Make = Callable[..., ConceptModule]
@@ -280,12 +283,23 @@ def test_an_empty_list_is_refused(tiny_pipe: Pipe) -> None:
     refused(tiny_pipe, [], "adapters is empty; give one adapter, or one entry per image")
 
 
-def test_a_file_name_in_place_of_a_module_is_refused(tiny_pipe: Pipe) -> None:
-    refused(
-        tiny_pipe,
-        ["woman.safetensors"],
-        r"adapters holds \'woman\.safetensors\'; give adapters or None: a file is read with respodiff\.load",
-    )
+def test_modules_may_be_named(tiny_pipe: Pipe, make_module: Make, tmp_path: Path) -> None:
+    woman = make_module()
+    file = woman.save(tmp_path / "woman.safetensors")
+    with steer(tiny_pipe, [woman, None]):
+        expected = draw(tiny_pipe, 2)
+    for named in ([file, None], [[str(tmp_path)], None]):
+        with steer(tiny_pipe, named):
+            assert torch.equal(draw(tiny_pipe, 2), expected)
+    with steer(tiny_pipe, str(file)):
+        assert torch.equal(draw(tiny_pipe, 2)[0], expected[0]), "one name is for all images"
+
+
+def test_what_names_no_module_is_refused(tiny_pipe: Pipe, make_module: Make, tmp_path: Path) -> None:
+    refused(tiny_pipe, [7], "adapters holds 7; give adapters, names of module files, or None")
+    refused(tiny_pipe, "gender", r"path is 'gender', which stands for 2 modules \(woman, man\); name one")
+    Adapter(Header("woman", "a woman", "a person", method="sld-weak")).save(tmp_path / "sld.safetensors")
+    refused(tiny_pipe, tmp_path / "sld.safetensors", "is a file of method 'sld-weak', and modules alone may be named")
 
 
 @pytest.mark.filterwarnings("ignore:module of")

@@ -56,9 +56,10 @@ SUITE_HELP = (
 )
 SHARES_HELP = "Target proportions, such as woman=0.5,man=0.5 or woman*dark=0.2,... (default: those of --concepts, else equal)"
 MODULE_HELP = (
-    "Module file; repeat for the alternatives. Or, with the embedded model, a name: gender, tone, ... :0.6 behind it is its scale."
+    "Module file, folder or hub id OWNER/NAME[@REVISION][:FILE]; repeat for the alternatives. Or, with the embedded model, a name: gender, "
+    "tone, ... :0.6 behind it is its scale."
 )
-SAFETY_HELP = "Safety module, added to every image: a file or, with the embedded model, violence or sexual."
+SAFETY_HELP = "Safety module, added to every image: as --module, or, with the embedded model, violence or sexual."
 SCALE_HELP = "Factor on the modules; auto:A takes the least at which the concept accuracy on tuning prompts is at least A."
 METHOD_HELP = f"Method that the files must be of (default: any): {', '.join(NAMES)}<methods>. With plain modules are ignored."
 EXPLICIT_HELP = "Do not steer prompts that state the attribute themselves or have no people."

@@ -22,7 +22,7 @@ HEADER = ("method", "concept", "target", "neutral", "negative", "kind", "attribu
 @app.command(epilog="Example: respodiff inspect woman.safetensors")
 @takes_model(source="")
 def inspect(
-    module: Annotated[Path, Argument(help="A module file.", show_default=False)],
+    module: Annotated[Path, Argument(help="A module file, or a hub id OWNER/NAME:FILE.", show_default=False)],
     model: ModelSource,
     seed: Seed = 0,
     as_json: Json = False,
@@ -43,8 +43,9 @@ def contents(path: Path) -> dict[str, Any]:
     import numpy as np
 
     from respodiff.steering.serialization import read_file
+    from respodiff.steering.shipped import one_file
 
-    h, tensors, scale, digest = read_file(path, "np")
+    h, tensors, scale, digest = read_file(one_file(path), "np")
     result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"form": h.form or None, "shape": None, "timesteps": list(h.timesteps)}
     result |= {"scale": scale, "norm_ram": None, "norm_sam": None, "relative_norm": None}
     if {"ram.r", "sam.r"} == set(tensors):
@@ -154,7 +155,7 @@ def convert(
 @takes_model()
 def fuse(
     model: ModelSource,
-    module: Annotated[list[Path], Option(help="Module file; repeat to add several up.", metavar="FILE")],
+    module: Annotated[list[Path], Option(help="Module file, or hub id OWNER/NAME:FILE; repeat to add several up.", metavar="FILE")],
     out: Annotated[Path, Option(help="Folder of the UNet, or .safetensors file with --checkpoint.", metavar="PATH")],
     force: Force = False,
     checkpoint: Annotated[Path | None, Option(help="Single .safetensors file to fuse into, not --model.", metavar="FILE")] = None,

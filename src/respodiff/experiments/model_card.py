@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,9 @@ def model_card(repo: str, files: Mapping[str, Stored], *, license: str, base_mod
     if base_model and named and named != [base_model]:
         raise ValueError(f"--base-model is {base_model!r}, and the files were trained on {', '.join(named)}; leave it out")
     bases = [base_model] if base_model else named
+    if not bases:
+        told = ", ".join(sorted({h.base_model or "no model" for h in headers}))
+        warnings.warn(f"the files name {told}, no hub id, so the card has no base_model; --base-model OWNER/NAME adds it", stacklevel=2)
     data = ModelCardData(
         base_model=bases[0] if len(bases) == 1 else bases or None,
         base_model_relation="adapter" if bases else None,
@@ -129,7 +133,7 @@ def _results(f: Figures) -> Iterator[EvalResult]:
 
 
 def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license: str, figures: Sequence[Figures]) -> str:
-    about, settings = Rows(), Rows()
+    about, settings, trained = Rows(), Rows(), []
     for name, (h, tensors, scale, digest) in files.items():
         about.append({"file": name, "concept": h.concept, "kind": h.kind, "attribute": h.attribute or "-", "target": h.target})
         about[-1] |= {"neutral": h.neutral, "negative": h.negative or "-", "base model": h.base_model or "not recorded"}
@@ -137,13 +141,13 @@ def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license:
             {"file": name, "method": h.method, "form": h.form or "-", "site": h.site or "-", "timesteps": "{} to {}".format(*h.timesteps)}
         )
         settings[-1] |= {"scale": f"{scale:g}", "numbers": sum(t.size for t in tensors.values()), "digest": str(digest)}
-        settings[-1] |= {"settings": ", ".join(f"{k} {v}" for k, v in h.train.items()) or "-"}
+        trained += [f"- {markdown_text(name + ': ' + ', '.join(f'{k} {v}' for k, v in h.train.items()))}"] if h.train else []
     lines = [
         f"# {repo}",
         "",
-        "Small adapters that steer a frozen text-to-image model while it generates, made with respodiff " + f"{__version__}.",
-        "The base model's weights are neither changed nor contained. The method is RespoDiff's",
-        "([arXiv 2509.15257](https://arxiv.org/abs/2509.15257)) or the one that the table of settings names.",
+        f"Adapters that steer a frozen text-to-image model while it generates, made with respodiff {__version__}.",
+        *["No weight of the base model is changed or contained."] * all(stored.header.form for stored in files.values()),
+        "The table of settings names the method; `respodiff` is that of [arXiv 2509.15257](https://arxiv.org/abs/2509.15257).",
         "",
         "## Prompts trained on",
         "",
@@ -152,6 +156,8 @@ def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license:
         "## Settings",
         "",
         *markdown_table(settings),
+        "",
+        *trained,
         "",
         "## Use",
         "",
@@ -170,6 +176,7 @@ def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license:
         "- It was trained for the base model above. On another one it may do something else; measure again.",
         "- A safety module makes unsafe images rarer. It does not rule them out, and it can be left out by whoever runs the model.",
         f"- {NOTICE}",
+        "- Attributes are perceived ones. Their alternatives, such as two genders, are those that are counted, not all there are.",
         "",
         f"Licence of the files: {markdown_text(license)}. That of the base model holds besides.",
         "",

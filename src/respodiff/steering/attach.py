@@ -12,16 +12,14 @@ from respodiff.steering.adapter import Adapter, AdaptersPerImage, read_module
 from respodiff.steering.fuse import fused
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.shipped import files_of
-from respodiff.steering.steer import check_compatible, steer
-
-PLACE = "_respodiff"
-"""Attribute of a pipeline that holds its `Attached`, which would take the hooks with it if nothing held it."""
+from respodiff.steering.steer import ATTACHED, check_compatible, steer
 
 
 def attach(pipe: Any) -> Attached:
     """The adapters of a pipeline, by the verbs of LoRA; the same object at every call, until ``unload_weights``.
 
-    Nothing changes until ``set_adapters``. For an entry per image use `steer`. ValueError for a pipeline that cannot be steered.
+    The pipeline holds it. Nothing changes until ``set_adapters``, and `steer`, which has an entry per image, is refused while adapters act.
+    ValueError for a pipeline that cannot be steered.
 
     Example::
 
@@ -32,9 +30,9 @@ def attach(pipe: Any) -> Attached:
         adapters.unload_weights()
     """
     spec_of(pipe)
-    if PLACE not in vars(pipe):
-        setattr(pipe, PLACE, Attached(pipe))
-    found: Attached = vars(pipe)[PLACE]
+    if ATTACHED not in vars(pipe):
+        setattr(pipe, ATTACHED, Attached(pipe))
+    found: Attached = vars(pipe)[ATTACHED]
     return found
 
 
@@ -131,7 +129,7 @@ class Attached:
         """Leaves the pipeline as it was found: its own weights, no hook, no adapter."""
         self._use(State())
         self._loaded = {}
-        vars(self.pipe).pop(PLACE, None)
+        vars(self.pipe).pop(ATTACHED, None)
 
     def _names(self, given: str | Sequence[str]) -> list[str]:
         names = [given] if isinstance(given, str) else list(dict.fromkeys(given))

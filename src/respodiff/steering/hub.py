@@ -37,7 +37,9 @@ class HubId(NamedTuple):
 def fetch(name: str | Path) -> list[Path]:
     """The module files of a hub id, in the hub's cache. The hub is asked for a newer state, unless ``HF_HUB_OFFLINE`` is set.
 
-    ValueError names the id and what is wrong: no such repository, revision or file, or no network.
+    Raises:
+        ValueError: there is no such repository, revision or file, or it is not in the cache with ``HF_HUB_OFFLINE``. The id is named.
+        OSError: the hub cannot be reached, or fails.
     """
     wanted = HubId.of(name)
     if wanted is None:
@@ -45,7 +47,7 @@ def fetch(name: str | Path) -> list[Path]:
     from huggingface_hub import snapshot_download
 
     given = f"module {str(name)!r} is no file or folder here, and the hub does not give it"
-    with _one_line(given, f"fetch it once with network: respodiff pull {name} --out DIR"):
+    with _one_line(given, f"and the cache lacks it; fetch it once with network: respodiff pull {name} --out DIR"):
         # Always the whole repository, so that the cache never holds one alternative of several.
         place = snapshot_download(
             wanted.repo, revision=wanted.revision or None, allow_patterns=[f"*{SUFFIX}", CARD], ignore_patterns=["*/*"]
@@ -73,17 +75,18 @@ def tell_if_cached(name: str | Path) -> None:
 
 
 def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Uploads all files of a folder as one commit to a repository, made if absent; its address.
+    """Uploads all files of a folder to a repository, which is made if absent; gives its address.
 
     Raises:
-        ValueError: the id is none, the hub refuses, the repository is public and was to be private, or it holds other modules, which the card
-            of the folder would not describe.
+        ValueError: the id is none, the hub does not allow it, the repository is public and was to be private, or it holds other modules, which
+            the card of the folder would not describe.
+        OSError: the hub cannot be reached, or fails.
     """
     from huggingface_hub import HfApi
 
     folder, api = Path(folder), HfApi()
     check_repo(repo)
-    with _one_line(f"{repo!r} cannot be written", "unset it to push"):
+    with _one_line(f"{repo!r} cannot be written", "and push needs the network; unset it"):
         url = api.create_repo(repo, private=private or None, exist_ok=True)
         info = api.model_info(repo)
     if private and not info.private:
@@ -94,7 +97,7 @@ def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
             f"repository {repo!r} holds {others[0]!r}, which is not pushed now, so that its card would not describe it; push it with the others "
             f"(respodiff pull {repo} --out DIR), or choose another repository"
         )
-    with _one_line(f"{repo!r} cannot be written", "unset it to push"):
+    with _one_line(f"{repo!r} cannot be written", "and push needs the network; unset it"):
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Modules and their card, by respodiff")
     return str(url)
 
@@ -108,23 +111,24 @@ def check_repo(repo: str) -> None:
 
 @contextmanager
 def _one_line(what: str, offline: str) -> Iterator[None]:
-    """Makes one line, a ValueError, of whatever the hub or the way to it raises."""
+    """Makes one line of whatever the hub or the way to it raises: a ValueError where the caller can change it, else an OSError."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
     except Exception as error:
-        if constants.HF_HUB_OFFLINE:
-            reason = f"HF_HUB_OFFLINE is set, and the cache lacks it; {offline}"
-        elif isinstance(error, GatedRepoError):
-            reason = "its owner gives access on request; ask on its page, and log in: hf auth login"
-        elif isinstance(error, RepositoryNotFoundError):
-            reason = "there is no such repository, or it is private; check the name, or log in: hf auth login"
-        elif isinstance(error, RevisionNotFoundError):
-            reason = "its repository has no such revision; name a branch, tag or commit behind @"
-        elif isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403):
-            reason = "the hub does not allow it; log in with a token that may write: hf auth login"
-        else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{what}: {reason}") from error
+        denied = isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403)
+        known = {
+            f"HF_HUB_OFFLINE is set, {offline}": constants.HF_HUB_OFFLINE,
+            "its owner gives access on request; ask on its page, and log in: hf auth login": isinstance(error, GatedRepoError),
+            "there is no such repository, or it is private; check the name, or log in: hf auth login": isinstance(
+                error, RepositoryNotFoundError
+            ),
+            "its repository has no such revision; name a branch, tag or commit behind @": isinstance(error, RevisionNotFoundError),
+            "the hub does not allow it; log in with a token that may write: hf auth login": denied,
+        }
+        if reason := next((text for text, holds in known.items() if holds), ""):
+            raise ValueError(f"{what}: {reason}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{what}: {reason}; try again later") from error

@@ -18,6 +18,9 @@ from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.guard import Guard, claimed, is_steered
 from respodiff.steering.serialization import check_scale
 
+ATTACHED = "_respodiff"
+"""Attribute of a pipeline that holds what `respodiff.steering.attach.attach` made for it."""
+
 
 def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
     """Warnings about an adapter on a pipeline: another base model, or other weights.
@@ -43,7 +46,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         scale: factor on every adapter, any finite number.
 
     Raises:
-        ValueError: for an adapter that does not fit or cannot act with the others, for a pipeline, scheduler or tokenizer that another
+        ValueError: for an adapter that does not fit or cannot act with the others, beside attached ones, for a pipeline, scheduler or tokenizer that another
             thread steers, or (at the call) when the number of images is not the number of entries.
         RuntimeError: (at the call) for predictions or images that are NaN or infinite; names the adapters.
 
@@ -54,6 +57,10 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
     """
     spec_of(pipe)
     check_scale(scale)
+    if (attached := vars(pipe).get(ATTACHED)) and (active := attached.get_active_adapters()):
+        raise ValueError(
+            f"adapters {', '.join(active)} are attached to this pipeline; call its disable_adapters() first, or give all to steer()"
+        )
     given = AdaptersPerImage.of(adapters)
     given = given if scale == 1 else given.map(lambda a: a.scale(scale))
     for a in given.adapters:
