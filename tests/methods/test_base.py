@@ -53,7 +53,7 @@ def test_bad_input_is_one_line(pipe: Any) -> None:
         (lambda: get_method("prompt").fit(pipe, VIOLENCE), "method 'prompt' takes fairness concepts, 'violence' is a safety concept"),
         (lambda: get_method("sld-max").fit(pipe, WOMAN), "method 'sld-max' takes safety concepts, 'woman' is a fairness concept"),
         (lambda: get_method("prompt-switch").settings(switch=2), "switch is 2; allowed: 0 to 1"),
-        (lambda: latents(pipe, ["x"], ["woman.safetensors"]), "adapters holds 'woman.safetensors'; give adapters or None"),
+        (lambda: latents(pipe, ["x"], [[7]]), "adapters holds 7; give adapters, names of module files, or None"),
         (lambda: latents(pipe, ["x"], []), "adapters is empty"),
         (lambda: latents(pipe, ["x"], get_method("prompt").fit(pipe, WOMAN).scale(0.5)), "scale of prompt 'woman' is 0.5; allowed: 0 or 1"),
         (lambda: filled(pipe).scale(float("nan")), "scale is nan"),

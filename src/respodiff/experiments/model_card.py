@@ -56,8 +56,8 @@ def figures_of(run: str | Path, digests: Mapping[str, str]) -> Figures:
     used |= {digest for record in scored.records for digest in record.modules}
     if others := sorted(used - set(digests.values())):
         raise ValueError(
-            f"--figures {str(run)!r} is a run with module {others[0]}, which is none of {', '.join(digests)}; give a run of these files as they are, "
-            "their scale chosen by --scale, or an unsteered one"
+            f"--figures {str(run)!r} is a run with module {others[0]}, which is none of {', '.join(digests)}; give a run of these files "
+            "(--scale does not change them), or an unsteered one"
         )
     if not used and (method := next((r.method for r in scored.records if r.method not in ("", "plain")), "")):
         raise ValueError(f"--figures {str(run)!r} is a run of method {method!r} without these modules; give one that they steered")
@@ -169,7 +169,7 @@ def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license:
         "",
         "## Limits and misuse",
         "",
-        "- A module can skew as well as balance. Given to every image, or at a negative scale, it makes one group of people the only one shown.",
+        "- A module can skew as well as balance. Given to every image, or at a negative scale, it makes one group the only one shown.",
         "  Use it to widen who is shown, never to leave a group out, and say that images were steered.",
         "- It acts on every prompt. A prompt that states the attribute itself is steered as well, unless such prompts are left out.",
         "- A larger scale shows the concept in more images and loses more subjects.",

@@ -144,7 +144,7 @@ class AdaptersPerImage:
         if not rows:
             raise ValueError("adapters is empty; give one adapter, or one entry per image")
         read = {a: read_module(a) for row in rows for a in row if isinstance(a, str | Path)}
-        rows = tuple(tuple(read.get(a, a) if isinstance(a, str | Path) else a for a in row) for row in rows)
+        rows = tuple(tuple(read[a] if isinstance(a, str | Path) else a for a in row) for row in rows)
         if wrong := [a for row in rows for a in row if not isinstance(a, Adapter)]:
             raise ValueError(f"adapters holds {wrong[0]!r}; give adapters, names of module files, or None")
         return cls(rows, everyone)

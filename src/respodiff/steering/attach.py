@@ -1,4 +1,4 @@
-"""Provides `attach`: adapters that stay on a pipeline, by the verbs that diffusers has for LoRA. All of them go through `steer` and `fused`."""
+"""Provides `attach`: adapters that stay on a pipeline, by the verbs that diffusers has for LoRA, through `steer` and `fused`."""
 
 from __future__ import annotations
 
@@ -62,6 +62,8 @@ class Attached:
         Raises:
             FileNotFoundError, ValueError: it cannot be read, does not fit the pipeline, or its name is loaded already.
         """
+        if vars(self.pipe).setdefault(ATTACHED, self) is not self:
+            raise ValueError("these adapters were unloaded, and attach made others for the pipeline since; use those")
         found = [source] if isinstance(source, Adapter) else [read_module(file) for file in files_of(source)]
         if adapter_name and len(found) > 1:
             held = ", ".join(a.name for a in found)
@@ -81,7 +83,7 @@ class Attached:
             adapter_weights: scales, any finite numbers: one for all adapters, or one each. None is 1.
 
         Raises:
-            ValueError: an adapter is not loaded, there are more or fewer weights than adapters, or these cannot act together. What acted stays.
+            ValueError: an adapter is not loaded, weights are not as many, or adapters cannot act together. What acted goes on.
         """
         names = self._names(adapter_names)
         weights = list(adapter_weights) if isinstance(adapter_weights, Iterable) else [adapter_weights] * len(names)
@@ -115,7 +117,7 @@ class Attached:
     def fuse(self, scale: float = 1.0) -> None:
         """Makes the adapters that act part of the UNet's weights, in place of steering, until `unfuse` or `set_adapters`.
 
-        ValueError where `respodiff.steering.fuse.fused` refuses: an adapter that is no module, or one with a number per position or a window.
+        ValueError where `respodiff.steering.fuse.fused` refuses: no module, one with a number per position, or one with a window.
         """
         if not self.get_active_adapters():
             raise ValueError("no adapter acts that could be fused; choose some with set_adapters")

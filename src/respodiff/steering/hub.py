@@ -46,7 +46,7 @@ def fetch(name: str | Path) -> list[Path]:
         raise ValueError(f"{str(name)!r} is no hub id; allowed: OWNER/NAME, with @REVISION and :FILE{SUFFIX} behind it where needed")
     from huggingface_hub import snapshot_download
 
-    given = f"module {str(name)!r} is no file or folder here, and the hub does not give it"
+    given = f"the hub does not give module {str(name)!r}" + ", which is no file or folder here" * (not Path(name).exists())
     with _one_line(given, f"and the cache lacks it; fetch it once with network: respodiff pull {name} --out DIR"):
         # Always the whole repository, so that the cache never holds one alternative of several.
         place = snapshot_download(
@@ -78,8 +78,8 @@ def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
     """Uploads all files of a folder to a repository, which is made if absent; gives its address.
 
     Raises:
-        ValueError: the id is none, the hub does not allow it, the repository is public and was to be private, or it holds other modules, which
-            the card of the folder would not describe.
+        ValueError: the id is none, the hub does not allow it, the repository is public and was to be private, or it holds other modules,
+            which the card of the folder would not describe.
         OSError: the hub cannot be reached, or fails.
     """
     from huggingface_hub import HfApi
@@ -91,10 +91,10 @@ def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
         info = api.model_info(repo)
     if private and not info.private:
         raise ValueError(f"--private is given, and repository {repo!r} is public already; make it private on the hub, or choose another")
-    held = {file.rfilename for file in info.siblings or () if file.rfilename.endswith(SUFFIX)}
+    held = {name for file in info.siblings or () if (name := file.rfilename).endswith(SUFFIX) and "/" not in name}
     if others := sorted(held - {file.name for file in folder.iterdir()}):
         raise ValueError(
-            f"repository {repo!r} holds {others[0]!r}, which is not pushed now, so that its card would not describe it; push it with the others "
+            f"repository {repo!r} holds {others[0]!r}, which its new card would not describe; push it with the others "
             f"(respodiff pull {repo} --out DIR), or choose another repository"
         )
     with _one_line(f"{repo!r} cannot be written", "and push needs the network; unset it"):

@@ -46,8 +46,8 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         scale: factor on every adapter, any finite number.
 
     Raises:
-        ValueError: for an adapter that does not fit or cannot act with the others, beside attached ones, for a pipeline, scheduler or tokenizer that another
-            thread steers, or (at the call) when the number of images is not the number of entries.
+        ValueError: for an adapter that does not fit or cannot act with the others, beside attached ones that act, for a pipeline, scheduler or
+            tokenizer that another thread steers, or (at the call) when the number of images is not the number of entries.
         RuntimeError: (at the call) for predictions or images that are NaN or infinite; names the adapters.
 
     Example::
