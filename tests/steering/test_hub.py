@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from hub_stub import Hub, local_hub
-from respodiff import load, load_all
+from respodiff import attach, load, load_all, steer
 from respodiff.steering.hub import CARD, HubId, fetch, publish
 from respodiff.steering.shipped import files_of
 
@@ -64,6 +65,25 @@ def test_a_file_and_a_revision(hub: Hub, contents: dict[str, bytes], make_module
     assert load("me/gender:woman").digest == load("me/gender:woman.safetensors").digest == other.digest
     assert load("me/gender@v1:woman").digest == make_module("woman", "gender").digest
     assert load_all("me/gender@v1:woman:-2")[0].weight == -2
+
+
+def test_hub_ids_in_place_of_modules(hub: Hub, contents: dict[str, bytes], tiny_pipe: Any, make_module: Any) -> None:
+    hub.add("me/gender", contents)
+
+    def draw() -> torch.Tensor:
+        start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        found: torch.Tensor = tiny_pipe("a doctor", latents=start, num_inference_steps=2, output_type="latent").images
+        return found
+
+    with steer(tiny_pipe, make_module("woman", "gender")):
+        expected = draw()
+    with steer(tiny_pipe, "me/gender:woman.safetensors"):
+        assert torch.equal(draw(), expected)
+    adapters = attach(tiny_pipe)
+    assert adapters.load_weights("me/gender") == ["man", "woman"]
+    adapters.set_adapters("woman")
+    assert torch.equal(draw(), expected)
+    adapters.unload_weights()
 
 
 @pytest.mark.parametrize(
