@@ -163,7 +163,8 @@ def test_killed_training_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: p
     found = last_json(respodiff("train", "--concept", "woman", "--out", str(cut), "--resume", *settings))
     digests = [result["modules"][0]["digest"] for result in (found, expected)]
     assert digests[0] == digests[1] and found["unet_forwards"] == expected["unet_forwards"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.safetensors", "whole.safetensors"]
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == ["cut.safetensors", "whole.safetensors"]
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -254,6 +255,7 @@ VERBS = [
     "doctor",
     "calibrate",
     "import",
+    "export",
     "demo",
 ]
 

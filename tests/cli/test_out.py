@@ -197,7 +197,7 @@ def test_a_fused_unet_replaces_one_and_no_other_model(make_module: Any, tmp_path
     assert done.returncode == 2 and "config.json" in done.stderr and held(out) == {"config.json": b"theirs"}
     assert respodiff(*call, "--force").returncode == 0
     assert respodiff(*call).returncode == 0, "made again"
-    assert sorted(held(out)) == ["config.json", "diffusion_pytorch_model.safetensors", "fused.json"]
+    assert sorted(held(out)) == ["config.json", "diffusion_pytorch_model.safetensors", "fused.json", "run.toml"]
 
 
 # --- a folder that is deleted while it is written ---
@@ -253,4 +253,4 @@ def test_training_says_that_its_folder_was_deleted_and_makes_it_anew(tmp_path: P
     done = respodiff(*_train(tmp_path), "--out", str(out))
     (line,) = (line for line in done.stderr.splitlines() if "projection" not in line)
     assert done.returncode == 0 and "deleted" in line and str(out.parent) in line
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["woman.run.toml", out.name]

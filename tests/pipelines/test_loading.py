@@ -349,8 +349,8 @@ def test_a_checkpoint_in_one_file(tmp_path: Path) -> None:
 def test_a_single_file_says_what_it_needs(tmp_path: Path, folder: Path) -> None:
     file = original_layout.save(TINY_PIPELINES["StableDiffusionPipeline"](), tmp_path / "mine.safetensors")
     for more, said in (
-        ({}, r"needs the configurations of its base, .*; give config \(--config\)"),
-        ({"config": tmp_path / "absent" / "x"}, r"give config \(--config\)"),
+        ({}, r"needs the configurations of its base, .*; give config \(--model-config\)"),
+        ({"config": tmp_path / "absent" / "x"}, r"give config \(--model-config\)"),
         ({"config": folder, "variant": "fp16"}, "variant is given, which a single file cannot take"),
     ):
         with pytest.raises(ValueError, match=said) as error:

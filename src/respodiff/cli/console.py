@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from respodiff import _plugins
 from respodiff._device import AUTO, chosen_device
+from respodiff.cli.run_file import takes_config, with_place, write
 from respodiff.data.untrusted import printable, shortened
 from respodiff.pipelines.source import ModelSource
 
@@ -35,12 +36,27 @@ class Verb(TyperCommand):
                 flag.help = text  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb, and write what it was given beside what it has made."""
+        try:
+            found = super().invoke(ctx)
+        except ValueError as error:
+            raise ValueError(with_place(ctx, str(error))) from error
+        write(ctx)
+        return found
+
 
 class Verbs(typer.Typer):
-    """The application; every command is a `Verb`."""
+    """The application; every command is a `Verb` and takes ``--config``."""
 
     def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
-        return super().command(name, cls=Verb, **more)
+        register = super().command(name, cls=Verb, **more)
+
+        def decorate(verb: Function) -> Function:
+            register(takes_config(verb))
+            return verb
+
+        return decorate
 
 
 app = Verbs(

@@ -287,5 +287,6 @@ def suggested(
 
 def _command(*arguments: str, **flags: Any) -> str:
     """A command line; a flag is repeated for each value of a list, and left out where there is none."""
+    flags = {"model-config" if key == "config" else key: value for key, value in flags.items()}
     given = [(f"--{key.replace('_', '-')}", v) for key, values in flags.items() for v in (values if isinstance(values, list) else [values])]
     return shlex.join(["respodiff", *arguments, *(part for flag, v in given if v not in (None, "") for part in (flag, str(v)))])

@@ -75,7 +75,7 @@ OFF, KEEP = "off", "keep"
 """What may become of a pipeline's safety checker."""
 LOADING: dict[str, tuple[Any, Any]] = {
     "source": named("--model --single-file", MODEL_HELP, "embedded", metavar="MODEL"),
-    "config": named("--config", CONFIG_HELP, metavar="DIR|ID"),
+    "config": named("--model-config", CONFIG_HELP, metavar="DIR|ID"),
     "variant": named("--variant", "Variant of the files, such as fp16."),
     "revision": named("--revision", "Branch, tag or commit of the hub; the same as ID@REVISION."),
     "device": named("--device", "auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", AUTO),

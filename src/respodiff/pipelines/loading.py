@@ -191,7 +191,7 @@ def find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Pla
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"model {given} is a single file and needs the configurations of its base, {config or 'of a known kind'}, which cannot be read "
-                f"({first_line(error)}); give config (--config), a diffusers folder or hub id of the same base"
+                f"({first_line(error)}); give config (--model-config), a diffusers folder or hub id of the same base"
             ) from error
     if config:
         raise ValueError(f"config is {config!r}, and model {given} is no single file: it has its own; leave config out")
