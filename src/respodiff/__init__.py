@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from respodiff.data.import_images import import_folder as import_folder
     from respodiff.evaluation.evaluate import evaluate as evaluate
     from respodiff.evaluation.judges import load_judge as load_judge
+    from respodiff.evaluation.scored_run import load_scored_run as load_scored_run
     from respodiff.generation.config import GenerateConfig as GenerateConfig
     from respodiff.generation.generate import generate as generate
     from respodiff.generation.policies import assign as assign
@@ -59,6 +60,7 @@ _HOME = {
     "load_all": "methods.registry",
     "load_judge": "evaluation.judges",
     "load_pipeline": "pipelines.loading",
+    "load_scored_run": "evaluation.scored_run",
     "get_method": "methods.registry",
     "report": "reports.run_report",
     "steer": "steering.steer",

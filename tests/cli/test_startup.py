@@ -44,6 +44,7 @@ VERBS = [
     "doctor",
     "calibrate",
     "import",
+    "export",
     "demo",
     "push",
     "pull",

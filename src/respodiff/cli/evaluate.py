@@ -1,4 +1,4 @@
-"""``respodiff evaluate``, ``report``, ``calibrate`` and ``import``: verbs that need no text-to-image model."""
+"""``respodiff evaluate``, ``report``, ``calibrate``, ``import`` and ``export``: verbs that need no text-to-image model."""
 
 from __future__ import annotations
 
@@ -219,3 +219,20 @@ def import_(
         run = import_captioned(folder, load_suite(suite, path=suite_path), out, method=method)
     n = len(run.records())
     finish({"run": str(out), "images": n}, f"{out}: {n} images; next: respodiff evaluate {out} --judge clip:DIR-OR-ID", as_json)
+
+
+@app.command(epilog="Example: respodiff export runs/a --to parquet --out data/a")
+def export(
+    run: Annotated[Path, Argument(help="Run folder.", show_default=False)],
+    to: Annotated[str, Option(help="imagefolder, parquet, or hub (a private data set); the last two need the extra data.", metavar="KIND")],
+    out: Annotated[str, Option(help="Folder that is absent or empty; for hub a name.", metavar="DIR|OWNER/NAME")],
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Write images with prompts, concepts asked for and what judges perceive, as a data set for the library datasets."""
+    from respodiff.reports.export import export as write
+
+    n = write(run, to, out)
+    finish({"out": out, "to": to, "images": n}, f"{out}: {n} images", as_json)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from respodiff.concepts.intersections import asked
 from respodiff.data.untrusted import from_json, read_json
@@ -85,6 +86,17 @@ class ImageRecord:
     def asked(self, attribute: str) -> str | None:
         """The concept of an attribute that was asked for, of an intersection ("gender*tone") the subgroup; None if none was."""
         return asked(self.concepts, attribute)
+
+    def row(self) -> dict[str, Any]:
+        """The record as one row of a table: texts, numbers and None.
+
+        ``concepts``, ``skipped_attributes`` and ``margins`` become columns ``asked_NAME``, ``skipped_NAME`` and ``margin_NAME``; items of
+        ``categories`` and ``modules`` are joined by ``|``.
+        """
+        own: dict[str, Any] = {key: "|".join(value) if isinstance(value, tuple | list) else value for key, value in vars(self).items()}
+        for key, column in (("concepts", "asked"), ("skipped_attributes", "skipped"), ("margins", "margin")):
+            own |= {f"{column}_{name}": value for name, value in own.pop(key).items()}
+        return own
 
 
 def image_id(prompt_id: str, repeat: int) -> str:

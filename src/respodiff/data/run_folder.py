@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from respodiff._optional import optional
 from respodiff.data.places import check_out, new_file, sync, temporary
 from respodiff.data.records import ImageRecord, parse_row
 from respodiff.data.shards import WHOLE, Shard, parts_of
@@ -283,6 +284,14 @@ class RunFolder:
             return []
         first = ", ".join(str(i) for i in islice((i for i in range(count) if Shard(i, count) not in there), 8))
         return [f"{n} of {count} shards are missing ({first}{', ...' if n > 8 else ''}): their images are in no number; generate them"]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame with one row an image, in manifest order, of the columns of `ImageRecord.row`; absent values are None.
+
+        `respodiff.evaluation.scored_run.ScoredRun.to_pandas` adds what judges perceive. RuntimeError without pandas.
+        """
+        rows = [record.row() for record in self.records()]
+        return optional("pandas", "to_pandas", "data").DataFrame(rows)
 
     def done(self, prompts: Container[str] | None = None, records: Sequence[ImageRecord] | None = None) -> set[str]:
         """Ids of finished images, of all prompts or those of some ids: those with a manifest line and the image file that it tells of.

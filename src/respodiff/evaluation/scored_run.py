@@ -5,6 +5,7 @@ Rows are joined by image id and sorted, so nothing depends on the order of manif
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from respodiff._optional import optional
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import UNKNOWN, Score
@@ -20,6 +22,11 @@ from respodiff.evaluation.judges.texts import Floats
 from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
 
 NOT_YET = "not judged yet"
+SAID = {
+    "found": "subject",
+    **{name: name for name in ("subject_correct", "unsafe", "score", "alignment", "problem")},
+}
+"""Column of a table -> field of a `Score`."""
 AnyRun = str | Path | RunFolder
 KINDS = ("texts", "answers", "table", "flags", "features")  # which judge is asked first for labels when nobody says
 
@@ -132,6 +139,69 @@ class ScoredRun:
             return None
         missing = np.full(len(next(iter(held.values()))), np.nan, dtype=np.float32)
         return np.stack([missing if score.problem else held.get(score.digest, missing) for score in self.answers[key]])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row an image, all of the same keys: those of `ImageRecord.row`, and of each judge ``JUDGE/perceived_ATTRIBUTE`` (``unknown``
+        where it cannot tell), and as far as it says any ``JUDGE/found`` (the subject), ``/subject_correct``, ``/unsafe``, ``/score``,
+        ``/alignment`` and ``/problem``.
+
+        JUDGE is the judge's name; its key where two have one name.
+        """
+        out = [r.row() | {f"asked_{name}": r.asked(name) for h in self.headers.values() for name in h.attributes} for r in self.records]
+        names = [header.judge for header in self.headers.values()]
+        for key, scores in self.answers.items():
+            header = self.headers[key]
+            judge = header.judge if names.count(header.judge) == 1 else key
+            for row, s in zip(out, scores, strict=True):
+                row |= {f"{judge}/perceived_{name}": s.labels.get(name, UNKNOWN) for name in header.attributes}
+            for column, field in SAID.items():
+                values = [getattr(s, field) for s in scores]
+                for row, value in zip(out, values, strict=True) if set(values) != {None} else ():
+                    row[f"{judge}/{column}"] = value
+        columns = dict.fromkeys(key for row in out for key in row)
+        return [{column: row.get(column) for column in columns} for row in out]
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `rows`. RuntimeError without pandas."""
+        return optional("pandas", "to_pandas", "data").DataFrame(self.rows())
+
+    def to_metricframe(self, attribute: str, concept: str, *, by: str | Sequence[str] = "group", metrics: Any = None) -> Any:
+        """A fairlearn ``MetricFrame`` of one concept, as the primary judge perceives it.
+
+        ``y_pred`` is 1 where the concept is perceived, else 0. ``y_true`` is 1 where it was asked for, 0 where another one was, and NaN where
+        none was: metrics that read it then fail. Images that the judge could not tell are left out, with a warning, as in DevRat.
+
+        Args:
+            attribute, concept: what was asked and perceived, such as ``"gender", "woman"``.
+            by: column or columns of `rows` whose values are the groups to compare.
+            metrics: name -> function (y_true, y_pred), or one function. Default: ``selection_rate``, the share of images in which the concept
+                is perceived, and ``count``; its ``difference()`` is the demographic parity difference between the groups.
+
+        Raises:
+            ValueError: an attribute that the judge was not asked for, another concept, an unknown column, or no image that it could tell.
+            RuntimeError: without fairlearn.
+        """
+        if concept not in (concepts := self.attributes.get(attribute, {})):
+            known = ", ".join(f"{a} ({', '.join(names)})" for a, names in self.attributes.items())
+            name, value = ("concept", concept) if concepts else ("attribute", attribute)
+            raise ValueError(f"{name} is {value!r}, which {self.header.judge} was not asked for; allowed: {known or 'none'}")
+        columns, rows = [by] if isinstance(by, str) else [*by], self.rows()
+        if unknown := [column for column in columns if column not in rows[0]]:
+            raise ValueError(f"by is {unknown[0]!r}; allowed: {', '.join(rows[0])}")
+        perceived = self.labels(attribute)
+        told = [i for i, label in enumerate(perceived) if label in concepts]
+        if not told:
+            raise ValueError(f"attribute is {attribute!r}, which {self.header.judge} could tell in no image")
+        if left_out := len(perceived) - len(told):
+            warnings.warn(f"{left_out} of {len(perceived)} images are left out: {attribute} is unknown in them", stacklevel=2)
+        fairlearn, pandas = optional("fairlearn.metrics", "to_metricframe", "data"), optional("pandas", "to_metricframe", "data")
+        asked = [self.records[i].asked(attribute) for i in told]
+        return fairlearn.MetricFrame(
+            metrics=metrics or {"selection_rate": fairlearn.selection_rate, "count": fairlearn.count},
+            y_true=np.array([np.nan if name is None else float(name == concept) for name in asked]),
+            y_pred=np.array([float(perceived[i] == concept) for i in told]),
+            sensitive_features=pandas.DataFrame([{column: rows[i][column] for column in columns} for i in told]),
+        )
 
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""
