@@ -29,6 +29,8 @@ from respodiff.training.config import LAST_SEED, MOST
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached")
 METHOD_HELP = f"{', '.join(NAMES)}<methods> (docs/methods.md)."
+REPORT_HELP = "tensorboard (a folder beside --out), trackio or wandb: losses, relative norm, images; each needs the extra of its name."
+VALIDATION_HELP = "For --report-to: an image now and then, unsteered beside steered; repeat for several."
 ATTRIBUTE_HELP = (
     "Train all alternatives of a known attribute in one run, into the folder --out; with --target: attribute of your own concept."
 )
@@ -84,6 +86,9 @@ def train(
     judge: Annotated[
         str, Option(help="For methods that learn from images: embedded, clip:DIR-OR-ID, siglip: or hf:.", metavar="NAME")
     ] = "",
+    report_to: Annotated[str, Option(help=REPORT_HELP, metavar="NAME")] = "",
+    validation: Annotated[list[str] | None, Option("--validation-prompt", help=VALIDATION_HELP, metavar="TEXT")] = None,
+    validation_every: Annotated[int | None, number(1, MOST, help="Iterations between these images. (default a quarter of all)")] = None,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
     force: Force = False,
     seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
@@ -100,6 +105,16 @@ def train(
     from respodiff.training.respodiff import train_together
 
     kind = get_method(method)
+    for flag, value, other, needed in (
+        ("--validation-every", validation_every, "--validation-prompt", validation),
+        ("--validation-prompt", validation, "--report-to", report_to),
+    ):
+        if value and not needed:
+            raise ValueError(f"{flag} is given without {other}; give both, or neither")
+    if report_to:
+        from respodiff.experiments.tracking import TrainingLog, backend, open_tracker
+
+        backend(report_to)  # a package that is missing is noticed before the model is loaded
     if resume and not kind.resumes:
         raise ValueError(f"--resume is given, but method {method!r} keeps no state to go on from; leave it out")
     if neutral and candidates:
@@ -119,6 +134,14 @@ def train(
     states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
     for state in states:
         state.check_out(resume, force)
+
+    def log_of(concepts: Sequence[Concept], file: Path, seed: int) -> Any:
+        """What reports a training of these concepts, if anything does."""
+        if not report_to:
+            return None
+        tracker = partial(open_tracker, report_to, "+".join(c.name for c in concepts), file.with_suffix(".tensorboard"))
+        return TrainingLog(tracker, pipe, validation or (), every=validation_every or 0, seed=seed)
+
     reason = not_shared(chosen, configs) if whole and kind.config is TrainConfig else "methods other than RespoDiff train one at a time"
     with ExitStack() as held:
         for file in files:
@@ -126,14 +149,16 @@ def train(
         if whole and not reason:
             state = Checkpoint(out / attribute.replace("*", "-"), Attribute(attribute, tuple(chosen)), configs[0], pipe, method)
             run = partial(train_together, pipe, chosen, configs[0], method=method)
-            runs = [_trained(chosen, files, run, state, resume, force, configs[0].iterations)]
+            log = log_of(chosen, state.out, configs[0].seed)
+            runs = [_trained(chosen, files, run, state, resume, force, configs[0].iterations, log)]
         else:
             if whole:
                 words.print(f"one concept after the other: {reason}", soft_wrap=True)
             runs = []
             for c, config, file, state in zip(chosen, configs, files, states, strict=True):
                 run = partial(kind.train, pipe, c, config, classify=classifier(judge, c, model.device))
-                runs.append(_trained([c], [file], run, state, resume, force, getattr(config, "iterations", None)))
+                log = log_of([c], file, getattr(config, "seed", 0))
+                runs.append(_trained([c], [file], run, state, resume, force, getattr(config, "iterations", None), log))
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,
@@ -178,6 +203,7 @@ def _trained(
     resume: bool,
     force: bool,
     total: int | None,
+    log: Any = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Train and save the modules of one run: what the JSON line says of each, and the numbers of the run. Its state is saved now and then and
     at the end."""
@@ -204,6 +230,8 @@ def _trained(
                 if math.isfinite(record.loss):  # a finished run that is resumed has none
                     losses = {"loss_first": record.loss, **losses, "loss_last": record.loss}
                 bar.update(task, description=f"{what}, loss {record.loss:.4f}", completed=record.iteration, total=record.iterations)
+                if log:
+                    log(record)
                 if time.monotonic() - saved > SAVE_EVERY:
                     save()
                     saved = time.monotonic()
@@ -211,6 +239,9 @@ def _trained(
         except (KeyboardInterrupt, RuntimeError):
             save()
             raise
+        finally:
+            if log:
+                log.close()
     modules = record.module if isinstance(record.module, dict) else {chosen[0].name: record.module}
     found = []
     for c, file in zip(chosen, files, strict=True):
