@@ -36,14 +36,14 @@ class Verb(TyperCommand):
                 flag.help = text  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> None:
         """Run the verb, and write what it was given beside what it has made."""
         try:
-            found = super().invoke(ctx)
+            out = super().invoke(ctx)
         except ValueError as error:
             raise ValueError(with_place(ctx, str(error))) from error
-        write(ctx)
-        return found
+        if out:
+            write(ctx, out)
 
 
 class Verbs(typer.Typer):

@@ -37,12 +37,14 @@ SECRET = re.compile("token|secret|password|credential|api-?key")
 
 
 def takes_config(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """The verb with the flag ``--config``."""
+    """The verb with the flag ``--config``; it gives back its ``--out`` if it takes a path, for `write`."""
 
     @wraps(verb)
-    def run(**given: Any) -> None:
+    def run(**given: Any) -> Path | None:
         del given["config_files"]
         verb(**given)
+        out = given.get("out")
+        return out if isinstance(out, Path) else None
 
     files = Annotated[list[str] | None, Option("--config", help=HELP, metavar="FILE", is_eager=True, callback=_read_all)]
     last = Parameter("config_files", Parameter.KEYWORD_ONLY, default=None, annotation=files)
@@ -53,16 +55,16 @@ def takes_config(verb: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _read_all(ctx: Context, files: list[str] | None) -> list[str] | None:
-    """Makes the values of files the defaults of the flags; in a verb with ``--model-config`` a value that is no .toml file is one of that."""
+def _read_all(ctx: Context, files: list[str] | None) -> list[str]:
+    """Makes the values of files the defaults of the flags. ``--config DIR|ID`` is the earlier name of ``--model-config``."""
+    given = files or []
+    of_model = [f for f in given if "model-config" in keys(ctx) and not f.endswith(".toml") and not Path(f).is_file()]
     ctx.default_map = {}
-    for file in files or ():
-        if file.endswith(".toml") or "model-config" not in keys(ctx):
-            ctx.default_map |= read(Path(file), ctx)
-    for file in files or ():
-        if not file.endswith(".toml"):
-            ctx.default_map["config"] = file
-    return files
+    for file in given:
+        ctx.default_map |= {} if file in of_model else read(Path(file), ctx)
+    if of_model:
+        ctx.default_map["config"] = of_model[-1]
+    return given
 
 
 def keys(ctx: Context) -> dict[str, Any]:
@@ -104,11 +106,10 @@ def _as_typed(value: Any, p: Any, ctx: Context, place: str) -> Any:
     """A value as the command line would give it; ValueError for one that the flag does not take."""
     many, flag = _takes_many(p), bool(getattr(p, "is_flag", False))
     items = value if isinstance(value, list) else [value]
-    wanted, kinds = ("true or false", bool) if flag else ("text or a number", (str, int, float))
+    kinds = bool if flag else (str, int, float)
     if isinstance(value, list) != many or not all(isinstance(v, kinds) and (flag or not isinstance(v, bool)) for v in items):
-        raise ValueError(
-            f"{place} is {shortened(repr(value))}; allowed: {f'a list of {wanted}s' if many else wanted}".replace("texts", "text")
-        )
+        wanted = "true or false" if flag else "a list of texts or numbers" if many else "a text or a number"
+        raise ValueError(f"{place} is {shortened(repr(value))}; allowed: {wanted}")
     typed = value if flag else [str(v) for v in items] if many else str(value)
     try:
         p.process_value(ctx, typed)
@@ -158,10 +159,9 @@ def place_of(out: Path) -> Path:
     return out / NAME if out.is_dir() else out.with_suffix(f".{NAME}")
 
 
-def write(ctx: Context) -> None:
+def write(ctx: Context, out: Path) -> None:
     """Write `text_of` to `place_of` what the verb has made; a file there that somebody else wrote is left as it is, with a warning."""
-    out = ctx.params.get("out")
-    if not isinstance(out, Path) or not out.exists() or ctx.params.get("dry_run"):
+    if not out.exists() or ctx.params.get("dry_run"):
         return
     file, text = place_of(out), text_of(ctx)
     try:

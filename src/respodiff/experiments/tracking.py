@@ -143,7 +143,8 @@ class TrainingLog:
         shown = copy.copy(self.pipe)
         vars(shown)["scheduler"] = copy.deepcopy(self.pipe.scheduler)
         config = GenerateConfig(images=1, policy="none", seed=self.seed)
-        return [image.convert("RGB") for _, image in generate(shown, self.prompts, config=config, safety=modules)]
+        found = {record.prompt: image.convert("RGB") for record, image in generate(shown, self.prompts, config=config, safety=modules)}
+        return [found[prompt] for prompt in self.prompts]
 
 
 def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
