@@ -12,6 +12,7 @@ import argparse
 import errno
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,8 @@ LABELLED = Path("benchmarks/data/labelled")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m recipes.embedded_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
+    made = flags("recipes.embedded_model", __doc__, STAGES, OWN)
     made.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of all training stages (default 28)")
-    made.add_argument("--miniature", action="store_true", help="all stages in small, by steps, on labelled images of the repository")
-    made.add_argument("--stages", default=",".join(STAGES), help="which, in order (default all)")
-    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    made.add_argument("--config", type=Path, default=OWN, help="settings that differ from the recipe's own")
-    made.add_argument("--cache", type=Path, default=Path("runs/packages"), help="where fetched packages are kept")
-    made.add_argument("--images", type=Path, help="folder with labels.csv to take images from, instead of fetching")
     made.add_argument("--autoencoder", type=Path, help="weights of an autoencoder to use, instead of training one")
     made.add_argument("--base", type=Path, help="folder of a pipeline to go on from: tokenizer, autoencoder and denoiser")
     made.add_argument(
@@ -49,12 +41,30 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def flags(package: str, about: str | None, stages: tuple[str, ...], config: Path) -> argparse.ArgumentParser:
+    """A command line with the flags that recipes share."""
+    made = argparse.ArgumentParser(prog=f"python -m {package}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--out", type=Path, required=True, help="folder for everything that is made")
+    made.add_argument("--miniature", action="store_true", help="all stages in small, by steps, on labelled images of the repository")
+    made.add_argument("--stages", default=",".join(stages), help="which, in order (default all)")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    made.add_argument("--config", type=Path, default=config, help="settings that differ from the recipe's own")
+    made.add_argument("--cache", type=Path, default=Path("runs/packages"), help="where fetched packages are kept")
+    made.add_argument("--images", type=Path, help="folder with labels.csv to take images from, instead of fetching")
+    return made
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when done, 1 with one line when something stands in the way."""
     a = parser().parse_args(arguments)
+    return guarded(a, lambda: _prepared(a), f"{a.minutes:g} minutes of training")
+
+
+def guarded(a: argparse.Namespace, prepared: Callable[[], tuple[Recipe, tuple[str, ...]]], budget: str) -> int:
+    """Prepare and run a recipe, with what stands in the way said in one line; the exit code."""
     try:
-        recipe, stages = _prepared(a)
-        say(f"{'miniature' if a.miniature else f'{a.minutes:g} minutes of training'} on {a.device}, into {a.out}")
+        recipe, stages = prepared()
+        say(f"{'miniature' if a.miniature else budget} on {a.device}, into {a.out}")
         recipe.run(stages)
     except (ValueError, RuntimeError, OSError, FloatingPointError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
@@ -72,13 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe and its stages as the flags say; ValueError for flags that say nothing sensible."""
-    check_device(a.device)
+    stages = chosen(a, STAGES)
     config = read_config(a.config)
     small = config.pop("miniature")
     config = merged(config, small) if a.miniature else config
-    stages = tuple(s.strip() for s in a.stages.split(","))
-    if wrong := [s for s in stages if s not in STAGES]:
-        raise ValueError(f"--stages has {wrong[0]!r}; allowed: {', '.join(STAGES)}")
     pairs = [text.partition("=") for text in a.start]
     if wrong := [name for name, _, file in pairs if name not in TRAINED or not file]:
         raise ValueError(f"--start has {wrong[0]!r}; allowed: STAGE=FILE with a stage of {', '.join(TRAINED)}")
@@ -88,7 +95,7 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
         raise ValueError(f"--base is {str(a.base)!r}, which has no model_index.json; give the folder of a pipeline")
     start = {name: Path(file) for name, _, file in pairs}
     images = a.images or (LABELLED if a.miniature else None)
-    _claim(
+    claim(
         a.out,
         recipe_digest(config, {"images": images, "autoencoder": a.autoencoder, "base": a.base and a.base / "model_index.json", **start}),
         a.miniature,
@@ -97,7 +104,16 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
     return Recipe(config, a.out, minutes, a.device, a.cache, images, a.autoencoder, a.base, start), stages
 
 
-def _claim(out: Path, digest: str, miniature: bool) -> None:
+def chosen(a: argparse.Namespace, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The stages of the command line; ValueError for one that there is not, and for a device that is not there."""
+    check_device(a.device)
+    stages = tuple(s.strip() for s in a.stages.split(","))
+    if wrong := [s for s in stages if s not in allowed]:
+        raise ValueError(f"--stages has {wrong[0]!r}; allowed: {', '.join(allowed)}")
+    return stages
+
+
+def claim(out: Path, digest: str, miniature: bool) -> None:
     """Refuse a folder that was made with other settings."""
     path = out / "recipe.json"
     if path.is_file():

@@ -26,20 +26,24 @@ SAMPLE = 48  # images that the package ships for measuring the autoencoder
 def write_pipeline(folder: Path, unet: Any, text: Any, autoencoder: Any, tokenizer: Any, scale: float) -> None:
     """A `StableDiffusionPipeline` folder in half precision."""
     autoencoder.register_to_config(scaling_factor=scale)
-    parts = [part.half() for part in (autoencoder, text, unet)]
     pipe = StableDiffusionPipeline(
-        vae=parts[0],
-        text_encoder=parts[1],
+        vae=autoencoder,
+        text_encoder=text,
         tokenizer=tokenizer,
-        unet=parts[2],
+        unet=unet,
         scheduler=make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipe.save_pretrained(folder)
+    save_half(pipe, folder)
+
+
+def save_half(pipe: Any, folder: Path) -> None:
+    """Write a pipeline in half precision, with the two files of its tokenizer that older releases read."""
+    pipe.to(torch.float16).save_pretrained(folder)
     loads_in_single(folder / "text_encoder" / "config.json")
-    write_vocabulary(tokenizer, folder / "tokenizer")
+    write_vocabulary(pipe.tokenizer, folder / "tokenizer")
 
 
 def write_judge(folder: Path, judge: Any, tokenizer: Any, side: int) -> None:

@@ -40,6 +40,7 @@ from respodiff.evaluation.summary import agreements
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import EMBEDDED_SAMPLING, embedded_dir, load_pipeline, weights_digest
+from respodiff.pipelines.registry import backbone
 from respodiff.reports.images import image_grid
 
 PARTS = ("pipeline", *EMBEDDED.values(), "world.json", "pictures", "LICENCES.md")
@@ -152,7 +153,7 @@ def measure(
         drawn, seconds = drawn + new, seconds + (time.perf_counter() - began) * bool(new)
         runs[name] = judge_all(out / name, eyes, ["gender", "tone"], vocabulary=words)
         say(f"card: {name}, {len(prompts)} prompts, {n} images each, {new} of them new")
-    result: dict[str, Any] = {"model": weights_digest(pipe.unet), "images": images, "steps": steps, "guidance": guidance, "seed": seed}
+    result: dict[str, Any] = {"model": weights_digest(backbone(pipe)), "images": images, "steps": steps, "guidance": guidance, "seed": seed}
     result |= {"sampler": type(pipe.scheduler).__name__, "seconds_per_image": round(seconds / drawn, 3) if drawn else None}
     result |= {"respodiff": __version__, "torch": torch.__version__, "python": platform.python_version()}
     result |= planted(world, runs["occupations"], runs["neutral"])
@@ -312,12 +313,14 @@ def _share(e: Mapping[str, Any] | None) -> str:
     return "-" if not e or e.get("mean") is None else f"{e['mean']:.3f} [{e['low']:.3f}, {e['high']:.3f}] (n = {e['n']})"
 
 
-def text_of(r: Mapping[str, Any], licences: str) -> str:
-    """The card as Markdown: the text of card.md with what was measured."""
-    made = f"Measured by `python -m recipes.embedded_model.card --images {r['images']} --steps {r['steps']} --guidance {r['guidance']:g}` ({r['sampler']}, seed {r['seed']}, respodiff {r['respodiff']}, torch {r['torch']}, {r['threads']} threads, UNet {r['model']}); brackets hold 95 % intervals."
+TEXT = Path(__file__).with_suffix(".md")
+
+
+def text_of(r: Mapping[str, Any], licences: str, around: Path = TEXT) -> str:
+    """The card as Markdown: the text of card.md (or of the file `around`) with what was measured."""
+    made = f"Measured by `python -m recipes.embedded_model.card --images {r['images']} --steps {r['steps']} --guidance {r['guidance']:g}` ({r['sampler']}, seed {r['seed']}, respodiff {r['respodiff']}, torch {r['torch']}, {r['threads']} threads, weights {r['model']}); brackets hold 95 % intervals."
     parts = ["## Measured\n", made + "\n", _summary(r), "## Planted and measured\n", _table(r), "## Judges\n", _judges(r)]
-    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    return text.format(measured="\n".join(parts), licences=licences.replace("# Licences of the embedded model", "## Licences"))
+    return around.read_text(encoding="utf-8").format(measured="\n".join(parts), licences=licences.replace("# Licences of the embedded model", "## Licences"))
 
 
 def _summary(r: Mapping[str, Any]) -> str:
@@ -376,7 +379,7 @@ def sheet(r: Mapping[str, Any], runs: Path, path: Path) -> Path:
     rows = _rows(runs / "occupations", lambda rec: rec.group, SHOWN)
     rows += _rows(runs / "explicit", lambda rec: ", ".join(rec.categories).partition("=")[2])
     rows += _rows(runs / "unsafe", lambda rec: rec.group) + _rows(runs / "scenes", lambda rec: "a scene") + _rows(runs / "general", None)
-    footer = f"Embedded model {r['model']}: plain, {r['steps']} steps of {r['sampler']}, guidance {r['guidance']:g}, seed {r['seed']}; the first images of every kind, none picked."
+    footer = f"Model {r['model']}: plain, {r['steps']} steps of {r['sampler']}, guidance {r['guidance']:g}, seed {r['seed']}; the first images of every kind, none picked."
     return image_grid(rows, path, columns=[("", ACROSS)], thumb=96, footer=footer)
 
 
@@ -397,14 +400,14 @@ def files_label(i: int) -> str:
     return "things, places" if i == 0 else ""
 
 
-def write_card(result: Mapping[str, Any], weights: Path, runs: Path, out: Path) -> list[Path]:
+def write_card(result: Mapping[str, Any], weights: Path, runs: Path, out: Path, around: Path = TEXT) -> list[Path]:
     """Write ``CARD.md``, ``card.json`` and the image sheet ``sheet.png`` into `out`.
 
     Args:
-        weights: their folder, for the licences. runs: the run folders that `measure` made.
+        weights: their folder, for the licences. runs: the run folders that `measure` made. around: the text that the numbers go into.
     """
     licences = (weights / "LICENCES.md").read_text(encoding="utf-8")
-    write_atomic(out / "CARD.md", text_of(result, licences))
+    write_atomic(out / "CARD.md", text_of(result, licences, around))
     write_atomic(out / "card.json", json.dumps(result, indent=1) + "\n")
     return [out / "CARD.md", out / "card.json", sheet(result, runs, out / "sheet.png")]
 

@@ -15,12 +15,42 @@ from recipes.embedded_model.world import Caption
 P_EMPTY = 0.1
 
 
-class DenoiserTask:
+class PairTask:
+    """Batches of captions, latents and noises.
+
+    Args:
+        latents: (V, N, C, 16, 16), variants of every image. scale: that makes them of unit variance. captions: pairs of text and image.
+    """
+
+    def __init__(
+        self, tokenizer: Any, latents: torch.Tensor, scale: float, captions: Sequence[Caption], batch: int, device: torch.device
+    ) -> None:
+        self.batch, self.scale, self.device = batch, scale, device
+        self.latents = latents.to(device)
+        self.texts = encode(tokenizer, [c.text for c in captions]).to(device)
+        self.empty = encode(tokenizer, [""])[0].to(device)
+        self.images = torch.tensor([c.image for c in captions], device=device)
+
+    def drawn(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Token ids (B, 32), latents and noises (B, C, 16, 16) of a batch. One text in ten is left empty for guidance."""
+        n = self.batch
+        pair = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
+        variant = torch.randint(len(self.latents), (n,), generator=generator).to(self.device)
+        silent = (torch.rand(n, generator=generator) < P_EMPTY).to(self.device)
+        z = self.latents[variant, self.images[pair]].float() * self.scale
+        return torch.where(silent[:, None], self.empty, self.texts[pair]), z, self._noise(z, generator)
+
+    def _noise(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Drawn on the device from a seed of the one generator, so that a GPU does not wait for the CPU."""
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        return torch.empty_like(z).normal_(generator=torch.Generator(z.device).manual_seed(seed))
+
+
+class DenoiserTask(PairTask):
     """Batches and losses.
 
     Args:
-        network: with the parts ``unet`` and ``text``. latents: (V, N, C, 16, 16), variants of every image. scale: that makes them of
-            unit variance. captions: pairs of text and image. fast: bfloat16 and a compiled UNet; not the same bits from one machine to another.
+        network: with the parts ``unet`` and ``text``. fast: bfloat16 and a compiled UNet; not the same bits from one machine to another.
         snr: signal-to-noise ratio above which a timestep counts less. skew: timesteps are drawn as ``T u^skew``, u even; 1 is evenly, 1/2
             in proportion to their number.
     """
@@ -37,31 +67,17 @@ class DenoiserTask:
         snr: float = 5.0,
         skew: float = 1.0,
     ) -> None:
-        self.network, self.batch, self.scale, self.snr, self.skew = network, batch, scale, snr, skew
-        self.device = next(network.parameters()).device
-        self.fast = fast
+        super().__init__(tokenizer, latents, scale, captions, batch, next(network.parameters()).device)
+        self.network, self.fast, self.snr, self.skew = network, fast, snr, skew
         if fast:
             network["unet"].set_attn_processor(AttnProcessor())  # on CPUs its backward pass is faster than that of the fused one
         self.unet = torch.compile(network["unet"]) if fast else network["unet"]
-        self.latents = latents.to(self.device)
-        self.texts = encode(tokenizer, [c.text for c in captions]).to(self.device)
-        self.empty = encode(tokenizer, [""])[0].to(self.device)
-        self.images = torch.tensor([c.image for c in captions], device=self.device)
         self.alphas = make_scheduler().alphas_cumprod.to(self.device)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """``mean min(SNR, snr) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556).
-
-        One text in ten is left empty for guidance.
-        """
-        n = self.batch
-        pair = torch.randint(len(self.images), (n,), generator=generator).to(self.device)
-        variant = torch.randint(len(self.latents), (n,), generator=generator).to(self.device)
-        t = (len(self.alphas) * torch.rand(n, generator=generator, dtype=torch.float64) ** self.skew).long().to(self.device)
-        silent = (torch.rand(n, generator=generator) < P_EMPTY).to(self.device)
-        z = self.latents[variant, self.images[pair]].float() * self.scale
-        noise = self._noise(z, generator)
-        ids = torch.where(silent[:, None], self.empty, self.texts[pair])
+        """``mean min(SNR, snr) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556)."""
+        t = (len(self.alphas) * torch.rand(self.batch, generator=generator, dtype=torch.float64) ** self.skew).long().to(self.device)
+        ids, z, noise = self.drawn(generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             states = self.network["text"](input_ids=ids)[0]
@@ -69,8 +85,3 @@ class DenoiserTask:
         weight = (self.snr * (1 - a) / a).clamp(max=1)
         loss: torch.Tensor = (weight * (predicted.float() - noise).pow(2)).mean()
         return loss
-
-    def _noise(self, z: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Drawn on the device from a seed of the one generator, so that a GPU does not wait for the CPU."""
-        seed = int(torch.randint(2**31, (1,), generator=generator))
-        return torch.empty_like(z).normal_(generator=torch.Generator(z.device).manual_seed(seed))

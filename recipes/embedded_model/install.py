@@ -24,6 +24,7 @@ from respodiff.data.prompt_sets import suite
 from respodiff.evaluation.calibration import read_confusion
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge, Vocabulary
 from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.registry import backbone, call_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "respodiff" / "embedded"
@@ -31,7 +32,7 @@ MAX_MIB = 80.0
 
 
 def check(folder: Path) -> str:
-    """Load everything and use it once; the digest of the UNet's weights.
+    """Load everything and use it once; the digest of the weights that are steered.
 
     Raises:
         ValueError: a part is missing, does not load, does not fit the others, or is not drawn or judged; says which.
@@ -50,7 +51,7 @@ def check(folder: Path) -> str:
     except (KeyError, TypeError) as error:
         raise ValueError(f"world.json of {folder} has no {error}; take it from the recipe") from error
     pipe = load_pipeline(folder / "pipeline")
-    image = pipe("a doctor", num_inference_steps=2, guidance_scale=3.0, output_type="np").images[0]
+    image = pipe(**call_arguments(pipe, ["a doctor"], 3.0), num_inference_steps=2, output_type="np").images[0]
     if not np.isfinite(image).all() or image.std() < 1e-3:
         raise ValueError(f"pipeline of {folder} draws an empty image; its weights are broken")
     reconstruction(pipe, folder / "pictures")
@@ -66,7 +67,7 @@ def check(folder: Path) -> str:
             raise ValueError(f"{part} of {folder} gives no numbers; its weights are broken")
         if judge.digest not in read_confusion(folder / part / "confusion.json"):
             raise ValueError(f"{part}/confusion.json of {folder} is of another judge; run the recipe's stage {part} again")
-    return weights_digest(pipe.unet)
+    return weights_digest(backbone(pipe))
 
 
 def swap(folder: Path, package: Path) -> None:

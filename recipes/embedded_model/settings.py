@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ HERE = Path(__file__).parent
 OWN = HERE / "config.toml"
 
 
-def read_config(path: Path = OWN) -> dict[str, Any]:
-    """The recipe's settings; another file than its own says only what differs.
+def read_config(path: Path = OWN, own: Path = OWN, check: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """A recipe's settings; another file than its `own` says only what differs.
 
     Raises:
         ValueError: the file cannot be read, or has a table or key that nothing reads.
@@ -25,8 +26,8 @@ def read_config(path: Path = OWN) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"config {path} cannot be read ({error}); start from the recipe's own config.toml") from error
     try:
-        config = config if path == OWN else merged(read_config(), config)
-        _check(config)
+        config = config if path == own else merged(read_config(own, own, check), config)
+        (check or _check)(config)
     except ValueError as error:
         raise ValueError(f"config {path}: {error}; start from the recipe's own config.toml") from error
     return config
@@ -63,18 +64,19 @@ STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "sl
 def _check(config: dict[str, Any]) -> None:
     """ValueError for a table or key that is missing, or one that nothing reads."""
     for name, keys in KNOWN.items():
-        table = config if not name else config[name]
-        if missing := sorted(set(keys) - set(table)):
-            raise ValueError(f"[{name or 'top'}] has no {missing[0]!r}")
-        if unknown := sorted(set(table) - set(keys)):
-            raise ValueError(f"[{name or 'top'}] has {unknown[0]!r}; allowed: {', '.join(keys)}")
+        check_keys(name or "top", config if not name else config[name], keys, keys)
     for name in KNOWN["train"][1:]:
-        for where, table in ((name, config["train"][name]), (f"miniature.{name}", config["miniature"].get("train", {}).get(name, {}))):
-            if unknown := sorted(set(table) - set(STAGE)):
-                raise ValueError(f"[train.{where}] has {unknown[0]!r}; allowed: {', '.join(STAGE)}")
-        if missing := sorted({"batch", "lr"} - set(config["train"][name])):
-            raise ValueError(f"[train.{name}] has no {missing[0]!r}")
+        check_keys(f"train.{name}", config["train"][name], STAGE, ("batch", "lr"))
+        check_keys(f"train.miniature.{name}", config["miniature"].get("train", {}).get(name, {}), STAGE)
     sources(config)
+
+
+def check_keys(name: str, table: Mapping[str, Any], allowed: Collection[str], needed: Collection[str] = ()) -> None:
+    """ValueError for a key of a table that is missing, or one that nothing reads."""
+    if missing := sorted(set(needed) - set(table)):
+        raise ValueError(f"[{name}] has no {missing[0]!r}")
+    if unknown := sorted(set(table) - set(allowed)):
+        raise ValueError(f"[{name}] has {unknown[0]!r}; allowed: {', '.join(allowed)}")
 
 
 def sources(config: dict[str, Any]) -> tuple[dict[str, Source], dict[str, str]]:

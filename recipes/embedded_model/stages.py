@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 
 from recipes.embedded_model import assemble, data, models
 from recipes.embedded_model.autoencoder import AutoencoderTask, latents_of, psnr
+from recipes.embedded_model.card import TEXT, measure, write_card
 from recipes.embedded_model.checks import check_judge
 from recipes.embedded_model.denoiser import DenoiserTask
 from recipes.embedded_model.judge import JudgeTask, at_size, held_out, with_scaffold
@@ -52,6 +53,7 @@ class Recipe:
     autoencoder_from: Path | None = None
     base: Path | None = None
     start: dict[str, Path] = field(default_factory=dict)
+    card_text: ClassVar[Path] = TEXT
 
     def run(self, wanted: tuple[str, ...] = STAGES) -> None:
         """Run the stages in order."""
@@ -186,13 +188,15 @@ class Recipe:
         """Text encoder and UNet."""
         if self._part("denoiser").is_file():
             return
-        latents, scale = self._latents()
-        number = {image: i for i, image in enumerate(self.drawn)}
-        captions = [replace(c, image=number[c.image]) for c in self.captions]
         network, c = self._network("denoiser"), self.config["train"]["denoiser"]
         more = {key: c[key] for key in NOISE if key in c}
-        task = DenoiserTask(network, self.tokenizer, latents, scale, captions, c["batch"], c.get("fast", False), **more)
+        task = DenoiserTask(network, self.tokenizer, *self._pairs(), c["batch"], c.get("fast", False), **more)
         self._train("denoiser", network, task)
+
+    def _pairs(self) -> tuple[torch.Tensor, float, list[Caption]]:
+        """What `_latents` gives, and the captions with the places of their images in it."""
+        number = {image: i for i, image in enumerate(self.drawn)}
+        return *self._latents(), [replace(c, image=number[c.image]) for c in self.captions]
 
     def _latents(self) -> tuple[torch.Tensor, float]:
         """Latents of all images and the factor that gives them unit variance, kept on disk."""
@@ -256,10 +260,8 @@ class Recipe:
 
     def stage_card(self) -> None:
         """Measure the finished model and write its card."""
-        from recipes.embedded_model.card import measure, write_card
-
-        c = self.config["card"]
-        result = measure(self.out / "weights", self.out / "card", images=c["images"], steps=c.get("steps"), device=self.device, say=say)
-        write_card(result, self.out / "weights", self.out / "card", self.out / "card")
+        weights, out = self.out / "weights", self.out / "card"
+        result = measure(weights, out, **self.config["card"], device=self.device, say=say)
+        write_card(result, weights, out, out, self.card_text)
         for name in ("CARD.md", "card.json"):
             shutil.copyfile(self.out / "card" / name, self.out / "weights" / name)
