@@ -31,7 +31,11 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe and its stages as the flags say; ValueError for flags that say nothing sensible."""
     stages, config, base = chosen(a, STAGES), read_config(a.config, a.miniature), weights_folder(a.base)
     images: Path | None = a.images or (LABELLED if a.miniature else None)
-    files = {"images": images, "autoencoder": base / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors", "text": base / "pipeline" / "text_encoder" / "model.safetensors"}
+    files = {
+        "images": images,
+        "autoencoder": base / "pipeline" / "vae" / "diffusion_pytorch_model.safetensors",
+        "text": base / "pipeline" / "text_encoder" / "model.safetensors",
+    }
     claim(a.out, recipe_digest(config, files), a.miniature)
     return TransformerRecipe(config, a.out, 0.0, a.device, a.cache, images, base=base / "pipeline"), stages
 

@@ -320,7 +320,9 @@ def text_of(r: Mapping[str, Any], licences: str, around: Path = TEXT) -> str:
     """The card as Markdown: the text of card.md (or of the file `around`) with what was measured."""
     made = f"Measured by `python -m recipes.embedded_model.card --images {r['images']} --steps {r['steps']} --guidance {r['guidance']:g}` ({r['sampler']}, seed {r['seed']}, respodiff {r['respodiff']}, torch {r['torch']}, {r['threads']} threads, weights {r['model']}); brackets hold 95 % intervals."
     parts = ["## Measured\n", made + "\n", _summary(r), "## Planted and measured\n", _table(r), "## Judges\n", _judges(r)]
-    return around.read_text(encoding="utf-8").format(measured="\n".join(parts), licences=licences.replace("# Licences of the embedded model", "## Licences"))
+    return around.read_text(encoding="utf-8").format(
+        measured="\n".join(parts), licences=licences.replace("# Licences of the embedded model", "## Licences")
+    )
 
 
 def _summary(r: Mapping[str, Any]) -> str:

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    LCMScheduler,
+)
 from tests.contracts.pipeline_checks import TINY, WOMAN
 from tests.drawing import GUIDANCE, close, contexts, draw, oblong, seen
 from tests.raw_loop import conditions, raw_unet
@@ -188,6 +195,15 @@ def test_rollouts_use_the_sampler_of_the_family(make: Any, kind: Any) -> None:
     assert type(sampler) is kind and len(sampler.timesteps) == 4
     if make is sd_v:
         assert sampler.config.prediction_type == "v_prediction"
+
+
+def test_a_solver_on_flow_matching_rolls_out_by_euler() -> None:
+    sana, pixart = MAKERS["SanaPipeline"]("SanaPipeline"), MAKERS["PixArtSigmaPipeline"]("PixArtSigmaPipeline")
+    pixart.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    for pipe in (sana, pixart):  # PixArt's pipeline scales noise as Euler's scheduler of flow matching cannot
+        sampler = Denoiser(pipe).sampler(4)
+        assert type(sampler) is FlowMatchEulerDiscreteScheduler and len(sampler.timesteps) == 4
+        assert sampler.timesteps[0] == 1000 and sampler.sigmas[-1] == 0
 
 
 def test_rollouts_have_the_papers_timesteps_beside_a_solver_that_wants_others(embedded: Any) -> None:

@@ -215,7 +215,11 @@ class Denoiser:
             if steps not in self._samplers:
                 shift = {"shift": config.flow_shift} if "flow_shift" in config else {}
                 scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, stochastic_sampling=False, **shift)
-                self._samplers[steps] = capture(self.pipe, [""], *self.size, steps, scheduler, **self._scale).scheduler
+                if "FlowMatch" in type(self.pipe.scheduler).__name__:
+                    capture(self.pipe, [""], *self.size, steps, scheduler, **self._scale)
+                else:  # pipelines of other solvers give them the number of steps alone, and some cannot call Euler's (PixArt)
+                    scheduler.set_timesteps(steps, device=self.device)
+                self._samplers[steps] = scheduler
             return copy.deepcopy(self._samplers[steps])
         if getattr(self.model.config, "time_cond_proj_dim", None) or isinstance(self.pipe.scheduler, LCMScheduler):
             scheduler = LCMScheduler.from_config(config)
