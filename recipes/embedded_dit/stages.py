@@ -47,10 +47,10 @@ def _check(config: dict[str, Any]) -> None:
     for name, keys in KEYS.items():
         check_keys(name, config[name], keys, keys)
         check_keys(f"miniature.{name}", config["miniature"].get(name, {}), keys)
-    for table in (config["train"], config["train"] | config["miniature"].get("train", {})):
-        for key in ("steps", "batch", "warmup"):
-            if not isinstance(table[key], int) or table[key] < 1:
-                raise ValueError(f"[train] has {key} {table[key]!r}; allowed: whole numbers above 0")
+    for name, keys in {"model": KEYS["model"], "train": ("steps", "batch", "warmup")}.items():
+        for table in (config[name], config[name] | config["miniature"].get(name, {})):
+            if wrong := [key for key in keys if not isinstance(table[key], int) or table[key] < 1]:
+                raise ValueError(f"[{name}] has {wrong[0]} {table[wrong[0]]!r}; allowed: whole numbers above 0")
 
 
 @dataclass

@@ -29,11 +29,9 @@ def make_transformer(latent: int, text: int, width: int, layers: int, heads: int
     Raises:
         ValueError: the sizes do not go together, or make more than 15,000,000 numbers.
     """
-    if layers < 1 or heads < 1 or width < 1 or width % (4 * heads):
-        raise ValueError(
-            f"[model] has width {width}, heads {heads}, layers {layers}; allowed: 1 or more, width a multiple of four times the heads"
-        )
-    if patch < 1 or SIDE % patch:
+    if width % (4 * heads):
+        raise ValueError(f"[model] has width {width} and heads {heads}; allowed: a width that is a multiple of four times the heads")
+    if SIDE % patch:
         raise ValueError(f"[model] has patch {patch}; allowed: a divisor of {SIDE}")
     made = PixArtTransformer2DModel(
         sample_size=SIDE,
@@ -119,4 +117,4 @@ def flops(network: PixArtTransformer2DModel, text: CLIPTextModel) -> int:
         known = told(text, ids)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as of_network:
         network(z, timestep=t, **known)
-    return 3 * of_network.get_total_flops() + of_text.get_total_flops()
+    return int(3 * of_network.get_total_flops() + of_text.get_total_flops())

@@ -20,6 +20,7 @@ from recipes.embedded_model import assemble, models
 from recipes.embedded_model.card import PARTS
 from recipes.embedded_model.loop import Loop
 from recipes.embedded_model.tokens import encode, load_tokenizer
+from recipes.embedded_model.world import Caption
 from safetensors.torch import load_file
 
 from command import last_json, respodiff
@@ -195,6 +196,22 @@ def test_the_loss_of_that_velocity_is_nought(base: Path) -> None:
     assert task(torch.Generator().manual_seed(0)).item() < 1e-6
 
 
+def test_a_transformer_comes_to_read_captions(tmp_path: Path) -> None:
+    """Of two images, all ones and all minus ones, pure noise shows neither."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(embedded_dir("pipeline") / "tokenizer")
+    network, text = make_transformer(4, 32, 16, 2, 2, 4), models.make_text_encoder(len(tokenizer), 32, 1)
+    latents = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1, 1).expand(1, 2, 4, SIDE, SIDE)
+    task = FlowTask(network, text, tokenizer, latents, 1.0, [Caption(0, "a doctor"), Caption(1, "a bomb")], 16)
+    Loop("two images", tmp_path / "state.safetensors", lr=1e-2, warmup=5, steps=100).run(network, task)
+    noise, t = torch.randn(8, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(2)), torch.full((8,), 1000.0)
+    with torch.no_grad():
+        doctor, bomb = ((noise - network(noise, timestep=t, **told(text, task.texts[[i] * 8])).sample).mean((1, 2, 3)) for i in (0, 1))
+        own = task(torch.Generator().manual_seed(1))
+        task.texts = task.texts.flip(0)
+        assert task(torch.Generator().manual_seed(1)) > own and (doctor > bomb).all()
+
+
 def test_the_real_transformer_has_at_most_15_million_numbers() -> None:
     size = read_config()["models"]["transformer"]
     assert 10_000_000 < make_transformer(8, 256, **size).num_parameters() <= 15_000_000
@@ -254,6 +271,7 @@ def test_bad_input_is_one_line(
     ("old", "new", "text"),
     [
         ("layers = 12", "layer = 12", r"\[model\] has 'layer'; allowed: width, layers"),
+        ("layers = 12", "layers = 1.5", r"\[model\] has layers 1.5; allowed: whole numbers above 0"),
         ("batch = 1024", "batch = 0", r"\[train\] has batch 0; allowed: whole numbers above 0"),
         ("[miniature.card]", "[miniature.cards]", r"\[miniature\] has 'cards'"),
     ],
