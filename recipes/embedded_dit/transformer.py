@@ -78,9 +78,13 @@ class FlowTask(PairTask):
         self.text, self.fast = text.to(self.device).requires_grad_(False).eval(), fast
         self.network = torch.compile(network) if fast else network
 
+    def shares(self, generator: torch.Generator) -> torch.Tensor:
+        """Shares of noise (B,); their log-odds are standard normal (arXiv 2403.03206)."""
+        return torch.randn(self.batch, generator=generator).sigmoid().to(self.device)
+
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """``mean (noise - z - prediction)^2`` at shares of noise whose log-odds are standard normal (arXiv 2403.03206)."""
-        share = torch.randn(self.batch, generator=generator).sigmoid().to(self.device)
+        """``mean (noise - z - prediction)^2``."""
+        share = self.shares(generator)
         ids, z, noise = self.drawn(generator)
         s = share.view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):

@@ -188,9 +188,10 @@ class Recipe:
         """Text encoder and UNet."""
         if self._part("denoiser").is_file():
             return
+        pairs = self._pairs()
         network, c = self._network("denoiser"), self.config["train"]["denoiser"]
         more = {key: c[key] for key in NOISE if key in c}
-        task = DenoiserTask(network, self.tokenizer, *self._pairs(), c["batch"], c.get("fast", False), **more)
+        task = DenoiserTask(network, self.tokenizer, *pairs, c["batch"], c.get("fast", False), **more)
         self._train("denoiser", network, task)
 
     def _pairs(self) -> tuple[torch.Tensor, float, list[Caption]]:
