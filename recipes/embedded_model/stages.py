@@ -196,8 +196,9 @@ class Recipe:
 
     def _pairs(self) -> tuple[torch.Tensor, float, list[Caption]]:
         """What `_latents` gives, and the captions with the places of their images in it."""
+        latents, scale = self._latents()
         number = {image: i for i, image in enumerate(self.drawn)}
-        return *self._latents(), [replace(c, image=number[c.image]) for c in self.captions]
+        return latents, scale, [replace(c, image=number[c.image]) for c in self.captions]
 
     def _latents(self) -> tuple[torch.Tensor, float]:
         """Latents of all images and the factor that gives them unit variance, kept on disk."""
