@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from tests.tiny_models import sd
 
 from command import last_json, respodiff
-from respodiff.methods.registry import load
+from method_tools import WOMAN
+from respodiff.methods.registry import get_method, load
 from respodiff.steering.convert import RAM_KEY, SAM_KEY
 
 pytestmark = pytest.mark.slow
@@ -81,7 +83,7 @@ def test_convert_the_vectors_of_q16(tmp_path: Path) -> None:
         (("--concept", "tall", "--base", "x"), "concept 'tall' has no known prompts; give --target TEXT"),
         (("--concept", "tall", "--base", "x", "--target", "a tall person"), "no known column among 10"),
         (("--concept", "white", "--base", "x"), "column 3 of official files"),
-        (("--to", "onnx"), "--to is 'onnx'; allowed: module, pt"),
+        (("--to", "onnx"), "--to is 'onnx'; allowed: module, pt, peft"),
     ],
 )
 def test_convert_refuses_with_what_to_do(released: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
@@ -95,6 +97,23 @@ def test_convert_of_a_concept_of_ones_own(released: Path, tmp_path: Path) -> Non
     own = ("--concept", "tall", "--target", "a tall person", "--column", "9")
     last_json(respodiff("convert", str(released), *own, "--base", "x", "--out", str(out), "--json"))
     assert load(out).header.target == "a tall person" and load(out).header.train["converted"]["column"] == 9
+
+
+def test_convert_a_slider_to_a_lora_and_a_lora_to_a_slider(tmp_path: Path) -> None:
+    module, lora, back = (tmp_path / f"{name}.safetensors" for name in ("woman", "lora", "back"))
+    pipe = sd()
+    pipe.save_pretrained(tmp_path / "sd")
+    settings = get_method("slider").settings(iterations=1, batch=1, steps=2, rollouts=1, rollout_batch=1, lr=0.05)
+    made = get_method("slider").fit(pipe, WOMAN, settings)
+    made.save(module)
+    found = last_json(respodiff("convert", str(module), "--to", "peft", "--out", str(lora), "--json"))
+    assert found == {"module": str(lora), "digest": made.digest, "concept": "woman", "layers": len(made.tensors) // 2}
+    own = ("--concept", "tall", "--target", "a tall person")
+    found = last_json(respodiff("convert", str(lora), *own, "--base", str(tmp_path / "sd"), "--out", str(back), "--json"))
+    assert found["concept"] == "tall" and found["layers"] == len(made.tensors) // 2
+    assert load(back).digest == found["digest"] and load(back).header.base_digest == made.header.base_digest
+    done = respodiff("convert", str(lora), *own, "--base", "embedded", "--out", str(tmp_path / "x.safetensors"))
+    assert done.returncode == 2 and "no layer of this model takes" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

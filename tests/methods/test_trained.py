@@ -91,7 +91,7 @@ def test_a_slider_in_effect_is_a_change_of_weights(plain_sd: Any) -> None:
 
 def test_low_rank_is_two_products() -> None:
     x, a, b = torch.randn(2, 3, 5), torch.randn(2, 5), torch.randn(4, 2)
-    assert torch.allclose(low_rank(x, a, b), torch.einsum("or,ri,nti->nto", b, a, x), atol=1e-5)
+    assert torch.allclose(low_rank(torch.nn.Linear(5, 4), x, a, b), torch.einsum("or,ri,nti->nto", b, a, x), atol=1e-5)
 
 
 def test_later_rollouts_are_drawn_with_the_slider_in_effect(plain_sd: Any) -> None:

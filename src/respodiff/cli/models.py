@@ -103,14 +103,19 @@ def _known(name: str) -> Concept:
 
 @app.command(epilog="Example: respodiff convert unet.pth --concept woman --base CompVis/stable-diffusion-v1-4 --out woman.safetensors")
 def convert(
-    source: Annotated[Path, Argument(help="An official .pth or .pt file; with --to pt a module file.", show_default=False)],
+    source: Annotated[
+        Path, Argument(help="An official .pth or .pt file, or a LoRA (.safetensors); with --to a file of this program.", show_default=False)
+    ],
     out: Annotated[Path, Option(help="File to write.", metavar="FILE")],
     force: Force = False,
     concept_name: Annotated[
         str, Option("--concept", help="Concept to take out: woman, man, ..., also by SDisc's name, such as female.", metavar="NAME")
     ] = "",
-    base: Annotated[str, Option(help="Base model that the file was trained on; it does not say.", metavar="MODEL")] = "",
-    to: Annotated[str, Option(help="module, or pt (for RespoDiff's official code).", metavar="KIND")] = "module",
+    base: Annotated[
+        str,
+        Option(help="Base model that the file was trained on; it does not say. For a LoRA its configurations are read.", metavar="MODEL"),
+    ] = "",
+    to: Annotated[str, Option(help="module, pt (for RespoDiff's official code), or peft (a slider as LoRA).", metavar="KIND")] = "module",
     q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
     column: Annotated[int | None, number(0, MOST, help="Column of the concept, where its name does not tell.")] = None,
     target: Annotated[str, Option(help="Target prompt of a concept of your own.", metavar="TEXT")] = "",
@@ -123,8 +128,12 @@ def convert(
 ) -> None:
     """Turn a checkpoint of the official RespoDiff or SDisc code into a module file, or (--to pt) a module file back.
 
-    --q16 makes safetensors of prompts.p, the vectors of the judge Q16. Pickles are read as tensors alone; nothing in them is executed.
+    A LoRA of another program becomes a slider, and (--to peft) a slider the LoRA file of diffusers and peft. --q16 makes safetensors of prompts.p, the vectors of the judge Q16. Pickles are read as tensors alone; nothing in them is executed.
     """
+    from respodiff.methods.lora_files import from_lora, is_lora, to_peft
+    from respodiff.methods.registry import load
+    from respodiff.pipelines.dry_run import skeleton
+    from respodiff.steering.adapter import Adapter
     from respodiff.steering.convert import convert as run
     from respodiff.steering.convert import convert_q16, to_official
     from respodiff.steering.module import ConceptModule
@@ -134,21 +143,29 @@ def convert(
         text = f"{out}: {len(shapes)} tensor{'s' * (len(shapes) != 1)}"
         finish({"out": str(out), "shapes": {key: list(shape) for key, shape in shapes.items()}}, text, as_json)
         return
-    if to not in ("module", "pt"):
-        raise ValueError(f"--to is {to!r}; allowed: module, pt")
+    if to not in ("module", "pt", "peft"):
+        raise ValueError(f"--to is {to!r}; allowed: module, pt, peft")
+    made: Adapter
     if to == "pt":
-        module = ConceptModule.load(source)
+        made = module = ConceptModule.load(source)
         to_official(module, out, column, force=force)
+    elif to == "peft":
+        made = load(source)
+        to_peft(made, out, force=force)
     else:
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
         if not base:
             raise ValueError("the file does not say what it was trained on; give --base MODEL (official: CompVis/stable-diffusion-v1-4)")
         chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
-        module = run(source, chosen, base_model=base, column=column)
-        module.save(out, force=force)
-    result = {"module": str(out), "digest": module.digest, "concept": module.name, "shape": list(module.shape)}
-    finish(result, f"{out}: {module.name!r}, {' x '.join(map(str, module.shape))}, digest {module.digest}", as_json)
+        made = from_lora(skeleton(base), source, chosen) if is_lora(source) else run(source, chosen, base_model=base, column=column)
+        made.save(out, force=force)
+    result: dict[str, Any] = {"module": str(out), "digest": made.digest, "concept": made.name}
+    if isinstance(made, ConceptModule):
+        result, size = result | {"shape": list(made.shape)}, " x ".join(map(str, made.shape))
+    else:
+        result, size = result | {"layers": len(made.tensors) // 2}, f"{len(made.tensors) // 2} layers"
+    finish(result, f"{out}: {made.name!r}, {size}, digest {made.digest}", as_json)
 
 
 @app.command(epilog="Example: respodiff fuse --model embedded --module woman.safetensors --channel-mean --out fused-unet")

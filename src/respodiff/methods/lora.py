@@ -1,4 +1,4 @@
-"""Low-rank changes of the model's attention, as hooks: y = W x + scale (alpha / rank) B A x, for the rows of the images that have one."""
+"""Low-rank changes of the model's layers, as hooks: y = W x + scale (alpha / rank) B A x, for the rows of the images that have one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from respodiff.methods.base import MakeHeader
 from respodiff.methods.model_call import intercept_calls
@@ -86,8 +87,10 @@ def relative_norm(model: nn.Module, tensors: Mapping[str, Tensor], scale: float)
     return share((scale * tensors[f"{n}.b"] @ tensors[f"{n}.a"], model.get_submodule(n).get_parameter("weight")) for n in names)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """B A x for x (..., in), in x's dtype and on its device."""
+def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """B A x in x's dtype and on its device: x (..., in) of a linear layer, or (R, in, H, W) of a convolution, as which A then runs."""
+    if isinstance(layer, nn.Conv2d):
+        return conv2d(conv2d(x, a.to(x), None, layer.stride, layer.padding, layer.dilation), b.to(x))
     return (x @ a.to(x).T) @ b.to(x).T
 
 
@@ -99,24 +102,41 @@ def attached(
     with ExitStack() as stack:
         for name in {key.rpartition(".")[0] for key in tensors}:
 
-            def hook(_module: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor | None:
+            def hook(layer: nn.Module, args: tuple[Any, ...], output: Tensor, name: str = name) -> Tensor | None:
                 a, b = tensors[f"{name}.a"], tensors[f"{name}.b"]
                 if rows is None:
-                    return output + scale * low_rank(args[0], a, b)
+                    return output + scale * low_rank(layer, args[0], a, b)
                 if (at := rows(output.device)) is None:
                     return None
                 out = output.clone()
-                out[at] += scale * low_rank(args[0][at], a, b)
+                out[at] += scale * low_rank(layer, args[0][at], a, b)
                 return out
 
             stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
         yield
 
 
+def fits(layer: nn.Module | None, a: Tensor, b: Tensor) -> bool:
+    """Whether A and B are of the shapes of a layer, which is linear or a convolution without groups."""
+    if isinstance(layer, nn.Conv2d):
+        wanted: tuple[int, ...] = (layer.in_channels, *layer.kernel_size)
+        return layer.groups == 1 and a.shape[1:] == wanted and b.shape == (layer.out_channels, len(a), 1, 1)
+    return isinstance(layer, nn.Linear) and a.shape[1:] == (layer.in_features,) and b.shape == (layer.out_features, len(a))
+
+
 class LowRankAdapter(Adapter):
-    """Low-rank changes: tensors ``LAYER.a`` (rank, in) and ``LAYER.b`` (out, rank) of every layer, settings ``rank`` and ``alpha``."""
+    """Low-rank changes: tensors ``LAYER.a`` (rank, in) and ``LAYER.b`` (out, rank) of every layer, settings ``rank`` and ``alpha``.
+
+    Of a convolution they are (rank, in, h, w) and (out, rank, 1, 1).
+    """
 
     transformers = True
+    converts = True
+
+    @property
+    def factor(self) -> float:
+        """What B A x is multiplied by: weight x alpha / rank. Of a converted file alpha / rank is in B."""
+        return self.weight * (1.0 if "converted" in self.settings else self.settings["alpha"] / self.settings["rank"])
 
     @staticmethod
     @contextmanager
@@ -126,6 +146,7 @@ class LowRankAdapter(Adapter):
         ValueError for a layer that the model lacks.
         """
         model: nn.Module = backbone(pipe)
+        known = dict(model.named_modules())
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for adapter in adapters.adapters:
@@ -134,10 +155,11 @@ class LowRankAdapter(Adapter):
                     now = call()
                     return now.rows_of(lambda row: adapter in row, device) if now else None
 
-                if missing := sorted({key.rpartition(".")[0] for key in adapter.tensors} - layers(model).keys()):
+                names, t = sorted({key.rpartition(".")[0] for key in adapter.tensors}), adapter.tensors
+                if missing := [name for name in names if not fits(known.get(name), t[f"{name}.a"], t[f"{name}.b"])]:
                     raise ValueError(
-                        f"{adapter.method} {adapter.name!r} changes layer {missing[0]!r}, which this model lacks; make it for this model"
+                        f"{adapter.method} {adapter.name!r} changes layer {missing[0]!r}, which this model lacks or has in another size; "
+                        "make it for this model"
                     )
-                scale = adapter.weight * adapter.settings["alpha"] / adapter.settings["rank"]
-                stack.enter_context(attached(model, adapter.tensors, scale, rows))
+                stack.enter_context(attached(model, adapter.tensors, adapter.factor, rows))
             yield

@@ -92,6 +92,8 @@ def load(path: str | Path) -> Adapter:
         )
     method = get_method(header.method)
     found, known = method.adapter.load(path), [f.name for f in fields(method.config)]
+    if found.converts and [*found.settings] == ["converted"]:
+        return found
     if unknown := [name for name in found.settings if name not in known]:
         raise ValueError(
             f"adapter file {str(path)!r} has setting {unknown[0]!r}, which method {method.name!r} of this version has not; "

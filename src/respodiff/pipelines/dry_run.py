@@ -67,6 +67,17 @@ def dry_run(source: str | Path, dtype: str = AUTO, config: str = "", **more: Any
     }
 
 
+def skeleton(source: str | Path) -> Any:
+    """A pipeline that has its class, name and steered model alone, which takes no memory for weights. ValueError as `dry_run`."""
+    place, more = find(source, "", {})
+    pipe = object.__new__(place.cls)
+    name = spec_of(pipe).model
+    with place.readable():
+        vars(pipe)[name] = _on_meta(place.name, name, *_classes(place.index)[name], more)
+    pipe.register_to_config(_name_or_path=place.name)
+    return pipe
+
+
 def _classes(index: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Component -> (library, class), for those that a model_index.json names."""
     return {name: (value[0], value[1]) for name, value in index.items() if isinstance(value, list) and value[0] and value[1]}

@@ -32,6 +32,7 @@ class Adapter:
         extra_forward: whether it calls the model once more per step, so that it cannot share an image with other adapters.
         batch_dependent: whether an image depends on the other images of its batch.
         transformers: whether it acts on pipelines with a transformer.
+        converts: whether files of other programs become such adapters, whose only setting is then ``converted``: what they were made of.
     """
 
     header: Header
@@ -42,6 +43,7 @@ class Adapter:
     extra_forward: ClassVar[bool] = False
     batch_dependent: ClassVar[bool] = False
     transformers: ClassVar[bool] = False
+    converts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_scale(self.weight)

@@ -125,11 +125,12 @@ def to_official(module: ConceptModule, path: str | Path, column: int | None = No
     out = {key: torch.zeros(module.delta.numel(), 10) for key in (RAM_KEY, SAM_KEY)}
     out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()
     torch.save(out, buffer := BytesIO())
-    _write(path, buffer.getvalue(), force)
+    write_bytes(path, buffer.getvalue(), force)
     return Path(path)
 
 
-def _write(path: str | Path, data: bytes, force: bool) -> None:
+def write_bytes(path: str | Path, data: bytes, force: bool) -> None:
+    """Writes a file whole. ValueError for a file that holds anything else, unless ``force``."""
     check_out(path, lambda found: found.stat().st_size == len(data) and found.read_bytes() == data, force=force)
     with new_file(path) as partial:
         partial.write_bytes(data)
@@ -146,7 +147,7 @@ def convert_q16(path: str | Path, out: str | Path, *, force: bool = False) -> di
     if Path(out).suffix != ".safetensors":
         raise ValueError(f"out is {str(out)!r}; allowed: a name that ends in .safetensors")
     vectors = _pickled_vectors(Path(path))
-    _write(out, serialized({"prompts": vectors.contiguous()}), force)
+    write_bytes(out, serialized({"prompts": vectors.contiguous()}), force)
     return {"prompts": tuple(vectors.shape)}
 
 
