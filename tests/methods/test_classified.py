@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
-from tests.tiny_models import sd_v
+from tests.tiny_models import TINY_PIPELINES, sd_v
 from torch import Tensor
 
 from method_tools import MAKE, WOMAN, close, latents, noise
@@ -59,8 +59,10 @@ def test_bad_input_is_one_line(plain_sd: Any) -> None:
             assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=r"uncertain is 0\.5; allowed: 0 to below 0\.5"):
         tiny("fdf", uncertain=0.5)
-    with pytest.raises(ValueError, match="the model does not predict noise for DDIM steps"):
-        get_method("fdf").fit(sd_v(), WOMAN, tiny("fdf"), classify=classify)
+    pipe = sd_v()
+    pipe.scheduler.register_to_config(prediction_type="sample")
+    with pytest.raises(ValueError, match="the model predicts neither noise, nor v, nor the velocity of flow matching"):
+        get_method("fdf").fit(pipe, WOMAN, tiny("fdf"), classify=classify)
 
 
 # --- FDF ---
@@ -143,6 +145,34 @@ def test_the_first_step_without_adjustment_is_the_samplers_derivative() -> None:
     abar, alphas = scheduler.alphas_cumprod.double(), scheduler.alphas.double()
     a = torch.stack([(abar[t] * (1 - abar[t])).sqrt() / (1 - alphas[t]) for t in scheduler.timesteps])
     assert torch.allclose(sampler_factors(scheduler), wanted * a / a.log().mean().exp(), rtol=1e-4)
+
+
+def test_a_prediction_of_v_gets_the_gradient_of_the_noise_that_it_means() -> None:
+    noise_of, v_of = (Denoiser(MAKE["sd"]()).sampler(4), Denoiser(sd_v()).sampler(4))
+    x, v, t = torch.randn(()), torch.randn((), requires_grad=True), v_of.timesteps
+    abar = v_of.alphas_cumprod[t]
+    for i in range(4):
+        e = (
+            abar[i].sqrt() * v + (1 - abar[i]).sqrt() * x
+        )  # of x = sqrt(abar) x_0 + sqrt(1 - abar) e and v = sqrt(abar) e - sqrt(1 - abar) x_0
+        (slope,) = torch.autograd.grad(e, v)
+        assert sampler_factors(v_of)[i].item() == pytest.approx((sampler_factors(noise_of)[i] * slope).item())
+
+
+def test_factors_of_flow_matching_are_the_samplers_derivative() -> None:
+    sampler, other = (Denoiser(pipe).sampler(3) for pipe in [TINY_PIPELINES["SanaPipeline"]()] * 2)
+    z, es = torch.tensor([0.3], dtype=torch.float64), [torch.full((1,), 0.1 * i, dtype=torch.float64, requires_grad=True) for i in range(3)]
+    for t, e in zip(other.timesteps, es, strict=True):
+        z = other.step(e, t, z).prev_sample
+    assert torch.allclose(sampler_factors(sampler), torch.cat(torch.autograd.grad(z.sum(), es)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", ["SanaPipeline", "PixArtSigmaPipeline", "HunyuanDiTPipeline"])
+def test_cross_attention_of_a_transformer_is_trained(cls: str) -> None:
+    pipe = TINY_PIPELINES[cls]()
+    made = get_method("fdf").fit(pipe, WOMAN, tiny("fdf", iterations=1), classify=classify)
+    changed = {key.rpartition(".")[0] for key in made.tensors if made.tensors[key].abs().max() > 0 and key.endswith(".b")}
+    assert changed == {name for name, _ in pipe.transformer.named_modules() if ".attn2.to_" in name and name[-1] in "qkv0"}
 
 
 def test_images_are_decoded_as_the_pipeline_does(pipe: Any) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from tests.tiny_models import sd
+from tests.drawing import apart, draw
+from tests.tiny_models import TINY_PIPELINES, sd, sd3
 from torch import Tensor
 
 from method_tools import MAN, VIOLENCE, WOMAN, close, latents, noise, state, unchanged
@@ -17,6 +20,8 @@ from respodiff.generation.generate import counted
 from respodiff.methods.registry import get_method, load
 from respodiff.methods.uce import UceConfig, edit, phrase
 from respodiff.methods.weight_edits import WeightEditAdapter, cross_attention, differences
+from respodiff.pipelines.denoiser import Denoiser
+from respodiff.steering.steer import steer
 
 pytestmark = pytest.mark.slow
 
@@ -52,9 +57,9 @@ def test_the_subjects_are_those_of_the_suite() -> None:
 def test_the_phrase_is_read_at_its_last_token(pipe: Any) -> None:
     ids = pipe.tokenizer("a construction worker").input_ids
     context = pipe.encode_prompt("a construction worker", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)[0]
-    assert torch.allclose(phrase(pipe, "a construction worker").float(), context[0, len(ids) - 2])
+    assert torch.allclose(phrase(Denoiser(pipe), "a construction worker")[0].float(), context[0, len(ids) - 2])
     with pytest.raises(ValueError, match="phrase '' is empty"):
-        phrase(pipe, "")
+        phrase(Denoiser(pipe), "")
 
 
 def test_erasing_two_phrases_by_hand(pipe: Any, tmp_path: Path) -> None:
@@ -62,8 +67,8 @@ def test_erasing_two_phrases_by_hand(pipe: Any, tmp_path: Path) -> None:
     before, plain = state(pipe), latents(pipe, ["blood"] * 2)
     made = get_method("uce").fit(pipe, concept)
     assert unchanged(before, state(pipe)) and isinstance(made, WeightEditAdapter)
-    c = torch.stack([phrase(pipe, t) for t in ("violence", "blood")])
-    guide, kept = phrase(pipe, "a scene"), phrase(pipe, "a person")[None]
+    c = torch.cat([phrase(Denoiser(pipe), t) for t in ("violence", "blood")])
+    (guide,), kept = phrase(Denoiser(pipe), "a scene"), phrase(Denoiser(pipe), "a person")
     weights = dict(pipe.unet.named_parameters())
     changes = differences(pipe.unet, made)
     assert set(changes) == {n for n in weights if n.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))} == set(cross_attention(pipe.unet))
@@ -74,6 +79,68 @@ def test_erasing_two_phrases_by_hand(pipe: Any, tmp_path: Path) -> None:
     found = latents(pipe, ["blood"] * 2, load(made.save(tmp_path / "u.safetensors")))
     assert not close(found, plain, 1e-3) and unchanged(before, state(pipe))
     assert torch.equal(found, latents(pipe, ["blood"] * 2, made)), "the file is what was made"
+
+
+def read_by_hand(pipe: Any, text: str) -> Tensor:
+    """c (N, D) of a phrase, from the pipeline's own encoding and the model's own projections."""
+    model, name = pipe.transformer, type(pipe).__name__
+    if name == "HunyuanDiTPipeline":  # BERT here ends without a token of its own, T5 with one
+        (bert, _, mask, _), (t5, _, mask_5, _) = (
+            pipe.encode_prompt(text, do_classifier_free_guidance=False, text_encoder_index=i, max_sequence_length=n)
+            for i, n in enumerate((77, 256))
+        )
+        return torch.stack([bert[0, mask.sum() - 1], model.text_embedder(t5)[0, mask_5.sum() - 2]]).double()
+    if name == "SanaPipeline":
+        words = inspect.signature(type(pipe).__call__).parameters["complex_human_instruction"].default
+        states, mask, *_ = pipe.encode_prompt(text, False, complex_human_instruction=words)
+        return model.caption_norm(model.caption_projection(states))[0, [mask.sum() - 1]].double()
+    states, mask, *_ = pipe.encode_prompt(text, False, max_sequence_length=300)
+    return model.caption_projection(states)[0, [mask.sum() - 2]].double()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("cls", ["PixArtSigmaPipeline", "SanaPipeline", "HunyuanDiTPipeline"])
+def test_erasing_by_hand_in_transformers_with_cross_attention(cls: str) -> None:
+    pipe = TINY_PIPELINES[cls]()
+    model, before = pipe.transformer, {name: p.clone() for name, p in pipe.transformer.named_parameters()}
+    with counted(model) as forwards:
+        (record,) = get_method("uce").train(pipe, Concept("x", "a scene", "a scene", "violence, blood", "safety", preserve=("a person",)))
+    assert record.unet_forwards == forwards[0] == 4
+    with torch.no_grad():
+        c, guide, kept = (
+            torch.cat([read_by_hand(pipe, t) for t in texts]) for texts in (("violence", "blood"), ("a scene",), ("a person",))
+        )
+    changes = differences(model, record.module)
+    assert len(changes) == 2 * len([name for name in before if name.endswith("attn2.to_q.weight")]) > 0
+    for name, change in changes.items():
+        w = before[name].double()
+        wanted = by_hand(w, c, (w @ guide.repeat(2, 1).T).T, kept, 0.5, 1.0, 1.0)
+        assert close(before[name] + change, wanted.float(), 1e-4) and change.abs().max() > 1e-4
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    with steer(pipe, record.module):
+        found = draw(pipe)
+    assert apart(found, draw(pipe)) > 1e-4
+
+
+@pytest.mark.parametrize("cls", ["StableDiffusion3Pipeline", "QwenImagePipeline"])
+@pytest.mark.parametrize("name", ["uce", "fdf"])
+def test_classes_without_cross_attention_are_refused(cls: str, name: str) -> None:
+    pipe = TINY_PIPELINES[cls]()
+    with pytest.raises(ValueError, match=f"{cls} has no cross-attention to the text; use respodiff"):
+        get_method(name).fit(pipe, WOMAN, classify=lambda images: torch.zeros(len(images), 2))
+
+
+def test_a_second_attention_of_the_image_to_itself_is_no_cross_attention() -> None:
+    pipe = sd3()
+    pipe.transformer.transformer_blocks[0].attn2 = diffusers.models.attention_processor.Attention(32, heads=4, dim_head=8)
+    assert cross_attention(pipe.transformer) == []
+
+
+def test_layers_that_read_different_texts_are_refused() -> None:
+    pipe = sd()
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k.register_forward_pre_hook(lambda _, args: (2 * args[0],))
+    with pytest.raises(ValueError, match="read different texts"):
+        get_method("uce").fit(pipe, VIOLENCE)
 
 
 def test_debiasing_adds_the_missing_shares_round_by_round(pipe: Any, tmp_path: Path) -> None:
@@ -89,10 +156,10 @@ def test_debiasing_adds_the_missing_shares_round_by_round(pipe: Any, tmp_path: P
     with counted(pipe.unet) as forwards:
         records = list(get_method("uce").train(pipe, WOMAN, config, classify=classify))
     assert unchanged(before, state(pipe))
-    assert len(records) == 2 and records[-1].unet_forwards == forwards[0] == 2 * 2 * 4 * 2 * 2
+    assert len(records) == 2 and records[-1].unet_forwards == forwards[0] == 2 * 2 * 4 * 2 * 2 + 4  # four phrases
     assert all(p.shape == (4, 3, 32, 32) and p.min() >= 0 and p.max() <= 1 for p in asked) and len(asked) == 4
     # Shares of women 3/4 and 1/2, then 0 and 1/2: delta (-.25, .25) and (0, 0), then (.5, -.5) and (0, 0).
-    c, a = (torch.stack([phrase(pipe, t) for t in texts]) for texts in (("doctor", "nurse"), ("a woman", "a man")))
+    c, a = (torch.cat([phrase(Denoiser(pipe), t) for t in texts]) for texts in (("doctor", "nurse"), ("a woman", "a man")))
     target = torch.stack([c[0] + 0.25 * a[0] - 0.25 * a[1], c[1]])
     made = records[-1].module
     assert torch.allclose(made.tensors["edit"], edit(c, target, c[:0], config).float(), atol=1e-6)

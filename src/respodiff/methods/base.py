@@ -110,9 +110,9 @@ class Method:
         return made
 
 
-def built(adapter: Adapter, seconds: float = 0.0, loss: float = 0.0) -> Iterator[StepRecord]:
+def built(adapter: Adapter, seconds: float = 0.0, loss: float = 0.0, forwards: int = 0) -> Iterator[StepRecord]:
     """The one record of an adapter that no training made."""
-    yield StepRecord(1, 1, loss, 0, seconds, None, lambda: adapter)
+    yield StepRecord(1, 1, loss, forwards, seconds, None, lambda: adapter)
 
 
 def checked(method: str, concept: Concept, classify: Classify | None) -> Classify:

@@ -7,7 +7,8 @@ final latent x_0,
     L = 1/N sum_i [ sure_i CE(p_i, target_i) + stay w_i mean (x_0,i - x_0,i of the original model)^2 ],   w_i = .2 where the label flips,
 
 reaches the UNet's predictions e_t through the sampler's linear map alone (its input latents are detached), each times
-A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1.
+A_t = sqrt(abar_t) sqrt(1 - abar_t) / (1 - alpha_t), scaled to a geometric mean of 1. A prediction of v means the noise sqrt(abar_t) v + ...,
+whose gradient it gets. In flow matching dx_0/dv_t is the step sigma_t+1 - sigma_t of Euler's method, and A_t is 1.
 
 Reduced: the authors train the text encoder with a face detector and features of faces. Here it is LoRA on cross-attention, any
 differentiable classifier of whole images, and a distance of latents.
@@ -29,7 +30,8 @@ from torch.nn.functional import cross_entropy
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, decoded
 from respodiff.methods.lora import LoraConfig, LowRankAdapter, attached, fit_low_rank
-from respodiff.pipelines.denoiser import Condition, Denoiser
+from respodiff.methods.weight_edits import without_cross_attention
+from respodiff.pipelines.denoiser import Condition, Denoiser, flow_matching
 from respodiff.training.config import NOT_NEGATIVE, OptimizerConfig, RolloutConfig, Rules, is_finite
 from respodiff.training.rollouts import guided, mix_seed, reverse_diffusion
 from respodiff.training.state import Tensors, open_model
@@ -79,7 +81,9 @@ def transported(p: Tensor, draws: int, seed: int) -> Tensor:
 
 
 def sampler_factors(scheduler: Any) -> Tensor:
-    """A_t dx_0/de_t (S,): what DDIM's linear map (eta 0) makes of a change of each prediction, times the adjustment."""
+    """A_t dx_0/de_t (S,): what the linear map of DDIM (eta 0) or Euler makes of a change of each prediction, times the adjustment."""
+    if flow_matching(scheduler):
+        return scheduler.sigmas.double().cpu().diff()  # type: ignore[no-any-return]
     cumulated, alphas, final = (x.double().cpu() for x in (scheduler.alphas_cumprod, scheduler.alphas, scheduler.final_alpha_cumprod))
     t = scheduler.timesteps.long().cpu()
     ratio = scheduler.config.num_train_timesteps // len(t)
@@ -88,7 +92,7 @@ def sampler_factors(scheduler: Any) -> Tensor:
     after = torch.stack([carried[i + 1 :].prod() for i in range(len(t))])
     adjust = (abar * (1 - abar)).sqrt() / (1 - alphas[t])
     factors: Tensor = own * after * adjust / adjust.log().mean().exp()
-    return factors
+    return factors * abar.sqrt() if scheduler.config.get("prediction_type") == "v_prediction" else factors
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,11 @@ class Subjects:
 
     def __init__(self, model: Denoiser, config: FdfConfig, classify: Classify) -> None:
         sampler = model.sampler(config.steps)
-        if sampler.config.get("prediction_type", "epsilon") != "epsilon" or not hasattr(sampler, "final_alpha_cumprod"):
-            raise ValueError("the model does not predict noise for DDIM steps; method 'fdf' is for models that do")
+        linear = sampler.config.get("prediction_type", "epsilon") in ("epsilon", "v_prediction") and hasattr(sampler, "final_alpha_cumprod")
+        if not linear and not flow_matching(sampler):
+            raise ValueError(
+                "the model predicts neither noise, nor v, nor the velocity of flow matching; method 'fdf' is for models that do"
+            )
         self.model, self.config, self.classify = model, config, classify
         self.subjects = [model.encode([prompt])[0] for prompt in config.prompts]
 
@@ -162,4 +169,16 @@ def _make(pipe: Any, _concept: Concept, config: Any, *, header: MakeHeader, clas
     return fit_low_rank(model, config, header, pools, loss, resume=resume, refresh_every=1)
 
 
-METHODS = {"fdf": Method("fdf", ("fairness",), FdfConfig, _make, LowRankAdapter, needs_classifier=("fairness",), resumes=True)}
+METHODS = {
+    "fdf": Method(
+        "fdf",
+        ("fairness",),
+        FdfConfig,
+        _make,
+        LowRankAdapter,
+        needs_classifier=("fairness",),
+        resumes=True,
+        transformers=True,
+        unfit=without_cross_attention,
+    )
+}

@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d
 
 from respodiff.methods.base import MakeHeader
 from respodiff.methods.model_call import intercept_calls
+from respodiff.methods.weight_edits import cross_attention
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
@@ -47,8 +48,8 @@ def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
     """The linear layers (queries, keys, values, output) of the attention, by name."""
     parts = WHERE[where]
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
-    if where == "cross" and any(".attn.add_" in name for name, _ in model.named_modules()):
-        found = {}  # there attn2 is a second attention of the image to itself
+    if where == "cross" and not cross_attention(model):
+        found = {}
     if not found:
         raise ValueError(f"where is {where!r}, of which {type(model).__name__} has no layer; give where=all")
     return found

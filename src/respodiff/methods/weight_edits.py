@@ -19,8 +19,18 @@ from respodiff.steering.adapter import Adapter, AdaptersPerImage
 
 
 def cross_attention(model: nn.Module) -> list[str]:
-    """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``."""
-    return [name for name, _ in model.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    """Names of the weights that make keys and values of the text: ``attn2.to_k`` and ``attn2.to_v``; none where text and image attend together."""
+    names = {name: name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}  # the former with a LoRA beside it
+    if any(".attn.add_" in name for name in names):  # there attn2 is a second attention of the image to itself
+        return []
+    return [name for name, plain in names.items() if plain.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+
+
+def without_cross_attention(pipe: Any) -> str:
+    """What is said of a pipeline whose model has no cross-attention; empty for others."""
+    if cross_attention(backbone(pipe)):
+        return ""
+    return f"{type(pipe).__name__} has no cross-attention to the text; use respodiff, slider, esd-x, or a prompt"
 
 
 @contextmanager
