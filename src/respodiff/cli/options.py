@@ -81,7 +81,7 @@ LOADING: dict[str, tuple[Any, Any]] = {
     "device": named("--device", "auto (cuda, then mps, then cpu), cpu, cuda, cuda:1, mps.", AUTO),
     "dtype": named("--dtype", DTYPE_HELP, AUTO),
     "offload": named("--offload", f"{', '.join(OFFLOADS)}: weights wait on the CPU until they are needed; to generate alone.", "none"),
-    "quantize": named("--quantize", f"{', '.join(QUANTIZATIONS)}: linear layers, on a CUDA GPU; needs the extra quant."),
+    "quantize": named("--quantize", f"{', '.join(QUANTIZATIONS)}: linear layers, on the CPU or a CUDA GPU; needs the extra quant."),
     "lora": named("--lora", "A LoRA beside the weights; repeat for several.", None, metavar="ID[:WEIGHT]", kind=list[str] | None),
 }
 """Field of `ModelSource` -> its flag and default, for every verb that takes a model."""

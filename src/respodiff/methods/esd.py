@@ -20,7 +20,7 @@ from torch import nn
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import MakeHeader, Method, phrases
 from respodiff.methods.concept_slider import score_loss
-from respodiff.methods.weight_edits import WeightEditAdapter, swapped
+from respodiff.methods.weight_edits import WeightEditAdapter, quantised_weights, swapped
 from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.steering.adapter import Adapter
 from respodiff.training.config import NOT_NEGATIVE, POSITIVE, OptimizerConfig, RolloutConfig, Rules
@@ -91,5 +91,6 @@ def _make(method: str, pipe: Any, concept: Concept, config: EsdConfig, *, header
 
 
 METHODS = {
-    name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter, transformers=True) for name in ("esd-x", "esd-u")
+    name: Method(name, ("safety",), EsdConfig, partial(_make, name), WeightEditAdapter, transformers=True, unfit=quantised_weights)
+    for name in ("esd-x", "esd-u")
 }

@@ -16,6 +16,7 @@ from respodiff.methods.base import MakeHeader
 from respodiff.methods.model_call import intercept_calls
 from respodiff.methods.weight_edits import cross_attention
 from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.quantization import weight_of
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.training.config import AT_ONCE, NOT_NEGATIVE, POSITIVE, Rules, Settings
@@ -85,7 +86,8 @@ def fit_low_rank(
 def relative_norm(model: nn.Module, tensors: Mapping[str, Tensor], scale: float) -> float:
     """|scale B A| / |W| over all layers that are changed."""
     names = {key.rpartition(".")[0] for key in tensors}
-    return share((scale * tensors[f"{n}.b"] @ tensors[f"{n}.a"], model.get_submodule(n).get_parameter("weight")) for n in names)
+    found = layers(model)
+    return share((scale * tensors[f"{n}.b"] @ tensors[f"{n}.a"], weight_of(found[n])) for n in names)
 
 
 def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.data.records import noise_seed
 from respodiff.methods.base import Classify, MakeHeader, Method, SubjectConfig, built, phrases
-from respodiff.methods.weight_edits import WeightEditAdapter, cross_attention, without_cross_attention
+from respodiff.methods.weight_edits import WeightEditAdapter, cross_attention, quantised_weights, without_cross_attention
 from respodiff.pipelines.bottleneck import eager
 from respodiff.pipelines.denoiser import Condition, Denoiser
 from respodiff.pipelines.latents import latent_shape, to_pipeline_format
@@ -181,6 +181,6 @@ METHODS = {
         WeightEditAdapter,
         needs_classifier=("fairness",),
         transformers=True,
-        unfit=without_cross_attention,
+        unfit=lambda pipe: without_cross_attention(pipe) or quantised_weights(pipe),
     )
 }

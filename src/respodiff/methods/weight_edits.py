@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from respodiff.methods.model_call import ModelCall, intercept_calls
+from respodiff.pipelines.quantization import quantised
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 
@@ -24,6 +25,11 @@ def cross_attention(model: nn.Module) -> list[str]:
     if any(".attn.add_" in name for name in names):  # there attn2 is a second attention of the image to itself
         return []
     return [name for name, plain in names.items() if plain.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+
+
+def quantised_weights(pipe: Any) -> str:
+    """What is said of a pipeline whose model is quantised; empty for others."""
+    return quantised(backbone(pipe))
 
 
 def without_cross_attention(pipe: Any) -> str:
@@ -72,6 +78,8 @@ def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
 def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[str, Tensor]:
     """Parameter name -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     known, sums = dict(model.named_parameters()), dict[str, Tensor]()
+    if reason := quantised(model):
+        raise ValueError(f"{row[0].method} {row[0].name!r} changes weights: {reason}")
     for a in row:
         for name, difference in differences(model, a).items():
             sums[name] = sums.get(name, 0.0) + a.weight * difference.to(known[name].device)

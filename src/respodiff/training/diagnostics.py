@@ -95,7 +95,7 @@ def _unexplained(score: Tensor, *alternatives: Tensor) -> float:
 
 
 def _squares(x: Tensor) -> float:
-    return float(x.double().square().sum())
+    return float(x.detach().double().square().sum())
 
 
 @torch.no_grad()
