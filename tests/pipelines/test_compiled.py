@@ -14,7 +14,7 @@ from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import is_compiled, open_compiled_hook, site_module
+from respodiff.pipelines.bottleneck import is_compiled, open_compiled_hooks, site_module
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
@@ -64,7 +64,7 @@ def test_the_second_compilation_is_said_once() -> None:
 def test_a_port_made_before_compiling_spares_the_second_compilation() -> None:
     pipe, graphs = make_pipe(), Graphs()
     m = module(pipe)
-    open_compiled_hook(pipe.unet)
+    open_compiled_hooks(pipe.unet)
     plain = draw(pipe)
     pipe.unet = torch.compile(pipe.unet, backend=graphs, fullgraph=True)
     assert apart(draw(pipe), plain) < 1e-4
@@ -89,7 +89,7 @@ def test_an_exception_empties_the_port() -> None:
 
 def test_a_copy_of_a_model_with_a_port_is_not_steered() -> None:
     pipe = make_pipe()
-    open_compiled_hook(pipe.unet)
+    open_compiled_hooks(pipe.unet)
     other = make_pipe()
     other.unet = copy.deepcopy(pipe.unet)
     assert pickle.loads(pickle.dumps(pipe.unet.mid_block))._forward_hooks

@@ -42,7 +42,8 @@ def hooked(unet: Any, z: Tensor, t: Tensor, context: Tensor, delta: Tensor) -> T
 
 def pool_of(pipe: Any, concept: Concept, config: TrainConfig, delta: Tensor | None = None, number: int = 0) -> Latents:
     """The pool of a round that is steered by a constant."""
-    return Rollouts(open_model(pipe, config), [concept], config).pool(number, None if delta is None else lambda _h, _t: delta)[0]
+    steered = None if delta is None else {"mid_block": lambda _h, _t: delta}
+    return Rollouts(open_model(pipe, config), [concept], config).pool(number, steered)[0]
 
 
 def adam(p: Tensor, g: Tensor, lr: float, betas: tuple[float, float]) -> Tensor:

@@ -48,11 +48,14 @@ def contents(path: Path) -> dict[str, Any]:
     h, tensors, scale, digest = read_file(one_file(path), "np")
     result: dict[str, Any] = {k: getattr(h, k) for k in HEADER} | {"form": h.form or None, "shape": None, "timesteps": list(h.timesteps)}
     result |= {"scale": scale, "norm_ram": None, "norm_sam": None, "relative_norm": None}
-    if {"ram.r", "sam.r"} == set(tensors):
-        ram, sam = (scale * tensors[k] for k in ("ram.r", "sam.r"))
-        norms = [float(np.linalg.norm(v)) for v in (ram, sam, ram + sam)]
-        result |= {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
-        result |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
+    constants = {}
+    for site in h.site.split(","):
+        ram, sam = (tensors.get(f"{part}.{site}.r", tensors.get(f"{part}.r")) for part in ("ram", "sam"))
+        if ram is not None and sam is not None:
+            norms = [float(np.linalg.norm(scale * v)) for v in (ram, sam, ram + sam)]
+            constants[site] = {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
+            constants[site] |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
+    result |= next(iter(constants.values())) if len(constants) == 1 else {"sites": constants or None}
     result |= {"verdict": dict(h.verdict), "tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
     return result | {"library": h.library, "train": dict(h.train), "warnings": []}
 

@@ -1,7 +1,8 @@
 """Finds the bottleneck (h-space) of a denoising model, shifts it, and runs the part of the model after it again.
 
 Notation of the paper: h is the output of the mid block of a UNet, D the up blocks that follow. In a transformer h is the image stream
-(R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token. Forward hooks are removed on exit.
+(R, N, D) behind a middle block, and deltas have shape (D, 1, 1): the same at every token. Another block may be chosen as the site of h.
+Forward hooks are removed on exit.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ SITE = "mid_block"
 RowDelta = Callable[[Tensor], tuple[Tensor, slice]]
 """h (R, C, H, W) or (R, N, C) of a call -> the deltas (B or 1, C, H, W) and the B rows that get them."""
 
-_compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHook] = WeakKeyDictionary()
+_compiled_hooks: WeakKeyDictionary[nn.Module, CompiledHooks] = WeakKeyDictionary()
 
 
 def site_module(model: nn.Module, site: str = SITE) -> nn.Module:
@@ -45,13 +46,18 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
     """
     site_module(model, site)
     config: Any = model.config
-    if site != SITE:
+    if not hasattr(config, "block_out_channels"):
         width = config.get("dim") or config.get("hidden_size") or config.num_attention_heads * config.attention_head_dim
         return int(width), 1, 1
-    size, factor = config.sample_size, 2 ** (len(config.block_out_channels) - 1)
+    size, last = config.sample_size, len(config.block_out_channels) - 1
     default = (size, size) if isinstance(size, int) else size
-    h, w = (math.ceil(pixels / factor) for pixels in (height or default[0], width or default[1]))
-    return int(config.block_out_channels[-1]), h, w
+    blocks, _, number = site.partition(".")
+    level = halved = last
+    if number:  # a block ends at the size of the next one
+        down, i = blocks == "down_blocks", int(number)
+        level, halved = (i, min(i + 1, last)) if down else (last - i, max(last - i - 1, 0))
+    h, w = (math.ceil(pixels / 2**halved) for pixels in (height or default[0], width or default[1]))
+    return int(config.block_out_channels[level]), h, w
 
 
 def stream(output: Tensor | tuple[Tensor, Tensor], site: str = SITE) -> Tensor:
@@ -138,7 +144,8 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Decoder:
-    """D of a UNet: its up blocks, with the skips, prompt and timestep that a call of B rows gave them. ``h`` (B, C, H, W) is that call's."""
+    """D of a UNet: the up blocks behind the site, with the skips, prompt and timestep that a call of B rows gave them. ``h`` (B, C, H, W) is
+    that call's."""
 
     unet: Any
     h: Tensor
@@ -179,11 +186,12 @@ def run_with_decoder(
     """The prediction of ``run`` (one forward of ``model``) with ``delta(h)`` (B or 1, C, H, W) added to h; h itself; and D: h -> prediction.
 
     The gradient reaches the delta through D alone: with a frozen model the part before the site builds no graph. D of a UNet is a `Decoder`,
-    which re-runs its up blocks (about 0.6 of a forward on SD 1.x); of a transformer it re-runs the whole call.
+    which re-runs its up blocks (about 0.6 of a forward on SD 1.x); of a transformer, and of a down block, it re-runs the whole call.
+    Forward hooks on what follows the site take part in D.
     """
     calls: list[tuple[nn.Module, dict[str, Any]]] = []
     found: list[Tensor] = []
-    unet: Any = model
+    behind = up_blocks_behind(model, site)
 
     def record(block: nn.Module, args: tuple[Any, ...], call: dict[str, Any]) -> None:
         if args:
@@ -199,11 +207,19 @@ def run_with_decoder(
             return run()
 
     with ExitStack() as hooks:
-        for block in unet.up_blocks if site == SITE else ():
+        for block in behind or ():
             hooks.enter_context(block.register_forward_pre_hook(record, with_kwargs=True))
         hooks.enter_context(site_module(model, site).register_forward_hook(bottleneck))
         prediction = run()
-    return prediction, found[-1], Decoder(model, found[-1], calls) if site == SITE else whole_call
+    return prediction, found[-1], whole_call if behind is None else Decoder(model, found[-1], calls)
+
+
+def up_blocks_behind(model: Any, site: str) -> list[nn.Module] | None:
+    """The up blocks of a UNet that follow a site; None where more than up blocks follows."""
+    blocks, _, number = site.partition(".")
+    if site != SITE and blocks != "up_blocks":
+        return None
+    return list(model.up_blocks[int(number) + 1 if number else 0 :])
 
 
 def _map(f: Callable[..., Any], *trees: Any) -> Any:
@@ -222,17 +238,11 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 class CompiledHook:
-    """The hook that stays at the site of a compiled model, as compiled code ignores hooks added later and goes on with removed ones.
-
-    It adds the sum of ``steerings`` (arguments of a call -> the deltas (R, C, H, W) of all its rows, or None), which are asked before each
-    call, outside of the graph; threads that share the model take turns.
-    """
+    """The hook that stays at a site of a compiled model, as compiled code ignores hooks added later and goes on with removed ones."""
 
     def __init__(self, site: str = SITE) -> None:
         self.site = site
         self.delta: Tensor | None = None
-        self.lock = threading.RLock()
-        self.steerings: list[Callable[[tuple[Any, ...], dict[str, Any]], Tensor | None]] = []
 
     def __reduce__(self) -> tuple[type[CompiledHook], tuple[()]]:
         """A copied or pickled model carries an empty hook, which does nothing."""
@@ -243,27 +253,48 @@ class CompiledHook:
         h = stream(output, self.site)
         return None if self.delta is None else with_stream(output, h + broadcast_to_h(self.delta, h), self.site)
 
+
+class CompiledHooks:
+    """The hooks of a compiled model by site.
+
+    They add the sums of ``steerings`` (arguments of a call -> site -> the deltas (R, C, H, W) of all its rows), which are asked before each
+    call, outside of the graph; threads that share the model take turns.
+    """
+
+    def __init__(self) -> None:
+        self.at: dict[str, CompiledHook] = {}
+        self.lock = threading.RLock()
+        self.steerings: list[Callable[[tuple[Any, ...], dict[str, Any]], Mapping[str, Tensor]]] = []
+
+    def __reduce__(self) -> tuple[type[CompiledHooks], tuple[()]]:
+        """Those of a copy have no steerings."""
+        return CompiledHooks, ()
+
     def run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A call of the compiled model, with the delta set before and reset after it."""
+        """A call of the compiled model, with the deltas set before and reset after it."""
         with self.lock:
-            found = [d for rows_of in self.steerings if (d := rows_of(args, kwargs)) is not None]
-            self.delta = sum(found[1:], start=found[0]) if found else None
             try:
+                for site, delta in (item for rows_of in self.steerings for item in rows_of(args, kwargs).items()):
+                    hook = self.at[site]
+                    hook.delta = delta if hook.delta is None else hook.delta + delta
                 return call(*args, **kwargs)
             finally:
-                self.delta = None
+                for hook in self.at.values():
+                    hook.delta = None
 
 
-def open_compiled_hook(model: Any, site: str = SITE) -> CompiledHook:
-    """The hook of a model, made once. A model that was compiled without it compiles again at its next call, with a warning."""
+def open_compiled_hooks(model: Any, sites: Sequence[str] = (SITE,)) -> CompiledHooks:
+    """The hooks of a model, each made once. A model that was compiled without one compiles again at its next call, with a warning."""
     inner = getattr(model, "_orig_mod", model)
-    if inner not in _compiled_hooks:
-        _compiled_hooks[inner] = CompiledHook(site)
-        site_module(inner, site).register_forward_hook(_compiled_hooks[inner].hook)
+    hooks = _compiled_hooks.setdefault(inner, CompiledHooks())
+    if new := [site for site in sites if site not in hooks.at]:
+        for site in new:
+            hooks.at[site] = CompiledHook(site)
+            site_module(inner, site).register_forward_hook(hooks.at[site].hook)
         if is_compiled(model):
             warnings.warn("the model is compiled already: its next call compiles again, as does all else that was compiled", stacklevel=4)
             torch.compiler.reset()
     call = model.__dict__.get("_compiled_call_impl")
     if is_compiled(model) and not isinstance(call, partial):
-        model._compiled_call_impl = partial(_compiled_hooks[inner].run, call or model._call_impl)
-    return _compiled_hooks[inner]
+        model._compiled_call_impl = partial(hooks.run, call or model._call_impl)
+    return hooks

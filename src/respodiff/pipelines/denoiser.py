@@ -26,7 +26,7 @@ from torch import Tensor
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.capture import at, capture, filled, flat, takes_negative
 from respodiff.pipelines.latents import latent_shape, pack, pixels_of_latent, unpack
-from respodiff.pipelines.registry import backbone, image_tokens, site_of, spec_of
+from respodiff.pipelines.registry import backbone, image_tokens, sites_of, spec_of
 
 Condition = Mapping[str, Tensor]
 TIME_IDS = "added_cond_kwargs.time_ids"
@@ -124,18 +124,20 @@ class Denoiser:
     """The steered model of a pipeline at one image size.
 
     Attributes:
-        model, site: the UNet or transformer and the name of its site. shape: (C, H, W) of a module for it.
+        model, sites: the UNet or transformer, and the sites that are chosen, in the order of a forward pass. shapes: (C, H, W) of a module at each.
+        site, shape: the first of them.
         size: height and width of the image in pixels. latent: (C, H, W) of a latent.
         guides: whether classifier-free guidance is used, with scale ``guidance``; if not, that is embedded where the model takes one.
         forwards: evaluations of one sample so far.
     """
 
-    def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0) -> None:
+    def __init__(self, pipe: Any, height: int = 0, width: int = 0, guidance: float = 1.0, sites: Sequence[str] = ()) -> None:
         self.pipe, self.spec = pipe, spec_of(pipe)
         self.model, self.guidance, self.forwards = backbone(pipe), guidance, 0
         self.device: torch.device = self.model.device
         self.dtype: torch.dtype = self.model.dtype
-        self.site = site_of(pipe)
+        self.sites = sites_of(pipe, sites)
+        self.site = self.sites[0]
         if is_offloaded(self.model):
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
@@ -149,7 +151,8 @@ class Denoiser:
                 f"the transformer takes {config.in_channels} channels, mask included; train on the text-to-image checkpoint, steer this one"
             )
         self.size = (self.latent[1] * pixels_of_latent(pipe), self.latent[2] * pixels_of_latent(pipe))
-        self.shape = site_shape(self.model, *self.latent[1:], site=self.site)
+        self.shapes = {site: site_shape(self.model, *self.latent[1:], site=site) for site in self.sites}
+        self.shape = self.shapes[self.site]
         self.embeds_guidance = bool(getattr(config, "time_cond_proj_dim", None) or getattr(config, "guidance_embeds", False))
         self.guides = self.spec.guides and not self.embeds_guidance
         self._extra = self._extra_channels() if self.spec.model == "unet" else None
@@ -189,7 +192,8 @@ class Denoiser:
             z = torch.cat([z, self._extra.expand(len(z), -1, -1, -1)], 1)
         rows: Any = [*z[:, :, None]] if self.spec.listed else pack(z, self.spec.packs) if self.spec.packs else z
         own = {latent: rows, timestep: when.expand(len(z)) if told.ndim else when}
-        self.site.tokens = image_tokens(self.pipe, z, condition.get("encoder_attention_mask"))
+        for site in self.sites:
+            site.tokens = image_tokens(self.pipe, z, condition.get("encoder_attention_mask"))
 
         def value_of(path: str, value: Any) -> Any:
             if path in own:

@@ -221,11 +221,34 @@ class Site(str):
 
 
 def site_of(pipe: Any) -> Site:
-    """The site of `backbone`."""
+    """The site of `backbone` where none is chosen."""
     blocks, _, place = spec_of(pipe).site.partition(".")
     n = len(getattr(backbone(pipe), blocks)) if place else 0
-    site = Site(f"{blocks}.{n - 1 if place == 'LAST' else n // 2}" if place else blocks)
-    site.stream = spec_of(pipe).stream
+    return _site(pipe, f"{blocks}.{n - 1 if place == 'LAST' else n // 2}" if place else blocks)
+
+
+def candidates(pipe: Any) -> tuple[Site, ...]:
+    """The sites that can be chosen, in the order of a forward pass: all blocks of a UNet, or those of the list that the table names."""
+    model, lists = backbone(pipe), [spec_of(pipe).site.partition(".")[0]]
+    if spec_of(pipe).model == "unet":
+        lists = ["down_blocks", *lists, "up_blocks"]
+    numbers = {name: [f".{i}" for i in range(len(found))] if hasattr(found := getattr(model, name), "__len__") else [""] for name in lists}
+    return tuple(_site(pipe, name + number) for name in lists for number in numbers[name])
+
+
+def sites_of(pipe: Any, names: Sequence[str] = ()) -> tuple[Site, ...]:
+    """The candidates of those names in the order of a forward pass, or `site_of` without names. ValueError for others."""
+    if not names:
+        return (site_of(pipe),)
+    known = candidates(pipe)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"site is {unknown[0]!r}, which this {type(backbone(pipe)).__name__} has not; allowed: {', '.join(known)}")
+    return tuple(site for site in known if site in names)
+
+
+def _site(pipe: Any, name: str) -> Site:
+    site = Site(name)
+    site.stream = 0 if name.startswith("down_blocks.") else spec_of(pipe).stream  # the other output is the skips, which stay as they are
     return site
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
 from respodiff.data.places import check_out, new_file
-from respodiff.steering.module import ConceptModule
+from respodiff.steering.module import ConceptModule, require_mid_block
 from respodiff.steering.serialization import TIMESTEPS, Header
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
@@ -117,8 +117,9 @@ def _column(concept: str, layers: int, columns: int, given: int | None) -> int:
 def to_official(module: ConceptModule, path: str | Path, column: int | None = None, *, force: bool = False) -> Path:
     """Write a module as a ``.pt`` for RespoDiff's official code: both weights (C H W, 10), zero but for the module's column.
 
-    ValueError for a file that holds anything else, unless ``force``.
+    ValueError for a file that holds anything else, unless ``force``, and for a module that the official code has no place for.
     """
+    require_mid_block(module, "the official code knows the mid block alone")
     if module.header.timesteps != TIMESTEPS:
         raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
     index = _column(module.name, 2, 10, column)

@@ -22,30 +22,35 @@ from torch import Tensor, nn
 from respodiff._version import __version__
 from respodiff.data.places import check_out, new_file
 from respodiff.pipelines.registry import backbone, spec_of
-from respodiff.steering.module import ConceptModule
+from respodiff.steering.module import ConceptModule, require_mid_block
 from respodiff.steering.self_test import sample_latents
 from respodiff.steering.serialization import TIMESTEPS, check_scale
 from respodiff.steering.steer import steer
 
 LDM_BIAS = "model.diffusion_model.middle_block.2.out_layers.3.bias"
 """The same bias in single-file checkpoints of SD 1.x, 2.x and XL."""
+FUSED_AT = "fusing is for the mid block of a UNet: steer it instead"
 FUSED, MARK = "respodiff.fused", "fused.json"
 """What says what was fused: a key in the metadata of a single file, a file in a folder."""
 
 
 def energy_lost(module: ConceptModule) -> float:
-    """Part of |r + s|^2 (0 to 1) that is lost by taking the mean over positions."""
+    """Part of |r + s|^2 (0 to 1) that is lost by taking the mean over positions. ValueError for another site than the mid block."""
+    require_mid_block(module, FUSED_AT)
     whole = module.delta.square().sum().item()
     mean = module.channels().delta.square().sum().item() * module.shape[1] * module.shape[2]
     return 1 - mean / whole if whole else 0.0
 
 
 def channel_delta(modules: Sequence[ConceptModule], scale: float = 1.0) -> Tensor:
-    """Sum of the modules' r + s (C,), times ``scale``, finite. ValueError for one that has a value per position, or a window of timesteps."""
+    """Sum of the modules' r + s (C,), times ``scale``, finite. ValueError for one that has a value per position, a window of timesteps, or
+    another site than the mid block.
+    """
     check_scale(scale)
     if not modules:
         raise ValueError("no module to fuse; give at least one")
     for module in modules:
+        require_mid_block(module, FUSED_AT)
         if module.header.timesteps != TIMESTEPS:
             raise ValueError(
                 f"module {module.name!r} acts at timesteps {module.header.timesteps} alone, and a bias at all: steer it instead"

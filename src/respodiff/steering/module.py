@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from respodiff.pipelines.bottleneck import channels_first, site_shape
+from respodiff.pipelines.bottleneck import SITE, channels_first, site_shape
 from respodiff.pipelines.loading import config_digest, model_name
-from respodiff.pipelines.registry import backbone, site_of
+from respodiff.pipelines.registry import backbone, candidates, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.steering.forms import FORMS, Form, load_form
 from respodiff.steering.serialization import TIMESTEPS, Header
@@ -22,13 +22,15 @@ from respodiff.steering.steer import NoOffset, Shift
 
 PARTS = ("ram", "sam")
 """Prefixes of the state dicts in a module file."""
+Offset = Tensor | Form
 
 
 @dataclass(frozen=True, eq=False)
 class ConceptModule(Adapter):
     """RAM and SAM with their header, an adapter of two small networks (`respodiff.steering.forms`).
 
-    ``tensors`` is their state dict: ``ram.r`` and ``sam.r`` (C, H, W), or (C, 1, 1), for the paper's constants.
+    ``tensors`` is their state dict: ``ram.r`` and ``sam.r`` (C, H, W), or (C, 1, 1), for the paper's constants. Of chosen sites the names have
+    the site: ``ram.up_blocks.0.r``. What is said of the tensors of a module of several sites is said of `at` each.
     """
 
     def __post_init__(self) -> None:
@@ -39,24 +41,62 @@ class ConceptModule(Adapter):
         window = self.header.timesteps
         if not all(isinstance(t, int) for t in window) or len(window) != 2 or not 0 <= window[0] < window[1] <= TIMESTEPS[1]:
             raise ValueError(f"timesteps is {window}; allowed: (low, high), whole numbers with 0 <= low < high <= {TIMESTEPS[1]}")
-        ram, sam = ([tuple(p.shape) for p in form.parameters()] for form in self.forms())
-        if ram != sam:
-            raise ValueError(f"ram has shape {ram[0]}, but sam {sam[0]}; they must be equal")
+        if self.named and (stray := self.tensors.keys() - {k for part in PARTS for s in self.sites for k in self._names(part, s)}):
+            raise ValueError(f"tensor {min(stray)!r} is of none of its sites, {self.header.site}")
+        for module in map(self.at, self.sites):
+            ram, sam = ([tuple(p.shape) for p in form.parameters()] for form in module.forms())
+            if ram != sam:
+                raise ValueError(f"ram has shape {ram[0]}, but sam {sam[0]}; they must be equal")
 
     @classmethod
-    def of(cls, ram: Tensor | Form, sam: Tensor | Form, header: Header) -> ConceptModule:
-        """A module of two forms, or of two constants (C, H, W) or (C, 1, 1). The header's ``form`` is set.
+    def of(cls, ram: Offset | Mapping[str, Offset], sam: Offset | Mapping[str, Offset], header: Header) -> ConceptModule:
+        """A module of two forms, or of two constants (C, H, W) or (C, 1, 1), or of mappings from sites to them. The header's ``form`` is set,
+        and its ``site`` by mappings.
 
-        ValueError for tensors of other or unequal shapes, forms of two kinds, or values that are not finite.
+        ValueError for tensors of other or unequal shapes, forms of two kinds, unequal sites, or values that are not finite.
         """
-        kinds = [type(x).__name__.lower() if isinstance(x, Form) else "constant" for x in (ram, sam)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(f"ram is of form {kinds[0]!r}, but sam of form {kinds[1]!r}; they must be equal")
-        states = {part: x.state_dict() if isinstance(x, Form) else {"r": x} for part, x in zip(PARTS, (ram, sam), strict=True)}
-        if "r" in states["ram"] and states["ram"]["r"].shape[1:] == (1, 1):
+        rams, sams = (x if isinstance(x, Mapping) else {"": x} for x in (ram, sam))
+        if rams.keys() != sams.keys() or not rams:
+            raise ValueError(f"ram is of sites {', '.join(rams) or 'none'}, but sam of {', '.join(sams) or 'none'}; they must be equal")
+        states = {
+            _start(part, site): x.state_dict() if isinstance(x, Form) else {"r": x}
+            for site in rams
+            for part, x in zip(PARTS, (rams[site], sams[site]), strict=True)
+        }
+        kinds = [type(x).__name__.lower() if isinstance(x, Form) else "constant" for site in rams for x in (rams[site], sams[site])]
+        if other := [kind for kind in kinds if kind != kinds[0]]:
+            raise ValueError(f"ram is of form {kinds[0]!r}, but sam of form {other[0]!r}; they must be equal")
+        if all("r" in state and state["r"].shape[1:] == (1, 1) for state in states.values()):
             kinds = ["channel"]
-        tensors = {f"{part}.{k}": v.detach().to("cpu", torch.float32, copy=True) for part in PARTS for k, v in states[part].items()}
-        return cls(replace(header, form=kinds[0]), tensors)
+        tensors = {start + k: v.detach().to("cpu", torch.float32, copy=True) for start, state in states.items() for k, v in state.items()}
+        site = header.site if "" in rams else ",".join(rams)
+        return cls(replace(header, form=kinds[0], site=site), tensors)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Where it acts."""
+        return tuple(self.header.site.split(","))
+
+    @property
+    def named(self) -> bool:
+        """Whether its sites were chosen, so that its tensors' names have them."""
+        return bool(self._names("ram", self.sites[0]))
+
+    def at(self, site: str) -> ConceptModule:
+        """What it is at one of its sites, as a module of that site alone; its norm of h is unknown where there are several."""
+        if self.sites == (site,):
+            return self
+        own = {k: self.tensors[k] for part in PARTS for k in self._names(part, site)}
+        return replace(self, header=replace(self.header, site=site, h_norm=0.0), tensors=own)
+
+    def _names(self, part: str, site: str = "") -> list[str]:
+        return [k for k in self.tensors if k.startswith(_start(part, site))]
+
+    def _state(self, part: str) -> dict[str, Tensor]:
+        if len(self.sites) > 1:
+            raise ValueError(f"module {self.name!r} acts at {self.header.site}; take what it is at one of them, module.at(site)")
+        start = _start(part, self.sites[0] if self.named else "")
+        return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
     @property
     def form(self) -> str:
@@ -91,18 +131,19 @@ class ConceptModule(Adapter):
     def _constant(self, part: str) -> Tensor:
         if self.reads_h:
             raise ValueError(f"module {self.name!r} is of form {self.form!r}, which has no tensor {part}; constant and channel have one")
-        r = self.tensors[f"{part}.r"]
+        r = self._state(part)["r"]
         return r if self.weight == 1 else r * self.weight
 
     def forms(self) -> tuple[Form, Form]:
         """RAM and SAM as networks, at scale 1."""
-        ram, sam = ({k.removeprefix(f"{part}."): v for k, v in self.tensors.items() if k.startswith(f"{part}.")} for part in PARTS)
-        return load_form(self.form, ram), load_form(self.form, sam)
+        ram, sam = (load_form(self.form, self._state(part)) for part in PARTS)
+        return ram, sam
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the offset; (C, 1, 1) for forms that fit every image size."""
-        c, h, w = (len(self.tensors["ram.up.weight"]), 1, 1) if self.reads_h else self.tensors["ram.r"].shape
+        state = self._state("ram")
+        c, h, w = (len(state["up.weight"]), 1, 1) if self.reads_h else state["r"].shape
         return c, h, w
 
     def within(self, low: int, high: int) -> ConceptModule:
@@ -114,25 +155,28 @@ class ConceptModule(Adapter):
 
     def channels(self) -> ConceptModule:
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
-        ram, sam = (r.mean((-2, -1), keepdim=True) for r in (self.ram, self.sam))
+        own = {site: self.at(site) for site in self.sites}
+        ram, sam = ({site: getattr(m, part).mean((-2, -1), keepdim=True) for site, m in own.items()} for part in PARTS)
+        if self.named:
+            return ConceptModule.of(ram, sam, self.header)
         positions = self.shape[1] * self.shape[2]
-        return ConceptModule.of(ram, sam, replace(self.header, h_norm=self.header.h_norm * (1 / positions) ** 0.5))
+        header = replace(self.header, h_norm=self.header.h_norm * (1 / positions) ** 0.5)
+        return ConceptModule.of(ram[self.header.site], sam[self.header.site], header)
 
     def check(self, pipe: Any) -> list[str]:
-        """Warnings about the module on a pipeline of other weights or configuration. ValueError if site or channels differ."""
-        model, site, h = backbone(pipe), site_of(pipe), self.header
-        channels = site_shape(model, site=site)[0]
-        if h.site != site:
-            raise ValueError(f"module {self.name!r} was trained at site {h.site!r}, this pipeline is steered at {site!r}")
-        if self.shape[0] != channels:
-            raise ValueError(
-                f"module {self.name!r} has {self.shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {channels}; "
-                f"it was trained on {h.base_model!r}: train one for this model"
-            )
-        if site != "mid_block" and self.shape[1:] != (1, 1):
-            raise ValueError(
-                f"module {self.name!r} has shape {self.shape}; a transformer takes one number a channel: use module.channels()"
-            )
+        """Warnings about the module on a pipeline of other weights or configuration. ValueError if sites or channels differ."""
+        model, h = backbone(pipe), self.header
+        known = candidates(pipe) if self.named else (site_of(pipe),)
+        if other := [site for site in self.sites if site not in known]:
+            raise ValueError(f"module {self.name!r} was trained at site {other[0]!r}, this pipeline is steered at {', '.join(known)!r}")
+        for site, shape in ((site, self.at(site).shape) for site in self.sites):
+            if shape[0] != (channels := site_shape(model, site=site)[0]):
+                raise ValueError(
+                    f"module {self.name!r} has {shape[0]} channels, the bottleneck of model {model_name(pipe)!r} has {channels}; "
+                    f"it was trained on {h.base_model!r}: train one for this model"
+                )
+            if spec_of(pipe).model == "transformer" and shape[1:] != (1, 1):
+                raise ValueError(f"module {self.name!r} has shape {shape}; a transformer takes one number a channel: use module.channels()")
         other_config = h.base_digest and h.base_digest != config_digest(model)
         if not other_config and not self.other_weights(model):
             return []
@@ -141,8 +185,21 @@ class ConceptModule(Adapter):
 
     @staticmethod
     def apply(pipe: Any, adapters: AdaptersPerImage) -> AbstractContextManager[None]:
-        """Every step adds the sum of an image's modules to h of its conditional row, as in the paper."""
-        return Shift(pipe, Deltas(adapters.rows), adapters).attached()
+        """Every step adds the sum of an image's modules to h of its conditional row, as in the paper, at each site."""
+        acting = {site for module in adapters.adapters for site in module.sites}
+        own = {site: adapters.map(lambda m: m.at(site) if site in m.sites else None) for site in candidates(pipe) if site in acting}  # noqa: B023
+        return Shift(pipe, {site: Deltas(at.rows) for site, at in own.items()}, adapters).attached()
+
+
+def require_mid_block(module: ConceptModule, why: str) -> None:
+    """ValueError for a module that acts elsewhere, as was chosen."""
+    if module.named and module.sites != (SITE,):
+        raise ValueError(f"module {module.name!r} acts at {module.header.site}; {why}")
+
+
+def _start(part: str, site: str) -> str:
+    """How the names of the tensors of RAM or SAM begin."""
+    return f"{part}.{site}." if site else f"{part}."
 
 
 Kind = tuple[tuple[int, int], tuple[int, int, int]]

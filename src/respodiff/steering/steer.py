@@ -6,14 +6,15 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hook, site_module, site_shape, stream, with_stream
+from respodiff.pipelines.bottleneck import add_to_rows, is_compiled, open_compiled_hooks, site_module, site_shape, stream, with_stream
 from respodiff.pipelines.denoiser import names_of
-from respodiff.pipelines.registry import backbone, caller, image_tokens, row_blocks, site_of, spec_of
+from respodiff.pipelines.registry import Site, backbone, caller, image_tokens, row_blocks, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, Row
 from respodiff.steering.guard import Guard, claimed, is_steered
 from respodiff.steering.serialization import check_scale
@@ -36,7 +37,7 @@ def check_compatible(pipe: Any, adapter: Adapter) -> list[str]:
 def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale: float = 1.0) -> Iterator[None]:
     """While active, calls of ``pipe`` are steered; after exit, also by an exception, it is bit-identical to before.
 
-    Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper.
+    Modules add ``scale * (r + s)`` to h of the conditional rows at every step, as in the paper, at each of their sites.
 
     Args:
         pipe: a supported diffusers pipeline (`respodiff.pipelines.registry`). Another one that shares its model is left alone, with a
@@ -75,7 +76,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
     with ExitStack() as stack:
         stack.enter_context(claimed(pipe, next((a.method for a in acting.adapters if not a.header.form), "")))
         if not acting.adapters:
-            stack.enter_context(Shift(pipe, NoOffset(), given).attached())  # counts the images
+            stack.enter_context(Shift(pipe, {site_of(pipe): NoOffset()}, given).attached())  # counts the images
         for apply in dict.fromkeys(a.apply for a in acting.adapters):
             own = acting.map(lambda a: a if a.apply is apply else None)  # noqa: B023  (called at once)
             stack.enter_context(apply(pipe, own))
@@ -84,7 +85,7 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
 
 
 class NoOffset:
-    """What is added at the bottleneck: nothing. Subclasses add something.
+    """What is added at a site: nothing. Subclasses add something.
 
     Attributes:
         reads_h, reads_timesteps: whether the offset depends on h or on the timestep.
@@ -102,45 +103,47 @@ class NoOffset:
 
 
 class Shift:
-    """Adds offsets at the bottleneck for the calls of one pipeline; ``adapters`` says for how many images the offsets are.
+    """Adds offsets at sites for the calls of one pipeline; ``adapters`` says for how many images the offsets are.
 
     Pipelines and threads may share a model. So every call is asked who makes it, and its rows are kept per thread.
     """
 
-    def __init__(self, pipe: Any, deltas: NoOffset, adapters: AdaptersPerImage) -> None:
-        self.pipe, self.deltas, self.adapters, self.site = pipe, deltas, adapters, site_of(pipe)
+    def __init__(self, pipe: Any, deltas: Mapping[Site, NoOffset], adapters: AdaptersPerImage) -> None:
+        self.pipe, self.deltas, self.adapters = pipe, deltas, adapters
         self.call = threading.local()
         self.live, self.warned = True, False
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the model, or a place at its compiled hook; gone on exit."""
-        wrapped, model, name = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe), self.site
+        wrapped, model = getattr(self.pipe, spec_of(self.pipe).model), backbone(self.pipe)
         if is_compiled(wrapped) and spec_of(self.pipe).tokens:
             raise ValueError(
                 f"the model is compiled, and tokens of {type(self.pipe).__name__} differ from call to call; use the plain model"
             )
-        if is_compiled(wrapped) and self.deltas.reads_h:
+        if is_compiled(wrapped) and any(d.reads_h for d in self.deltas.values()):
             raise ValueError("the model is compiled, and modules whose form reads h need hooks; use the plain model")
-        site: Any = site_module(model, name)
-        if "_compiled_call_impl" in site.__dict__:
+        modules = {site: site_module(model, site) for site in self.deltas}
+        if own := [site for site, module in modules.items() if "_compiled_call_impl" in vars(module)]:
             raise ValueError(
-                f"{name} is compiled on its own, and a hook on it would be ignored; compile the whole model, or not that block"
+                f"{own[0]} is compiled on its own, and a hook on it would be ignored; compile the whole model, or not that block"
             )
         with ExitStack() as stack:
             stack.enter_context(claimed(self.pipe))
             if is_compiled(wrapped):
-                steerings = open_compiled_hook(wrapped, name).steerings
+                steerings = open_compiled_hooks(wrapped, list(self.deltas)).steerings
                 steerings.append(self.all_rows)
                 stack.callback(steerings.remove, self.all_rows)
             else:
-                for handle in (model.register_forward_pre_hook(self.before, with_kwargs=True), site.register_forward_hook(self.at_site)):
-                    stack.callback(handle.remove)
+                stack.enter_context(model.register_forward_pre_hook(self.before, with_kwargs=True))
+                for site, module in modules.items():
+                    stack.enter_context(module.register_forward_hook(partial(self.at_site, site)))
             try:
                 yield
             finally:
                 self.live = False  # code that was compiled inside of the block may call the hooks of a block that has ended
-                self.deltas.clear()
+                for deltas in self.deltas.values():
+                    deltas.clear()
 
     def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
         """Pre-hook of the model: which rows of this call are to be shifted."""
@@ -148,38 +151,39 @@ class Shift:
         if self.live and kwargs is not None:  # torch gives none to a thread that calls while another adds or removes its hook
             self.call.rows, self.call.t = self.rows(args, kwargs), self.timesteps(args, kwargs)
             if self.call.rows is not None:  # a call of this pipeline, not of one that shares its model
-                self.site.tokens = image_tokens(self.pipe, _sample(args, kwargs), kwargs.get("encoder_attention_mask"))
+                for site in self.deltas:
+                    site.tokens = image_tokens(self.pipe, _sample(args, kwargs), kwargs.get("encoder_attention_mask"))
 
-    def at_site(self, _site: Any, _args: Any, output: Any) -> Any:
-        """Hook of the site: shifts them."""
+    def at_site(self, site: Site, _module: Any, _args: Any, output: Any) -> Any:
+        """Hook of a site: shifts them."""
         rows = getattr(self.call, "rows", None)  # none: the call began in another thread, before this block did
         if rows is None:
             return None
-        h = stream(output, self.site)
-        added = self._added(h, rows, self.call.t)
-        return None if added is None else with_stream(output, add_to_rows(h, added, rows), self.site)
+        h = stream(output, site)
+        added = self._added(site, h, rows, self.call.t)
+        return None if added is None else with_stream(output, add_to_rows(h, added, rows), site)
 
-    def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-        """Offsets (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
-        rows = self.rows(args, kwargs)
+    def all_rows(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Site -> offsets (R, C, H, W) of all rows of a call of a compiled model, zero where nothing is to be added."""
+        rows, found = self.rows(args, kwargs), dict[str, Tensor]()
         if rows is None:
-            return None
+            return found
         sample = _sample(args, kwargs)
         height, width = sample[0].shape[-2:]  # a transformer's module does not depend on them
-        shape = site_shape(backbone(self.pipe), height, width, self.site)
-        full = torch.zeros(len(sample), *shape, device=sample[0].device, dtype=sample[0].dtype)
-        added = self._added(full, rows, self.timesteps(args, kwargs))
-        if added is None:
-            return None
-        full[rows] = added.to(full.dtype)
-        return full
+        for site in self.deltas:
+            shape = site_shape(backbone(self.pipe), height, width, site)
+            full = torch.zeros(len(sample), *shape, device=sample[0].device, dtype=sample[0].dtype)
+            if (added := self._added(site, full, rows, self.timesteps(args, kwargs))) is not None:
+                full[rows] = added.to(full.dtype)
+                found[site] = full
+        return found
 
-    def _added(self, h: Tensor, rows: slice, t: Tensor) -> Tensor | None:
-        return self.deltas.at(h[rows], t[rows] if t.numel() > 1 else t)
+    def _added(self, site: Site, h: Tensor, rows: slice, t: Tensor) -> Tensor | None:
+        return self.deltas[site].at(h[rows], t[rows] if t.numel() > 1 else t)
 
     def timesteps(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Timesteps (R,) or () of a call of the model, 0 to below 1000; 0 where nothing depends on them."""
-        if not self.deltas.reads_timesteps:
+        if not any(d.reads_timesteps for d in self.deltas.values()):
             return torch.zeros(())
         name = names_of(backbone(self.pipe))[1]
         t = torch.as_tensor(kwargs[name] if name in kwargs else args[1])
@@ -227,4 +231,4 @@ def capture_h(pipe: Any, seen: Callable[[Tensor], None]) -> AbstractContextManag
     """
     if is_compiled(getattr(pipe, spec_of(pipe).model)):
         raise ValueError("the model is compiled, and its h cannot be read for assign_at; use the plain model, or leave assign_at out")
-    return Shift(pipe, _HRecorder(seen), AdaptersPerImage.of(None)).attached()
+    return Shift(pipe, {site_of(pipe): _HRecorder(seen)}, AdaptersPerImage.of(None)).attached()

@@ -40,6 +40,10 @@ POSITIVE: Rule = (lambda v: is_finite(v) and 0 < v <= LARGEST, f"a number above 
 NOT_NEGATIVE: Rule = (lambda v: is_finite(v) and 0 <= v <= LARGEST, f"a number from 0 to {LARGEST:g}")
 STEPS: Rule = (lambda v: is_whole(v) and 2 <= v <= 999, "2 to 999, whole")
 SEED: Rule = (lambda v: is_whole(v) and 0 <= v <= LAST_SEED, "0 to 2^63 - 1")
+SITES: Rule = (
+    lambda v: isinstance(v, tuple) and len(set(v)) == len(v) and all(isinstance(s, str) and s and "," not in s for s in v),
+    "names of blocks, each once; respodiff sites lists them",
+)
 BETAS: Rule = (lambda v: isinstance(v, tuple) and len(v) == 2 and all(is_finite(b) and 0 <= b < 1 for b in v), "two numbers, 0 to below 1")
 
 
@@ -108,6 +112,7 @@ class TrainConfig(RolloutConfig):
         projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until
             E <e[r] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
         max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
+        site: blocks of the model behind which h is (`respodiff.pipelines.registry.candidates`); none: the one of its family.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
         timesteps: ``all`` timesteps of a rollout train, or only the ``last`` one of a rollout to a random timestep.
@@ -115,7 +120,7 @@ class TrainConfig(RolloutConfig):
     """
 
     rules: ClassVar[Rules] = {
-        **{"iterations": COUNT, "refresh_every": COUNT, "batch": AT_ONCE, "betas": BETAS, "seed": SEED},
+        **{"iterations": COUNT, "refresh_every": COUNT, "batch": AT_ONCE, "betas": BETAS, "seed": SEED, "site": SITES},
         **dict.fromkeys(("ram_lr", "target_guidance", "max_relative_norm"), POSITIVE),
         **dict.fromkeys(("sam_lr", "sam_weight", "preservation_weight", "projection", "init_range"), NOT_NEGATIVE),
     }
@@ -136,6 +141,7 @@ class TrainConfig(RolloutConfig):
     max_relative_norm: float = 0.6
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
+    site: tuple[str, ...] = ()
     form: Literal["constant", "channel", "mlp", "conv"] = "constant"
     init_range: float = 0.0
     timestep_labels: Literal["sampler", "official"] = "sampler"

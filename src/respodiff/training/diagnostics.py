@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -25,6 +25,7 @@ from torch import Tensor
 from respodiff.concepts.concept import Concept
 from respodiff.pipelines.bottleneck import channels_first, eager, shifted
 from respodiff.pipelines.denoiser import Denoiser, repeat
+from respodiff.pipelines.registry import Site
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 from respodiff.training.config import RolloutConfig
@@ -147,17 +148,23 @@ def with_verdict(
 
 
 def module_with_verdict(model: Denoiser, concept: Concept, module: ConceptModule) -> ConceptModule:
-    """`with_verdict` for a module: its relative norm is |r + s| / |h|, and d = e(target) - e(neutral), or e(neutral) - e(negative) for safety."""
-    (r, s), norms = (form.to(model.device) for form in module.forms()), list[float]()
+    """`with_verdict` for a module: its relative norm is |r + s| / |h|, the mean of several sites', and d = e(target) - e(neutral), or
+    e(neutral) - e(negative) for safety.
+    """
+    forms, norms = {site: [form.to(model.device) for form in module.at(site).forms()] for site in model.sites}, list[float]()
 
-    def active(t: Tensor) -> AbstractContextManager[None]:
-        def delta(h: Tensor) -> tuple[Tensor, slice]:
-            x = channels_first(h).float()
+    @contextmanager
+    def active(t: Tensor) -> Iterator[None]:
+        def delta(site: Site, h: Tensor) -> tuple[Tensor, slice]:
+            x, (r, s) = channels_first(h).float(), forms[site]
             offset: Tensor = r(x, t) + s(x, t)
             norms.append((offset.square().mean() / x.square().mean()).sqrt().item())
             return offset, slice(None)
 
-        return shifted(model.model, delta, model.site)
+        with ExitStack() as stack:
+            for site in model.sites:
+                stack.enter_context(shifted(model.model, partial(delta, site), site))
+            yield
 
     known = module.relative_norm
     return with_verdict(model, module, directions(concept), active, lambda: fmean(norms) if known is None else known)

@@ -1,7 +1,7 @@
 """RespoDiff, Algorithm 1 (arXiv 2509.15257).
 
-    h            output of the UNet's mid block (h-space)
-    r, s         RAM and SAM, added to h: one tensor each in the paper (`respodiff.steering.forms`)
+    h            output of the UNet's mid block (h-space), or of the blocks that the setting ``site`` names
+    r, s         RAM and SAM, added to h: one tensor each in the paper (`respodiff.steering.forms`), and one each at every site
     e[d](z, y)   noise prediction of the frozen model for latent z and prompt y, with d added to h
     e_tar        target score, made of the frozen model's predictions (`respodiff.training.objectives`)
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from statistics import fmean
@@ -29,8 +30,9 @@ from torch.func import functional_call
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.concept import concept as find_concept
-from respodiff.pipelines.bottleneck import add_to_rows, channels_first, eager, frozen, run_with_decoder
+from respodiff.pipelines.bottleneck import Decoder, add_to_rows, channels_first, eager, frozen, run_with_decoder, shifted
 from respodiff.pipelines.denoiser import Denoiser
+from respodiff.pipelines.registry import Site
 from respodiff.steering.adapter import header_of
 from respodiff.steering.forms import Form, load_form, make_form
 from respodiff.steering.module import ConceptModule
@@ -38,7 +40,7 @@ from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
 from respodiff.training.diagnostics import MOST, module_with_verdict
 from respodiff.training.objectives import preservation_loss, response_loss, semantic_loss
-from respodiff.training.rollouts import Delta, Latents, Rollouts
+from respodiff.training.rollouts import Delta, Latents, Rollouts, mix_seed
 from respodiff.training.state import StepRecord, Tensors, TrainState, adam_step, learning_rate, open_model, share_step
 
 
@@ -79,7 +81,7 @@ def train_together(
     pipe: Any, concepts: Sequence[Concept], config: TrainConfig, *, resume: Mapping[str, Tensor] | None = None, method: str = "respodiff"
 ) -> Iterator[StepRecord]:
     """Algorithm 1 for concepts that share a neutral prompt, on the same latents; a record's module is a dictionary of one for each name."""
-    model = open_model(pipe, config)
+    model = open_model(pipe, config, config.site)
     learners = {c.name: Learner.new(model, config) for c in concepts}
     values = {f"{name}.{k}": v for name, x in learners.items() for k, v in x.values.items()}
 
@@ -91,7 +93,7 @@ def train_together(
     state.restore(resume)
     with frozen(model.model), eager(model.model):
         headers = {c.name: header_of(pipe, method, c, config, site=model.site, resolution=model.size) for c in concepts}
-        make = partial(_modules, headers, config)
+        make = partial(_modules, headers, config, _suffixes(model, config))
         rollouts = Rollouts(model, concepts, config)
         if state.iteration >= config.iterations:
             yield state.record(make)
@@ -100,23 +102,23 @@ def train_together(
             losses = []
             for (name, x), b in zip(learners.items(), batches, strict=True):
                 # RAM: an Adam step on r for L_resp, and for what is to be preserved
-                e_r, h, decode = _predict(model, b, x.r)
+                e_r, h, decode = _predict(model, b, x.ram)
                 l_resp = response_loss(e_r, b.e_tar)
-                l_keep = preservation_loss(_predict(model, b.keep, x.r)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
-                rate = learning_rate(config, state.iteration) * x.unit(h, config)
-                adam_step(x.adam_r, config.ram_lr * rate, l_resp + l_keep)
+                l_keep = preservation_loss(_predict(model, b.keep, x.ram)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
+                rates = [learning_rate(config, state.iteration) * own.unit(h[site], config) for site, own in x.at.items()]
+                adam_step(x.adam_r, [config.ram_lr * rate for rate in rates], l_resp + l_keep)
 
                 # SAM: a step on s for lambda L_sem, with r as it now is; only the part after h runs again
-                d, l_sem = x.r(h, b.t).detach(), 0.0
+                d, l_sem = {site: x.ram(site, h[site], b.t).detach() for site in x.at}, 0.0
                 if config.trains_sam and b.e_neu is not None:
-                    loss = semantic_loss(decode(d + x.s(h, b.t)), b.e_neu, config.sam_weight)
+                    loss = semantic_loss(decode(x.both), b.e_neu, config.sam_weight)
                     if config.sam == "own":
-                        adam_step(x.adam_s, config.sam_lr * rate, loss)
+                        adam_step(x.adam_s, [config.sam_lr * rate for rate in rates], loss)
                     else:
-                        share_step(x.adam_s, x.adam_r, config.sam_lr * rate, loss)
+                        share_step(x.adam_s, x.adam_r, [config.sam_lr * rate for rate in rates], loss)
                     l_sem = loss.item()
 
-                if (longer := _measure(x.norms, h, d)) > MOST:
+                if (longer := max(_measure(own.norms, h[site], d[site]) for site, own in x.at.items())) > MOST:
                     raise state.diverged(f"RAM of {name!r} is {longer:.3g} times as long as h", state.iteration + 1)
                 losses.append((l_resp.item(), l_sem))
             if config.projection and state.iteration + 1 == config.iterations:
@@ -132,22 +134,17 @@ FRESH, NOISE, NONLINEAR = 4, 1e-6, 0.2
 warning."""
 
 
-class Learner(NamedTuple):
-    """r and s of one concept, their optimisers, the norms of `_measure`, and what `_reach` found."""
+Offset = Callable[[Site, Tensor, Tensor], Tensor]
+"""(site, h, t) -> what is added to h there, (1 or B, C, H, W)."""
+
+
+class AtSite(NamedTuple):
+    """r and s at one site, and the norms of `_measure`. ``suffix``: of the names of what is saved."""
 
     r: Form
     s: Form
-    adam_r: torch.optim.Adam
-    adam_s: torch.optim.Adam
     norms: Tensor
-    reached: Tensor
-
-    @classmethod
-    def new(cls, model: Denoiser, config: TrainConfig) -> Learner:
-        """At their start."""
-        r, s = forms(model, config)
-        adam_r, adam_s = (torch.optim.Adam(d.parameters(), betas=config.betas) for d in (r, s))
-        return cls(r, s, adam_r, adam_s, torch.zeros(4, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64))
+    suffix: str
 
     def unit(self, h: Tensor, config: TrainConfig) -> float:
         """What the rates are multiples of: the RMS of h over the batches so far, or 1."""
@@ -164,59 +161,117 @@ class Learner(NamedTuple):
     @property
     def values(self) -> Tensors:
         """What is saved of it."""
-        return {
-            **dict(self.r.named_parameters("ram")),
-            **dict(self.s.named_parameters("sam")),
-            "norms": self.norms,
-            "reached": self.reached,
+        parts = (self.r.named_parameters(f"ram{self.suffix}"), self.s.named_parameters(f"sam{self.suffix}"))
+        return {**dict(parts[0]), **dict(parts[1]), f"norms{self.suffix}": self.norms}
+
+
+class Learner(NamedTuple):
+    """r and s of one concept at each site, their optimisers, and what `_reach` found."""
+
+    at: dict[Site, AtSite]
+    adam_r: torch.optim.Adam
+    adam_s: torch.optim.Adam
+    reached: Tensor
+
+    @classmethod
+    def new(cls, model: Denoiser, config: TrainConfig) -> Learner:
+        """At their start."""
+        at = {
+            site: AtSite(*forms(model, config, i), torch.zeros(4, dtype=torch.float64), suffix)
+            for i, (site, suffix) in enumerate(zip(model.sites, _suffixes(model, config), strict=True))
         }
+        groups = ([{"params": list(d.parameters())} for d in ds] for ds in zip(*((x.r, x.s) for x in at.values()), strict=True))
+        adam_r, adam_s = (torch.optim.Adam(group, betas=config.betas) for group in groups)
+        return cls(at, adam_r, adam_s, torch.tensor([1.0, 0.0], dtype=torch.float64))
+
+    def ram(self, site: Site, h: Tensor, t: Tensor, factor: float = 1.0) -> Tensor:
+        """What RAM adds, times a factor."""
+        offset: Tensor = self.at[site].r(h, t)
+        return offset if factor == 1 else factor * offset
+
+    def both(self, site: Site, h: Tensor, t: Tensor) -> Tensor:
+        """What RAM and SAM add; no gradient reaches RAM."""
+        offset: Tensor = self.at[site].r(h, t).detach() + self.at[site].s(h, t)
+        return offset
+
+    def limit(self, config: TrainConfig) -> float:
+        """Factor at which r has the largest norm of the settings at a first site."""
+        return min(own.limit(config) for own in self.at.values())
+
+    @property
+    def values(self) -> Tensors:
+        """What is saved of it."""
+        return {**{k: v for own in self.at.values() for k, v in own.values.items()}, "reached": self.reached}
 
 
-def forms(model: Denoiser, config: TrainConfig) -> tuple[Form, Form]:
-    """r and s at their start, on the model's device; s adds nothing where SAM is not trained."""
-    generator = torch.Generator().manual_seed(config.seed)
-    ranges = (config.init_range, config.init_range * config.trains_sam)
-    r, s = (make_form(config.form, model.shape, init_range=x, generator=generator).to(model.device) for x in ranges)
+def forms(model: Denoiser, config: TrainConfig, number: int = 0) -> tuple[Form, Form]:
+    """r and s of a site at their start, on the model's device; s adds nothing where SAM is not trained."""
+    generator = torch.Generator().manual_seed(mix_seed(config.seed, 6, number) if number else config.seed)
+    ranges, shape = (config.init_range, config.init_range * config.trains_sam), model.shapes[model.sites[number]]
+    r, s = (make_form(config.form, shape, init_range=x, generator=generator).to(model.device) for x in ranges)
     return r, s
+
+
+def _suffixes(model: Denoiser, config: TrainConfig) -> list[str]:
+    """What the names of tensors have at each site: the site, if it was chosen."""
+    return [f".{site}" * bool(config.site) for site in model.sites]
 
 
 def _of(part: str, values: Tensors) -> Tensors:
     return {k.removeprefix(f"{part}."): v for k, v in values.items() if k.startswith(f"{part}.")}
 
 
-def _predict(model: Denoiser, b: Latents, d: Form) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-    """e[d](z, y) in float32; h (B, C, H, W); and what gives e[d'](z, y) for another d' (1 or B, C, H, W)."""
+def _predict(model: Denoiser, b: Latents, d: Offset) -> tuple[Tensor, dict[Site, Tensor], Callable[[Offset], Tensor]]:
+    """e[d](z, y) in float32; h (B, C, H, W) of each site; and what gives e[d'](z, y) for another d'.
 
-    def delta(h: Tensor) -> Tensor:
-        offset: Tensor = d(channels_first(h).float(), b.t)
-        return offset
+    What follows the first site runs again, with hooks at the others.
+    """
+    first, *later = model.sites
+    seen: dict[Site, Tensor] = {}
 
-    def decode(other: Tensor) -> Tensor:
-        model.forwards += len(h)
-        return rerun(add_to_rows(h, other, slice(None))).float()
+    def delta(site: Site, d: Offset, h: Tensor) -> Tensor:
+        x = channels_first(h).float()
+        seen.setdefault(site, x.detach())
+        return d(site, x, b.t)
+
+    def everywhere(site: Site, d: Offset, h: Tensor) -> tuple[Tensor, slice]:
+        return delta(site, d, h), slice(None)
+
+    @contextmanager
+    def at_later(d: Offset) -> Iterator[None]:
+        with ExitStack() as stack:
+            for site in later:
+                stack.enter_context(shifted(model.model, partial(everywhere, site, d), site))
+            yield
+
+    def decode(d: Offset) -> Tensor:
+        model.forwards += len(h) * isinstance(rerun, Decoder)  # a whole call counts itself
+        with at_later(d):
+            return rerun(add_to_rows(h, delta(first, d, h), slice(None))).float()
 
     rerun: Callable[[Tensor], Tensor]
     if b.decoder:  # the pool keeps what the encoder gave
         h, rerun = b.decoder.h, b.decoder
-        e = decode(delta(h))
+        e = decode(d)
     else:
-        e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), delta, model.site)
-    return e.float(), channels_first(h).float(), decode
+        with at_later(d):
+            e, h, rerun = run_with_decoder(model.model, lambda: model(b.z, b.t, b.y), partial(delta, first, d), first)
+    return e.float(), seen, decode
 
 
 def _delta(learners: Mapping[str, Learner], start: Tensors, config: TrainConfig) -> Delta:
     """What steers the rollouts of a round: r, or r + s, as they were when it began; of several concepts each steers an equal part."""
 
-    def delta(h: Tensor, t: Tensor) -> Tensor:
+    def delta(site: Site, h: Tensor, t: Tensor) -> Tensor:
         found = []
-        for (name, x), rows in zip(learners.items(), h.tensor_split(len(learners)), strict=True):
-            own = _of(name, start)
-            d: Tensor = functional_call(x.r, _of("ram", own), (rows, t))
-            d = d + functional_call(x.s, _of("sam", own), (rows, t)) if config.rollout_modules == "both" else d
+        for (name, learner), rows in zip(learners.items(), h.tensor_split(len(learners)), strict=True):
+            own, x = _of(name, start), learner.at[site]
+            d: Tensor = functional_call(x.r, _of(f"ram{x.suffix}", own), (rows, t))
+            d = d + functional_call(x.s, _of(f"sam{x.suffix}", own), (rows, t)) if config.rollout_modules == "both" else d
             found.append(d.expand(len(rows), *d.shape[1:]))
         return torch.cat(found)
 
-    return delta
+    return {site: partial(delta, site) for site in next(iter(learners.values())).at}
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
@@ -246,8 +301,8 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
     for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
         part = b.rows(i)
         assert part.e_neu is not None
-        e, h, decode = _predict(model, part, x.r)
-        parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, x.r(h, part.t), decode))
+        e, _, decode = _predict(model, part, x.ram)
+        parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, decode))
     size = max(sum(d.square().sum().item() for _, d, *_ in parts), 1e-30)
     found, factor = sum((change * d).sum().item() for change, d, *_ in parts) / size, 1.0
     for _ in range(2):
@@ -255,7 +310,8 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
         if longer == factor:
             break
         factor = longer
-        found = sum(((decode(factor * offset) - e_neu) * d).sum().item() for _, d, e_neu, offset, decode in parts) / size
+        scaled = partial(x.ram, factor=factor)
+        found = sum(((decode(scaled) - e_neu) * d).sum().item() for _, d, e_neu, decode in parts) / size
     return factor, found
 
 
@@ -275,12 +331,15 @@ def _with_reach(module: ConceptModule, x: Learner, config: TrainConfig) -> Conce
     return replace(module, header=replace(module.header, verdict={**module.header.verdict, "factor": factor, "reached": reached}))
 
 
-def _modules(headers: Mapping[str, Header], config: TrainConfig, values: Tensors) -> dict[str, ConceptModule]:
-    """The modules, times the factor."""
+def _modules(headers: Mapping[str, Header], config: TrainConfig, suffixes: Sequence[str], values: Tensors) -> dict[str, ConceptModule]:
+    """The modules, times the factor; the norm of h is that of a single site."""
     found = {}
     for name, header in headers.items():
         own = _of(name, values)
-        (h, n, *_), (scale, _) = own["norms"].tolist(), own["reached"].tolist()
-        ram, sam = (load_form(config.form, _of(part, own)).scaled(scale) for part in ("ram", "sam"))
-        found[name] = ConceptModule.of(ram, sam, replace(header, h_norm=h / n))
+        scale = own["reached"][0].item()
+        ram, sam = (
+            {x.removeprefix("."): load_form(config.form, _of(f"{part}{x}", own)).scaled(scale) for x in suffixes} for part in ("ram", "sam")
+        )
+        h, n, *_ = own[f"norms{suffixes[0]}"].tolist()
+        found[name] = ConceptModule.of(ram, sam, replace(header, h_norm=h / n if len(suffixes) == 1 else 0.0))
     return found

@@ -21,8 +21,8 @@ from respodiff.training.objectives import TARGETS, opposed
 KEPT_BYTES = 1 << 30
 """Most memory that h and skips of a pool may take; a pool that needs more runs the encoder again in every step."""
 
-Delta = Callable[[Tensor, Tensor], Tensor]
-"""(h, t) -> what is added to h, (1 or B, C, H, W)."""
+Delta = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+"""Site -> (h, t) -> what is added to h, (1 or B, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,18 @@ def guided(model: Denoiser, z: Tensor, t: Tensor, y: Condition, delta: Delta | N
     rows = slice(n * (twice and not apart), None)
     with ExitStack() as stack:
         e0 = model(z, t, repeat(away, n)) if apart else None
-        if delta:
-            stack.enter_context(shifted(model.model, lambda h: (delta(channels_first(h[rows]).float(), t[:1][0]), rows), model.site))
+        for site, of in (delta or {}).items():
+            stack.enter_context(shifted(model.model, partial(_of_rows, of, rows, t[:1][0]), site))
         conditions = repeat(y, n) if rows.start == 0 else join([repeat(away, n), repeat(y, n)])
         e = model(z if rows.start == 0 else torch.cat([z, z]), t if rows.start == 0 else torch.cat([t, t]), conditions)
     if not twice:
         return e
     e0, e = (e0, e) if e0 is not None else e.chunk(2)
     return e0 + model.guidance * (e - e0)
+
+
+def _of_rows(of: Callable[[Tensor, Tensor], Tensor], rows: slice, t: Tensor, h: Tensor) -> tuple[Tensor, slice]:
+    return of(channels_first(h[rows]).float(), t), rows
 
 
 @torch.no_grad()

@@ -155,9 +155,9 @@ class TrainState:
         self._committed = out | {"counters": torch.tensor([self.iteration, self.model.forwards, self.seconds], dtype=torch.float64)}
 
 
-def open_model(pipe: Any, config: RolloutConfig) -> Denoiser:
-    """The model at the size and guidance of the settings. ValueError for float16."""
-    model = Denoiser(pipe, config.height, config.width, config.rollout_guidance)
+def open_model(pipe: Any, config: RolloutConfig, sites: Sequence[str] = ()) -> Denoiser:
+    """The model at the size and guidance of the settings, at sites of those names. ValueError for float16, and for an unknown site."""
+    model = Denoiser(pipe, config.height, config.width, config.rollout_guidance, sites)
     if model.dtype == torch.float16:
         raise ValueError("dtype is float16, in which small gradients become zero; train in float32 or bfloat16")
     return model
@@ -218,24 +218,26 @@ def learning_rate(config: OptimizerConfig | TrainConfig, iteration: int) -> floa
     return (1 - iteration / config.iterations) ** 0.5 if config.decay == "sqrt" else 1.0
 
 
-def adam_step(adam: Optimizer, lr: float, loss: Tensor) -> None:
-    """One step on a loss at a learning rate."""
+def adam_step(adam: Optimizer, rates: Sequence[float], loss: Tensor) -> None:
+    """One step on a loss, at a learning rate for each group of parameters."""
     adam.zero_grad()
     loss.backward()
-    adam.param_groups[0]["lr"] = lr
+    for group, lr in zip(adam.param_groups, rates, strict=True):
+        group["lr"] = lr
     adam.step()
 
 
-def share_step(adam: Optimizer, other: Optimizer, lr: float, loss: Tensor) -> None:
+def share_step(adam: Optimizer, other: Optimizer, rates: Sequence[float], loss: Tensor) -> None:
     """A step of ``adam`` along its own first moment, divided by the root of the second moment of ``other``, tensor by tensor.
 
-    Unlike Adam's own step it is proportional to the loss. Both have as many tensors of the same shapes; ``other`` has made a step.
+    Unlike Adam's own step it is proportional to the loss. Both have as many groups of tensors of the same shapes; ``other`` has made a step.
     """
     adam.zero_grad()
     loss.backward()
     group, divisor = adam.param_groups[0], other.param_groups[0]
+    groups = zip(adam.param_groups, other.param_groups, rates, strict=True)
     with torch.no_grad():
-        for p, q in zip(group["params"], divisor["params"], strict=True):
+        for p, q, lr in ((p, q, lr) for a, b, lr in groups for p, q in zip(a["params"], b["params"], strict=True)):
             own, theirs = adam.state[p], other.state[q]
             if not own:
                 own |= {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
