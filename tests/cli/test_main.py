@@ -253,6 +253,7 @@ VERBS = [
     "convert",
     "fuse",
     "doctor",
+    "sites",
     "calibrate",
     "import",
     "export",

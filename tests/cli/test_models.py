@@ -54,6 +54,21 @@ def test_doctor_fails_when_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None
     assert done.returncode == 1 and "FAILED a module changes the image" in done.stdout
 
 
+# --- sites ---
+
+
+def test_sites_ranks_every_block_and_names_the_default(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("respodiff.cli.models.open_model", lambda *_: tiny_pipe)
+    monkeypatch.setattr("respodiff.training.sites.SUBJECTS", ("a doctor", "a nurse"))
+    done = respodiff("sites", "--attribute", "gender", "--json")
+    found = last_json(done)
+    assert {r["site"] for r in found["ranking"]} == {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
+    assert (found["default"], found["chance"]) == ("mid_block", 0.5) and found["unet_forwards"] > 100
+    assert all(set(r[key]) == {"mean", "low", "high"} for r in found["ranking"] for key in ("readable", "along", "against"))
+    assert "mid_block (default)" in done.stderr and "(default)" not in done.stdout
+    assert respodiff("sites", "--attribute", "height").returncode == 2
+
+
 # --- convert ---
 
 

@@ -42,6 +42,7 @@ VERBS = [
     "convert",
     "fuse",
     "doctor",
+    "sites",
     "calibrate",
     "import",
     "export",

@@ -329,3 +329,32 @@ def test_inspect_tells_form_and_window(make_module: Any, tmp_path: Path) -> None
     assert (found["form"], found["shape"], found["timesteps"]) == ("channel", [64, 1, 1], [400, 1000])
     refused(respodiff("fuse", "--module", str(path), "--out", str(tmp_path / "unet")), "acts at timesteps (400, 1000) alone")
     assert names(tmp_path) == ["m.safetensors"]
+
+
+# --- sites ---
+
+
+def test_chosen_sites_are_trained_at_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    assert respodiff(*WOMAN, "--site", "up_blocks.0", "--site", "mid_block", "--out", str(path)).returncode == 0
+    found = last_json(respodiff("inspect", str(path), "--json"))
+    assert found["site"] == "mid_block,up_blocks.0" and found["shape"] is None and found["train"]["site"] == ["up_blocks.0", "mid_block"]
+    assert [s["shape"] for s in found["sites"].values()] == [[64, 4, 4], [64, 8, 8]] and found["sites"]["mid_block"]["norm_ram"] > 0
+    refused(respodiff("fuse", "--module", str(path), "--channel-mean", "--out", str(tmp_path / "unet")), "acts at mid_block,up_blocks.0")
+    assert respodiff(*WOMAN, "--site", "up_blocks.0", "--out", str(tmp_path / "one.safetensors")).returncode == 0
+    found = last_json(respodiff("inspect", str(tmp_path / "one.safetensors"), "--json"))
+    assert (found["site"], found["shape"]) == ("up_blocks.0", [64, 8, 8]) and found["relative_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--site", "attic"], "site is 'attic', which this UNet2DConditionModel has not; allowed: down_blocks.0, down_blocks.1, mid_block"),
+        (["--site", "mid_block", "--site", "mid_block"], "site is ('mid_block', 'mid_block')"),
+        (["--method", "esd-x", "--site", "mid_block"], "--site"),
+    ],
+)
+def test_sites_that_cannot_be_chosen_are_refused(more: list[str], said: str, tmp_path: Path) -> None:
+    fast = FAST if "--method" not in more else []
+    refused(respodiff("train", "--concept", "woman", *fast, *more, "--out", str(tmp_path / "m.safetensors")), said)
+    assert names(tmp_path) == []

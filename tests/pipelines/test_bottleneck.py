@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from respodiff.pipelines.bottleneck import Decoder, add_to_rows, run_with_decoder, shifted, site_module, site_shape
+from respodiff.pipelines.registry import Site
 
 H = (64, 4, 4)
 
@@ -225,3 +226,43 @@ def test_predict_works_on_another_number_of_levels(make_unet: Callable[..., UNet
         prediction, h, decode = predict(unet, *inputs())
         assert tuple(h.shape[1:]) == site_shape(unet) == (32, 2, 2)
         assert torch.allclose(decode(h), prediction, atol=1e-6)
+
+
+# --- other sites ---
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 12), (10, 14)])
+@pytest.mark.parametrize("levels", [2, 3])
+def test_every_block_has_the_shape_that_is_told(levels: int, size: tuple[int, int], make_unet: Callable[..., UNet2DConditionModel]) -> None:
+    down, up = ("CrossAttnDownBlock2D",) * (levels - 1) + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (levels - 1)
+    unet = make_unet(block_out_channels=(8, 16, 32)[:levels], down_block_types=down, up_block_types=up)
+    found: dict[str, tuple[int, ...]] = {}
+    for site in (*(f"{k}_blocks.{i}" for k in ("down", "up") for i in range(levels)), "mid_block"):
+        unet.get_submodule(site).register_forward_hook(
+            lambda _m, _a, out, site=site: found.update({site: tuple((out if isinstance(out, Tensor) else out[0]).shape[1:])})
+        )
+    forward(unet, *inputs(1, size))
+    assert len(found) == 2 * levels + 1 and all(site_shape(unet, *size, site=site) == shape for site, shape in found.items())
+
+
+@pytest.mark.parametrize(("site", "reruns"), [("up_blocks.0", True), ("up_blocks.1", True), ("down_blocks.0", False)])
+def test_the_decoder_of_another_block(tiny_unet: UNet2DConditionModel, site: str, reruns: bool) -> None:
+    at = Site(site)
+    at.stream = 0
+    z, t, context = inputs()
+    delta = torch.randn(1, *site_shape(tiny_unet, site=site), generator=torch.Generator().manual_seed(2)) * 3
+
+    def run() -> Tensor:
+        return tiny_unet(z, t, encoder_hidden_states=context).sample
+
+    def by_hand(_m: nn.Module, _a: Any, out: Any) -> Any:
+        return out + delta if isinstance(out, Tensor) else (out[0] + delta, out[1])
+
+    with torch.no_grad():
+        plain = run()
+        with tiny_unet.get_submodule(site).register_forward_hook(by_hand):
+            moved = run()
+        prediction, h, decode = run_with_decoder(tiny_unet, run, lambda _: delta, at)
+        assert torch.equal(prediction, moved) and not torch.allclose(plain, moved, atol=1e-3)
+        assert torch.allclose(decode(h + delta), moved, atol=1e-5) and torch.allclose(decode(h), plain, atol=1e-5)
+    assert isinstance(decode, Decoder) == reruns and hooks(tiny_unet) == []

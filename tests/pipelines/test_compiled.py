@@ -14,7 +14,7 @@ from tests.drawing import apart, draw, module, same
 from tests.tiny_models import sd, sd3, small
 from torch import Tensor
 
-from respodiff.pipelines.bottleneck import is_compiled, open_compiled_hooks, site_module
+from respodiff.pipelines.bottleneck import is_compiled, open_compiled_hooks, site_module, site_shape
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.steer import steer
 
@@ -149,3 +149,20 @@ def test_other_backends_agree() -> None:
         expected = draw(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="aot_eager")
     assert apart(quiet_steer(pipe, m), expected) < 1e-4
+
+
+def test_a_module_of_two_sites_is_steered_with_one_graph() -> None:
+    pipe, graphs = make_pipe(), Graphs()
+    r = {
+        site: torch.randn(site_shape(pipe.unet, site=site), generator=torch.Generator().manual_seed(1))
+        for site in ("mid_block", "up_blocks.0")
+    }
+    m = ConceptModule.of(r, {site: x / 4 for site, x in r.items()}, module(pipe).header)
+    with steer(pipe, m):
+        expected = draw(pipe)
+    plain = draw(pipe)
+    pipe.unet = torch.compile(pipe.unet, backend=graphs, fullgraph=True)
+    assert apart(quiet_steer(pipe, m), expected) < 1e-4 < apart(expected, plain)
+    n = graphs.n
+    assert apart(quiet_steer(pipe, m.scale(0.5)), expected) > 1e-4 and graphs.n == n
+    assert apart(draw(pipe), plain) < 1e-4

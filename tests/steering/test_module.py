@@ -7,7 +7,8 @@ import pickle
 import random
 import resource
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tests.drawing import apart, close, draw, same
+from tests.tiny_models import sd, sd3
 
 from command import last_json, respodiff
 from respodiff.concepts.concept import Concept
 from respodiff.methods.registry import load
+from respodiff.pipelines.bottleneck import site_shape
+from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import header_of
+from respodiff.steering.convert import to_official
+from respodiff.steering.fuse import channel_delta
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import FORMAT, HEADER_KEY, Header, checksum, read_file, read_header, tensor_digest
+from respodiff.steering.steer import steer
 from respodiff.training.config import TrainConfig
 
 Make = Callable[..., ConceptModule]
@@ -337,3 +345,79 @@ def test_a_file_without_that_key_is_read(make_module: Callable[..., ConceptModul
     del values["base_precision"], values["checksum"]
     save_file(tensors, file, metadata={HEADER_KEY: json.dumps(values | {"checksum": checksum(values)})})
     assert load(file).header.base_precision == "" and load(file).digest == make_module().digest
+
+
+# --- several sites ---
+
+SITES = {sd: ("down_blocks.1", "mid_block", "up_blocks.0"), sd3: ("transformer_blocks.0", "transformer_blocks.2")}
+
+
+def at_sites(pipe: Any, sites: tuple[str, ...]) -> ConceptModule:
+    """A random module of those sites."""
+    generator, model = torch.Generator().manual_seed(0), backbone(pipe)
+    ram, sam = ({s: torch.randn(site_shape(model, site=s), generator=generator) for s in sites} for _ in range(2))
+    return ConceptModule.of(ram, sam, Header("woman", "a woman", "a person"))
+
+
+def by_hand(delta: torch.Tensor, which: int) -> Callable[..., Any]:
+    """A hook that adds to the second of two rows, which is the conditional one."""
+
+    def hook(_module: Any, _args: Any, out: Any) -> Any:
+        h = (out if isinstance(out, torch.Tensor) else out[which]).clone()
+        h[1] += delta if h.ndim == 4 else delta.flatten()
+        return h if isinstance(out, torch.Tensor) else (h, out[1]) if which == 0 else (out[0], h)
+
+    return hook
+
+
+@pytest.mark.parametrize("make", SITES)
+def test_a_module_of_several_sites_shifts_each_of_them(make: Any, tmp_path: Path) -> None:
+    pipe, sites = make(), SITES[make]
+    m = at_sites(pipe, sites)
+    loaded = load(m.save(tmp_path / "m.safetensors"))
+    assert loaded.header == m.header and loaded.digest == m.digest and loaded.sites == sites
+    assert all(torch.equal(loaded.at(s).ram, m.at(s).ram) and torch.equal(loaded.at(s).sam, m.at(s).sam) for s in sites)
+    plain = draw(pipe)
+    with steer(pipe, m.scale(0.0)):
+        same(draw(pipe), plain, "a zero module")
+    with steer(pipe, loaded):
+        steered = draw(pipe)
+    with steer(pipe, [[m.at(s) for s in sites]]):
+        close(draw(pipe), steered, "a module for each site", 1e-6)
+    with ExitStack() as stack:
+        for site in sites:
+            hook = by_hand(m.at(site).delta, 0 if "down" in site else 1)
+            stack.enter_context(backbone(pipe).get_submodule(site).register_forward_hook(hook))
+        close(draw(pipe), steered, "by hand", 1e-5)
+    for site in sites:
+        with steer(pipe, m.at(site)):
+            assert apart(draw(pipe), steered) > 1e-4 and apart(draw(pipe), plain) > 1e-4, f"{site} is not all, and acts"
+    same(draw(pipe), plain, "afterwards")
+
+
+def test_what_a_module_of_several_sites_refuses(make_module: Make, tmp_path: Path) -> None:
+    pipe, c = sd(), torch.ones(32, 4, 4)
+    m = at_sites(pipe, ("mid_block", "up_blocks.0"))
+    with pytest.raises(ValueError, match=r"acts at mid_block,up_blocks\.0; take what it is at one of them, module\.at\(site\)"):
+        _ = m.delta
+    with pytest.raises(ValueError, match="equal"):
+        ConceptModule.of({"mid_block": c}, {"up_blocks.0": c}, m.header)
+    with pytest.raises(ValueError, match="is of none of its sites"):
+        replace(m, header=replace(m.header, site="mid_block"))
+    with pytest.raises(ValueError, match="cannot be made of the tensors nothing"):
+        replace(make_module(), header=replace(make_module().header, site="mid_block,up_blocks.0"))
+    with pytest.raises(ValueError, match=r"trained at site 'up_blocks\.7', this pipeline is steered at 'down_blocks\.0, "):
+        ConceptModule.of({"up_blocks.7": c}, {"up_blocks.7": c}, m.header).check(pipe)
+    with pytest.raises(ValueError, match=r"has 32 channels, the bottleneck of model .* has 16"):
+        ConceptModule.of({"up_blocks.2": c}, {"up_blocks.2": c}, m.header).check(pipe)
+    unnamed = ConceptModule.of(c, c, replace(m.header, site="up_blocks.0"))
+    with pytest.raises(ValueError, match=r"trained at site 'up_blocks\.0', this pipeline is steered at 'mid_block'"):
+        unnamed.check(pipe)
+    named = ConceptModule.of({"up_blocks.0": c}, {"up_blocks.0": c}, m.header)
+    assert named.check(pipe) == [] and named.digest != unnamed.digest, "a site that was chosen is part of the digest"
+    assert torch.equal(named.channels().at("up_blocks.0").ram, torch.ones(32, 1, 1)) and m.channels().sites == m.sites
+    for chosen in (m, named):
+        with pytest.raises(ValueError, match="fusing is for the mid block"):
+            channel_delta([chosen.channels()])
+        with pytest.raises(ValueError, match="knows the mid block alone"):
+            to_official(chosen, tmp_path / "m.pt")

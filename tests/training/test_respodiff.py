@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from tests.drawing import contexts
+from tests.tiny_models import sd3
 from torch import Tensor
 
 from respodiff.concepts.concept import Concept
@@ -638,3 +639,81 @@ def test_forms_that_read_h_train_with_the_same_loop(tiny_pipe: Any, form: str) -
     whole = records[-1].state.tensors()
     assert all(torch.equal(whole[k], v) for k, v in resumed.state.tensors().items() if k != "counters")
     assert whole["value.woman.sam.up.weight"].abs().max() > 0 and whole["value.woman.ram.up.weight"].abs().max() > 0
+
+
+# --- chosen sites ---
+
+
+def test_a_first_step_at_two_sites_matches_a_hand_written_one(tiny_pipe: Any) -> None:
+    unet, sites = tiny_pipe.unet, ("mid_block", "up_blocks.0")
+    changes = {**AS_TRAINED, "site": sites, "ram_lr": 0.05, "sam_lr": 0.02, "init_range": 0.3}
+    config = TrainConfig.preset("default", **TINY, **changes)
+    r, s = zip(*(forms(Denoiser(tiny_pipe, sites=sites), config, i) for i in (0, 1)), strict=True)
+    r, s = ([x(torch.zeros(1), torch.zeros(1)).detach().requires_grad_() for x in forms_] for forms_ in (r, s))
+    steered = {site: lambda _h, _t, x=x: x.detach() for site, x in zip(sites, r, strict=True)}
+    batch = Rollouts(open_model(tiny_pipe, config, sites), [WOMAN], config).pool(0, steered)[0].batch(0, 3)
+
+    def e(*deltas: Tensor) -> Tensor:
+        hooks = [unet.get_submodule(n).register_forward_hook(lambda _m, _a, h, d=d: h + d) for n, d in zip(sites, deltas, strict=True)]
+        out: Tensor = unet(batch.z, batch.t, encoder_hidden_states=batch.y["encoder_hidden_states"]).sample
+        for hook in hooks:
+            hook.remove()
+        return out
+
+    loss = (e(*r) - batch.e_tar).pow(2).mean()
+    g_r = torch.autograd.grad(loss, r)
+    new_r = [adam(x.detach(), g, 0.05, config.betas) for x, g in zip(r, g_r, strict=True)]
+    plain = unet(batch.z, batch.t, encoder_hidden_states=batch.y["encoder_hidden_states"]).sample
+    g_s = torch.autograd.grad(0.5 * (e(*(a + b for a, b in zip(new_r, s, strict=True))) - plain).pow(2).mean(), s)
+    record = next(train(tiny_pipe, WOMAN, config))
+    assert record.loss == pytest.approx(loss.item(), rel=1e-4)
+    assert record.module.sites == sites and set(record.module.tensors) == {f"{p}.{s}.r" for p in ("ram", "sam") for s in sites}
+    for i, site in enumerate(sites):
+        certain = (g_s[i][0].abs() > 1e-6) & (g_r[i][0].abs() > 1e-6)
+        assert certain.float().mean() > 0.5
+        assert torch.allclose(record.module.at(site).ram[certain], new_r[i][0][certain], atol=1e-3)
+        assert torch.allclose(record.module.at(site).sam[certain], adam(s[i].detach(), g_s[i], 0.02, config.betas)[0][certain], atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["constant", "channel", "conv"])
+def test_several_sites_train_resume_and_reach_the_projection(tiny_pipe: Any, form: str) -> None:
+    rates = {"ram_lr": 0.002, "sam_lr": 0.002} if form == "conv" else {}
+    changes = {
+        "site": ("up_blocks.0", "down_blocks.0", "mid_block"),
+        "form": form,
+        "max_relative_norm": 50.0,
+        "sam_lr": 0.006,
+        "sam": "shared",
+    }
+    config = TrainConfig.preset("default", **TINY, **{**changes, **rates})
+    records = list(train(tiny_pipe, WOMAN, config))
+    module = records[-1].module
+    assert module.header.site == "down_blocks.0,mid_block,up_blocks.0", "in the order of a forward pass"
+    assert module.header.h_norm == 0 and module.relative_norm is None and module.header.verdict["relative_norm"] > 0
+    *_, resumed = train(tiny_pipe, WOMAN, config, resume=records[1].state.tensors())
+    assert resumed.module.digest == module.digest
+    assert not tiny_pipe.unet.mid_block._forward_hooks and module.check(tiny_pipe) == []
+
+
+def test_the_default_site_by_name_trains_the_same_tensors(tiny_pipe: Any) -> None:
+    config = TrainConfig.preset("default", **TINY)
+    named, unnamed = fit(tiny_pipe, WOMAN, replace(config, site=("mid_block",))), fit(tiny_pipe, WOMAN, config)
+    assert torch.equal(named.ram, unnamed.ram) and torch.equal(named.sam, unnamed.sam) and named.digest != unnamed.digest
+    assert named.relative_norm == unnamed.relative_norm is not None and set(named.tensors) == {"ram.mid_block.r", "sam.mid_block.r"}
+
+
+def test_a_site_that_the_model_has_not_is_refused_with_those_that_it_has(tiny_pipe: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"^site is 'attic', which this UNet2DConditionModel has not; allowed: down_blocks\.0, down_blocks\.1, mid"
+    ):
+        next(train(tiny_pipe, WOMAN, TrainConfig.preset("default", site=("mid_block", "attic"))))
+    for bad in (("a", "a"), ("a,b",), ("",), ["mid_block"]):
+        with pytest.raises(ValueError, match=r"^site is "):
+            TrainConfig.preset("default", site=bad)
+
+
+def test_forwards_of_a_transformer_are_those_the_model_saw() -> None:
+    pipe, seen = sd3(), [0]
+    pipe.transformer.register_forward_pre_hook(lambda _m, _a, k: seen.__setitem__(0, seen[0] + len(k["hidden_states"])), with_kwargs=True)
+    *_, last = train(pipe, WOMAN, TrainConfig.preset("default", **TINY, sam_lr=0.1, site=("transformer_blocks.0", "transformer_blocks.2")))
+    assert last.unet_forwards == seen[0] > 0

@@ -1,16 +1,17 @@
-"""``respodiff inspect``, ``doctor``, ``convert`` and ``fuse``: verbs about models and module files."""
+"""``respodiff inspect``, ``doctor``, ``sites``, ``convert`` and ``fuse``: verbs about models and module files."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option
 
 from respodiff._device import AUTO
-from respodiff.cli.console import app, finish, open_model
-from respodiff.cli.options import Device, Dtype, Force, Json, Seed, number, takes_model
+from respodiff.cli.console import app, finish, open_model, table
+from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number, takes_model
 from respodiff.cli.train import own_concept
 from respodiff.concepts.concept import Concept, concept
 from respodiff.pipelines.source import ModelSource
@@ -93,6 +94,36 @@ def doctor(
     finish(result, "\n".join(lines), as_json)
     if not all(check["passed"] for check in checks.values()):
         raise Exit(1)
+
+
+@app.command(epilog="Example: respodiff sites --model embedded --attribute gender")
+@takes_model(trains=True)
+def sites(
+    model: ModelSource,
+    attribute: Annotated[str, Option(help="Attribute whose alternatives are told apart.", metavar="NAME")] = "gender",
+    concepts: Concepts = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Rank the blocks of a model that it can be steered at (train --site NAME), without an image or a judge.
+
+    readable: share of latents whose alternative is told from the block's output. along, against: how far a shift there moves predictions
+    towards the alternative, and across. The rank is by the cosine that both make.
+    """
+    from respodiff.concepts.concept import attribute as find_attribute
+    from respodiff.pipelines.registry import site_of
+    from respodiff.training.sites import rank_sites
+
+    chosen = find_attribute(attribute, library(concepts))
+    pipe = open_model(model)
+    found, default = rank_sites(pipe, chosen, seed), site_of(pipe)
+    keys = ("readable", "along", "against")
+    ranking = [{"site": s.site, **{key: asdict(getattr(s, key)) for key in keys}, "cosine": s.cosine} for s in found.scores]
+    result = {"ranking": ranking, "default": str(default), "chance": found.chance, "unet_forwards": found.unet_forwards}
+    cells = [[f"{x.mean:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in (getattr(s, key) for key in keys)] for s in found.scores]
+    rows = [[s.site + " (default)" * (s.site == default), *own, f"{s.cosine:.2f}"] for s, own in zip(found.scores, cells, strict=True)]
+    text = f"{attribute}: readable is {found.chance:.2f} by chance; {found.unet_forwards} UNet forwards; intervals are of 95 %"
+    finish(result, text, as_json, table("", ["site", *keys, "cosine"], rows))
 
 
 def _known(name: str) -> Concept:

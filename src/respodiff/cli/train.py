@@ -82,6 +82,9 @@ def train(
     concepts: Concepts = None,
     preset: Annotated[str, Option(help="default, paper, or official (the authors' scripts).", metavar="NAME")] = "default",
     iterations: Annotated[int | None, number(1, MOST, help="Instead of the preset's.")] = None,
+    site: Annotated[
+        list[str] | None, Option(help="Block to steer at; repeat for several. (default: the family's; respodiff sites)", metavar="NAME")
+    ] = None,
     changes: Annotated[list[str] | None, Option("--set", help="Any other setting of the method.", metavar="KEY=VALUE")] = None,
     judge: Annotated[
         str, Option(help="For methods that learn from images: embedded, clip:DIR-OR-ID, siglip: or hf:.", metavar="NAME")
@@ -126,7 +129,7 @@ def train(
     else:
         chosen = chosen_concepts(known, attribute, concepts, texts, lists)
     files = outputs(out, chosen, whole := bool(attribute and not (target or negative)))
-    settings = changes_from(changes or (), {"iterations": iterations, "seed": seed}, kind.config)
+    settings = changes_from(changes or (), {"iterations": iterations, "seed": seed, "site": tuple(site or ()) or None}, kind.config)
     configs = [kind.settings(c, preset=preset, **settings) for c in chosen]
     pipe = open_model(model)
     if candidates:
