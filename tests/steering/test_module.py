@@ -400,6 +400,8 @@ def test_what_a_module_of_several_sites_refuses(make_module: Make, tmp_path: Pat
     m = at_sites(pipe, ("mid_block", "up_blocks.0"))
     with pytest.raises(ValueError, match=r"acts at mid_block,up_blocks\.0; take what it is at one of them, module\.at\(site\)"):
         _ = m.delta
+    with pytest.raises(ValueError, match=r"acts at mid_block,up_blocks\.0, not at 'attic'"):
+        m.at("attic")
     with pytest.raises(ValueError, match="equal"):
         ConceptModule.of({"mid_block": c}, {"up_blocks.0": c}, m.header)
     with pytest.raises(ValueError, match="is of none of its sites"):

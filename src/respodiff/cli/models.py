@@ -56,7 +56,7 @@ def contents(path: Path) -> dict[str, Any]:
             norms = [float(np.linalg.norm(scale * v)) for v in (ram, sam, ram + sam)]
             constants[site] = {"shape": list(ram.shape), "norm_ram": norms[0], "norm_sam": norms[1]}
             constants[site] |= {"relative_norm": norms[2] / h.h_norm if h.h_norm else None}
-    result |= next(iter(constants.values())) if len(constants) == 1 else {"sites": constants or None}
+    result |= {"sites": constants} if len(constants) > 1 else next(iter(constants.values()), {})
     result |= {"verdict": dict(h.verdict), "tensors": len(tensors), "numbers": sum(int(t.size) for t in tensors.values()), "digest": digest}
     return result | {"library": h.library, "train": dict(h.train), "warnings": []}
 

@@ -83,9 +83,14 @@ class ConceptModule(Adapter):
         return bool(self._names("ram", self.sites[0]))
 
     def at(self, site: str) -> ConceptModule:
-        """What it is at one of its sites, as a module of that site alone; its norm of h is unknown where there are several."""
+        """What it is at one of its sites, as a module of that site alone; its norm of h is unknown where there are several.
+
+        ValueError for another site.
+        """
         if self.sites == (site,):
             return self
+        if site not in self.sites:
+            raise ValueError(f"module {self.name!r} acts at {self.header.site}, not at {site!r}")
         own = {k: self.tensors[k] for part in PARTS for k in self._names(part, site)}
         return replace(self, header=replace(self.header, site=site, h_norm=0.0), tensors=own)
 

@@ -117,15 +117,15 @@ def _read(model: Denoiser, concepts: Sequence[Concept], seed: int) -> dict[Site,
         (alone,) = model.encode([subject])
         for y in model.encode([rewritten(subject, *own) for own in words]):
             z, t = roll_batch(model, PER, mix_seed(seed, 1, i), y, STEPS)  # the noise is that of the other alternatives
-            with _watched(model, lambda site, h: found[site].append(_coarse(h))):
+            with _watched(model, lambda site, h: found[site].append(_coarse(h, model.shapes[site][1:] == (1, 1)))):
                 predict(model, z[PER:], t[PER:], alone, len(z))  # pure noise shows nothing
     return {site: _accuracies(torch.stack(x).view(len(SUBJECTS), len(concepts), STEPS - 1, PER, -1)) for site, x in found.items()}
 
 
-def _coarse(h: Tensor) -> Tensor:
-    """h (B, C, H, W) as (B, N): of a transformer the mean over its tokens, as a module there has one number a channel."""
-    side = (1, 1) if h.shape[-1] == 1 else tuple(min(SIDE, n) for n in h.shape[2:])
-    return adaptive_avg_pool2d(h, side).flatten(1).cpu()
+def _coarse(h: Tensor, flat: bool) -> Tensor:
+    """h (B, C, H, W) as (B, N) with a few positions, or the mean over all where a module has one number a channel."""
+    height, width = (1, 1) if flat else (min(SIDE, n) for n in h.shape[2:])
+    return adaptive_avg_pool2d(h, (height, width)).flatten(1).cpu()
 
 
 def _accuracies(x: Tensor) -> list[float]:
