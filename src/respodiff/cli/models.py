@@ -121,8 +121,8 @@ def sites(
     ranking = [{"site": s.site, **{key: asdict(getattr(s, key)) for key in keys}, "cosine": s.cosine} for s in found.scores]
     result = {"ranking": ranking, "default": str(default), "chance": found.chance, "unet_forwards": found.unet_forwards}
     cells = [[f"{x.mean:.2f} [{x.low:.2f}, {x.high:.2f}]" for x in (getattr(s, key) for key in keys)] for s in found.scores]
-    rows = [[s.site + " (default)" * (s.site == default), *own, f"{s.cosine:.2f}"] for s, own in zip(found.scores, cells, strict=True)]
-    text = f"{attribute}: readable is {found.chance:.2f} by chance; {found.unet_forwards} UNet forwards; intervals are of 95 %"
+    rows = [[s.site, *own, f"{s.cosine:.2f}"] for s, own in zip(found.scores, cells, strict=True)]
+    text = f"without --site train takes {default}; readable is {found.chance:.2f} by chance, intervals are of 95 %; {found.unet_forwards} UNet forwards"
     finish(result, text, as_json, table("", ["site", *keys, "cosine"], rows))
 
 
