@@ -82,10 +82,13 @@ def test_along_and_against_are_those_of_a_loop_by_hand(tiny_pipe: Any) -> None:
     along, against = [], []
     for i in range(HALF):
         d, plain = e(y[1], i) - e(y[2], i), e(y[0], i)
-        with unet.mid_block.register_forward_hook(lambda _m, _a, h: h + u):
-            c = (e(y[0], i) - plain) / STEP
-        along.append(float((c * d).sum() / d.square().sum()))
-        against.append(float((c - along[-1] * d).norm() / d.norm()))
+        changes = []
+        for sign in (1, -1):
+            with unet.mid_block.register_forward_hook(lambda _m, _a, h, sign=sign: h + sign * u):
+                changes.append(sign * (e(y[0], i) - plain) / STEP)
+        c, both = torch.cat(changes), torch.cat([d, d])
+        along.append(float((c * both).sum() / both.square().sum()))
+        against.append(float((c - along[-1] * both).norm() / both.norm()))
     found = {s.site: s for s in rank_sites(tiny_pipe, "gender").scores}["mid_block"]
     assert found.along.mean == pytest.approx(sum(along) / HALF, rel=1e-3)
     assert found.against.mean == pytest.approx(sum(against) / HALF, rel=1e-3)

@@ -154,7 +154,7 @@ def _moved(model: Denoiser, concepts: Sequence[Concept], seed: int) -> dict[Site
     out = {}
     for site, own in shifts.items():
         sums = torch.zeros(3, HALF, device=z.device)
-        for shift, direction in [*zip(own, d, strict=True)][: 1 if len(d) == 2 else None]:  # of two the other is the opposite
+        for shift, direction in zip(own, d, strict=True):
             with shifted(model.model, partial(_everywhere, shift), site):
                 c = (predict(model, z, t, neutral, len(z)) - e_neu) / STEP
             sums += torch.stack([_of_rollouts(x) for x in (c * direction, direction.square(), c.square())])
