@@ -195,7 +195,7 @@ class Learner(NamedTuple):
         return offset
 
     def limit(self, config: TrainConfig) -> float:
-        """Factor at which r has the largest norm of the settings at a first site."""
+        """Factor at which r has the largest norm of the settings at one of its sites, and none larger."""
         return min(own.limit(config) for own in self.at.values())
 
     @property
