@@ -87,7 +87,7 @@ def test_later_rollouts_are_steered_in_equal_parts_and_every_pool_is_new(tiny_pi
 
     def pool(self: Any, number: int, delta: Any) -> Any:
         made = real(self, number, delta)
-        seen.append((delta(torch.zeros(4, 1, 1, 1), torch.zeros(())), made))
+        seen.append((delta["mid_block"](torch.zeros(4, 1, 1, 1), torch.zeros(())), made))
         return made
 
     monkeypatch.setattr(rollouts.Rollouts, "pool", pool)

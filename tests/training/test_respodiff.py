@@ -562,7 +562,7 @@ def test_later_rollouts_are_steered_by_the_modules_that_the_setting_names(
     real = Rollouts.pool
 
     def pool(self: Rollouts, number: int, delta: Any) -> Any:
-        seen.append(delta(torch.zeros(1), torch.zeros(1)).clone())
+        seen.append(delta["mid_block"](torch.zeros(1), torch.zeros(1)).clone())
         return real(self, number, delta)
 
     monkeypatch.setattr(Rollouts, "pool", pool)
