@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers import ClassifierFreeGuidance, ModularPipeline
 from PIL import Image
 from tests.tiny_models import SIZE
 from torch import Tensor
@@ -28,24 +29,32 @@ def input_images(pipe: Any, height: int = SIZE, width: int = SIZE) -> dict[str, 
     noise = (torch.rand(3, height, width, 3, generator=generator) * 255).to(torch.uint8).numpy()
     mask = Image.new("L", (width, height), 0)
     mask.paste(255, (0, 0, width // 2, height))
-    given = {"image": Image.fromarray(noise[0]), "mask_image": mask, "control_image": Image.fromarray(noise[1])}
+    given = {"image": Image.fromarray(noise[0]), "mask_image": mask, "control_image": Image.fromarray(noise[1]), "control_mask": mask}
     return {name: given[name] for name in spec_of(pipe).images}
 
 
 def draw(pipe: Any, prompt: Any = "a doctor", *, seed: int = 0, steps: int = 2, images: int = 1, **changes: Any) -> torch.Tensor:
     """Final latents of a call of a tiny pipeline."""
     size = {"height": changes.pop("height", SIZE), "width": changes.pop("width", SIZE)}
-    name, images_ = type(pipe).__name__, input_images(pipe, **size)
-    edits = bool(images_) and "Pix2Pix" not in name and "ControlNetPipeline" not in name  # starts from an image that is partly noised
+    images_ = input_images(pipe, **size)
+    named = inspect.signature(type(pipe).__call__).parameters
+    edits = bool(images_) and "strength" in named  # starts from an image that is partly noised
     prompts = [prompt] if isinstance(prompt, str) else prompt
     guidance = changes.pop("guidance_scale", GUIDANCE)
     arguments: dict[str, Any] = {**call_arguments(pipe, prompts, guidance), **images_}
-    if "height" in inspect.signature(type(pipe).__call__).parameters:
+    if "height" in named or isinstance(pipe, ModularPipeline):
         arguments |= size
     if edits:
         arguments["strength"] = STRENGTH
+    if "intermediate_timesteps" in named:
+        arguments["intermediate_timesteps"] = None  # that of SANA Sprint is for two steps
     generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # some encode the control image with it
     arguments |= {"num_inference_steps": steps + edits, "num_images_per_prompt": images, "generator": generator, "output_type": "latent"}
+    if isinstance(pipe, ModularPipeline):
+        pipe.update_components(guider=ClassifierFreeGuidance(guidance_scale=arguments.pop("guidance_scale")))
+        of_blocks: torch.Tensor = pipe(**{**arguments, **changes}, output="latents")
+        return of_blocks
     found: torch.Tensor = pipe(**{**arguments, **changes}).images
     return found
 
@@ -62,6 +71,8 @@ def module(pipe: Any, seed: int = 1, shape: tuple[int, int, int] | None = None, 
 
 def oblong(pipe: Any) -> dict[str, int]:
     """A small size that is no square."""
+    if spec_of(pipe).area:
+        return {"height": SIZE // 2, "width": SIZE * 2}
     return {"height": 48, "width": 64} if spec_of(pipe).multiple == 1 else {"height": 64, "width": 96}
 
 

@@ -247,27 +247,43 @@ def _flux(model: Any, z: Tensor, t: Tensor, context: Tensor, pooled: Tensor, rot
     return out
 
 
+TWICE = ("Flux2Klein", "QwenImage", "Chroma", "CogView4", "Lumina2", "StableDiffusionXLModular")
+"""Beginnings of classes that call their model once for each of two conditions."""
+
+
 @torch.no_grad()
 def patched(pipe: Any, delta: Tensor) -> Tensor:
-    """Final latents of other transformers: their own call, with the forward of the middle block replaced by one that adds the delta by hand.
+    """Final latents of other classes: their own call, with the forward of the middle block replaced by one that adds the delta by hand.
 
-    Guided rows are the second half of a call (Z-Image: the first), or every first of two calls.
+    Guided rows are the second half of a call (Z-Image: the first), or every first of two calls. Of reference images no token is changed.
     """
-    model = pipe.transformer
-    blocks = next(getattr(model, name) for name in ("blocks", "layers", "transformer_blocks") if hasattr(model, name))
-    n = {"ZImagePipeline": (SIZE // pipe.vae_scale_factor) ** 2 // 4, "Lumina2Pipeline": 4}.get(type(pipe).__name__)
-    image = slice(None) if n is None else slice(-n, None) if "Lumina" in type(pipe).__name__ else slice(0, n)
-    twin = "Chroma" in type(pipe).__name__ or "Flux2" in type(pipe).__name__
-    block, first, calls = blocks[-1 if twin else len(blocks) // 2], "CogView" in type(pipe).__name__, [0]
+    name = type(pipe).__name__
+    model = pipe.unet if "Modular" in name else pipe.transformer
+    lists = ("blocks", "double_stream_blocks", "layers", "transformer_blocks")
+    blocks = next((getattr(model, name) for name in lists if hasattr(model, name)), None)
+    own = SIZE // pipe.vae_scale_factor
+    n = own * own // 4
+    image = (
+        slice(-n, None)
+        if "Lumina" in name
+        else slice(0, n)
+        if name.startswith(("ZImage", "HiDream", "QwenImage", "Flux2"))
+        else slice(None)
+    )
+    twin, first = name.startswith(("Chroma", "Flux", "HiDream")), name.startswith(("CogView", "HiDream"))
+    block, calls = model.mid_block if blocks is None else blocks[-1 if twin else len(blocks) // 2], [0]
     forward = block.forward
 
     def shifted(*args: Any, **kwargs: Any) -> Any:
         found, calls[0] = forward(*args, **kwargs), calls[0] + 1
         parts = list(found) if isinstance(found, tuple) else [found]
         place = 0 if first or len(parts) == 1 else 1
-        h, rows = parts[place].clone(), slice(0, 1) if len(parts[place]) == 1 or "ZImage" in type(pipe).__name__ else slice(1, 2)
-        if len(h) == 2 or calls[0] % 2:
-            h[rows, image] += delta.flatten()
+        h, rows = parts[place].clone(), slice(0, 1) if len(parts[place]) == 1 or "ZImage" in name else slice(1, 2)
+        if not name.startswith(TWICE) or calls[0] % 2:
+            if h.ndim == 4:
+                h[rows] += delta
+            else:
+                h[rows, image] += delta.flatten()
         parts[place] = h
         return tuple(parts) if isinstance(found, tuple) else parts[0]
 

@@ -20,7 +20,9 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     LCMScheduler,
+    SD3ControlNetModel,
     SD3Transformer2DModel,
+    StableDiffusionXLAutoBlocks,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
@@ -105,7 +107,7 @@ def vae(channels: int = 4, **changes: Any) -> AutoencoderKL:
     ).eval()
 
 
-def text_encoder(projection: bool = False, seed: int = 2) -> Any:
+def text_encoder(projection: bool = False, seed: int = 2, tokens: int = 32) -> Any:
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         hidden_size=32,
@@ -114,7 +116,7 @@ def text_encoder(projection: bool = False, seed: int = 2) -> Any:
         num_attention_heads=2,
         num_hidden_layers=2,
         vocab_size=2049,
-        max_position_embeddings=32,
+        max_position_embeddings=tokens,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
@@ -217,7 +219,7 @@ def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
     return _quiet(getattr(diffusers, cls)(**parts))
 
 
-def sd3(cls: str = "StableDiffusion3Pipeline") -> Any:
+def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=SIZE // 2,
@@ -231,7 +233,15 @@ def sd3(cls: str = "StableDiffusion3Pipeline") -> Any:
         pooled_projection_dim=64,
         out_channels=16,
         pos_embed_max_size=32,
+        **changes,
     ).eval()
+    more = {}
+    if "ControlNet" in cls:
+        torch.manual_seed(5)
+        net = SD3ControlNetModel.from_config({**model.config, "num_layers": 1, "extra_conditioning_channels": int("Inpaint" in cls)})
+        for block in [net.pos_embed_input.proj, *net.controlnet_blocks]:
+            torch.nn.init.normal_(block.weight, std=0.3)
+        more = {"controlnet": net.eval()}
     t = t5()
     t["encoder"] = T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_ff=32, d_kv=8, num_heads=2, num_layers=1)).eval()
     return _quiet(
@@ -245,8 +255,22 @@ def sd3(cls: str = "StableDiffusion3Pipeline") -> Any:
             tokenizer_2=tokenizer(),
             text_encoder_3=t["encoder"],
             tokenizer_3=t["tokenizer"],
+            **more,
         )
     )
+
+
+def sd35() -> Any:
+    """As Stable Diffusion 3.5 medium: normed queries and keys, a second attention in the first half of the blocks."""
+    return sd3(qk_norm="rms_norm", dual_attention_layers=(0, 1))
+
+
+def modular(cls: str = "StableDiffusionXLModularPipeline") -> Any:
+    """SDXL as blocks, whose guider calls the UNet once per condition."""
+    plain = sdxl()
+    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
+    pipe.update_components(**{name: part for name, part in plain.components.items() if name in pipe.component_names and part is not None})
+    return _quiet(pipe)
 
 
 def flux(cls: str = "FluxPipeline", guidance_embeds: bool = True) -> Any:
@@ -283,15 +307,17 @@ def _quiet(pipe: Any) -> Any:
 
 
 def _transformer(cls: str) -> Any:
-    from tests.tiny_transformers import MAKERS  # which imports this module
+    from tests.tiny_transformers import make  # which imports this module
 
-    return MAKERS[cls](cls)
+    return make(cls)
 
 
 def _maker(cls: str) -> Callable[[], Any]:
-    if not PIPELINES[cls].shown and PIPELINES[cls].model == "transformer":
+    starts = {"LatentConsistency": lcm, "StableDiffusionXLModular": modular, "StableDiffusionXL": sdxl, "StableDiffusion3": sd3}
+    starts |= {"FluxI": flux, "FluxP": flux}
+    if PIPELINES[cls].model == "transformer" and not cls.startswith(tuple(starts)):
         return lambda: _transformer(cls)
-    for start, make in (("LatentConsistency", lcm), ("StableDiffusionXL", sdxl), ("StableDiffusion3", sd3), ("Flux", flux)):
+    for start, make in starts.items():
         if cls.startswith(start):
             return lambda: make(cls)
     return lambda: sd(cls)
@@ -302,6 +328,7 @@ TINY_PIPELINES: dict[str, Callable[[], Any]] = {
     "StableDiffusionPipeline, v-prediction": sd_v,
     "StableDiffusionInpaintPipeline, 9 channels": inpaint_9,
     "StableDiffusionPipeline, embedded guidance": lambda: sd(time_cond_proj_dim=8),
+    "StableDiffusion3Pipeline, as 3.5": sd35,
     "FluxPipeline, no embedded guidance": lambda: flux(guidance_embeds=False),
 }
 """Name of a row of the table -> a fresh pipeline."""

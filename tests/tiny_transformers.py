@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from tests.tiny_models import SIZE, _quiet, scheduler, t5, vae
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint, pipeline_qwenimage_edit_plus
+from tests.tiny_models import SIZE, _quiet, scheduler, t5, text_encoder, tokenizer, vae
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -20,6 +23,10 @@ from transformers import (
     Gemma2Model,
     GlmConfig,
     GlmModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -88,11 +95,11 @@ def chroma(cls: str = "ChromaPipeline") -> Any:
         approximator_hidden_dim=32,
         approximator_layers=1,
     ).eval()
+    model.register_to_config(guidance_embeds=False)  # as in the published file; the class itself does not know it
     t = t5()
     parts = {"vae": vae(4, shift_factor=0.1, scaling_factor=0.4), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"]}
     pipe = getattr(diffusers, cls)(transformer=model, scheduler=_flow(use_dynamic_shifting=True), **parts)
-    pipe.default_sample_size = SIZE // 2
-    return _quiet(pipe)
+    return _sized(pipe)
 
 
 def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
@@ -117,18 +124,21 @@ def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
 def sana(cls: str = "SanaPipeline") -> Any:
     """SANA: linear attention, Gemma 2, an autoencoder of high compression, DPM++ on flow matching."""
     torch.manual_seed(0)
-    model = diffusers.SanaTransformer2DModel(
-        sample_size=SIZE // 4,
-        in_channels=4,
-        out_channels=4,
-        num_layers=3,
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=16,
-        cross_attention_dim=32,
-        caption_channels=32,
-    ).eval()
+    sizes: dict[str, Any] = {
+        "sample_size": SIZE // 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "caption_channels": 32,
+    }
+    more: dict[str, Any] = {}
+    if sprint := "Sprint" in cls:
+        more = {"guidance_embeds": True, "guidance_embeds_scale": 0.1, "qk_norm": "rms_norm_across_heads", "timestep_scale": 1000.0}
+    model = diffusers.SanaTransformer2DModel(**sizes, **more, num_layers=3).eval()
     coder = diffusers.AutoencoderDC(
         latent_channels=4,
         attention_head_dim=2,
@@ -146,9 +156,13 @@ def sana(cls: str = "SanaPipeline") -> Any:
         decoder_act_fns="silu",
         scaling_factor=0.41,
     ).eval()
-    steps = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    text = Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval()
-    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, text_encoder=text, tokenizer=letters()))
+    steps: Any = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    parts = {"text_encoder": Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval(), "tokenizer": letters()}
+    if sprint:
+        steps = diffusers.SCMScheduler()
+    if "ControlNet" in cls:
+        parts["controlnet"] = _felt(diffusers.SanaControlNetModel(**sizes, num_layers=1))
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, **parts))
 
 
 def cogview4(cls: str = "CogView4Pipeline") -> Any:
@@ -156,7 +170,7 @@ def cogview4(cls: str = "CogView4Pipeline") -> Any:
     torch.manual_seed(0)
     model = diffusers.CogView4Transformer2DModel(
         sample_size=SIZE // 2,
-        in_channels=4,
+        in_channels=8 if "Control" in cls else 4,
         out_channels=4,
         num_layers=3,
         attention_head_dim=16,
@@ -198,8 +212,7 @@ def flux2_klein(cls: str = "Flux2KleinPipeline", is_distilled: bool = False) -> 
     text = Qwen3ForCausalLM(Qwen3Config(**{**TEXT, "num_hidden_layers": 28})).eval()
     parts = {"text_encoder": text, "tokenizer": letters(), "scheduler": _flow(use_dynamic_shifting=True)}
     pipe = getattr(diffusers, cls)(transformer=model, vae=coder, is_distilled=is_distilled, **parts)
-    pipe.default_sample_size = SIZE // 2
-    return _quiet(pipe)
+    return _sized(pipe)
 
 
 def qwen(cls: str = "QwenImagePipeline") -> Any:
@@ -222,9 +235,14 @@ def qwen(cls: str = "QwenImagePipeline") -> Any:
     config = Qwen2_5_VLConfig(text_config=language, vision_config=sight, image_token_id=60, video_token_id=61, vision_start_token_id=62)
     text = Qwen2_5_VLForConditionalGeneration(config).eval()
     parts = {"text_encoder": text, "tokenizer": letters(2048), "scheduler": _flow(use_dynamic_shifting=True)}
+    if "ControlNet" in cls:
+        known = {k: v for k, v in model.config.items() if k in inspect.signature(diffusers.QwenImageControlNetModel.__init__).parameters}
+        more = {"num_layers": 1, "extra_condition_channels": 4 * ("Inpaint" in cls)}
+        parts["controlnet"] = _felt(diffusers.QwenImageControlNetModel(**{**known, **more}))
+    if "Edit" in cls:
+        parts["processor"] = Processor()
     pipe = getattr(diffusers, cls)(transformer=model, vae=coder, **parts)
-    pipe.default_sample_size = SIZE // 2
-    return _quiet(pipe)
+    return _sized(pipe)
 
 
 def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
@@ -240,7 +258,7 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
         hidden_size=32,
         cross_attention_dim=32,
         cross_attention_dim_t5=32,
-        pooled_projection_dim=16,
+        pooled_projection_dim=1024,
         text_len=77,
         text_len_t5=256,
     ).eval()
@@ -255,7 +273,9 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
         "text_encoder_2": t["encoder"],
         "tokenizer_2": t["tokenizer"],
     }
-    more = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    more: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if "ControlNet" in cls:
+        more["controlnet"] = _felt(diffusers.HunyuanDiT2DControlNetModel.from_transformer(model, transformer_num_layers=4))
     steps = scheduler(prediction_type="v_prediction", beta_end=0.02)
     return _quiet(getattr(diffusers, cls)(transformer=model, vae=vae8(), scheduler=steps, **parts, **more))
 
@@ -278,9 +298,18 @@ def z_image(cls: str = "ZImagePipeline") -> Any:
     torch.nn.init.normal_(model.cap_pad_token)
     text = Qwen3Model(Qwen3Config(**TEXT)).eval()
     parts = {"vae": vae(16, shift_factor=0.1, scaling_factor=0.4), "text_encoder": text, "tokenizer": letters()}
-    pipe = getattr(diffusers, cls)(transformer=model, scheduler=_flow(), **parts)
-    pipe.default_sample_size = SIZE // 2
-    return _quiet(pipe)
+    if "ControlNet" in cls:
+        net = diffusers.ZImageControlNetModel(
+            control_layers_places=[0, 2],
+            control_refiner_layers_places=[0],
+            control_in_dim=16,
+            dim=32,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+        )
+        parts["controlnet"] = _felt(net)
+    return _sized(getattr(diffusers, cls)(transformer=model, scheduler=_flow(), **parts))
 
 
 def lumina2(cls: str = "Lumina2Pipeline") -> Any:
@@ -304,14 +333,109 @@ def lumina2(cls: str = "Lumina2Pipeline") -> Any:
     return _quiet(getattr(diffusers, cls)(transformer=model, scheduler=_flow(shift=6.0), **parts))
 
 
+def flux2(cls: str = "Flux2Pipeline") -> Any:
+    """FLUX.2 dev: Mistral 3 that reads the prompt behind a long system message, an embedded guidance."""
+    pipe = flux2_klein()
+    torch.manual_seed(0)
+    model = diffusers.Flux2Transformer2DModel.from_config({**pipe.transformer.config, "guidance_embeds": True}).eval()
+    torch.manual_seed(2)
+    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8, "image_size": 32}
+    text = Mistral3Config(
+        text_config={"model_type": "mistral", **TEXT, "num_hidden_layers": 30},
+        vision_config={"model_type": "pixtral", "patch_size": 8, **sight},
+        image_token_index=60,
+    )
+    parts = {"vae": pipe.vae, "scheduler": pipe.scheduler, "text_encoder": Mistral3ForConditionalGeneration(text).eval()}
+    return _sized(getattr(diffusers, cls)(transformer=model, tokenizer=Processor(), **parts))
+
+
+def _felt(net: Any) -> Any:
+    """A ControlNet that has an effect: those that are made start at zero."""
+    torch.manual_seed(5)
+    for p in net.parameters():
+        if not p.abs().max():
+            torch.nn.init.normal_(p, std=0.3)
+    return net.eval()
+
+
+class Processor:
+    """Stands for those of transformers that read images too, which need torchvision: a tokenizer within, a template of parts."""
+
+    def __init__(self) -> None:
+        self.tokenizer = letters()
+        self.tokenizer.chat_template = "{% for m in messages %}{{ m.role }}, {% for c in m.content %}{{ c.text }}{% endfor %}. {% endfor %}"
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.apply_chat_template(*args, **kwargs)
+
+    def __call__(self, text: Any, images: Any, **kwargs: Any) -> Any:
+        """Tokens of the text, and of an image's mean brightness."""
+        shown = images[0] if isinstance(images, list) else images
+        return self.tokenizer([f"{'abcdefgh'[int(np.asarray(shown).mean()) // 32]} {t}" for t in text], **kwargs)
+
+
+def hidream(cls: str = "HiDreamImagePipeline") -> Any:
+    """HiDream: image stream first, experts, two CLIPs, T5, and every layer of a Llama."""
+    torch.manual_seed(0)
+    model = diffusers.HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        caption_channels=[32, 32],
+        text_emb_dim=64,
+        num_routed_experts=4,
+        num_activated_experts=2,
+        axes_dims_rope=(8, 4, 4),
+        max_resolution=(SIZE // 2, SIZE // 2),
+        llama_layers=[0, 1, 2, 2, 2, 2],
+    ).eval()
+    torch.manual_seed(3)
+    llama = LlamaForCausalLM(LlamaConfig(**{**TEXT, "num_hidden_layers": 3})).eval()
+    t = t5()
+    parts = {"text_encoder_3": t["encoder"], "tokenizer_3": t["tokenizer"], "text_encoder_4": llama, "tokenizer_4": letters()}
+    pipe = getattr(diffusers, cls)(
+        transformer=model,
+        scheduler=_flow(),
+        vae=vae(16, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=text_encoder(True, tokens=128),
+        tokenizer=tokenizer(),
+        text_encoder_2=text_encoder(True, 3, tokens=128),
+        tokenizer_2=tokenizer(),
+        **parts,
+    )
+    return _sized(pipe)
+
+
+def _sized(pipe: Any) -> Any:
+    """With the tiny size, which these classes do not take from a configuration."""
+    pipe.default_sample_size = SIZE // 2
+    return _quiet(pipe)
+
+
+for _edits in (pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint):
+    _edits.calculate_dimensions = lambda _area, _ratio: (SIZE, SIZE, None)  # else images that are edited have 1024 x 1024 pixels
+pipeline_qwenimage_edit_plus.calculate_dimensions = lambda _area, _ratio: (SIZE, SIZE)
+
 MAKERS: dict[str, Callable[[str], Any]] = {
-    "ChromaPipeline": chroma,
-    "PixArtSigmaPipeline": pixart,
-    "SanaPipeline": sana,
-    "CogView4Pipeline": cogview4,
-    "QwenImagePipeline": qwen,
-    "HunyuanDiTPipeline": hunyuan,
-    "ZImagePipeline": z_image,
-    "Lumina2Pipeline": lumina2,
-    "Flux2KleinPipeline": flux2_klein,
+    "Chroma": chroma,
+    "PixArtSigma": pixart,
+    "Sana": sana,
+    "CogView4": cogview4,
+    "QwenImage": qwen,
+    "HunyuanDiT": hunyuan,
+    "ZImage": z_image,
+    "Lumina2": lumina2,
+    "Flux2Klein": flux2_klein,
+    "Flux2": flux2,
+    "HiDream": hidream,
 }
+"""How the name of a class begins -> its maker."""
+
+
+def make(cls: str) -> Any:
+    """A fresh pipeline of a class."""
+    return next(maker for start, maker in MAKERS.items() if cls.startswith(start))(cls)

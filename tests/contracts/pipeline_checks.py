@@ -86,9 +86,9 @@ def rows(make: Maker) -> str:
     assert changed == expected, f"rows {changed} changed, {expected} are conditional"
     delta = m.delta if a.ndim == 4 else m.delta.flatten()
     moved = b[changed] - a[changed]
-    if spec_of(pipe).tokens:  # of image and text in one sequence the image's alone
+    if spec_of(pipe).tokens or spec_of(pipe).references:  # of a stream with others the tokens of the image alone
         image = moved.abs().sum(-1) > 0
-        assert image.sum(1).tolist() == [math.prod(latent_shape(pipe)[1:]) // 4] * len(changed)
+        assert image.sum(1).tolist() == [math.prod(latent_shape(pipe)[1:]) // (1 if spec_of(pipe).packs == 1 else 4)] * len(changed)
         moved = moved[image]
     assert torch.allclose(moved, delta.expand_as(moved), atol=1e-5)
     return f"rows {changed[0]}-{changed[-1]} of {len(a)}"
@@ -98,12 +98,11 @@ def raw(make: Maker) -> str:
     """A known shift gives the latents of a loop written by hand over the raw model."""
     pipe = make()
     m = module(pipe)
-    unet = spec_of(pipe).model == "unet"
-    if not unet and spec_of(pipe).images:
-        raise Skipped("the hand-written loop is for UNets and for text to image")
-    by_hand = (raw_latents if unet else raw_flow if type(pipe).__name__ in ("FluxPipeline", "StableDiffusion3Pipeline") else patched)(
-        pipe, m.delta
-    )
+    name = type(pipe).__name__
+    if name in ("FluxPipeline", "StableDiffusion3Pipeline") and not getattr(backbone(pipe).config, "qk_norm", None):
+        by_hand = raw_flow(pipe, m.delta)
+    else:
+        by_hand = (raw_latents if spec_of(pipe).model == "unet" and "Modular" not in name else patched)(pipe, m.delta)
     with steer(pipe, m):
         return f"{close(draw(pipe), by_hand, 'loop by hand'):.0e}"
 

@@ -39,7 +39,7 @@ class Texts:
     """What the model is told of texts, each found once as the pipeline does it; put in the place of what a call's rows are told."""
 
     def __init__(self, pipe: Any) -> None:
-        self.mask = spec_of(pipe).mask
+        self.mask, self.axes = spec_of(pipe).mask, spec_of(pipe).axes
         self.told = cache(lambda text, size, negative: encode_prompts(pipe, [text], *size, negative=negative)[0])
         self.negative = spec_of(pipe).model == "transformer"  # a UNet is told both in one way
 
@@ -56,8 +56,9 @@ class Texts:
         def value_of(path: str, value: Any) -> Any:
             told = {i: row[path][0] for i, row in found.items() if path in row and path != TIME_IDS}
             if told:
-                rows = [told[i].to(row) if i in told else row for i, row in enumerate(value)]
-                own[path] = rows if isinstance(value, list) else self._together(rows, told, kwargs, own)
+                axis = self.axes.get(path, 0)
+                rows = [told[i].to(row) if i in told else row for i, row in enumerate(value.movedim(axis, 0) if axis else value)]
+                own[path] = rows if isinstance(value, list) else self._together(rows, told, kwargs, own).movedim(0, axis)
             return own.get(path, value)
 
         changed = filled(kwargs, value_of)

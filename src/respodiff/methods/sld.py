@@ -72,8 +72,10 @@ def safety_guidance(e0: Tensor, ep: Tensor, es: Tensor, nu: Tensor, config: SldC
 
 def unfit(pipe: Any) -> str:
     """Says so where a pipeline does not call its model once for both conditions; empty where it does."""
-    if spec_of(pipe).guides and spec_of(pipe).calls.get("prompt_embeds") != ("cond",) and not spec_of(pipe).listed:
+    if spec_of(pipe).guides and spec_of(pipe).calls.get("prompt_embeds") != ("cond",) and not (spec_of(pipe).listed or spec_of(pipe).axes):
         return ""
+    if spec_of(pipe).axes:
+        return f"SLD takes the rows of a call apart, which this method cannot do for {type(pipe).__name__}; use a negative prompt"
     return f"SLD compares rows of one call, which {type(pipe).__name__} does not make; use a negative prompt"
 
 

@@ -61,8 +61,8 @@ def site_shape(model: nn.Module, height: int = 0, width: int = 0, site: str = SI
 
 
 def stream(output: Tensor | tuple[Tensor, Tensor], site: str = SITE) -> Tensor:
-    """h in the output of a site: the output itself, or that of two which the site names, else the second of (text, image); of a sequence of image
-    and text the image's tokens.
+    """h in the output of a site: the output itself, or that of two which the site names, else the second of (text, image); of a stream with other
+    tokens too the image's.
     """
     h = output if isinstance(output, Tensor) else output[getattr(site, "stream", 1)]
     tokens = getattr(site, "tokens", None)
@@ -73,16 +73,18 @@ def stream(output: Tensor | tuple[Tensor, Tensor], site: str = SITE) -> Tensor:
 
 def with_stream(output: Any, h: Tensor, site: str = SITE) -> Any:
     """The output of a site with h in its place."""
-    tokens = getattr(site, "tokens", None)
+    tokens, place = getattr(site, "tokens", None), getattr(site, "stream", 1)
     if tokens is not None:
-        whole = output.clone()
+        whole: Tensor = output if isinstance(output, Tensor) else output[place]
         if isinstance(tokens, slice):
+            whole = whole.clone()
             whole[:, tokens] = h
-            return whole
-        return whole.scatter(1, tokens[..., None].expand(-1, -1, h.shape[-1]), h)
+        else:
+            whole = whole.scatter(1, tokens[..., None].expand(-1, -1, h.shape[-1]), h)
+        h = whole
     if isinstance(output, Tensor):
         return h
-    return (h, output[1]) if getattr(site, "stream", 1) == 0 else (output[0], h)
+    return (h, output[1]) if place == 0 else (output[0], h)
 
 
 def channels_first(h: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def capture(
     prompts: Sequence[str],
     height: int,
     width: int,
-    steps: int = 20,
+    steps: int = 0,
     scheduler: Any = None,
     *,
     negative: bool = False,
@@ -64,7 +64,7 @@ def capture(
 
     With ``negative`` they are negative prompts beside empty ones, with guidance: the call that has the unconditional rows.
 
-    The pipeline and its scheduler stay as they were. A ``scheduler`` of one's own takes the place of a copy of the pipeline's. ``call`` are
+    The pipeline and its scheduler stay as they were. ``steps`` 0 is the number that the class usually takes. A ``scheduler`` of one's own takes the place of a copy of the pipeline's. ``call`` are
     further arguments of the call.
     """
     spec, shown = spec_of(pipe), copy.copy(pipe)
@@ -82,7 +82,7 @@ def capture(
         **call,
         "height": height,
         "width": width,
-        "num_inference_steps": steps,
+        "num_inference_steps": steps or spec.steps,
         "generator": torch.Generator().manual_seed(0),
     }
     if negative:

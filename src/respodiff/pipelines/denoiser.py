@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,14 +63,16 @@ def encode_prompts(
     ``negative``: as negative prompts, which some pipelines encode in another way. ``call`` are arguments of the pipeline's call. Zeros stand for the
     empty prompt where the checkpoint says so (SDXL). ValueError for a prompt that would be cut off.
     """
-    check_length(pipe, prompts)
     spec, model, unique = spec_of(pipe), backbone(pipe), list(dict.fromkeys(prompts))
+    if spec.unread:
+        raise ValueError(f"{type(pipe).__name__} does not tell what its model is told of a prompt: {spec.unread}")
+    check_length(pipe, prompts)
     negative = negative and takes_negative(pipe)
     size = [side * pixels_of_latent(pipe) for side in latent_shape(pipe, height, width)[1:]]
     calls = [[text] for text in unique] if spec.ragged else [unique]
-    told = [capture(pipe, texts, *size, negative=negative, **call).told for texts in calls]
+    told = [_rows_first(spec, capture(pipe, texts, *size, negative=negative, **call).told) for texts in calls]
     if model not in _rows:
-        one, two = (flat(capture(pipe, ["a"] * n, *size, **call).told) for n in (1, 2))
+        one, two = (flat(_rows_first(spec, capture(pipe, ["a"] * n, *size, **call).told)) for n in (1, 2))
         _rows[model] = {path for path, value in two.items() if value.ndim and len(value) == 2 * len(one[path])}.difference(names_of(model))
     # Unconditional rows come in the same call as conditional ones, or in one of their own.
     block = spec.passes.index("uncond") if negative and "negative_prompt_embeds" not in spec.calls else 0
@@ -83,6 +86,11 @@ def encode_prompts(
     return [rows[text] for text in prompts]
 
 
+def _rows_first(spec: Any, told: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a call with the rows of every one along its first dimension."""
+    return {**told, **{name: told[name].movedim(axis, 0) for name, axis in spec.axes.items()}}
+
+
 def flow_matching(scheduler: Any) -> bool:
     """Whether the model of a scheduler predicts the velocity of flow matching."""
     return "FlowMatch" in type(scheduler).__name__ or scheduler.config.get("prediction_type") == "flow_prediction"
@@ -94,9 +102,24 @@ def names_of(model: Any) -> tuple[str, str]:
     return first, next(name for name in others if name == "t" or name.startswith("timestep"))
 
 
+@contextmanager
+def differentiable(model: Any) -> Iterator[None]:
+    """While active and with gradients on, experts of HiDream run as in training: the code of inference gives no gradients."""
+    experts = [m for m in model.modules() if hasattr(m, "moe_infer")] if torch.is_grad_enabled() else []
+    before = [(m, m.training, m._force_inference_output) for m in experts]
+    for m in experts:
+        m.training, m._force_inference_output = True, False
+    try:
+        yield
+    finally:
+        for m, training, forced in before:
+            m.training, m._force_inference_output = training, forced
+
+
 def check_length(pipe: Any, prompts: Sequence[str]) -> None:
     """ValueError if a prompt has more tokens than the tokenizer takes. Of several tokenizers the one that takes most decides."""
-    tokenizers = [t for name in ("tokenizer", "tokenizer_2", "tokenizer_3") if (t := getattr(pipe, name, None)) is not None]
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+    tokenizers = [getattr(t, "tokenizer", t) for name in names if (t := getattr(pipe, name, None)) is not None]  # or one of a processor
     tokenizer = max(tokenizers, key=lambda t: t.model_max_length)
     limit, around = min(tokenizer.model_max_length, spec_of(pipe).longest), _template(pipe, tokenizer)  # the first may stand for none
     for prompt in dict.fromkeys(prompts):
@@ -116,6 +139,9 @@ def _template(pipe: Any, tokenizer: Any) -> int:
         return 0
     if system := getattr(pipe, "system_prompt", ""):
         return len(tokenizer(f"{system} <Prompt Start> ").input_ids)
+    if system := getattr(pipe, "system_message", ""):
+        said = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("system", system), ("user", ""))]
+        return len(tokenizer(pipe.tokenizer.apply_chat_template(said, tokenize=False)).input_ids)
     chat = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True)
     return len(tokenizer(chat).input_ids)
 
@@ -142,6 +168,8 @@ class Denoiser:
             raise ValueError("the model is offloaded, which moves it during each call; train without offloading, and offload to generate")
         if "DeepCache" in getattr(self.model.forward, "__module__", ""):
             raise ValueError("DeepCache is enabled, which skips most of the model: disable it for training, and enable it to generate")
+        if why := self.spec.unread or self.spec.untrained:
+            raise ValueError(f"nothing is trained on {type(pipe).__name__}: {why}")
         if self.spec.unchecked and getattr(self.model, "gradient_checkpointing", False):
             raise ValueError(f"gradient checkpointing is on for {type(self.model).__name__}: {self.spec.unchecked}; train without it")
         config = self.model.config
@@ -199,12 +227,14 @@ class Denoiser:
             if path in own:
                 return own[path]
             if path in condition:
-                return [*condition[path]] if isinstance(value, list) else condition[path].contiguous()
+                given = condition[path].movedim(0, self.spec.axes.get(path, 0))
+                return [*given] if isinstance(value, list) else given.contiguous()
             if path == "txt_seq_lens":  # Qwen-Image in diffusers 0.36
                 return [condition["encoder_hidden_states"].shape[1]] * len(z)
             return value * len(z) if isinstance(value, list) else value  # an entry a row
 
-        found = self.model(**filled(self._told, value_of))[0]
+        with differentiable(self.model):
+            found = self.model(**filled(self._told, value_of))[0]
         prediction: Tensor = self.spec.sign * (torch.stack(found)[:, :, 0] if self.spec.listed else found)
         return unpack(prediction, self.spec.packs, *z.shape[2:]) if self.spec.packs else prediction[:, : z.shape[1]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import lcm
+from math import lcm, sqrt
 from typing import Any
 
 import torch
@@ -42,8 +42,19 @@ def latent_shape(pipe: Any, height: int = 0, width: int = 0) -> tuple[int, int, 
         if pixels % step:
             raise ValueError(f"{name} is {pixels} pixels; allowed for this model: multiples of {step}, or 0 for its own size")
     h, w = height // scale or default[0] // spec.latent_pixels, width // scale or default[1] // spec.latent_pixels
+    if spec.area and (h, w) != (drawn := _of_area(h, w, default, step // scale)):
+        sides = " x ".join(str(side * scale) for side in drawn)
+        raise ValueError(
+            f"height x width is {h * scale} x {w * scale}, which {type(pipe).__name__} draws as {sides} pixels; give such a size"
+        )
     channels = config.in_channels // spec.packs**2 if spec.packs else pipe.vae.config.latent_channels
     return int(channels), int(h), int(w)
+
+
+def _of_area(height: int, width: int, own: tuple[int, ...], step: int) -> tuple[int, int]:
+    """The sides, in multiples of ``step``, of an image that has the shape of ``height`` x ``width`` and the area of ``own``."""
+    scale = sqrt(own[0] * own[1] / (height * width))
+    return int(height * scale // step * step), int(width * scale // step * step)
 
 
 def pixels_of_latent(pipe: Any) -> int:

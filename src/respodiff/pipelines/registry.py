@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any, Literal
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from torch import Tensor
 
 from respodiff import _plugins
@@ -43,8 +43,12 @@ class PipelineSpec:
             tokens are read, where a call of one length has none.
         unchecked: why gradient checkpointing does not give the model's own gradients; empty where it does.
         site: list of blocks of the model, and behind which of them h is. stream: which of a block's outputs h is.
-        tokens: where those of the image are, for blocks that take image and text as one sequence: ``first``, or ``last``, behind the text.
+        tokens: where those of the image are in a stream that has others too: ``first``, or ``last``, behind the text.
+        references: whether tokens of images that are given may follow those of the image that is drawn.
         listed: whether latents and prompts are lists with an entry a row: (C, 1, H, W) and (T, D).
+        axes: arguments that have their rows along another dimension than the first.
+        area: whether a call of another size is drawn with as many pixels as one of the model's own size.
+        untrained: why nothing is trained on the class; empty where it can be. unread: why prompts are not encoded outside of its calls either.
         steps, guidance: sampler settings where none are given, as the pipeline's documentation has them.
     """
 
@@ -72,7 +76,12 @@ class PipelineSpec:
     site: str = "mid_block"
     stream: int = 1
     tokens: Literal["", "first", "last"] = ""
+    references: bool = False
     listed: bool = False
+    axes: Mapping[str, int] = field(default_factory=dict)
+    area: bool = False
+    untrained: str = ""
+    unread: str = ""
     steps: int = 50
     guidance: float = 7.5
 
@@ -101,10 +110,22 @@ QWEN = replace(
     guidance=4.0,
 )
 # The autoencoder's latents are put together in squares of two before noise is added.
-FLUX2 = replace(FLUX, packs=1, latent_pixels=2, templated=True, steps=50, guidance=4.0)
+FLUX2 = replace(FLUX, packs=1, latent_pixels=2, templated=True, references=True, steps=50, guidance=4.0)
+KLEIN = replace(FLUX2, guides=True)
+BESIDE = "it reads prompts beside an image; train on Qwen-Image, and steer this one"
+QWEN_EDIT = replace(QWEN, references=True, unread=BESIDE, shown="QwenImagePipeline")
 BINNED = {"use_resolution_binning": False}  # else sizes are rounded to those of training, and images resized
 PIXART = replace(DIT, longest=300, call=BINNED, steps=20, guidance=4.5)
 SANA = replace(PIXART, multiple=32, steps=20, guidance=4.5)
+# The model is told the share of noise, and its prediction is changed before the scheduler takes it.
+SPRINT = replace(
+    SANA,
+    passes=("cond",),
+    guides=False,
+    time=(1e-3, 0.0),
+    untrained="its model predicts for another sampler; train on SANA, and steer this one",
+    steps=2,
+)
 COGVIEW4 = replace(DIT, calls=PER_CONDITION, stream=0, ragged=True, longest=1024, steps=50, guidance=5.0)
 HUNYUAN = replace(DIT, site="blocks.MIDDLE", call=BINNED, longest=256, steps=50, guidance=5.0)
 PART = "what is added to a part of a sequence is lost there"
@@ -123,6 +144,7 @@ Z_IMAGE = replace(
     longest=512,
     templated=True,
     side=1024,
+    guidance=5.0,
 )
 LUMINA2 = replace(
     DIT,
@@ -137,8 +159,24 @@ LUMINA2 = replace(
     steps=30,
     guidance=4.0,
 )
+# Goes on with single-stream blocks, twice as many. Sizes that are not square are filled up with tokens behind those of the image.
+HIDREAM = replace(
+    DIT,
+    site="double_stream_blocks.LAST",
+    stream=0,
+    tokens="first",
+    sign=-1.0,
+    unchecked="experts give no gradients there",
+    axes={"encoder_hidden_states_llama3": 1},
+    area=True,
+    longest=128,
+    steps=50,
+    guidance=5.0,
+)
+MODULAR = "it is made of blocks; train on the same parts in StableDiffusionXLPipeline, and steer this one"
 THREE = ("cond", "image", "uncond")  # InstructPix2Pix: text and image, image alone, neither
 PLAIN = {"": (), "Img2Img": ("image",), "Inpaint": ("image", "mask_image")}
+CONTROLLED = {"": ("control_image",), "Inpaint": ("control_image", "control_mask")}
 CONTROLNET = {"": ("image",), "Img2Img": ("image", "control_image"), "Inpaint": ("image", "mask_image", "control_image")}
 
 
@@ -157,19 +195,41 @@ PIPELINES: dict[str, PipelineSpec] = {
     **_classes(SD, "StableDiffusionXL"),
     **_classes(SD, "StableDiffusionXLControlNet", CONTROLNET),
     "StableDiffusionXLInstructPix2PixPipeline": replace(SD, passes=THREE, images=("image",), shown="StableDiffusionXLPipeline"),
+    "StableDiffusionXLModularPipeline": replace(SD, calls=PER_CONDITION, unread=MODULAR, shown="StableDiffusionXLPipeline"),
     **_classes(SD3, "StableDiffusion3"),
+    **_classes(SD3, "StableDiffusion3ControlNet", {"": ("control_image",), "Inpainting": ("control_image", "control_mask")}),
     **_classes(FLUX, "Flux"),
-    "Flux2KleinPipeline": replace(FLUX2, guides=True),
-    "QwenImagePipeline": QWEN,
-    "ChromaPipeline": CHROMA,
+    "Flux2Pipeline": FLUX2,
+    "Flux2KleinPipeline": KLEIN,
+    "Flux2KleinInpaintPipeline": replace(KLEIN, images=PLAIN["Inpaint"], shown="Flux2KleinPipeline"),
+    **_classes(QWEN, "QwenImage"),
+    **_classes(QWEN, "QwenImageControlNet", CONTROLLED),
+    "QwenImageEditPipeline": replace(QWEN_EDIT, images=("image",)),
+    "QwenImageEditPlusPipeline": replace(QWEN_EDIT, images=("image",)),
+    "QwenImageEditInpaintPipeline": replace(QWEN_EDIT, images=PLAIN["Inpaint"]),
+    **_classes(CHROMA, "Chroma"),
     "PixArtSigmaPipeline": PIXART,
     "SanaPipeline": SANA,
+    "SanaControlNetPipeline": replace(SANA, images=("control_image",), shown="SanaPipeline"),
+    "SanaSprintPipeline": SPRINT,
+    "SanaSprintImg2ImgPipeline": replace(SPRINT, images=("image",), shown="SanaSprintPipeline"),
     "CogView4Pipeline": COGVIEW4,
+    "CogView4ControlPipeline": replace(COGVIEW4, images=("control_image",), shown="CogView4Pipeline"),
     "HunyuanDiTPipeline": HUNYUAN,
-    "ZImagePipeline": replace(Z_IMAGE, steps=50, guidance=5.0),
+    "HunyuanDiTControlNetPipeline": replace(HUNYUAN, images=("control_image",), shown="HunyuanDiTPipeline"),
+    **_classes(Z_IMAGE, "ZImage"),
+    **_classes(Z_IMAGE, "ZImageControlNet", {"": ("control_image",)}),
     "Lumina2Pipeline": LUMINA2,
+    "HiDreamImagePipeline": HIDREAM,
 }
 """Class name -> what is known of it; other packages add rows of their own."""
+REFUSED = {
+    "Flux2KleinKVPipeline": "images that are given are in its first step alone, before the tokens of the image that is drawn",
+    "QwenImageLayeredPipeline": "it draws several layers as one image",
+    "ZImageControlNetInpaintPipeline": "diffusers cannot draw several images in a call of it",
+    "ZImageOmniPipeline": "tokens of images that are given come before those of the image that is drawn",
+}
+"""Class name -> why it has no row."""
 
 
 def names() -> tuple[str, ...]:
@@ -183,8 +243,9 @@ def spec_of(pipe: Any) -> PipelineSpec:
     known = next((i for i, kind in enumerate(kinds) if kind.__name__ in names()), None)
     if known is not None and not any("__call__" in vars(kind) for kind in kinds[:known]):
         return _row(kinds[known].__name__)
+    why = f": {REFUSED[kinds[0].__name__]}" if kinds[0].__name__ in REFUSED else ""
     raise Unsupported(
-        f"pipeline {type(pipe).__name__} is not supported; supported: {', '.join(names())}; "
+        f"pipeline {type(pipe).__name__} is not supported{why}; supported: {', '.join(names())}; "
         "to add one, put its row (order of its row blocks, how its model is called) into respodiff.pipelines.registry.PIPELINES, or into a "
         "package of your own (docs/contributing/plugins.md)"
     )
@@ -213,7 +274,7 @@ def backbone(pipe: Any) -> Any:
 class Site(str):
     """Name of the module of a model behind which h is; ``stream``: which of its outputs, where it has several.
 
-    ``tokens``: which of a sequence of image and text, a slice or (R, N) a row; set before every call, as it depends on size and prompt.
+    ``tokens``: those of the image in a stream that has others too, a slice or (R, N) a row; set before every call, as it depends on what is drawn.
     """
 
     stream = 1
@@ -253,27 +314,42 @@ def _site(pipe: Any, name: str) -> Site:
 
 
 def image_tokens(pipe: Any, latent: Tensor | Sequence[Tensor], mask: Tensor | None) -> Any:
-    """`Site.tokens` of a call with a latent (R, C, H, W), or one (C, 1, H, W) a row, and the mask (R, T) of its text; None for a model of two
-    streams. Two by two pixels of a latent are a token.
+    """`Site.tokens` of a call with a latent (R, C, H, W), (R, N, C), or one (C, 1, H, W) a row, and the mask (R, T) of its text.
+
+    None where all tokens are the image's. Two by two pixels of a latent are a token.
     """
-    where = spec_of(pipe).tokens
-    if not where:
+    spec = spec_of(pipe)
+    if spec.references:
+        found = caller()
+        n = found[1]["latents"].shape[1] if found else len(latent[0])
+        return None if n == len(latent[0]) else slice(0, n)
+    if not spec.tokens:
         return None
     height, width = latent[0].shape[-2:]
     n = height * width // 4
-    if where == "first":
+    if spec.tokens == "first":
         return slice(0, n)
     assert mask is not None
     return mask.sum(1)[:, None] + torch.arange(n, device=mask.device)
 
 
 def caller() -> tuple[Any, Mapping[str, Any]] | None:
-    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one."""
+    """The diffusers pipeline that is being called in this thread, and the local variables of its call; None outside of one.
+
+    Of a modular pipeline they are those of the running block, and what its state holds.
+    """
     # Several pipelines and threads may share a model, so that the stack alone tells who calls it.
     frame: FrameType | None = sys._getframe(1)
+    block: Mapping[str, Any] = {}
     while frame is not None:
-        if frame.f_code.co_name == "__call__" and isinstance(pipe := frame.f_locals.get("self"), DiffusionPipeline):
-            return pipe, frame.f_locals
+        if frame.f_code.co_name == "__call__":
+            own = frame.f_locals
+            if isinstance(pipe := own.get("self"), DiffusionPipeline):
+                return pipe, own
+            if isinstance(pipe, ModularPipeline):
+                return pipe, {**own["state"].values, **block}
+            if not block and "block_state" in own:
+                block = {**own, **own["block_state"].as_dict()}
         frame = frame.f_back
     return None
 

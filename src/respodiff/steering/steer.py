@@ -169,6 +169,8 @@ class Shift:
         if rows is None:
             return found
         sample = _sample(args, kwargs)
+        if spec_of(self.pipe).references and image_tokens(self.pipe, sample, None) is not None:
+            raise ValueError("the model is compiled, and tokens of images that are given follow those of the image; use the plain model")
         height, width = sample[0].shape[-2:]  # a transformer's module does not depend on them
         for site in self.deltas:
             shape = site_shape(backbone(self.pipe), height, width, site)
