@@ -34,10 +34,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="run all checks, write nothing")
     parser.add_argument("--out", type=Path, default=Path("runs/backbones.json"), help="rows that are done; goes on where it was")
+    parser.add_argument("--only", nargs="+", default=[*TINY_PIPELINES], metavar="NAME", help="rows that are run; others stay as they are")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    done = {} if args.check else _done(args.out)
-    for name, make in TINY_PIPELINES.items():
+    others = _done(RESULTS) if args.only != [*TINY_PIPELINES] else {}
+    done = {} if args.check else {name: row for name, row in others.items() if name not in args.only} | _done(args.out)
+    for name in args.only:
+        make = TINY_PIPELINES[name]
         checks = {**CHECKS, **(METHODS if name in PIPELINES and not PIPELINES[name].images else {})}
         row = done.setdefault(name, {})
         for column in [column for column in checks if column not in row]:
@@ -46,8 +49,11 @@ def main() -> None:
         if not args.check:
             args.out.parent.mkdir(parents=True, exist_ok=True)
             args.out.write_text(json.dumps({"versions": versions(), "rows": done}), encoding="utf-8")
+    if missing := [name for name in TINY_PIPELINES if not done.get(name, {}).keys() >= CHECKS.keys()]:
+        print(f"the page stays as it is until these rows are run: {' '.join(missing)}")
+        return
     rows = {name: {column: done[name][column] for column in CHECKS} for name in TINY_PIPELINES}
-    methods = {name: {column: row[column] for column in METHODS} for name, row in done.items() if METHODS.keys() <= row.keys()}
+    methods = {name: {column: done[name][column] for column in METHODS} for name in TINY_PIPELINES if METHODS.keys() <= done[name].keys()}
     counts = {word: sum(cell[0] == word for row in rows.values() for cell in row.values()) for word in ("works", "refused", "skipped")}
     print(f"{versions()}: {counts}")
     if args.check:
@@ -58,12 +64,13 @@ def main() -> None:
 
 
 def _done(path: Path) -> dict[str, dict[str, Sequence[str]]]:
-    """Rows of an earlier run with these versions and columns."""
+    """Rows of an earlier run, or of the page, with these versions and columns."""
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if found.get("versions") != versions():
+    if found.get("versions", {key: found.get(key) for key in versions()}) != versions():
         return {}
-    known = {*CHECKS, *METHODS}
-    return {name: {column: cell for column, cell in row.items() if column in known} for name, row in found["rows"].items()}
+    known, methods = {*CHECKS, *METHODS}, found.get("methods", {})
+    rows = {name: {**row, **methods.get(name, {})} for name, row in found["rows"].items()}
+    return {name: {column: cell for column, cell in row.items() if column in known} for name, row in rows.items()}
 
 
 def versions() -> dict[str, str]:

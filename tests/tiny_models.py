@@ -26,6 +26,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from tests.published import values
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -94,13 +95,12 @@ def unet_xl(**changes: Any) -> UNet2DConditionModel:
     return unet(**{**config, **changes})
 
 
-def vae(channels: int = 4, **changes: Any) -> AutoencoderKL:
+def vae(**changes: Any) -> AutoencoderKL:
     torch.manual_seed(1)
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=channels,
         norm_num_groups=4,
         sample_size=SIZE,
         **changes,
@@ -205,7 +205,7 @@ def sdxl(cls: str = "StableDiffusionXLPipeline", **changes: Any) -> Any:
     extra = {"StableDiffusionXLInstructPix2PixPipeline": 8}.get(cls)
     model = unet_xl(**({"in_channels": extra} if extra else {}), **changes)
     parts: dict[str, Any] = {
-        "vae": vae(),
+        "vae": vae(**values("StableDiffusionXLPipeline", "vae")),
         "text_encoder": text_encoder(),
         "tokenizer": tokenizer(),
         "text_encoder_2": text_encoder(True, 3),
@@ -223,17 +223,13 @@ def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=SIZE // 2,
-        patch_size=2,
-        in_channels=16,
         num_layers=3,
         attention_head_dim=8,
         num_attention_heads=4,
-        joint_attention_dim=64,
+        joint_attention_dim=128,
         caption_projection_dim=32,
         pooled_projection_dim=64,
-        out_channels=16,
-        pos_embed_max_size=32,
-        **changes,
+        **{**values("StableDiffusion3Pipeline", "transformer"), "pos_embed_max_size": 24, **changes},
     ).eval()
     more = {}
     if "ControlNet" in cls:
@@ -243,12 +239,12 @@ def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
             torch.nn.init.normal_(block.weight, std=0.3)
         more = {"controlnet": net.eval()}
     t = t5()
-    t["encoder"] = T5EncoderModel(T5Config(vocab_size=64, d_model=64, d_ff=32, d_kv=8, num_heads=2, num_layers=1)).eval()
+    t["encoder"] = T5EncoderModel(T5Config(vocab_size=64, d_model=128, d_ff=32, d_kv=8, num_heads=2, num_layers=1)).eval()
     return _quiet(
         getattr(diffusers, cls)(
             transformer=model,
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=vae(16, shift_factor=0.06, scaling_factor=1.5),
+            vae=vae(**values("StableDiffusion3Pipeline", "vae")),
             text_encoder=text_encoder(True),
             tokenizer=tokenizer(),
             text_encoder_2=text_encoder(True, 3),
@@ -262,7 +258,7 @@ def sd3(cls: str = "StableDiffusion3Pipeline", **changes: Any) -> Any:
 
 def sd35() -> Any:
     """As Stable Diffusion 3.5 medium: normed queries and keys, a second attention in the first half of the blocks."""
-    return sd3(qk_norm="rms_norm", dual_attention_layers=(0, 1))
+    return sd3(qk_norm="rms_norm", dual_attention_layers=(0, 1), pos_embed_max_size=48)
 
 
 def modular(cls: str = "StableDiffusionXLModularPipeline") -> Any:
@@ -276,22 +272,20 @@ def modular(cls: str = "StableDiffusionXLModularPipeline") -> Any:
 def flux(cls: str = "FluxPipeline", guidance_embeds: bool = True) -> Any:
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
         num_layers=2,
         num_single_layers=2,
-        attention_head_dim=16,
+        attention_head_dim=32,
         num_attention_heads=2,
         joint_attention_dim=32,
         pooled_projection_dim=32,
-        guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 4, 8),
+        axes_dims_rope=(4, 14, 14),
+        **{**values("FluxPipeline", "transformer"), "guidance_embeds": guidance_embeds},
     ).eval()
     t = t5()
     pipe = getattr(diffusers, cls)(
         transformer=model,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=vae(4, shift_factor=0.1, scaling_factor=0.4),
+        scheduler=FlowMatchEulerDiscreteScheduler(**values("FluxPipeline", "scheduler")),
+        vae=vae(**values("FluxPipeline", "vae")),
         text_encoder=text_encoder(),
         tokenizer=tokenizer(),
         text_encoder_2=t["encoder"],

@@ -9,9 +9,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_inpaint, pipeline_qwenimage_edit_plus
-from tests.tiny_models import SIZE, _quiet, scheduler, t5, text_encoder, tokenizer, vae
+from tests.published import PUBLISHED, values
+from tests.tiny_models import SIZE, _quiet, t5, text_encoder, tokenizer, vae
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -62,20 +62,22 @@ def letters(longest: int = 512) -> PreTrainedTokenizerFast:
     return found
 
 
-def _flow(**changes: Any) -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **changes})
+def steps_of(name: str) -> Any:
+    """The published scheduler of a class."""
+    cls = PUBLISHED[name].same["scheduler._class_name"]
+    return getattr(diffusers, cls)(**values(name, "scheduler"))
 
 
-def vae8() -> Any:
-    """An autoencoder of the usual factor of 8."""
+def vae8(name: str) -> Any:
+    """The published autoencoder of a class, of the usual factor of 8."""
     torch.manual_seed(1)
     return diffusers.AutoencoderKL(
         block_out_channels=(8,) * 4,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=SIZE,
+        **values(name, "vae"),
     ).eval()
 
 
@@ -83,22 +85,21 @@ def chroma(cls: str = "ChromaPipeline") -> Any:
     """Chroma: Flux's blocks, no pooled prompt, a mask of tokens."""
     torch.manual_seed(0)
     model = diffusers.ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
+        **values("ChromaPipeline", "transformer"),
         num_layers=2,
         num_single_layers=2,
-        attention_head_dim=16,
+        attention_head_dim=32,
         num_attention_heads=2,
         joint_attention_dim=32,
-        axes_dims_rope=(4, 4, 8),
+        axes_dims_rope=(4, 14, 14),
         approximator_num_channels=8,
         approximator_hidden_dim=32,
         approximator_layers=1,
     ).eval()
     model.register_to_config(guidance_embeds=False)  # as in the published file; the class itself does not know it
     t = t5()
-    parts = {"vae": vae(4, shift_factor=0.1, scaling_factor=0.4), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"]}
-    pipe = getattr(diffusers, cls)(transformer=model, scheduler=_flow(use_dynamic_shifting=True), **parts)
+    parts = {"vae": vae(**values("ChromaPipeline", "vae")), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"]}
+    pipe = getattr(diffusers, cls)(transformer=model, scheduler=steps_of("ChromaPipeline"), **parts)
     return _sized(pipe)
 
 
@@ -110,37 +111,33 @@ def pixart(cls: str = "PixArtSigmaPipeline") -> Any:
         num_layers=3,
         num_attention_heads=2,
         attention_head_dim=16,
-        in_channels=4,
-        out_channels=8,
         cross_attention_dim=32,
         caption_channels=32,
-        use_additional_conditions=False,
+        **values("PixArtSigmaPipeline", "transformer"),
     ).eval()
     t = t5()
-    parts = {"vae": vae(), "text_encoder": t["encoder"], "tokenizer": t["tokenizer"], "scheduler": scheduler(beta_schedule="linear")}
+    parts = {"text_encoder": t["encoder"], "tokenizer": t["tokenizer"], "scheduler": steps_of("PixArtSigmaPipeline")}
+    parts["vae"] = vae(**values("PixArtSigmaPipeline", "vae"))
     return _quiet(getattr(diffusers, cls)(transformer=model, **parts))
 
 
 def sana(cls: str = "SanaPipeline") -> Any:
     """SANA: linear attention, Gemma 2, an autoencoder of high compression, DPM++ on flow matching."""
     torch.manual_seed(0)
+    sprint = "Sprint" in cls
+    name = "SanaSprintPipeline" if sprint else "SanaPipeline"
     sizes: dict[str, Any] = {
         "sample_size": SIZE // 4,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
+        "num_attention_heads": 7,
+        "attention_head_dim": 4,
         "num_cross_attention_heads": 2,
-        "cross_attention_head_dim": 16,
-        "cross_attention_dim": 32,
+        "cross_attention_head_dim": 14,
+        "cross_attention_dim": 28,
         "caption_channels": 32,
     }
-    more: dict[str, Any] = {}
-    if sprint := "Sprint" in cls:
-        more = {"guidance_embeds": True, "guidance_embeds_scale": 0.1, "qk_norm": "rms_norm_across_heads", "timestep_scale": 1000.0}
-    model = diffusers.SanaTransformer2DModel(**sizes, **more, num_layers=3).eval()
+    told = values(name, "transformer") | ({"timestep_scale": 1000.0} if sprint else {})
+    model = diffusers.SanaTransformer2DModel(**sizes, **told, num_layers=3).eval()
     coder = diffusers.AutoencoderDC(
-        latent_channels=4,
         attention_head_dim=2,
         encoder_block_types=("ResBlock",) * 3,
         decoder_block_types=("ResBlock",) * 3,
@@ -154,43 +151,39 @@ def sana(cls: str = "SanaPipeline") -> Any:
         upsample_block_type="interpolate",
         decoder_norm_types="rms_norm",
         decoder_act_fns="silu",
-        scaling_factor=0.41,
+        **values(name, "vae"),
     ).eval()
-    steps: Any = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     parts = {"text_encoder": Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval(), "tokenizer": letters()}
-    if sprint:
-        steps = diffusers.SCMScheduler()
     if "ControlNet" in cls:
-        parts["controlnet"] = _felt(diffusers.SanaControlNetModel(**sizes, num_layers=1))
-    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps, **parts))
+        parts["controlnet"] = _felt(diffusers.SanaControlNetModel(**sizes, in_channels=32, out_channels=32, num_layers=1))
+    return _quiet(getattr(diffusers, cls)(transformer=model, vae=coder, scheduler=steps_of(name), **parts))
 
 
 def cogview4(cls: str = "CogView4Pipeline") -> Any:
     """CogView 4: image stream first, GLM, sizes as in SDXL."""
     torch.manual_seed(0)
+    name = "CogView4Pipeline"
     model = diffusers.CogView4Transformer2DModel(
         sample_size=SIZE // 2,
-        in_channels=8 if "Control" in cls else 4,
-        out_channels=4,
         num_layers=3,
         attention_head_dim=16,
         num_attention_heads=2,
         text_embed_dim=32,
         time_embed_dim=32,
-        condition_dim=8,
+        condition_dim=16,
+        **values(name, "transformer") | ({"in_channels": 32} if "Control" in cls else {}),
         pos_embed_max_size=32,
         rope_axes_dim=(32, 32),
     ).eval()
     text = GlmModel(GlmConfig(**TEXT)).eval()
-    steps = _flow(use_dynamic_shifting=True, base_shift=0.25, max_shift=0.75, base_image_seq_len=16, time_shift_type="linear")
-    return _quiet(getattr(diffusers, cls)(transformer=model, vae=vae(), scheduler=steps, text_encoder=text, tokenizer=letters()))
+    parts = {"vae": vae(**values(name, "vae")), "text_encoder": text, "tokenizer": letters()}
+    return _quiet(getattr(diffusers, cls)(transformer=model, scheduler=steps_of(name), **parts))
 
 
 def flux2_klein(cls: str = "Flux2KleinPipeline", is_distilled: bool = False) -> Any:
     """FLUX.2 klein: blocks of two streams, then of one; Qwen 3; latents in squares of two."""
     torch.manual_seed(0)
     model = diffusers.Flux2Transformer2DModel(
-        in_channels=16,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,
@@ -198,19 +191,19 @@ def flux2_klein(cls: str = "Flux2KleinPipeline", is_distilled: bool = False) -> 
         joint_attention_dim=96,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
-        guidance_embeds=False,
+        **values("Flux2KleinPipeline", "transformer"),
     ).eval()
     torch.manual_seed(1)
     coder = diffusers.AutoencoderKLFlux2(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=SIZE,
+        **values("Flux2KleinPipeline", "vae"),
     ).eval()
     text = Qwen3ForCausalLM(Qwen3Config(**{**TEXT, "num_hidden_layers": 28})).eval()
-    parts = {"text_encoder": text, "tokenizer": letters(), "scheduler": _flow(use_dynamic_shifting=True)}
+    parts = {"text_encoder": text, "tokenizer": letters(), "scheduler": steps_of("Flux2KleinPipeline")}
     pipe = getattr(diffusers, cls)(transformer=model, vae=coder, is_distilled=is_distilled, **parts)
     return _sized(pipe)
 
@@ -219,25 +212,23 @@ def qwen(cls: str = "QwenImagePipeline") -> Any:
     """Qwen-Image: two streams, a vision-language model that reads the prompt within a template, an autoencoder of videos."""
     torch.manual_seed(0)
     model = diffusers.QwenImageTransformer2DModel(
-        in_channels=16,
-        out_channels=4,
         num_layers=3,
-        attention_head_dim=16,
+        attention_head_dim=32,
         num_attention_heads=2,
         joint_attention_dim=32,
-        axes_dims_rope=(4, 4, 8),
+        axes_dims_rope=(4, 14, 14),
+        **values("QwenImagePipeline", "transformer"),
     ).eval()
-    coder = diffusers.AutoencoderKLQwenImage(
-        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False], latents_mean=[0.0] * 4, latents_std=[1.0] * 4
-    ).eval()
+    # Means and deviations of its latents are the class's own.
+    coder = diffusers.AutoencoderKLQwenImage(base_dim=8, z_dim=16, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False]).eval()
     language = {**TEXT, "rope_parameters": {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}}
     sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32, "fullatt_block_indexes": [0]}
     config = Qwen2_5_VLConfig(text_config=language, vision_config=sight, image_token_id=60, video_token_id=61, vision_start_token_id=62)
     text = Qwen2_5_VLForConditionalGeneration(config).eval()
-    parts = {"text_encoder": text, "tokenizer": letters(2048), "scheduler": _flow(use_dynamic_shifting=True)}
+    parts = {"text_encoder": text, "tokenizer": letters(2048), "scheduler": steps_of("QwenImagePipeline")}
     if "ControlNet" in cls:
         known = {k: v for k, v in model.config.items() if k in inspect.signature(diffusers.QwenImageControlNetModel.__init__).parameters}
-        more = {"num_layers": 1, "extra_condition_channels": 4 * ("Inpaint" in cls)}
+        more = {"num_layers": 1, "extra_condition_channels": 4 * ("Inpaint" in cls)}  # a mask of two by two
         parts["controlnet"] = _felt(diffusers.QwenImageControlNetModel(**{**known, **more}))
     if "Edit" in cls:
         parts["processor"] = Processor()
@@ -250,17 +241,13 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
     torch.manual_seed(0)
     model = diffusers.HunyuanDiT2DModel(
         sample_size=SIZE // 8,
-        in_channels=4,
-        patch_size=2,
         num_layers=4,
         num_attention_heads=2,
         attention_head_dim=16,
         hidden_size=32,
         cross_attention_dim=32,
         cross_attention_dim_t5=32,
-        pooled_projection_dim=1024,
-        text_len=77,
-        text_len_t5=256,
+        **values("HunyuanDiTPipeline", "transformer"),
     ).eval()
     torch.manual_seed(2)
     bert = BertConfig(
@@ -276,15 +263,15 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
     more: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if "ControlNet" in cls:
         more["controlnet"] = _felt(diffusers.HunyuanDiT2DControlNetModel.from_transformer(model, transformer_num_layers=4))
-    steps = scheduler(prediction_type="v_prediction", beta_end=0.02)
-    return _quiet(getattr(diffusers, cls)(transformer=model, vae=vae8(), scheduler=steps, **parts, **more))
+    own = {"vae": vae8("HunyuanDiTPipeline"), "scheduler": steps_of("HunyuanDiTPipeline")}
+    return _quiet(getattr(diffusers, cls)(transformer=model, **own, **parts, **more))
 
 
 def z_image(cls: str = "ZImagePipeline") -> Any:
     """Z-Image: image and text in one sequence, lists of latents and prompts, Qwen 3."""
     torch.manual_seed(0)
     model = diffusers.ZImageTransformer2DModel(
-        in_channels=16,
+        **values("ZImagePipeline", "transformer"),
         dim=32,
         n_layers=3,
         n_refiner_layers=1,
@@ -297,7 +284,7 @@ def z_image(cls: str = "ZImagePipeline") -> Any:
     torch.nn.init.normal_(model.x_pad_token)
     torch.nn.init.normal_(model.cap_pad_token)
     text = Qwen3Model(Qwen3Config(**TEXT)).eval()
-    parts = {"vae": vae(16, shift_factor=0.1, scaling_factor=0.4), "text_encoder": text, "tokenizer": letters()}
+    parts = {"vae": vae(**values("ChromaPipeline", "vae")), "text_encoder": text, "tokenizer": letters()}
     if "ControlNet" in cls:
         net = diffusers.ZImageControlNetModel(
             control_layers_places=[0, 2],
@@ -309,7 +296,7 @@ def z_image(cls: str = "ZImagePipeline") -> Any:
             n_kv_heads=2,
         )
         parts["controlnet"] = _felt(net)
-    return _sized(getattr(diffusers, cls)(transformer=model, scheduler=_flow(), **parts))
+    return _sized(getattr(diffusers, cls)(transformer=model, scheduler=steps_of("ZImagePipeline"), **parts))
 
 
 def lumina2(cls: str = "Lumina2Pipeline") -> Any:
@@ -317,20 +304,20 @@ def lumina2(cls: str = "Lumina2Pipeline") -> Any:
     torch.manual_seed(0)
     model = diffusers.Lumina2Transformer2DModel(
         sample_size=SIZE // 8,
-        in_channels=4,
-        hidden_size=32,
+        **values("Lumina2Pipeline", "transformer"),
+        hidden_size=36,
         num_layers=3,
         num_refiner_layers=1,
-        num_attention_heads=2,
+        num_attention_heads=3,
         num_kv_heads=1,
         multiple_of=16,
-        axes_dim_rope=(4, 6, 6),
+        axes_dim_rope=(4, 4, 4),
         axes_lens=(600, 32, 32),
         cap_feat_dim=32,
     ).eval()
     text = Gemma2Model(Gemma2Config(**TEXT, query_pre_attn_scalar=16)).eval()
-    parts = {"vae": vae8(), "text_encoder": text, "tokenizer": letters()}
-    return _quiet(getattr(diffusers, cls)(transformer=model, scheduler=_flow(shift=6.0), **parts))
+    parts = {"vae": vae8("Lumina2Pipeline"), "text_encoder": text, "tokenizer": letters()}
+    return _quiet(getattr(diffusers, cls)(transformer=model, scheduler=steps_of("Lumina2Pipeline"), **parts))
 
 
 def flux2(cls: str = "Flux2Pipeline") -> Any:
@@ -378,17 +365,13 @@ def hidream(cls: str = "HiDreamImagePipeline") -> Any:
     """HiDream: image stream first, experts, two CLIPs, T5, and every layer of a Llama."""
     torch.manual_seed(0)
     model = diffusers.HiDreamImageTransformer2DModel(
-        patch_size=2,
-        in_channels=16,
-        out_channels=16,
+        **values("HiDreamImagePipeline", "transformer"),
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=16,
         num_attention_heads=2,
         caption_channels=[32, 32],
         text_emb_dim=64,
-        num_routed_experts=4,
-        num_activated_experts=2,
         axes_dims_rope=(8, 4, 4),
         max_resolution=(SIZE // 2, SIZE // 2),
         llama_layers=[0, 1, 2, 2, 2, 2],
@@ -399,8 +382,8 @@ def hidream(cls: str = "HiDreamImagePipeline") -> Any:
     parts = {"text_encoder_3": t["encoder"], "tokenizer_3": t["tokenizer"], "text_encoder_4": llama, "tokenizer_4": letters()}
     pipe = getattr(diffusers, cls)(
         transformer=model,
-        scheduler=_flow(),
-        vae=vae(16, shift_factor=0.1, scaling_factor=0.4),
+        scheduler=steps_of("HiDreamImagePipeline"),
+        vae=vae(**values("HiDreamImagePipeline", "vae")),
         text_encoder=text_encoder(True, tokens=128),
         tokenizer=tokenizer(),
         text_encoder_2=text_encoder(True, 3, tokens=128),
