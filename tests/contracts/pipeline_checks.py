@@ -75,9 +75,9 @@ def rows(make: Maker) -> str:
     contract(pipe)
     m = module(pipe)
     with seen(pipe) as plain:
-        draw(pipe, steps=1, images=2)
+        draw(pipe, images=2)
     with steer(pipe, m), seen(pipe) as steered:
-        draw(pipe, steps=1, images=2)
+        draw(pipe, images=2)
     a, b = plain[0][0], steered[0][0]
     changed = [i for i in range(len(a)) if not torch.equal(a[i], b[i])]
     passes = spec_of(pipe).passes if len(a) > 2 else ("cond",)
@@ -161,6 +161,8 @@ def schedulers(make: Maker) -> str:
     done = []
     for name, (cls, changes) in SCHEDULERS.items():
         pipe = make()
+        if isinstance(pipe.scheduler, diffusers.SCMScheduler):
+            raise Skipped("this class takes no other scheduler than its own")
         if type(pipe).__name__.startswith("LatentConsistency") and name != "LCM":
             continue  # that pipeline itself takes no other
         if flow := flow_matching(pipe.scheduler):
@@ -170,13 +172,15 @@ def schedulers(make: Maker) -> str:
         pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config, **changes)
         try:
             steered = contract(pipe, steps=3)
-        except ValueError as error:
-            if flow and "support custom" in str(error):
-                continue  # this pipeline hands over sigmas, which that scheduler does not take
+        except (ValueError, TypeError) as error:
+            if flow and ("support custom" in str(error) or "'mu'" in str(error)):
+                continue  # this pipeline hands over sigmas or a shift, which that scheduler does not take
             raise
         if spec_of(pipe).model == "unet" and not spec_of(pipe).images and not type(pipe).__name__.startswith("Latent"):
             pipe.scheduler = getattr(diffusers, cls).from_config(pipe.scheduler.config)
-            close(steered, raw_latents(pipe, module(pipe).delta, steps=3), name)
+            # PNDM and Heun make much of the rounding of calls of one condition each.
+            within = 1e-3 if isinstance(pipe, diffusers.ModularPipeline) else 1e-5
+            close(steered, raw_latents(pipe, module(pipe).delta, steps=3), name, within)
         done.append(name)
     return ", ".join(done)
 
@@ -253,7 +257,7 @@ def training(make: Maker) -> str:
     if reason := not_trained(pipe):
         raise Refused(reason)
     with seen(pipe) as calls:
-        draw(pipe, steps=1)
+        draw(pipe)
     given = {name: value.movedim(spec_of(pipe).axes.get(name, 0), 0) for name, value in flat(calls[0][1]).items()}
     passes = len(calls[0][0])
     row = spec_of(pipe).passes.index("cond") if passes > 1 else 0
@@ -409,8 +413,10 @@ def deepcache(make: Maker) -> str:
     except ImportError as error:
         raise Skipped("DeepCache is not installed") from error
     pipe = make()
-    if spec_of(pipe).model == "transformer" or isinstance(pipe, diffusers.ModularPipeline):
-        raise Skipped("DeepCache is for UNets of plain pipelines")
+    if spec_of(pipe).model == "transformer":
+        raise Skipped("DeepCache is for UNets")
+    if isinstance(pipe, diffusers.ModularPipeline):
+        raise Skipped("DeepCache is for pipelines that are not modular")
     helper = DeepCacheSDHelper(pipe=pipe)
     helper.set_params(cache_interval=2, cache_branch_id=0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.tiny_models import TINY_PIPELINES, flux, inpaint_9, lcm, scheduler, s
 
 from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.capture import at
-from respodiff.pipelines.denoiser import TIME_IDS, Denoiser, check_length, join, repeat
+from respodiff.pipelines.denoiser import TIME_IDS, Denoiser, check_length, encode_prompts, join, repeat
 from respodiff.pipelines.latents import latent_shape, pack, unpack
 from respodiff.pipelines.registry import PIPELINES, backbone, spec_of
 from respodiff.training.config import TrainConfig
@@ -120,8 +121,9 @@ def test_arguments_and_predictions_are_those_of_the_pipelines_own_call(name: str
     handle = model.register_forward_hook(
         lambda _m, a, k, out: calls.append(({**dict(zip(names, a, strict=False)), **k}, out[0])), with_kwargs=True
     )
-    draw(pipe, "a doctor", steps=1, **size)
+    draw(pipe, "a doctor", steps=2, **size)  # of one step alone Qwen-Image's scheduler makes NaN
     handle.remove()
+    calls = calls[: len(calls) // 2]
     d = Denoiser(pipe, size["height"], size["width"], guidance=GUIDANCE)
     t = pipe.scheduler.timesteps[:1]
     rows = {"cond": d.encode(["a doctor"])[0], "uncond": d.empty}
@@ -164,6 +166,54 @@ def test_the_template_around_a_prompt_counts() -> None:
     check_length(pipe, ["a" * 50])
     with pytest.raises(ValueError, match="tokens; this model takes 256"):
         check_length(pipe, ["a" * 250])
+
+
+def test_a_system_message_around_a_prompt_counts() -> None:
+    pipe = TINY_PIPELINES["Flux2Pipeline"]()
+    pipe.system_message = "a" * 400
+    check_length(pipe, ["a" * 50])
+    with pytest.raises(ValueError, match="tokens; this model takes 512"):
+        check_length(pipe, ["a" * 110])
+
+
+def test_a_model_that_keeps_its_area_refuses_other_sizes() -> None:
+    pipe = TINY_PIPELINES["HiDreamImagePipeline"]()
+    assert latent_shape(pipe) == (16, 16, 16) and latent_shape(pipe, 16, 64) == (16, 8, 32)
+    with pytest.raises(ValueError, match="height x width is 32 x 64, which HiDreamImagePipeline draws as 20 x 44 pixels"):
+        latent_shape(pipe, 32, 64)
+
+
+def test_experts_give_the_gradients_of_their_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = Denoiser(TINY_PIPELINES["HiDreamImagePipeline"]())
+    z = torch.randn(1, *d.latent, generator=torch.Generator().manual_seed(0))
+    condition, t = d.encode(["a doctor"])[0], torch.tensor([500.0])
+    direction = torch.randn(1, *d.shape, generator=torch.Generator().manual_seed(1))
+    size = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    d.model.double()
+    condition = {path: value.double() for path, value in condition.items()}
+
+    def summed(a: Any) -> Any:
+        shift = (a * direction.double()).expand(-1, *d.shape)
+        return run_with_decoder(d.model, lambda: d(z.double(), t.double(), condition), lambda _: shift, d.site)[0].square().sum()
+
+    found = torch.autograd.grad(summed(size), size)[0].item()
+    with torch.no_grad():
+        expected = (summed(size + 1e-5) - summed(size - 1e-5)).item() / 2e-5  # experts change hands in larger steps
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert not any(m.training for m in d.model.modules())
+    monkeypatch.setattr("respodiff.pipelines.denoiser.differentiable", lambda _model: nullcontext())
+    assert torch.autograd.grad(summed(size), size)[0].item() != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["QwenImageEditPipeline", "SanaSprintPipeline", "StableDiffusionXLModularPipeline"])
+def test_classes_that_nothing_is_trained_on_say_why(name: str) -> None:
+    with pytest.raises(ValueError, match=f"nothing is trained on {name}: .*; train on .*, and steer this one"):
+        Denoiser(TINY_PIPELINES[name]())
+
+
+def test_a_class_that_reads_prompts_beside_an_image_tells_none() -> None:
+    with pytest.raises(ValueError, match="QwenImageEditPipeline does not tell what its model is told of a prompt"):
+        encode_prompts(TINY_PIPELINES["QwenImageEditPipeline"](), ["a doctor"])
 
 
 def test_inpainting_channels_mask_everything_over_a_blank_image() -> None:

@@ -7,11 +7,12 @@ import diffusers
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from tests.drawing import apart, draw, module, same, seen
+from tests.drawing import apart, draw, input_images, module, same, seen
 from tests.raw_loop import raw_flow
-from tests.tiny_models import flux, sd3
+from tests.tiny_models import TINY_PIPELINES, flux, modular, sd3
 
-from respodiff.pipelines.registry import PIPELINES, Unsupported, backbone, caller, row_blocks, spec_of
+from respodiff.generation.generate import generate
+from respodiff.pipelines.registry import PIPELINES, REFUSED, Unsupported, backbone, caller, row_blocks, spec_of
 from respodiff.steering.steer import steer
 
 # --- the table ---
@@ -29,9 +30,15 @@ def test_a_pipeline_that_is_not_in_the_table_is_refused_with_what_to_do() -> Non
 
 
 def test_other_row_orders_are_refused() -> None:
-    for name in ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline", "StableCascadePriorPipeline", "HiDreamImagePipeline"):
+    for name in ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline", "StableCascadePriorPipeline", "HunyuanImagePipeline"):
         with pytest.raises(Unsupported, match=f"pipeline {name} is not supported"):
             spec_of(getattr(diffusers, name).__new__(getattr(diffusers, name)))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_class_that_cannot_be_steered_says_why(name: str) -> None:
+    with pytest.raises(Unsupported, match=f"pipeline {name} is not supported: {REFUSED[name]}"):
+        spec_of(object.__new__(getattr(diffusers, name)))
 
 
 def test_a_subclass_is_supported_unless_it_draws_by_a_loop_of_its_own(tiny_pipe: StableDiffusionPipeline) -> None:
@@ -142,3 +149,57 @@ def test_the_hand_written_loop_of_transformers_is_the_pipeline_itself() -> None:
     for pipe in (sd3(), flux()):
         m = module(pipe, scale=0.0)
         assert apart(raw_flow(pipe, m.delta), draw(pipe)) < 1e-5
+
+
+# --- images that are given ---
+
+
+def test_tokens_of_a_given_image_keep_their_bits() -> None:
+    pipe = TINY_PIPELINES["Flux2KleinPipeline"]()
+    m, given = module(pipe), input_images(TINY_PIPELINES["QwenImageEditPipeline"](), 64, 64)
+    with seen(pipe) as before:
+        draw(pipe, steps=1, **given)
+    with steer(pipe, m), seen(pipe) as after:
+        draw(pipe, steps=1, **given)
+    moved = (after[0][0] - before[0][0])[0]
+    assert len(moved) == 64 + 256 and torch.equal(moved[64:], torch.zeros_like(moved[64:]))
+    assert torch.allclose(moved[:64], m.delta.flatten().expand(64, -1), atol=1e-5)
+    assert torch.equal(after[1][0], before[1][0]), "the unconditional call"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_given_image_and_a_compiled_model_are_refused_together() -> None:
+    pipe = TINY_PIPELINES["Flux2KleinPipeline"]()
+    pipe.transformer.compile(backend="eager")
+    with steer(pipe, module(pipe)), pytest.raises(ValueError, match="tokens of images that are given follow those of the image"):
+        draw(pipe, steps=1, **input_images(TINY_PIPELINES["QwenImageEditPipeline"](), 64, 64))
+    torch.compiler.reset()
+
+
+# --- modular pipelines ---
+
+
+@pytest.mark.parametrize("guider", ["ClassifierFreeGuidance", "AdaptiveProjectedGuidance", "TangentialClassifierFreeGuidance"])
+def test_a_guider_has_its_conditional_calls_steered(guider: str) -> None:
+    pipe = modular()
+    a, b = module(pipe, 1), module(pipe, 2)
+    pipe.update_components(guider=getattr(diffusers, guider)(guidance_scale=3.0))
+    options: dict[str, Any] = {"num_images_per_prompt": 2, "num_inference_steps": 3, "height": 32, "width": 32, "output_type": "latent"}
+    with seen(pipe) as before, steer(pipe, [a, None, b, [a, b]]), seen(pipe) as after:
+        pipe(prompt=["a doctor", "a nurse"], **options, generator=torch.Generator().manual_seed(0))
+    assert [len(h) for h, _ in after] == [4] * 6, "one call a condition in each of three steps"
+    conditional, wanted = after[0][1]["encoder_hidden_states"], torch.stack([a.delta, 0 * a.delta, b.delta, a.delta + b.delta])
+    for (x, told), (y, _) in zip(before, after, strict=True):
+        assert torch.allclose(y - x, wanted * torch.equal(told["encoder_hidden_states"], conditional), atol=1e-5)
+
+
+def test_a_modular_pipeline_steered_by_a_list_of_the_wrong_length_is_refused() -> None:
+    pipe = modular()
+    with steer(pipe, [module(pipe), None]), pytest.raises(ValueError, match="2 entries, but the pipeline generates 1"):
+        draw(pipe)
+
+
+def test_generate_does_not_call_a_modular_pipeline() -> None:
+    with pytest.raises(ValueError, match="StableDiffusionXLModularPipeline is made of blocks"):
+        generate(modular(), ["a doctor"])

@@ -130,6 +130,8 @@ def _check_pipeline(pipe: Any, config: GenerateConfig) -> None:
         raise ValueError(
             f"{type(pipe).__name__} draws from images ({', '.join(images)}), not from prompts alone; call it inside of steer()"
         )
+    if spec_of(pipe).unread:
+        raise ValueError(f"{type(pipe).__name__} is made of blocks, which this does not call; call it inside of steer()")
     check_steps(pipe, sampling_settings(pipe, config.steps, config.guidance)[0])
     read = "assign_at" if config.assign_at else "safety_mode" if config.safety_mode == "predicted" else ""
     if read and is_compiled(getattr(pipe, spec_of(pipe).model)):

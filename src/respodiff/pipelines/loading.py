@@ -141,6 +141,8 @@ class _Place:
             raise Unsupported(
                 f"pipeline {name} is not in diffusers {diffusers.__version__} (model_index.json of {self.given}); supported: {', '.join(PIPELINES)}"
             )
+        if not issubclass(cls, DiffusionPipeline):
+            raise Unsupported(f"pipeline {name} {MODULAR}")
         return cls
 
     def load(self, dtype: torch.dtype, **more: Any) -> Any:
@@ -171,6 +173,7 @@ def _readable(given: str) -> Iterator[None]:
         raise ValueError(f"model {given} cannot be loaded: {reason} - give 'embedded', {SOURCES} (needs network)") from error
 
 
+MODULAR = "is made of blocks, which are not loaded here; load it with diffusers.ModularPipeline, and draw inside of steer()"
 SOURCES = "a folder with model_index.json, a .safetensors file, or a hub id"
 SINGLE = ".safetensors"
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
@@ -220,6 +223,8 @@ def _index_of_folder(folder: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = dict(json.loads((folder / "model_index.json").read_text(encoding="utf-8")).items())
     except FileNotFoundError:
+        if (folder / "modular_model_index.json").is_file():
+            raise Unsupported(f"model folder {str(folder)!r} {MODULAR}") from None
         raise ValueError(f"model folder {str(folder)!r} has no model_index.json; give the folder that a pipeline was saved in") from None
     except (ValueError, AttributeError) as error:
         raise ValueError(f"model folder {str(folder)!r} has a broken model_index.json ({error}); copy it again") from error

@@ -16,7 +16,7 @@ from respodiff.pipelines.bottleneck import is_compiled
 from respodiff.pipelines.registry import backbone, caller, spec_of
 from respodiff.steering.adapter import AdaptersPerImage
 
-OWN = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
+OWN = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 """Parts that keep the settings of a call, so that two threads at once would silently get each other's."""
 
 _claims: list[tuple[int, Any, str]] = []
