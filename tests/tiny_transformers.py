@@ -141,8 +141,8 @@ def sana(cls: str = "SanaPipeline") -> Any:
         attention_head_dim=2,
         encoder_block_types=("ResBlock",) * 3,
         decoder_block_types=("ResBlock",) * 3,
-        encoder_block_out_channels=(8, 8, 8),
-        decoder_block_out_channels=(8, 8, 8),
+        encoder_block_out_channels=(8, 8, 32),
+        decoder_block_out_channels=(8, 8, 32),
         encoder_qkv_multiscales=((), (), ()),
         decoder_qkv_multiscales=((), (), ()),
         encoder_layers_per_block=(1, 1, 1),
@@ -262,7 +262,8 @@ def hunyuan(cls: str = "HunyuanDiTPipeline") -> Any:
     }
     more: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if "ControlNet" in cls:
-        more["controlnet"] = _felt(diffusers.HunyuanDiT2DControlNetModel.from_transformer(model, transformer_num_layers=4))
+        known = {k: v for k, v in model.config.items() if k in inspect.signature(diffusers.HunyuanDiT2DControlNetModel.__init__).parameters}
+        more["controlnet"] = _felt(diffusers.HunyuanDiT2DControlNetModel(**known, transformer_num_layers=4))
     own = {"vae": vae8("HunyuanDiTPipeline"), "scheduler": steps_of("HunyuanDiTPipeline")}
     return _quiet(getattr(diffusers, cls)(transformer=model, **own, **parts, **more))
 

@@ -150,6 +150,17 @@ def test_a_folder_without_a_part_names_it(folder: Path) -> None:
         load_pipeline(folder)
 
 
+def test_modular_pipelines_are_not_loaded(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionXLModularPipeline"}))
+    with pytest.raises(Unsupported, match=r"StableDiffusionXLModularPipeline is made of blocks, which are not loaded here") as error:
+        load_pipeline(folder)
+    assert one_line(error)
+    (folder / "model_index.json").rename(folder / "modular_model_index.json")
+    with pytest.raises(Unsupported, match=r"is made of blocks, which are not loaded here"):
+        load_pipeline(folder)
+
+
 def test_parts_that_are_given_are_not_looked_for(folder: Path, tiny_pipe: StableDiffusionPipeline) -> None:
     shutil.rmtree(folder / "vae")
     assert load_pipeline(folder, vae=tiny_pipe.vae).vae is tiny_pipe.vae

@@ -17,6 +17,11 @@ from respodiff.steering.self_test import examine
         "StableDiffusion3Pipeline",
         "FluxPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
+        "Flux2Pipeline",
+        "HiDreamImagePipeline",
+        "SanaSprintImg2ImgPipeline",
+        "QwenImageEditPipeline",
+        "ZImageControlNetPipeline",
     ],
 )
 def test_healthy_pipelines_pass(name: str) -> None:

@@ -74,6 +74,7 @@ def capture(
     shown.__class__ = type(base.__name__, (base,), {"components": pipe.components})
     scheduler = scheduler or copy.deepcopy(pipe.scheduler)
     vars(shown).update({spec.model: recorder, "scheduler": scheduler, "_progress_bar_config": {"disable": True}})
+    vars(shown).setdefault("patch_size", recorder.config.get("patch_size"))  # SD3's classes for ControlNets do not note it
     if pipe.config.get("requires_aesthetics_score"):  # refiners are told a score in the place of a second size
         vars(shown)["_get_add_time_ids"] = lambda size, corner, *_, dtype, **__: torch.tensor([[*size, *corner, 6.0]], dtype=dtype)
     call = {
@@ -107,9 +108,9 @@ def flat(tree: Mapping[str, Any], start: str = "") -> dict[str, Tensor]:
         if isinstance(value, Mapping):
             found |= flat(value, f"{start}{name}.")
         elif isinstance(value, Tensor):
-            found[start + name] = value
+            found[f"{start}{name}"] = value
         elif isinstance(value, list) and value and all(isinstance(row, Tensor) and row.shape == value[0].shape for row in value):
-            found[start + name] = torch.stack(value)
+            found[f"{start}{name}"] = torch.stack(value)
     return found
 
 
