@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,13 @@ from respodiff.steering.steer import steer
 def test_every_row_names_a_class_of_diffusers_and_its_conditional_block(name: str) -> None:
     assert hasattr(diffusers, name)
     assert PIPELINES[name].passes.count("cond") == 1
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_as_many_tokens_are_read_as_the_class_reads(name: str) -> None:
+    named = inspect.signature(getattr(diffusers, name).__call__).parameters
+    if "max_sequence_length" in named:
+        assert PIPELINES[name].longest == PIPELINES[name].call.get("max_sequence_length", named["max_sequence_length"].default)
 
 
 def test_a_pipeline_that_is_not_in_the_table_is_refused_with_what_to_do() -> None:

@@ -106,7 +106,7 @@ QWEN = replace(
     mask="encoder_hidden_states_mask",
     time=(1e-3, 0.0),
     packs=2,
-    longest=1024,
+    longest=512,
     guidance=4.0,
 )
 # The autoencoder's latents are put together in squares of two before noise is added.
@@ -208,6 +208,10 @@ PIPELINES: dict[str, PipelineSpec] = {
     "QwenImageEditPlusPipeline": replace(QWEN_EDIT, images=("image",)),
     "QwenImageEditInpaintPipeline": replace(QWEN_EDIT, images=PLAIN["Inpaint"]),
     **_classes(CHROMA, "Chroma"),
+    # Inpainting reads fewer tokens.
+    "ChromaInpaintPipeline": replace(
+        CHROMA, images=PLAIN["Inpaint"], shown="ChromaPipeline", longest=256, call={"max_sequence_length": 256}
+    ),
     "PixArtSigmaPipeline": PIXART,
     "SanaPipeline": SANA,
     "SanaControlNetPipeline": replace(SANA, images=("control_image",), shown="SanaPipeline"),
