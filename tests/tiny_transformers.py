@@ -35,6 +35,8 @@ from transformers import (
     Qwen3Model,
 )
 
+from respodiff.pipelines.registry import PIPELINES
+
 TEXT: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -418,6 +420,8 @@ MAKERS: dict[str, Callable[[str], Any]] = {
     "HiDream": hidream,
 }
 """How the name of a class begins -> its maker."""
+TEXT_TO_IMAGE = [name for name, spec in PIPELINES.items() if not spec.images and name.startswith(tuple(MAKERS))]
+"""The classes that are made here and take prompts alone."""
 
 
 def make(cls: str) -> Any:

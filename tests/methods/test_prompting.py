@@ -11,7 +11,7 @@ import torch
 from tests.drawing import close as close_to
 from tests.drawing import draw, oblong
 from tests.tiny_models import TINY_PIPELINES
-from tests.tiny_transformers import MAKERS
+from tests.tiny_transformers import TEXT_TO_IMAGE
 from torch import Tensor
 
 from drawing import input_images
@@ -227,7 +227,7 @@ def test_a_call_with_embeddings_is_refused(pipe: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [*TEXT_TO_IMAGE, "FluxPipeline", "StableDiffusion3Pipeline", "LatentConsistencyModelPipeline"])
 def test_on_transformers_it_is_the_pipelines_own_prompt_and_negative_prompt(name: str) -> None:
     pipe = TINY_PIPELINES[name]()
     size = oblong(pipe)

@@ -18,6 +18,7 @@ from tests.contracts.pipeline_checks import TINY, WOMAN
 from tests.drawing import GUIDANCE, close, contexts, draw, oblong, seen
 from tests.raw_loop import conditions, raw_unet
 from tests.tiny_models import TINY_PIPELINES, flux, inpaint_9, lcm, scheduler, sd, sd3, sd_v, sdxl
+from tests.tiny_transformers import TEXT_TO_IMAGE
 
 from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.capture import at
@@ -26,12 +27,6 @@ from respodiff.pipelines.latents import latent_shape, pack, unpack
 from respodiff.pipelines.registry import PIPELINES, backbone, spec_of
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit, train
-
-OWN = [
-    name
-    for name, spec in PIPELINES.items()
-    if spec.model == "transformer" and not spec.images and not spec.untrained and name not in ("StableDiffusion3Pipeline", "FluxPipeline")
-]
 
 # --- shapes ---
 
@@ -112,7 +107,7 @@ def test_a_prediction_is_what_the_pipeline_got_from_its_transformer(make: Any) -
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [name for name in TEXT_TO_IMAGE if not PIPELINES[name].untrained])
 def test_arguments_and_predictions_are_those_of_the_pipelines_own_call(name: str) -> None:
     pipe = TINY_PIPELINES[name]()
     spec, model, size = spec_of(pipe), backbone(pipe), oblong(pipe)

@@ -73,8 +73,8 @@ def encode_prompts(
     told = [_rows_first(spec, capture(pipe, texts, *size, negative=negative, **call).told) for texts in calls]
     if model not in _rows:
         one, two = (flat(_rows_first(spec, capture(pipe, ["a"] * n, *size, **call).told)) for n in (1, 2))
-        # Where tokens of an image are is no part of a prompt.
-        own = {*names_of(model), "img_ids"}
+        # Where tokens of an image are, and how it is guided, is no part of a prompt.
+        own = {*names_of(model), "img_ids", "guidance", "timestep_cond"}
         _rows[model] = {path for path, value in two.items() if value.ndim and len(value) == 2 * len(one[path])} - own
     # Unconditional rows come in the same call as conditional ones, or in one of their own.
     block = spec.passes.index("uncond") if negative and "negative_prompt_embeds" not in spec.calls else 0
