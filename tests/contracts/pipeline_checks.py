@@ -233,7 +233,7 @@ def slicing(make: Maker) -> str:
     pipe = make()
     plain = contract(pipe)
     if not hasattr(pipe, "enable_attention_slicing") or spec_of(pipe).model != "unet":
-        raise Skipped("transformers have no attention slicing")
+        raise Skipped(f"{'transformers' if spec_of(pipe).model != 'unet' else 'modular pipelines'} have no attention slicing")
     pipe.enable_attention_slicing(1)
     close(contract(pipe), plain, "sliced", 1e-4)
     return ""
@@ -458,14 +458,15 @@ def shared(make: Maker) -> str:
     known = type(first).__init__.__code__.co_varnames
     if isinstance(first, diffusers.ModularPipeline):
         second = first.blocks.init_pipeline()
-        second.update_components(**{k: v for k, v in parts.items() if v is not None})
+        loaded = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        second.update_components(**{k: v for k, v in parts.items() if k.startswith(loaded)})
     else:
         second = type(first)(
             **{k: v for k, v in parts.items() if k in known},
             **({"requires_safety_checker": False} if "requires_safety_checker" in known else {}),
         )
     second.set_progress_bar_config(disable=True)
-    if hasattr(first, "default_sample_size"):
+    if "default_sample_size" in vars(first):
         second.default_sample_size = first.default_sample_size
     a, b = module(first, 1), module(first, 2)
     plain = draw(second)
