@@ -1,7 +1,7 @@
 """Every pipeline with every feature, every text-to-image class with every method: runs the checks of `tests.contracts` on tiny models and fills
 docs/backbones.md.
 
-python -m benchmarks.backbones            (about 25 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
+python -m benchmarks.backbones            (about 40 minutes on 2 CPU cores; stops at the first wrong cell, goes on where it was)
 """
 
 from __future__ import annotations

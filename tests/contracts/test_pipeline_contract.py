@@ -28,12 +28,15 @@ DIFFERENT = (
     "SanaPipeline",
     "CogView4Pipeline",
     "HunyuanDiTPipeline",
+    "Flux2Pipeline",
+    "HiDreamImagePipeline",
 )
+STEERED_ALONE = ("QwenImageEditPipeline", "SanaSprintPipeline", "StableDiffusionXLModularPipeline")
 TEXT_TO_IMAGE = [name for name, spec in PIPELINES.items() if not spec.images]
 SOME = {
     "training": (*DIFFERENT, "StableDiffusionPipeline, v-prediction", "StableDiffusionInpaintPipeline, 9 channels"),
-    "mixed batch": DIFFERENT,
-    "sizes": DIFFERENT,
+    "mixed batch": (*DIFFERENT, *STEERED_ALONE),
+    "sizes": (*DIFFERENT, *STEERED_ALONE),
     "schedulers": ("StableDiffusionPipeline", "StableDiffusion3Pipeline"),
     "shared model, threads": ("StableDiffusionPipeline", "FluxPipeline"),
     "LoRA": ("StableDiffusionPipeline", "StableDiffusion3Pipeline"),
