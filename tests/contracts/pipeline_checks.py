@@ -247,7 +247,7 @@ def not_trained(pipe: Any) -> str:
     try:
         Denoiser(pipe)
     except ValueError as error:
-        return str(error)
+        return str(error).replace(type(pipe).__name__, "this class")
     return ""
 
 
