@@ -11,7 +11,7 @@ RUNS ?= runs
 
 FIGURES := figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: help install demo check test lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights package clean
+.PHONY: help install demo check test lowest lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights package clean
 
 help:  ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,12 @@ check: install lint  ## what can be had in about a minute: lint, types, import c
 
 test: install lint  ## the whole suite on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+lowest:  ## the whole suite with the lowest version of each dependency (torch 2.6 of PyPI takes 5 GB; Python 3.11 or 3.12)
+	$(PYTHON) -m venv $(VENV)-lowest
+	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install  ## style, types, import contracts
 	$(BIN)/ruff check
@@ -98,4 +104,4 @@ package: install  ## wheel and sdist in dist/; installs the wheel into an empty 
 	test -s build/empty/demo/report.html
 
 clean:  ## removes the environment and what was built
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(VENV)-lowest demo build dist
