@@ -403,6 +403,7 @@ def test_loras_with_weights(folder: Path, tmp_path: Path) -> None:
     assert len(digests) == 4 and "" in digests
 
 
+@pytest.mark.skipif("group" in loading.NEED_ACCELERATOR, reason="diffusers below 0.41 offloads groups to an accelerator alone")
 def test_group_offload_draws_the_same_and_refuses_training(folder: Path, make_module: Callable[..., Any]) -> None:
     pipe, offloaded = load_pipeline(folder), load_pipeline(folder, offload="group")
     with steer(pipe, make_module()):

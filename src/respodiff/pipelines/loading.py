@@ -67,7 +67,8 @@ def load_pipeline(
         safety_checker: whether one that the pipeline has stays on. It blacks images out, which cannot be measured then.
         config: for a single file: diffusers folder or hub id of the same base, of which class, configurations and tokenizers are read, and no
             weights. Empty for the one that diffusers takes for such a file, from the hub or its cache.
-        offload: ``model``, ``sequential`` or ``group``: weights wait on the CPU until they are needed. ``group`` works on every device.
+        offload: ``model``, ``sequential`` or ``group``: weights wait on the CPU until they are needed. ``group`` works on every device
+            (from diffusers 0.41 on).
         quantize: ``nf4`` or ``int8``: linear layers of the steered model, and of a T5, by bitsandbytes; on the CPU or a CUDA GPU.
         lora: LoRAs that stay beside the weights, each a file, folder or hub id, with ``:WEIGHT`` behind it if that is not 1.
         gradient_checkpointing: whether training computes activations again instead of keeping them.
@@ -82,8 +83,9 @@ def load_pipeline(
     check_name("offload", offload, OFFLOADS)
     check_name("quantize", quantize, ("", *QUANTIZATIONS))
     device, torch_dtype = chosen_device(device), more.pop("dtype", torch_dtype)
-    if offload in ("model", "sequential") and device == "cpu":
-        raise ValueError(f"offload is {offload!r}, which needs an accelerator, and the device is cpu; take none or group")
+    if offload in NEED_ACCELERATOR and device == "cpu":
+        allowed = " or ".join(way for way in OFFLOADS if way not in NEED_ACCELERATOR)
+        raise ValueError(f"offload is {offload!r}, which needs an accelerator, and the device is cpu; take {allowed}")
     if quantize:
         _check_quantization(quantize, device, more)
     place, more = find(source, str(config), more)
@@ -177,6 +179,7 @@ MODULAR = "is made of blocks, which are not loaded here; load it with diffusers.
 SOURCES = "a folder with model_index.json, a .safetensors file, or a hub id"
 SINGLE = ".safetensors"
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+NEED_ACCELERATOR = ("model", "sequential") if Version(diffusers.__version__) >= Version("0.41") else ("model", "sequential", "group")
 """What diffusers calls it."""
 HUB = ("revision", "cache_dir", "token", "proxies", "force_download", "local_files_only")
 """Arguments of `DiffusionPipeline.from_pretrained` that say where files come from."""

@@ -99,7 +99,8 @@ class ModelFolders:
 
     def image_processor(self, folder: Path) -> Any:
         """The image processor, always the one of PIL: the one of torchvision gives other pixels, so labels would hang on what is installed."""
-        from transformers import AutoImageProcessor
+        # The name in `transformers` itself asks for torchvision below 5.18.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         with self.reading(folder):
             return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
