@@ -179,8 +179,9 @@ MODULAR = "is made of blocks, which are not loaded here; load it with diffusers.
 SOURCES = "a folder with model_index.json, a .safetensors file, or a hub id"
 SINGLE = ".safetensors"
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
-NEED_ACCELERATOR = ("model", "sequential") if Version(diffusers.__version__) >= Version("0.41") else ("model", "sequential", "group")
 """What diffusers calls it."""
+NEED_ACCELERATOR = ("model", "sequential") if Version(diffusers.__version__) >= Version("0.41") else ("model", "sequential", "group")
+"""Ways of offloading that fail on a machine without an accelerator."""
 HUB = ("revision", "cache_dir", "token", "proxies", "force_download", "local_files_only")
 """Arguments of `DiffusionPipeline.from_pretrained` that say where files come from."""
 
