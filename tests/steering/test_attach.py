@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,16 @@ def test_they_stay_when_nobody_holds_them(tiny_pipe: Pipe, woman: ConceptModule)
     gc.collect()
     assert torch.equal(draw(tiny_pipe), expected)
     attach(tiny_pipe).unload_weights()
+
+
+def test_they_go_with_a_pipeline_that_nobody_holds(tiny_pipe: Pipe, woman: ConceptModule) -> None:
+    pipe = copy.deepcopy(tiny_pipe)
+    attach(pipe).load_weights(woman)
+    attach(pipe).set_adapters("woman")
+    held = weakref.ref(pipe.unet)
+    del pipe
+    gc.collect()
+    assert held() is None
 
 
 def test_a_folder_brings_all_of_its_modules(tiny_pipe: Pipe, woman: ConceptModule, make_module: Make, tmp_path: Path) -> None:

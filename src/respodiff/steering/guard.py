@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from respodiff.steering.adapter import AdaptersPerImage
 OWN = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
 """Parts that keep the settings of a call, so that two threads at once would silently get each other's."""
 
-_claims: list[tuple[int, Any, str]] = []
-"""Thread, pipeline, and the method that changes its model for all threads, or ""."""
+_claims: list[tuple[int, ref[Any], str]] = []
+"""Thread, pipeline, and the method that changes its model for all threads, or "". A pipeline that nobody else holds is freed."""
 _lock = threading.Lock()
 
 
@@ -30,9 +31,11 @@ def claimed(pipe: Any, method: str = "") -> Iterator[None]:
 
     With a ``method`` that is not of modules, the model cannot be shared either.
     """
-    claim = (threading.get_ident(), pipe, method)
+    claim = (threading.get_ident(), ref(pipe), method)
     with _lock:
-        for thread, other, used in _claims:
+        for thread, held, used in [*_claims]:
+            if (other := held()) is None:
+                continue
             shared = [name for name in OWN if (part := getattr(pipe, name, None)) is not None and part is getattr(other, name, None)]
             if thread != claim[0] and (shared or pipe is other):
                 copies = ", ".join(f"{name}=deepcopy(pipe.{name})" for name in OWN if getattr(pipe, name, None) is not None)
@@ -51,7 +54,7 @@ def claimed(pipe: Any, method: str = "") -> Iterator[None]:
 
 def is_steered(pipe: Any) -> bool:
     """Whether any thread steers this pipeline."""
-    return any(pipe is other for _, other, _ in _claims)
+    return any(pipe is held() for _, held, _ in _claims)
 
 
 class Guard:
