@@ -70,7 +70,7 @@ def test_train_then_generate(name: str, tmp_path: Path) -> None:
     digest = found["modules"][0]["digest"]
     assert found["method"] == name and digest == load(out).digest and found["unet_forwards"] > 0
     assert {"modules", "iterations", "seconds", "peak_mib", "loss_first", "loss_last"} <= set(found)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.run.toml", "m.safetensors"], "nothing else is left"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "m.safetensors.run.toml"], "nothing else is left"
     flag = "--safety" if load(out).header.kind == "safety" else "--module"
     rows = drawn(tmp_path / "run", "--method", name, flag, str(out))
     assert {r.method for r in rows} == {name} and all(r.modules == [digest] for r in rows)

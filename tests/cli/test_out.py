@@ -253,4 +253,4 @@ def test_training_says_that_its_folder_was_deleted_and_makes_it_anew(tmp_path: P
     done = respodiff(*_train(tmp_path), "--out", str(out))
     (line,) = (line for line in done.stderr.splitlines() if "projection" not in line)
     assert done.returncode == 0 and "deleted" in line and str(out.parent) in line
-    assert sorted(path.name for path in out.parent.iterdir()) == ["woman.run.toml", out.name]
+    assert sorted(path.name for path in out.parent.iterdir()) == [out.name, f"{out.name}.run.toml"]

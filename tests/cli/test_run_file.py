@@ -170,7 +170,7 @@ def made(tmp_path: Path, *arguments: str, out: str = "file.json") -> tuple[Done,
     for i in range(2):
         coloured((90 * i, 60, 30), (32, 32)).save(tmp_path / f"{i}.png")
     (tmp_path / "labels.csv").write_text("file,gender\n0.png,woman\n1.png,man\n")
-    return respodiff("calibrate", "labels.csv", "--out", out, *arguments, cwd=tmp_path), tmp_path / "file.run.toml"
+    return respodiff("calibrate", "labels.csv", "--out", out, *arguments, cwd=tmp_path), tmp_path / f"{out}.run.toml"
 
 
 def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
@@ -179,6 +179,13 @@ def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
     file.write_text("# mine\n")
     done, _ = made(tmp_path, "--seed", "1")
     assert done.returncode == 0 and "not made by respodiff" in done.stderr and file.read_text() == "# mine\n"
+
+
+def test_files_that_differ_in_their_suffix_keep_their_flags(tmp_path: Path) -> None:
+    _, first = made(tmp_path, out="file.json")
+    done, second = made(tmp_path, out="file.txt")
+    assert done.returncode == 0
+    assert [tomllib.loads(file.read_text())["calibrate"]["out"] for file in (first, second)] == ["file.json", "file.txt"]
 
 
 def test_a_name_that_toml_cannot_hold_is_said(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def test_trackio_and_wandb_by_their_common_interface(name: str, tmp_path: Path, 
     assert [step for step, values in logged if "loss" in values] == [1, 2, 3, 4]
     pictures = [values["woman/a doctor"] for _, values in logged if "woman/a doctor" in values]
     assert len(pictures) == 4 and all(kind == "image" and size[0] == 2 * size[1] for kind, size in pictures)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.run.toml", "m.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.safetensors", "m.safetensors.run.toml"]
 
 
 def test_a_method_with_other_adapters_is_reported_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def _toml(value: Any) -> str:
 
 def place_of(out: Path) -> Path:
     """Where the flags are written: into the folder that was made, or beside the file."""
-    return out / NAME if out.is_dir() else out.with_suffix(f".{NAME}")
+    return out / NAME if out.is_dir() else out.with_name(f"{out.name}.{NAME}")
 
 
 def write(ctx: Context, out: Path) -> None:
