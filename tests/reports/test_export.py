@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 
 from command import last_json, respodiff
@@ -79,15 +81,35 @@ def test_an_image_folder_needs_no_package(run: RunFolder, tmp_path: Path, monkey
 
 def test_the_hub_gets_a_private_data_set(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    pushed = []
+    pushed: list[Any] = []
 
     def push(data: Any, name: str, **more: Any) -> None:
         same(data, run)
         pushed.append((name, more))
 
+    there = SimpleNamespace(private=True)
     monkeypatch.setattr(datasets.Dataset, "push_to_hub", push)
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, name, **more: pushed.append((name, more)))
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *_: there)
     last_json(respodiff("export", str(run.path), "--to", "hub", "--out", "owner/name", "--json"))
-    assert pushed == [("owner/name", {"private": True})]
+    made = ("owner/name", {"repo_type": "dataset", "private": True, "exist_ok": True})
+    assert pushed == [made, ("owner/name", {"private": True})]
+    there.private = False
+    with pytest.raises(ValueError, match="'owner/name', which is a public data set already"):
+        export(run, "hub", "owner/name")
+    assert pushed[2:] == [made]
+
+
+def test_images_of_one_name_are_not_mixed_up(tmp_path: Path) -> None:
+    folder = paint(tmp_path / "run", ROWS)
+    lines = [json.loads(line) for line in folder.manifest.read_text().splitlines()]
+    (folder.path / "other").mkdir()
+    (folder.path / lines[1]["file"]).rename(folder.path / "other" / Path(lines[0]["file"]).name)
+    lines[1]["file"] = f"other/{Path(lines[0]['file']).name}"
+    folder.manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match="two images called"):
+        export(RunFolder(folder.path), "imagefolder", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_without_scores(tmp_path: Path) -> None:

@@ -231,7 +231,10 @@ def export(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write images with prompts, concepts asked for and what judges perceive, as a data set for the library datasets."""
+    """Write images with prompts, concepts asked for and what judges perceive, as a data set for the library datasets.
+
+    JSON keys: out, to, images.
+    """
     from respodiff.reports.export import export as write
 
     n = write(run, to, out)

@@ -32,11 +32,12 @@ def export(run: str | Path | RunFolder, to: str, out: str | Path) -> int:
 
     Args:
         to: ``imagefolder`` (images and ``metadata.jsonl``, needs no package), ``parquet`` (``train.parquet`` with the bytes of the images), or
-            ``hub`` (the same, pushed to the Hugging Face hub as a private repository).
+            ``hub`` (the same, pushed to the Hugging Face hub as a private repository; images of one that is there are replaced).
         out: a folder that is absent or empty, which is written whole or not at all; for ``hub`` owner/name.
 
     Raises:
-        ValueError: an unknown kind, a place that cannot be written, a run without images, or one that has lost or changed images.
+        ValueError: an unknown kind, a place that cannot be written or is public, a run without images, or one that has lost or changed images.
+        OSError: the hub cannot be reached, or refuses.
         RuntimeError: without the package ``datasets``, where it is needed.
     """
     if to not in KINDS:
@@ -100,7 +101,9 @@ def _write_folder(folder: RunFolder, rows: Rows, out: Path) -> None:
     with (out / "metadata.jsonl").open("w", encoding="utf-8") as handle:
         for row in rows:
             source = confined(folder.path, row["file"])
-            shutil.copyfile(source, out / "images" / source.name)
+            if (image := out / "images" / source.name).exists():
+                raise ValueError(f"run folder {folder.path} has two images called {source.name!r}, in different folders; export to parquet")
+            shutil.copyfile(source, image)
             about = {"file_name": f"images/{source.name}"} | {key: value for key, value in row.items() if key != "file"}
             handle.write(json.dumps(about, ensure_ascii=False) + "\n")
 
@@ -133,9 +136,14 @@ def _kind(values: Sequence[Any]) -> str:
 
 
 def _push(folder: RunFolder, rows: Rows, name: str) -> None:
-    """The Parquet file as a private data set of the hub."""
+    """The Parquet file as a private data set of the hub; ValueError for a public one that is there."""
     import datasets
+    from huggingface_hub import HfApi
 
+    api = HfApi()
+    api.create_repo(name, repo_type="dataset", private=True, exist_ok=True)
+    if not api.dataset_info(name).private:
+        raise ValueError(f"out is {name!r}, which is a public data set already; make it private on the hub, or choose another name")
     with TemporaryDirectory() as place:
         _write_parquet(folder, rows, file := Path(place) / "train.parquet")
         data = datasets.Dataset.from_parquet(str(file), cache_dir=place)
