@@ -105,7 +105,7 @@ def test_what_is_no_whole_module_is_not_pushed(hub: Hub, modules: Path, make_mod
     for sources, words in (
         ([tmp_path / "other.safetensors"], "has no respodiff header"),
         ([modules, tmp_path / "damaged.safetensors"], "is damaged"),
-        ([modules / "model.bin"], "not a safetensors file"),
+        ([modules / "model.bin"], "does not end in .safetensors"),
         ([modules, twin], "two files are called 'woman.safetensors'"),
         ([tmp_path / "empty"], "without a module file"),
     ):
@@ -120,6 +120,7 @@ def test_what_is_no_whole_module_is_not_pushed(hub: Hub, modules: Path, make_mod
         (("--to", "gender", "--license", "mit"), "--to is 'gender'"),
         (("--to", "me/gender", "--license", " "), "--license is empty"),
         (("--to", "me/gender", "--license", "mit", "--base-model", "other/sd"), "--base-model is 'other/sd'"),
+        (("--to", "me/gender", "--license", "mit", "--out", "x"), "without --dry-run"),
         (("--to", "me/gender"), "--license"),
     ],
 )
@@ -135,7 +136,7 @@ def test_pull_brings_modules_and_card_alone(hub: Hub, modules: Path, tmp_path: P
     out = tmp_path / "pulled"
     for _ in range(2):
         found = last_json(respodiff("pull", "me/gender", "--out", str(out), "--json"))
-    assert sorted(file.name for file in out.iterdir()) == [CARD, "man.safetensors", "woman.safetensors"]
+    assert sorted(file.name for file in out.iterdir()) == [CARD, "man.safetensors", "run.toml", "woman.safetensors"]
     assert (found["repo"], found["revision"], found["folder"], found["card"]) == ("me/gender", commit, str(out), str(out / CARD))
     assert found["modules"][1] == {
         "file": str(out / "woman.safetensors"),
@@ -154,9 +155,10 @@ def test_pull_writes_nothing_that_is_damaged_or_over_what_is_not_ours(hub: Hub, 
     assert done.returncode == 2 and "is damaged" in done.stderr and not out.exists()
     hub.add("me/good", {"woman.safetensors": woman, CARD: b"# A card by hand"})
     out.mkdir()
-    (out / CARD).write_text("# My notes")
-    done = respodiff("pull", "me/good", "--out", str(out))
-    assert done.returncode == 2 and "--force" in done.stderr and [file.name for file in out.iterdir()] == [CARD]
+    for notes in ("# My notes", "---\nnotes: [\n---\n"):
+        (out / CARD).write_text(notes)
+        done = respodiff("pull", "me/good", "--out", str(out))
+        assert done.returncode == 2 and "--force" in done.stderr and [file.name for file in out.iterdir()] == [CARD]
     for source in ("me/absent", "woman.safetensors"):
         done = respodiff("pull", source, "--out", str(tmp_path / "none"))
         assert done.returncode == 2 and source in done.stderr and done.stderr.count("\n") == 1

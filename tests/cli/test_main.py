@@ -257,6 +257,8 @@ VERBS = [
     "calibrate",
     "import",
     "export",
+    "push",
+    "pull",
     "demo",
 ]
 

@@ -54,12 +54,22 @@ def test_safety_modules_and_other_methods_are_used_by_their_own_lines(make_modul
     assert "is changed or contained" not in text
 
 
+def test_modules_of_two_kinds_are_used_by_file(make_module: Any) -> None:
+    files = {"violence.safetensors": make_module("violence", kind="safety"), "woman.safetensors": make_module("woman", "gender")}
+    card = model_card("me/both", {k: stored(m) for k, m in files.items()}, license="mit", base_model="someone/sd")
+    assert "--safety me/both:violence.safetensors" in card.text and "--module me/both " not in card.text
+
+
 def test_base_models(make_module: Any) -> None:
     files = {f"{name}.safetensors": stored(make_module(name, base_model=name)) for name in ("a/one", "b/two")}
     data = model_card("me/both", files, license="mit").data.to_dict()
     assert data["base_model"] == ["a/one", "b/two"] and data["base_model_relation"] == "adapter"
-    local = {"w.safetensors": stored(make_module(base_model="my-folder"))}
+    local = {"w.safetensors": stored(make_module(base_model="folder/sd.safetensors"))}
+    with pytest.warns(UserWarning, match="no hub id"):
+        assert "base_model" not in model_card("me/w", local, license="mit").data.to_dict()
     assert model_card("me/w", local, license="mit", base_model="someone/sd").data.to_dict()["base_model"] == "someone/sd"
+    with pytest.raises(ValueError, match="--base-model is 'my folder'"):
+        model_card("me/w", local, license="mit", base_model="my folder")
     for changes, message in (({"base_model": "c/three"}, "--base-model"), ({"license": ""}, "--license")):
         with pytest.raises(ValueError, match=message):
             model_card("me/both", files, **{"license": "mit", **changes})

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
+from respodiff._device import AUTO
 from respodiff.cli.console import app, finish
-from respodiff.cli.options import Force, Json, to_path
+from respodiff.cli.options import Device, Dtype, Force, Json, Seed, to_path
 
 FIGURES = "Judged run folder of these files, for the card's figures; repeat, also for an unsteered run to compare with."
 BASE = "Hub id of the base model, where the files name a folder."
@@ -25,8 +26,11 @@ def push(
     figures: Annotated[list[Path] | None, Option(help=FIGURES, metavar="RUN")] = None,
     base_model: Annotated[str, Option(help=BASE, metavar="OWNER/NAME")] = "",
     dry_run: Annotated[bool, Option("--dry-run", help="Write what would go up to --out, and send nothing.")] = False,
-    out: Annotated[Path, Option(help="Folder of --dry-run.", metavar="DIR", parser=to_path)] = Path("push"),
+    out: Annotated[Path | None, Option(help="Folder of --dry-run. (default push)", metavar="DIR", parser=to_path)] = None,
     force: Force = False,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Upload module files and a model card to the Hugging Face hub, and nothing else that is in their folder.
@@ -37,13 +41,18 @@ def push(
     from respodiff.data.places import check_out, new_file
     from respodiff.data.run_folder import write_atomic
     from respodiff.experiments.model_card import figures_of, is_card, model_card
-    from respodiff.steering.hub import CARD, check_repo, publish
+    from respodiff.steering.hub import CARD, SUFFIX, check_repo, publish
     from respodiff.steering.serialization import read_file
     from respodiff.steering.shipped import files_of
 
+    if out and not dry_run:
+        raise ValueError(f"--out {str(out)!r} is given without --dry-run; give both, or neither")
+    place = out or Path("push")
     check_repo(to)
     found: dict[str, Path] = {}
     for file in (file for source in sources for file in files_of(source)):
+        if file.suffix != SUFFIX:
+            raise ValueError(f"file {str(file)!r} does not end in {SUFFIX}, so that nobody could load it from the hub; rename it")
         if file.name in found:
             raise ValueError(f"two files are called {file.name!r}: {found[file.name]} and {file}; rename one")
         found[file.name] = file
@@ -60,16 +69,16 @@ def push(
     sizes = {name: file.stat().st_size for name, file in found.items()} | {CARD: len(str(card).encode())}
     url = None
     if dry_run:
-        check_out(out, lambda folder: is_card(folder / CARD), force=force)
-        write(out)
+        check_out(place, lambda folder: is_card(folder / CARD), force=force)
+        write(place)
     else:
-        with TemporaryDirectory() as place:
-            write(Path(place))
-            url = publish(place, to, private=private)
+        with TemporaryDirectory() as sent:
+            write(Path(sent))
+            url = publish(sent, to, private=private)
     modules = [{"file": name, "concept": stored.header.concept, "digest": stored.digest} for name, stored in held.items()]
-    result: dict[str, Any] = {"repo": to, "url": url, "folder": str(out) if dry_run else None, "files": [*sizes], "modules": modules}
+    result: dict[str, Any] = {"repo": to, "url": url, "folder": str(place) if dry_run else None, "files": [*sizes], "modules": modules}
     lines = [f"{name:<32}{size:>14,} bytes" for name, size in sizes.items()]
-    lines.append(f"{out}: what would go up to {to}" if dry_run else f"{url}: {len(sizes)} files; read them with --module {to}")
+    lines.append(f"{place}: what would go up to {to}" if dry_run else f"{url}: {len(sizes)} files; read them with --module {to}")
     finish(result | {"figures": len(measured)}, "\n".join(lines), as_json)
 
 
@@ -78,6 +87,9 @@ def pull(
     source: Annotated[str, Argument(help="OWNER/NAME, with @REVISION and :FILE behind it where needed.", show_default=False)],
     out: Annotated[Path, Option(help="Folder to write to.", metavar="DIR", parser=to_path)],
     force: Force = False,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Download module files and their model card from the Hugging Face hub, and nothing else. Each file is checked first.

@@ -18,6 +18,7 @@ from respodiff.evaluation.registry import METRICS, Settings
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.evaluation.summary import Summary, summarise
 from respodiff.reports.tables import Rows, markdown_table, markdown_text
+from respodiff.steering.hub import HubId, check_repo
 from respodiff.steering.serialization import Stored
 
 LIBRARY = "respodiff"
@@ -84,7 +85,9 @@ def model_card(repo: str, files: Mapping[str, Stored], *, license: str, base_mod
     if not license.strip():
         raise ValueError("--license is empty; give an identifier of the hub, such as apache-2.0, openrail or cc-by-4.0")
     headers = [stored.header for stored in files.values()]
-    named = sorted({name for h in headers if (name := h.base_model.partition("@")[0]).count("/") == 1})
+    if base_model:
+        check_repo(base_model, "--base-model")
+    named = sorted({name for h in headers if HubId.of(name := h.base_model.partition("@")[0]) == HubId(name)})
     if base_model and named and named != [base_model]:
         raise ValueError(f"--base-model is {base_model!r}, and the files were trained on {', '.join(named)}; leave it out")
     bases = [base_model] if base_model else named
@@ -107,8 +110,11 @@ def model_card(repo: str, files: Mapping[str, Stored], *, license: str, base_mod
 
 
 def is_card(path: Path) -> bool:
-    """Whether a file is a card of a repository of modules."""
-    return bool(ModelCard.load(path).data.get("library_name") == LIBRARY)
+    """Whether a file is a card of a repository of modules. ValueError for one that cannot be read."""
+    try:
+        return bool(ModelCard.load(path).data.get("library_name") == LIBRARY)
+    except Exception as error:  # also of the YAML library that the hub's client uses
+        raise ValueError(f"card {str(path)!r} cannot be read") from error
 
 
 def _results(f: Figures) -> Iterator[EvalResult]:
@@ -189,6 +195,7 @@ def _use(repo: str, files: Mapping[str, Stored], bases: Sequence[str]) -> list[s
     (name, first), base = next(iter(files.items())), bases[0] if bases else _plain(next(iter(files.values())).header.base_model) or "MODEL"
     named = f'"{repo}:{name}"' if first.header.form else f'respodiff.load("{repo}:{name}")'
     flag = "--safety" if first.header.kind == "safety" else "--module"
+    alike = len({stored.header.kind == "safety" for stored in files.values()}) == 1
     return [
         "```python",
         "import respodiff",
@@ -203,7 +210,7 @@ def _use(repo: str, files: Mapping[str, Stored], bases: Sequence[str]) -> list[s
         "```",
         "",
         "```",
-        f'respodiff generate --model {base} --prompt "a doctor" {flag} {repo} --out run',
+        f'respodiff generate --model {base} --prompt "a doctor" {flag} {repo if alike else f"{repo}:{name}"} --out run',
         "```",
     ]
 

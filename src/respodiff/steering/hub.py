@@ -102,11 +102,10 @@ def publish(folder: str | Path, repo: str, *, private: bool = False) -> str:
     return str(url)
 
 
-def check_repo(repo: str) -> None:
-    """ValueError for anything but the id of a repository."""
-    found = HubId.of(repo)
-    if found is None or found != HubId(found.repo):
-        raise ValueError(f"--to is {repo!r}; allowed: the id of a repository, OWNER/NAME")
+def check_repo(repo: str, flag: str = "--to") -> None:
+    """ValueError, which begins with the flag, for anything but the id of a repository."""
+    if HubId.of(repo) != HubId(repo):
+        raise ValueError(f"{flag} is {repo!r}; allowed: the id of a repository, OWNER/NAME")
 
 
 @contextmanager
