@@ -203,6 +203,22 @@ def test_a_refused_choice_leaves_the_one_before(tiny_pipe: Pipe, woman: ConceptM
     adapters.unload_weights()
 
 
+@pytest.mark.parametrize("unload", [False, True])
+def test_a_prediction_that_is_not_finite_is_said_and_the_choice_is_made(
+    tiny_pipe: Pipe, woman: ConceptModule, make_module: Make, unload: bool
+) -> None:
+    plain, expected, adapters = draw(tiny_pipe), steered(tiny_pipe, woman), attach(tiny_pipe)
+    adapters.load_weights(woman)
+    adapters.load_weights(make_module("boom", scale=1e30))
+    adapters.set_adapters("boom")
+    tiny_pipe("a doctor", num_inference_steps=1, output_type="latent")
+    with pytest.raises(RuntimeError, match="'boom'"):
+        adapters.unload_weights() if unload else adapters.set_adapters("woman")
+    assert torch.equal(draw(tiny_pipe), plain if unload else expected)
+    assert (attach(tiny_pipe) is adapters) is not unload
+    attach(tiny_pipe).unload_weights()
+
+
 def test_what_does_not_fit_is_not_loaded(tiny_pipe: Pipe, make_module: Make) -> None:
     adapters = attach(tiny_pipe)
     with pytest.raises(ValueError, match="has 1280 channels"):

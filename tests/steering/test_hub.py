@@ -90,6 +90,7 @@ def test_hub_ids_in_place_of_modules(hub: Hub, contents: dict[str, bytes], tiny_
     ("name", "reason"),
     [
         ("me/absent", "no such repository"),
+        ("me/gen--der", "allows no such id"),
         ("me/gender@v9", "no such revision"),
         ("me/gender:child", "has man.safetensors, woman.safetensors, but no 'child'"),
         ("me/empty", "no module file"),

@@ -129,9 +129,9 @@ class Attached:
 
     def unload_weights(self) -> None:
         """Leaves the pipeline as it was found: its own weights, no hook, no adapter."""
-        self._use(State())
-        self._loaded = {}
         vars(self.pipe).pop(ATTACHED, None)
+        self._loaded = {}
+        self._use(State())
 
     def _names(self, given: str | Sequence[str]) -> list[str]:
         names = [given] if isinstance(given, str) else list(dict.fromkeys(given))
@@ -142,12 +142,14 @@ class Attached:
     def _use(self, wanted: State) -> None:
         """Makes a state the present one; after an error of the new one the old one acts again."""
         before, self._state = self._state, State()
-        self._acting.close()
         try:
-            self._enter(wanted)
-        except Exception:
-            self._enter(before)
-            raise
+            self._acting.close()
+        finally:  # also where what acted says, at its end, that its last prediction was not finite
+            try:
+                self._enter(wanted)
+            except Exception:
+                self._enter(before)
+                raise
 
     def _enter(self, state: State) -> None:
         acting = tuple(self._loaded[name].scale(weight) for name, weight in state.weights.items() if state.enabled)

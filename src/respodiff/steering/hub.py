@@ -35,11 +35,13 @@ class HubId(NamedTuple):
 
 
 def fetch(name: str | Path) -> list[Path]:
-    """The module files of a hub id, in the hub's cache. The hub is asked for a newer state, unless ``HF_HUB_OFFLINE`` is set.
+    """The module files of a hub id, in the hub's cache.
+
+    The hub is asked for a newer state, unless it cannot be reached or ``HF_HUB_OFFLINE`` is set.
 
     Raises:
         ValueError: there is no such repository, revision or file, or it is not in the cache with ``HF_HUB_OFFLINE``. The id is named.
-        OSError: the hub cannot be reached, or fails.
+        OSError: the hub cannot be reached or fails, and the cache lacks it.
     """
     wanted = HubId.of(name)
     if wanted is None:
@@ -112,7 +114,7 @@ def check_repo(repo: str, flag: str = "--to") -> None:
 def _one_line(what: str, offline: str) -> Iterator[None]:
     """Makes one line of whatever the hub or the way to it raises: a ValueError where the caller can change it, else an OSError."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         yield
@@ -120,6 +122,7 @@ def _one_line(what: str, offline: str) -> Iterator[None]:
         denied = isinstance(error, HfHubHTTPError) and error.response is not None and error.response.status_code in (401, 403)
         known = {
             f"HF_HUB_OFFLINE is set, {offline}": constants.HF_HUB_OFFLINE,
+            "the hub allows no such id; check the name": isinstance(error, HFValidationError),
             "its owner gives access on request; ask on its page, and log in: hf auth login": isinstance(error, GatedRepoError),
             "there is no such repository, or it is private; check the name, or log in: hf auth login": isinstance(
                 error, RepositoryNotFoundError
