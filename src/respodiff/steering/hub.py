@@ -50,7 +50,7 @@ def fetch(name: str | Path) -> list[Path]:
 
     given = f"the hub does not give module {str(name)!r}" + ", which is no file or folder here" * (not Path(name).exists())
     with _one_line(given, f"and the cache lacks it; fetch it once with network: respodiff pull {name} --out DIR"):
-        # Always the whole repository, so that the cache never holds one alternative of several.
+        # Always the whole repository, so that this library never leaves one alternative of several in the cache.
         place = snapshot_download(
             wanted.repo, revision=wanted.revision or None, allow_patterns=[f"*{SUFFIX}", CARD], ignore_patterns=["*/*"]
         )
