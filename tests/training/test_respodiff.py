@@ -549,7 +549,7 @@ SAFETY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("preset", ["default", "paper", "official"])
 def test_presets_hold_the_published_numbers(preset: str) -> None:
-    others = {"height": 0, "width": 0, "form": "constant"}
+    others = {"site": (), "height": 0, "width": 0, "form": "constant"}
     assert asdict(TrainConfig.preset(preset)) == others | PRESETS[preset]
     assert asdict(TrainConfig.preset(preset, "safety")) == {**PRESETS[preset], **SAFETY[preset], **others}
 
