@@ -184,3 +184,12 @@ def test_configurations_of_a_folder_are_enough(tmp_path: Path) -> None:
         made = from_lora(skeleton(tmp_path / "model"), file, WOMAN)
     assert made.header.base_digest == config_digest(pipe.unet) and made.header.base_model == "model"
     assert made.check(pipe) == [] and apart(steered(pipe, made), steered(pipe, slider(pipe))) < 1e-5
+
+
+def test_a_slider_trained_beside_a_lora_is_of_the_same_layers(tmp_path: Path) -> None:
+    plain, pipe, made = sd(), sd(), slider(sd(), rank=4, alpha=2.0)
+    pipe.load_lora_weights(to_peft(made, tmp_path / "x.safetensors"))
+    assert layers(pipe.unet).keys() == layers(plain.unet).keys()
+    both = steered(pipe, made)
+    pipe.unload_lora_weights()
+    assert apart(steered(pipe, made.scale(2.0)), both) < 1e-5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.drawing import apart, draw
+from tests.drawing import apart, draw, module
 from tests.tiny_models import SIZE, flux, sd
 from torch import nn
 
@@ -21,6 +21,7 @@ from respodiff.pipelines.loading import config_digest, load_pipeline, precision,
 from respodiff.pipelines.quantization import weight_of
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import header_of
+from respodiff.steering.fuse import save_unet
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,3 +115,12 @@ def test_changes_of_weights_are_refused(name: str, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="the model is quantised"), steer(pipe, made):
         draw(pipe)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_a_quantised_unet_is_not_written(quantize: str, tmp_path: Path) -> None:
+    sd().save_pretrained(tmp_path / "model")
+    pipe = load_pipeline(tmp_path / "model", quantize=quantize)
+    with pytest.raises(ValueError, match="the UNet is quantised"):
+        save_unet(pipe, [module(pipe).channels()], tmp_path / "fused")
+    assert not (tmp_path / "fused").exists()

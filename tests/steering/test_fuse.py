@@ -73,7 +73,7 @@ def test_a_module_with_positions_is_refused_with_what_its_mean_loses(pipe: Any) 
 def test_transformers_and_other_sites_are_refused(pipe: Any) -> None:
     other = sd3()
     with (
-        pytest.raises(ValueError, match="StableDiffusion3Pipeline has a transformer; fusing is for the mid block"),
+        pytest.raises(ValueError, match=r"acts at transformer_blocks\.1; fusing is for the mid block"),
         fused(other, [module(other)]),
     ):
         pass

@@ -418,7 +418,7 @@ def test_what_a_module_of_several_sites_refuses(make_module: Make, tmp_path: Pat
     named = ConceptModule.of({"up_blocks.0": c}, {"up_blocks.0": c}, m.header)
     assert named.check(pipe) == [] and named.digest != unnamed.digest, "a site that was chosen is part of the digest"
     assert torch.equal(named.channels().at("up_blocks.0").ram, torch.ones(32, 1, 1)) and m.channels().sites == m.sites
-    for chosen in (m, named):
+    for chosen in (m, named, unnamed):
         with pytest.raises(ValueError, match="fusing is for the mid block"):
             channel_delta([chosen.channels()])
         with pytest.raises(ValueError, match="knows the mid block alone"):

@@ -46,14 +46,20 @@ class LoraConfig(Settings):
 
 
 def layers(model: nn.Module, where: str = "all") -> dict[str, nn.Linear]:
-    """The linear layers (queries, keys, values, output) of the attention, by name."""
-    parts = WHERE[where]
-    found = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and any(p in f".{n}" for p in parts)}
+    """The linear layers (queries, keys, values, output) of the attention, by the names that they have without a LoRA beside them."""
+    parts, own = WHERE[where], ((n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".lora_" not in n)
+    found = {n.replace(".base_layer", ""): m for n, m in own if any(p in f".{n}" for p in parts)}
     if where == "cross" and not cross_attention(model):
         found = {}
     if not found:
         raise ValueError(f"where is {where!r}, of which {type(model).__name__} has no layer; give where=all")
     return found
+
+
+def by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model; a layer with a LoRA beside it also by the name that it has without one."""
+    known = dict(model.named_modules())
+    return known | {name.replace(".base_layer", ""): module for name, module in known.items() if name.endswith(".base_layer")}
 
 
 def start(model: nn.Module, rank: int, where: str, seed: int) -> dict[str, Tensor]:
@@ -102,6 +108,7 @@ def attached(
     model: nn.Module, tensors: Mapping[str, Tensor], scale: float, rows: Callable[[torch.device], Tensor | None] | None = None
 ) -> Iterator[None]:
     """While active, every layer that is named gives ``scale`` B A x more, for all rows or those that ``rows`` gives. A and B get gradients."""
+    known = by_name(model)
     with ExitStack() as stack:
         for name in {key.rpartition(".")[0] for key in tensors}:
 
@@ -115,7 +122,7 @@ def attached(
                 out[at] += scale * low_rank(layer, args[0][at], a, b)
                 return out
 
-            stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            stack.enter_context(known[name].register_forward_hook(hook))
         yield
 
 
@@ -149,7 +156,7 @@ class LowRankAdapter(Adapter):
         ValueError for a layer that the model lacks.
         """
         model: nn.Module = backbone(pipe)
-        known = dict(model.named_modules())
+        known = by_name(model)
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for adapter in adapters.adapters:

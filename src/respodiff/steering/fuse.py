@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from respodiff._version import __version__
 from respodiff.data.places import check_out, new_file
-from respodiff.pipelines.registry import backbone, spec_of
+from respodiff.pipelines.quantization import quantised
+from respodiff.pipelines.registry import backbone
 from respodiff.steering.module import ConceptModule, require_mid_block
 from respodiff.steering.self_test import sample_latents
 from respodiff.steering.serialization import TIMESTEPS, check_scale
@@ -80,8 +81,6 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
     delta = channel_delta(modules, scale)
     for module in modules:
         module.check(pipe)
-    if spec_of(pipe).model != "unet":
-        raise ValueError(f"{type(pipe).__name__} has a transformer; fusing is for the mid block of a UNet: steer it instead")
     resnet = backbone(pipe).mid_block.resnets[-1]
     bias = resnet.conv2.bias if isinstance(resnet.conv2, nn.Conv2d) else None
     if bias is None:
@@ -99,9 +98,11 @@ def fused(pipe: Any, modules: Sequence[ConceptModule], *, scale: float = 1.0) ->
 def save_unet(pipe: Any, modules: Sequence[ConceptModule], out: str | Path, *, scale: float = 1.0, force: bool = False) -> Path:
     """Writes a UNet with the modules fused, which `UNet2DConditionModel.from_pretrained(out)` reads, and ``fused.json``, which names them.
 
-    ValueError for a folder with other files, unless ``force``.
+    ValueError for a folder with other files, unless ``force``, and for a quantised UNet.
     """
     out = Path(out)
+    if quantised(backbone(pipe)):
+        raise ValueError("the UNet is quantised, which other programs do not read; load it without --quantize (quantize='')")
     check_out(out, lambda folder: (folder / MARK).is_file(), force=force)
     with fused(pipe, modules, scale=scale):
         out.mkdir(parents=True, exist_ok=True)

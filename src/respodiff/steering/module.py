@@ -197,8 +197,8 @@ class ConceptModule(Adapter):
 
 
 def require_mid_block(module: ConceptModule, why: str) -> None:
-    """ValueError for a module that acts elsewhere, as was chosen."""
-    if module.named and module.sites != (SITE,):
+    """ValueError for a module that acts elsewhere."""
+    if module.sites != (SITE,):
         raise ValueError(f"module {module.name!r} acts at {module.header.site}; {why}")
 
 
