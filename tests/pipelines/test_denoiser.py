@@ -253,7 +253,7 @@ def test_rollouts_use_the_sampler_of_the_family(make: Any, kind: Any) -> None:
 
 
 def test_a_solver_on_flow_matching_rolls_out_by_euler() -> None:
-    sana, pixart = MAKERS["SanaPipeline"]("SanaPipeline"), MAKERS["PixArtSigmaPipeline"]("PixArtSigmaPipeline")
+    sana, pixart = TINY_PIPELINES["SanaPipeline"](), TINY_PIPELINES["PixArtSigmaPipeline"]()
     pixart.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     for pipe in (sana, pixart):  # PixArt's pipeline scales noise as Euler's scheduler of flow matching cannot
         sampler = Denoiser(pipe).sampler(4)
