@@ -64,7 +64,7 @@ def test_sites_ranks_every_block_and_names_the_default(tiny_pipe: Any, monkeypat
     found = last_json(done)
     assert {r["site"] for r in found["ranking"]} == {"down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"}
     assert (found["default"], found["chance"]) == ("mid_block", 0.5) and found["unet_forwards"] > 100
-    assert all(set(r[key]) == {"mean", "low", "high"} for r in found["ranking"] for key in ("readable", "along", "against"))
+    assert all(set(r[key]) == {"mean", "low", "high", "n"} for r in found["ranking"] for key in ("readable", "along", "against"))
     assert "readable" in done.stderr and len(done.stdout.splitlines()) == 1
     done = respodiff("sites", "--attribute", "gender", "--seed", "1")
     assert "without --site train takes mid_block" in done.stdout and "up_blocks.1" in done.stdout and "up_blocks.1" not in done.stderr

@@ -711,3 +711,13 @@ def test_forwards_of_a_transformer_are_those_the_model_saw() -> None:
     pipe.transformer.register_forward_pre_hook(lambda _m, _a, k: seen.__setitem__(0, seen[0] + len(k["hidden_states"])), with_kwargs=True)
     *_, last = train(pipe, WOMAN, TrainConfig.preset("default", **TINY, sam_lr=0.1, site=("transformer_blocks.0", "transformer_blocks.2")))
     assert last.unet_forwards == seen[0] > 0
+
+
+def test_forms_that_read_h_are_refused_beside_gradient_checkpointing_of_a_transformer(tiny_pipe: Any) -> None:
+    pipe = sd3()
+    for model in (pipe.transformer, tiny_pipe.unet):
+        model.enable_gradient_checkpointing()
+    config = TrainConfig.preset("default", **TINY, form="conv", projection=0.0)
+    with pytest.raises(ValueError, match=r"^form is 'conv'"):
+        next(train(pipe, WOMAN, config))
+    next(train(tiny_pipe, WOMAN, config))

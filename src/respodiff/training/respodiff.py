@@ -34,7 +34,7 @@ from respodiff.pipelines.bottleneck import Decoder, add_to_rows, channels_first,
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.registry import Site
 from respodiff.steering.adapter import header_of
-from respodiff.steering.forms import Form, load_form, make_form
+from respodiff.steering.forms import FORMS, Form, load_form, make_form
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.training.config import TrainConfig
@@ -82,6 +82,9 @@ def train_together(
 ) -> Iterator[StepRecord]:
     """Algorithm 1 for concepts that share a neutral prompt, on the same latents; a record's module is a dictionary of one for each name."""
     model = open_model(pipe, config, config.site)
+    checkpoints = model.spec.model == "transformer" and getattr(model.model, "gradient_checkpointing", False)
+    if checkpoints and FORMS[config.form].reads_h:  # hooks at its blocks are not called again; those of a UNet checkpoint their parts alone
+        raise ValueError(f"form is {config.form!r}, which reads h, beside gradient checkpointing of a transformer; take one of them")
     learners = {c.name: Learner.new(model, config) for c in concepts}
     values = {f"{name}.{k}": v for name, x in learners.items() for k, v in x.values.items()}
 

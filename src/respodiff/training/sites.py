@@ -48,17 +48,18 @@ SIDE = 8
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval."""
+    """A mean of n values with its 95 % interval."""
 
     mean: float
     low: float
     high: float
+    n: int
 
     @classmethod
     def of(cls, values: Sequence[float], least: float = -math.inf, most: float = math.inf) -> Interval:
         """By Student's t, from independent values, cut to a range."""
         mean, wide = fmean(values), float(student.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-        return cls(mean, max(least, mean - wide), min(most, mean + wide))
+        return cls(mean, max(least, mean - wide), min(most, mean + wide), len(values))
 
 
 @dataclass(frozen=True)
