@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -211,11 +212,35 @@ def test_compare_is_a_verb(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("cls", ["FluxPipeline", "SanaPipeline"])
-def test_all_methods_on_a_transformer_are_those_that_take_it(cls: str, tmp_path: Path) -> None:
+def test_all_methods_on_a_transformer_are_those_that_take_it(cls: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (pipe := TINY_PIPELINES[cls]()).save_pretrained(tmp_path / "model")
+    made = type(pipe).__init__
+
+    @wraps(made)
+    def small(self: Any, *args: Any, **parts: Any) -> None:
+        made(self, *args, **parts)
+        self.default_sample_size = pipe.default_sample_size  # FLUX does not keep it in its folder: 128 latents a side
+
+    if hasattr(pipe, "default_sample_size"):
+        monkeypatch.setattr(type(pipe), "__init__", small)
     tiny = {"iterations": 2, "rollouts": 2, "rollout_batch": 2, "batch": 2, "steps": 3}
     sets = [x for name in ("slider", "respodiff") for k, v in tiny.items() for x in ("--set", f"{name}.{k}={v}")]
-    few = ["--prompts", "1", "--images", "1", "--steps", "2", "--scale", "1", "--judge", "embedded"]
+    few = [
+        "--prompts",
+        "1",
+        "--images",
+        "1",
+        "--steps",
+        "2",
+        "--scale",
+        "1",
+        "--judge",
+        "embedded",
+        "--settings",
+        str(tmp_path / "few.toml"),
+    ]
+    two = 'subjects = ["doctor", "nurse"]\nsteps = 2\n'
+    (tmp_path / "few.toml").write_text(f"[fairness.uce]\nimages = 1\nrounds = 1\n{two}[fairness.fdf]\nbatch = 2\niterations = 1\n{two}")
     done = respodiff("compare", "--model", str(tmp_path / "model"), "--methods", "all", *few, *sets, "--out", str(tmp_path / "c"), "--json")
     assert done.returncode == 0, done.stderr
     found = set(json.loads(done.stdout.splitlines()[-1])["methods"])
