@@ -22,7 +22,7 @@ from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FlagJudge
 from respodiff.evaluation.metrics.fairness import bias_band, expected_devrat_random
 from respodiff.evaluation.scored_run import ScoredRun
-from respodiff.experiments.audit import labels_from_texts
+from respodiff.experiments.audit import labels_from_texts, suggested
 from respodiff.pipelines.source import ModelSource
 from respodiff.reports.audit_report import lines, write
 
@@ -227,7 +227,7 @@ def test_suggested_commands_can_be_run(
     found = audit(run, None, [JOB, GENDER])
     config = experiments.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
     where = {"suite": "", "prompt": ["a cook"], "prompts": None}
-    *trainings, drawing, report = experiments.suggested(
+    *trainings, drawing, report = suggested(
         found,
         tmp_path,
         config,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.table import Table
 from typer import Option
@@ -49,9 +49,6 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES, names
 from respodiff.pipelines.source import ModelSource
 from respodiff.training.config import MOST
-
-if TYPE_CHECKING:
-    from respodiff.evaluation.audit import Audit
 
 SUITE_HELP = (
     "Fairness: occupations, occupations-unseen, winobias36, winobias36-small, ...; safety: unsafe (embedded model), i2p, i2p-700<suites>."
@@ -205,7 +202,7 @@ def audit(
     """Find out which attributes are biased on which prompts, how sure that is, and which modules to train. A killed audit resumes."""
     from respodiff.data.run_folder import write_atomic
     from respodiff.evaluation.evaluate import judge_shard
-    from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts
+    from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts, suggested
     from respodiff.experiments.work import Judging, draw, draw_on, judge_on
     from respodiff.pipelines.loading import sampling_settings
     from respodiff.reports import audit_report
@@ -254,39 +251,3 @@ def chosen_attributes(names: str, file: Path | None) -> list[Attribute]:
     if twice := [a.name for a in found if [b.name for b in found].count(a.name) > 1]:
         raise ValueError(f"--attributes has {twice[0]!r} twice; give each attribute once")
     return found
-
-
-def suggested(
-    found: Audit,
-    out: Path,
-    config: GenerateConfig,
-    where: Mapping[str, Any],
-    *,
-    model: ModelSource,
-    concepts: Path | None,
-    judge: str | list[str],
-) -> list[str]:
-    """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
-    from respodiff.evaluation.audit import to_train
-
-    names = to_train(found.attributes)
-    if not names:
-        return []
-    modules = {name: out / "modules" / f"{name.replace('*', '-')}.safetensors" for name in names}
-    wanted = {"attribute": [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)], "concepts": concepts}
-    trained = {"model": model.source} | {k: v for k, v in model.changed().items() if k != "offload"}
-    draw = {"images": config.images, "steps": config.steps, "guidance": f"{config.guidance:g}", "seed": config.seed}
-    return [
-        *(_command("train", **trained, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
-        _command(
-            "generate", model=model.source, **model.changed(), **where, **draw, module=list(modules.values()), **wanted, out=out / "steered"
-        ),
-        _command("report", f"plain={out / 'run'}", f"steered={out / 'steered'}", judge=judge, **wanted, out=out / "steered.html"),
-    ]
-
-
-def _command(*arguments: str, **flags: Any) -> str:
-    """A command line; a flag is repeated for each value of a list, and left out where there is none."""
-    flags = {"model-config" if key == "config" else key: value for key, value in flags.items()}
-    given = [(f"--{key.replace('_', '-')}", v) for key, values in flags.items() for v in (values if isinstance(values, list) else [values])]
-    return shlex.join(["respodiff", *arguments, *(part for flag, v in given if v not in (None, "") for part in (flag, str(v)))])

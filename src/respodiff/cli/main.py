@@ -14,7 +14,8 @@ import warnings
 
 import typer
 
-from respodiff.cli import demo, evaluate, experiments, generate, hub, models, reproduce, train  # noqa: F401  (they register their verbs)
+from respodiff.cli import app as _app  # noqa: F401  (registers its verb, as these do)
+from respodiff.cli import demo, evaluate, experiments, generate, hub, models, reproduce, train  # noqa: F401
 from respodiff.cli.console import app, words
 
 

@@ -12,8 +12,7 @@ from typer import Argument, Exit, Option
 from respodiff._device import AUTO
 from respodiff.cli.console import app, finish, open_model, table
 from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number, takes_model
-from respodiff.cli.train import own_concept
-from respodiff.concepts.concept import Concept, concept
+from respodiff.concepts.concept import Concept, concept, own_concept
 from respodiff.pipelines.source import ModelSource
 from respodiff.training.config import MOST
 

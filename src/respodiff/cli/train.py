@@ -18,7 +18,7 @@ from typer import Option
 from respodiff._device import chosen_device
 from respodiff.cli.console import app, finish, open_model, peak_mib, progress, words
 from respodiff.cli.options import TRAINING, Concepts, Force, Json, changes_from, library, number, takes_model, to_path
-from respodiff.concepts.concept import Attribute, Concept, concept
+from respodiff.concepts.concept import Attribute, Concept, concept, own_concept
 from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.data.places import lock
 from respodiff.methods.registry import NAMES
@@ -52,16 +52,6 @@ def chosen_concepts(known: str, attribute: str, file: Path | None, texts: dict[s
         chosen = f"--concept {known!r}" if known else f"--attribute {attribute!r}"
         raise ValueError(f"--{given[0]} is given beside {chosen}, which brings its own; leave one out, or describe yours with --target")
     return [concept(known, library(file))] if known else list(find_attribute(attribute, library(file)).concepts)
-
-
-def own_concept(name: str, target: str, neutral: str, negative: str, opposite: Sequence[str] = (), preserve: Sequence[str] = ()) -> Concept:
-    """A concept from flags: with a target a fairness concept, with a negative prompt alone a safety concept."""
-    parts = (target or negative).lower().split()
-    name = name or "-".join(w for w in parts if w not in ("a", "an", "the", "person", "with")) or parts[0]
-    if not target:
-        neutral = neutral or "a scene"
-        return Concept(name, neutral, neutral, negative, "safety", preserve=tuple(preserve) or ("a person",))
-    return Concept(name, target, neutral or "a person", negative, "fairness", tuple(opposite), preserve=tuple(preserve))
 
 
 @app.command(epilog="Example: respodiff train --model embedded --concept woman --out woman.safetensors")

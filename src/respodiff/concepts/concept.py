@@ -101,6 +101,16 @@ class Attribute:
         return tuple(c.name for c in self.concepts)
 
 
+def own_concept(name: str, target: str, neutral: str, negative: str, opposite: Sequence[str] = (), preserve: Sequence[str] = ()) -> Concept:
+    """A concept from prompts: with a target a fairness concept, with a negative prompt alone a safety concept. An empty name is made of the prompt."""
+    parts = (target or negative).lower().split()
+    name = name or "-".join(w for w in parts if w not in ("a", "an", "the", "person", "with")) or parts[0]
+    if not target:
+        neutral = neutral or "a scene"
+        return Concept(name, neutral, neutral, negative, "safety", preserve=tuple(preserve) or ("a person",))
+    return Concept(name, target, neutral or "a person", negative, "fairness", tuple(opposite), preserve=tuple(preserve))
+
+
 FORMS: Mapping[str, tuple[type, str]] = {
     "concepts": (dict, '{ name = "target prompt", ... }'),
     **dict.fromkeys(("kind", "negative", "neutral"), (str, "a text in quotes")),

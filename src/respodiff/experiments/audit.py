@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from respodiff.concepts.concept import Attribute
 from respodiff.data.places import check_out
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.audit import Audit, audit, stated_prompts
+from respodiff.evaluation.audit import Audit, audit, stated_prompts, to_train
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.experiments.work import Run
 from respodiff.generation.config import GenerateConfig
+from respodiff.pipelines.source import ModelSource
 
 
 def audit_runs(
@@ -89,3 +91,37 @@ def labels_from_texts(judges: Sequence[Any]) -> bool:
         return bool(kinds[0] != "table")
     names = ", ".join(judge.name for judge in judges)
     raise ValueError(f"--judge is {names}, which tells no attributes; give embedded, clip:DIR-OR-ID, siglip:, hf:, vlm: or table:FILE")
+
+
+def suggested(
+    found: Audit,
+    out: Path,
+    config: GenerateConfig,
+    where: Mapping[str, Any],
+    *,
+    model: ModelSource,
+    concepts: Path | None,
+    judge: str | list[str],
+) -> list[str]:
+    """Commands that train a module for every concept of the biased attributes, generate the same prompts with them, and compare both."""
+    names = to_train(found.attributes)
+    if not names:
+        return []
+    modules = {name: out / "modules" / f"{name.replace('*', '-')}.safetensors" for name in names}
+    wanted = {"attribute": [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)], "concepts": concepts}
+    trained = {"model": model.source} | {k: v for k, v in model.changed().items() if k != "offload"}
+    draw = {"images": config.images, "steps": config.steps, "guidance": f"{config.guidance:g}", "seed": config.seed}
+    return [
+        *(_command("train", **trained, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
+        _command(
+            "generate", model=model.source, **model.changed(), **where, **draw, module=list(modules.values()), **wanted, out=out / "steered"
+        ),
+        _command("report", f"plain={out / 'run'}", f"steered={out / 'steered'}", judge=judge, **wanted, out=out / "steered.html"),
+    ]
+
+
+def _command(*arguments: str, **flags: Any) -> str:
+    """A command line; a flag is repeated for each value of a list, and left out where there is none."""
+    flags = {"model-config" if key == "config" else key: value for key, value in flags.items()}
+    given = [(f"--{key.replace('_', '-')}", v) for key, values in flags.items() for v in (values if isinstance(values, list) else [values])]
+    return shlex.join(["respodiff", *arguments, *(part for flag, v in given if v not in (None, "") for part in (flag, str(v)))])

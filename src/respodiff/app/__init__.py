@@ -1,0 +1,1 @@
+"""Provides the page of ``respodiff app``: views over the library for a browser on this machine."""

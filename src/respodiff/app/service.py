@@ -1,0 +1,239 @@
+"""Provides what all visitors of the page share: one model with fair turns, the judge, the modules, and the folder that keeps results."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from respodiff.concepts.concept import Attribute, Concept, builtin
+from respodiff.methods.registry import load_all
+from respodiff.pipelines.registry import backbone
+from respodiff.pipelines.source import ModelSource
+from respodiff.steering.serialization import Header, read_header
+from respodiff.steering.shipped import files_of, shipped, with_factor
+
+T = TypeVar("T")
+RUNS, MODULES, PAGES, ZIPS = "runs", "modules", "pages", "zips"
+"""Folders of results."""
+
+
+class Turns:
+    """A lock that threads get in the order in which they asked for it."""
+
+    def __init__(self) -> None:
+        self._changed, self._tickets, self._now = threading.Condition(), count(), 0
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """While the block runs, all others wait."""
+        with self._changed:
+            own = next(self._tickets)
+            self._changed.wait_for(lambda: self._now == own)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._now += 1
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Modules that are chosen between for an image.
+
+    Attributes:
+        name: as the page calls it. sources: names or files, as `respodiff.methods.registry.load_all` takes them.
+        attribute: what a judge is asked; of a module alone, whether the image shows its target or its neutral prompt.
+        concepts: those that images are steered to.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    attribute: Attribute
+    concepts: tuple[str, ...]
+
+    def load(self) -> list[Any]:
+        """The adapters."""
+        return [adapter for source in self.sources for adapter in load_all(source)]
+
+
+@dataclass
+class Service:
+    """The model, the judge (a source, or empty) and the results of a running page.
+
+    Attributes:
+        out: folder of all results. given: names and files of modules beside those that are shipped or trained here.
+        batch: images of a turn. local: whether only this machine reaches the page; if not, only folders in ``out`` are opened.
+    """
+
+    pipe: Any
+    source: ModelSource
+    judge: str
+    out: Path
+    given: tuple[Path, ...] = ()
+    batch: int = 4
+    local: bool = True
+    turns: Turns = field(default_factory=Turns)
+    _work: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
+    _pages: dict[str, Path] = field(default_factory=dict)
+    _one: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.out = self.out.resolve()
+        backbone(self.pipe).requires_grad_(False)  # two trainings at once would else leave it as the other one found it
+
+    # --- work, in turns ---
+
+    @contextmanager
+    def work(self, visitor: str, kind: str) -> Iterator[threading.Event]:
+        """A piece of work of a visitor; the event is set when it is to stop. What the visitor had of this kind is stopped."""
+        self.stop(visitor, kind)
+        stop = self._work[visitor, kind] = threading.Event()
+        try:
+            yield stop
+        finally:
+            if self._work.get((visitor, kind)) is stop:
+                del self._work[visitor, kind]
+
+    def stop(self, visitor: str, kind: str = "") -> None:
+        """Stop a visitor's work of a kind, or all of it."""
+        for (who, what), stop in list(self._work.items()):
+            if who == visitor and kind in ("", what):
+                stop.set()
+
+    @property
+    def working(self) -> int:
+        """Pieces of work that go on."""
+        return len(self._work)
+
+    def by_turns(self, steps: Generator[T, None, Any], stop: threading.Event) -> Generator[T, None, Any]:
+        """The steps, each in a turn of its own, and what their generator returns (None if it was stopped)."""
+        try:
+            while True:
+                with self.turns.turn():
+                    if stop.is_set():
+                        return None
+                    try:
+                        step = next(steps)
+                    except StopIteration as end:
+                        return end.value
+                yield step
+        finally:
+            steps.close()  # between two steps: it holds no turn and runs nothing
+
+    # --- modules ---
+
+    def choices(self) -> dict[str, Choice]:
+        """What images can be steered to, by name: shipped attributes, then modules that were given or trained here."""
+        found: dict[str, Choice] = {}
+        if self.source.source == "embedded":
+            for name, entry in builtin().items():
+                if isinstance(entry, Attribute) and set(entry.names) <= shipped().keys():
+                    found[name] = Choice(name, (name,), entry, entry.names)
+        groups: dict[str, list[tuple[str, Header]]] = {}
+        for source, header in self._own():
+            if header.kind != "safety":
+                groups.setdefault(header.attribute or Path(source).stem, []).append((source, header))
+        for name, members in groups.items():
+            label = next(text for text in chain([name], (f"{name}-{i}" for i in count(2))) if text not in found)
+            found[label] = _choice(label, members)
+        return found
+
+    def safety(self) -> dict[str, str]:
+        """Safety concepts by name, each with its module."""
+        names = [n for n, c in builtin().items() if isinstance(c, Concept) and n in shipped()] if self.source.source == "embedded" else []
+        return {**{n: n for n in names}, **{Path(source).stem: source for source, h in self._own() if h.kind == "safety"}}
+
+    def _own(self) -> Iterator[tuple[str, Header]]:
+        trained = sorted((self.out / MODULES).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        for source in (*self.given, *trained):
+            path, factor = with_factor(source)
+            for file in files_of(path):
+                yield str(file) + (f":{factor:g}" if factor != 1 else ""), read_header(file)
+
+    # --- places ---
+
+    def new_place(self, kind: str, text: str, ending: str = "") -> Path:
+        """A folder, or with an ending a file, that nobody else has, named after a text; ``out/KIND`` is made if absent."""
+        stem = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-") or kind
+        folder = self.out / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        for n in count(1):
+            path = folder / f"{stem}{f'-{n}' * (n > 1)}{ending}"
+            try:
+                path.touch(exist_ok=False) if ending else path.mkdir()
+            except FileExistsError:
+                continue
+            return path
+        raise AssertionError
+
+    def keep_module(self, module: Any) -> Path:
+        """Save what was trained in ``out/modules`` under a name that no other module has."""
+        with self._one:
+            stem = module.name.replace("/", "-")
+            names = chain([stem], (f"{stem}-{n}" for n in count(2)))
+            path = next(path for path in (self.out / MODULES / f"{name}.safetensors" for name in names) if not path.exists())
+            saved: Path = module.save(path)
+        return saved
+
+    def folder(self, text: str) -> Path:
+        """A folder that a visitor names: in ``out/runs``, or by its path. ValueError for what is no folder, or not to be opened."""
+        path = Path(text.strip()).expanduser()
+        path = path if path.is_absolute() else self.out / RUNS / path
+        if not text.strip() or not path.is_dir():
+            raise ValueError(f"folder is {text!r}, which is none; choose one of the list, or give the path of a run folder")
+        if not self.local and not path.resolve().is_relative_to(self.out):
+            raise ValueError(f"folder is {text!r}; allowed while the page is open to other machines: those in {str(self.out)!r}")
+        return path
+
+    def runs(self) -> list[str]:
+        """Runs, pairs of runs and audits in ``out/runs``, the newest first."""
+        folders = (f for f in (self.out / RUNS).glob("*") if f.is_dir())
+        return [f.name for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
+
+    def single_runs(self) -> list[str]:
+        """Run folders in ``out/runs``, the newest first."""
+        root = self.out / RUNS
+        return [
+            str(found.relative_to(root))
+            for name in self.runs()
+            for found in (root / name, *sorted((root / name).glob("*")))
+            if is_run(found)
+        ]
+
+    def show(self, page: Path) -> str:
+        """The address of a page of ours."""
+        with self._one:
+            name = next((n for n, path in self._pages.items() if path == page), f"{len(self._pages) + 1}.html")
+            self._pages[name] = page
+        return f"/pages/{name}"
+
+    def page(self, name: str) -> bytes | None:
+        """What is at an address of `show`; None for any other."""
+        path = self._pages.get(name)
+        return path.read_bytes() if path and path.is_file() else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return (folder / "run.json").is_file()
+
+
+def _choice(name: str, members: list[tuple[str, Header]]) -> Choice:
+    headers = [header for _, header in members]
+    concepts = tuple(Concept(h.concept, h.target, h.neutral) for h in headers)
+    known = builtin().get(headers[0].attribute)
+    if isinstance(known, Attribute) and {c.name for c in concepts} <= set(known.names):
+        asked = known
+    elif len(concepts) > 1:
+        asked = Attribute(headers[0].attribute, concepts)
+    else:
+        (own,) = concepts
+        asked = Attribute(headers[0].attribute or "concept", (own, Concept(f"not {own.name}", own.neutral, own.neutral)))
+    return Choice(name, tuple(source for source, _ in members), asked, tuple(c.name for c in concepts))

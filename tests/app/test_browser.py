@@ -1,0 +1,151 @@
+"""The page in Chromium: type, generate, train, label, download; a closed tab ends its work; no other machine is asked for anything."""
+
+from __future__ import annotations
+
+import shutil
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from respodiff.app.service import RUNS, Service
+from respodiff.evaluation.labels import read_labels
+from respodiff.methods.registry import load
+from server import served
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+MISSING = [name for name in ("gradio", "playwright") if not find_spec(name)] + ["Chromium"] * (not CHROMIUM)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}"),
+]
+WAIT = 120_000  # milliseconds, on a busy machine
+
+
+@pytest.fixture
+def service(make_service: Callable[..., Service]) -> Service:
+    return make_service("embedded", batch=2)
+
+
+@pytest.fixture
+def tab(service: Service) -> Iterator[Any]:
+    """A new tab of the page."""
+    from playwright.sync_api import sync_playwright
+
+    with served(service) as address, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(WAIT)
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        yield page
+        assert all(url.startswith((address, "data:", "blob:")) for url in asked), "another machine was asked"
+        browser.close()
+
+
+def press(tab: Any, name: str) -> None:
+    tab.get_by_role("button", name=name, exact=True).click()
+
+
+def open_tab(tab: Any, name: str) -> None:
+    tab.get_by_role("tab", name=name, exact=True).click()
+
+
+def download(tab: Any, place: str, folder: Path) -> Path:
+    with tab.expect_download() as found:
+        tab.locator(f"{place} a[download]").first.click()
+    path = folder / found.value.suggested_filename
+    found.value.save_as(path)
+    return path
+
+
+def number(tab: Any, place: str, value: int) -> None:
+    tab.locator(f"{place} input[type=number]").fill(str(value))
+    tab.locator(f"{place} input[type=number]").press("Enter")
+
+
+def test_type_generate_train_label_download(tab: Any, service: Service, tmp_path: Path) -> None:
+    tab.locator("#try-prompt textarea, #try-prompt input").fill("a nurse")
+    number(tab, "#try-images", 4)
+    press(tab, "Generate")
+    tab.locator("#try-files a[download]").first.wait_for()
+    assert tab.locator("#try-steered img").count() == tab.locator("#try-unsteered img").count() == 4
+    assert "DevRat" in tab.locator("#try-seen").inner_text()
+    with zipfile.ZipFile(download(tab, "#try-files", tmp_path)) as zipped:
+        assert sum(name.endswith(".png") for name in zipped.namelist()) == 8
+
+    open_tab(tab, "Train")
+    tab.locator("#train-target textarea, #train-target input").fill("a person with a hat")
+    tab.get_by_role("button", name="more settings").locator("visible=true").click()
+    number(tab, "#train-iterations", 3)
+    press(tab, "Train")
+    tab.locator("#train-file a[download]").wait_for()
+    assert load(download(tab, "#train-file", tmp_path)).name == "hat"
+    open_tab(tab, "Try")
+    tab.locator("#try-attribute input").click()
+    tab.get_by_role("option", name="hat").wait_for()
+    tab.keyboard.press("Escape")
+
+    open_tab(tab, "Label")
+    tab.locator("#label-run input").fill("a-nurse/steered")
+    tab.locator("#label-run input").press("Enter")
+    tab.locator("#label-annotator textarea, #label-annotator input").fill("ann")
+    press(tab, "Start")
+    for i in range(1, 5):
+        tab.get_by_text(f"image {i} of 4").wait_for()
+        tab.locator("#label-line").click()  # the keyboard is nobody's
+        tab.keyboard.press("1" if i < 4 else "0")
+    tab.get_by_text("all 4 images are labelled").wait_for()
+    labels = [row["gender"] for row in read_labels(service.out / RUNS / "a-nurse" / "steered", "ann").values()]
+    assert sorted(labels) == ["unknown", "woman", "woman", "woman"]
+    assert download(tab, "#label-file", tmp_path).read_text().startswith("file,gender\n")
+
+    open_tab(tab, "Runs")
+    tab.locator("#runs-folder input").fill("a-nurse")
+    tab.locator("#runs-folder input").press("Enter")
+    press(tab, "Open")
+    tab.frame_locator("iframe.page").get_by_text("Evaluated images").wait_for()
+
+
+def test_bad_input_is_one_line_and_loses_nothing(tab: Any) -> None:
+    tab.locator("#try-prompt textarea, #try-prompt input").fill(" ")
+    press(tab, "Generate")
+    tab.locator("#try-line").get_by_text("prompt").wait_for()
+    open_tab(tab, "Train")
+    tab.locator("#train-target textarea, #train-target input").fill("a person")
+    press(tab, "Train")
+    tab.locator("#train-line").get_by_text("target phrase is").wait_for()
+    assert tab.locator("#train-target textarea, #train-target input").input_value() == "a person"
+
+
+def test_a_long_training_lets_others_draw_and_ends_with_its_tab(tab: Any, service: Service) -> None:
+    open_tab(tab, "Train")
+    tab.get_by_role("button", name="more settings").locator("visible=true").click()
+    number(tab, "#train-iterations", 400)
+    press(tab, "Train")
+    tab.get_by_text("of 400 iterations").first.wait_for()
+    other = tab.context.new_page()
+    other.goto(tab.url)
+    number(other, "#try-images", 2)
+    press(other, "Generate")
+    other.locator("#try-files a[download]").first.wait_for(timeout=WAIT)
+    assert service.working == 1 and "of 400 iterations" in tab.locator("#train-line").inner_text()
+    tab.close()
+    end = time.monotonic() + 60
+    while service.working and time.monotonic() < end:
+        time.sleep(0.2)
+    assert service.working == 0 and not list(service.out.glob("modules/*"))
+
+
+def test_only_one_port_is_listened_on(tab: Any) -> None:
+    """Linux: the sockets of this process that listen."""
+    inodes = {str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    listening = [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+    assert len(listening) == 1 and listening[0].startswith("0100007F:"), listening

@@ -1,0 +1,132 @@
+"""Pairs of images, what is perceived in them, and the Python that does the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from respodiff.app import pictures, trainings
+from respodiff.app.pictures import SIDES, Wish
+from respodiff.app.service import RUNS, Service
+from respodiff.data.records import image_id
+from respodiff.data.run_folder import RunFolder
+from respodiff.pipelines.source import ModelSource
+from respodiff.training.config import TrainConfig
+
+WISH = Wish("a doctor", "gender", images=4)
+
+
+def drawn(service: Service, wish: Wish) -> tuple[Path, list[pictures.Pair]]:
+    out = service.new_place(RUNS, wish.prompt)
+    return out, list(pictures.draw(service, wish, out, threading.Event()))
+
+
+def digests(out: Path) -> list[str]:
+    return [r.digest for side in SIDES for r in RunFolder(out / side).records()]
+
+
+def test_pairs_have_the_same_noise_and_keep_the_shares(make_service: Callable[..., Service]) -> None:
+    service = make_service(batch=3)
+    out, pairs = drawn(service, replace(WISH, shares=(3, 1)))
+    assert [p.concepts for p in pairs].count("woman") == 3 and all(p.unsteered.is_file() and p.steered.is_file() for p in pairs)
+    plain, steered = (RunFolder(out / side).records() for side in SIDES)
+    assert [r.id for r in plain] == [r.id for r in steered] and not plain[0].concepts
+    assert len(set(digests(out))) == 8
+
+
+def test_a_stopped_run_keeps_its_images_and_frees_its_folder(make_service: Callable[..., Service]) -> None:
+    service, stop = make_service(batch=1), threading.Event()
+    out = service.new_place(RUNS, "a")
+    steps = pictures.draw(service, WISH, out, stop)
+    next(steps)
+    stop.set()
+    assert list(steps) == [] and len(RunFolder(out / "steered").records()) == 1
+    with RunFolder(out / "steered").lock():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"prompt": " "}, "prompt"),
+        ({"choice": "shoes"}, "attribute"),
+        ({"safety": ("fire",)}, "safety"),
+        ({"scale": 99.0}, "scale"),
+        ({"shares": (0.0, -1.0)}, "shares"),
+        ({"images": 0}, "images"),
+        ({"prompt": "word " * 500}, "prompt"),
+    ],
+)
+def test_bad_input_is_one_line(service: Service, changes: dict[str, Any], argument: str) -> None:
+    with pytest.raises(ValueError, match=argument) as error:
+        drawn(service, replace(WISH, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_counts_grow_with_intervals(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("id,gender\n" + "".join(f"{image_id('a doctor', i)},{'man' if i else 'woman'}\n" for i in range(4)))
+    service = make_service(f"table:{table}")
+    out, _ = drawn(service, WISH)
+    rows = pictures.perceived(service, WISH, out)
+    assert ["steered", "woman", "1 of 4", "0.250 [0.046, 0.699]"] in rows and {row[0] for row in rows} == set(SIDES)
+
+
+def test_two_visitors_at_once_get_what_each_would_alone(service: Service) -> None:
+    concept = trainings.concept_of("a person with a hat")
+    config = TrainConfig(iterations=6, steps=4, rollouts=2, rollout_batch=2, batch=2, refresh_every=2)
+
+    def module() -> Any:
+        *_, last = trainings.follow(service, concept, config, threading.Event())
+        assert last.file
+        return last.file.read_bytes()
+
+    alone, (out, _) = module(), drawn(service, WISH)
+    together: list[Any] = []
+    other = threading.Thread(target=lambda: together.append(module()))
+    other.start()
+    again = [drawn(service, WISH)[0] for _ in range(3)]
+    other.join()
+    assert together == [alone] and all(digests(folder) == digests(out) for folder in again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish("a doctor", "gender", (3, 1), 1.2, ("violence",), True, 5, 2),
+        Wish('a "hat" maker', "hat", images=2),
+    ],
+)
+def test_the_script_makes_the_same_images(
+    make_service: Callable[..., Service], embedded: Any, wish: Wish, tmp_path: Path, make_module: Callable[..., Any]
+) -> None:
+    hat = make_module("hat", shape=_shape(embedded), scale=0.1).save(tmp_path / "hat.safetensors")
+    service = replace(make_service("embedded"), pipe=embedded, source=ModelSource("embedded"), given=(hat,))
+    out, pairs = drawn(service, wish)
+    rows, text = pictures.perceived(service, wish, out), pictures.script(service, wish)
+    assert len(pairs) == 2 and any(row[1] == "DevRat" for row in rows) and len(text.splitlines()) <= 13
+    (tmp_path / "same.py").write_text(text)
+    done = subprocess.run([sys.executable, "same.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path) == digests(out) and f"'{wish.choice if wish.choice == 'gender' else 'concept'}'" in done.stdout
+
+
+def _shape(pipe: Any) -> tuple[int, int, int]:
+    from respodiff.methods.registry import load
+
+    return tuple(load("woman").ram.shape[-3:])  # type: ignore[attr-defined, return-value]
+
+
+def test_a_local_pipeline_is_loaded_as_it_was(service: Service) -> None:
+    source = ModelSource("my model", "cuda", "bfloat16", safety_checker=False, variant="fp16", trains=True)
+    text = pictures.script(replace(service, source=source), WISH)
+    wanted = 'load_pipeline("my model", device="cuda", torch_dtype="bfloat16", safety_checker=False, variant="fp16", trains=True)'
+    assert wanted in text and "evaluate" not in text

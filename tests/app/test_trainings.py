@@ -1,0 +1,54 @@
+"""A training shows what it does, and what is stopped is kept."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+
+from respodiff.app import trainings
+from respodiff.app.service import MODULES, Service
+from respodiff.methods.registry import load
+from respodiff.training.config import TrainConfig
+
+CONFIG = TrainConfig(iterations=12, steps=4, rollouts=2, rollout_batch=2, batch=2, refresh_every=4)
+HAT = trainings.concept_of("a person with a hat", opposite="a person without a hat")
+
+
+def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(service: Service) -> None:
+    seen: list[Any] = []
+    for found in trainings.follow(service, HAT, CONFIG, threading.Event()):
+        seen.append((found.iteration, len(found.losses), found.looked_at, len(found.samples), found.file))
+    assert [row[:2] for row in seen] == [*((i, i) for i in range(1, 13)), (12, 12)]
+    assert [row[2] for row in seen] == [*[0] * 9, 10, 10, 12, 12] and seen[0][3] == 0 and seen[-1][3] == trainings.SAMPLES
+    module = load(found.file or "")
+    assert (module.header.target, module.header.neutral) == (HAT.target, HAT.neutral) and found.projections[-1][0] == 12
+    assert service.choices()["hat"].sources == (str(found.file),)
+
+
+def test_a_stopped_training_is_kept_as_it_is(service: Service) -> None:
+    stop = threading.Event()
+    for found in trainings.follow(service, HAT, CONFIG, stop):
+        if found.iteration == 3:
+            stop.set()
+    assert found.iteration == 3 and found.file and load(found.file).name == "hat"
+
+
+def test_a_closed_one_leaves_nothing(service: Service) -> None:
+    steps = trainings.follow(service, HAT, CONFIG, threading.Event())
+    next(steps)
+    steps.close()
+    assert not (service.out / MODULES).exists()
+
+
+def test_a_second_module_of_a_name_takes_no_place(service: Service) -> None:
+    files = [list(trainings.follow(service, HAT, CONFIG, threading.Event()))[-1].file for _ in range(2)]
+    assert [file.name for file in files if file] == ["hat.safetensors", "hat-2.safetensors"]
+    assert {"hat", "hat-2"} <= set(service.choices())
+
+
+@pytest.mark.parametrize(("target", "neutral"), [("", "a person"), ("a person", ""), ("A person", "a person")])
+def test_phrases_that_cannot_be_trained_are_refused(target: str, neutral: str) -> None:
+    with pytest.raises(ValueError, match="target phrase"):
+        trainings.concept_of(target, neutral)
