@@ -39,7 +39,7 @@ def tab(service: Service) -> Iterator[Any]:
 
     with served(service) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
         page.set_default_timeout(WAIT)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -127,15 +127,15 @@ def test_bad_input_is_one_line_and_loses_nothing(tab: Any) -> None:
 def test_a_long_training_lets_others_draw_and_ends_with_its_tab(tab: Any, service: Service) -> None:
     open_tab(tab, "Train")
     tab.get_by_role("button", name="more settings").locator("visible=true").click()
-    number(tab, "#train-iterations", 400)
+    number(tab, "#train-iterations", 5000)
     press(tab, "Train")
-    tab.get_by_text("of 400 iterations").first.wait_for()
+    tab.get_by_text("of 5000 iterations").first.wait_for()
     other = tab.context.new_page()
     other.goto(tab.url)
     number(other, "#try-images", 2)
     press(other, "Generate")
     other.locator("#try-files a[download]").first.wait_for(timeout=WAIT)
-    assert service.working == 1 and "of 400 iterations" in tab.locator("#train-line").inner_text()
+    assert service.working == 1 and "of 5000 iterations" in tab.locator("#train-line").inner_text()
     tab.close()
     end = time.monotonic() + 60
     while service.working and time.monotonic() < end:

@@ -49,6 +49,7 @@ VERBS = [
     "demo",
     "push",
     "pull",
+    "app",
 ]
 PROGRAM = """
 import json, sys

@@ -11,7 +11,6 @@ from typing import Any
 from respodiff.app.service import RUNS, Service
 from respodiff.concepts.concept import attribute
 from respodiff.data.prompt_sets import load_suite
-from respodiff.evaluation import judges
 from respodiff.evaluation.audit import Audit
 from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts, suggested
 from respodiff.experiments.work import Progress, draw
@@ -59,7 +58,7 @@ def follow(service: Service, asked: Question, stop: Event) -> Generator[Progress
         prompts += suite.prompts
     if not prompts:
         raise ValueError("there is no prompt; write one a line, or choose a suite")
-    judge = judges.load(service.judge, service.source.device)
+    judge = service.labeller
     check = asked.validation_images if labels_from_texts([judge]) else 0
     steps, guidance = sampling_settings(service.pipe)
     config = GenerateConfig(images=asked.images, policy="none", steps=steps, guidance=guidance, seed=asked.seed, batch=service.batch)

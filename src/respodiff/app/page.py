@@ -202,8 +202,8 @@ def try_tab(service: Service) -> tuple[Any, ...]:
         stop: Any, text: str, name: str, scale: float, safety: Sequence[str], skip: bool, seed: float, images: float, *shares: float
     ) -> Iterator[Updates]:
         modules = service.choices().get(name)
-        weights = tuple(float(x) for x in shares[: len(modules.concepts)]) if modules else ()
-        wish = pictures.Wish(text, name if name != NONE else "", weights, float(scale), tuple(safety), skip, int(seed or 0), int(images))
+        weights = tuple(float(x or 0) for x in shares[: len(modules.concepts)]) if modules else ()
+        wish = pictures.Wish(text, name if name != NONE else "", weights, float(scale or 0), tuple(safety), skip, int(seed or 0), int(images or 0))
         pictures.settings(service, wish)  # what makes no sense is said before anything is cleared
         out = service.new_place(RUNS, text)
         try:
@@ -280,7 +280,7 @@ def train_tab(service: Service) -> Callable[..., Any]:
                 "", label="opposite phrase (optional)", info="another alternative of the attribute", elem_id="train-opposite"
             )
             with gr.Accordion("more settings", open=False):
-                iterations = gr.Slider(1, 400, value=usual.iterations, step=1, label="iterations", elem_id="train-iterations")
+                iterations = gr.Slider(1, 5000, value=usual.iterations, step=1, label="iterations", elem_id="train-iterations")
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=LAST_SEED)
             with gr.Row():
                 go = gr.Button("Train", variant="primary", elem_id="train-go", min_width=100)
@@ -302,7 +302,7 @@ def train_tab(service: Service) -> Callable[..., Any]:
 
     def steps(stop: Any, target: str, neutral: str, opposite: str, iterations: float, seed: float) -> Iterator[Updates]:
         concept = trainings.concept_of(target, neutral, opposite)
-        config = TrainConfig.preset("default", concept, iterations=int(iterations), seed=int(seed or 0))
+        config = TrainConfig.preset("default", concept, iterations=int(iterations or 0), seed=int(seed or 0))
         yield {
             line: "waiting for a turn, then making the first latents",
             before: [],
@@ -362,7 +362,7 @@ def audit_tab(service: Service) -> None:
                 32,
                 value=8,
                 step=1,
-                label="validation images per concept",
+                label="validation images per concept", elem_id="audit-check",
                 info="of its own prompt, to see whether the judge recognises it",
             )
             with gr.Row():
@@ -526,6 +526,7 @@ def serve(service: Service, host: str, port: int, started: Callable[[str], None]
         ssr_mode=False,  # it would start a second server
         run_history=False,
         footer_links=[],
+        max_file_size="1kb",  # nothing is uploaded
         allowed_paths=[str(service.out)],
         app_kwargs={"routes": [Route("/pages/{name}", report)]},
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="gray", radius_size="sm"),

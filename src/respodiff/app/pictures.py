@@ -84,8 +84,8 @@ def draw(service: Service, wish: Wish, out: Path, stop: Event) -> Iterator[Pair]
     modules, safety = ([a for source in named for a in load_all(source)] for named in sources(service, wish))
     prompt = wish.prompt.strip()
     with service.turns.turn():
-        plain = generate(service.pipe, [prompt], (), GenerateConfig(**both), out=out / SIDES[0])
         steered = generate(service.pipe, [prompt], modules, GenerateConfig(**both, **more), safety=safety, out=out / SIDES[1])
+        plain = generate(service.pipe, [prompt], (), GenerateConfig(**both), out=out / SIDES[0])
     pairs = zip(service.by_turns(_steps(plain), stop), service.by_turns(_steps(steered), stop), strict=False)
     for a, b in pairs:
         yield Pair(out / SIDES[0] / a.file, out / SIDES[1] / b.file, ", ".join(b.concepts.values()), wish.images)
@@ -110,7 +110,7 @@ def perceived(service: Service, wish: Wish, out: Path) -> list[list[str]]:
     asked, rows = judged(service, wish), []
     for side in SIDES if service.judge else ():
         with service.turns.turn():
-            found = evaluate(out / side, service.judge, asked, n_bootstrap=200)
+            found = evaluate(out / side, service.labeller, asked, n_bootstrap=200)
         for group, counts in found.counts[asked.name].items():
             shares, n = found.proportions_by[asked.name][group], sum(counts.values())
             rows += [

@@ -33,7 +33,7 @@ def open_folder(service: Service, text: str) -> Path:
             if unanswered(run, "", []):
                 if not service.judge:
                     raise ValueError(f"no judge has seen {run.name!r}; start the page with --judge clip:DIR-OR-ID")
-                judge_all(run, service.judge, attributes_of(run))
+                judge_all(run, service.labeller, attributes_of(run))
         page = service.new_place(PAGES, folder.name) / "report.html"
         report([f"{run.name}={run}" for run in runs], page)
     return page

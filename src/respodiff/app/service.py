@@ -11,7 +11,9 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from respodiff._device import chosen_device
 from respodiff.concepts.concept import Attribute, Concept, builtin
+from respodiff.evaluation import judges
 from respodiff.methods.registry import load_all
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.source import ModelSource
@@ -65,9 +67,10 @@ class Choice:
 
 @dataclass
 class Service:
-    """The model, the judge (a source, or empty) and the results of a running page.
+    """The model, the judge and the results of a running page.
 
     Attributes:
+        judge: a source, or empty; it is loaded if ``labeller`` is not given.
         out: folder of all results. given: names and files of modules beside those that are shipped or trained here.
         batch: images of a turn. local: whether only this machine reaches the page; if not, only folders in ``out`` are opened.
     """
@@ -79,6 +82,7 @@ class Service:
     given: tuple[Path, ...] = ()
     batch: int = 4
     local: bool = True
+    labeller: Any = None
     turns: Turns = field(default_factory=Turns)
     _work: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
     _pages: dict[str, Path] = field(default_factory=dict)
@@ -86,6 +90,8 @@ class Service:
 
     def __post_init__(self) -> None:
         self.out = self.out.resolve()
+        if self.judge and self.labeller is None:
+            self.labeller = judges.load(self.judge, chosen_device(self.source.device))
         backbone(self.pipe).requires_grad_(False)  # two trainings at once would else leave it as the other one found it
 
     # --- work, in turns ---

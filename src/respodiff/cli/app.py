@@ -8,6 +8,7 @@ from typing import Annotated
 
 from typer import Option
 
+from respodiff._device import chosen_device
 from respodiff.cli.console import app, check_device, open_model
 from respodiff.cli.console import words as console
 from respodiff.cli.options import DRAWING, Batch, number, takes_model, to_path
@@ -39,15 +40,17 @@ def page(
         raise RuntimeError("respodiff app needs the package gradio; run: pip install 'respodiff[app]'") from error
     from respodiff.app.service import Service
     from respodiff.evaluation import judges
+    from respodiff.experiments.audit import labels_from_texts
 
     check_port(host, port)
     check_model(module or [], model.source)
     judge = judge or ("embedded" if model.source == "embedded" else "")
     check_device(model.device)
-    if judge:
-        judges.load(judge, model.device)  # a wrong one is noticed now
-    service = Service(open_model(model), model, judge, out, tuple(module or ()), batch, local=_is_local(host))
-    service.choices()  # so is a wrong module
+    labeller = judges.load(judge, chosen_device(model.device)) if judge else None  # a wrong one is noticed before the model is loaded
+    if labeller:
+        labels_from_texts([labeller])
+    service = Service(open_model(model), model, judge, out, tuple(module or ()), batch, _is_local(host), labeller)
+    service.choices()  # reads the modules
     if not service.local:
         console.print(f"open to other machines: whoever reaches {host}:{port} can use it", soft_wrap=True)
     serve(service, host, port, lambda address: print(f"Running on {address}", flush=True)).block_thread()
