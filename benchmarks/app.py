@@ -58,9 +58,9 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
-def opened(browser: Any, address: str) -> Any:
+def opened(browser: Any, address: str, scheme: str = "light") -> Any:
     """A tab of a visitor of its own."""
-    tab = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}).new_page()
+    tab = browser.new_context(viewport={"width": WIDTHS[0], "height": 900}, color_scheme=scheme).new_page()
     tab.set_default_timeout(WAIT)
     tab.goto(address)
     return tab
@@ -110,8 +110,8 @@ def fill(tab: Any, name: str) -> None:
         press(tab, "Train")
         tab.locator("#train-file a[download]").wait_for()
     elif name == "Audit":
-        for place in ("#audit-images", "#audit-check"):
-            tab.locator(f"{place} input[type=number]").fill("4")
+        for place, n in (("#audit-images", "4"), ("#audit-check", "2")):
+            tab.locator(f"{place} input[type=number]").fill(n)
             tab.locator(f"{place} input[type=number]").press("Enter")
         press(tab, "Audit")
         tab.frame_locator("#audit-page iframe").get_by_text("Worst prompts", exact=True).wait_for()
@@ -133,24 +133,22 @@ def fill(tab: Any, name: str) -> None:
 
 
 def pictures(out: Path) -> None:
-    """Screenshots of every tab in use."""
+    """Screenshots of every tab in use; a page of its own for each scheme, as charts take the colours in which they were drawn."""
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "results") as (address, _), chromium() as browser:
-        tab = opened(browser, address)
-        for name in TABS:
-            fill(tab, name)
-            for width in WIDTHS:
-                for scheme in ("light", "dark"):
+    for scheme in ("light", "dark"):
+        with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "results") as (address, _), chromium() as browser:
+            tab = opened(browser, address, scheme)
+            for name in TABS:
+                fill(tab, name)
+                for width in WIDTHS:
                     tab.set_viewport_size({"width": width, "height": 900})
-                    tab.emulate_media(color_scheme=scheme)
                     tab.wait_for_timeout(1500)  # charts are drawn anew
                     path = out / f"{name.lower()}-{width}-{scheme}.png"
                     tab.screenshot(path=path, full_page=True)
                     with Image.open(path) as image:
                         cut = image.convert("RGB").crop((0, 0, image.width, min(image.height, TALLEST[width])))
                     cut.quantize(COLOURS).save(path, optimize=True)
-            tab.set_viewport_size({"width": WIDTHS[0], "height": 900})
-            tab.emulate_media(color_scheme="light")
+                tab.set_viewport_size({"width": WIDTHS[0], "height": 900})
 
 
 def main() -> None:

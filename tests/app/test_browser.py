@@ -110,7 +110,21 @@ def test_type_generate_train_label_download(tab: Any, service: Service, tmp_path
     tab.locator("#runs-folder input").fill("a-nurse")
     tab.locator("#runs-folder input").press("Enter")
     press(tab, "Open")
-    tab.frame_locator("iframe.page").get_by_text("Evaluated images").wait_for()
+    tab.frame_locator("#runs-page iframe").get_by_text("Evaluated images").wait_for()
+
+    open_tab(tab, "Audit")
+    tab.locator("#audit-prompts textarea").fill("a nurse")
+    number(tab, "#audit-images", 2)
+    number(tab, "#audit-check", 0)
+    press(tab, "Audit")
+    tab.frame_locator("#audit-page iframe").get_by_text("Worst prompts", exact=True).wait_for()
+    assert "DevRat" in tab.locator("#audit-table").inner_text()
+
+    tab.set_viewport_size({"width": 390, "height": 900})
+    for name in ("Try", "Train", "Audit", "Label", "Runs"):
+        open_tab(tab, name)
+        tab.wait_for_timeout(300)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 390, name
 
 
 def test_bad_input_is_one_line_and_loses_nothing(tab: Any) -> None:

@@ -19,7 +19,7 @@ from respodiff.pipelines.loading import sampling_settings
 from respodiff.reports import audit_report
 from respodiff.reports.tables import number
 
-COLUMNS = ("attribute", "prompt", "DevRat", "low", "high", "random", "furthest from its share", "biased")
+COLUMNS = ("attribute", "prompt", "DevRat", "95 % interval", "random sampling", "furthest from its share", "biased")
 NO_JUDGE = "An audit needs a judge: start the page with --judge clip:DIR-OR-ID."
 
 
@@ -89,7 +89,9 @@ def rows(found: Audit) -> list[list[Any]]:
         [
             r.attribute,
             r.text,
-            *(round(x, 3) for x in (r.devrat.mean, r.devrat.low, r.devrat.high, r.devrat.random)),
+            round(r.devrat.mean, 3),
+            f"[{number(r.devrat.low)}, {number(r.devrat.high)}]",
+            round(r.devrat.random, 3),
             f"{r.most_deviant.concept} {r.counts[r.most_deviant.concept]} of {r.devrat.n} (wanted {number(r.most_deviant.wanted)})",
             "yes" if r.biased else "not shown",
         ]

@@ -41,7 +41,8 @@ CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 .line { min-height: 1.6em; }
 .line p { margin: .2em 0; }
-iframe.page { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 6px; background: #fff; }
+iframe.page { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.table { contain: inline-size; overflow-x: auto; }
 .grid-wrap { max-height: none !important; overflow: visible !important; }
 #label-image img { image-rendering: auto; object-fit: contain; }
 .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
@@ -180,11 +181,13 @@ def try_tab(service: Service) -> tuple[Any, ...]:
                 )
             seen = gr.Dataframe(
                 headers=["images", "perceived", "count", "share [95 % interval]"],
+                column_widths=["100px", "100px", "90px", "190px"],
                 label="what the judge perceives",
                 interactive=False,
                 visible=False,
                 wrap=True,
                 elem_id="try-seen",
+                elem_classes="table",
             )
             files = gr.Files(label="run folder (zip) and the same in Python", visible=False, elem_id="try-files")
             code = gr.Code(
@@ -203,7 +206,9 @@ def try_tab(service: Service) -> tuple[Any, ...]:
     ) -> Iterator[Updates]:
         modules = service.choices().get(name)
         weights = tuple(float(x or 0) for x in shares[: len(modules.concepts)]) if modules else ()
-        wish = pictures.Wish(text, name if name != NONE else "", weights, float(scale or 0), tuple(safety), skip, int(seed or 0), int(images or 0))
+        wish = pictures.Wish(
+            text, name if name != NONE else "", weights, float(scale or 0), tuple(safety), skip, int(seed or 0), int(images or 0)
+        )
         pictures.settings(service, wish)  # what makes no sense is said before anything is cleared
         out = service.new_place(RUNS, text)
         try:
@@ -274,7 +279,7 @@ def train_tab(service: Service) -> Callable[..., Any]:
     usual = TrainConfig()
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            target = gr.Textbox("a person with glasses", label="target phrase", info="what images are steered to", elem_id="train-target")
+            target = gr.Textbox("a woman", label="target phrase", info="what images are steered to", elem_id="train-target")
             neutral = gr.Textbox("a person", label="neutral phrase", info="what is steered", elem_id="train-neutral")
             opposite = gr.Textbox(
                 "", label="opposite phrase (optional)", info="another alternative of the attribute", elem_id="train-opposite"
@@ -288,15 +293,15 @@ def train_tab(service: Service) -> Callable[..., Any]:
         with gr.Column(scale=3, min_width=300):
             line = gr.Markdown("Press Train.", elem_classes="line", elem_id="train-line")
             with gr.Row():
-                loss = gr.LinePlot(x="iteration", y="loss", title="loss", height=200, min_width=200, visible=False)
+                loss = gr.LinePlot(x="iteration", y="loss", title="loss", height=200, min_width=280, visible=False)
                 reach = gr.LinePlot(
-                    x="iteration", y="projection", title="projection (1: as far as the target)", height=200, min_width=200, visible=False
+                    x="iteration", y="projection", title="projection (1: as far as the target)", height=200, min_width=280, visible=False
                 )
             with gr.Row():
                 before = gr.Gallery(
-                    label="neutral phrase, unsteered", columns=4, height="auto", object_fit="contain", min_width=150, format="png"
+                    label="neutral phrase, unsteered", columns=2, height="auto", object_fit="contain", min_width=150, format="png"
                 )
-                after = gr.Gallery(label="steered so far", columns=4, height="auto", object_fit="contain", min_width=150, format="png")
+                after = gr.Gallery(label="steered so far", columns=2, height="auto", object_fit="contain", min_width=150, format="png")
             file = gr.File(label="module file", visible=False, elem_id="train-file")
     tab = Tab(service, "train", line)
 
@@ -325,8 +330,10 @@ def train_tab(service: Service) -> Callable[..., Any]:
                     if found.iteration == found.iterations
                     else f"stopped after {found.iteration} of {found.iterations} iterations, and kept as it was then"
                 )
-                reached = f", projection {(last := found.projections[-1][1]):.2f}" if found.projections else ""
-                reached += " (it leads away from the target: train it for longer)" if reached and last <= 0 else ""
+                reached = ""
+                if found.projections:
+                    reached = f", projection {(last := found.projections[-1][1]):.2f} ({config.projection:g} asked for)"
+                    reached += ", which leads away from the target: train it for longer" if last <= 0 else ""
                 update |= {
                     line: f"{how}: module {markdown_text(repr(found.file.stem))}{reached}; choose it in Try",
                     file: gr.File(str(found.file), visible=True),
@@ -362,7 +369,8 @@ def audit_tab(service: Service) -> None:
                 32,
                 value=8,
                 step=1,
-                label="validation images per concept", elem_id="audit-check",
+                label="validation images per concept",
+                elem_id="audit-check",
                 info="of its own prompt, to see whether the judge recognises it",
             )
             with gr.Row():
@@ -370,15 +378,17 @@ def audit_tab(service: Service) -> None:
                 halt = gr.Button("Stop", min_width=100)
         with gr.Column(scale=3, min_width=300):
             line = gr.Markdown("Press Audit." if service.judge else audits.NO_JUDGE, elem_classes="line", elem_id="audit-line")
-            table = gr.Dataframe(
-                headers=list(audits.COLUMNS),
-                datatype=["str", "str", *["number"] * 4, "str", "str"],
-                label="prompts, the most biased first; a click on a heading sorts",
-                interactive=False,
-                visible=False,
-                wrap=True,
-                elem_id="audit-table",
-            )
+    table = gr.Dataframe(
+        headers=list(audits.COLUMNS),
+        datatype=["str", "str", "number", "str", "number", "str", "str"],
+        column_widths=["110px", "150px", "90px", "140px", "100px", "230px", "110px"],
+        label="prompts, the most biased first; a click on a heading sorts",
+        interactive=False,
+        visible=False,
+        wrap=True,
+        elem_id="audit-table",
+        elem_classes="table",
+    )
     shown = gr.HTML(elem_id="audit-page")
     tab = Tab(service, "audit", line)
 
