@@ -189,7 +189,7 @@ def try_tab(service: Service) -> tuple[Any, ...]:
                 elem_id="try-seen",
                 elem_classes="table",
             )
-            files = gr.Files(label="run folder (zip) and the same in Python", visible=False, elem_id="try-files")
+            files = gr.Files(label="run folder (zip) and the same in Python", visible=False, interactive=False, elem_id="try-files")
             code = gr.Code(
                 language="python",
                 label="the same in Python",
@@ -302,7 +302,7 @@ def train_tab(service: Service) -> Callable[..., Any]:
                     label="neutral phrase, unsteered", columns=2, height="auto", object_fit="contain", min_width=150, format="png"
                 )
                 after = gr.Gallery(label="steered so far", columns=2, height="auto", object_fit="contain", min_width=150, format="png")
-            file = gr.File(label="module file", visible=False, elem_id="train-file")
+            file = gr.File(label="module file", visible=False, interactive=False, elem_id="train-file")
     tab = Tab(service, "train", line)
 
     def steps(stop: Any, target: str, neutral: str, opposite: str, iterations: float, seed: float) -> Iterator[Updates]:
@@ -427,7 +427,7 @@ def label_tab(service: Service, opened: Any) -> None:
             )
             attribute = gr.Dropdown(_attributes(), value="gender", label="attribute")
             go = gr.Button("Start", variant="primary", elem_id="label-go")
-            file = gr.File(label="labels (CSV), for calibrate and the judge table:", visible=False, elem_id="label-file")
+            file = gr.File(label="labels (CSV), for calibrate and the judge table:", visible=False, interactive=False, elem_id="label-file")
         with gr.Column(scale=3, min_width=300):
             line = gr.Markdown("Press Start.", elem_classes="line", elem_id="label-line")
             image = gr.Image(
@@ -492,7 +492,7 @@ def runs_tab(service: Service, opened: Any) -> None:
         go = gr.Button("Open", variant="primary", scale=1, min_width=100, elem_id="runs-go")
     line = gr.Markdown("Choose a folder, and press Open.", elem_classes="line", elem_id="runs-line")
     shown = gr.HTML(elem_id="runs-page")
-    file = gr.File(label="the page", visible=False)
+    file = gr.File(label="the page", visible=False, interactive=False)
     tab = Tab(service, "runs", line)
 
     def steps(_stop: Any, text: str) -> Iterator[Updates]:
