@@ -42,6 +42,7 @@ CSS = """
 .line { min-height: 1.6em; }
 .line p { margin: .2em 0; }
 iframe.page { width: 100%; height: 75vh; border: 1px solid var(--border-color-primary); border-radius: 6px; }
+.grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 .table { contain: inline-size; overflow-x: auto; }
 .grid-wrap { max-height: none !important; overflow: visible !important; }
 #label-image img { image-rendering: auto; object-fit: contain; }
@@ -181,7 +182,7 @@ def try_tab(service: Service) -> tuple[Any, ...]:
                 )
             seen = gr.Dataframe(
                 headers=["images", "perceived", "count", "share [95 % interval]"],
-                column_widths=["100px", "100px", "90px", "190px"],
+                column_widths=["29%", "21%", "19%", "31%"],
                 label="what the judge perceives",
                 interactive=False,
                 visible=False,
