@@ -11,7 +11,7 @@ RUNS ?= runs
 
 FIGURES := figure-headline figure-attribute figure-comparison figure-comparison-safety figure-ablation figure-measuring
 
-.PHONY: help install demo check test lowest lint figures $(FIGURES) torture backbones fullsize sizes scaling embedded figures-of-these-weights package clean
+.PHONY: help install demo check test lowest lint figures $(FIGURES) torture backbones fullsize sizes scaling docs docs-serve notebooks embedded figures-of-these-weights package clean
 
 help:  ## what make can do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,19 @@ figure-ablation: install  # 40 minutes
 
 figure-measuring: install  # 10 minutes
 	$(BIN)/python -m benchmarks.measuring
+
+docs: install  ## the documentation site in build/site; a wrong link stops it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: install  ## the same at http://localhost:8000, built anew at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+notebooks: install  ## runs the notebooks of docs/notebooks (NOTEBOOK_MINUTES); they lie in build/notebooks then, with their output
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	rm -rf build/notebooks && mkdir -p build/notebooks
+	cp docs/notebooks/*.py build/notebooks
+	$(BIN)/jupytext --quiet --to ipynb build/notebooks/*.py
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 --overwrite build/notebooks/*.ipynb
 
 scaling: install  ## one process, shards, workers and Ray on the same run (10 minutes of an idle machine)
 	$(BIN)/python -m benchmarks.scaling

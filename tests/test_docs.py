@@ -15,11 +15,11 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import PluginError
+from recipes.documentation.links import on_page_markdown
+from recipes.documentation.pictures import FOLDER, PICTURES
 
 import respodiff
 from command import respodiff as command
-from recipes.documentation.links import on_page_markdown
-from recipes.documentation.pictures import FOLDER, PICTURES
 from respodiff.pipelines import loading
 from respodiff.training.config import PRESETS
 
@@ -84,7 +84,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer sampler steps and updates than the pages' defaults, so that all pages take less than a minute."""
     monkeypatch.setattr(loading, "EMBEDDED_SAMPLING", (2, 3.0))
     for kind in ("fairness", "safety"):
-        few = {"iterations": 2, "rollouts": 4, "steps": 2, "batch": 2}
+        few = {"iterations": 1, "rollouts": 2, "steps": 2, "batch": 1}
         monkeypatch.setitem(PRESETS, ("default", kind), PRESETS["default", kind] | few)
 
 

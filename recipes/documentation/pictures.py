@@ -115,7 +115,11 @@ def devrat() -> str:
 def judges() -> str:
     """The share that a judge reports against the share that is there, for two judges."""
     axes = Axes("share of women in the images", "share that the judge reports")
-    parts = [*axes.frame(), line([axes.at(0, 0), axes.at(1, 1)], GREY, dashed=True), text(350, 100, "a judge without errors", GREY, "start")]
+    parts = [
+        *axes.frame(),
+        line([axes.at(0, 0), axes.at(1, 1)], GREY, dashed=True),
+        text(350, 100, "a judge without errors", GREY, "start"),
+    ]
     for found, wrong, colour, height in ((0.9, 0.1, BLUE, 140), (0.7, 0.05, RED, 180)):
         parts.append(line([axes.at(x, x * found + (1 - x) * wrong) for x in (0.0, 1.0)], colour))
         parts.append(text(350, height, f"sees {found:.0%} of women as women, and {wrong:.0%} of men", colour, "start"))
