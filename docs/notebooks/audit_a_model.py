@@ -16,15 +16,16 @@
 # %%
 from collections import deque
 
-from respodiff import GenerateConfig, load_judge, load_pipeline
+from respodiff import GenerateConfig, load_pipeline
 from respodiff.concepts.concept import attribute
+from respodiff.evaluation import judges
 from respodiff.experiments.audit import audit_runs, judge_audit
 from respodiff.experiments.work import draw
 from respodiff.reports import audit_report
 
 pipe = load_pipeline("embedded")
 prompts, attributes = ["a doctor", "a nurse", "a carpenter"], [attribute("gender")]
-config = GenerateConfig(images=12)
+config = GenerateConfig(images=10)
 
 # %% [markdown]
 # ## Draw
@@ -41,7 +42,7 @@ for run in audit_runs(prompts, attributes, config, "audit", validation_images=8)
 # The ranking goes by the lower end of an interval that holds for all rows at once. "Biased" is an exact test, corrected for the number of rows.
 
 # %%
-found, scored = judge_audit("audit", [load_judge("embedded")], attributes, config, validation_images=8)
+found, scored = judge_audit("audit", [judges.load("embedded")], attributes, config, validation_images=8)
 print("\n".join(audit_report.lines(found)))
 
 # %% [markdown]
@@ -50,7 +51,7 @@ print("\n".join(audit_report.lines(found)))
 # It was trained apart from the first. Where both agree, the finding does not hang on one judge's habits.
 
 # %%
-second, _ = judge_audit("audit", [load_judge("embedded-b")], attributes, config, validation_images=8)
+second, _ = judge_audit("audit", [judges.load("embedded-b")], attributes, config, validation_images=8)
 print("\n".join(audit_report.lines(second)))
 
 # %% [markdown]

@@ -42,11 +42,11 @@ make_image_grid(images, 1, 3)
 # %%
 def draw(name, modules):
     """A run folder of that name, and its images."""
-    return [image for _, image in generate(pipe, PROMPTS, modules, GenerateConfig(images=6), out=f"fair/{name}")]
+    return [image for _, image in generate(pipe, PROMPTS, modules, GenerateConfig(images=4), out=f"fair/{name}")]
 
 
 plain, even = draw("plain", []), draw("even", load_all("gender"))
-make_image_grid(plain[:6] + even[:6], 2, 6)
+make_image_grid(plain[:4] + even[:4], 2, 4)
 
 # %% [markdown]
 # ## Measured
@@ -74,7 +74,7 @@ for name, module in modules.items():
 
 trained = draw("trained", list(modules.values()))
 print(devrat("trained"))
-make_image_grid(trained[:6], 1, 6)
+make_image_grid(trained[:4], 1, 4)
 
 # %% [markdown]
 # ## The page

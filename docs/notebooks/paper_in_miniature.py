@@ -31,9 +31,9 @@ PROMPTS = ["a doctor", "a nurse", "a carpenter", "a librarian"]
 # %%
 modules = []
 for name in ("woman", "man"):
-    config = TrainConfig.preset("paper", name, iterations=60, steps=10, ram_lr=0.15, sam_lr=0.015)
+    config = TrainConfig.preset("paper", name, iterations=40, steps=8, ram_lr=0.15, sam_lr=0.015)
     for step in train(pipe, name, config):
-        if step.iteration % 20 == 0:
+        if step.iteration % 10 == 0:
             print(f"{name} {step.iteration}: L_resp {step.loss:.4f}, lambda L_sem {step.loss_sam:.4f}, {step.unet_forwards} forwards")
     modules.append(step.module)
 
@@ -46,7 +46,7 @@ for name in ("woman", "man"):
 ram_alone = [ConceptModule.of(m.ram, torch.zeros_like(m.sam), m.header) for m in modules]
 rows = {"unsteered": [], "RAM alone": ram_alone, "RAM and SAM": modules}
 for name, adapters in rows.items():
-    for _ in generate(pipe, PROMPTS, adapters, GenerateConfig(images=6), out=f"paper/{name}"):
+    for _ in generate(pipe, PROMPTS, adapters, GenerateConfig(images=4), out=f"paper/{name}"):
         pass
 
 # %% [markdown]
