@@ -84,7 +84,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer sampler steps and updates than the pages' defaults, so that all pages take less than a minute."""
     monkeypatch.setattr(loading, "EMBEDDED_SAMPLING", (1, 3.0))
     for kind in ("fairness", "safety"):
-        few = {"iterations": 1, "rollouts": 2, "steps": 2, "batch": 1}
+        few = {"iterations": 1, "rollouts": 2, "steps": 2, "batch": 1, "projection": 0.0, "preservation_weight": 0.0}
         monkeypatch.setitem(PRESETS, ("default", kind), PRESETS["default", kind] | few)
 
 

@@ -15,6 +15,7 @@
 
 # %%
 from collections import deque
+from dataclasses import replace
 
 from respodiff import GenerateConfig, load_pipeline
 from respodiff.concepts.concept import attribute
@@ -43,12 +44,14 @@ for run in audit_runs(prompts, attributes, config, "audit", validation_images=8)
 
 # %%
 found, scored = judge_audit("audit", [judges.load("embedded")], attributes, config, validation_images=8)
+found = replace(found, suggest=("respodiff train --attribute gender --out modules",))  # `respodiff audit` finds out which to suggest
 print("\n".join(audit_report.lines(found)))
 
 # %% [markdown]
 # ## A second judge
 #
-# It was trained apart from the first. Where both agree, the finding does not hang on one judge's habits.
+# It was trained apart from the first. Where both agree, the finding does not hang on one judge's habits. A judge that does not recognise what
+# explicit prompts state is called not valid, and nothing is concluded from it.
 
 # %%
 second, _ = judge_audit("audit", [judges.load("embedded-b")], attributes, config, validation_images=8)
