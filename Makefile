@@ -73,7 +73,7 @@ docs: install  ## the documentation site in build/site; a wrong link stops it
 docs-serve: install  ## the same at http://localhost:8000, built anew at every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-notebooks: install  ## runs the notebooks of docs/notebooks (NOTEBOOK_MINUTES); they lie in build/notebooks then, with their output
+notebooks: install  ## runs the notebooks of docs/notebooks (5 minutes); they lie in build/notebooks then, with their output
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
 	rm -rf build/notebooks && mkdir -p build/notebooks
 	cp docs/notebooks/*.py build/notebooks
