@@ -80,4 +80,4 @@ make_image_grid(trained[:4], 1, 4)
 # ## The page
 
 # %%
-report(["plain=fair/plain", "even=fair/even", "trained=fair/trained"], "fair/report.html")
+print(report(["plain=fair/plain", "even=fair/even", "trained=fair/trained"], "fair/report.html")["page"])

@@ -12,12 +12,12 @@
 # # The paper in miniature
 #
 # Algorithm 1 of RespoDiff on the embedded model: RAM and SAM are trained, then images of both, of RAM alone, and of the unsteered model are
-# measured. Budgets are a hundredth of the paper's and the model is another one. So the order of the rows is what to look at, and no figure.
+# measured. Updates are a hundredth of the paper's, and the model is another one. So this shows how a table is made, and none of its figures.
 
 # %%
 import torch
 
-from respodiff import ConceptModule, GenerateConfig, TrainConfig, evaluate, generate, load_pipeline, train
+from respodiff import ConceptModule, GenerateConfig, TrainConfig, evaluate, generate, load_all, load_pipeline, train
 
 pipe = load_pipeline("embedded")
 PROMPTS = ["a doctor", "a nurse", "a carpenter", "a librarian"]
@@ -40,11 +40,12 @@ for name in ("woman", "man"):
 # %% [markdown]
 # ## The ablation
 #
-# RAM alone is the same module with a SAM of zeros.
+# RAM alone is the same module with a SAM of zeros. The last row has modules of the preset `default`, which ship with the package: it takes the
+# same steps on pools of rollouts, as so few updates of one latent each are mostly noise (docs/training.md).
 
 # %%
 ram_alone = [ConceptModule.of(m.ram, torch.zeros_like(m.sam), m.header) for m in modules]
-rows = {"unsteered": [], "RAM alone": ram_alone, "RAM and SAM": modules}
+rows = {"unsteered": [], "RAM alone": ram_alone, "RAM and SAM": modules, "default": load_all("gender")}
 for name, adapters in rows.items():
     for _ in generate(pipe, PROMPTS, adapters, GenerateConfig(images=4), out=f"paper/{name}"):
         pass
@@ -52,6 +53,7 @@ for name, adapters in rows.items():
 # %% [markdown]
 # ## The table
 #
+# Intervals of 16 images a row are wide: rows whose intervals overlap this much are not told apart.
 # `respodiff reproduce ablation --model embedded --out runs/twin` runs the whole of it, with its published figures beside.
 
 # %%
