@@ -10,9 +10,10 @@ import pytest
 import typer
 
 from command import Done, last_json, respodiff
-from respodiff.cli import experiments, main, run_file
+from respodiff.cli import main, run_file
 from respodiff.cli.console import Verbs, app
 from respodiff.data.run_folder import RunFolder
+from respodiff.experiments import audit
 
 assert main, "it registers the verbs"
 GROUP: Any = typer.main.get_command(app)
@@ -103,7 +104,7 @@ def test_the_old_spelling_of_the_configuration_of_a_model(tmp_path: Path) -> Non
     assert flags_of(text, tmp_path, "generate", "--config", "folder")["config"] == "folder"
     assert flags_of(text, tmp_path, "generate", "--config", "org/model")["source"] == "m.safetensors"
     assert parsed("generate", "--config", "org/model").params["config"] == "org/model"
-    assert experiments._command("train", config="folder", out="x") == "respodiff train --model-config folder --out x"
+    assert audit._command("train", config="folder", out="x") == "respodiff train --model-config folder --out x"
     (tmp_path / "flags.txt").write_text("[generate]\nseed = 7\n")
     assert parsed("generate", "--config", str(tmp_path / "flags.txt")).params["seed"] == 7
 
