@@ -25,16 +25,18 @@ from PIL import Image
 TABS = ("Try", "Train", "Audit", "Label", "Runs")
 WIDTHS, TALLEST, COLOURS = (1280, 390), {1280: 1500, 390: 2200}, 96
 WAIT = 300_000  # milliseconds
+PROMPT, RUN = "a mechanic", "a-mechanic"
+"""What the screenshots ask for, and its folder."""
 
 
 @contextmanager
-def running(out: Path) -> Iterator[tuple[str, int]]:
-    """Address and process id of `respodiff app` on the embedded model."""
+def running(folder: str) -> Iterator[tuple[str, int]]:
+    """Address and process id of `respodiff app` on the embedded model, started in a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "respodiff", "app", "--port", str(port), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "respodiff", "app", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
     try:
         assert process.stdout
         address = process.stdout.readline().removeprefix("Running on ").strip()
@@ -82,7 +84,7 @@ def measure() -> dict[str, float]:
     """One run: seconds since the command, and resident memory."""
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         began = time.perf_counter()
-        with running(Path(folder)) as (address, pid):
+        with running(folder) as (address, pid):
             found = {"listening_seconds": time.perf_counter() - began, "idle_mib": mib(pid, "VmRSS")}
             first = opened(browser, address)
             press(first, "Generate")
@@ -104,6 +106,7 @@ def fill(tab: Any, name: str) -> None:
     """Open a tab of the page and use it."""
     tab.get_by_role("tab", name=name, exact=True).click()
     if name == "Try":
+        tab.locator("#try-prompt textarea, #try-prompt input").fill(PROMPT)
         press(tab, "Generate")
         tab.locator("#try-files a[download]").first.wait_for()
     elif name == "Train":
@@ -116,7 +119,7 @@ def fill(tab: Any, name: str) -> None:
         press(tab, "Audit")
         tab.frame_locator("#audit-page iframe").get_by_text("Worst prompts", exact=True).wait_for()
     elif name == "Label":
-        tab.locator("#label-run input").fill("a-doctor/steered")
+        tab.locator("#label-run input").fill(f"{RUN}/steered")
         tab.locator("#label-run input").press("Enter")
         tab.locator("#label-annotator textarea, #label-annotator input").fill("ann")
         press(tab, "Start")
@@ -126,7 +129,7 @@ def fill(tab: Any, name: str) -> None:
             tab.keyboard.press("1")
         tab.get_by_text("image 4 of 8").wait_for()
     else:
-        tab.locator("#runs-folder input").fill("a-doctor")
+        tab.locator("#runs-folder input").fill(RUN)
         tab.locator("#runs-folder input").press("Enter")
         press(tab, "Open")
         tab.frame_locator("#runs-page iframe").get_by_text("Evaluated images").wait_for()
@@ -136,7 +139,7 @@ def pictures(out: Path) -> None:
     """Screenshots of every tab in use; a page of its own for each scheme, as charts take the colours in which they were drawn."""
     out.mkdir(parents=True, exist_ok=True)
     for scheme in ("light", "dark"):
-        with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "results") as (address, _), chromium() as browser:
+        with tempfile.TemporaryDirectory() as folder, running(folder) as (address, _), chromium() as browser:
             tab = opened(browser, address, scheme)
             for name in TABS:
                 fill(tab, name)
