@@ -106,6 +106,7 @@ def test_what_is_no_whole_module_is_not_pushed(hub: Hub, modules: Path, make_mod
         ([tmp_path / "other.safetensors"], "has no respodiff header"),
         ([modules, tmp_path / "damaged.safetensors"], "is damaged"),
         ([modules / "model.bin"], "does not end in .safetensors"),
+        ([tmp_path / "nothing"], "is no file, folder or shipped module"),
         ([modules, twin], "two files are called 'woman.safetensors'"),
         ([tmp_path / "empty"], "without a module file"),
     ):

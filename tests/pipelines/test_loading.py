@@ -29,7 +29,7 @@ from tests import original_layout
 from tests.drawing import contexts
 from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 
-from respodiff.pipelines import loading
+from respodiff.pipelines import loading, quantization
 from respodiff.pipelines.denoiser import Denoiser, check_length, encode_prompts, is_offloaded
 from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, lora_digest, model_name, precision, weights_digest
 from respodiff.pipelines.registry import Unsupported, backbone
@@ -416,12 +416,13 @@ def test_group_offload_draws_the_same_and_refuses_training(folder: Path, make_mo
 
 
 def test_quantisation_says_what_it_needs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "find_spec", lambda _: None)
+    for module in (loading, quantization):
+        monkeypatch.setattr(module, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"quantize is 'nf4', which needs bitsandbytes: pip install 'respodiff\[quant\]'"):
         load_pipeline(folder, quantize="nf4")
     with pytest.raises(ValueError, match=r"lora is 'x/y', which needs peft: pip install 'respodiff\[lora\]'"):
         load_pipeline(folder, lora=["x/y"])
-    monkeypatch.setattr(loading, "find_spec", lambda _: True)
+    monkeypatch.setattr(quantization, "find_spec", lambda _: True)
     monkeypatch.setattr(loading, "chosen_device", lambda device: device)
     with pytest.raises(ValueError, match="needs a CUDA GPU or the CPU, and the device is mps"):
         load_pipeline(folder, quantize="nf4", device="mps")

@@ -51,6 +51,8 @@ def push(
     check_repo(to)
     found: dict[str, Path] = {}
     for file in (file for source in sources for file in files_of(source)):
+        if not file.is_file():
+            raise ValueError(f"module {str(file)!r} is no file, folder or shipped module; give one")
         if file.suffix != SUFFIX:
             raise ValueError(f"file {str(file)!r} does not end in {SUFFIX}, so that nobody could load it from the hub; rename it")
         if file.name in found:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from respodiff._bars import without_bars
 from respodiff._device import AUTO, chosen_device
-from respodiff.pipelines.quantization import quantize_on_cpu
+from respodiff.pipelines.quantization import check_quantization, quantization_config, quantize_pipeline
 from respodiff.pipelines.registry import PIPELINES, Unsupported, backbone, spec_of
 from respodiff.pipelines.schedulers import check_scheduler, use_scheduler
 from respodiff.pipelines.source import DTYPES, OFFLOADS, QUANTIZATIONS, check_name, lora_weight
@@ -87,7 +87,7 @@ def load_pipeline(
         allowed = " or ".join(way for way in OFFLOADS if way not in NEED_ACCELERATOR)
         raise ValueError(f"offload is {offload!r}, which needs an accelerator, and the device is cpu; take {allowed}")
     if quantize:
-        _check_quantization(quantize, device, more)
+        check_quantization(quantize, device, more)
     place, more = find(source, str(config), more)
     spec = spec_of(object.__new__(place.cls))  # it looks at the class alone
     if not safety_checker and "safety_checker" in place.index:
@@ -105,12 +105,12 @@ def load_pipeline(
             usual = device == "cpu" or str(source) == "embedded"
             torch_dtype = _dtype(torch_dtype, None if usual else partial(_stored_dtype, place, spec.model, more), trains)
         if quantize and device != "cpu":
-            more = {"quantization_config": _quantization(quantize, torch_dtype, spec.model, place.index)} | more
+            more = {"quantization_config": quantization_config(quantize, torch_dtype, spec.model, place.index)} | more
         with without_bars(diffusers, *[transformers] * (place.kind != "hub")):  # those of a download stay
             pipe = place.load(torch_dtype, **more)
     spec_of(pipe)
     if quantize and device == "cpu":
-        _quantize_on_cpu(pipe, quantize, torch_dtype, place.index)
+        quantize_pipeline(pipe, quantize, torch_dtype, place.index)
     if scheduler:
         use_scheduler(pipe, scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -299,43 +299,6 @@ def _stored_dtype(place: _Place, part: str, more: dict[str, Any]) -> torch.dtype
             part_of_it = opened.get_slice(key)
             sizes[part_of_it.get_dtype()] += math.prod(part_of_it.get_shape())
     return {"BF16": torch.bfloat16, "F16": torch.float16}.get(max(sizes, key=lambda key: sizes[key]), torch.float32)
-
-
-def _check_quantization(quantize: str, device: str, more: Mapping[str, Any]) -> None:
-    """ValueError where bitsandbytes cannot run."""
-    if not find_spec("bitsandbytes"):
-        raise ValueError(f"quantize is {quantize!r}, which needs bitsandbytes: pip install 'respodiff[quant]'")
-    if device != "cpu" and not device.startswith("cuda"):
-        raise ValueError(f"quantize is {quantize!r}, which needs a CUDA GPU or the CPU, and the device is {device}; leave it out")
-    if device == "cpu" and more.get("device_map"):
-        raise ValueError(f"quantize is {quantize!r} on the CPU, beside a device_map; give the device, or leave quantize out")
-
-
-def _quantized_parts(model: str, index: Mapping[str, Any]) -> list[str]:
-    """The steered model, and a T5, which is the larger one of some."""
-    return [model, *(name for name, value in index.items() if isinstance(value, list) and value[-1] == "T5EncoderModel")]
-
-
-def _quantization(quantize: str, dtype: torch.dtype, model: str, index: Mapping[str, Any]) -> Any:
-    """What diffusers is told: linear layers in 4 or 8 bits, products in ``dtype``."""
-    from diffusers.quantizers import PipelineQuantizationConfig
-
-    return PipelineQuantizationConfig(*_bitsandbytes(quantize, dtype), _quantized_parts(model, index))
-
-
-def _bitsandbytes(quantize: str, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of diffusers' configuration of bitsandbytes."""
-    if quantize == "int8":
-        return "bitsandbytes_8bit", {"load_in_8bit": True}
-    return "bitsandbytes_4bit", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-
-
-def _quantize_on_cpu(pipe: Any, quantize: str, dtype: torch.dtype, index: Mapping[str, Any]) -> None:
-    """The same on the CPU, where diffusers refuses it."""
-    for part in map(partial(getattr, pipe), _quantized_parts(spec_of(pipe).model, index)):
-        quantize_on_cpu(part, quantize, dtype)
-    config = diffusers.BitsAndBytesConfig(**_bitsandbytes(quantize, dtype)[1])
-    backbone(pipe).register_to_config(quantization_config=config)
 
 
 def _add_loras(pipe: Any, given: Sequence[str]) -> None:

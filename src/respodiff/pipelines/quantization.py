@@ -1,12 +1,56 @@
-"""Quantises the linear layers of a model that is on the CPU by bitsandbytes; on a GPU diffusers does it while it loads."""
+"""Quantises the linear layers of a model by bitsandbytes: on a GPU diffusers does it while it loads, on the CPU it is done here afterwards."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from respodiff.pipelines.registry import backbone, spec_of
+
+
+def check_quantization(quantize: str, device: str, more: Mapping[str, Any]) -> None:
+    """ValueError where bitsandbytes cannot run."""
+    if not find_spec("bitsandbytes"):
+        raise ValueError(f"quantize is {quantize!r}, which needs bitsandbytes: pip install 'respodiff[quant]'")
+    if device != "cpu" and not device.startswith("cuda"):
+        raise ValueError(f"quantize is {quantize!r}, which needs a CUDA GPU or the CPU, and the device is {device}; leave it out")
+    if device == "cpu" and more.get("device_map"):
+        raise ValueError(f"quantize is {quantize!r} on the CPU, beside a device_map; give the device, or leave quantize out")
+
+
+def _parts(model: str, index: Mapping[str, Any]) -> list[str]:
+    """The steered model, and a T5, which is the larger one of some."""
+    return [model, *(name for name, value in index.items() if isinstance(value, list) and value[-1] == "T5EncoderModel")]
+
+
+def quantization_config(quantize: str, dtype: torch.dtype, model: str, index: Mapping[str, Any]) -> Any:
+    """What diffusers is told: linear layers in 4 or 8 bits, products in ``dtype``."""
+    from diffusers.quantizers import PipelineQuantizationConfig
+
+    return PipelineQuantizationConfig(*_bitsandbytes(quantize, dtype), _parts(model, index))
+
+
+def _bitsandbytes(quantize: str, dtype: torch.dtype) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of diffusers' configuration of bitsandbytes."""
+    if quantize == "int8":
+        return "bitsandbytes_8bit", {"load_in_8bit": True}
+    return "bitsandbytes_4bit", {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+
+
+def quantize_pipeline(pipe: Any, quantize: str, dtype: torch.dtype, index: Mapping[str, Any]) -> None:
+    """The same for a loaded pipeline on the CPU, where diffusers refuses it; its configuration says so."""
+    import diffusers
+
+    for part in map(partial(getattr, pipe), _parts(spec_of(pipe).model, index)):
+        quantize_on_cpu(part, quantize, dtype)
+    config = diffusers.BitsAndBytesConfig(**_bitsandbytes(quantize, dtype)[1])
+    backbone(pipe).register_to_config(quantization_config=config)
 
 
 def quantize_on_cpu(model: nn.Module, kind: str, dtype: torch.dtype) -> None:
