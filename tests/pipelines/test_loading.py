@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from diffusers import (
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests import original_layout
 from tests.drawing import contexts
 from tests.tiny_models import TINY_PIPELINES, blackening, sd3
@@ -193,6 +194,25 @@ def test_truncated_weights_are_one_clear_line(folder: Path) -> None:
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         load_pipeline(folder)
     assert one_line(error)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize(("part", "file", "name"), [
+    ("text_encoder", "model.safetensors", "final_layer_norm"), ("unet", "diffusion_pytorch_model.safetensors", "mid_block"),
+])  # fmt: skip
+def test_weights_that_are_missing_are_never_random(part: str, file: str, name: str, quiet: bool, folder: Path) -> None:
+    path, loggers = folder / part / file, [logging.getLogger(library) for library in ("diffusers", "transformers")]
+    save_file({k: v for k, v in load_file(path).items() if name not in k}, path, {"format": "pt"})
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers * quiet:
+            logger.setLevel(logging.ERROR)
+        with pytest.raises(ValueError, match=f"lack weights of its model: .*{name}"):
+            load_pipeline(folder)
+        assert all(logger.level == (logging.ERROR if quiet else level) for logger, level in zip(loggers, levels, strict=True))
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def test_a_folder_of_an_unsupported_pipeline_is_refused(tmp_path: Path) -> None:
