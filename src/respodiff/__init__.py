@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 # transformers warns twice at every start that torchvision is missing; nothing here uses it.
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "requires torchvision" not in record.getMessage())
-# diffusers 0.38 tells of its modular pipelines when their class is looked at.
+# diffusers 0.39 tells of its modular pipelines when their class is looked at.
 logging.getLogger("diffusers.modular_pipelines").addFilter(lambda record: "experimental feature" not in record.getMessage())
 # bitsandbytes, where it is installed, tells at every start that a faster kernel of the hub is not.
 logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in record.getMessage())

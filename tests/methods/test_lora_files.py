@@ -59,7 +59,7 @@ def test_a_slider_acts_in_diffusers_as_here_and_comes_back(cls: str, tmp_path: P
     assert back.header.base_digest == made.header.base_digest and back.settings == {"converted": {"file": "x.safetensors"}}
     assert back.tensors.keys() == made.tensors.keys() and apart(steered(pipe, back), here) < 1e-5
     assert apart(steered(pipe, back.scale(0.5)), steered(pipe, made.scale(0.5))) < 1e-5
-    pipe.load_lora_weights(file)
+    pipe.load_lora_weights(tmp_path, weight_name=file.name)
     assert apart(draw(pipe), here) < 1e-5 < 1e-3 < apart(plain, here)
 
 
@@ -107,7 +107,7 @@ def test_files_of_other_programs_act_as_in_diffusers(
     with steer(pipe, [made, None, made.scale(0.5)]):
         mixed = draw(pipe, images=3)
     assert apart(mixed[:1], here) < 1e-5
-    pipe.load_lora_weights(file, adapter_name="x")
+    pipe.load_lora_weights(tmp_path, weight_name=file.name, adapter_name="x")
     assert apart(draw(pipe), here) < 1e-5 < 1e-3 < apart(plain, here)
     pipe.set_adapters(["x"], [0.5])
     assert apart(draw(pipe), half) < 1e-5
@@ -188,7 +188,7 @@ def test_configurations_of_a_folder_are_enough(tmp_path: Path) -> None:
 
 def test_a_slider_trained_beside_a_lora_is_of_the_same_layers(tmp_path: Path) -> None:
     plain, pipe, made = sd(), sd(), slider(sd(), rank=4, alpha=2.0)
-    pipe.load_lora_weights(to_peft(made, tmp_path / "x.safetensors"))
+    pipe.load_lora_weights(tmp_path, weight_name=to_peft(made, tmp_path / "x.safetensors").name)
     assert layers(pipe.unet).keys() == layers(plain.unet).keys()
     both = steered(pipe, made)
     pipe.unload_lora_weights()
