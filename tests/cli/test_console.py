@@ -62,6 +62,12 @@ def test_names_and_prompts_are_printed_without_markup_and_escapes(terminal: io.S
     assert capsys.readouterr().out.strip() == SHOWN
 
 
+def test_names_in_a_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    finish({}, "", False, table("", ["site", "a", "b", "c"], [["single_transformer_blocks.18", *["0.50 [0.25, 0.75]"] * 3]]))
+    assert "single_transformer_blocks.18" in capsys.readouterr().out
+
+
 def test_an_error_and_a_warning_are_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_path: Path) -> None:
         warnings.warn(f"{ODD}\nsecond line {'w' * 10**6!r}", stacklevel=1)

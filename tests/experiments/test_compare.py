@@ -251,6 +251,9 @@ def test_all_methods_on_a_transformer_are_those_that_take_it(cls: str, tmp_path:
     )
     left = set(methods_for("fairness")) - found
     assert left and all(f"left out: {name}: " in done.stderr for name in left)
+    named = f"slider,{min(left)}"
+    done = respodiff("compare", "--model", str(tmp_path / "model"), "--methods", named, *few, *sets, "--out", str(tmp_path / "d"))
+    assert done.returncode == 2 and repr(min(left)) in done.stderr and not (tmp_path / "d").exists(), "before anything is trained"
 
 
 def test_a_scale_among_the_settings_is_a_factor_and_needs_no_training(tiny_pipe: Any, tmp_path: Path) -> None:

@@ -42,3 +42,9 @@ def test_the_verb_says_it(tmp_path: Path) -> None:
     done = respodiff("doctor", "--model", "embedded", "--dry-run", "--json")
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["site"] == "mid_block" and found["shape"] == [256, 4, 4] and found["checks"] == {}
+
+
+@pytest.mark.parametrize("flags", [("--quantize", "nf4"), ("--lora", "x.safetensors"), ("--offload", "group"), ("--variant", "fp16")])
+def test_what_a_dry_run_cannot_count_is_refused(flags: tuple[str, str]) -> None:
+    done = respodiff("doctor", "--model", "embedded", "--dry-run", *flags)
+    assert done.returncode == 2 and flags[0].strip("-") in done.stderr and done.stderr.count("\n") == 1

@@ -32,6 +32,7 @@ from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 
 from respodiff.pipelines import loading, quantization
 from respodiff.pipelines.denoiser import Denoiser, check_length, encode_prompts, is_offloaded
+from respodiff.pipelines.dry_run import dry_run
 from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, lora_digest, model_name, precision, weights_digest
 from respodiff.pipelines.registry import Unsupported, backbone
 from respodiff.pipelines.schedulers import SCHEDULERS, use_scheduler
@@ -239,11 +240,9 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_what_diffusers_takes_is_passed_on(folder: Path, given: dict[str, Any]) -> None:
-    load_pipeline(folder, revision="main", cache_dir="x", torch_dtype=torch.bfloat16)
-    assert given["name"] == str(folder) and given["revision"] == "main" and given["cache_dir"] == "x" and given["local_files_only"]
+    load_pipeline(folder, cache_dir="x", torch_dtype=torch.bfloat16)
+    assert given["name"] == str(folder) and given["cache_dir"] == "x" and given["local_files_only"]
     assert torch.bfloat16 in (given.get("dtype"), given.get("torch_dtype")) and given["use_safetensors"]
-    ModelSource(str(folder), revision="v2").load()
-    assert given["revision"] == "v2"
 
 
 def test_a_revision_of_the_hub_reaches_the_index_and_the_weights(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,8 +252,14 @@ def test_a_revision_of_the_hub_reaches_the_index_and_the_weights(folder: Path, m
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", lambda name, **more: seen.append((name, more)) or pipe)
     load_pipeline("someone/model", revision="v2", token="t")
     load_pipeline("someone/model@v2", token="t")
-    assert [name for name, _ in seen] == ["someone/model"] * 4
-    assert {(more["revision"], more["token"]) for _, more in seen} == {("v2", "t")}
+    ModelSource("someone/model", revision="v2").load()
+    assert [name for name, _ in seen] == ["someone/model"] * 6
+    assert [more["revision"] for _, more in seen] == ["v2"] * 6 and [more.get("token") for _, more in seen] == ["t"] * 4 + [None] * 2
+
+
+def test_a_folder_has_no_revision(folder: Path) -> None:
+    with pytest.raises(ValueError, match="revision is 'v2'"):
+        load_pipeline(folder, revision="v2")
 
 
 def test_weights_are_built_in_their_dtype(folder: Path) -> None:
@@ -303,16 +308,19 @@ def test_a_variant_is_read_when_it_is_named(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_pickle_is_refused_with_a_command_that_converts_it(folder: Path) -> None:
-    load_pipeline(folder).save_pretrained(folder, safe_serialization=False)
-    for file in folder.glob("*/*.safetensors"):
-        torch.save(load_file(file), file.with_name("pytorch_model.bin" if "text" in str(file.parent) else "diffusion_pytorch_model.bin"))
+@pytest.mark.parametrize(("parts", "variant"), [("*", ""), ("unet", ""), ("*", "fp16")])
+def test_a_pickle_is_refused_with_a_command_that_converts_it(parts: str, variant: str, folder: Path) -> None:
+    for file in folder.glob(f"{parts}/*.safetensors"):
+        name = "pytorch_model" if "text" in str(file.parent) else "diffusion_pytorch_model"
+        torch.save(load_file(file), file.with_name(".".join([name, *[variant] * bool(variant), "bin"])))
         file.unlink()
     with pytest.raises(
         ValueError, match=r"as a pickle \(.*\.bin\), which is never read here; if you trust it, convert it: python -c "
     ) as error:
-        load_pipeline(folder)
+        load_pipeline(folder, **({"variant": variant} if variant else {}))
     assert one_line(error)
+    with pytest.raises(ValueError, match="as a pickle"):
+        dry_run(folder)
     _, *command = shlex.split(str(error.value).partition("convert it: ")[2])
     subprocess.run([sys.executable, *command], check=True, capture_output=True)
     assert load_pipeline(f"{folder}-safe").unet.dtype == torch.float32

@@ -115,7 +115,9 @@ def compare(
     if engine:  # what names adapters must be the same here, without an accelerator, and there
         model = replace(model, dtype="float32") if model.dtype == AUTO else model
     pipe = open_model(replace(model, device=here, offload="none", quantize="") if engine else model)
-    if whole and (refused := {name: reason for name in chosen if (reason := method_of(name).refuses(pipe))}):
+    if refused := {name: reason for name in chosen if (reason := method_of(name).refuses(pipe))}:
+        if not whole:
+            raise ValueError(next(iter(refused.values())))
         words.print("\n".join(f"left out: {name}: {reason}" for name, reason in refused.items()), soft_wrap=True)
         plan = replace(plan, methods=tuple(name for name in chosen if name not in refused))
     comparison = MethodComparison(

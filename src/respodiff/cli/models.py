@@ -76,7 +76,11 @@ def doctor(
         if dry_run:
             from respodiff.pipelines.dry_run import dry_run as estimate
 
-            more = {"revision": model.revision} if model.revision else {}
+            if given := [name for name in ("quantize", "lora", "offload") if getattr(model, name) not in ("", "none", ())]:
+                raise ValueError(
+                    f"--{given[0]} is of no use beside --dry-run, which counts weights as they are stored; leave one of them out"
+                )
+            more = {key: value for key in ("revision", "variant") if (value := getattr(model, key))}
             result = estimate(model.source, model.dtype, model.config, **more)
             lines = [f"{result['pipeline']} is supported", f"site {result['site']}, a module is {' x '.join(map(str, result['shape']))}"]
             sizes = [*((p["name"], p["cls"], p["bytes"]) for p in result["parts"]), ("together", "", result["bytes"])]

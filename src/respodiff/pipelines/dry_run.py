@@ -13,7 +13,7 @@ import transformers
 
 from respodiff._device import AUTO
 from respodiff.pipelines.bottleneck import site_shape
-from respodiff.pipelines.loading import find, first_line
+from respodiff.pipelines.loading import check_folder, find, first_line
 from respodiff.pipelines.registry import site_of, spec_of
 from respodiff.pipelines.source import DTYPES, check_name
 
@@ -42,6 +42,8 @@ def dry_run(source: str | Path, dtype: str = AUTO, config: str = "", **more: Any
     place, more = find(source, config, more)
     pipe = object.__new__(place.cls)  # a shell: `spec_of` looks at the class alone, `site_of` at the model
     spec, parts = spec_of(pipe), []
+    if place.kind == "folder":
+        check_folder(place.path, place.index, more.get("variant") or "")
     where = {k: v for k, v in more.items() if k in ("revision", "local_files_only", "cache_dir", "token")}
     for name, (library, cls) in _classes(place.index).items():
         try:

@@ -240,6 +240,8 @@ def find(source: str | Path, config: str, more: Mapping[str, Any]) -> tuple[_Pla
     if config:
         raise ValueError(f"config is {config!r}, and model {given} is no single file: it has its own; leave config out")
     if path.is_dir():
+        if more.get("revision"):
+            raise ValueError(f"revision is {more['revision']!r}, and model {given} is a folder, which has none; leave it out")
         return _Place(given, "folder", str(path), "", _index_of_folder(path)), {"local_files_only": True} | more
     name, _, revision = str(source).partition("@")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -296,7 +298,8 @@ def check_folder(folder: Path, index: Mapping[str, Any], variant: str = "", read
         if not files:
             raise ValueError(f"{has} no {name!r}, which its model_index.json names; copy it again")
         if weights and not readable:
-            code = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r}, use_safetensors=False).save_pretrained({str(folder) + '-safe'!r})"
+            one = f", variant={found!r}" if (found := _variant(weights[0])) else ""
+            code = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r}{one}).save_pretrained({str(folder) + '-safe'!r})"
             raise ValueError(
                 f"{has} {name!r} as a pickle ({weights[0]}), which is never read here; if you trust it, convert it: python -c {code!r}"
             )
