@@ -115,7 +115,12 @@ def test_a_package_that_cannot_be_imported_costs_itself_alone(install: Install) 
     with pytest.warns(UserWarning, match=f"^method 'wonder' {why}"):
         assert set(methods_for("fairness")) | set(methods_for("safety")) == set(NAMES)
     assert methods()[-1] == "wonder" and suites() == (*SUITES, "lost") and judges.sources().endswith(", oracle")
-    for ask in (lambda: get_method("wonder"), lambda: judges.load("oracle:file"), lambda: load_suite("lost"), lambda: spec_of(strange())):
+    for ask in (
+        lambda: get_method("wonder"),
+        lambda: judges.load_judge("oracle:file"),
+        lambda: load_suite("lost"),
+        lambda: spec_of(strange()),
+    ):
         with pytest.raises(ValueError, match=why):
             ask()
     assert get_method("plain").name == "plain" and spec_of(sd()).model == "unet"

@@ -17,9 +17,8 @@
 from collections import deque
 from dataclasses import replace
 
-from respodiff import GenerateConfig, load_pipeline
+from respodiff import GenerateConfig, load_judge, load_pipeline
 from respodiff.concepts.concept import attribute
-from respodiff.evaluation import judges
 from respodiff.experiments.audit import audit_runs, judge_audit
 from respodiff.experiments.work import draw
 from respodiff.reports import audit_report
@@ -43,7 +42,7 @@ for run in audit_runs(prompts, attributes, config, "audit", validation_images=8)
 # The ranking goes by the lower end of an interval that holds for all rows at once. "Biased" is an exact test, corrected for the number of rows.
 
 # %%
-found, scored = judge_audit("audit", [judges.load("embedded")], attributes, config, validation_images=8)
+found, scored = judge_audit("audit", [load_judge("embedded")], attributes, config, validation_images=8)
 found = replace(found, suggest=("respodiff train --attribute gender --out modules",))  # `respodiff audit` finds out which to suggest
 print("\n".join(audit_report.lines(found)))
 
@@ -54,7 +53,7 @@ print("\n".join(audit_report.lines(found)))
 # explicit prompts state is called not valid, and nothing is concluded from it.
 
 # %%
-second, _ = judge_audit("audit", [judges.load("embedded-b")], attributes, config, validation_images=8)
+second, _ = judge_audit("audit", [load_judge("embedded-b")], attributes, config, validation_images=8)
 print("\n".join(audit_report.lines(second)))
 
 # %% [markdown]

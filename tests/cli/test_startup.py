@@ -114,7 +114,7 @@ def test_only_our_own_lines_are_on_stderr(tmp_path: Path) -> None:
 LOADS = """
 import respodiff, diffusers, transformers
 respodiff.load_pipeline()
-respodiff.load_judge("embedded")
+respodiff.load_judge("embedded").model
 assert all(library.utils.logging.is_progress_bar_enabled() for library in (diffusers, transformers))
 """
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import respodiff
 from painted import GENDER, WORDS, ColourJudge, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.records import ImageRecord
@@ -382,6 +383,7 @@ def test_embedded_judge_end_to_end(tmp_path: Path) -> None:
     assert found.concept_accuracy["tone"] is None
     assert found.unsafe.mean == pytest.approx(1 / 3)
     assert found.judge.name == "embedded" and len(found.judge.digest) == 16
+    assert respodiff.evaluate(run.path, respodiff.load_judge("embedded"), ["gender", "tone"]).to_json() == found.to_json()
 
 
 @pytest.mark.slow
@@ -389,7 +391,7 @@ def test_measuring_does_not_import_the_making_side() -> None:
     code = (
         "import sys\n"
         "import respodiff.evaluation.evaluate, respodiff.reports.run_report, respodiff.data.prompt_sets\n"
-        "respodiff.evaluation.judges.load()\n"
+        "respodiff.evaluation.judges.load_judge()\n"
         "bad = [m for m in sys.modules if m.split('.')[0] == 'diffusers' or m in "
         "('respodiff.training.respodiff', 'respodiff.steering.steer', 'respodiff.generation.generate', 'respodiff.pipelines.loading')]\n"
         "sys.exit(str(bad) if bad else 0)"

@@ -56,7 +56,7 @@ def test_calibrate_reads_them(run: Path) -> None:
     from respodiff.evaluation.calibration import calibrate
 
     label(run, "ann", "woman", "man", "unknown")
-    judge = judges.load("embedded")
+    judge = judges.load_judge("embedded")
     assert calibrate(label_table(run, "ann"), judge, [attribute("gender")])[judge.digest]["gender"]["n"] == 2
 
 

@@ -17,7 +17,7 @@ from respodiff.data.places import lock
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.evaluation.judges import classifier, load
+from respodiff.evaluation.judges import classifier, load_judge
 from respodiff.experiments.compare import MethodComparison, Plan, Progress, Training, spaced
 from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
 from respodiff.experiments.work import ModelSource
@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def judge() -> Any:
-    return load("embedded")
+    return load_judge("embedded")
 
 
 def test_every_method_draws_the_suite_and_prompts_that_state_an_attribute(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
@@ -385,7 +385,7 @@ def test_prompts_of_a_file_that_several_judges_look_at(tiny_pipe: Any, tmp_path:
         list(run.run())
     drawn = RunFolder(run.settings()[0].folder / "suite").records()
     assert {(r.own_seed, r.width) for r in drawn} == {(7, 32), (8, 32)} and {r.guidance for r in drawn} == {5.0}
-    alone, both = (publish(run, judges)["rows"] for judges in (judge, [judge, load("embedded-b")]))
+    alone, both = (publish(run, judges)["rows"] for judges in (judge, [judge, load_judge("embedded-b")]))
     assert [j["name"] for j in json.loads((tmp_path / "run" / "compare.json").read_text())["judges"]] == ["embedded", "embedded-b"]
     assert "embedded-b" in (tmp_path / "run" / "compare.md").read_text()
     for one, two in zip(alone, both, strict=True):

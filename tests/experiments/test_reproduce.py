@@ -16,7 +16,7 @@ from respodiff.cli.reproduce import NAMES
 from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import classifier, load
+from respodiff.evaluation.judges import classifier, load_judge
 from respodiff.experiments.compare import method_of
 from respodiff.experiments.paper_tables import PaperTable, tables
 from respodiff.experiments.reproduce import Reproduction, publish
@@ -96,7 +96,7 @@ def short() -> Callable[[str], PaperTable]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_table_runs_from_end_to_end(name: str, short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
-    table, judge = short(name), load("embedded")
+    table, judge = short(name), load_judge("embedded")
     pipe = sdxl() if name.startswith("sdxl") else tiny_pipe
     made = Reproduction(pipe, table, tmp_path / "run", classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
     assert list(made.run())
@@ -132,14 +132,14 @@ def test_a_fid_says_what_it_needs(short: Callable[[str], PaperTable], tiny_pipe:
     table = short("gender")
     made = Reproduction(tiny_pipe, replace(table, rows=table.rows[:1]), tmp_path / "run", judge="d")
     list(made.run())
-    notes = publish(made, [load("embedded")], n_bootstrap=100)["notes"]
+    notes = publish(made, [load_judge("embedded")], n_bootstrap=100)["notes"]
     assert any("--real" in note and "inception" in note for note in notes)
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (tmp_path / "t.csv").write_text("file,prompt\na.png,a boat\n")
     real = import_folder(folder, tmp_path / "t.csv", tmp_path / "real").path
-    notes = publish(made, [load("embedded")], real=real, n_bootstrap=100)["notes"]
+    notes = publish(made, [load_judge("embedded")], real=real, n_bootstrap=100)["notes"]
     assert any("inception" in note and "--real" not in note for note in notes)
 
 

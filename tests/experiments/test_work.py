@@ -74,7 +74,7 @@ def test_workers_one_of_which_is_killed_draw_and_judge_what_one_process_does(
     if not engine.ray:  # the local one judges in tests/cli/test_workers.py
         return
     assert next(s.total for s in judge_on(engine, Judging((two.out,), ("embedded",), (GENDER,)))) == 4
-    judge = judges.load("embedded")
+    judge = judges.load_judge("embedded")
     labels = [[s.labels for _, s in judge_all(each.out, judge, [GENDER]).known] for each in (one, two)]
     assert len(labels[0]) == len(labels[1]) == 12 and sum(a != b for a, b in zip(*labels, strict=True)) <= 1
 

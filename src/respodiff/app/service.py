@@ -91,7 +91,7 @@ class Service:
     def __post_init__(self) -> None:
         self.out = self.out.resolve()
         if self.judge and self.labeller is None:
-            self.labeller = judges.load(self.judge, chosen_device(self.source.device))
+            self.labeller = judges.load_judge(self.judge, chosen_device(self.source.device))
         backbone(self.pipe).requires_grad_(False)  # two trainings at once would else leave it as the other one found it
 
     # --- work, in turns ---

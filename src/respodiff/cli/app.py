@@ -46,7 +46,7 @@ def page(
     check_model(module or [], model.source)
     judge = judge or ("embedded" if model.source == "embedded" else "")
     check_device(model.device)
-    labeller = judges.load(judge, chosen_device(model.device)) if judge else None  # a wrong one is noticed before the model is loaded
+    labeller = judges.load_judge(judge, chosen_device(model.device)) if judge else None  # a wrong one is noticed before the model is loaded
     if labeller:
         labels_from_texts([labeller])
     service = Service(open_model(model), model, judge, out, tuple(module or ()), batch, _is_local(host), labeller)

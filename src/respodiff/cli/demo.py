@@ -58,7 +58,7 @@ def demo(
     _clear(out)
     people = sorted((p for p in suite("occupations") if p.group in OCCUPATIONS), key=lambda p: OCCUPATIONS.index(p.group))
     config = GenerateConfig(images=images, seed=seed, safety_scale=SAFETY_SCALE)
-    runs, times, judge = dict[str, Path](), list[float](), judges.load("embedded")
+    runs, times, judge = dict[str, Path](), list[float](), judges.load_judge("embedded")
     found: dict[str, Summary] = {}
     parts = {"start": time.perf_counter() - began, "images": 0.0, "judging": 0.0, "training": 0.0, "report": 0.0}
 

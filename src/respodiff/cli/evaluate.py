@@ -60,7 +60,7 @@ def load_judges(sources: Sequence[str], device: str, dtype: str) -> list[Any]:
     if dtype not in (AUTO, "float32"):
         raise ValueError(f"--dtype is {dtype!r}; judges run in float32 alone, so that labels agree between machines")
     check_device(device)
-    return [judges.load(source, device) for source in sources]
+    return [judges.load_judge(source, device) for source in sources]
 
 
 @app.command(epilog="Example: respodiff evaluate runs/a --judge embedded --attribute gender --attribute tone")

@@ -155,7 +155,9 @@ def generate(
         from respodiff.experiments.choose_scale import choose_scale
         from respodiff.reports.tables import shown
 
-        found = choose_scale(pipe, modules, tuning, reach, config, judges.load(sources[0], device), safety=added, library=library(concepts))
+        found = choose_scale(
+            pipe, modules, tuning, reach, config, judges.load_judge(sources[0], device), safety=added, library=library(concepts)
+        )
         accuracy = f"concept accuracy {shown(found.accuracy)} (n = {found.accuracy.n}), on tuning prompts"
         words.print(f"scale {found.scale:g} reaches {reach:g}: {accuracy}", soft_wrap=True)
         config = replace(config, scale=found.scale)

@@ -49,8 +49,8 @@ def evaluate(
     """Judge every image of a run, keep the scores in its folder, and sum up.
 
     Args:
-        judge: A judge, a source that `respodiff.evaluation.judges.load` takes, or several. Labels come from the first that gives any, flags of
-            unsafe images from all; their agreement is reported. None takes ``embedded`` for images of the embedded model, and no others.
+        judge: A judge, a source that `respodiff.load_judge` takes, or several. Labels come from the first that gives any, flags of unsafe
+            images from all; their agreement is reported. None takes ``embedded`` for images of the embedded model, and no others.
         attributes: What to measure: attributes, or names of built-in ones.
         vocabulary: Names for the choice of subject and of safety; None takes the embedded model's for the embedded judge.
         class_template, min_margin: See `respodiff.evaluation.judges.LabellingTask`.
@@ -128,7 +128,7 @@ def judge_shard(
             )
     judge = default_judge(folder) if judge is None else judge
     sources = list(judge) if isinstance(judge, Sequence) and not isinstance(judge, str) else [judge]
-    labellers = [judges.load(source) if isinstance(source, str) else source for source in sources]
+    labellers = [judges.load_judge(source) if isinstance(source, str) else source for source in sources]
     keys = []
     for labeller in labellers:
         words = vocabulary or (Vocabulary.embedded() if labeller.name in judges.EMBEDDED else None)

@@ -126,7 +126,7 @@ class Judging:
     """The task of judging a shard of a run folder: (folder, shard) -> None.
 
     Attributes:
-        sources: of the judges, as `respodiff.evaluation.judges.load` takes them.
+        sources: of the judges, as `respodiff.evaluation.judges.load_judge` takes them.
         options: further arguments of `respodiff.evaluation.evaluate.judge_shard`.
     """
 
@@ -139,7 +139,7 @@ class Judging:
     @cached_property
     def judges(self) -> list[Any]:
         """The judges, loaded once a worker."""
-        return [judges.load(source, self.device) for source in self.sources]
+        return [judges.load_judge(source, self.device) for source in self.sources]
 
     def __call__(self, unit: tuple[Path, Shard]) -> None:
         run, shard = unit

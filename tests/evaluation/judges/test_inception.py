@@ -54,7 +54,7 @@ def weights(library: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def judge(weights: Path) -> Inception:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inception, "SHA256", file_digest(weights))
-        found = judges.load(f"inception:{weights}")
+        found = judges.load_judge(f"inception:{weights}")
     assert isinstance(found, Inception)
     return found
 
@@ -88,14 +88,14 @@ def test_any_file_but_the_published_one_is_refused_also_one_that_was_good_before
     with pytest.raises(
         ValueError, match=rf"weights {inception.FILE} are not Inception-v3's, or have changed \(SHA-256 {file_digest(path)}"
     ):
-        judges.load(f"inception:{path}")
+        judges.load_judge(f"inception:{path}")
     monkeypatch.setattr(inception, "SHA256", file_digest(path))
     assert inception.published(f"inception:{path}") == path
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="or have changed"):
-        judges.load(f"inception:{path}")
+        judges.load_judge(f"inception:{path}")
 
 
 @pytest.mark.parametrize("source", ["inception", "inception:", "inception:/no/such.pth"])

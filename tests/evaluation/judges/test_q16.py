@@ -51,10 +51,10 @@ def test_a_pickle_is_not_read(folder: Path) -> None:
     for name in ("prompts.p", "prompts.safetensors"):
         (folder / name).write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
     with pytest.raises(ValueError, match=r"has no readable tensor 'prompts'.*run: respodiff convert prompts\.p --q16"):
-        judges.load(f"q16:{folder}")
+        judges.load_judge(f"q16:{folder}")
     save_file({"other": VECTORS}, folder / "prompts.safetensors")
     with pytest.raises(ValueError, match="has no readable tensor 'prompts'"):
-        judges.load(f"q16:{folder}")
+        judges.load_judge(f"q16:{folder}")
 
 
 @pytest.mark.slow
@@ -87,21 +87,21 @@ def test_a_broken_image_is_unknown(clip: ClipJudge, images: list[Image.Image]) -
 def test_sources(folder: Path) -> None:
     (folder / "prompts.p").write_bytes(b"")
     with pytest.raises(FileNotFoundError, match=r"has no prompts\.safetensors; .*run: respodiff convert prompts\.p --q16"):
-        judges.load(f"q16:{folder}")
+        judges.load_judge(f"q16:{folder}")
     write(folder.parent / "prompts.safetensors", VECTORS)
-    found = judges.load(f"q16:{folder}")
+    found = judges.load_judge(f"q16:{folder}")
     assert isinstance(found, Q16) and found.name == f"q16:{folder}" and len(found.digest) == 16
     write(folder / "prompts.safetensors", VECTORS)
-    assert judges.load(f"q16:{folder}").digest == found.digest  # where the vectors come from makes no difference
+    assert judges.load_judge(f"q16:{folder}").digest == found.digest  # where the vectors come from makes no difference
     save_file({"prompts": VECTORS * 2}, folder / "prompts.safetensors")
-    assert judges.load(f"q16:{folder}").digest != found.digest
+    assert judges.load_judge(f"q16:{folder}").digest != found.digest
 
 
 def test_wrong_sources(folder: Path, tmp_path: Path) -> None:
     for source in ("q16:/no/such/folder", "q16", "q16:", f"q16:{folder}"):
         with pytest.raises(FileNotFoundError, match="allowed: q16:DIR"):
-            judges.load(source)
+            judges.load_judge(source)
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty" / "prompts.safetensors", VECTORS)
     with pytest.raises(ValueError, match=r"no readable config\.json"):
-        judges.load(f"q16:{tmp_path / 'empty'}")
+        judges.load_judge(f"q16:{tmp_path / 'empty'}")

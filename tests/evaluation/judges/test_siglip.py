@@ -32,7 +32,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def judge(folder: Path) -> SiglipJudge:
-    found = judges.load(f"siglip:{folder}")
+    found = judges.load_judge(f"siglip:{folder}")
     assert isinstance(found, SiglipJudge)
     return found
 
@@ -106,9 +106,9 @@ def test_evaluate_and_calibrate(judge: SiglipJudge, tmp_path: Path) -> None:
 
 def test_folders_that_hold_no_siglip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'clip' model, not a SigLIP model"):
-        judges.load(f"siglip:{judges.judge_folder('embedded')}")
+        judges.load_judge(f"siglip:{judges.judge_folder('embedded')}")
     with pytest.raises(ValueError, match="'siglip' model, not a CLIP model"):
-        judges.load(f"clip:{tiny_judges.siglip(tmp_path / 's')}")
+        judges.load_judge(f"clip:{tiny_judges.siglip(tmp_path / 's')}")
     (tmp_path / "s" / "model.safetensors").rename(tmp_path / "s" / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin.*SiglipModel\.from_pretrained"):
-        judges.load(f"siglip:{tmp_path / 's'}")
+        judges.load_judge(f"siglip:{tmp_path / 's'}")

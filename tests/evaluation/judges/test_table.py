@@ -17,7 +17,7 @@ BY_ID = "id,gender,tone,subject,unsafe\np-0002,man,,cook,no\np-0000, woman ,dark
 
 def table(path: Path, text: str) -> TableJudge:
     path.write_text(text, encoding="utf-8")
-    found = judges.load(f"table:{path}")
+    found = judges.load_judge(f"table:{path}")
     assert isinstance(found, TableJudge)
     return found
 
@@ -95,6 +95,6 @@ def test_a_table_without_any_label_that_is_asked_for_is_refused(tmp_path: Path) 
 def test_not_utf8_and_no_file(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"id,gender\na,\xff\xfe\n")
     with pytest.raises(ValueError, match="give a text file in UTF-8"):
-        judges.load(f"table:{tmp_path / 't.csv'}")
+        judges.load_judge(f"table:{tmp_path / 't.csv'}")
     with pytest.raises(FileNotFoundError, match=r"is no file; allowed: table:FILE\.csv"):
-        judges.load("table:/no/such.csv")
+        judges.load_judge("table:/no/such.csv")

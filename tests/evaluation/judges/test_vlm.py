@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def judge(folder: Path) -> VlmJudge:
-    found = judges.load(f"vlm:{folder}")
+    found = judges.load_judge(f"vlm:{folder}")
     assert isinstance(found, VlmJudge) and isinstance(found, AnswerJudge) and found.kind == "answers"
     return found
 
@@ -96,7 +96,7 @@ def test_models_that_cannot_be_asked(tmp_path: Path) -> None:
         score(VlmJudge.load(f"vlm:{tiny_judges.classifier(tmp_path / 'vit')}"), IMAGES)
     (silent / "model.safetensors").rename(silent / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin.*AutoModelForImageTextToText\.from_pretrained"):
-        judges.load(f"vlm:{silent}")
+        judges.load_judge(f"vlm:{silent}")
     with pytest.raises(ValueError, match="which no method can learn from"):
         judges.classifier(f"vlm:{tiny_judges.vlm(tmp_path / 'chat')}", GENDER.concepts[0], "cpu")
 

@@ -1,8 +1,8 @@
 """Judges: models that say what an automatic judge perceives in a generated image, never what a real person is.
 
-`load` takes a source in words; optional packages are imported when their judge is loaded. Every judge has one method, `score`. A judge compares
-images with texts (`ClipJudge`), answers closed questions about them (`AnswerJudge`), flags them (`FlagJudge`), turns them into vectors
-(`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
+`load_judge` takes a source in words; optional packages are imported when their judge is loaded. Every judge has one method, `score`. A judge
+compares images with texts (`ClipJudge`), answers closed questions about them (`AnswerJudge`), flags them (`FlagJudge`), turns them into
+vectors (`FeatureJudge`), or repeats labels made elsewhere (`TableJudge`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from respodiff import _plugins
 from respodiff._device import chosen_device
 from respodiff.concepts.concept import Concept
 from respodiff.evaluation.judges.base import NOTICE, UNKNOWN, AnswerJudge, FeatureJudge, FlagJudge, Judge, JudgeInput, Score
-from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, judge_folder, load_judge
+from respodiff.evaluation.judges.clip import EMBEDDED, ClipJudge, judge_folder
 from respodiff.evaluation.judges.detectors import NudeNet, OpenNsfw
 from respodiff.evaluation.judges.hf import HfJudge
 from respodiff.evaluation.judges.inception import Inception
@@ -58,14 +58,13 @@ __all__ = [
     "class_texts",
     "classifier",
     "judge_folder",
-    "load",
     "load_judge",
     "sources",
 ]
 
 
 def sources() -> str:
-    """All sources that `load` takes, in words: `SOURCES`, and the judges of other packages."""
+    """All sources that `load_judge` takes, in words: `SOURCES`, and the judges of other packages."""
     return ", ".join([SOURCES, *_added()])
 
 
@@ -73,15 +72,19 @@ def _added() -> tuple[str, ...]:
     return _plugins.names("judges", (*EMBEDDED, "clip", *_BY_SOURCE))
 
 
-def load(source: str = "embedded", device: str = "cpu") -> Judge:
-    """A judge by its source, one of `sources`; a torch model runs on `device`, NudeNet and Open-NSFW on the cpu.
+def load_judge(source: str = "embedded", device: str = "cpu") -> Judge:
+    """A judge, as `respodiff.evaluate` takes it.
+
+    Args:
+        source: What ``--judge`` takes; `sources` lists it.
+        device: Where a torch model runs. NudeNet and Open-NSFW run on the cpu.
 
     Raises:
         ValueError: none of the allowed sources, or one that does not hold what it should.
         FileNotFoundError: no such file or folder.
         RuntimeError: the optional package of the judge is not installed; says how to.
 
-    >>> load("embedded").name
+    >>> load_judge("embedded").name
     'embedded'
     """
     kind, colon, _ = source.partition(":")
@@ -100,12 +103,12 @@ def load(source: str = "embedded", device: str = "cpu") -> Judge:
 def classifier(source: str, chosen: Concept, device: str) -> Callable[[Any], Any] | None:
     """A judge as a differentiable classifier of a concept's alternatives: images (N, 3, H, W) in [0, 1] -> logits (N, K); None for "".
 
-    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load`; ValueError
-    for a judge that is none of images, or that knows no such concept.
+    Images are resized as they are (bicubic), without the crop that a judge makes of images that are not square. Errors as `load_judge`;
+    ValueError for a judge that is none of images, or that knows no such concept.
     """
     if not source:
         return None
-    judge = load(source, device)
+    judge = load_judge(source, device)
     if not isinstance(judge, ClipJudge | HfJudge):
         raise ValueError(
             f"judge is {source!r}, which no method can learn from; allowed: embedded, clip:DIR-OR-ID, siglip:DIR-OR-ID, hf:DIR"

@@ -39,14 +39,14 @@ CLIP = ModelFolders(
 
 
 def judge_folder(source: str) -> Path:
-    """The folder that holds a judge's files, of a source of `load_judge`; errors as there."""
+    """The folder that holds a judge's files, of a source of `load_clip`; errors as there."""
     if source in EMBEDDED:
         return Path(str(files("respodiff"))) / "embedded" / EMBEDDED[source]
     return CLIP.find(source)
 
 
-def load_judge(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
-    """The judge as plain transformers objects, float32 and in eval mode.
+def load_clip(source: str = "embedded") -> tuple[CLIPModel, CLIPProcessor]:
+    """A CLIP judge as plain transformers objects, float32 and in eval mode.
 
     Args:
         source: ``embedded``, ``embedded-b``, a folder, or a hub id (``ID@REVISION`` for one commit); ``clip:`` in front is accepted.
@@ -81,12 +81,12 @@ class ClipJudge(Judge):
 
     @classmethod
     def load(cls, source: str = "embedded", device: str = "cpu") -> Self:
-        """A judge by the names that `load_judge` takes; a subclass by a folder or hub id of its own models."""
+        """A judge by the names that `load_clip` takes; a subclass by a folder or hub id of its own models."""
         return cls(judge_folder(source) if source in EMBEDDED else cls.folders.find(source), source, device)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        model, processor = load_judge(f"clip:{self.folder}")
+        model, processor = load_clip(f"clip:{self.folder}")
         return model.to(chosen_device(self.device)), processor
 
     @property
