@@ -24,6 +24,15 @@ def test_dots_and_whiskers_stand_where_the_numbers_are() -> None:
     assert "wanted, by group" in own and re.findall(r'class="wanted" style="left:([\d.]+)%"', own) == ["25.00"]
 
 
+def test_a_wanted_share_of_a_run_is_in_its_own_line() -> None:
+    runs, wanted = {"a": Estimate(0.5, 0.4, 0.6, 9), "b": None}, {"a": 0.5, "b": 0.75}
+    text = Dots("t", ["a", "b"], [("x", runs), ("y", runs)], target={"x": wanted, "y": wanted}).html()
+    lines = re.findall(r'class="track" title="(\w)[^>]*><i class="wanted" style="left:([\d.]+)%"', text)
+    assert lines == [("a", "50.00"), ("b", "75.00")] * 2 and text.count('class="wanted"') == 4 and "wanted, by run<" in text
+    mixed = Dots("t", ["a", "b"], [("x", runs), ("y", runs)], target={"x": wanted, "y": 0.25}).html()
+    assert mixed.count('class="wanted"') == 3 and "wanted, by group and run<" in mixed
+
+
 def test_stacks_add_up() -> None:
     text = Stacks("tone", ["plain", "ours"], ["light", "medium", "dark"], [("doctor", {"plain": [0.5, 0.25, 0.25], "ours": None})]).html()
     assert re.findall(r'<i class="k(\d)" style="width:([\d.]+)%"', text) == [("0", "50.00"), ("1", "25.00"), ("2", "25.00")]

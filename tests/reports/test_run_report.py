@@ -58,6 +58,17 @@ def test_figures_by_hand(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     assert sorted(t["p"] for t in tests.values())[0] * 3 == pytest.approx(min(t["p_holm"] for t in tests.values()))
 
 
+def test_each_run_has_the_line_of_its_own_wanted_share(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    def lines() -> list[str]:
+        page = Path(report(names(runs), tmp_path / "report.html", force=True)["page"]).read_text()
+        assert ("wanted, by run" in page) == ("wanted 0.500" not in page)
+        return re.findall(r'class="wanted" style="left:([\d.]+)%"', page)
+
+    assert lines() == ["50.00", "50.00"], "one for each group"
+    evaluate(runs["even"], ColourJudge(), [Attribute("gender", GENDER.concepts, (0.25, 0.75))], vocabulary=WORDS)
+    assert lines() == ["50.00", "25.00"] * 2, "one for each run of a group"
+
+
 def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     found = report(names(runs), tmp_path / "out" / "report.html")
     page = Path(found["page"]).read_text()

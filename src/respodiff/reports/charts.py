@@ -48,17 +48,26 @@ class Dots:
 
     Attributes:
         series: Names of the runs. rows: (group, series -> estimate, or None where it is not known).
-        target: The wanted share, shown as a dashed line, or None. A mapping gives every group its own.
+        target: The wanted share, shown as a dashed line, or None. A mapping gives every group its own; a mapping in it, every series.
     """
 
     title: str
     series: Sequence[str]
     rows: Sequence[tuple[str, Mapping[str, Estimate | None]]]
-    target: float | Mapping[str, float] | None = None
+    target: float | Mapping[str, float | Mapping[str, float]] | None = None
 
     def html(self) -> Markup:
         """The chart."""
-        return render("dots.html.j2", chart=self, styles=[style(i) for i in range(len(self.series))])
+        return render("dots.html.j2", chart=self, styles=[style(i) for i in range(len(self.series))], wanted=self._wanted())
+
+    def _wanted(self) -> str:
+        """What the dashed lines are, in words."""
+        if not isinstance(self.target, Mapping):
+            return "" if self.target is None else f"wanted {number(float(self.target))}"
+        own = list(self.target.values())
+        by_run = any(isinstance(share, Mapping) for share in own)
+        by_group = not by_run or any(share != own[0] for share in own)
+        return f"wanted, by {' and '.join(['group'] * by_group + ['run'] * by_run)}"
 
 
 @dataclass(frozen=True)

@@ -201,8 +201,10 @@ def _proportions(attribute: str, entries: Sequence[ReportEntry]) -> Dots | Stack
         more = f"; the {MOST_GROUPS} most one-sided of {len(groups)} groups"
         groups = groups[: MOST_GROUPS // 2] + groups[-MOST_GROUPS // 2 :]
     if len(concepts) == 2:
-        own = {g: asked[-1].run.wanted(attribute, g)[concepts[0]] for g in groups}
-        target = own if len(set(own.values())) > 1 else next(iter(own.values()), 0.5)
+        wanted = {g: {e.run.label: e.run.wanted(attribute, g)[concepts[0]] for e in asked} for g in groups}
+        shared = {g: min(row.values()) if len(set(row.values())) == 1 else row for g, row in wanted.items()}
+        values = {share for row in wanted.values() for share in row.values()}
+        target = shared if len(values) > 1 else min(values, default=None)
         rows = [(g, {label: found.get(g, {}).get(concepts[0]) for label, found in shares.items()}) for g in groups]
         return Dots(f"share of {concepts[0]}, with 95 % intervals{more}", series, rows, target)
     bars = [(g, {label: [e.mean for e in found.get(g, {}).values() if e] or None for label, found in shares.items()}) for g in groups]
