@@ -21,7 +21,7 @@ install: $(VENV)/.installed  ## the library with what tests need, in .venv
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is %d.%d; say which with: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed --editable '.[dev,app]'
 	touch $@
 
 demo: install  ## train, steer, measure; writes demo/before_after.png and demo/report.html
@@ -33,11 +33,11 @@ check: install lint  ## what can be had in about a minute: lint, types, import c
 test: install lint  ## the whole suite on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-lowest:  ## the whole suite with the lowest version of each dependency (torch 2.6 of PyPI takes 5 GB; Python 3.11 or 3.12)
+lowest:  ## the whole suite but the page, with the lowest version of each dependency (torch 2.6 of PyPI takes 5 GB; Python 3.11 or 3.12)
 	$(PYTHON) -m venv $(VENV)-lowest
 	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | sed 's/"//; s/>=/==/' > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
-	$(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(VENV)-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=src/respodiff/app
 
 lint: install  ## style, types, import contracts
 	$(BIN)/ruff check

@@ -1,4 +1,4 @@
-"""Measures `respodiff app` in Chromium, or makes the screenshots of docs/app.md. Needs the extra dev and Chromium.
+"""Measures `respodiff app` in Chromium, or makes the screenshots of docs/app.md. Needs the extras dev and app, and Chromium.
 
 python -m benchmarks.app                      # seconds from the command to the first steered image; memory with one and two users
 python -m benchmarks.app --pictures docs/app  # every tab at 1280 and 390 pixels, light and dark
