@@ -19,7 +19,7 @@ def free_port() -> Iterator[tuple[int, socket.socket]]:
 @contextmanager
 def served(service: Any) -> Iterator[str]:
     """The address of the page, served while the block runs."""
-    from respodiff.app.page import serve
+    from respodiff.app.server import serve
 
     with free_port() as (port, _):
         pass

@@ -14,7 +14,7 @@ import pytest
 
 from respodiff.app import pictures, trainings
 from respodiff.app.pictures import SIDES, Wish
-from respodiff.app.service import RUNS, Service
+from respodiff.app.service import RUNS, Service, Stop
 from respodiff.data.records import image_id
 from respodiff.data.run_folder import RunFolder
 from respodiff.pipelines.source import ModelSource
@@ -84,7 +84,7 @@ def test_two_visitors_at_once_get_what_each_would_alone(service: Service) -> Non
     config = TrainConfig(iterations=6, steps=4, rollouts=2, rollout_batch=2, batch=2, refresh_every=2)
 
     def module() -> Any:
-        *_, last = trainings.follow(service, concept, config, threading.Event())
+        *_, last = trainings.follow(service, concept, config, Stop())
         assert last.file
         return last.file.read_bytes()
 
@@ -95,6 +95,24 @@ def test_two_visitors_at_once_get_what_each_would_alone(service: Service) -> Non
     again = [drawn(service, WISH)[0] for _ in range(3)]
     other.join()
     assert together == [alone] and all(digests(folder) == digests(out) for folder in again)
+
+
+def test_pictures_are_drawn_while_a_long_training_goes_on(service: Service) -> None:
+    stop, started = Stop(), threading.Event()
+    config = TrainConfig(iterations=5000, steps=4, rollouts=2, rollout_batch=2, batch=2, refresh_every=2)
+
+    def training() -> None:
+        for _ in trainings.follow(service, trainings.concept_of("a person with a hat"), config, stop):
+            started.set()
+
+    other = threading.Thread(target=training)
+    other.start()
+    try:
+        assert started.wait(120) and len(drawn(service, WISH)[1]) == 4
+        assert other.is_alive(), "nobody waited for its end"
+    finally:
+        stop.set()
+        other.join()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from respodiff.app.service import MODULES, RUNS, Service
+from respodiff.app.service import MODULES, RUNS, Service, short_path
 from respodiff.pipelines.source import ModelSource
 
 
@@ -71,8 +71,8 @@ def test_work_stops_when_its_visitor_leaves_and_no_other_does(service: Service) 
         steps = service.by_turns(endless(closed), stop)  # type: ignore[arg-type]
         next(steps)
         assert service.working == 2
-        service.stop("a")
-        assert list(steps) == [] and closed == [True] and not other.is_set()
+        service.leave("a")
+        assert list(steps) == [] and closed == [True] and stop.left and not other.is_set()
     assert service.working == 0
 
 
@@ -118,6 +118,13 @@ def test_folders_are_those_below_out_where_others_are_let_in(service: Service, t
     for wrong in (str(tmp_path), "../..", "", "missing"):
         with pytest.raises(ValueError, match="folder is"):
             opened.folder(wrong)
+
+
+def test_a_path_is_short_where_it_is_below_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert short_path(tmp_path / "here" / "app" / "runs") == "app/runs"
+    assert short_path(tmp_path / "there") == str(tmp_path / "there")
 
 
 def test_pages_are_those_that_were_shown(service: Service, tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 
 from respodiff.app import trainings
-from respodiff.app.service import MODULES, Service
+from respodiff.app.service import MODULES, Service, Stop
 from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
 
@@ -18,7 +17,7 @@ HAT = trainings.concept_of("a person with a hat", opposite="a person without a h
 
 def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(service: Service) -> None:
     seen: list[Any] = []
-    for found in trainings.follow(service, HAT, CONFIG, threading.Event()):
+    for found in trainings.follow(service, HAT, CONFIG, Stop()):
         seen.append((found.iteration, len(found.losses), found.looked_at, len(found.samples), found.file))
     assert [row[:2] for row in seen] == [*((i, i) for i in range(1, 13)), (12, 12)]
     assert [row[2] for row in seen] == [*[0] * 9, 10, 10, 12, 12] and seen[0][3] == 0 and seen[-1][3] == trainings.SAMPLES
@@ -28,7 +27,7 @@ def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(serv
 
 
 def test_a_stopped_training_is_kept_as_it_is(service: Service) -> None:
-    stop = threading.Event()
+    stop = Stop()
     for found in trainings.follow(service, HAT, CONFIG, stop):
         if found.iteration == 3:
             stop.set()
@@ -36,14 +35,23 @@ def test_a_stopped_training_is_kept_as_it_is(service: Service) -> None:
 
 
 def test_a_closed_one_leaves_nothing(service: Service) -> None:
-    steps = trainings.follow(service, HAT, CONFIG, threading.Event())
+    steps = trainings.follow(service, HAT, CONFIG, Stop())
     next(steps)
     steps.close()
     assert not (service.out / MODULES).exists()
 
 
+def test_one_whose_visitor_is_gone_leaves_nothing(service: Service) -> None:
+    """Also where it waits for its turn when the visitor goes, so that nobody closes it."""
+    with service.work("a", "train") as stop:
+        for found in trainings.follow(service, HAT, CONFIG, stop):
+            if found.iteration == 3:
+                service.leave("a")
+    assert found.iteration == 3 and not found.file and not (service.out / MODULES).exists()
+
+
 def test_a_second_module_of_a_name_takes_no_place(service: Service) -> None:
-    files = [list(trainings.follow(service, HAT, CONFIG, threading.Event()))[-1].file for _ in range(2)]
+    files = [list(trainings.follow(service, HAT, CONFIG, Stop()))[-1].file for _ in range(2)]
     assert [file.name for file in files if file] == ["hat.safetensors", "hat-2.safetensors"]
     assert {"hat", "hat-2"} <= set(service.choices())
 

@@ -18,7 +18,8 @@ needs_gradio = pytest.mark.skipif(not find_spec("gradio"), reason="needs the ext
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "respodiff.app.page", raising=False)
+    for name in [name for name in sys.modules if name.startswith("respodiff.app")]:
+        monkeypatch.delitem(sys.modules, name)
     done = respodiff("app")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "respodiff[app]" in done.stderr
 

@@ -25,6 +25,12 @@ RUNS, MODULES, PAGES, ZIPS = "runs", "modules", "pages", "zips"
 """Folders of results."""
 
 
+class Stop(threading.Event):
+    """Is set when a piece of work is to stop. ``left``: because its visitor is gone."""
+
+    left = False
+
+
 class Turns:
     """A lock that threads get in the order in which they asked for it."""
 
@@ -84,7 +90,7 @@ class Service:
     local: bool = True
     labeller: Any = None
     turns: Turns = field(default_factory=Turns)
-    _work: dict[tuple[str, str], threading.Event] = field(default_factory=dict)
+    _work: dict[tuple[str, str], Stop] = field(default_factory=dict)
     _pages: dict[str, Path] = field(default_factory=dict)
     _one: threading.Lock = field(default_factory=threading.Lock)
 
@@ -97,20 +103,26 @@ class Service:
     # --- work, in turns ---
 
     @contextmanager
-    def work(self, visitor: str, kind: str) -> Iterator[threading.Event]:
+    def work(self, visitor: str, kind: str) -> Iterator[Stop]:
         """A piece of work of a visitor; the event is set when it is to stop. What the visitor had of this kind is stopped."""
         self.stop(visitor, kind)
-        stop = self._work[visitor, kind] = threading.Event()
+        stop = self._work[visitor, kind] = Stop()
         try:
             yield stop
         finally:
             if self._work.get((visitor, kind)) is stop:
                 del self._work[visitor, kind]
 
-    def stop(self, visitor: str, kind: str = "") -> None:
-        """Stop a visitor's work of a kind, or all of it."""
-        for (who, what), stop in list(self._work.items()):
-            if who == visitor and kind in ("", what):
+    def stop(self, visitor: str, kind: str) -> None:
+        """Stop a visitor's work of a kind."""
+        if stop := self._work.get((visitor, kind)):
+            stop.set()
+
+    def leave(self, visitor: str) -> None:
+        """Stop all work of a visitor who is gone."""
+        for (who, _), stop in list(self._work.items()):
+            if who == visitor:
+                stop.left = True
                 stop.set()
 
     @property
@@ -195,7 +207,7 @@ class Service:
         if not text.strip() or not path.is_dir():
             raise ValueError(f"folder is {text!r}, which is none; choose one of the list, or give the path of a run folder")
         if not self.local and not path.resolve().is_relative_to(self.out):
-            raise ValueError(f"folder is {text!r}; allowed while the page is open to other machines: those in {str(self.out)!r}")
+            raise ValueError(f"folder is {text!r}; allowed while the page is open to other machines: those in {short_path(self.out)!r}")
         return path
 
     def runs(self) -> list[str]:
@@ -224,6 +236,12 @@ class Service:
         """What is at an address of `show`; None for any other."""
         path = self._pages.get(name)
         return path.read_bytes() if path and path.is_file() else None
+
+
+def short_path(path: Path) -> str:
+    """A path as the page says it: seen from the folder that the page was started in, if it is below that one."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def is_run(folder: Path) -> bool:

@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from PIL import Image
 
-from respodiff.app.service import Service
+from respodiff.app.service import Service, Stop
 from respodiff.concepts.concept import Concept, own_concept
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
@@ -55,10 +54,10 @@ def concept_of(target: str, neutral: str = "", opposite: str = "") -> Concept:
     return own_concept("", target, neutral, "", [opposite] if opposite else [])
 
 
-def follow(service: Service, concept: Concept, config: TrainConfig, stop: Event) -> Generator[Progress, None, None]:
+def follow(service: Service, concept: Concept, config: TrainConfig, stop: Stop) -> Generator[Progress, None, None]:
     """Train, and keep the module in ``out/modules``, also one that is stopped: as it then is. Errors as `respodiff.training.respodiff.train`.
 
-    A generator that is closed leaves no file.
+    One that is closed, or whose visitor is gone, leaves no file.
     """
     found = Progress(concept.name, iterations=config.iterations)
     record: Any = None
@@ -71,7 +70,7 @@ def follow(service: Service, concept: Concept, config: TrainConfig, stop: Event)
             with service.turns.turn():
                 _look(service, concept, config, record.module, found)
         yield found
-    if record is None:
+    if record is None or stop.left:
         return
     found.file = service.keep_module(record.module)
     yield found

@@ -35,7 +35,7 @@ def page(
 ) -> None:
     """A page in the browser: try, train, audit, label, and read runs. Listens on this machine alone. Needs the extra app."""
     try:
-        from respodiff.app.page import check_port, serve
+        from respodiff.app.server import check_port, serve
     except ImportError as error:
         raise RuntimeError("respodiff app needs the package gradio; run: pip install 'respodiff[app]'") from error
     from respodiff.app.service import Service

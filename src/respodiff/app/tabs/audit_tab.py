@@ -1,0 +1,74 @@
+"""Provides the tab Audit: which attributes of the unsteered model are biased, and on which prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gradio as gr
+
+from respodiff.app import audits
+from respodiff.app.service import Service
+from respodiff.app.tabs.handlers import Tab, Updates, attributes, bar, framed
+from respodiff.data import prompt_sets
+from respodiff.experiments.work import Progress
+from respodiff.reports.tables import markdown_text
+
+
+def audit_tab(service: Service) -> None:
+    gr.Markdown("Find out which attributes of the unsteered model are biased, on which prompts, and how sure that is.")
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            prompts = gr.Textbox("a doctor\na nurse\na teacher", lines=4, label="prompts, one a line", elem_id="audit-prompts")
+            suite = gr.Dropdown(
+                ["", *prompt_sets.names()], value="", label="suite of prompts, besides", info="docs/data.md says what each holds"
+            )
+            names = gr.CheckboxGroup(attributes(), value=["gender", "tone"], label="attributes")
+            images = gr.Slider(2, 64, value=8, step=1, label="images per prompt", elem_id="audit-images")
+            check = gr.Slider(
+                0,
+                32,
+                value=8,
+                step=1,
+                label="validation images per concept",
+                elem_id="audit-check",
+                info="of its own prompt, to see whether the judge recognises it",
+            )
+            with gr.Row():
+                go = gr.Button("Audit", variant="primary", elem_id="audit-go", min_width=100)
+                halt = gr.Button("Stop", min_width=100)
+        with gr.Column(scale=3, min_width=300):
+            line = gr.Markdown("Press Audit." if service.judge else audits.NO_JUDGE, elem_classes="line", elem_id="audit-line")
+    table = gr.Dataframe(
+        headers=list(audits.COLUMNS),
+        datatype=["str", "str", "number", "str", "number", "str", "str"],
+        column_widths=["110px", "150px", "90px", "140px", "100px", "230px", "110px"],
+        label="prompts, the most biased first; a click on a heading sorts",
+        interactive=False,
+        visible=False,
+        wrap=True,
+        elem_id="audit-table",
+        elem_classes="table",
+    )
+    shown = gr.HTML(elem_id="audit-page")
+    tab = Tab(service, "audit", line)
+
+    def steps(stop: Any, prompts: str, suite: str, names: Sequence[str], images: float, check: float) -> Iterator[Updates]:
+        asked = audits.Question(tuple(prompts.splitlines()), suite or "", tuple(names), int(images), int(check))
+        step: Any = None
+        for step in audits.follow(service, asked, stop):
+            if isinstance(step, Progress):
+                yield {line: f"{step.what}: {step.done} of {step.total}{bar(step.done, step.total)}"}
+        if not isinstance(step, audits.Audited):
+            yield {line: "stopped; the images are kept, and nothing is judged"}
+            return
+        problems = "".join(f"\n\nnote: {markdown_text(text)}" for text in step.found.problems)
+        rows = audits.rows(step.found)
+        yield {
+            line: f"done: {step.found.summary.n} images{problems}",
+            table: gr.Dataframe(rows, visible=True),
+            shown: framed(service.show(step.page)),
+        }
+
+    go.click(tab.handler(steps), [prompts, suite, names, images, check], [line, table, shown], show_progress="hidden")
+    halt.click(tab.stop)
