@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from respodiff.reports.images import Gallery, Tile, image_grid
+from respodiff.reports.images import Gallery, Tile, asked_and_seen, image_grid
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -78,3 +78,17 @@ def test_thumbnail_keeps_the_shape_and_is_twice_the_size_shown(tmp_path: Path) -
     assert image.size == (100, 50)
     (tmp_path / "b.png").write_bytes(b"no image")
     assert Tile(tmp_path / "b.png").thumbnail(50) is None and Tile(None).thumbnail(50) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen", "said"),
+    [
+        ("", "man", "man"),
+        ("woman", "woman", "woman"),
+        ("woman", "man", "asked woman, seen man"),
+        ("woman", "", "asked woman"),
+        ("", "", ""),
+    ],
+)
+def test_a_caption_is_what_is_seen(asked: str, seen: str, said: str) -> None:
+    assert asked_and_seen(asked, seen) == said

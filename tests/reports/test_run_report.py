@@ -59,14 +59,37 @@ def test_figures_by_hand(runs: dict[str, RunFolder], tmp_path: Path) -> None:
 
 
 def test_each_run_has_the_line_of_its_own_wanted_share(runs: dict[str, RunFolder], tmp_path: Path) -> None:
+    other = paint(tmp_path / "other", EVEN)
+    evaluate(other, ColourJudge(), [GENDER], vocabulary=WORDS)
+
     def lines() -> list[str]:
-        page = Path(report(names(runs), tmp_path / "report.html", force=True)["page"]).read_text()
+        both = [str(other.path), str(runs["even"].path)]
+        page = Path(report(both, tmp_path / "report.html", force=True)["page"]).read_text()
         assert ("wanted, by run" in page) == ("wanted 0.500" not in page)
         return re.findall(r'class="wanted" style="left:([\d.]+)%"', page)
 
     assert lines() == ["50.00", "50.00"], "one for each group"
     evaluate(runs["even"], ColourJudge(), [Attribute("gender", GENDER.concepts, (0.25, 0.75))], vocabulary=WORDS)
     assert lines() == ["50.00", "25.00"] * 2, "one for each run of a group"
+
+
+def test_an_unsteered_run_is_measured_against_the_target_of_the_others(tmp_path: Path) -> None:
+    """All women, as wanted: DevRat of the unsteered run is that of no woman among wanted ones."""
+    all_women: list[Painted] = [("cook", "woman", (0, 0, 0))] * 8
+    folders = [paint(tmp_path / "plain", [("cook", None, (i % 2, 0, 0)) for i in range(8)])]
+    for name, share in (("women", 1.0), ("most", 0.75)):
+        folders.append(paint(tmp_path / name, all_women, settings={"target_proportions": {"gender": {"woman": share, "man": 1 - share}}}))
+    for run in folders:
+        evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS)
+    plain, women, most = (str(run.path) for run in folders)
+    found = report([plain, women], tmp_path / "one.html")["suites"]["occupations"]
+    before, after = (run["statistics"]["devrat"]["gender"]["mean"] for run in found)
+    (test,) = (t for t in found[1]["comparison"]["tests"] if t["metric"] == "devrat")
+    assert (before, after) == (0.5, 0) and test["mean"] == pytest.approx(after - before)
+    page = (tmp_path / "one.html").read_text()
+    assert "Wanted of gender, in every run: woman 1.000, man 0.000." in page and "expected 8." in page
+    report([plain, women, most], tmp_path / "two.html")
+    assert "These runs have different targets of gender" in (tmp_path / "two.html").read_text()
 
 
 def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:

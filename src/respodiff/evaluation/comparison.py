@@ -207,8 +207,32 @@ Blocks = dict[str, list[ReportEntry]]
 """Prompt set -> its runs, the baseline first."""
 
 
+def with_one_target(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
+    """Runs that are measured alike: one that asked for no concept of an attribute takes the target of those that did, if all of these have one."""
+    out = list(runs)
+    for name in dict.fromkeys(name for run in runs for name in run.attributes):
+        asks = [any(r.asked(name) is not None for r in run.records) for run in out]
+        keys = ("proportions", "group_proportions")
+        targets = [{key: getattr(run.header, key).get(name) for key in keys} for run, asked in zip(out, asks, strict=True) if asked]
+        if targets and all(target == targets[0] for target in targets):
+            out = [run if asked else _with_target(run, name, targets[0]) for run, asked in zip(out, asks, strict=True)]
+    return out
+
+
+def _with_target(run: ScoredRun, name: str, target: dict[str, Any]) -> ScoredRun:
+    """The run with a target for an attribute, unless its groups of prompts have targets of their own."""
+    if run.header.group_proportions.get(name):
+        return run
+    changed = {key: {**getattr(run.header, key)} for key in target}
+    for key, value in target.items():
+        changed[key].pop(name, None)
+        changed[key] |= {name: value} if value else {}
+    return dataclasses.replace(run, headers=run.headers | {run.primary: dataclasses.replace(run.header, **changed)})
+
+
 def entries_of(runs: Sequence[ScoredRun], settings: Settings) -> list[ReportEntry]:
     """Summaries of runs, and their differences to the first."""
+    runs = with_one_target(runs)
     return [ReportEntry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
 
 

@@ -101,9 +101,16 @@ def _asked(run: ScoredRun, i: int | None, flags: Sequence[bool | None] | None) -
     record, score = run.records[i], run.scores[i]
     asked = ", ".join(record.concepts.values())
     seen = ", ".join(score.labels[name] for name in record.concepts if name in score.labels)
-    said = [f"asked {asked}, seen {seen}" if asked and seen != asked else asked]
+    said = [asked_and_seen(asked, seen)]
     said += ["unsafe" if flags[i] else "safe"] if record.categories and flags and flags[i] is not None else []
     return tile(run, i, ", ".join(filter(None, said)), flags)
+
+
+def asked_and_seen(asked: str, seen: str) -> str:
+    """What a judge sees in an image, and what was asked for where it differs."""
+    if not (asked and seen):
+        return f"asked {asked}" if asked else seen
+    return seen if seen == asked else f"asked {asked}, seen {seen}"
 
 
 def image_grid(

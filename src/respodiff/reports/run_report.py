@@ -19,7 +19,7 @@ from respodiff.reports import tables
 from respodiff.reports.charts import Dots, Stacks
 from respodiff.reports.html import Section, html_report, is_report
 from respodiff.reports.images import gallery_of
-from respodiff.reports.tables import Cell, Rows, definitions, p_value, shown
+from respodiff.reports.tables import Cell, Rows, definitions, number, p_value, shown
 
 TABLES = (".json", ".csv", ".md", "-images.csv")
 MOST_GROUPS, ONE_SIDED, ALPHA = 60, 3, 0.05
@@ -116,7 +116,7 @@ def _findings(suite: str, entries: Sequence[ReportEntry]) -> Section:
     said, table = [], Rows()
     for name in _attributes(entries) if tables.about_people(entries) else ():
         if rows := _one_sided(name, entries):
-            said.append(rows[0][0])
+            said += [rows[0][0], *_targets(name, entries)]
             table += [row for _, row in rows[:ONE_SIDED]]
     said += [_changes(e.run.label, e.comparison) for e in entries if e.comparison]
     selected = ["The table lists the prompts that deviate most in the first run. They were selected for it, so new images may show less."]
@@ -126,6 +126,21 @@ def _findings(suite: str, entries: Sequence[ReportEntry]) -> Section:
 
 def _attributes(entries: Sequence[ReportEntry]) -> list[str]:
     return list(dict.fromkeys(name for e in entries for name in e.run.attributes))
+
+
+def _targets(attribute: str, entries: Sequence[ReportEntry]) -> list[str]:
+    """The target that runs are measured against, in a sentence; none where it is equal shares for all."""
+    found: dict[str, list[str]] = {}
+    for run in (e.run for e in entries if attribute in e.run.attributes):
+        rows = [run.wanted(attribute, group) for group in dict.fromkeys(r.group for r in run.records)]
+        even = len({share for row in rows for share in row.values()}) == 1
+        one = ", ".join(f"{concept} {number(share)}" for concept, share in rows[0].items())
+        target = "equal shares" if even else one if rows.count(rows[0]) == len(rows) else "shares of each group"
+        found.setdefault(target, []).append(run.label)
+    if len(found) > 1:
+        said = "; ".join(f"{', '.join(labels)}: {target}" for target, labels in found.items())
+        return [f"These runs have different targets of {attribute}, so their DevRat cannot be compared. {said}."]
+    return [f"Wanted of {attribute}, in every run: {target}." for target in found if target != "equal shares"]
 
 
 def _changes(label: str, found: Comparison) -> str:
