@@ -90,7 +90,7 @@ def measure() -> dict[str, float]:
             press(first, "Generate")
             first.locator("#try-steered img").first.wait_for()
             found["first_steered_image_seconds"] = time.perf_counter() - began
-            first.locator("#try-files a[download]").first.wait_for()
+            first.locator("#try-zip").wait_for()
             found["one_user_peak_mib"] = mib(pid, "VmHWM")
             tabs = [first, opened(browser, address)]
             for tab in tabs:
@@ -108,10 +108,10 @@ def fill(tab: Any, name: str) -> None:
     if name == "Try":
         tab.locator("#try-prompt textarea, #try-prompt input").fill(PROMPT)
         press(tab, "Generate")
-        tab.locator("#try-files a[download]").first.wait_for()
+        tab.locator("#try-zip").wait_for()
     elif name == "Train":
         press(tab, "Train")
-        tab.locator("#train-file a[download]").wait_for()
+        tab.locator("#train-file").wait_for()
     elif name == "Audit":
         for place, n in (("#audit-images", "4"), ("#audit-check", "2")):
             tab.locator(f"{place} input[type=number]").fill(n)
@@ -119,15 +119,15 @@ def fill(tab: Any, name: str) -> None:
         press(tab, "Audit")
         tab.frame_locator("#audit-page iframe").get_by_text("Worst prompts", exact=True).wait_for()
     elif name == "Label":
-        tab.locator("#label-run input").fill(f"{RUN}/steered")
+        tab.locator("#label-run input").fill(RUN)
         tab.locator("#label-run input").press("Enter")
         tab.locator("#label-annotator textarea, #label-annotator input").fill("ann")
         press(tab, "Start")
         for i in (1, 2, 3):
-            tab.get_by_text(f"image {i} of 8").wait_for()
+            tab.get_by_text(f"image {i} of 16").wait_for()
             tab.locator("#label-line").click()
             tab.keyboard.press("1")
-        tab.get_by_text("image 4 of 8").wait_for()
+        tab.get_by_text("image 4 of 16").wait_for()
     else:
         tab.locator("#runs-folder input").fill(RUN)
         tab.locator("#runs-folder input").press("Enter")

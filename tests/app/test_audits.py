@@ -31,7 +31,8 @@ def test_ranking_and_page(judging: Service) -> None:
     assert isinstance(last, Audited) and all(isinstance(step, Progress) for step in steps)
     assert [s.done for s in steps if isinstance(s, Progress) and s.what == "generating run"] == [1, 2, 3, 4, 5, 6]
     found: list[list[Any]] = rows(last.found)
-    assert [row[1] for row in found] == ["a doctor", "a nurse"] and all(len(row) == len(COLUMNS) and row[2] == 1 for row in found)
+    assert [row[1] for row in found] == ["a doctor", "a nurse"] and all(len(row) == len(COLUMNS) and row[3] == 1 for row in found)
+    assert [row[-1] for row in found] == ["not shown, p 0.500"] * 2, "three of three is no proof"
     assert last.page.is_file() and last.page.parent.parent == judging.out / RUNS
 
 
@@ -41,7 +42,13 @@ def test_a_stopped_one_keeps_its_images(judging: Service) -> None:
     for step in follow(judging, ASKED, stop):
         seen.append(step)
         stop.set()
-    assert [type(step) for step in seen] == [Progress]
+    assert [type(step) for step in seen] == [Progress] and len(list((judging.out / RUNS).iterdir())) == 1
+
+
+def test_one_that_is_stopped_at_once_leaves_no_folder(judging: Service) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert list(follow(judging, ASKED, stop)) == [] and not list((judging.out / RUNS).iterdir())
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from respodiff.app.pictures import SIDES
 from respodiff.app.service import RUNS, Service
 from respodiff.evaluation.labels import read_labels
 from respodiff.methods.registry import load
@@ -59,7 +60,7 @@ def open_tab(tab: Any, name: str) -> None:
 
 def download(tab: Any, place: str, folder: Path) -> Path:
     with tab.expect_download() as found:
-        tab.locator(f"{place} a[download]").first.click()
+        tab.locator(place).click()
     path = folder / found.value.suggested_filename
     found.value.save_as(path)
     return path
@@ -74,18 +75,21 @@ def test_type_generate_train_label_download(tab: Any, service: Service, tmp_path
     tab.locator("#try-prompt textarea, #try-prompt input").fill("a nurse")
     number(tab, "#try-images", 4)
     press(tab, "Generate")
-    tab.locator("#try-files a[download]").first.wait_for()
+    for start in ("#try-go", "#try-prompt textarea, #try-prompt input"):
+        tab.locator(start).and_(tab.locator(":disabled")).wait_for()
+    tab.locator("#try-zip").wait_for()
     assert tab.locator("#try-steered img").count() == tab.locator("#try-unsteered img").count() == 4
     assert "DevRat" in tab.locator("#try-seen").inner_text()
-    with zipfile.ZipFile(download(tab, "#try-files", tmp_path)) as zipped:
+    with zipfile.ZipFile(download(tab, "#try-zip", tmp_path)) as zipped:
         assert sum(name.endswith(".png") for name in zipped.namelist()) == 8
+    assert download(tab, "#try-code", tmp_path).name == "a-nurse.py"
 
     open_tab(tab, "Train")
     tab.locator("#train-target textarea, #train-target input").fill("a person with a hat")
     tab.get_by_role("button", name="more settings").locator("visible=true").click()
     number(tab, "#train-iterations", 3)
     press(tab, "Train")
-    tab.locator("#train-file a[download]").wait_for()
+    tab.locator("#train-file").wait_for()
     assert load(download(tab, "#train-file", tmp_path)).name == "hat"
     open_tab(tab, "Try")
     tab.locator("#try-attribute input").click()
@@ -93,18 +97,19 @@ def test_type_generate_train_label_download(tab: Any, service: Service, tmp_path
     tab.keyboard.press("Escape")
 
     open_tab(tab, "Label")
-    tab.locator("#label-run input").fill("a-nurse/steered")
+    tab.locator("#label-run input").fill("a-nurse")
     tab.locator("#label-run input").press("Enter")
     tab.locator("#label-annotator textarea, #label-annotator input").fill("ann")
     press(tab, "Start")
-    for i in range(1, 5):
-        tab.get_by_text(f"image {i} of 4").wait_for()
+    for i in range(1, 9):
+        tab.get_by_text(f"image {i} of 8").wait_for()
+        assert "a-nurse" not in tab.locator("body").inner_text() and tab.locator("#label-run").is_hidden(), "blind"
         tab.locator("#label-line").click()  # the keyboard is nobody's
-        tab.keyboard.press("1" if i < 4 else "0")
-    tab.get_by_text("all 4 images are labelled").wait_for()
-    labels = [row["gender"] for row in read_labels(service.out / RUNS / "a-nurse" / "steered", "ann").values()]
-    assert sorted(labels) == ["unknown", "woman", "woman", "woman"]
-    assert download(tab, "#label-file", tmp_path).read_text().startswith("file,gender\n")
+        tab.keyboard.press("1" if i < 8 else "0")
+    tab.get_by_text("all 8 images are labelled").wait_for()
+    sides = (read_labels(service.out / RUNS / "a-nurse" / side, "ann") for side in SIDES)
+    assert sorted(row["gender"] for side in sides for row in side.values()) == ["unknown", *["woman"] * 7]
+    assert download(tab, "#label-file", tmp_path).name == "labels-ann.zip"
 
     open_tab(tab, "Runs")
     tab.locator("#runs-folder input").fill("a-nurse")
@@ -148,7 +153,7 @@ def test_a_long_training_lets_others_draw_and_ends_with_its_tab(tab: Any, servic
     other.goto(tab.url)
     number(other, "#try-images", 2)
     press(other, "Generate")
-    other.locator("#try-files a[download]").first.wait_for(timeout=WAIT)
+    other.locator("#try-zip").wait_for(timeout=WAIT)
     assert service.working == 1 and "of 5000 iterations" in tab.locator("#train-line").inner_text()
     tab.close()
     end = time.monotonic() + 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def digests(out: Path) -> list[str]:
 def test_pairs_have_the_same_noise_and_keep_the_shares(make_service: Callable[..., Service]) -> None:
     service = make_service(batch=3)
     out, pairs = drawn(service, replace(WISH, shares=(3, 1)))
-    assert [p.concepts for p in pairs].count("woman") == 3 and all(p.unsteered.is_file() and p.steered.is_file() for p in pairs)
+    assert [p.asked for p in pairs].count("woman") == 3 and all(p.unsteered.is_file() and p.steered.is_file() for p in pairs)
     plain, steered = (RunFolder(out / side).records() for side in SIDES)
     assert [r.id for r in plain] == [r.id for r in steered] and not plain[0].concepts
     assert len(set(digests(out))) == 8
@@ -60,6 +61,7 @@ def test_a_stopped_run_keeps_its_images_and_frees_its_folder(make_service: Calla
         ({"safety": ("fire",)}, "safety"),
         ({"scale": 99.0}, "scale"),
         ({"shares": (0.0, -1.0)}, "shares"),
+        ({"shares": (0.0, 0.0)}, "shares"),
         ({"images": 0}, "images"),
         ({"prompt": "word " * 500}, "prompt"),
     ],
@@ -67,16 +69,58 @@ def test_a_stopped_run_keeps_its_images_and_frees_its_folder(make_service: Calla
 def test_bad_input_is_one_line(service: Service, changes: dict[str, Any], argument: str) -> None:
     with pytest.raises(ValueError, match=argument) as error:
         drawn(service, replace(WISH, **changes))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and not any((service.out / RUNS).glob("*/*"))
 
 
-def test_counts_grow_with_intervals(make_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_one_that_is_stopped_at_once_leaves_no_folder(service: Service) -> None:
+    stop, out = threading.Event(), service.new_place(RUNS, "a")
+    stop.set()
+    assert list(pictures.draw(service, WISH, out, stop)) == [] and not out.exists()
+
+
+@pytest.fixture
+def judging(make_service: Callable[..., Service], tmp_path: Path) -> Service:
+    """A judge that sees a woman in one of four images."""
     table = tmp_path / "table.csv"
     table.write_text("id,gender\n" + "".join(f"{image_id('a doctor', i)},{'man' if i else 'woman'}\n" for i in range(4)))
-    service = make_service(f"table:{table}")
-    out, _ = drawn(service, WISH)
-    rows = pictures.perceived(service, WISH, out)
-    assert ["steered", "woman", "1 of 4", "0.250 [0.046, 0.699]"] in rows and {row[0] for row in rows} == set(SIDES)
+    return make_service(f"table:{table}")
+
+
+def test_both_sides_are_measured_against_the_wanted_shares(judging: Service) -> None:
+    wish = replace(WISH, shares=(100, 0))
+    out, _ = drawn(judging, wish)
+    found = pictures.perceived(judging, wish, out)
+    share = "1 of 4: 25 % [5, 70]"
+    assert found.rows[0] == {"seen": "woman", "unsteered": share, "steered": share} and found.n == 4
+    assert found.devrat == "unsteered 0.75, steered 0.75" and pictures.asked(judging, wish) == "100 % woman, 0 % man"
+
+
+def test_a_caption_is_what_the_judge_sees(judging: Service) -> None:
+    wish = replace(WISH, shares=(100, 0))
+    out, pairs = drawn(judging, wish)
+    captions = pictures.perceived(judging, wish, out).captions
+    assert sorted(captions["unsteered"][p.unsteered] for p in pairs) == ["man", "man", "man", "woman"]
+    assert sorted(captions["steered"][p.steered] for p in pairs) == [*["asked woman, seen man"] * 3, "woman"]
+
+
+def test_without_an_attribute_none_is_counted(judging: Service) -> None:
+    wish = Wish("a doctor", images=2)
+    out, _ = drawn(judging, wish)
+    assert pictures.perceived(judging, wish, out) == pictures.Seen() and "evaluate" not in pictures.script(judging, wish)
+
+
+def test_downloads_are_named_after_the_folder(service: Service) -> None:
+    out, pairs = drawn(service, WISH)
+    zipped, code = pictures.download(service, WISH, out, len(pairs))
+    assert (zipped.stem, code.stem) == (out.name, out.name)
+    with zipfile.ZipFile(zipped) as file:
+        names = file.namelist()
+    assert all(name.startswith(f"{out.name}/") for name in names) and f"{out.name}/{code.name}" in names
+
+
+def test_code_of_a_stopped_run_makes_what_was_made(service: Service) -> None:
+    assert "in islice(images, 2):" in pictures.script(service, WISH, 2) and "images=4" in pictures.script(service, WISH, 2)
+    assert "islice" not in pictures.script(service, WISH, 4)
 
 
 def test_two_visitors_at_once_get_what_each_would_alone(service: Service) -> None:
@@ -130,7 +174,7 @@ def test_the_script_makes_the_same_images(
     service = replace(make_service("embedded"), pipe=embedded, source=ModelSource("embedded"), given=(hat,))
     out, pairs = drawn(service, wish)
     rows, text = pictures.perceived(service, wish, out), pictures.script(service, wish)
-    assert len(pairs) == 2 and any(row[1] == "DevRat" for row in rows) and len(text.splitlines()) <= 13
+    assert len(pairs) == 2 and rows.devrat and len(text.splitlines()) <= 14
     (tmp_path / "same.py").write_text(text)
     done = subprocess.run([sys.executable, "same.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(serv
     assert [row[:2] for row in seen] == [*((i, i) for i in range(1, 13)), (12, 12)]
     assert [row[2] for row in seen] == [*[0] * 9, 10, 10, 12, 12] and seen[0][3] == 0 and seen[-1][3] == trainings.SAMPLES
     module = load(found.file or "")
-    assert (module.header.target, module.header.neutral) == (HAT.target, HAT.neutral) and found.projections[-1][0] == 12
+    assert (module.header.target, module.header.neutral) == (HAT.target, HAT.neutral) and found.effects[-1][0] == 12
     assert service.choices()["hat"].sources == (str(found.file),)
 
 

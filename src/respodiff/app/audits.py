@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from respodiff.app.service import RUNS, Service
 from respodiff.concepts.concept import attribute
+from respodiff.data import prompt_sets
 from respodiff.data.prompt_sets import load_suite
 from respodiff.evaluation.audit import Audit
 from respodiff.experiments.audit import audit_runs, judge_audit, labels_from_texts, suggested
@@ -17,9 +19,10 @@ from respodiff.experiments.work import Progress, draw
 from respodiff.generation.config import GenerateConfig
 from respodiff.pipelines.loading import sampling_settings
 from respodiff.reports import audit_report
-from respodiff.reports.tables import number
+from respodiff.reports.audit_report import words
+from respodiff.reports.tables import p_value
 
-COLUMNS = ("attribute", "prompt", "DevRat", "95 % interval", "random sampling", "furthest from its share", "biased")
+COLUMNS = ("attribute", "prompt", "furthest from its share", "DevRat", "random sampling", "other shares than wanted")
 NO_JUDGE = "An audit needs a judge: start the page with --judge clip:DIR-OR-ID."
 
 
@@ -44,7 +47,7 @@ class Audited:
 
 
 def follow(service: Service, asked: Question, stop: Event) -> Generator[Progress | Audited, None, None]:
-    """Draw, judge and rank; progress first, the findings last (none if stopped). Its folder is in ``out/runs``.
+    """Draw, judge and rank; progress first, the findings last (none if stopped). Its folder is in ``out/runs``; without an image it is removed.
 
     ValueError for no prompt, no attribute or no judge; further errors as `respodiff.generation.generate.generate`.
     """
@@ -64,8 +67,15 @@ def follow(service: Service, asked: Question, stop: Event) -> Generator[Progress
     config = GenerateConfig(images=asked.images, policy="none", steps=steps, guidance=guidance, seed=asked.seed, batch=service.batch)
     out = service.new_place(RUNS, f"audit {' '.join(asked.attributes)}")
     runs = audit_runs(prompts, chosen, config, out, validation_images=check, suite_digest=suite.digest if suite else "")
-    for run in runs:
-        yield from service.by_turns(draw(service.pipe, run), stop)
+    drawn = False
+    try:
+        for run in runs:
+            for step in service.by_turns(draw(service.pipe, run), stop):
+                drawn = True
+                yield step
+    finally:
+        if not drawn:
+            shutil.rmtree(out)
     if stop.is_set():
         return
     yield Progress("judging", 0, 1)
@@ -83,17 +93,21 @@ def _texts(prompts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text.strip() for text in prompts if text.strip()))
 
 
-def rows(found: Audit) -> list[list[Any]]:
-    """The ranking under `COLUMNS`: numbers as numbers, so that they can be sorted."""
+def suites() -> list[tuple[str, str]]:
+    """(name and number of prompts, name) of suites; no number where the prompts are in a file."""
     return [
-        [
-            r.attribute,
-            r.text,
-            round(r.devrat.mean, 3),
-            f"[{number(r.devrat.low)}, {number(r.devrat.high)}]",
-            round(r.devrat.random, 3),
-            f"{r.most_deviant.concept} {r.counts[r.most_deviant.concept]} of {r.devrat.n} (wanted {number(r.most_deviant.wanted)})",
-            "yes" if r.biased else "not shown",
-        ]
+        (name if prompt_sets.needs_file(name) else f"{name} ({len(load_suite(name).prompts)} prompts)", name)
+        for name in prompt_sets.names()
+    ]
+
+
+def rows(found: Audit) -> list[list[Any]]:
+    """The ranking under `COLUMNS`: numbers as numbers, so that they can be sorted. The last one says what was tested, and its p (Holm)."""
+    return [
+        [r.attribute, r.text, words(r), round(r.devrat.mean, 3), round(r.devrat.random, 3), f"{_shown(r.biased)}, p {p_value(r.p_holm)}"]
         for r in found.ranking
     ]
+
+
+def _shown(biased: bool) -> str:
+    return "shown" if biased else "not shown"

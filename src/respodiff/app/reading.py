@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from respodiff.app.pictures import SIDES
-from respodiff.app.service import PAGES, Service, is_run
+from respodiff.app.service import PAGES, Service, runs_in
 from respodiff.concepts.concept import Attribute, builtin
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import judge_all
@@ -25,7 +25,7 @@ def open_folder(service: Service, text: str) -> Path:
     folder = service.folder(text)
     if written := next((folder / name for name in WRITTEN if (folder / name).is_file() and is_report(folder / name)), None):
         return written
-    runs = [folder] if is_run(folder) else [f for f in sorted(folder.glob("*"), key=_order) if is_run(f)]
+    runs = sorted(runs_in(folder), key=_order)
     if not runs:
         raise ValueError(f"folder is {text!r}, which holds no run and no report; give a folder of generate, compare or audit")
     with service.turns.turn():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+import time
+from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any, TypeVar
 
 from respodiff._device import chosen_device
 from respodiff.concepts.concept import Attribute, Concept, builtin
+from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation import judges
 from respodiff.methods.registry import load_all
 from respodiff.pipelines.registry import backbone
@@ -210,20 +213,10 @@ class Service:
             raise ValueError(f"folder is {text!r}; allowed while the page is open to other machines: those in {short_path(self.out)!r}")
         return path
 
-    def runs(self) -> list[str]:
-        """Runs, pairs of runs and audits in ``out/runs``, the newest first."""
-        folders = (f for f in (self.out / RUNS).glob("*") if f.is_dir())
-        return [f.name for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
-
-    def single_runs(self) -> list[str]:
-        """Run folders in ``out/runs``, the newest first."""
-        root = self.out / RUNS
-        return [
-            str(found.relative_to(root))
-            for name in self.runs()
-            for found in (root / name, *sorted((root / name).glob("*")))
-            if is_run(found)
-        ]
+    def runs(self) -> list[tuple[str, str]]:
+        """(what it holds, name) of runs, pairs of runs and audits in ``out/runs``, the newest first."""
+        folders = [f for f in (self.out / RUNS).glob("*") if f.is_dir()]
+        return [(about(f), f.name) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
 
     def show(self, page: Path) -> str:
         """The address of a page of ours."""
@@ -247,6 +240,21 @@ def short_path(path: Path) -> str:
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder."""
     return (folder / "run.json").is_file()
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folder if it is a run folder, else the run folders in it, by name."""
+    return [folder] if is_run(folder) else [f for f in sorted(folder.glob("*")) if is_run(f)]
+
+
+def about(folder: Path) -> str:
+    """What a folder of runs holds, in words: prompts, what was asked for, number of images, time."""
+    records = [r for run in runs_in(folder) for r in RunFolder(run).records()]
+    prompts = list(dict.fromkeys(r.prompt for r in records)) or [folder.name]
+    asked = Counter(name for r in records for name in r.concepts.values())
+    said = [", ".join(prompts[:3]) + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")]
+    said += [f"asked {', '.join(f'{k} {name}' for name, k in asked.items())}"] if asked else []
+    return "; ".join([*said, f"{len(records)} images", time.strftime("%d %b %H:%M", time.localtime(folder.stat().st_mtime))])
 
 
 def _choice(name: str, members: list[tuple[str, Header]]) -> Choice:

@@ -1,4 +1,4 @@
-"""Trains a concept from two phrases, with what it does so far: loss, projection, and images of the neutral phrase."""
+"""Trains a concept from two phrases, with what it does so far: loss, effect, and images of the neutral phrase."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Progress:
     """A training so far.
 
     Attributes:
-        losses: (iteration, loss). projections: (iteration, projection): 0 is no effect, 1 as far as the target.
+        losses: (iteration, loss). effects: (iteration, projection in percent of that of the settings): 0 is no effect, 100 the goal.
         plain, samples: images of the neutral phrase from the same noise, unsteered and steered by the module as it was at ``looked_at``.
         file: the module, once it is kept.
     """
@@ -37,7 +37,7 @@ class Progress:
     iteration: int = 0
     iterations: int = 0
     losses: list[tuple[int, float]] = field(default_factory=list)
-    projections: list[tuple[int, float]] = field(default_factory=list)
+    effects: list[tuple[int, float]] = field(default_factory=list)
     plain: list[Image.Image] = field(default_factory=list)
     samples: list[Image.Image] = field(default_factory=list)
     looked_at: int = 0
@@ -85,7 +85,7 @@ def _look(service: Service, concept: Concept, config: TrainConfig, module: Any, 
             verdict = {}
         found.samples, found.looked_at = _images(service, concept, module), found.iteration
     if "projection" in verdict:
-        found.projections.append((found.iteration, verdict["projection"]))
+        found.effects.append((found.iteration, 100 * verdict["projection"] / (config.projection or 1)))
 
 
 def _images(service: Service, concept: Concept, module: Any) -> list[Image.Image]:

@@ -223,7 +223,7 @@ def _with_target(run: ScoredRun, name: str, target: dict[str, Any]) -> ScoredRun
     """The run with a target for an attribute, unless its groups of prompts have targets of their own."""
     if run.header.group_proportions.get(name):
         return run
-    changed = {key: {**getattr(run.header, key)} for key in target}
+    changed: dict[str, Any] = {key: {**getattr(run.header, key)} for key in target}
     for key, value in target.items():
         changed[key].pop(name, None)
         changed[key] |= {name: value} if value else {}

@@ -9,10 +9,12 @@ import gradio as gr
 
 from respodiff.app import audits
 from respodiff.app.service import Service
-from respodiff.app.tabs.handlers import Tab, Updates, attributes, bar, framed
-from respodiff.data import prompt_sets
+from respodiff.app.tabs.handlers import HIDDEN, Tab, Updates, attributes, bar, framed, named
 from respodiff.experiments.work import Progress
+from respodiff.reports.audit_report import finding
 from respodiff.reports.tables import markdown_text
+
+STEPS = {"generating stated": "step 1 of 2: checking the judge", "generating run": "step 2 of 2: drawing"}
 
 
 def audit_tab(service: Service) -> None:
@@ -20,10 +22,8 @@ def audit_tab(service: Service) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             prompts = gr.Textbox("a doctor\na nurse\na teacher", lines=4, label="prompts, one a line", elem_id="audit-prompts")
-            suite = gr.Dropdown(
-                ["", *prompt_sets.names()], value="", label="suite of prompts, besides", info="docs/data.md says what each holds"
-            )
-            names = gr.CheckboxGroup(attributes(), value=["gender", "tone"], label="attributes")
+            suite = gr.Dropdown([("none", ""), *audits.suites()], value="", label="and those of a suite")
+            names = gr.CheckboxGroup(named(attributes()), value=["gender", "tone"], label="attributes")
             images = gr.Slider(2, 64, value=8, step=1, label="images per prompt", elem_id="audit-images")
             check = gr.Slider(
                 0,
@@ -36,13 +36,13 @@ def audit_tab(service: Service) -> None:
             )
             with gr.Row():
                 go = gr.Button("Audit", variant="primary", elem_id="audit-go", min_width=100)
-                halt = gr.Button("Stop", min_width=100)
+                halt = gr.Button("Stop", min_width=100, interactive=False)
         with gr.Column(scale=3, min_width=300):
             line = gr.Markdown("Press Audit." if service.judge else audits.NO_JUDGE, elem_classes="line", elem_id="audit-line")
     table = gr.Dataframe(
         headers=list(audits.COLUMNS),
-        datatype=["str", "str", "number", "str", "number", "str", "str"],
-        column_widths=["110px", "150px", "90px", "140px", "100px", "230px", "110px"],
+        datatype=["str", "str", "str", "number", "number", "str"],
+        column_widths=["110px", "150px", "230px", "90px", "100px", "150px"],
         label="prompts, the most biased first; a click on a heading sorts",
         interactive=False,
         visible=False,
@@ -51,24 +51,28 @@ def audit_tab(service: Service) -> None:
         elem_classes="table",
     )
     shown = gr.HTML(elem_id="audit-page")
-    tab = Tab(service, "audit", line)
+    tab = Tab(service, "audit", line, (go,), halt, {table: HIDDEN, shown: ""})
 
     def steps(stop: Any, prompts: str, suite: str, names: Sequence[str], images: float, check: float) -> Iterator[Updates]:
         asked = audits.Question(tuple(prompts.splitlines()), suite or "", tuple(names), int(images), int(check))
+        yield tab.running("drawing")
         step: Any = None
         for step in audits.follow(service, asked, stop):
-            if isinstance(step, Progress):
-                yield {line: f"{step.what}: {step.done} of {step.total}{bar(step.done, step.total)}"}
+            if isinstance(step, Progress) and step.what == "judging":
+                yield tab.running("judging")
+            elif isinstance(step, Progress):
+                part = STEPS[step.what] if check else "drawing"
+                yield {line: f"{part}, {step.done} of {step.total} images{bar(step.done, step.total)}"}
         if not isinstance(step, audits.Audited):
-            yield {line: "stopped; the images are kept, and nothing is judged"}
+            yield {line: "stopped; the images are kept, and nothing is judged" if step else "stopped, nothing kept"}
             return
         problems = "".join(f"\n\nnote: {markdown_text(text)}" for text in step.found.problems)
         rows = audits.rows(step.found)
         yield {
-            line: f"done: {step.found.summary.n} images{problems}",
+            line: f"{markdown_text(finding(step.found))}{problems}",
             table: gr.Dataframe(rows, visible=True),
             shown: framed(service.show(step.page)),
         }
 
-    go.click(tab.handler(steps), [prompts, suite, names, images, check], [line, table, shown], show_progress="hidden")
+    go.click(tab.handler(steps), [prompts, suite, names, images, check], tab.outputs, show_progress="hidden")
     halt.click(tab.stop)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -21,26 +21,59 @@ Updates = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Tab:
-    """A tab whose handlers answer one line to bad input: ``line`` holds it, and every other component stays as it is."""
+    """A tab whose handlers answer one line to bad input, and show nothing of an earlier press.
+
+    Attributes:
+        line: it holds the line. starts: what starts the work, off while it goes on. halt: what stops it, on only then.
+        cleared: updates that take the last results off the page.
+    """
 
     service: Service
     kind: str
     line: Any
+    starts: tuple[Any, ...] = ()
+    halt: Any = None
+    cleared: Updates = field(default_factory=dict)
 
     def handler(self, steps: Callable[..., Iterator[Updates]]) -> Callable[..., Iterator[Updates]]:
         """A handler of (stop, inputs) as one of Gradio, which is stopped when the visitor asks or leaves."""
 
         def run(request: gr.Request, *inputs: Any) -> Iterator[Updates]:
             with self.service.work(str(request.session_hash), self.kind) as stop:
+                if begun := self._switched(True) | self.cleared:
+                    yield begun
                 try:
                     yield from steps(stop, *inputs)
                 except (ValueError, OSError, RuntimeError) as error:
                     yield {self.line: said("Error", str(error) or type(error).__name__)}
+                except Exception:
+                    yield self._switched(False)
+                    raise
+            if ended := self._switched(False):
+                yield ended
 
         return run
 
+    def _switched(self, working: bool) -> Updates:
+        return {start: gr.update(interactive=not working) for start in self.starts} | (
+            {self.halt: gr.update(interactive=working)} if self.halt else {}
+        )
+
+    @property
+    def outputs(self) -> list[Any]:
+        """All that a handler of this tab changes."""
+        return [self.line, *self.cleared, *self.starts, *([self.halt] if self.halt else [])]
+
     def stop(self, request: gr.Request) -> None:
         self.service.stop(str(request.session_hash), self.kind)
+
+    def running(self, text: str) -> Updates:
+        """A line with seconds that run, for work that shows nothing for a while."""
+        others = "after the work of others: " if self.service.working > 1 else ""
+        return {self.line: f'{others}{text}, <span class="seconds">0</span> s'}
+
+
+HIDDEN: Any = gr.update(visible=False)
 
 
 def said(label: str, text: str) -> str:
@@ -53,9 +86,30 @@ def bar(done: int, total: int) -> str:
 
 
 def framed(address: str) -> str:
-    return f'<iframe class="page" sandbox title="report" src="{escape(address)}"></iframe>'
+    link = f'<a href="{escape(address)}" target="_blank">open as a page</a>'
+    return f'{link}<iframe class="page" sandbox title="report" src="{escape(address)}"></iframe>'
+
+
+def named(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(what the page calls it, name) of attributes."""
+    return [({"tone": "skin tone"}.get(name, name), name) for name in names]
 
 
 def attributes() -> list[str]:
     """Built-in attributes that have no more than `MOST` concepts."""
     return [name for name, entry in builtin().items() if isinstance(entry, Attribute) and len(entry.names) <= MOST]
+
+
+def gallery(title: str, elem_id: str = "") -> Any:
+    """A gallery under its title, two images a row."""
+    with gr.Column(min_width=280):
+        gr.Markdown(title)
+        return gr.Gallery(
+            show_label=False,
+            columns=2,
+            object_fit="contain",
+            height="auto",
+            elem_id=elem_id or None,
+            format="png",
+            buttons=["download", "fullscreen"],
+        )

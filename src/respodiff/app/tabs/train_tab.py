@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -10,9 +10,12 @@ import pandas as pd
 
 from respodiff.app import trainings
 from respodiff.app.service import Service
-from respodiff.app.tabs.handlers import Tab, Updates, bar
+from respodiff.app.tabs.handlers import HIDDEN, Tab, Updates, bar, gallery
 from respodiff.reports.tables import markdown_text
 from respodiff.training.config import LAST_SEED, TrainConfig
+
+ENOUGH = 90.0
+"""Percent of the goal from which a training is not asked to be longer."""
 
 
 def train_tab(service: Service) -> Callable[..., Any]:
@@ -20,77 +23,71 @@ def train_tab(service: Service) -> Callable[..., Any]:
     gr.Markdown("Train a concept from two phrases, without images or labels. The finished module can be chosen in Try.")
     usual = TrainConfig()
     with gr.Row():
-        with gr.Column(scale=2, min_width=300):
+        with gr.Column(scale=2, min_width=280):
             target = gr.Textbox("a woman", label="target phrase", info="what images are steered to", elem_id="train-target")
             neutral = gr.Textbox("a person", label="neutral phrase", info="what is steered", elem_id="train-neutral")
             opposite = gr.Textbox(
-                "", label="opposite phrase (optional)", info="another alternative of the attribute", elem_id="train-opposite"
+                "", label="contrast (optional)", info="what images are steered away from, such as a man", elem_id="train-opposite"
             )
+            with gr.Row():
+                go = gr.Button("Train", variant="primary", elem_id="train-go", min_width=100)
+                halt = gr.Button("Stop and keep", elem_id="train-stop", min_width=100, interactive=False)
             with gr.Accordion("more settings", open=False):
                 iterations = gr.Slider(1, 5000, value=usual.iterations, step=1, label="iterations", elem_id="train-iterations")
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=LAST_SEED)
-            with gr.Row():
-                go = gr.Button("Train", variant="primary", elem_id="train-go", min_width=100)
-                halt = gr.Button("Stop and keep", elem_id="train-stop", min_width=100)
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(scale=3, min_width=280):
             line = gr.Markdown("Press Train.", elem_classes="line", elem_id="train-line")
+            reach = gr.LinePlot(
+                x="iteration", y="effect, %", color="line", title="effect (100 %: the goal)", height=200, min_width=280, visible=False
+            )
             with gr.Row():
-                loss = gr.LinePlot(x="iteration", y="loss", title="loss", height=200, min_width=280, visible=False)
-                reach = gr.LinePlot(
-                    x="iteration", y="projection", title="projection (1: as far as the target)", height=200, min_width=280, visible=False
-                )
-            with gr.Row():
-                before = gr.Gallery(
-                    label="neutral phrase, unsteered", columns=2, height="auto", object_fit="contain", min_width=150, format="png"
-                )
-                after = gr.Gallery(label="steered so far", columns=2, height="auto", object_fit="contain", min_width=150, format="png")
-            file = gr.File(label="module file", visible=False, interactive=False, elem_id="train-file")
-    tab = Tab(service, "train", line)
+                galleries = [gallery(f"{title}, {phrase}") for title, phrase in (("unsteered", "neutral phrase"), ("steered", "so far"))]
+            file = gr.DownloadButton("module", visible=False, elem_id="train-file", size="sm")
+    before, after = galleries
+    tab = Tab(service, "train", line, (go,), halt, {reach: HIDDEN, before: [], after: [], file: HIDDEN})
 
     def steps(stop: Any, target: str, neutral: str, opposite: str, iterations: float, seed: float) -> Iterator[Updates]:
         concept = trainings.concept_of(target, neutral, opposite)
         config = TrainConfig.preset("default", concept, iterations=int(iterations or 0), seed=int(seed or 0))
-        yield {
-            line: "waiting for a turn, then making the first latents",
-            before: [],
-            after: [],
-            loss: gr.LinePlot(visible=False),
-            reach: gr.LinePlot(visible=False),
-            file: gr.File(visible=False),
-        }
+        yield tab.running("preparing")
         found = None
         for found in trainings.follow(service, concept, config, stop):
             now = f"{found.iteration} of {found.iterations} iterations, loss {found.losses[-1][1]:.4f}"
-            update: Updates = {line: now + bar(found.iteration, found.iterations), loss: _plot(found.losses, "loss")}
+            update: Updates = {line: now + bar(found.iteration, found.iterations)}
             if found.iteration == 1:
                 update[before] = found.plain
             if found.looked_at == found.iteration:
-                update |= {before: found.plain, after: found.samples, reach: _plot(found.projections, "projection")}
+                update |= {before: found.plain, after: found.samples, reach: _plot(found)}
             if found.file:
-                how = (
-                    "done"
-                    if found.iteration == found.iterations
-                    else f"stopped after {found.iteration} of {found.iterations} iterations, and kept as it was then"
+                done = (
+                    "done" if found.iteration == found.iterations else f"stopped after {found.iteration} of {found.iterations} iterations"
                 )
-                reached = ""
-                if found.projections:
-                    reached = f", projection {(last := found.projections[-1][1]):.2f} ({config.projection:g} asked for)"
-                    reached += ", which leads away from the target: train it for longer" if last <= 0 else ""
                 update |= {
-                    line: f"{how}: module {markdown_text(repr(found.file.stem))}{reached}; choose it in Try",
-                    file: gr.File(str(found.file), visible=True),
+                    line: f"{done}: module {markdown_text(repr(found.file.stem))} {reached(found)}; choose it in Try",
+                    file: gr.update(value=str(found.file), visible=True),
                 }
             yield update
         if found is None:
-            yield {line: "stopped before the first iteration; there is nothing to keep"}
+            yield {line: "stopped, nothing kept"}
 
-    done = go.click(
-        tab.handler(steps), [target, neutral, opposite, iterations, seed], [line, loss, reach, before, after, file], show_progress="hidden"
-    )
+    done = go.click(tab.handler(steps), [target, neutral, opposite, iterations, seed], tab.outputs, show_progress="hidden")
     halt.click(tab.stop)
     refreshed: Callable[..., Any] = done.then
     return refreshed
 
 
-def _plot(points: Sequence[tuple[int, float]], name: str) -> Any:
-    return gr.LinePlot(pd.DataFrame(points, columns=["iteration", name]), visible=bool(points))
+def reached(found: trainings.Progress) -> str:
+    """How far a module is on its way to the goal, in words."""
+    if not found.effects:
+        return "is kept, and its effect is not measured yet"
+    effect = found.effects[-1][1]
+    more = "" if effect > ENOUGH else "; train longer" if effect > 0 else ", as it leads away from it; train longer"
+    return f"reached {max(0.0, effect):.0f} % of the goal{more}"
+
+
+def _plot(found: trainings.Progress) -> Any:
+    """The effect so far, and the goal, on axes that hold both from 0 on."""
+    rows = [(i, value, line) for i, effect in found.effects for value, line in ((effect, "reached"), (100.0, "goal"))]
+    values = [0.0, 100.0, *(effect for _, effect in found.effects)]
+    data = pd.DataFrame(rows, columns=["iteration", "effect, %", "line"])
+    return gr.LinePlot(data, y_lim=[min(values), max(values)], x_lim=[0, found.iterations], visible=bool(found.effects))

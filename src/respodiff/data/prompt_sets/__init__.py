@@ -58,6 +58,11 @@ def names() -> tuple[str, ...]:
     return (*SUITES, *_plugins.names("suites", SUITES))
 
 
+def needs_file(name: str) -> bool:
+    """Whether a suite is read from a file that is not shipped."""
+    return name in _SOURCES or name in _PRESETS
+
+
 def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Path | None = None) -> Suite:
     """A suite. A file that differs from the published one is used, with a warning that says how.
 
@@ -72,7 +77,7 @@ def load_suite(name: str, world: dict[str, Any] | None = None, *, path: str | Pa
     """
     if name not in names():
         raise ValueError(f"suite must be one of {', '.join(names())}, got {name!r}")
-    if name in _SOURCES or name in _PRESETS:
+    if needs_file(name):
         return _from_file(name, path)
     if path is not None:
         allowed = ", ".join([*_SOURCES, *_PRESETS])
