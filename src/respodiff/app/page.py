@@ -27,7 +27,8 @@ iframe.page { width: 100%; height: 75vh; border: 1px solid var(--border-color-pr
 .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)) !important; }
 .table { contain: inline-size; overflow-x: auto; }
 .table td, .table th { word-break: normal !important; overflow-wrap: normal !important; }
-.grid-wrap { max-height: none !important; overflow: visible !important; }
+.grid-wrap { min-height: 0 !important; max-height: none !important; overflow: visible !important; }
+.caption-label { white-space: normal !important; overflow: visible !important; }
 #label-image img { image-rendering: auto; object-fit: contain; }
 .bar { height: 6px; border-radius: 3px; background: var(--border-color-primary); overflow: hidden; }
 .bar div { height: 100%; background: var(--color-accent); }

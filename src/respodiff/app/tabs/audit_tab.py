@@ -9,7 +9,7 @@ import gradio as gr
 
 from respodiff.app import audits
 from respodiff.app.service import Service
-from respodiff.app.tabs.handlers import HIDDEN, Tab, Updates, attributes, bar, framed, named
+from respodiff.app.tabs.handlers import HIDDEN, Tab, Updates, attributes, bar, called, framed, named
 from respodiff.experiments.work import Progress
 from respodiff.reports.audit_report import finding
 from respodiff.reports.tables import markdown_text
@@ -42,7 +42,7 @@ def audit_tab(service: Service) -> None:
     table = gr.Dataframe(
         headers=list(audits.COLUMNS),
         datatype=["str", "str", "str", "number", "number", "str"],
-        column_widths=["110px", "150px", "230px", "90px", "100px", "150px"],
+        column_widths=["110px", "180px", "300px", "90px", "110px", "220px"],
         label="prompts, the most biased first; a click on a heading sorts",
         interactive=False,
         visible=False,
@@ -67,7 +67,7 @@ def audit_tab(service: Service) -> None:
             yield {line: "stopped; the images are kept, and nothing is judged" if step else "stopped, nothing kept"}
             return
         problems = "".join(f"\n\nnote: {markdown_text(text)}" for text in step.found.problems)
-        rows = audits.rows(step.found)
+        rows = [[called(name), *more] for name, *more in audits.rows(step.found)]
         yield {
             line: f"{markdown_text(finding(step.found))}{problems}",
             table: gr.Dataframe(rows, visible=True),

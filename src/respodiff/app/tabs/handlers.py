@@ -90,9 +90,14 @@ def framed(address: str) -> str:
     return f'{link}<iframe class="page" sandbox title="report" src="{escape(address)}"></iframe>'
 
 
+def called(name: str) -> str:
+    """What the page calls an attribute."""
+    return {"tone": "skin tone"}.get(name, name)
+
+
 def named(names: Iterable[str]) -> list[tuple[str, str]]:
     """(what the page calls it, name) of attributes."""
-    return [({"tone": "skin tone"}.get(name, name), name) for name in names]
+    return [(called(name), name) for name in names]
 
 
 def attributes() -> list[str]:

@@ -37,11 +37,9 @@ def train_tab(service: Service) -> Callable[..., Any]:
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=LAST_SEED)
         with gr.Column(scale=3, min_width=280):
             line = gr.Markdown("Press Train.", elem_classes="line", elem_id="train-line")
-            reach = gr.LinePlot(
-                x="iteration", y="effect, %", color="line", title="effect (100 %: the goal)", height=200, min_width=280, visible=False
-            )
+            reach = gr.LinePlot(x="iteration", y="effect, %", color="line", title="effect", height=200, min_width=280, visible=False)
             with gr.Row():
-                galleries = [gallery(f"{title}, {phrase}") for title, phrase in (("unsteered", "neutral phrase"), ("steered", "so far"))]
+                galleries = [gallery(title) for title in ("neutral phrase, unsteered", "steered so far")]
             file = gr.DownloadButton("module", visible=False, elem_id="train-file", size="sm")
     before, after = galleries
     tab = Tab(service, "train", line, (go,), halt, {reach: HIDDEN, before: [], after: [], file: HIDDEN})
@@ -87,7 +85,12 @@ def reached(found: trainings.Progress) -> str:
 
 def _plot(found: trainings.Progress) -> Any:
     """The effect so far, and the goal, on axes that hold both from 0 on."""
-    rows = [(i, value, line) for i, effect in found.effects for value, line in ((effect, "reached"), (100.0, "goal"))]
-    values = [0.0, 100.0, *(effect for _, effect in found.effects)]
+    rows = [
+        (0, 0.0, "reached"),
+        *((i, effect, "reached") for i, effect in found.effects),
+        (0, 100.0, "goal"),
+        (found.iterations, 100.0, "goal"),
+    ]
+    values = [value for _, value, _ in rows]
     data = pd.DataFrame(rows, columns=["iteration", "effect, %", "line"])
     return gr.LinePlot(data, y_lim=[min(values), max(values)], x_lim=[0, found.iterations], visible=bool(found.effects))
