@@ -165,6 +165,7 @@ def test_pictures_are_drawn_while_a_long_training_goes_on(service: Service) -> N
     [
         Wish("a doctor", "gender", (3, 1), 1.2, ("violence",), True, 5, 2),
         Wish('a "hat" maker', "hat", images=2),
+        Wish("a doctor", "gender", images=6),  # stopped
     ],
 )
 def test_the_script_makes_the_same_images(
@@ -172,8 +173,12 @@ def test_the_script_makes_the_same_images(
 ) -> None:
     hat = make_module("hat", shape=_shape(embedded), scale=0.1).save(tmp_path / "hat.safetensors")
     service = replace(make_service("embedded"), pipe=embedded, source=ModelSource("embedded"), given=(hat,))
-    out, pairs = drawn(service, wish)
-    rows, text = pictures.perceived(service, wish, out), pictures.script(service, wish)
+    out, stop, pairs = service.new_place(RUNS, wish.prompt), threading.Event(), list[pictures.Pair]()
+    for pair in pictures.draw(service, wish, out, stop):
+        pairs.append(pair)
+        if len(pairs) == 2:
+            stop.set()
+    rows, text = pictures.perceived(service, wish, out), pictures.script(service, wish, len(pairs))
     assert len(pairs) == 2 and rows.devrat and len(text.splitlines()) <= 14
     (tmp_path / "same.py").write_text(text)
     done = subprocess.run([sys.executable, "same.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
