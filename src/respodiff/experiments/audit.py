@@ -74,7 +74,7 @@ def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]
     if few := [a.attribute for a in found.attributes if a.judge_validity and not a.judge_validity.enough]:
         yield (
             f"{validation_images} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
-            "however they come out: give more with --validation-images"
+            "however they come out: that takes more (--validation-images)"
         )
     if short := [a for a in found.attributes if images < a.images_required]:
         of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"

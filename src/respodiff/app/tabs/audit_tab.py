@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -66,7 +67,8 @@ def audit_tab(service: Service) -> None:
         if not isinstance(step, audits.Audited):
             yield {line: "stopped; the images are kept, and nothing is judged" if step else "stopped, nothing kept"}
             return
-        problems = "".join(f"\n\nnote: {markdown_text(text)}" for text in step.found.problems)
+        flags = re.compile(r" \(--[^)]*\)")  # of the command line
+        problems = "".join(f"\n\nnote: {markdown_text(flags.sub('', text))}" for text in step.found.problems)
         rows = [[called(name), *more] for name, *more in audits.rows(step.found)]
         yield {
             line: f"{markdown_text(finding(step.found))}{problems}",

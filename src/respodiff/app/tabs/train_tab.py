@@ -14,7 +14,7 @@ from respodiff.app.tabs.handlers import HIDDEN, Tab, Updates, bar, gallery
 from respodiff.reports.tables import markdown_text
 from respodiff.training.config import LAST_SEED, TrainConfig
 
-ENOUGH = 90.0
+ENOUGH = 50.0
 """Percent of the goal from which a training is not asked to be longer."""
 
 
