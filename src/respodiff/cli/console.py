@@ -170,7 +170,7 @@ def follow(steps: Iterator[Any], *, quiet: bool = False) -> Any:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the console; the first column is text, the others are numbers."""
-    names = Column(columns[0], overflow="fold", min_width=min(30, max((len(row[0]) for row in rows), default=0)))
+    names = Column(columns[0], overflow="fold", no_wrap=all(len(row[0]) <= 30 for row in rows))
     out = Table(names, *(Column(name, justify="right") for name in columns[1:]), title=title)
     for row in rows:
         out.add_row(*row)
