@@ -177,7 +177,7 @@ def test_a_scale_is_chosen_on_tuning_prompts(
     files: dict[str, str], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate, "open_model", lambda *_: tiny_pipe)
-    monkeypatch.setattr(judges, "load", lambda *_: ColourJudge())
+    monkeypatch.setattr(judges, "load_judge", lambda *_: ColourJudge())
     (tmp_path / "tuning.txt").write_text("a cook\na guard\n")
     run = tmp_path / "run"
     command = [
