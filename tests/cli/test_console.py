@@ -62,11 +62,15 @@ def test_names_and_prompts_are_printed_without_markup_and_escapes(terminal: io.S
     assert capsys.readouterr().out.strip() == SHOWN
 
 
-def test_names_in_a_table_are_whole(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("name", "figures"), [("single_transformer_blocks.18", 4), ("UNet fine-tuning, no pairs", 6)])
+def test_nothing_in_a_table_is_cut(name: str, figures: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    finish({}, "", False, table("", ["site", "a", "b", "c"], [["single_transformer_blocks.18", *["0.50 [0.25, 0.75]"] * 3]]))
-    lines = capsys.readouterr().out.splitlines()
-    assert any("single_transformer_blocks.18" in line for line in lines) and len({len(line) for line in lines if line.strip()}) == 1
+    row = [name, *[f"0.{i}12 [0.{i}00, 0.{i}50]" for i in range(figures)]]
+    finish({}, "", False, table("", ["site", *"abcdef"[:figures]], [row]))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert len({len(line) for line in lines}) == 1 and all(word in "".join(lines) for cell in row[1:] for word in cell.split())
+    first = "".join(line.split("│")[1] for line in lines if line.startswith("│"))
+    assert "".join(first.split()) == "".join(name.split())
 
 
 def test_an_error_and_a_warning_are_one_short_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

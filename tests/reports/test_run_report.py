@@ -92,6 +92,23 @@ def test_an_unsteered_run_is_measured_against_the_target_of_the_others(tmp_path:
     assert "These runs have different targets of gender" in (tmp_path / "two.html").read_text()
 
 
+def test_targets_by_group_are_told_apart_and_kept(tmp_path: Path) -> None:
+    def run(name: str, share: float, of: str | None = "woman") -> str:
+        folder = paint(tmp_path / name, [("cook", of, (0, 0, 0))] * 4 + [("guard", of, (1, 0, 0))] * 4)
+        wanted = {"cook": {"gender": {"woman": share, "man": 1 - share}}, "guard": {"gender": {"woman": 0.5, "man": 0.5}}}
+        evaluate(folder, ColourJudge(), [GENDER], vocabulary=WORDS, group_proportions=wanted if share else None)
+        return str(folder.path)
+
+    def said(*given: str) -> str:
+        return Path(report(list(given), tmp_path / "report.html", force=True)["page"]).read_text()
+
+    few, most, even, plain = run("few", 0.2), run("most", 0.9), run("even", 0), run("plain", 0.2, None)
+    assert "These runs have different targets of gender" in said(few, most)
+    assert "Wanted of gender, in every run: shares of each group." in said(few, run("again", 0.2))
+    assert "Wanted of gender, in every run: shares of each group." in said(run("unsteered", 0, None), few)
+    assert "These runs have different targets of gender" in said(plain, even), "an unsteered run keeps targets of its own groups"
+
+
 def test_page_and_tables(runs: dict[str, RunFolder], tmp_path: Path) -> None:
     found = report(names(runs), tmp_path / "out" / "report.html")
     page = Path(found["page"]).read_text()

@@ -169,9 +169,13 @@ def follow(steps: Iterator[Any], *, quiet: bool = False) -> Any:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table for the console; the first column is text, the others are numbers."""
-    names = Column(columns[0], overflow="fold", no_wrap=all(len(row[0]) <= 30 for row in rows))
-    out = Table(names, *(Column(name, justify="right") for name in columns[1:]), title=title)
+    """A table for the console; the first column is text, the others are numbers, which are never cut; text is folded only where both do not fit."""
+    cells = list(zip(columns, *rows, strict=True))
+    longest = [max((len(word) for cell in column for word in cell.split()), default=0) for column in cells[1:]]
+    room = PlainConsole().width - sum(n + 3 for n in longest) - 4
+    names = Column(columns[0], overflow="fold", no_wrap=max(map(len, cells[0])) <= room)
+    numbers = (Column(name, justify="right", overflow="fold", min_width=n) for name, n in zip(columns[1:], longest, strict=True))
+    out = Table(names, *numbers, title=title)
     for row in rows:
         out.add_row(*row)
     return out

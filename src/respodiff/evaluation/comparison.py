@@ -208,7 +208,7 @@ Blocks = dict[str, list[ReportEntry]]
 
 
 def with_one_target(runs: Sequence[ScoredRun]) -> list[ScoredRun]:
-    """Runs that are measured alike: one that asked for no concept of an attribute takes the target of those that did, if all of these have one."""
+    """Runs that are measured alike: one that asked for no concept of an attribute takes the target of those that did, if these share one."""
     out = list(runs)
     for name in dict.fromkeys(name for run in runs for name in run.attributes):
         asks = [any(r.asked(name) is not None for r in run.records) for run in out]

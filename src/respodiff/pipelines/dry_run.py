@@ -44,6 +44,8 @@ def dry_run(source: str | Path, dtype: str = AUTO, config: str = "", **more: Any
     spec, parts = spec_of(pipe), []
     if place.kind == "folder":
         check_folder(place.path, place.index, more.get("variant") or "")
+    elif more.get("variant"):
+        raise ValueError(f"variant is {more['variant']!r}, which can be looked for in a folder alone; leave it out of a dry run")
     where = {k: v for k, v in more.items() if k in ("revision", "local_files_only", "cache_dir", "token")}
     for name, (library, cls) in _classes(place.index).items():
         try:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import re
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -177,29 +178,31 @@ def _readable(given: str) -> Iterator[None]:
 
 
 class _Listener(logging.Handler):
-    """Keeps what was logged."""
+    """Keeps what was logged in the thread that made it."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.thread, self.said = threading.get_ident(), list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        if record.thread == self.thread:
+            self.said.append(record.getMessage())
 
 
 @contextmanager
 def _whole() -> Iterator[None]:
     """ValueError where files lack weights that a model has: libraries take random ones, and tell of it in a line of their log alone."""
     listener, loggers = _Listener(), [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    levels = [logger.level for logger in loggers]
+    before = [(logger.level, logger.handlers) for logger in loggers]
     try:
         for logger in loggers:
-            logger.addHandler(listener)
+            quiet = logger.level > logging.WARNING  # then the listener alone hears warnings
+            logger.handlers = [listener, *logger.handlers] if not quiet else [listener]
             logger.setLevel(min(logger.level, logging.WARNING))
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.removeHandler(listener)
+        for logger, (level, handlers) in zip(loggers, before, strict=True):
+            logger.handlers = handlers
             logger.setLevel(level)
     for said in listener.said:
         if "newly initialized" in said:

@@ -130,17 +130,23 @@ def _attributes(entries: Sequence[ReportEntry]) -> list[str]:
 
 def _targets(attribute: str, entries: Sequence[ReportEntry]) -> list[str]:
     """The target that runs are measured against, in a sentence; none where it is equal shares for all."""
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
     for run in (e.run for e in entries if attribute in e.run.attributes):
-        rows = [run.wanted(attribute, group) for group in dict.fromkeys(r.group for r in run.records)]
-        even = len({share for row in rows for share in row.values()}) == 1
-        one = ", ".join(f"{concept} {number(share)}" for concept, share in rows[0].items())
-        target = "equal shares" if even else one if rows.count(rows[0]) == len(rows) else "shares of each group"
-        found.setdefault(target, []).append(run.label)
+        groups = dict.fromkeys(r.group for r in run.records)
+        rows = {group: run.wanted(attribute, group) for group in groups}
+        one, *others = rows.values()
+        words = ", ".join(f"{concept} {number(share)}" for concept, share in one.items())
+        target = EVEN if len({share for row in rows.values() for share in row.values()}) == 1 else words
+        target = "shares of each group" if any(row != one for row in others) else target
+        key = tuple((group, *row.items()) for group, row in rows.items()) if target != EVEN else (EVEN,)
+        found.setdefault(key, (target, []))[1].append(run.label)
     if len(found) > 1:
-        said = "; ".join(f"{', '.join(labels)}: {target}" for target, labels in found.items())
+        said = "; ".join(f"{', '.join(labels)}: {target}" for target, labels in found.values())
         return [f"These runs have different targets of {attribute}, so their DevRat cannot be compared. {said}."]
-    return [f"Wanted of {attribute}, in every run: {target}." for target in found if target != "equal shares"]
+    return [f"Wanted of {attribute}, in every run: {target}." for target, _ in found.values() if target != EVEN]
+
+
+EVEN = "equal shares"
 
 
 def _changes(label: str, found: Comparison) -> str:
