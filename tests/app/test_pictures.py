@@ -53,6 +53,23 @@ def test_a_stopped_run_keeps_its_images_and_frees_its_folder(make_service: Calla
         pass
 
 
+@pytest.mark.parametrize(("pairs", "kept"), [(1, 2), (2, 4)])
+def test_a_stop_inside_a_batch_leaves_equal_sides(make_service: Callable[..., Service], pairs: int, kept: int) -> None:
+    """After one pair of two, and while the next unsteered batch is drawn."""
+    service, stop = make_service(batch=2), threading.Event()
+    out = service.new_place(RUNS, "a")
+    steps = pictures.draw(service, replace(WISH, images=6), out, stop)
+    seen = [next(steps) for _ in range(pairs)]
+    if pairs == 1:
+        stop.set()
+    hook = service.pipe.unet.register_forward_pre_hook(lambda *_: stop.set())
+    try:
+        seen += steps
+    finally:
+        hook.remove()
+    assert len(seen) == kept and [len(RunFolder(out / side).records()) for side in SIDES] == [kept, kept]
+
+
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
@@ -179,7 +196,7 @@ def test_the_script_makes_the_same_images(
         if len(pairs) == 2:
             stop.set()
     rows, text = pictures.perceived(service, wish, out), pictures.script(service, wish, len(pairs))
-    assert len(pairs) == 2 and rows.devrat and len(text.splitlines()) <= 14
+    assert len(pairs) == min(wish.images, service.batch) and rows.devrat and len(text.splitlines()) <= 14
     (tmp_path / "same.py").write_text(text)
     done = subprocess.run([sys.executable, "same.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

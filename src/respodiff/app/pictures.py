@@ -8,12 +8,14 @@ import shutil
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 from respodiff.app.service import ZIPS, Choice, Service
 from respodiff.concepts.concept import Attribute, builtin
+from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import UNKNOWN
@@ -119,7 +121,7 @@ def sources(service: Service, wish: Wish) -> tuple[list[str], list[str]]:
 def draw(service: Service, wish: Wish, out: Path, stop: Event) -> Iterator[Pair]:
     """Both runs, ``out/unsteered`` and ``out/steered``, pair by pair; errors as `respodiff.generation.generate.generate`.
 
-    Without a pair, ``out`` is removed.
+    A stop counts between two batches, so that both sides hold the same images. Without a pair, ``out`` is removed.
     """
     both, more = settings(service, wish)
     pairs, prompt = 0, wish.prompt.strip()
@@ -131,16 +133,21 @@ def draw(service: Service, wish: Wish, out: Path, stop: Event) -> Iterator[Pair]
             held.callback(steered.close)
             plain = generate(service.pipe, [prompt], (), GenerateConfig(**both), out=out / SIDES[0])
             held.callback(plain.close)
-        a, b = (held.enter_context(closing(service.by_turns(_steps(images), stop))) for images in (plain, steered))
-        for x, y in zip(a, b, strict=False):
-            pairs += 1
-            yield Pair(out / SIDES[0] / x.file, out / SIDES[1] / y.file, ", ".join(y.concepts.values()))
+        a = held.enter_context(closing(service.by_turns(_batches(plain, both["batch"]), stop)))
+        b = held.enter_context(
+            closing(service.by_turns(_batches(steered, both["batch"]), Event()))
+        )  # ends after the side it is compared with
+        for left, right in zip(a, b, strict=False):
+            for x, y in zip(left, right, strict=True):
+                pairs += 1
+                yield Pair(out / SIDES[0] / x.file, out / SIDES[1] / y.file, ", ".join(y.concepts.values()))
 
 
-def _steps(images: Any) -> Generator[Any, None, None]:
+def _batches(images: Any, most: int) -> Generator[list[ImageRecord], None, None]:
+    """The records of each batch that is drawn."""
     try:
-        for record, _ in images:
-            yield record
+        while batch := [record for record, _ in islice(images, most)]:
+            yield batch
     finally:
         images.close()  # another process may then write the run folder
 
