@@ -18,8 +18,8 @@ HAT = trainings.concept_of("a person with a hat", opposite="a person without a h
 def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(service: Service) -> None:
     seen: list[Any] = []
     for found in trainings.follow(service, HAT, CONFIG, Stop()):
-        seen.append((found.iteration, len(found.losses), found.looked_at, len(found.samples), found.file))
-    assert [row[:2] for row in seen] == [*((i, i) for i in range(1, 13)), (12, 12)]
+        seen.append((found.iteration, found.loss >= 0, found.looked_at, len(found.samples), found.file))
+    assert [row[:2] for row in seen] == [*((i, True) for i in range(1, 13)), (12, True)]
     assert [row[2] for row in seen] == [*[0] * 9, 10, 10, 12, 12] and seen[0][3] == 0 and seen[-1][3] == trainings.SAMPLES
     module = load(found.file or "")
     assert (module.header.target, module.header.neutral) == (HAT.target, HAT.neutral) and found.effects[-1][0] == 12
@@ -32,6 +32,7 @@ def test_a_stopped_training_is_kept_as_it_is(service: Service) -> None:
         if found.iteration == 3:
             stop.set()
     assert found.iteration == 3 and found.file and load(found.file).name == "hat"
+    assert found.looked_at == found.effects[-1][0] == 3, "the effect is that of the module that is kept"
 
 
 def test_a_closed_one_leaves_nothing(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -28,15 +29,14 @@ class Progress:
     """A training so far.
 
     Attributes:
-        losses: (iteration, loss). effects: (iteration, projection in percent of that of the settings): 0 is no effect, 100 the goal.
+        loss: of ``iteration``. effects: (iteration, projection in percent of that of the settings): 0 is no effect, 100 the goal.
         plain, samples: images of the neutral phrase from the same noise, unsteered and steered by the module as it was at ``looked_at``.
         file: the module, once it is kept.
     """
 
-    concept: str
     iteration: int = 0
     iterations: int = 0
-    losses: list[tuple[int, float]] = field(default_factory=list)
+    loss: float = math.nan
     effects: list[tuple[int, float]] = field(default_factory=list)
     plain: list[Image.Image] = field(default_factory=list)
     samples: list[Image.Image] = field(default_factory=list)
@@ -59,13 +59,12 @@ def follow(service: Service, concept: Concept, config: TrainConfig, stop: Stop) 
 
     One that is closed, or whose visitor is gone, leaves no file.
     """
-    found = Progress(concept.name, iterations=config.iterations)
+    found = Progress(iterations=config.iterations)
     record: Any = None
     with service.turns.turn():
         found.plain = _images(service, concept, None)
     for record in service.by_turns(train(service.pipe, concept, config), stop):  # type: ignore[arg-type]
-        found.iteration = record.iteration
-        found.losses.append((record.iteration, record.loss))
+        found.iteration, found.loss = record.iteration, record.loss
         if record.iteration % EVERY == 0 or record.iteration == record.iterations:
             with service.turns.turn():
                 _look(service, concept, config, record.module, found)
@@ -73,6 +72,9 @@ def follow(service: Service, concept: Concept, config: TrainConfig, stop: Stop) 
     if record is None or stop.left:
         return
     found.file = service.keep_module(record.module)
+    if found.looked_at != found.iteration:
+        with service.turns.turn():
+            _look(service, concept, config, record.module, found)
     yield found
 
 

@@ -19,7 +19,7 @@ ENOUGH = 50.0
 
 
 def train_tab(service: Service) -> Callable[..., Any]:
-    """Gives the event after a training."""
+    """Builds the tab; gives the event after a training."""
     gr.Markdown("Train a concept from two phrases, without images or labels. The finished module can be chosen in Try.")
     usual = TrainConfig()
     with gr.Row():
@@ -50,7 +50,7 @@ def train_tab(service: Service) -> Callable[..., Any]:
         yield tab.running("preparing")
         found = None
         for found in trainings.follow(service, concept, config, stop):
-            now = f"{found.iteration} of {found.iterations} iterations, loss {found.losses[-1][1]:.4f}"
+            now = f"{found.iteration} of {found.iterations} iterations, loss {found.loss:.4f}"
             update: Updates = {line: now + bar(found.iteration, found.iterations)}
             if found.iteration == 1:
                 update[before] = found.plain
@@ -76,10 +76,10 @@ def train_tab(service: Service) -> Callable[..., Any]:
 
 def reached(found: trainings.Progress) -> str:
     """How far a module is on its way to the goal, in words."""
-    if not found.effects:
-        return "is kept, and its effect is not measured yet"
+    if not found.effects or found.effects[-1][0] != found.iteration:
+        return "is kept, and has no effect that can be measured"
     effect = found.effects[-1][1]
-    more = "" if effect > ENOUGH else "; train longer" if effect > 0 else ", as it leads away from it; train longer"
+    more = "" if effect >= ENOUGH else "; train longer" if effect > 0 else ", as it leads away from it; train longer"
     return f"reached {max(0.0, effect):.0f} % of the goal{more}"
 
 
