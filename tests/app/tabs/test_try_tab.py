@@ -30,6 +30,11 @@ def test_shares_that_sliders_make_are_said(service: Service) -> None:
     assert _wanted(service, "none", (81, 0)) == ""
 
 
+@pytest.mark.parametrize(("name", "argument"), [("gender", "shares are"), ("shoes", "attribute is")])
+def test_shares_that_are_none_are_said_with_their_own_reason(service: Service, name: str, argument: str) -> None:
+    assert _wanted(service, name, (101, 0)).startswith(argument)
+
+
 def test_devrat_is_no_group_and_few_images_are_said() -> None:
     text = _table(Seen({}, [{"seen": "woman", "unsteered": "1 of 4"}], "unsteered 0.50", 4))
     assert text.index("4 images are few") < text.index("| woman |") < text.index("DevRat (0: as wanted, 1: one group only): unsteered 0.50")

@@ -20,7 +20,7 @@ DEVRAT = "DevRat (0: as wanted, 1: one group only)"
 
 
 def try_tab(service: Service) -> tuple[Any, ...]:
-    """Gives what refreshes its choices, as arguments of an event."""
+    """Builds the tab; gives what refreshes its choices, as arguments of an event."""
     known = list(service.choices())
     first = known[0] if known else NONE
     with gr.Row():
@@ -138,10 +138,10 @@ def _weights(choice: Choice | None, values: Sequence[float]) -> tuple[float, ...
 
 
 def _wanted(service: Service, name: str, values: Sequence[float] = ()) -> str:
-    """The shares that sliders make."""
+    """The shares that sliders make, or why they make none."""
     weights = _weights(service.choices().get(name), values) if values else ()
     try:
         shares = pictures.asked(service, pictures.Wish("", name if name != NONE else "", weights))
-    except ValueError:
-        return "all shares are 0; raise one"
+    except ValueError as error:
+        return markdown_text(str(error))
     return f"asked: {markdown_text(shares)}" if shares else ""
