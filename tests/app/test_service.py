@@ -110,6 +110,16 @@ def test_places_are_nobody_elses(service: Service) -> None:
     assert service.new_place(RUNS, "hat", ".zip").is_file()
 
 
+def test_runs_have_labels_of_their_own_and_those_that_are_gone_are_left_out(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [service.new_place(RUNS, "a doctor").name for _ in range(2)]
+    (service.new_place(RUNS, "damaged") / "run.json").write_text("{")
+    (service.out / RUNS / "gone").symlink_to(service.out / "nowhere")
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)  # it was one, and is removed before its time is asked
+    found = {name: label for label, name in service.runs()}
+    assert set(found) == {*names, "damaged"} and len(set(found.values())) == 3
+    assert all(label.endswith(f"; {name}") for name, label in found.items()) and "cannot be read" in found["damaged"]
+
+
 def test_folders_are_those_below_out_where_others_are_let_in(service: Service, tmp_path: Path) -> None:
     own = service.new_place(RUNS, "a")
     assert service.folder("a") == own and service.folder(str(tmp_path)) == tmp_path

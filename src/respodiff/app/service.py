@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -215,8 +215,11 @@ class Service:
 
     def runs(self) -> list[tuple[str, str]]:
         """(what it holds, name) of runs, pairs of runs and audits in ``out/runs``, the newest first."""
-        folders = [f for f in (self.out / RUNS).glob("*") if f.is_dir()]
-        return [(about(f), f.name) for f in sorted(folders, key=lambda f: f.stat().st_mtime, reverse=True)]
+        found: list[tuple[float, Path]] = []
+        for folder in (self.out / RUNS).glob("*"):
+            with suppress(FileNotFoundError):  # removed meanwhile, by work that was stopped
+                found += [(folder.stat().st_mtime, folder)] if folder.is_dir() else []
+        return [(about(folder, when), folder.name) for when, folder in sorted(found, reverse=True)]
 
     def show(self, page: Path) -> str:
         """The address of a page of ours."""
@@ -247,14 +250,17 @@ def runs_in(folder: Path) -> list[Path]:
     return [folder] if is_run(folder) else [f for f in sorted(folder.glob("*")) if is_run(f)]
 
 
-def about(folder: Path) -> str:
-    """What a folder of runs holds, in words: prompts, what was asked for, number of images, time."""
-    records = [r for run in runs_in(folder) for r in RunFolder(run).records()]
-    prompts = list(dict.fromkeys(r.prompt for r in records)) or [folder.name]
+def about(folder: Path, when: float) -> str:
+    """What a folder of runs holds, in words: prompts, what was asked for, number of images, time (in seconds since 1970), name."""
+    try:
+        records = [r for run in runs_in(folder) for r in RunFolder(run).records()]
+    except (OSError, ValueError):  # damaged, or just being removed; who opens it is told
+        return f"cannot be read; {folder.name}"
+    prompts = list(dict.fromkeys(r.prompt for r in records))
     asked = Counter(name for r in records for name in r.concepts.values())
-    said = [", ".join(prompts[:3]) + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")]
+    said = [", ".join(prompts[:3]) + (f" and {len(prompts) - 3} more" if len(prompts) > 3 else "")] if prompts else []
     said += [f"asked {', '.join(f'{k} {name}' for name, k in asked.items())}"] if asked else []
-    return "; ".join([*said, f"{len(records)} images", time.strftime("%d %b %H:%M", time.localtime(folder.stat().st_mtime))])
+    return "; ".join([*said, f"{len(records)} images", time.strftime("%d %b %H:%M", time.localtime(when)), folder.name])
 
 
 def _choice(name: str, members: list[tuple[str, Header]]) -> Choice:
