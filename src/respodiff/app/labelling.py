@@ -45,6 +45,7 @@ class Task:
 
     @property
     def runs(self) -> list[Path]:
+        """The run folders of the images, by name."""
         return sorted({run for run, _ in self.images})
 
     @property
@@ -60,6 +61,7 @@ class Task:
 
     @property
     def done(self) -> bool:
+        """Whether no image is left."""
         return self.at >= len(self.images)
 
     @property

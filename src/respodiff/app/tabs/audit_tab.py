@@ -19,6 +19,7 @@ STEPS = {"generating stated": "step 1 of 2: checking the judge", "generating run
 
 
 def audit_tab(service: Service) -> None:
+    """Builds the tab."""
     gr.Markdown("Find out which attributes of the unsteered model are biased, on which prompts, and how sure that is.")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):

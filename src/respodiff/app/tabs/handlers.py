@@ -65,6 +65,7 @@ class Tab:
         return [self.line, *self.cleared, *self.starts, *([self.halt] if self.halt else [])]
 
     def stop(self, request: gr.Request) -> None:
+        """Stops the work of the visitor who asks."""
         self.service.stop(str(request.session_hash), self.kind)
 
     def running(self, text: str) -> Updates:
@@ -82,10 +83,12 @@ def said(label: str, text: str) -> str:
 
 
 def bar(done: int, total: int) -> str:
+    """A bar of progress, as HTML."""
     return f'<div class="bar"><div style="width:{100 * done / max(total, 1):.0f}%"></div></div>'
 
 
 def framed(address: str) -> str:
+    """A page of ours as HTML: a link, and a frame without scripts."""
     link = f'<a href="{escape(address)}" target="_blank">open as a page</a>'
     return f'{link}<iframe class="page" sandbox title="report" src="{escape(address)}"></iframe>'
 

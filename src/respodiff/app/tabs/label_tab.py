@@ -14,6 +14,7 @@ from respodiff.reports.tables import markdown_text
 
 
 def label_tab(service: Service, opened: Any) -> None:
+    """Builds the tab, whose list of runs is read again when it is ``opened``."""
     gr.Markdown("Label the images of a run yourself, blind: unsteered and steered ones are mixed, and nothing says which is which.")
     with gr.Row():
         with gr.Column(scale=2, min_width=280) as setup:

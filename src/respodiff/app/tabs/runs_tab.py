@@ -14,6 +14,7 @@ from respodiff.reports.tables import markdown_text
 
 
 def runs_tab(service: Service, opened: Any) -> None:
+    """Builds the tab, whose list of runs is read again when it is ``opened``."""
     gr.Markdown("Open a run, a comparison or an audit as a report. Images that nobody has judged are judged first.")
     with gr.Row():
         folder = gr.Dropdown(service.runs(), value=None, label="run, or its path", allow_custom_value=True, scale=4, elem_id="runs-folder")
