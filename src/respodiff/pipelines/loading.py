@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import re
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -29,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from respodiff._bars import without_bars
 from respodiff._device import AUTO, chosen_device
+from respodiff.pipelines.missing_weights import no_missing_weights
 from respodiff.pipelines.quantization import check_quantization, quantization_config, quantize_pipeline
 from respodiff.pipelines.registry import PIPELINES, Unsupported, backbone, spec_of
 from respodiff.pipelines.schedulers import check_scheduler, use_scheduler
@@ -108,7 +107,7 @@ def load_pipeline(
             torch_dtype = _dtype(torch_dtype, None if usual else partial(_stored_dtype, place, spec.model, more), trains)
         if quantize and device != "cpu":
             more = {"quantization_config": quantization_config(quantize, torch_dtype, spec.model, place.index)} | more
-        with without_bars(diffusers, *[transformers] * (place.kind != "hub")), _whole():  # bars of a download stay
+        with without_bars(diffusers, *[transformers] * (place.kind != "hub")), no_missing_weights():  # bars of a download stay
             pipe = place.load(torch_dtype, **more)
     spec_of(pipe)
     if quantize and device == "cpu":
@@ -175,41 +174,6 @@ def _readable(given: str) -> Iterator[None]:
     except (OSError, ValueError, AttributeError, ImportError, KeyError, RuntimeError) as error:
         reason = first_line(error)
         raise ValueError(f"model {given} cannot be loaded: {reason} - give 'embedded', {SOURCES} (needs network)") from error
-
-
-class _Listener(logging.Handler):
-    """Keeps what was logged in the thread that made it."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.thread, self.said = threading.get_ident(), list[str]()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.thread == self.thread:
-            self.said.append(record.getMessage())
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """ValueError where files lack weights that a model has: libraries take random ones, and tell of it in a line of their log alone."""
-    listener, loggers = _Listener(), [logging.getLogger(name) for name in ("diffusers", "transformers")]
-    before = [(logger.level, logger.handlers) for logger in loggers]
-    try:
-        for logger in loggers:
-            quiet = logger.level > logging.WARNING  # then the listener alone hears warnings
-            logger.handlers = [listener, *logger.handlers] if not quiet else [listener]
-            logger.setLevel(min(logger.level, logging.WARNING))
-        yield
-    finally:
-        for logger, (level, handlers) in zip(loggers, before, strict=True):
-            logger.handlers = handlers
-            logger.setLevel(level)
-    for said in listener.said:
-        if "newly initialized" in said:
-            name = re.search(r"^([\w.{}, ]*\w)\s*\|.*MISSING|newly initialized: \['([^']*)", said, re.MULTILINE)
-            raise ValueError(
-                f"its files lack weights of its model: {shorten(name[1] or name[2] if name else said, 100, placeholder=' ...')}"
-            )
 
 
 MODULAR = "is made of blocks, which are not loaded here; load it with diffusers.ModularPipeline, and draw inside of steer()"
