@@ -1,11 +1,13 @@
-"""Measures the default preset: gender, tone and safety, by both judges; the first tables of README.md and docs/results.md.
+"""Measures RespoDiff, as it is by default and as published, beside its peers: gender, tone and safety, by both judges.
 
-    python -m benchmarks.headline --out runs/headline     (about 20 minutes on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.headline --out runs/headline     (about an hour on 2 CPU cores; a killed run goes on where it was)
+    python -m benchmarks.headline --only tone             (images and scores of one table, to run two tables side by side)
     python -m benchmarks.headline --tables                (the tables anew from the kept rows)
 
-Modules are those that the package ships, which `recipes.embedded_model.modules` trains with the default preset. Fairness: the 24 held-out
-occupations, 12 images a prompt; gender also on the 49 occupations of the second suite, 6 images a prompt. Safety: violence and sexual together on the
-30 unsafe prompts, and on the 24 occupations, 6 images a prompt. Policy `exact`, seed 0: rows of a table have the same noise. Results are kept in
+``default``: the modules that the package ships, which `recipes.embedded_model.modules` trains; ``RAM alone``: the same without SAM. ``paper``: preset
+``paper`` at its whole budget, from benchmarks/data/paper. Peers have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations,
+12 images a prompt, policy `exact`; gender also on the 49 occupations of the second suite, 6 images a prompt. Safety: violence and sexual together on the
+30 unsafe prompts, 10 images a prompt, and on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in
 docs/results/headline.json.
 """
 
@@ -17,9 +19,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.provenance import DOCS, ROOT, provenance, say
+from benchmarks.settings import EMBEDDED as SETTINGS
 from benchmarks.settings import HELD_OUT
 from benchmarks.tables import fill, interval, table
+from respodiff.concepts.concept import Concept, attribute, concept
 from respodiff.data.prompt_sets import suite
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
@@ -27,17 +33,23 @@ from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.methods.registry import load_all
+from respodiff.methods.registry import get_method, load
 from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.steering.adapter import Adapter
+from respodiff.steering.module import ConceptModule
 
-RESULTS = DOCS / "results" / "headline.json"
-FAIRNESS: dict[str, tuple[str, str, tuple[float, ...], int]] = {
-    "gender": ("gender", "occupations", (0.75, 1.0, 1.5), 12),
-    "tone": ("tone", "occupations", (1.0, 1.5), 12),
-    "gender, 49 other occupations": ("gender", "occupations-unseen", (1.0,), 6),
+RESULTS, PAPER = DOCS / "results" / "headline.json", ROOT / "benchmarks" / "data" / "paper"
+UNSTEERED = ("unsteered", 1.0)
+OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0, 1.5)))
+FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
+    "gender": ("gender", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
+    "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
+    "gender, 49 other occupations": ("gender", "occupations-unseen", 6, (("default", 1.0),)),
 }
-"""Table -> attribute, suite, scales and images a prompt; of the first suite the held-out occupations."""
-SAFETY, SAFETY_SCALES, SAFETY_IMAGES = ("violence", "sexual"), (1.0, 1.5), 6
+"""Table -> attribute, suite, images a prompt, and rows of (method, scale); of the first suite the held-out occupations."""
+SAFETY = ("violence", "sexual")
+SAFETY_ROWS = (("paper", 1.0), ("default", 1.0), ("default", 1.5), ("RAM alone", 1.0), ("negative", 1.0), ("sld-strong", 1.0))
+UNSAFE_IMAGES, PEOPLE_IMAGES = 10, 12
 
 
 def prompts_of(name: str) -> list[Prompt]:
@@ -45,11 +57,47 @@ def prompts_of(name: str) -> list[Prompt]:
     return [p for p in suite(name) if name != "occupations" or p.group in HELD_OUT]
 
 
+def without_sam(module: Any) -> ConceptModule:
+    """RAM of a module alone."""
+    return ConceptModule.of(module.ram, torch.zeros_like(module.sam), module.header)
+
+
+def label_of(method: str, scale: float) -> str:
+    """What a row is called."""
+    return method if scale == 1 else f"{method}, scale {scale:g}"
+
+
 class Bench:
-    """Generates and judges one row at a time; what is done is kept."""
+    """Makes the adapters of a row, generates and judges; what is done is kept."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.pipe, self.judges = out, load_pipeline("embedded"), [ClipJudge.load(name) for name in EMBEDDED]
+        self.digests: dict[str, str] = {}
+
+    def adapters(self, method: str, concepts: Sequence[Concept]) -> list[Adapter]:
+        """One a concept, none for the unsteered model or where preset ``paper`` was not trained."""
+        if method == "unsteered":
+            return []
+        if method == "paper":
+            files = [PAPER / f"{c.name}.safetensors" for c in concepts]
+            found = [load(file) for file in files] if all(file.is_file() for file in files) else []
+        elif method in ("default", "RAM alone"):
+            found = [load(c.name) for c in concepts]
+            found = [without_sam(m) for m in found] if method == "RAM alone" else found
+        else:
+            found = [self.peer(method, c) for c in concepts]
+        self.digests |= {f"{method} {adapter.name}": adapter.digest for adapter in found}
+        return found
+
+    def peer(self, method: str, c: Concept) -> Adapter:
+        """The adapter of another method, kept in a file."""
+        file = self.out / "adapters" / f"{method}-{c.name}.safetensors"
+        if not file.is_file():
+            say(f"making {method} {c.name}")
+            kind, changes = get_method(method), {k: v for k, v in SETTINGS[c.kind].get(method, {}).items() if k != "scale"}
+            file.parent.mkdir(parents=True, exist_ok=True)
+            kind.fit(self.pipe, c, kind.settings(c.kind, **changes)).save(file)
+        return load(file)
 
     def row(
         self, name: str, prompts: Sequence[Prompt], attribute: str, config: GenerateConfig, modules: Any = (), safety: Any = ()
@@ -65,29 +113,45 @@ class Bench:
             found[judge.name] = row
         return found
 
+    def fairness(self, label: str, images: int = 0) -> dict[str, Any]:
+        """Row -> figures of each judge, of one table; ``images`` a prompt, 0: as the table has them."""
+        name, suite_name, n, rows = FAIRNESS[label]
+        concepts, prompts, found = attribute(name).concepts, prompts_of(suite_name), {}
+        for method, scale in (UNSTEERED, *rows):
+            adapters = self.adapters(method, concepts)
+            if adapters or method == "unsteered":
+                own = SETTINGS["fairness"].get(method, {}).get("scale", 1.0)
+                config = GenerateConfig(images=images or n, policy="exact", scale=scale * own)
+                row = label_of(method, scale)
+                found[row] = self.row(f"{label} {row}", prompts, name, config, adapters)
+        return found
 
-def measured(out: Path, images: int = 0) -> dict[str, Any]:
-    """Generates and judges what is missing; ``images`` a prompt, 0: as the tables have them."""
-    bench, fair, safe = Bench(out), dict[str, Any](), dict[str, Any]()
-    for label, (attribute, name, scales, n) in FAIRNESS.items():
-        modules, prompts = load_all(attribute), prompts_of(name)
-        fair[label] = {"unsteered": bench.row(f"{label} unsteered", prompts, attribute, GenerateConfig(images=images or n, policy="exact"))}
-        for scale in scales:
-            config = GenerateConfig(images=images or n, policy="exact", scale=scale)
-            fair[label][f"scale {scale:g}"] = bench.row(f"{label} {scale:g}", prompts, attribute, config, modules)
-    removed = [module for name in SAFETY for module in load_all(name)]
-    for scale in (0.0, *SAFETY_SCALES):
-        config = GenerateConfig(images=images or SAFETY_IMAGES, safety_scale=scale or 1.0)
-        label, used = f"scale {scale:g}" if scale else "unsteered", removed if scale else []
-        safe[label] = {
-            "unsafe": bench.row(f"unsafe {label}", suite("unsafe"), "", config, safety=used),
-            "people": bench.row(f"people {label}", prompts_of("occupations"), "", config, safety=used),
-        }
-    digests = {m.name: m.digest for name in ("gender", "tone", *SAFETY) for m in load_all(name)}
+    def safety(self, images: int = 0) -> dict[str, Any]:
+        """Row -> figures on unsafe prompts and on people, of each judge."""
+        found: dict[str, Any] = {}
+        for method, scale in (UNSTEERED, *SAFETY_ROWS):
+            adapters = self.adapters(method, [concept(name) for name in SAFETY])
+            if adapters or method == "unsteered":
+                own, row = SETTINGS["safety"].get(method, {}).get("scale", 1.0), label_of(method, scale)
+                parts = {"unsafe": (suite("unsafe"), UNSAFE_IMAGES), "people": (prompts_of("occupations"), PEOPLE_IMAGES)}
+                found[row] = {
+                    part: self.row(
+                        f"{part} {row}", prompts, "", GenerateConfig(images=images or n, safety_scale=scale * own), safety=adapters
+                    )
+                    for part, (prompts, n) in parts.items()
+                }
+        return found
+
+
+def measured(out: Path, only: str = "", images: int = 0) -> dict[str, Any]:
+    """Generates and judges what is missing: every table, or the one named ``only``."""
+    bench = Bench(out)
+    fair = {label: bench.fairness(label, images) for label in FAIRNESS if only in ("", label)}
+    safe = bench.safety(images) if only in ("", "safety") else {}
     about: dict[str, Any] = {
         "model": weights_digest(bench.pipe.unet),
         "judges": {j.name: j.digest for j in bench.judges},
-        "modules": digests,
+        "adapters": bench.digests,
     }
     return about | {"seed": GenerateConfig.seed, "fairness": fair, "safety": safe}
 
@@ -134,11 +198,11 @@ def as_tables(result: Mapping[str, Any]) -> str:
 def as_small_table(result: Mapping[str, Any]) -> str:
     """The README's table: what is needed to judge the default at a glance."""
     rows = result["fairness"]["gender"]
-    keys, shown = ("devrat", "subject_accuracy", "alignment"), ("unsteered", "scale 1", "scale 1.5")
+    keys, shown = ("devrat", "subject_accuracy", "alignment"), ("unsteered", "paper", "default", "default, scale 1.5")
     lines = [[label, f"`{judge}`", *(interval(r[key]) for key in keys)] for label in shown for judge, r in rows[label].items()]
     n = next(iter(rows["unsteered"].values()))["n"]
     made = (
-        f"24 held-out occupations, {n // 24} images each (n = {n} a row), gender, the default preset, the same noise in every row, two judges "
+        f"24 held-out occupations, {n // 24} images each (n = {n} a row), gender, the same noise in every row, two judges "
         f"(`{result['command']}`):\n\n"
     )
     return made + table(["", "judge", "DevRat", "subject accuracy", "alignment"], lines)
@@ -147,8 +211,12 @@ def as_small_table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/headline"), help="folder of runs")
+    parser.add_argument("--only", choices=(*FAIRNESS, "safety"), help="images and scores of one table; writes no results")
     parser.add_argument("--tables", action="store_true", help="write the tables, run nothing")
     arguments = parser.parse_args()
+    if arguments.only:
+        measured(arguments.out, arguments.only)
+        return
     if not arguments.tables:
         result = provenance("python -m benchmarks.headline") | measured(arguments.out)
         write_atomic(RESULTS, json.dumps(result, indent=1) + "\n")

@@ -87,7 +87,7 @@ def train(
     seed: Annotated[int | None, number(0, LAST_SEED, help="Everything random follows from it. (default 0)")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train concepts from prompts alone: RAM, and SAM where it is switched on (--set sam_lr=0.006, or another preset); or another method.
+    """Train concepts from prompts alone: RAM and SAM (--set sam_lr=0 for RAM alone), or another method.
 
     Give a known concept, an attribute, or prompts of your own: --target "a woman" --neutral "a person".
     """

@@ -109,9 +109,9 @@ class TrainConfig(RolloutConfig):
         sam: ``own``, the paper's Adam for L_sem, which divides lambda away; or ``shared``: divided by RAM's second moments, so that lambda counts.
         sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
-        projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until
-            E <e[r] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
-        max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
+        projection: how far both modules move predictions towards the target once training is over: they are scaled until
+            E <e[r + s] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
+        max_relative_norm: longest that r + s then is, as a part of the mean norm of h, whatever the projection.
         site: blocks of the model behind which h is (`respodiff.pipelines.registry.candidates`); none: the one of its family.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
@@ -128,13 +128,13 @@ class TrainConfig(RolloutConfig):
     rollouts: int = 30
     rollout_batch: int = 30
     iterations: int = 40
-    batch: int = 12
+    batch: int = 6
     objective: Literal["guided", "contrast"] = "contrast"
     target_guidance: float = 1.0
     rates: Literal["relative", "absolute"] = "relative"
     ram_lr: float = 0.06
-    sam_lr: float = 0.0
-    sam: Literal["own", "shared"] = "own"
+    sam_lr: float = 0.006
+    sam: Literal["own", "shared"] = "shared"
     sam_weight: float = 0.5
     preservation_weight: float = 1.0
     projection: float = 0.75
@@ -178,7 +178,7 @@ class TrainConfig(RolloutConfig):
 _PAPER: dict[str, Any] = {
     **{"iterations": 5000, "batch": 1, "ram_lr": 1e-2, "sam_lr": 1e-3, "betas": (0.9, 0.999), "decay": "constant", "init_range": 0.316},
     **{"objective": "guided", "target_guidance": 1.0, "sam_weight": 0.5, "preservation_weight": 0.0},
-    **{"rates": "absolute", "projection": 0.0},
+    **{"rates": "absolute", "projection": 0.0, "sam": "own"},
     **{"steps": 50, "timestep_labels": "official", "timesteps": "last", "rollouts": 1, "rollout_batch": 1, "refresh_every": 1},
     **{"rollout_guidance": 3.0, "rollout_modules": "ram"},
 }

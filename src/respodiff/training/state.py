@@ -107,7 +107,10 @@ class TrainState:
     def diverged(self, what: str, iteration: int) -> RuntimeError:
         """The error of a training that diverged in an iteration."""
         rate = "ram_lr" if hasattr(self.config, "ram_lr") else "lr"
-        return RuntimeError(f"{what} at iteration {iteration}: training diverged; lower {rate}, which is {getattr(self.config, rate):g}")
+        other = " or sam_lr" if getattr(self.config, "trains_sam", False) else ""
+        return RuntimeError(
+            f"{what} at iteration {iteration}: training diverged; lower {rate}, which is {getattr(self.config, rate):g}{other}"
+        )
 
     def tensors(self) -> Tensors:
         """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
