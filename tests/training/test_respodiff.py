@@ -650,7 +650,7 @@ def test_forms_that_read_h_train_with_the_same_loop(tiny_pipe: Any, form: str) -
 
 def test_a_first_step_at_two_sites_matches_a_hand_written_one(tiny_pipe: Any) -> None:
     unet, sites = tiny_pipe.unet, ("mid_block", "up_blocks.0")
-    changes = {**AS_TRAINED, "site": sites, "ram_lr": 0.05, "sam_lr": 0.02, "init_range": 0.3}
+    changes = {**AS_TRAINED, "site": sites, "ram_lr": 0.05, "sam_lr": 0.02, "sam": "own", "init_range": 0.3}
     config = TrainConfig.preset("default", **TINY, **changes)
     r, s = zip(*(forms(Denoiser(tiny_pipe, sites=sites), config, i) for i in (0, 1)), strict=True)
     r, s = ([x(torch.zeros(1), torch.zeros(1)).detach().requires_grad_() for x in forms_] for forms_ in (r, s))
