@@ -40,7 +40,7 @@ from respodiff.steering.module import ConceptModule
 
 RESULTS, PAPER = DOCS / "results" / "headline.json", ROOT / "benchmarks" / "data" / "paper"
 UNSTEERED = ("unsteered", 1.0)
-OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0, 1.5)))
+OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
 FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
     "gender": ("gender", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
     "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
