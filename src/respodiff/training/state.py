@@ -231,9 +231,10 @@ def adam_step(adam: Optimizer, rates: Sequence[float], loss: Tensor) -> None:
 
 
 def share_step(adam: Optimizer, other: Optimizer, rates: Sequence[float], loss: Tensor) -> None:
-    """A step of ``adam`` along its own first moment, divided by the root of the second moment of ``other``, tensor by tensor.
+    """A step of ``adam`` along its own first moment, divided by the root of the mean second moment of ``other``, tensor by tensor.
 
-    Unlike Adam's own step it is proportional to the loss. Both have as many groups of tensors of the same shapes; ``other`` has made a step.
+    Unlike Adam's own step it is proportional to the loss. The mean, as ``other`` may have hardly any gradient for one number. Both have as many
+    groups of tensors of the same shapes; ``other`` has made a step.
     """
     adam.zero_grad()
     loss.backward()
@@ -248,4 +249,4 @@ def share_step(adam: Optimizer, other: Optimizer, rates: Sequence[float], loss: 
             own["exp_avg"].lerp_(p.grad, 1 - group["betas"][0])
             m = own["exp_avg"] / (1 - group["betas"][0] ** own["step"].item())
             v = theirs["exp_avg_sq"] / (1 - divisor["betas"][1] ** theirs["step"].item())
-            p -= lr * m / (v.sqrt() + group["eps"])
+            p -= lr * m / (v.mean().sqrt() + group["eps"])
