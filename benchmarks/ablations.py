@@ -3,8 +3,8 @@
     python -m benchmarks.ablations --out runs/ablation     (about 40 minutes on 2 CPU cores; what is done is kept)
     python -m benchmarks.ablations --tables                (the table anew from the kept rows)
 
-Every row is the default preset, with batches of 12, and SAM changed; RAM is the same in all of them, as its loss never sees SAM. All have the same
-noise: 12 images a prompt, policy `exact`, seed 0, both judges. At scale 1 RAM alone has a projection of 1. Kinds of SAM: (a) ``own``, the paper's: L_sem by an Adam of its own; (b)
+Every row is the default preset with SAM changed; RAM is the same in all of them, as its loss never sees SAM. All have the same noise: 12 images a
+prompt, policy `exact`, seed 0, both judges. Scale 1 is a projection of 1. Kinds of SAM: (a) ``own``, the paper's: L_sem by an Adam of its own; (b)
 ``shared``: the same gradient, divided by RAM's second moments, so that lambda counts; (c) L_sem without its part along the target difference and (d) L_sem
 on "a scene" and "an animal", both divided as (b), are removed. Rates are in units of the RMS of h, RAM's is .06. Results are kept in
 docs/results/ablation.json.
@@ -35,7 +35,7 @@ from respodiff.training.config import TrainConfig
 
 RESULTS = DOCS / "results" / "ablation.json"
 IMAGES = 12
-ALONE: dict[str, Any] = {"batch": 12, "sam_lr": 0.0, "projection": 1.0, "max_relative_norm": 10.0}
+LENGTH = {"projection": 1.0, "max_relative_norm": 10.0}
 ROWS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "RAM alone": ({}, (0.75, 1.0, 1.5)),
     "(a) own, lambda .5": ({"sam": "own", "sam_lr": 0.006, "sam_weight": 0.5}, (1.0, 1.5)),
@@ -51,14 +51,13 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
 
 
 def trained(pipe: Any, label: str, changes: Mapping[str, Any], out: Path) -> list[ConceptModule]:
-    """The modules of a row, with RAM as long as it is alone; trained where ``out`` has none."""
+    """The modules of a row; trained where ``out`` has none."""
     files = [out / weights_digest(pipe.unet) / label.replace(" ", "-") / f"{name}.safetensors" for name in attribute("gender").names]
     if not all(file.is_file() for file in files):
         say(f"training {label}")
-        config = TrainConfig.preset("default", **{**ALONE, **changes})
-        for i, (file, module) in enumerate(zip(files, fit_attribute(pipe, "gender", config).values(), strict=True)):
-            factor = trained(pipe, "RAM alone", {}, out)[i].ram.norm() / module.ram.norm() if changes else 1.0
-            ConceptModule.of(factor * module.ram, factor * module.sam, module.header).save(file)
+        config = TrainConfig.preset("default", **{**LENGTH, "sam_lr": 0.0, **changes})
+        for file, module in zip(files, fit_attribute(pipe, "gender", config).values(), strict=True):
+            module.save(file)
     return [ConceptModule.load(file) for file in files]
 
 

@@ -4,31 +4,32 @@
     python -m benchmarks.comparison safety --out runs/compare-safety   (the same)
     python -m benchmarks.comparison --tables                           (the tables anew from the kept rows)
 
-Methods have the settings of benchmarks/settings.toml; fairness is measured on the 24 held-out occupations. Rows are kept in
-docs/results/compare.json.
+Methods have the settings of benchmarks/settings.toml, ``respodiff-paper`` the files of benchmarks/data/paper; fairness is measured on the 24 held-out
+occupations. Rows are kept in docs/results/compare.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import DOCS, say
+from benchmarks.provenance import DOCS, ROOT, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.judges import ClipJudge, classifier
 from respodiff.experiments import comparison_report
-from respodiff.experiments.compare import MethodComparison, Plan
+from respodiff.experiments.compare import PUBLISHED, MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
 from respodiff.methods.registry import methods_for
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import text
 
-RESULTS = DOCS / "results" / "compare.json"
+RESULTS, PAPER = DOCS / "results" / "compare.json", ROOT / "benchmarks" / "data" / "paper"
 
 
 def plan_of(kind: str) -> Plan:
@@ -40,12 +41,23 @@ def plan_of(kind: str) -> Plan:
     return Plan(methods=methods_for("fairness") + variants, images=4, groups=HELD_OUT, scales=(0.5, 1.0), settings=settings)
 
 
+def keep_paper(comparison: MethodComparison) -> None:
+    """Puts the files of preset ``paper`` where the comparison has its adapters, with what they cost: to train them takes hours."""
+    forwards = json.loads((PAPER / "forwards.json").read_text(encoding="utf-8"))
+    for concept in comparison.plan.concepts:
+        target = comparison.path_of(PUBLISHED, concept)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PAPER / f"{concept.name}.safetensors", target)
+        write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
+
+
 def compared(plan: Plan, out: Path) -> dict[str, Any]:
     """Trains, generates and measures what is missing; the content of ``compare.json``."""
     judge = ClipJudge.load("embedded")
     comparison = MethodComparison(
         load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
     )
+    keep_paper(comparison)
     said = ""
     for step in comparison.run():
         if step.what != said:

@@ -139,6 +139,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
         timesteps="last",
         preservation_weight=0.0,
         refresh_every=1,
+        sam_lr=0.0,
         projection=0.0,
     )
     began = time.perf_counter()

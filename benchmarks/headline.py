@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,10 @@ from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge
+from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.methods.registry import get_method, load
+from respodiff.methods.registry import load
 from respodiff.pipelines.loading import load_pipeline, weights_digest
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
@@ -90,14 +92,17 @@ class Bench:
         return found
 
     def peer(self, method: str, c: Concept) -> Adapter:
-        """The adapter of another method, kept in a file."""
-        file = self.out / "adapters" / f"{method}-{c.name}.safetensors"
-        if not file.is_file():
+        """The adapter of another method, made where ``out`` has none with these settings for this model."""
+        about = (
+            Plan(suite="unsafe", methods=(method,), settings=SETTINGS["safety"])
+            if c.kind == "safety"
+            else Plan(methods=(method,), attribute=c.attribute, settings=SETTINGS["fairness"])
+        )
+        comparison = MethodComparison(self.pipe, about, self.out)
+        if (method, c) in comparison.missing():
             say(f"making {method} {c.name}")
-            kind, changes = get_method(method), {k: v for k, v in SETTINGS[c.kind].get(method, {}).items() if k != "scale"}
-            file.parent.mkdir(parents=True, exist_ok=True)
-            kind.fit(self.pipe, c, kind.settings(c.kind, **changes)).save(file)
-        return load(file)
+            deque(comparison.train(method, c), maxlen=0)
+        return load(comparison.path_of(method, c))
 
     def row(
         self, name: str, prompts: Sequence[Prompt], attribute: str, config: GenerateConfig, modules: Any = (), safety: Any = ()
@@ -199,7 +204,7 @@ def as_small_table(result: Mapping[str, Any]) -> str:
     """The README's table: what is needed to judge the default at a glance."""
     rows = result["fairness"]["gender"]
     keys, shown = ("devrat", "subject_accuracy", "alignment"), ("unsteered", "paper", "default", "default, scale 1.5")
-    lines = [[label, f"`{judge}`", *(interval(r[key]) for key in keys)] for label in shown for judge, r in rows[label].items()]
+    lines = [[label, f"`{judge}`", *(interval(r[key]) for key in keys)] for label in shown for judge, r in rows.get(label, {}).items()]
     n = next(iter(rows["unsteered"].values()))["n"]
     made = (
         f"24 held-out occupations, {n // 24} images each (n = {n} a row), gender, the same noise in every row, two judges "

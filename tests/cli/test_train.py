@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +72,23 @@ def test_a_run_stopped_inside_an_update_resumes_to_the_same_module(
     """The 5th update is RAM's of the third iteration, the 6th SAM's."""
     out, command = (
         tmp_path / "cut.safetensors",
-        ["train", "--concept", "woman", "--json", "--preset", preset, *FAST, "--set", "sam_lr=0.02"],
+        ["train", "--concept", "woman", "--json", "--preset", preset, *FAST, "--set", "sam_lr=0.005"],
     )
     expected = last_json(respodiff(*command, "--out", str(tmp_path / "whole.safetensors")))
-    real, calls = training.adam_step, [0]
+    real, calls = {name: getattr(training, name) for name in ("adam_step", "share_step")}, [0]
 
-    def stopped(*args: Any) -> None:
-        real(*args)
+    def stopped(name: str, *args: Any) -> None:
+        real[name](*args)
         calls[0] += 1
         if calls[0] == call:
             os.kill(os.getpid(), getattr(signal, by))
 
-    monkeypatch.setattr(training, "adam_step", stopped)
+    for name in real:
+        monkeypatch.setattr(training, name, partial(stopped, name))
     done = respodiff(*command, "--out", str(out))
     assert done.returncode == 1 and "stopped" in done.stderr and "--resume" in done.stderr
-    monkeypatch.setattr(training, "adam_step", real)
+    for name, step in real.items():
+        monkeypatch.setattr(training, name, step)
     found = last_json(respodiff(*command, "--out", str(out), "--resume"))
     for key in ("unet_forwards", "iterations", "loss_first", "loss_last"):
         assert found[key] == expected[key]
@@ -212,7 +215,7 @@ def test_train_tells_how_large_a_module_is_and_how_far_it_goes(tmp_path: Path) -
 @pytest.mark.parametrize("what", [["--concept", "woman"], ["--attribute", "gender"]])
 def test_a_training_that_failed_writes_no_module(rate: str, what: list[str], tmp_path: Path) -> None:
     out = tmp_path / ("m.safetensors" if what[0] == "--concept" else "all")
-    done = respodiff("train", *what, "--json", *FAST, "--set", f"ram_lr={rate}", "--out", str(out))
+    done = respodiff("train", *what, "--json", *FAST, "--set", f"ram_lr={rate}", "--set", "sam_lr=0", "--out", str(out))
     errors = [line for line in done.stderr.splitlines() if not line.startswith("warning: ")]
     assert done.returncode == 1 and not done.stdout and len(errors) == 1 and errors[0].startswith("error: ") and "ram_lr" in errors[0]
     state = tmp_path / ".m.safetensors.unfinished" if what[0] == "--concept" else out / ".gender.unfinished"

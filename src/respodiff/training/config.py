@@ -106,12 +106,13 @@ class TrainConfig(RolloutConfig):
         iterations, batch: Adam steps on each module and latents of each. ``betas``, ``decay`` and ``seed``: as in `OptimizerConfig`.
         objective, target_guidance: RAM's target score, a name in `respodiff.training.objectives.TARGETS`, and its weight w.
         rates: unit of ``ram_lr`` and ``sam_lr``: the RMS of h, or ``absolute`` (paper).
-        sam: ``own``, the paper's Adam for L_sem, which divides lambda away; or ``shared``: divided by RAM's second moments, so that lambda counts.
-        sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone.
+        sam: ``own``, the paper's Adam for L_sem, which divides lambda away; or ``shared``: its first moment is divided by the root of the mean of
+            RAM's second moments, tensor by tensor, so that SAM's steps are proportional to ``sam_lr`` times lambda.
+        sam_weight: lambda, weight of L_sem in SAM's loss. If it or ``sam_lr`` is 0, RAM is trained alone; ``sam_lr`` is at most ``ram_lr``.
         preservation_weight: mu, weight of preservation in RAM's loss, on the concept's ``preserve`` prompts; 0 switches it off.
-        projection: how far both modules move predictions towards the target once training is over: they are scaled until
-            E <e[r + s] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
-        max_relative_norm: longest that r + s then is, as a part of the mean norm of h, whatever the projection.
+        projection: how far RAM moves predictions towards its target once training is over: both modules are scaled until
+            E <e[r] - e, d> / E |d|^2 over new rollouts is this, d = e_tar - e; 0 leaves them as trained (paper).
+        max_relative_norm: longest that RAM then is, as a part of the mean norm of h, whatever the projection.
         site: blocks of the model behind which h is (`respodiff.pipelines.registry.candidates`); none: the one of its family.
         form, init_range: what RAM and SAM are (`respodiff.steering.forms`); ``constant`` and ``channel`` start at U(-init_range, init_range).
         timestep_labels: timestep that a latent carries, ``sampler`` or ``official`` (1000 - k 1000/steps).
@@ -150,6 +151,11 @@ class TrainConfig(RolloutConfig):
     rollout_modules: Literal["ram", "both"] = "ram"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.trains_sam:
+            check_setting("sam_lr", self.sam_lr, self.sam_lr <= self.ram_lr, f"at most ram_lr, {self.ram_lr:g}; a tenth of it in the paper")
+
     @property
     def trains_sam(self) -> bool:
         """False where SAM stays zero: RAM alone."""
@@ -161,7 +167,7 @@ class TrainConfig(RolloutConfig):
 
         ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
         "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``default`` is the paper's algorithm
-        with a contrast target, a start at 0, pools of many short rollouts, and RAM alone. A ValueError lists the known presets or settings.
+        with a contrast target, a start at 0, pools of many short rollouts, and a SAM whose lambda counts. A ValueError lists the known presets or settings.
         """
         presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
         check_setting("preset", name, name in presets, ", ".join(presets))

@@ -135,7 +135,7 @@ def with_verdict(
         )
     projection = (change * d).sum().item() / size**2
     found = {"effect": change.norm().item() / size, "projection": projection, "relative_norm": relative_norm()}
-    rate, factors = ("ram_lr", ", projection or sam_lr") if "ram_lr" in config else ("lr", "")
+    rate, factors = ("ram_lr", ", projection, sam_lr or sam_weight") if "ram_lr" in config else ("lr", "")
     if not all(map(math.isfinite, found.values())) or found["relative_norm"] > MOST:
         words = f"is {found['relative_norm']:.3g} times as large as what it changes, with an effect of {found['effect']:.3g}"
         raise RuntimeError(f"{name} {words}: training diverged; lower {rate}, which is {config[rate]:g}{factors}")
@@ -143,7 +143,10 @@ def with_verdict(
         words = f"has an effect of {found['effect']:.1g} of the way to the target, which is none"
         raise RuntimeError(f"{name} {words}; raise {rate}, which is {config[rate]:g}, or iterations")
     if projection <= 0:
-        warnings.warn(f"{name} moves predictions away from its target (projection {projection:.2g}); train it for longer", stacklevel=2)
+        or_less = ", or lower sam_weight" if config.get("sam_lr") else ""
+        warnings.warn(
+            f"{name} moves predictions away from its target (projection {projection:.2g}); train it for longer{or_less}", stacklevel=2
+        )
     return replace(adapter, header=replace(adapter.header, verdict=found))
 
 

@@ -6,11 +6,11 @@
     e_tar        target score, made of the frozen model's predictions (`respodiff.training.objectives`)
 
     L_resp = E |e[r](z, y_neu)     - e_tar|^2                          updates r alone
-    L_sem  = E |e[r + s](z, y_neu) - e(z, y_neu)|^2, times lambda      updates s alone
+    L_sem  = E |e[r + s](z, y_neu) - e(z, y_neu)|^2, times lambda      updates s alone, by an Adam of its own or by `share_step`
     z, t     from reverse diffusion of y_neu through the steered model (`respodiff.training.rollouts`); no gradient flows through it
 
 Beside the paper, r also learns to leave the concept's ``preserve`` prompts y alone: mu E |e[r](z, y) - e(z, y)|^2. And both modules are
-scaled in the end until they move predictions as far along d = e_tar - e as is asked: E <e[r + s] - e, d> / E |d|^2 = ``projection``.
+scaled in the end until r moves predictions as far along d = e_tar - e as is asked: E <e[r] - e, d> / E |d|^2 = ``projection``.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def train_together(
                 adam_step(x.adam_r, [config.ram_lr * rate for rate in rates], l_resp + l_keep)
 
                 # SAM: a step on s for lambda L_sem, with r as it now is; only the part after h runs again
-                l_sem = 0.0
+                d, l_sem = {site: x.ram(site, h[site], b.t).detach() for site in x.at}, 0.0
                 if config.trains_sam and b.e_neu is not None:
                     loss = semantic_loss(decode(x.both), b.e_neu, config.sam_weight)
                     if config.sam == "own":
@@ -121,9 +121,8 @@ def train_together(
                         share_step(x.adam_s, x.adam_r, [config.sam_lr * rate for rate in rates], loss)
                     l_sem = loss.item()
 
-                d = {site: x.both(site, h[site], b.t).detach() for site in x.at}
                 if (longer := max(_measure(own.norms, h[site], d[site]) for site, own in x.at.items())) > MOST:
-                    raise state.diverged(f"r + s of {name!r} is {longer:.3g} times as long as h", state.iteration + 1)
+                    raise state.diverged(f"RAM of {name!r} is {longer:.3g} times as long as h", state.iteration + 1)
                 losses.append((l_resp.item(), l_sem))
             if config.projection and state.iteration + 1 == config.iterations:
                 now = {k: v.detach() for k, v in values.items()}
@@ -158,7 +157,7 @@ class AtSite(NamedTuple):
         return float(sums[3] / sums[1]) if sums[1] else _rms(h)
 
     def limit(self, config: TrainConfig) -> float:
-        """Factor at which r + s has the largest norm of the settings."""
+        """Factor at which r has the largest norm of the settings."""
         sums, n, norm, _ = self.norms.tolist()
         return float(config.max_relative_norm * sums / n / max(norm, 1e-12))
 
@@ -188,18 +187,18 @@ class Learner(NamedTuple):
         adam_r, adam_s = (torch.optim.Adam(group, betas=config.betas) for group in groups)
         return cls(at, adam_r, adam_s, torch.tensor([1.0, 0.0], dtype=torch.float64))
 
-    def ram(self, site: Site, h: Tensor, t: Tensor) -> Tensor:
-        """What RAM adds."""
+    def ram(self, site: Site, h: Tensor, t: Tensor, factor: float = 1.0) -> Tensor:
+        """What RAM adds, times a factor."""
         offset: Tensor = self.at[site].r(h, t)
-        return offset
-
-    def both(self, site: Site, h: Tensor, t: Tensor, factor: float = 1.0) -> Tensor:
-        """What RAM and SAM add, times a factor; no gradient reaches RAM."""
-        offset: Tensor = self.at[site].r(h, t).detach() + self.at[site].s(h, t)
         return offset if factor == 1 else factor * offset
 
+    def both(self, site: Site, h: Tensor, t: Tensor) -> Tensor:
+        """What RAM and SAM add; no gradient reaches RAM."""
+        offset: Tensor = self.at[site].r(h, t).detach() + self.at[site].s(h, t)
+        return offset
+
     def limit(self, config: TrainConfig) -> float:
-        """Factor at which r + s has the largest norm of the settings at one of its sites, and none larger."""
+        """Factor at which r has the largest norm of the settings at one of its sites, and none larger."""
         return min(own.limit(config) for own in self.at.values())
 
     @property
@@ -279,9 +278,9 @@ def _delta(learners: Mapping[str, Learner], start: Tensors, config: TrainConfig)
 
 
 def _measure(norms: Tensor, h: Tensor, d: Tensor) -> float:
-    """Keeps the sum of mean norms of h, their number, the norm of d = r + s, and the sum of the RMS of h; gives |d| / |h|.
+    """Keeps the sum of mean norms of h, their number, the norm of r, here d, and the sum of the RMS of h; gives |r| / |h|.
 
-    Where d is one vector, the norm of h is that at one position.
+    Where r is one vector, the norm of h is that at one position.
     """
     positions = h[0].numel() / d[0].numel()
     norms[0] += h.flatten(1).norm(dim=1).mean().item() / positions**0.5
@@ -297,15 +296,15 @@ def _rms(h: Tensor) -> float:
 
 @torch.no_grad()
 def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
-    """Factor on the modules at which E <e[r + s] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
+    """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
 
-    Two secant steps from 1, no further than the limit on |r + s|; a direction that leads nowhere, or away from the target, is not made longer.
+    Two secant steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
     """
     parts = []
     for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
         part = b.rows(i)
         assert part.e_neu is not None
-        e, _, decode = _predict(model, part, x.both)
+        e, _, decode = _predict(model, part, x.ram)
         parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, decode))
     size = max(sum(d.square().sum().item() for _, d, *_ in parts), 1e-30)
     found, factor = sum((change * d).sum().item() for change, d, *_ in parts) / size, 1.0
@@ -314,7 +313,7 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
         if longer == factor:
             break
         factor = longer
-        scaled = partial(x.both, factor=factor)
+        scaled = partial(x.ram, factor=factor)
         found = sum(((decode(scaled) - e_neu) * d).sum().item() for _, d, e_neu, decode in parts) / size
     return factor, found
 

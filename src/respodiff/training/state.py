@@ -89,7 +89,7 @@ class TrainState:
         self.iteration += 1
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
-            raise self.diverged(f"the loss is {loss}", self.iteration)
+            raise self.diverged(f"the loss is {loss_sam if math.isfinite(loss) else loss}", self.iteration)
         norm = get_total_norm([v.detach() for v in self.values.values()])  # asks a GPU once, not for each of a UNet's weights
         if not norm.isfinite() and (broken := [k for k, v in self.values.items() if not v.isfinite().all()]):
             raise self.diverged(f"tensor {broken[0]!r} holds NaN or infinite values", self.iteration)
@@ -107,10 +107,7 @@ class TrainState:
     def diverged(self, what: str, iteration: int) -> RuntimeError:
         """The error of a training that diverged in an iteration."""
         rate = "ram_lr" if hasattr(self.config, "ram_lr") else "lr"
-        other = " or sam_lr" if getattr(self.config, "trains_sam", False) else ""
-        return RuntimeError(
-            f"{what} at iteration {iteration}: training diverged; lower {rate}, which is {getattr(self.config, rate):g}{other}"
-        )
+        return RuntimeError(f"{what} at iteration {iteration}: training diverged; lower {rate}, which is {getattr(self.config, rate):g}")
 
     def tensors(self) -> Tensors:
         """The state after the last finished iteration, as a flat dictionary for a safetensors file; empty without ``keep``."""
