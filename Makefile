@@ -46,10 +46,10 @@ lint: install  ## style, types, import contracts
 	$(BIN)/lint-imports
 
 # Two at a time, a thread each: 1.5 times as fast as one by one. What is done is kept, so that a killed run goes on where it was.
-figures: install  ## every table of docs/results.md (about 3 hours on 2 cores)
+figures: install  ## every table of docs/results.md (about 4 hours on 2 cores)
 	OMP_NUM_THREADS=1 $(MAKE) -j 2 $(FIGURES)
 
-figure-headline: install  # 20 minutes
+figure-headline: install  # 60 minutes
 	$(BIN)/python -m benchmarks.headline --out $(RUNS)/headline
 
 figure-attribute: install  # 30 minutes

@@ -3,11 +3,11 @@
     python -m benchmarks.ablations --out runs/ablation     (about 40 minutes on 2 CPU cores; what is done is kept)
     python -m benchmarks.ablations --tables                (the table anew from the kept rows)
 
-Every row is the default preset with SAM changed; RAM is the same in all of them, as its loss never sees SAM. All have the same noise: 12 images a
-prompt, policy `exact`, seed 0, both judges. Scale 1 is a projection of 1. Kinds of SAM: (a) ``own``, the paper's: L_sem by an Adam of its own; (b)
-``shared``: the same gradient, divided by RAM's second moments, so that lambda counts; (c) L_sem without its part along the target difference and (d) L_sem
-on "a scene" and "an animal", both divided as (b), are removed. Rates are in units of the RMS of h, RAM's is .06. Results are kept in
-docs/results/ablation.json.
+Every row is the default preset with batches of 12, a projection of 1, a limit of 10 and another SAM; RAM is the same in all of them, as its loss never
+sees SAM. All have the same noise: 12 images a prompt, policy `exact`, seed 0, both judges. Kinds of SAM: (a) ``own``, the paper's: L_sem by an Adam of
+its own; (b) ``shared``: its first moment, divided by the root of the mean of RAM's second moments, so that lambda counts. Rates are in units of the RMS
+of h, RAM's is .06. Results are kept in docs/results/ablation.json. Removed, their rows are of commit 377c305: (c) L_sem without its part along the target
+difference, (d) L_sem on "a scene" and "an animal"; both divided element by element.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from respodiff.training.config import TrainConfig
 
 RESULTS = DOCS / "results" / "ablation.json"
 IMAGES = 12
-LENGTH = {"projection": 1.0, "max_relative_norm": 10.0}
+ALONE: dict[str, Any] = {"batch": 12, "sam_lr": 0.0, "projection": 1.0, "max_relative_norm": 10.0}
 ROWS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     "RAM alone": ({}, (0.75, 1.0, 1.5)),
     "(a) own, lambda .5": ({"sam": "own", "sam_lr": 0.006, "sam_weight": 0.5}, (1.0, 1.5)),
@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
         for w in (0.5, 4.0)
     },
 }
-"""Row -> settings that differ from the default preset, and scales. Rows of kinds that are removed stay as they were measured."""
+"""Row -> settings that differ from `ALONE`, and scales. Rows of kinds that are removed stay as they were measured."""
 
 
 def trained(pipe: Any, label: str, changes: Mapping[str, Any], out: Path) -> list[ConceptModule]:
@@ -55,7 +55,7 @@ def trained(pipe: Any, label: str, changes: Mapping[str, Any], out: Path) -> lis
     files = [out / weights_digest(pipe.unet) / label.replace(" ", "-") / f"{name}.safetensors" for name in attribute("gender").names]
     if not all(file.is_file() for file in files):
         say(f"training {label}")
-        config = TrainConfig.preset("default", **{**LENGTH, "sam_lr": 0.0, **changes})
+        config = TrainConfig.preset("default", **{**ALONE, **changes})
         for file, module in zip(files, fit_attribute(pipe, "gender", config).values(), strict=True):
             module.save(file)
     return [ConceptModule.load(file) for file in files]
