@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import PNDMScheduler
 from PIL import Image
 
 from command import last_json, respodiff
@@ -55,6 +56,7 @@ def test_a_fraction_takes_its_part_of_everything() -> None:
 def test_the_twin_of_every_table_has_suites_and_attributes_of_the_embedded_model() -> None:
     for table in tables(embedded=True).values():
         assert table.suite in ("occupations", "unsafe") and table.captions in ("", "general") and table.steps is table.guidance is None
+        assert not table.scheduler
         assert set(table.attributes) <= {"gender", "tone"} and not any(row.published for row in table.rows)
 
 
@@ -144,6 +146,7 @@ def test_a_fid_says_what_it_needs(short: Callable[[str], PaperTable], tiny_pipe:
 
 
 def test_the_verb_on_a_folder(tiny_pipe: Any, tmp_path: Path) -> None:
+    tiny_pipe.scheduler = PNDMScheduler.from_config(tiny_pipe.scheduler.config)
     tiny_pipe.save_pretrained(tmp_path / "model")
     command = [
         "reproduce",
@@ -160,5 +163,7 @@ def test_the_verb_on_a_folder(tiny_pipe: Any, tmp_path: Path) -> None:
     done = last_json(respodiff(*command[:-1], "--out", str(tmp_path / "run"), "--json"))
     assert done["table"].startswith("Gender") and [row["name"] for row in done["rows"]] == ["SDXL", "RespoDiff"]
     assert done["rows"][0]["published"]["devrat gender"] == 0.72 and done["unet_forwards"] > 0
+    run = json.loads((tmp_path / "run" / "runs" / "sdxl" / "suite" / "run.json").read_text())
+    assert [run[key] for key in ("scheduler", "steps", "guidance")] == ["DDIMScheduler", 50, 7.5], "as published, whatever the folder has"
     refused = respodiff("reproduce", "genders", "--out", str(tmp_path / "new"))
     assert refused.returncode == 2 and "gender" in refused.stderr and not (tmp_path / "new").exists()

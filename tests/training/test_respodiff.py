@@ -545,7 +545,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The table of docs/training.md, written out.
     "default": {
         "iterations": 40, "batch": 6, "objective": "contrast", "target_guidance": 1, "rates": "relative", "ram_lr": 0.06, "sam_lr": 0.006, "sam": "shared",
-        "sam_weight": 0.5, "preservation_weight": 1, "projection": 0.75, "max_relative_norm": 0.6, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "steps": 6,
+        "sam_weight": 0.5, "preservation_weight": 1, "projection": 0.9, "max_relative_norm": 0.6, "betas": (0.9, 0.99), "decay": "sqrt", "init_range": 0, "steps": 6,
         "timestep_labels": "sampler", "rollouts": 30, "rollout_batch": 30, "timesteps": "all", "refresh_every": 20, "rollout_guidance": 3,
         "rollout_modules": "ram", "seed": 0,
     },

@@ -71,6 +71,7 @@ def reproduce(
     if name not in NAMES:
         raise ValueError(f"TABLE is {name!r}; allowed: {', '.join(NAMES)}")
     plan = tables(embedded=model.source == "embedded", fraction=fraction)[name]
+    model = replace(model, scheduler=model.scheduler or plan.scheduler)
     paths = {"i2p": str(i2p or ""), "coco30k": str(coco or "")}
     if images_per_second and not dry_run:
         raise ValueError(f"--images-per-second is {images_per_second:g}, which estimates hours; give --dry-run with it, or leave it out")

@@ -43,7 +43,7 @@ class PaperTable:
         title: heading. model: hub id that the paper ran it on.
         attributes: attribute -> scale of its modules; empty for safety.
         suite: prompts, with ``images`` of each. captions: suite of one image a prompt for FID and CLIP; empty where none was published.
-        steps, guidance: of the sampler; None is the model's own.
+        scheduler, steps, guidance: the sampler, a name in `respodiff.pipelines.schedulers.SCHEDULERS`; empty and None are the model's own.
         rows: the first one is what others are compared with.
         fraction: part of prompts, images and iterations that is run; 1 is the published budget.
     """
@@ -55,6 +55,7 @@ class PaperTable:
     rows: tuple[PaperRow, ...]
     attributes: Mapping[str, float] = field(default_factory=dict)
     captions: str = ""
+    scheduler: str = ""
     steps: int | None = None
     guidance: float | None = None
     fraction: float = 1.0
@@ -110,7 +111,12 @@ def _plans() -> tuple[dict[str, PaperTable], dict[str, Any]]:
 
 def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
     rows = tuple(
-        replace(row, settings={**twin["settings"].get(row.method, {}), **row.settings}, published={}, train_forwards=0)
+        replace(
+            row,
+            settings={**twin["settings"].get(row.method, {}), **twin["rows"].get(row.name, {}), **row.settings},
+            published={},
+            train_forwards=0,
+        )
         for row in table.rows
     )
     return replace(
@@ -121,6 +127,7 @@ def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
         images=twin["images"],
         captions=twin["suites"].get(table.captions, ""),
         attributes={twin["attributes"].get(name, name): scale for name, scale in table.attributes.items()},
+        scheduler="",
         steps=None,
         guidance=None,
         rows=rows,

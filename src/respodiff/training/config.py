@@ -138,7 +138,7 @@ class TrainConfig(RolloutConfig):
     sam: Literal["own", "shared"] = "shared"
     sam_weight: float = 0.5
     preservation_weight: float = 1.0
-    projection: float = 0.75
+    projection: float = 0.9
     max_relative_norm: float = 0.6
     betas: tuple[float, float] = (0.9, 0.99)
     decay: Literal["constant", "sqrt"] = "sqrt"
