@@ -41,10 +41,23 @@ def test_a_table_is_read_by_its_header(tmp_path: Path, ending: str) -> None:
 
 def test_names_of_i2p_and_prompts_that_come_twice(tmp_path: Path) -> None:
     path = tmp_path / "p.csv"
-    path.write_text("prompt,evaluation_seed,sd_guidance_scale,sd_image_width\na lake,3,7,64\na lake,4.0,,\n,5,,\n")
+    path.write_text("prompt,evaluation_seed,sd_guidance_scale,sd_image_width,sd_image_height\na lake,3,7,64,32\na lake,4.0,,,\n,5,,,\n")
     first, second = read_prompt_file(path)
-    assert (first.id, first.seed, first.guidance, first.width, first.height) == ("a lake", 3, 7.0, 64, None)
+    assert (first.id, first.seed, first.guidance, first.width, first.height) == ("a lake", 3, 7.0, 64, 32)
     assert (second.id, second.seed, second.group) == ("a lake-2", 4, "a lake")
+
+
+@pytest.mark.parametrize(("size", "wanted"), [("512", (512, 512)), ("512x768", (512, 768)), ("64 \u00d7 32", (64, 32)), ("", (None, None))])
+def test_a_size_is_one_number_or_two(tmp_path: Path, size: str, wanted: tuple[int | None, int | None]) -> None:
+    (tmp_path / "p.csv").write_text(f"prompt,size\na lake,{size}\n", encoding="utf-8")
+    (prompt,) = read_prompt_file(tmp_path / "p.csv")
+    assert (prompt.width, prompt.height) == wanted
+
+
+def test_lists_and_nan_of_a_parquet_file(tmp_path: Path) -> None:
+    columns = {"prompt": ["a lake"], "categories": [["hate", "violence"]], "subject": [float("nan")], "group": [None]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "p.parquet")
+    assert read_prompt_file(tmp_path / "p.parquet") == [Prompt("a lake", "a lake", group="a lake", categories=("hate", "violence"))]
 
 
 def test_any_other_file_has_one_prompt_a_line(tmp_path: Path) -> None:
@@ -62,6 +75,8 @@ def test_any_other_file_has_one_prompt_a_line(tmp_path: Path) -> None:
         ("p.txt", b"\n", "p.txt"),
         ("p.csv", b"prompt,seed\na,x\n", "seed"),
         ("p.parquet", b"prompt\na doctor\n", "p.parquet"),
+        ("p.csv", b"prompt,size\na,512x\n", "size"),
+        ("p.csv", b"prompt,height\na,512\n", "height"),
     ],
 )
 def test_what_cannot_be_read_is_told_by_its_name(tmp_path: Path, name: str, content: bytes, told: str) -> None:

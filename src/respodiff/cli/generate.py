@@ -134,6 +134,8 @@ def generate(
     check_model([*(module or ()), *(safety or ())], model.source)
     modules, added = load_entries(method, module or (), safety or (), names or (), concepts, changes or ())
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
+    if prompts and not use_dataset_settings and any(getattr(p, own, None) for p in asked for own in ("seed", "guidance", "height")):
+        words.print(f"note: {prompts} has seeds, guidance or sizes of its own; --use-dataset-settings uses them")
     there: dict[str, list[str]] = {}
     for m in modules:
         if m.header.kind == "fairness":
@@ -200,7 +202,7 @@ def wanted_scale(text: str) -> tuple[float, float]:
 
 
 def tuning_set(file: Path | None, model: str) -> list[Any]:
-    """Prompts of --tuning-prompts, or twelve of the embedded model's occupations that no suite of results holds."""
+    """Prompts of --tuning-prompts, or twelve of the embedded model's 49 other occupations (suite ``occupations-unseen``)."""
     from respodiff.data.prompt_sets import suite
     from respodiff.experiments.compare import spaced
 

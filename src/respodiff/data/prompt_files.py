@@ -15,10 +15,10 @@ def read_prompt_file(path: Path) -> list[Prompt]:
 
     The column ``prompt`` is needed. Optional: ``prompt_id`` or ``id`` (default: the prompt; the second one of a name gets ``-2``), ``suite``,
     ``group`` (default: the prompt), ``subject``, ``categories`` (separated by ``|`` or commas), and the data set's own ``seed``, ``guidance``,
-    ``height`` and ``width``, also under the names that I2P gives them.
+    ``height`` and ``width``, also under the names that I2P gives them, or ``size``: 512, or width x height as 512x768.
 
     Raises:
-        ValueError: unreadable, no column ``prompt``, a number that is none, or no prompt at all.
+        ValueError: unreadable, no column ``prompt``, a number that is none, a height without a width, or no prompt at all.
         RuntimeError: ``.parquet`` without pyarrow.
     """
     if path.suffix.lower() in TABLES:
@@ -36,6 +36,7 @@ def _prompt(path: Path, line: int, row: Row) -> Prompt:
     def text(*names: str) -> str:
         return next((cell for name in names if (cell := row.get(name, "").strip())), "")
 
+    width, height = _size(path, line, row)
     return Prompt(
         id=text("prompt_id", "id", "prompt"),
         text=text("prompt"),
@@ -45,6 +46,18 @@ def _prompt(path: Path, line: int, row: Row) -> Prompt:
         categories=tuple(dict.fromkeys(label.strip() for label in re.split(r"[|,]", text("categories")) if label.strip())),
         seed=whole_number(path, line, row, "seed", "evaluation_seed", "sd_seed"),
         guidance=number(path, line, row, "guidance", "evaluation_guidance", "sd_guidance_scale"),
-        height=whole_number(path, line, row, "height", "sd_image_height"),
-        width=whole_number(path, line, row, "width", "sd_image_width"),
+        height=height,
+        width=width,
     )
+
+
+def _size(path: Path, line: int, row: Row) -> tuple[int | None, int | None]:
+    """Width and height in pixels; None for both where the row has none."""
+    width, height = (whole_number(path, line, row, *names) for names in (("width", "sd_image_width"), ("height", "sd_image_height")))
+    if (width is None) != (height is None):
+        raise ValueError(f"{path.name}, line {line} has a {'width' if height is None else 'height'} alone; give width and height, or neither")
+    if width is not None or not (text := row.get("size", "").strip()):
+        return width, height
+    if not (found := re.fullmatch(r"(\d{1,6})(?:\s*[xX\u00d7]\s*(\d{1,6}))?", text, re.ASCII)):
+        raise ValueError(f"{path.name}, line {line}: size is {text[:40]!r}; allowed: pixels such as 512, width x height such as 512x768, or nothing")
+    return int(found[1]), int(found[2] or found[1])

@@ -54,8 +54,15 @@ def _parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     except (OSError, ValueError) as error:  # pyarrow's errors are of these two
         raise ValueError(f"file {str(path)!r} cannot be read ({' '.join(str(error).split())[:200]}): give a Parquet file") from error
     columns = [name.strip() for name in table.column_names]
-    cells = [["" if value is None else str(value) for value in column.to_pylist()] for column in table.columns]
+    cells = [[_text(value) for value in column.to_pylist()] for column in table.columns]
     return columns, [(n, dict(zip(columns, row, strict=True))) for n, row in enumerate(zip(*cells, strict=True), start=2)]
+
+
+def _text(value: Any) -> str:
+    """A cell of a Parquet file: nothing for None and NaN, and ``a|b`` for a list."""
+    if isinstance(value, list):
+        return "|".join(map(_text, value))
+    return "" if value is None or value != value else str(value)
 
 
 def _separated(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
@@ -130,14 +137,19 @@ def rank(*parts: object) -> str:
 
 
 def numbered(ids: Sequence[str], order: Sequence[Any]) -> list[str]:
-    """The ids made distinct: of equal ones the second, third, ... by ``order`` get ``-2``, ``-3``.
+    """The ids made distinct: of equal ones the second, third, ... by ``order`` get ``-2``, ``-3``, or the next number that is no other's id.
 
     >>> numbered(["a", "b", "a"], [9, 0, 5])
     ['a-2', 'b', 'a']
+    >>> numbered(["a", "a", "a-2"], range(3))
+    ['a', 'a-3', 'a-2']
     """
-    out, seen = list(ids), dict[str, int]()
+    out, seen, taken = list(ids), dict[str, int](), set(ids)
     for i in sorted(range(len(ids)), key=lambda i: (ids[i], order[i])):
-        seen[ids[i]] = seen.get(ids[i], 0) + 1
-        if seen[ids[i]] > 1:
-            out[i] = f"{ids[i]}-{seen[ids[i]]}"
+        seen[ids[i]] = n = seen.get(ids[i], 0) + 1
+        if n > 1:
+            while (name := f"{ids[i]}-{n}") in taken:
+                n += 1
+            out[i], seen[ids[i]] = name, n
+            taken.add(name)
     return out

@@ -298,7 +298,7 @@ def _rms(h: Tensor) -> float:
 def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
     """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
 
-    Two secant steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
+    Two proportional steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
     """
     parts = []
     for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
