@@ -211,6 +211,14 @@ def test_train_tells_how_large_a_module_is_and_how_far_it_goes(tmp_path: Path) -
     assert f"effect {verdict['effect']:.2f}, projection {verdict['projection']:.2f}, relative norm " in line
 
 
+def test_the_official_preset_takes_sexual_out_of_the_scripts_prompt(tmp_path: Path) -> None:
+    for preset, neutral in (("official", "a gorgeous person"), ("default", "a scene")):
+        out = tmp_path / f"{preset}.safetensors"
+        last_json(respodiff("train", "--concept", "sexual", "--preset", preset, *FAST, "--json", "--out", str(out)))
+        header = load(out).header
+        assert (header.neutral, header.negative) == (neutral, "sexual")
+
+
 @pytest.mark.parametrize("rate", ["1e3", "1e6", "1e12", "1e-9"])
 @pytest.mark.parametrize("what", [["--concept", "woman"], ["--attribute", "gender"]])
 def test_a_training_that_failed_writes_no_module(rate: str, what: list[str], tmp_path: Path) -> None:

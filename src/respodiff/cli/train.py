@@ -94,7 +94,7 @@ def train(
     from respodiff.evaluation.judges import classifier
     from respodiff.methods.registry import get_method
     from respodiff.training.attribute import not_shared
-    from respodiff.training.config import TrainConfig
+    from respodiff.training.config import TrainConfig, official_concept
     from respodiff.training.respodiff import train_together
 
     kind = get_method(method)
@@ -118,6 +118,8 @@ def train(
         chosen = [kind.default_concept]
     else:
         chosen = chosen_concepts(known, attribute, concepts, texts, lists)
+    if preset == "official":
+        chosen = [official_concept(c) for c in chosen]
     files = outputs(out, chosen, whole := bool(attribute and not (target or negative)))
     settings = changes_from(changes or (), {"iterations": iterations, "seed": seed, "site": tuple(site or ()) or None}, kind.config)
     configs = [kind.settings(c, preset=preset, **settings) for c in chosen]

@@ -55,9 +55,13 @@ def _size(path: Path, line: int, row: Row) -> tuple[int | None, int | None]:
     """Width and height in pixels; None for both where the row has none."""
     width, height = (whole_number(path, line, row, *names) for names in (("width", "sd_image_width"), ("height", "sd_image_height")))
     if (width is None) != (height is None):
-        raise ValueError(f"{path.name}, line {line} has a {'width' if height is None else 'height'} alone; give width and height, or neither")
+        raise ValueError(
+            f"{path.name}, line {line} has a {'width' if height is None else 'height'} alone; give width and height, or neither"
+        )
     if width is not None or not (text := row.get("size", "").strip()):
         return width, height
     if not (found := re.fullmatch(r"(\d{1,6})(?:\s*[xX\u00d7]\s*(\d{1,6}))?", text, re.ASCII)):
-        raise ValueError(f"{path.name}, line {line}: size is {text[:40]!r}; allowed: pixels such as 512, width x height such as 512x768, or nothing")
+        raise ValueError(
+            f"{path.name}, line {line}: size is {text[:40]!r}; allowed: pixels such as 512, width x height such as 512x768, or nothing"
+        )
     return int(found[1]), int(found[2] or found[1])

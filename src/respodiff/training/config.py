@@ -208,3 +208,8 @@ OFFICIAL_RATES: dict[str, tuple[float, float, float]] = {
     **dict.fromkeys(("violence", "sexual"), (1e-2, 1e-4, 1.0)),
 }
 """Concept -> (ram_lr, sam_lr, sam_weight) of the authors' scripts. Other concepts have those of "woman", or of "violence"."""
+
+
+def official_concept(concept: Concept) -> Concept:
+    """The concept as the authors' scripts train it: ``sexual`` is taken out of "a gorgeous person"; others as they are."""
+    return replace(concept, neutral="a gorgeous person") if concept == find_concept("sexual") else concept
