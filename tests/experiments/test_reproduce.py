@@ -20,7 +20,7 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import classifier, load_judge
 from respodiff.experiments.compare import method_of
 from respodiff.experiments.paper_tables import PaperTable, tables
-from respodiff.experiments.reproduce import Reproduction, publish
+from respodiff.experiments.reproduce import Reproduction, cost, publish
 from respodiff.training.config import TrainConfig
 from tiny_models import sdxl
 
@@ -75,6 +75,12 @@ def test_what_a_table_costs_is_said_without_a_model_or_a_file(name: str, images:
     assert twin["training_forwards"] is None and "embedded" in twin["table"] and twin["images"] > 0
     smaller = last_json(respodiff(*command, "--fraction", "0.01", "--json"))
     assert smaller["images"] < images / 20 and smaller["training_forwards"] == round(found["training_forwards"] * 0.01)
+
+
+def test_an_adapter_of_all_alternatives_is_trained_once() -> None:
+    whole = cost(tables()["gender"], {"suite": (180, 30)}, 50)["training_forwards"]
+    assert whole == 2 * 92_000 + 11_000_000 + 150_000 + 2 * 292_000
+    assert cost(tables(fraction=0.01)["gender"], {"suite": (180, 30)}, 50)["training_forwards"] == whole // 100
 
 
 @pytest.fixture
@@ -163,6 +169,7 @@ def test_the_verb_on_a_folder(tiny_pipe: Any, tmp_path: Path) -> None:
     done = last_json(respodiff(*command[:-1], "--out", str(tmp_path / "run"), "--json"))
     assert done["table"].startswith("Gender") and [row["name"] for row in done["rows"]] == ["SDXL", "RespoDiff"]
     assert done["rows"][0]["published"]["devrat gender"] == 0.72 and done["unet_forwards"] > 0
+    assert [note.partition(":")[0] for note in done["notes"] if "published budget" in note] == ["RespoDiff"]
     run = json.loads((tmp_path / "run" / "runs" / "sdxl" / "suite" / "run.json").read_text())
     assert [run[key] for key in ("scheduler", "steps", "guidance")] == ["DDIMScheduler", 50, 7.5], "as published, whatever the folder has"
     refused = respodiff("reproduce", "genders", "--out", str(tmp_path / "new"))

@@ -24,7 +24,7 @@ class PaperRow:
     Attributes:
         name: as published. method: in `respodiff.methods.registry.names`. settings: those that differ from the method's.
         published: figure -> value, of devrat, alignment, unsafe, fid and clip.
-        train_forwards: evaluations of the model per sample to train one concept at the full budget. passes: those of a step of one image.
+        train_forwards: evaluations of the model per sample to train one adapter at the full budget. passes: those of a step of one image.
     """
 
     name: str

@@ -22,7 +22,7 @@ from respodiff.evaluation.judges import EMBEDDED, NOTICE, FeatureJudge, Judge, V
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import load_scored_run
-from respodiff.experiments.compare import REMOVED, MethodComparison, Plan, cost_of, spaced
+from respodiff.experiments.compare import REMOVED, MethodComparison, Plan, cost_of, method_of, spaced
 from respodiff.experiments.engine import Engine
 from respodiff.experiments.paper_tables import PaperRow, PaperTable
 from respodiff.experiments.work import ModelSource, Progress, Run, draw, draw_on
@@ -33,6 +33,8 @@ from respodiff.reports.tables import Cell, markdown_table, markdown_text
 
 TITLES = {"devrat": "DevRat", "alignment": "WinoAlign", "unsafe": "unsafe (I2P)", "fid": "FID", "clip": "CLIP"}
 OURS = ("runs/*/*/run.json", "adapters/*.safetensors", "reproduce.json")
+WHOLE_BUDGET = 0.8
+"""Part of the published evaluations below which a row says that it is not at full budget: how many a training takes is drawn by chance."""
 ABOUT = (
     "Published: figures of the paper, from public summaries. Measured: of this run, with 95 % intervals over prompts.",
     "Noise floor: what a perfect generator that samples concepts at random would show at this n (DevRat).",
@@ -74,10 +76,16 @@ def counts_of(table: PaperTable, paths: Mapping[str, str] | None = None) -> dict
 def cost(table: PaperTable, counts: Mapping[str, tuple[int, int]], steps: int) -> dict[str, Any]:
     """Images, and evaluations of the model per sample for drawing and for training by the authors' loops; None for the twin's training."""
     images = sum(prompts * each for prompts, each in counts.values())
-    concepts = sum(len(attribute(name).names) for name in table.attributes) or len(REMOVED)
-    training = round(sum(row.train_forwards * concepts for row in table.rows) * table.fraction) or None
+    training = round(sum(published_forwards(table, row) for row in table.rows)) or None
     drawing = images * steps * sum(row.passes for row in table.rows)
     return {"images": images * len(table.rows), "training_forwards": training, "drawing_forwards": drawing}
+
+
+def published_forwards(table: PaperTable, row: PaperRow) -> float:
+    """Evaluations of the model per sample to train a row by the authors' loops, or the fraction of them; one adapter may hold all alternatives."""
+    whole = row.method != BASELINE and table.kind in method_of(row.method).needs_classifier
+    adapters = sum(1 if whole else len(attribute(name).names) for name in table.attributes) or len(REMOVED)
+    return row.train_forwards * adapters * table.fraction
 
 
 class Reproduction:
@@ -242,6 +250,12 @@ def _notes(made: Reproduction, real: bool, features: bool) -> list[str]:
             "On the embedded model: other prompts, attributes and budgets than the paper's, so that nothing is published to compare with."
         )
     notes += [f"{row.name}: {row.settings['iterations']} iterations." for row in table.rows if row.settings.get("iterations")]
+    for row in table.rows:
+        whole, own = published_forwards(table, row), sum(t.training_cost(made.variant(row)) for t in made.trainings.values())
+        if own < WHOLE_BUDGET * whole:
+            notes.append(
+                f"{row.name}: not at the published budget: {own:,} evaluations of the model for {whole:,.0f} by the authors' loops."
+            )
     if "fid" in table.figures and not (real and features):
         lacking = [*["--real RUN, a run folder of COCO's own images"] * (not real), *["--judge inception:FILE"] * (not features)]
         notes.append(f"No FID without {' and '.join(lacking)}.")
