@@ -317,7 +317,7 @@ def mean_norm(record: Any) -> float:
 
 def test_the_length_of_a_channel_module_is_compared_at_one_position() -> None:
     with pytest.warns(UserWarning, match="max_relative_norm 0.2 limits it"):
-        *_, last = train(sd(), WOMAN, TrainConfig(**TINY, form="channel", projection=50.0, max_relative_norm=0.2))
+        *_, last = train(sd(), WOMAN, TrainConfig(**TINY, sam_lr=0.0, form="channel", projection=50.0, max_relative_norm=0.2))
     h = mean_norm(last)  # at one of its 16 positions
     assert last.module.delta.norm().item() == pytest.approx(0.2 * h, rel=1e-4)
     *_, whole = train(sd(), WOMAN, TrainConfig(**TINY))
