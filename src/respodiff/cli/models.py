@@ -33,9 +33,9 @@ def inspect(
         from respodiff.methods.registry import load
 
         result["warnings"] = load(module).check(open_model(model))
-    lines = [f"{k:<14}{v}" for k, v in result.items() if k not in ("verdict", "train", "warnings")]
-    lines += [f"{key:<14}" + ", ".join(f"{k} {v}" for k, v in result[key].items()) for key in ("verdict", "train")]
-    finish(result, "\n".join([*lines, *(f"{'warning':<14}{text}" for text in result["warnings"])]), as_json)
+    lines = [f"{k:<15}{v}" for k, v in result.items() if k not in ("verdict", "train", "warnings")]
+    lines += [f"{key:<15}" + ", ".join(f"{k} {v}" for k, v in result[key].items()) for key in ("verdict", "train")]
+    finish(result, "\n".join([*lines, *(f"{'warning':<15}{text}" for text in result["warnings"])]), as_json)
 
 
 def contents(path: Path) -> dict[str, Any]:
