@@ -202,7 +202,7 @@ def test_train_tells_how_large_a_module_is_and_how_far_it_goes(tmp_path: Path) -
     assert module["file"] == str(out) and module["concept"] == "woman" and module["digest"] == load(out).digest
     assert 0 < module["relative_norm"] == pytest.approx(load(out).relative_norm)
     assert last_json(respodiff("inspect", str(out), "--json"))["relative_norm"] == pytest.approx(module["relative_norm"], rel=1e-5)
-    verdict = {key: module[key] for key in ("effect", "projection", "relative_norm", "reached")}
+    verdict = {key: module[key] for key in ("effect", "projection", "relative_norm", "reached", "linearity")}
     kept = load(out).header.verdict
     assert last_json(respodiff("inspect", str(out), "--json"))["verdict"] == kept == verdict | {"factor": kept["factor"]}
     told = ", ".join(f"{key} {value}" for key, value in kept.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from respodiff.pipelines.denoiser import Denoiser, repeat
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header
 from respodiff.training import diagnostics
-from respodiff.training.diagnostics import choose_neutral, module_with_verdict
+from respodiff.training.diagnostics import choose_neutral, directions, module_with_verdict, with_verdict
 from respodiff.training.rollouts import mix_seed, roll_batch
 
 pytestmark = pytest.mark.slow
@@ -135,6 +136,23 @@ def test_a_module_that_leads_away_from_its_target_is_kept_with_a_warning(tiny_pi
     for sign in (1, -1):
         found = module_with_verdict(model, WOMAN, module_of(WOMAN, sign * noise(0.02), zero)).header.verdict["projection"]
         signs.append(found > 0)
-        told = [w for w in recwarn.list if "'woman' moves predictions away from its target" in str(w.message)]
+        told = [w for w in recwarn.list if "'woman' moves predictions away from" in str(w.message)]
         assert len(told) == signs.count(False)
     assert sorted(signs) == [False, True], "a short offset acts linearly"
+
+
+@pytest.mark.parametrize(("projection", "norm", "told"), [(0.06, 0.9, ""), (0.04, 0.9, "hardly"), (0.06, 1.1, "outweighs"), (-0.1, 1.1, "away")])
+def test_little_effect_and_a_module_that_outweighs_h_are_warnings(
+    tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, projection: float, norm: float, told: str
+) -> None:
+    """The projection is that of a module along d itself: h is not read, so that the figure is known."""
+    model, d = Denoiser(tiny_pipe), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    at = {WOMAN.neutral: 0 * d, WOMAN.target: d}
+    texts = iter([*at.values()])
+    monkeypatch.setattr("respodiff.training.diagnostics.predict", lambda *_: next(texts, d))
+    monkeypatch.setattr("respodiff.training.diagnostics.roll_batch", lambda *_, **__: (d, torch.ones(2)))
+    monkeypatch.setattr(Denoiser, "__call__", lambda *_, **__: projection * d)
+    with_verdict(model, module_of(WOMAN, noise(0.02), torch.zeros(64, 4, 4)), directions(WOMAN), lambda _: nullcontext(), lambda: norm)
+    lines = [str(w.message) for w in recwarn.list if "'woman'" in str(w.message)]
+    assert len(lines) == (0 if not told else 2 if norm > 1 and projection < 0 else 1)
+    assert not told or told in lines[0]

@@ -329,6 +329,18 @@ def test_the_module_reaches_the_projection_of_the_settings(tiny_pipe: Any, aim: 
     d, change = b.e_tar - e, hooked(unet, b.z, b.t, y, module.ram) - e
     assert ((change * d).sum() / d.square().sum()).item() == pytest.approx(aim, rel=0.3)
     assert module.header.verdict["reached"] == pytest.approx(aim, rel=0.05)
+    half = hooked(unet, b.z, b.t, y, module.ram / 2) - e
+    assert module.header.verdict["linearity"] == pytest.approx(((change * d).sum() / (2 * (half * d).sum())).item(), rel=0.1)
+
+
+def test_a_response_that_is_not_linear_is_a_warning(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    config = TrainConfig.preset("default", **TINY, sam_lr=0.0, projection=0.02)
+    for linearity, told in ((0.8, 0), (1.2, 0), (0.7, 1), (1.3, 1)):
+        monkeypatch.setattr("respodiff.training.respodiff._reach", lambda *_, x=linearity: (1.0, 0.02, x))
+        recwarn.clear()
+        module = fit(tiny_pipe, WOMAN, config)
+        assert module.header.verdict["linearity"] == linearity
+        assert sum("not linear" in str(w.message) for w in recwarn.list) == told
 
 
 def test_no_projection_makes_ram_longer_than_the_limit(tiny_pipe: Any) -> None:
@@ -462,7 +474,7 @@ def test_the_header_holds_the_verdict_also_of_a_resumed_run(tiny_pipe: Any, conc
     config = TrainConfig.preset("default", concept.kind, **TINY)
     *before, last = train(tiny_pipe, concept, config)
     found = last.module.header.verdict
-    assert found.keys() == {"effect", "projection", "relative_norm", "factor", "reached"} and found["effect"] > 0.05
+    assert found.keys() == {"effect", "projection", "relative_norm", "factor", "reached", "linearity"} and found["effect"] > 0.05
     assert found["relative_norm"] == last.module.relative_norm and not before[-1].module.header.verdict
     (again,) = train(tiny_pipe, concept, config, resume=last.state.tensors())
     assert again.module.header == last.module.header and again.unet_forwards == last.unet_forwards

@@ -27,7 +27,7 @@ from respodiff.training.checkpoint import Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
 
 SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
-LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached")
+LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached", "linearity")
 METHOD_HELP = f"{', '.join(NAMES)}<methods> (docs/methods.md)."
 REPORT_HELP = "tensorboard (a folder beside --out), trackio or wandb: losses, relative norm, images; each needs the extra of its name."
 VALIDATION_HELP = "For --report-to: an image now and then, unsteered beside steered; repeat for several."

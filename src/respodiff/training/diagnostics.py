@@ -38,7 +38,10 @@ ROLLOUTS, STEPS = 8, 8
 """Rollouts of all alternatives together (every subject gets two), and their steps."""
 
 SAME, LEAST, MOST = 1e-5, 1e-3, 10.0
-"""Bounds of a verdict: |d| / |e| of two prompts that are the same, and the least effect and largest relative norm of what is kept.
+"""Bounds of a verdict: |d| / |e| of two prompts that are the same, and the least effect and largest relative norm of what is kept."""
+
+LITTLE, OUTWEIGHS = 0.05, 1.0
+"""Projection below which, and relative norm above which, an adapter is kept with a warning.
 
 On the embedded model sane trainings have effects of 0.4 to 3.4 and relative norms of at most 1.1; a learning rate of 1000 gives norms of 700 or more.
 """
@@ -109,7 +112,9 @@ def with_verdict(
 ) -> Adapted:
     """The adapter of a finished training, with a verdict in its header, from the latents of two short unsteered rollouts.
 
-        effect = |e' - e| / |d|     projection = <e' - e, d> / |d|^2: 0 is no effect, 1 as far as the target; negative ones are a warning
+        effect = |e' - e| / |d|     projection = <e' - e, d> / |d|^2: 0 is no effect, 1 as far as the target
+
+    A projection below `LITTLE` and a relative norm above `OUTWEIGHS` are warnings.
 
     Args:
         prompts: the steered one, of e, and the two whose predictions differ by d: from one to the other.
@@ -142,11 +147,18 @@ def with_verdict(
     if found["effect"] < LEAST:
         words = f"has an effect of {found['effect']:.1g} of the way to the target, which is none"
         raise RuntimeError(f"{name} {words}; raise {rate}, which is {config[rate]:g}, or iterations")
-    if projection <= 0:
+    words = []
+    if projection < LITTLE:
         or_less = ", or lower sam_weight" if config.get("sam_lr") else ""
-        warnings.warn(
-            f"{name} moves predictions away from its target (projection {projection:.2g}); train it for longer{or_less}", stacklevel=2
-        )
+        words = [
+            f"moves predictions {'away from' if projection < 0 else 'hardly towards'} its target (projection {projection:.2g}); train it for longer{or_less}"
+        ]
+    if found["relative_norm"] > OUTWEIGHS:
+        words += [
+            f"outweighs what it changes, by {found['relative_norm']:.2g} to 1, and may break images; lower {rate}, which is {config[rate]:g}{factors}"
+        ]
+    for line in words:
+        warnings.warn(f"{name} {line}", stacklevel=2)
     return replace(adapter, header=replace(adapter.header, verdict=found))
 
 

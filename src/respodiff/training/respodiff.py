@@ -132,9 +132,9 @@ def train_together(
             yield state.finish(make, *map(fmean, zip(*losses, strict=True)))
 
 
-FRESH, NOISE, NONLINEAR = 4, 1e-6, 0.2
-"""Rollouts on which the projection is measured (none that RAM was trained on); what is float noise of it; its largest relative error without a
-warning."""
+FRESH, NOISE, MISSED, NONLINEAR = 4, 1e-6, 0.2, 0.25
+"""Rollouts on which the projection is measured (none that RAM was trained on); what is float noise of it; largest |projection / asked - 1| and
+|linearity - 1| without a warning."""
 
 
 Offset = Callable[[Site, Tensor, Tensor], Tensor]
@@ -185,7 +185,7 @@ class Learner(NamedTuple):
         }
         groups = ([{"params": list(d.parameters())} for d in ds] for ds in zip(*((x.r, x.s) for x in at.values()), strict=True))
         adam_r, adam_s = (torch.optim.Adam(group, betas=config.betas) for group in groups)
-        return cls(at, adam_r, adam_s, torch.tensor([1.0, 0.0], dtype=torch.float64))
+        return cls(at, adam_r, adam_s, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
 
     def ram(self, site: Site, h: Tensor, t: Tensor, factor: float = 1.0) -> Tensor:
         """What RAM adds, times a factor."""
@@ -295,10 +295,11 @@ def _rms(h: Tensor) -> float:
 
 
 @torch.no_grad()
-def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float]:
-    """Factor on the modules at which E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e, and what it then is, measured.
+def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tuple[float, float, float]:
+    """Factor on the modules at which p = E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e; p there, measured; linearity.
 
     Two proportional steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
+    Linearity is p / 2p', p' of half the factor: 1 is a linear response, 0 a p' of nothing.
     """
     parts = []
     for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
@@ -307,31 +308,40 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
         e, _, decode = _predict(model, part, x.ram)
         parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, decode))
     size = max(sum(d.square().sum().item() for _, d, *_ in parts), 1e-30)
+
+    def projection(factor: float) -> float:
+        scaled = partial(x.ram, factor=factor)
+        return sum(((decode(scaled) - e_neu) * d).sum().item() for _, d, e_neu, decode in parts) / size
+
     found, factor = sum((change * d).sum().item() for change, d, *_ in parts) / size, 1.0
     for _ in range(2):
         longer = min(factor * config.projection / found, x.limit(config)) if found > NOISE else min(factor, x.limit(config))
         if longer == factor:
             break
         factor = longer
-        scaled = partial(x.ram, factor=factor)
-        found = sum(((decode(scaled) - e_neu) * d).sum().item() for _, d, e_neu, decode in parts) / size
-    return factor, found
+        found = projection(factor)
+    half = projection(factor / 2)
+    return factor, found, found / (2 * half) if abs(half) > NOISE else 0.0
 
 
 def _with_reach(module: ConceptModule, x: Learner, config: TrainConfig) -> ConceptModule:
-    """The module with factor and projection in its verdict; a warning where they are not what was asked."""
+    """The module with what `_reach` found in its verdict; a warning where the projection is not what was asked or the response not linear."""
     if not config.projection:
         return module
-    factor, reached = x.reached.tolist()
-    if abs(reached - config.projection) > NONLINEAR * config.projection:
-        why = "the response is not linear; lower projection"
+    factor, reached, linearity = x.reached.tolist()
+    why = ""
+    if abs(linearity - 1) > NONLINEAR:
+        why = f"the response is not linear (half of it reaches {reached / (2 * linearity) if linearity else 0:.2g}); lower projection"
+    if abs(reached - config.projection) > MISSED * config.projection:
+        why = why or "the response is not linear; lower projection"
         if reached <= 0:
             why = "it leads away from the target; train it for longer"
         elif factor >= x.limit(config):
             why = f"max_relative_norm {config.max_relative_norm:g} limits it"
-        words = f"reaches a projection of {reached:.2g} for {config.projection:g}: {why}"
-        warnings.warn(f"module {module.name!r} {words}", stacklevel=2)
-    return replace(module, header=replace(module.header, verdict={**module.header.verdict, "factor": factor, "reached": reached}))
+    if why:
+        warnings.warn(f"module {module.name!r} reaches a projection of {reached:.2g} for {config.projection:g}: {why}", stacklevel=2)
+    figures = {"factor": factor, "reached": reached, "linearity": linearity}
+    return replace(module, header=replace(module.header, verdict={**module.header.verdict, **figures}))
 
 
 def _modules(headers: Mapping[str, Header], config: TrainConfig, suffixes: Sequence[str], values: Tensors) -> dict[str, ConceptModule]:
