@@ -137,6 +137,8 @@ def test_images_of_coco_belong_to_captions_by_their_numbers(tmp_path: Path) -> N
     assert found["coco30k/000000000042"].prompt == "A boat." and found["coco30k/000000000007"].group == "captions"
     source = tmp_path / "val" / "COCO_val2014_000000000042.jpg"
     assert found["coco30k/000000000042"].digest == file_digest(source) and suite("coco30k", path=captions)[0].id == "coco30k/000000000042"
+    captions.write_text("image_id,prompt\n42,A boat.\n42,A ship.\n")
+    assert last_json(respodiff(*command[:-1], str(tmp_path / "two"), "--json"))["images"] == 2, "two captions of one image"
     for text, told in (("image_id,prompt\n42,A boat.\n43,A house.\n", "000000000043"), ("prompt\nA boat.\n", "image_id")):
         captions.write_text(text)
         refused = respodiff(*command[:-1], str(tmp_path / "new"))

@@ -92,3 +92,10 @@ def test_parquet_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", hidden)
     with pytest.raises(RuntimeError, match=r"respodiff\[parquet\]"):
         read_prompt_file(tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize(("text", "told"), [("Prompt,seed\na lake,1\n", "'prompt'"), ("prompt;seed\na lake;1\n", "';'")])
+def test_headers_of_other_spellings_are_refused_with_what_to_do(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "p.csv").write_text(text)
+    with pytest.raises(ValueError, match=f": .*{told}"):
+        read_prompt_file(tmp_path / "p.csv")

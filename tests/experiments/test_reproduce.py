@@ -17,18 +17,29 @@ from respodiff.cli.reproduce import NAMES
 from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import classifier, load_judge
+from respodiff.evaluation.judges import classifier, judge_folder, load_judge
 from respodiff.experiments.compare import method_of
 from respodiff.experiments.paper_tables import PaperTable, tables
 from respodiff.experiments.reproduce import Reproduction, cost, publish
+from respodiff.methods.registry import load
 from respodiff.training.config import TrainConfig
 from tiny_models import sdxl
 
 pytestmark = pytest.mark.slow
 
 
+TRAINED: dict[str, Callable[[Any], int]] = {  # evaluations per sample that an adapter takes, by each method's loop
+    "sdisc": lambda c: 2 * c.rollouts * c.steps + c.iterations * c.batch,
+    "fdf": lambda c: c.iterations * 3 * 2 * c.batch * c.steps,
+    "bact": lambda c: 2 * c.rollouts * c.steps,
+    "esd-u": lambda c: c.rollouts * (2 * (c.steps - 1) + 2 * c.steps) + c.iterations * c.batch,
+}
+
+
 def test_plans_are_those_of_the_paper() -> None:
     found = tables()
+    assert {source.partition(":")[0] for source in found["safety"].judges} == {"nudenet", "q16", "clip", "inception"}
+    assert all(table.judges[0].startswith("clip:") for table in found.values() if table.kind == "fairness")
     assert tuple(found) == NAMES
     assert [row.published["devrat"] for row in found["gender"].rows] == [0.68, 0.17, 0.40, 0.57, 0.14]
     assert [row.published["unsafe"] for row in found["safety"].rows] == [0.27, 0.20, 0.32, 0.16]
@@ -36,6 +47,9 @@ def test_plans_are_those_of_the_paper() -> None:
         assert (table.images in (5, 30) and table.rows[0].method == "plain") or table.rows[0].name == "RAM only"
         for row in table.rows:
             assert not set(row.published) - {"devrat", "alignment", "unsafe", "fid", "clip"}
+            if row.method in TRAINED:
+                spent = TRAINED[row.method](method_of(row.method).settings(table.kind, **row.settings))
+                assert spent == pytest.approx(row.train_forwards, rel=0.02), "the authors' budget"
             if row.method == "respodiff-paper":
                 whole = method_of(row.method).settings(table.kind, **row.settings)
                 assert whole == TrainConfig.preset("paper", table.kind, **row.settings), "the published budget"
@@ -47,7 +61,8 @@ def test_a_fraction_takes_its_part_of_everything() -> None:
     whole, part = tables()["gender"], tables(fraction=0.01)["gender"]
     assert (whole.part(180, 30), part.part(180, 30), part.part(30_000, 1)) == ((180, 30), (14, 4), (300, 1))
     assert tables(fraction=1e-6)["safety"].part(4702, 5) == (1, 4)
-    assert [row.settings.get("iterations") for row in part.rows][-1] == 50
+    assert [row.settings.get("iterations") for row in part.rows] == [None, 25, 100, 2, 50]
+    assert [row.settings.get("rollouts") for row in part.rows] == [None, 10, None, 15, 1]
     for wrong in (0, 1.5):
         with pytest.raises(ValueError, match="fraction"):
             tables(fraction=wrong)
@@ -56,7 +71,8 @@ def test_a_fraction_takes_its_part_of_everything() -> None:
 def test_the_twin_of_every_table_has_suites_and_attributes_of_the_embedded_model() -> None:
     for table in tables(embedded=True).values():
         assert table.suite in ("occupations", "unsafe") and table.captions in ("", "general") and table.steps is table.guidance is None
-        assert not table.scheduler
+        assert not table.scheduler and not table.judges
+        assert not [row.name for row in table.rows if row.method in ("sdisc", "fdf", "bact", "esd-u") and row.settings], "their own budgets"
         assert set(table.attributes) <= {"gender", "tone"} and not any(row.published for row in table.rows)
 
 
@@ -79,13 +95,13 @@ def test_what_a_table_costs_is_said_without_a_model_or_a_file(name: str, images:
 
 def test_an_adapter_of_all_alternatives_is_trained_once() -> None:
     whole = cost(tables()["gender"], {"suite": (180, 30)}, 50)["training_forwards"]
-    assert whole == 2 * 92_000 + 11_000_000 + 150_000 + 2 * 292_000
+    assert whole == 2 * 80_000 + 30_240_000 + 150_000 + 2 * 280_000
     assert cost(tables(fraction=0.01)["gender"], {"suite": (180, 30)}, 50)["training_forwards"] == whole // 100
 
 
 @pytest.fixture
-def short() -> Callable[[str], PaperTable]:
-    """The twin of a table with a prompt or two, and trainings of one iteration."""
+def short() -> Callable[..., PaperTable]:
+    """A table, or its twin, with a prompt or two, and trainings of one iteration."""
     budgets: dict[str, dict[str, Any]] = {
         "respodiff-paper": {"iterations": 1, "steps": 2},
         "sdisc": {"iterations": 1, "steps": 2},
@@ -94,8 +110,8 @@ def short() -> Callable[[str], PaperTable]:
         "esd-u": {"iterations": 1, "steps": 2},
     }
 
-    def of(name: str) -> PaperTable:
-        table = replace(tables(embedded=True, fraction=0.01)[name], steps=2, guidance=3.0)
+    def of(name: str, twin: bool = True) -> PaperTable:
+        table = replace(tables(embedded=twin, fraction=0.01 if twin else 1e-5)[name], steps=2, guidance=3.0)
         return replace(table, rows=tuple(replace(r, settings={**r.settings, **budgets.get(r.method, {})}) for r in table.rows))
 
     return of
@@ -103,7 +119,7 @@ def short() -> Callable[[str], PaperTable]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
-def test_every_table_runs_from_end_to_end(name: str, short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+def test_every_table_runs_from_end_to_end(name: str, short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
     table, judge = short(name), load_judge("embedded")
     pipe = sdxl() if name.startswith("sdxl") else tiny_pipe
     made = Reproduction(pipe, table, tmp_path / "run", classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
@@ -126,7 +142,53 @@ def test_every_table_runs_from_end_to_end(name: str, short: Callable[[str], Pape
     ] == found["rows"]
 
 
-def test_modules_of_a_composition_act_at_their_factors(short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["race", "safety"])
+def test_the_suites_and_attributes_of_the_paper_run_from_end_to_end(
+    name: str, short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path
+) -> None:
+    """WinoBias, I2P and COCO from files, race, and the paper's captions; the twins have others."""
+    (tmp_path / "coco.csv").write_text("image_id,prompt\n" + "".join(f"{n},a boat and {n} birds\n" for n in range(5)))
+    (tmp_path / "i2p.csv").write_text("prompt,categories,evaluation_seed,evaluation_guidance,width,height\na fight,violence,1,7,512,512\n")
+    table, paths = short(name, twin=False), {"coco30k": str(tmp_path / "coco.csv"), "i2p": str(tmp_path / "i2p.csv")}
+    judge = load_judge(str(judge_folder("embedded")) if name == "race" else "embedded")
+    made = Reproduction(tiny_pipe, table, tmp_path / "run", paths=paths, judge="d")
+    assert {part.prompts[0].suite for part in made.parts.values()} == {table.suite, "coco30k"}
+    assert [training.plan.attribute for training in made.trainings.values()] == (["race"] if name == "race" else ["gender"])
+    list(made.run())
+    found = publish(made, [judge], n_bootstrap=100)
+    for row in found["rows"]:
+        assert row["measured"]["fid"] is None and all(m["n"] > 0 for figure, m in row["measured"].items() if figure != "fid")
+    (about,) = (note for note in found["notes"] if "judges" in note)
+    lacking = about.partition("not given here: ")[2].rstrip(".").split(", ")
+    assert lacking == [*table.judges[1:]] if name == "race" else lacking == [*table.judges]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_killed_training_of_a_row_goes_on(
+    short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = short("ablation")
+    table = replace(table, rows=(replace(table.rows[0], settings={**table.rows[0].settings, "iterations": 5}),))
+    monkeypatch.setattr("respodiff.experiments.compare.SAVE_EVERY", 0.0)
+    whole = Reproduction(tiny_pipe, table, tmp_path / "whole")
+    (training,) = whole.trainings.values()
+    assert len(list(training.train_missing())) == 2 * 5
+    cut = Reproduction(tiny_pipe, table, tmp_path / "cut")
+    (stopped,) = cut.trainings.values()
+    progress = stopped.train_missing()
+    assert [next(progress).done for _ in range(3)] == [1, 2, 3]
+    progress.close()
+    (kept,) = (tmp_path / "cut" / "adapters").glob(".*.unfinished")
+    (again,) = Reproduction(tiny_pipe, table, tmp_path / "cut").trainings.values()
+    assert [p.done for p in again.train_missing()] == [4, 5, *range(1, 6)] and not kept.exists()
+    for name in again.names[1:]:
+        for a, b in zip(training.adapters(name), again.adapters(name), strict=True):
+            assert load(a).digest == load(b).digest
+        assert training.training_cost(name) == again.training_cost(name)
+
+
+def test_modules_of_a_composition_act_at_their_factors(short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
     made = Reproduction(tiny_pipe, short("composition"), tmp_path, judge="d")
     for training in made.trainings.values():
         list(training.train_missing())
@@ -136,7 +198,7 @@ def test_modules_of_a_composition_act_at_their_factors(short: Callable[[str], Pa
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_fid_says_what_it_needs(short: Callable[[str], PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
+def test_a_fid_says_what_it_needs(short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path) -> None:
     table = short("gender")
     made = Reproduction(tiny_pipe, replace(table, rows=table.rows[:1]), tmp_path / "run", judge="d")
     list(made.run())

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from painted import GENDER, WORDS, ColourJudge, Painted, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
-from respodiff.reports.run_report import report
+from respodiff.reports.run_report import _changes, report
 
 PLAIN: list[Painted] = [("cook", None, (1, 0, 0))] * 7 + [("cook", None, (0, 0, 0))] + [("guard", None, (1, 1, 0))] * 8
 EVEN: list[Painted] = [
@@ -403,3 +404,10 @@ def test_intersections_corrections_and_agreement_are_on_the_page(tmp_path: Path)
     assert 'class="stack"' in page and "cook 1.000, guard 0.000, bomb 0.000" in page
     second = report([str(run.path)], tmp_path / "s.html", judge="second")["suites"]["occupations"][0]["statistics"]
     assert second["judge"]["name"] == "second"
+
+
+@pytest.mark.parametrize(("low", "p", "significant"), [(-1.0, 0.01, True), (-1.0, 0.06, False), (0.083, 0.043, False), (-1.0, None, False)])
+def test_a_change_is_significant_by_test_and_interval(low: float, p: float | None, significant: bool) -> None:
+    test = SimpleNamespace(metric="devrat", title="DevRat", mean=-0.5, low=min(low, -0.9), high=max(low, -0.1), n=6, p_holm=p)
+    said = _changes("a", SimpleNamespace(tests=[test], baseline="b"))
+    assert "DevRat decreases by 0.500" in said and ("not significant" in said) is not significant

@@ -13,6 +13,9 @@ import torch
 
 import respodiff
 from respodiff.concepts.concept import Attribute, Concept, attribute
+from respodiff.concepts.concept import concept as find_concept
+from respodiff.data.prompt_sets import suite
+from respodiff.pipelines.denoiser import Denoiser
 from respodiff.training import rollouts
 from respodiff.training.attribute import fit_attribute, not_shared
 from respodiff.training.config import TrainConfig
@@ -105,6 +108,22 @@ def test_the_default_trains_both_genders_with_at_most_3000_forwards(tiny_pipe: A
     with counted(tiny_pipe.unet) as seen:
         *_, last = train_together(tiny_pipe, GENDER.concepts, config)
     assert seen["encoder"] < last.unet_forwards == seen["decoder"] <= 3000
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_no_prompt_that_is_reported_is_seen_in_training(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every text that training encodes, its verdict included, for what the package ships, by the default and as published."""
+    reported = {p.text for name in ("occupations", "occupations-unseen", "winobias36", "winobias36-successful") for p in suite(name)}
+    encode, seen = Denoiser.encode, set[str]()
+    monkeypatch.setattr(Denoiser, "encode", lambda self, texts, *more: seen.update(texts) or encode(self, texts, *more))
+    short = {"iterations": 1, "steps": 3, "rollouts": 3, "rollout_batch": 3}
+    for name in ("gender", "tone"):
+        fit_attribute(tiny_pipe, name, TrainConfig.preset("default", **short))
+    for known in ("woman", "dark", "violence", "sexual"):
+        for preset in ("default", "paper"):
+            own = {**short, "rollouts": 1, "rollout_batch": 1} if preset == "paper" else short
+            fit(tiny_pipe, find_concept(known), TrainConfig.preset(preset, known, **own))
+    assert {"a person", "a woman", "a scene", "violence"} <= seen and not seen & reported
 
 
 def test_the_alternative_that_diverges_or_has_no_effect_is_named(tiny_pipe: Any) -> None:

@@ -141,7 +141,9 @@ def test_a_module_that_leads_away_from_its_target_is_kept_with_a_warning(tiny_pi
     assert sorted(signs) == [False, True], "a short offset acts linearly"
 
 
-@pytest.mark.parametrize(("projection", "norm", "told"), [(0.06, 0.9, ""), (0.04, 0.9, "hardly"), (0.06, 1.1, "outweighs"), (-0.1, 1.1, "away")])
+@pytest.mark.parametrize(
+    ("projection", "norm", "told"), [(0.06, 0.9, ""), (0.04, 0.9, "hardly"), (0.06, 1.1, "outweighs"), (-0.1, 1.1, "away")]
+)
 def test_little_effect_and_a_module_that_outweighs_h_are_warnings(
     tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, projection: float, norm: float, told: str
 ) -> None:

@@ -273,6 +273,12 @@ def test_unknown_preset_lists_the_known() -> None:
         TrainConfig.preset("best")
 
 
+def test_rates_of_the_scripts_are_for_their_concepts_not_for_other_ones_of_that_name() -> None:
+    assert TrainConfig.preset("official", "man").sam_lr == 1e-4
+    assert TrainConfig.preset("official", replace(find_concept("white"), neutral="someone")).ram_lr == 0.1
+    assert TrainConfig.preset("official", replace(find_concept("white"), target="a white wall")).ram_lr == 0.01
+
+
 def test_state_of_another_model_is_refused(tiny_pipe: Any) -> None:
     config = TrainConfig.preset("default", **TINY)
     tensors = next(train(tiny_pipe, WOMAN, config)).state.tensors()
@@ -333,7 +339,9 @@ def test_the_module_reaches_the_projection_of_the_settings(tiny_pipe: Any, aim: 
     assert module.header.verdict["linearity"] == pytest.approx(((change * d).sum() / (2 * (half * d).sum())).item(), rel=0.1)
 
 
-def test_a_response_that_is_not_linear_is_a_warning(tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_response_that_is_not_linear_is_a_warning(
+    tiny_pipe: Any, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
     config = TrainConfig.preset("default", **TINY, sam_lr=0.0, projection=0.02)
     for linearity, told in ((0.8, 0), (1.2, 0), (0.7, 1), (1.3, 1)):
         monkeypatch.setattr("respodiff.training.respodiff._reach", lambda *_, x=linearity: (1.0, 0.02, x))

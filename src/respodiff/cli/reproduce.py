@@ -36,14 +36,18 @@ NAMES = ("gender", "race", "safety", "ablation", "composition", "sdxl-gender", "
 def reproduce(
     model: ModelSource,
     name: Annotated[str, Argument(help=f"Table: {', '.join(NAMES)}.", metavar="TABLE", show_default=False)],
-    out: Annotated[Path, Option(help="Folder for adapters, runs and the page; what it holds is kept.", metavar="DIR", parser=to_path)],
+    out: Annotated[
+        Path | None, Option(help="Folder for adapters, runs and the page; what it holds is kept.", metavar="DIR", parser=to_path)
+    ] = None,
     judge: Judges = None,
     real: Annotated[
         Path | None, Option(help="Run folder of COCO's own images, for the FID; from 'respodiff import'.", metavar="RUN")
     ] = None,
     i2p: Annotated[Path | None, Option(help="File of I2P; without it, looked for and fetched.", metavar="FILE")] = None,
     coco: Annotated[Path | None, Option(help="File of COCO captions; the same.", metavar="FILE")] = None,
-    fraction: Annotated[float, number(0, 1, help="Part of prompts, images and iterations: .01 is a smoke run.", whole=False)] = 1.0,
+    fraction: Annotated[
+        float, number(0, 1, help="Part of prompts, images, rollouts and iterations: .01 is a smoke run.", whole=False)
+    ] = 1.0,
     dry_run: Annotated[bool, Option("--dry-run", help="Say how many images and forwards it takes, and run nothing.")] = False,
     images_per_second: Annotated[float, number(0, 1e6, help="For --dry-run: of this model on your GPU.", whole=False, metavar="X")] = 0.0,
     n_bootstrap: NBootstrap = 2000,
@@ -77,9 +81,11 @@ def reproduce(
         raise ValueError(f"--images-per-second is {images_per_second:g}, which estimates hours; give --dry-run with it, or leave it out")
     if dry_run:
         found = cost(plan, counts_of(plan, paths), plan.steps or (EMBEDDED_SAMPLING[0] if model.source == "embedded" else SD.steps))
-        result = {"table": plan.title, "rows": [row.name for row in plan.rows], **found}
+        result = {"table": plan.title, "rows": [row.name for row in plan.rows], "judges": list(plan.judges), **found}
         result |= {"unet_forwards": (found["training_forwards"] or 0) + found["drawing_forwards"]}
         return finish(result, _estimate(result, images_per_second), as_json)
+    if out is None:
+        raise ValueError("--out is missing; give a folder, or --dry-run for the counts alone")
     shard, device = wanted_shard(num_shards, shard_index, model.device)
     engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
     judge = judges_of(model.source, judge or [])
@@ -106,7 +112,8 @@ def _estimate(found: dict[str, Any], rate: float) -> str:
     lines = [f"{found['table']}: {len(found['rows'])} rows, {found['images']:,} images"]
     training, drawing = found["training_forwards"], found["drawing_forwards"]
     known = "unknown" if training is None else f"{training:,} by the authors' loops"
-    lines += [f"forwards of the model: {drawing:,} for drawing; for training {known}"]
+    lines += [f"forwards of the model, without backward passes: {drawing:,} for drawing; for training {known}"]
+    lines += [f"judges of the published figures: {', '.join(found['judges'])}"] * bool(found["judges"])
     if rate:
         hours = found["images"] / rate / 3600 * (1 + (training or 0) / max(1, drawing))
         without = "training" if training is None else "backward passes"

@@ -23,10 +23,9 @@ from respodiff.concepts.concept import attribute as find_attribute
 from respodiff.data.places import lock
 from respodiff.methods.registry import NAMES
 from respodiff.pipelines.source import ModelSource
-from respodiff.training.checkpoint import Checkpoint
+from respodiff.training.checkpoint import SAVE_EVERY, Checkpoint
 from respodiff.training.config import LAST_SEED, MOST
 
-SAVE_EVERY = 15.0  # seconds between saves of a checkpoint
 LOSSES, VERDICT = ("loss_first", "loss_last"), ("effect", "projection", "relative_norm", "reached", "linearity")
 METHOD_HELP = f"{', '.join(NAMES)}<methods> (docs/methods.md)."
 REPORT_HELP = "tensorboard (a folder beside --out), trackio or wandb: losses, relative norm, images; each needs the extra of its name."

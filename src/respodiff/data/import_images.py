@@ -65,7 +65,7 @@ def import_captioned(folder: str | Path, suite: Suite, out: str | Path, *, metho
     if not root.is_dir():
         raise ValueError(f"folder is {str(folder)!r}, which is no folder; give the folder that holds the images")
     files = {found[1]: path for path in sorted(root.rglob("*")) if (found := re.search(r"(\d{12})$", path.stem))}
-    numbers = [prompt.id.rpartition("/")[2] for prompt in suite.prompts]
+    numbers = [re.sub(r"^(\d{12})-\d+$", r"\1", prompt.id.rpartition("/")[2]) for prompt in suite.prompts]  # of its second caption: 42-2
     if unnumbered := [p.text for p, number in zip(suite.prompts, numbers, strict=True) if not number.isdecimal()]:
         raise ValueError(
             f"suite {suite.name!r} has {len(unnumbered):,} captions without image_id, first {unnumbered[0]!r}; give the published file"

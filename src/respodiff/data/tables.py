@@ -33,9 +33,14 @@ def read_table(path: Path, required: Sequence[str]) -> list[tuple[int, Row]]:
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise ValueError(f"{path.name} names column {twice[0]!r} twice: give each column a name of its own")
     if missing := [name for name in required if name not in columns]:
+        other = [name for name in columns if name.lower() in missing]
+        hint = "give a table with these columns in its first line"
+        if other:
+            hint = f"rename {other[0]!r} to {other[0].lower()!r}"
+        elif len(columns) == 1 and ";" in columns[0]:
+            hint = "its columns are separated by ';': save it with commas, or with tabs as .tsv"
         raise ValueError(
-            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: "
-            "give a table with these columns in its first line"
+            f"{path.name} has no column {', '.join(map(repr, missing))}; found: {', '.join(columns)[:200] or 'nothing'}: {hint}"
         )
     return rows
 

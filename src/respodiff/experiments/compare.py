@@ -36,8 +36,9 @@ from respodiff.experiments.work import Drawn, ModelSource, Progress, Run, draw, 
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.base import Method
 from respodiff.methods.registry import BASELINE, get_method, methods_for, names
-from respodiff.pipelines.loading import sampling_settings, weights_digest
+from respodiff.pipelines.loading import precision, sampling_settings, weights_digest
 from respodiff.pipelines.registry import backbone
+from respodiff.training.checkpoint import SAVE_EVERY, Checkpoint
 
 DRAWING = ("scale", "assign_at")
 """Settings of generation that every method may have of its own."""
@@ -264,6 +265,7 @@ class MethodComparison:
     def path_of(self, name: str, concept: Concept) -> Path:
         """File of an adapter, named by a hash of all that it depends on."""
         method = method_of(name)
+        dtype = precision(backbone(self.pipe))
         about = {
             "method": method.name,
             "settings": dataclasses.asdict(self._config(name)),
@@ -271,6 +273,7 @@ class MethodComparison:
             "model": self._model,
             "judge": self.judge if concept.kind in method.needs_classifier else "",
             "library": __version__,
+            **({"dtype": dtype} if dtype != "float32" else {}),
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
@@ -280,14 +283,19 @@ class MethodComparison:
         return [self.path_of(name, concept) for concept in self._trained_for(name)]
 
     def train(self, name: str, concept: Concept) -> Iterator[Progress]:
-        """Make an adapter. Progress counts iterations."""
-        method, path = method_of(name), self.path_of(name, concept)
+        """Make an adapter, or go on with it from its checkpoint. Progress counts iterations."""
+        method, path, config = method_of(name), self.path_of(name, concept), self._config(name)
         classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
-        for record in method.train(self.pipe, concept, self._config(name), classify=classify):
-            yield Progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}", record.iteration, record.iterations)
+        checkpoint, saved = Checkpoint(path, concept, config, self.pipe, method.name), time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
+        for record in method.train(self.pipe, concept, config, classify=classify, resume=checkpoint.read() or None):
+            if method.resumes and time.monotonic() - saved > SAVE_EVERY:
+                checkpoint.write(record.state.tensors())
+                saved = time.monotonic()
+            yield Progress(f"{'training' if method.trains else 'building'} {name}: {concept.name}", record.iteration, record.iterations)
         record.module.save(path)
         write_atomic(path.with_suffix(".json"), json.dumps({"unet_forwards": record.unet_forwards}) + "\n")
+        checkpoint.path.unlink(missing_ok=True)
 
     def training_cost(self, name: str) -> int:
         """UNet forwards per sample of training all adapters of a method."""

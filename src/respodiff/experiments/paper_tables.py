@@ -22,9 +22,10 @@ class PaperRow:
     """A row of a table.
 
     Attributes:
-        name: as published. method: in `respodiff.methods.registry.names`. settings: those that differ from the method's.
+        name: as published. method: in `respodiff.methods.registry.names`. settings: those that differ from the method's; its authors' budget.
         published: figure -> value, of devrat, alignment, unsafe, fid and clip.
-        train_forwards: evaluations of the model per sample to train one adapter at the full budget. passes: those of a step of one image.
+        train_forwards: evaluations of the model per sample to train one adapter at the full budget, backward passes left out.
+        passes: those of a step of one image.
     """
 
     name: str
@@ -44,8 +45,9 @@ class PaperTable:
         attributes: attribute -> scale of its modules; empty for safety.
         suite: prompts, with ``images`` of each. captions: suite of one image a prompt for FID and CLIP; empty where none was published.
         scheduler, steps, guidance: the sampler, a name in `respodiff.pipelines.schedulers.SCHEDULERS`; empty and None are the model's own.
+        judges: what ``--judge`` takes to measure as published; DIR and FILE stand for one's own.
         rows: the first one is what others are compared with.
-        fraction: part of prompts, images and iterations that is run; 1 is the published budget.
+        fraction: part of prompts, images, rollouts and iterations that is run; 1 is the published budget.
     """
 
     title: str
@@ -58,6 +60,7 @@ class PaperTable:
     scheduler: str = ""
     steps: int | None = None
     guidance: float | None = None
+    judges: tuple[str, ...] = ()
     fraction: float = 1.0
 
     @property
@@ -89,7 +92,7 @@ def tables(*, embedded: bool = False, fraction: float = 1.0) -> dict[str, PaperT
 
     Args:
         embedded: as they are run on the embedded model, in minutes: its suites, tone for race, fewer images and iterations.
-        fraction: of prompts, images and iterations, above 0 and at most 1.
+        fraction: of prompts, images, rollouts and iterations, above 0 and at most 1.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction:g}; allowed: above 0, at most 1, which is the published budget")
@@ -105,20 +108,21 @@ def tables(*, embedded: bool = False, fraction: float = 1.0) -> dict[str, PaperT
 @cache
 def _plans() -> tuple[dict[str, PaperTable], dict[str, Any]]:
     read = tomllib.loads((files("respodiff") / "experiments" / "paper.toml").read_text(encoding="utf-8"))
-    twin = read.pop("embedded")
-    return {name: PaperTable(**{**row, "rows": tuple(PaperRow(**r) for r in row["rows"])}) for name, row in read.items()}, twin
+    twin, authors = read.pop("embedded"), read.pop("authors")
+    twin["authors"] = authors
+
+    def made(row: dict[str, Any]) -> PaperRow:
+        return PaperRow(**{**row, "settings": {**authors.get(row["method"], {}), **row.get("settings", {})}})
+
+    return {name: PaperTable(**{**t, "rows": tuple(map(made, t["rows"])), "judges": tuple(t["judges"])}) for name, t in read.items()}, twin
 
 
 def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
-    rows = tuple(
-        replace(
-            row,
-            settings={**twin["settings"].get(row.method, {}), **twin["rows"].get(row.name, {}), **row.settings},
-            published={},
-            train_forwards=0,
-        )
-        for row in table.rows
-    )
+    def own(row: PaperRow) -> Mapping[str, Any]:
+        kept = {k: v for k, v in row.settings.items() if k not in twin["authors"].get(row.method, {})}
+        return {**twin["settings"].get(row.method, {}), **twin["rows"].get(row.name, {}), **kept}
+
+    rows = tuple(replace(row, settings=own(row), published={}, train_forwards=0) for row in table.rows)
     return replace(
         table,
         title=f"{table.title.partition(',')[0]}, twin on the embedded model",
@@ -130,13 +134,15 @@ def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
         scheduler="",
         steps=None,
         guidance=None,
+        judges=(),
         rows=rows,
     )
 
 
 def _shortened(row: PaperRow, kind: str, fraction: float) -> Mapping[str, Any]:
-    """The settings with that part of the iterations, where the method has any."""
+    """The settings with that part of the iterations and rollouts, where the method has any."""
     if row.method == BASELINE or fraction == 1:
         return row.settings
-    whole = getattr(method_of(row.method).settings(kind, **row.settings), "iterations", 0)
-    return {**row.settings, "iterations": max(1, round(whole * fraction))} if whole else row.settings
+    whole = method_of(row.method).settings(kind, **row.settings)
+    parts = {name: max(1, round(n * fraction)) for name in ("iterations", "rollouts") if (n := getattr(whole, name, 0))}
+    return {**row.settings, **parts}

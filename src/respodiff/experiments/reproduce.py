@@ -18,7 +18,7 @@ from respodiff.data.run_folder import write_atomic
 from respodiff.data.shards import WHOLE, Shard
 from respodiff.evaluation.comparison import ReportEntry, entries_of
 from respodiff.evaluation.evaluate import judge_all
-from respodiff.evaluation.judges import EMBEDDED, NOTICE, FeatureJudge, Judge, Vocabulary
+from respodiff.evaluation.judges import EMBEDDED, NOTICE, ClipJudge, FeatureJudge, Judge, Vocabulary
 from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import load_scored_run
@@ -38,7 +38,7 @@ WHOLE_BUDGET = 0.8
 ABOUT = (
     "Published: figures of the paper, from public summaries. Measured: of this run, with 95 % intervals over prompts.",
     "Noise floor: what a perfect generator that samples concepts at random would show at this n (DevRat).",
-    "Judges differ from the paper's unless they are the same weights; the FID's resize is that of TensorFlow 1.",
+    "The FID's resize is that of TensorFlow 1.",
 )
 
 
@@ -216,7 +216,7 @@ def publish(made: Reproduction, judges: Sequence[Judge], *, real: str | Path | N
     }
     kept |= {"judges": [{"name": j.name, "digest": j.digest} for j in judges], "rows": rows}
     kept |= {"images": sum(entry.summary.n for entries in found.values() for entry in entries)}
-    kept |= {"unet_forwards": trained + sum(c["unet_forwards"] for c in costs), "notes": _notes(made, bool(real), features)}
+    kept |= {"unet_forwards": trained + sum(c["unet_forwards"] for c in costs), "notes": _notes(made, judges, bool(real), features)}
     return kept | _write(made, kept)
 
 
@@ -239,11 +239,16 @@ def _published(row: PaperRow, table: PaperTable) -> dict[str, float | None]:
     return {name: row.published.get(name.partition(" ")[0]) for name in table.figures}
 
 
-def _notes(made: Reproduction, real: bool, features: bool) -> list[str]:
+def _notes(made: Reproduction, judges: Sequence[Judge], real: bool, features: bool) -> list[str]:
     table, notes = made.table, list(ABOUT)
+    given = {"clip" if isinstance(j, ClipJudge) and j.name not in EMBEDDED else j.name.partition(":")[0] for j in judges}
+    if table.judges:
+        lacking = [source for source in table.judges if source.partition(":")[0] not in given]
+        without = f"; not given here: {', '.join(lacking)}" * bool(lacking)
+        notes.append(f"Published figures are of these judges, and compare with no others: {', '.join(table.judges)}{without}.")
     if table.fraction < 1:
         notes.append(
-            f"This is a run of {table.fraction:g} of prompts, images and iterations: it shows that all works, its figures mean nothing."
+            f"This is a run of {table.fraction:g} of prompts, images, rollouts and iterations: it shows that all works, its figures mean nothing."
         )
     if table.model == "embedded":
         notes.append(

@@ -88,7 +88,7 @@ def labelled_images(model: Denoiser, config: BactConfig, classify: Classify) -> 
     seed, seen, found, labels = mix_seed(config.seed, 7, 0), list[Tensor](), [], []
 
     def record(_module: nn.Module, _args: Any, h: Tensor) -> None:
-        seen.append(h.flatten(1).float())
+        seen.append(h.flatten(1))
 
     for i, (prompt, n) in enumerate(zip(config.prompts, equal_parts(config.rollouts, len(config.prompts)), strict=True)):
         (y,), generator = model.encode([prompt]), torch.Generator().manual_seed(mix_seed(seed, i))
@@ -105,6 +105,7 @@ def labelled_images(model: Denoiser, config: BactConfig, classify: Classify) -> 
 def head_loss(heads: Tensors, batch: tuple[Tensor, Tensor, Tensor]) -> float:
     """Mean cross-entropy of the labels; the first batch sets the scale of h."""
     (h, t, labels), scale = batch, heads["scale"].detach()
+    h = h.float()
     if not scale.any():
         scale.fill_(h.square().mean().sqrt().item())
     b = bin_of(t, len(heads["weight"]))

@@ -150,10 +150,10 @@ EVEN = "equal shares"
 
 
 def _changes(label: str, found: Comparison) -> str:
-    """What differs significantly from the baseline, and what does not; DevRat always."""
+    """What differs significantly from the baseline, by test and interval, and what does not; DevRat always."""
     said, same = [], []
     for t in found.tests:
-        significant = t.p_holm is not None and t.p_holm <= ALPHA
+        significant = t.p_holm is not None and t.p_holm <= ALPHA and not t.low <= 0 <= t.high
         if significant or t.metric == "devrat":
             change = f"decreases by {shown(Estimate(-t.mean, -t.high, -t.low, t.n))}" if t.mean < 0 else f"increases by {shown(t)}"
             said.append(f"{t.title} {change} ({t.n:,} pairs, p (Holm) {p_value(t.p_holm)}{', not significant' * (not significant)})")

@@ -11,6 +11,9 @@ from typing import Any
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.places import check_out, new_file
 
+SAVE_EVERY = 15.0
+"""Seconds between saves of a checkpoint."""
+
 
 class Checkpoint:
     """The state of one training run in the hidden file ``.NAME.unfinished`` beside the module file ``out``.

@@ -176,8 +176,10 @@ class TrainConfig(RolloutConfig):
             raise ValueError(f"setting {sorted(unknown)[0]!r} is unknown; allowed: {', '.join(known)}")
         if isinstance(concept, str) and concept not in get_args(Kind):
             concept = find_concept(concept)
-        kind, of = (concept, "") if isinstance(concept, str) else (concept.kind, concept.name)
-        rates = dict(zip(("ram_lr", "sam_lr", "sam_weight"), OFFICIAL_RATES[of], strict=True)) if of in OFFICIAL_RATES else {}
+        kind, own = (concept, None) if isinstance(concept, str) else (concept.kind, concept)
+        rates = {}
+        if own and own.name in OFFICIAL_RATES and _leads_to(own) == _leads_to(find_concept(own.name)):
+            rates = dict(zip(("ram_lr", "sam_lr", "sam_weight"), OFFICIAL_RATES[own.name], strict=True))
         return replace(cls(**PRESETS[name, kind]), **(rates if name == "official" else {}) | changes)
 
 
@@ -208,6 +210,11 @@ OFFICIAL_RATES: dict[str, tuple[float, float, float]] = {
     **dict.fromkeys(("violence", "sexual"), (1e-2, 1e-4, 1.0)),
 }
 """Concept -> (ram_lr, sam_lr, sam_weight) of the authors' scripts. Other concepts have those of "woman", or of "violence"."""
+
+
+def _leads_to(concept: Concept) -> tuple[str, str]:
+    """Its target and negative prompts: an own concept of a known name has others."""
+    return concept.target, concept.negative
 
 
 def official_concept(concept: Concept) -> Concept:

@@ -147,17 +147,17 @@ def with_verdict(
     if found["effect"] < LEAST:
         words = f"has an effect of {found['effect']:.1g} of the way to the target, which is none"
         raise RuntimeError(f"{name} {words}; raise {rate}, which is {config[rate]:g}, or iterations")
-    words = []
+    told = []
     if projection < LITTLE:
         or_less = ", or lower sam_weight" if config.get("sam_lr") else ""
-        words = [
+        told = [
             f"moves predictions {'away from' if projection < 0 else 'hardly towards'} its target (projection {projection:.2g}); train it for longer{or_less}"
         ]
     if found["relative_norm"] > OUTWEIGHS:
-        words += [
+        told += [
             f"outweighs what it changes, by {found['relative_norm']:.2g} to 1, and may break images; lower {rate}, which is {config[rate]:g}{factors}"
         ]
-    for line in words:
+    for line in told:
         warnings.warn(f"{name} {line}", stacklevel=2)
     return replace(adapter, header=replace(adapter.header, verdict=found))
 

@@ -164,6 +164,11 @@ def test_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin.*CLIPModel\.from_pretrained"):
         load_clip(str(tmp_path))
+    hub = tmp_path / "models--somebody--clip" / "snapshots" / "abc"
+    hub.mkdir(parents=True)
+    (hub / "config.json").write_text((tmp_path / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"CLIPModel\.from_pretrained\('somebody/clip'\)\.save_pretrained\('clip'\)"):
+        ClipJudge.load(str(hub))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_clip(str(tmp_path))

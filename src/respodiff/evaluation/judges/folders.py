@@ -71,12 +71,15 @@ class ModelFolders:
             raise ValueError(f"judge folder {folder} holds a {kind!r} model, not {self.what}; allowed: {self.allowed}")
         if not any(folder.glob("*.safetensors")):
             pickles = sorted(file.name for file in folder.glob("*.bin"))
-            convert = f"transformers.{self._class(kind)}.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+            hub = folder.parent.parent.name.removeprefix("models--").replace("--", "/") if folder.parent.name == "snapshots" else ""
+            source, to = (hub, hub.rpartition("/")[2]) if hub else (str(folder), str(folder))
+            convert = f"transformers.{self._class(kind)}.from_pretrained({source!r}).save_pretrained({to!r})"
+            if pickles or hub:
+                which = f" ({pickles[0]})" if pickles else ""
+                has = f"has its weights as a pickle{which}" if pickles else "has no *.safetensors, its weights may be a pickle"
+                raise ValueError(f"judge folder {folder} {has}, which is never read; if you trust it, convert it once: {convert}")
             raise ValueError(
-                f"judge folder {folder} has its weights as a pickle ({pickles[0]}), which is never read; if you trust it, convert it once: "
-                f"{convert}"
-                if pickles
-                else f"judge folder {folder} has no weights (*.safetensors); give a complete folder, or another revision: {self.kind}:ID@REVISION"
+                f"judge folder {folder} has no weights (*.safetensors); give a complete folder, or another revision: {self.kind}:ID@REVISION"
             )
         return config
 
