@@ -56,11 +56,12 @@ def as_table(result: dict[str, Any]) -> str:
         "factor",
         r"\|r\| / \|h\|",
         "projection reached",
+        "linearity",
         "seconds",
     ]
     lines = [
         [r["model"], str(r["parameters_million"]), " x ".join(map(str, r["site"]))]
-        + [f"{r[key]:.3g}" for key in ("rms", "trained_norm", "factor", "relative_norm", "reached")]
+        + [f"{r[key]:.3g}" for key in ("rms", "trained_norm", "factor", "relative_norm", "reached", "linearity")]
         + [f"{r['seconds']:.0f}"]
         for r in result["rows"]
     ]
