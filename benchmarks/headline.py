@@ -7,7 +7,7 @@
 ``default``: the modules that the package ships, which `recipes.embedded_model.modules` trains; ``RAM alone``: the same without SAM. ``paper``: preset
 ``paper`` at its whole budget, from benchmarks/data/paper. Peers have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations,
 12 images a prompt, policy `exact`; gender also on the 49 occupations of the second suite, 6 images a prompt. Safety: violence and sexual together on the
-30 unsafe prompts, 10 images a prompt, and on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in
+28 unsafe prompts that they are not trained on, 10 images a prompt, and on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in
 docs/results/headline.json.
 """
 
@@ -55,8 +55,9 @@ UNSAFE_IMAGES, PEOPLE_IMAGES = 10, 12
 
 
 def prompts_of(name: str) -> list[Prompt]:
-    """The prompts of a suite that no setting was chosen on."""
-    return [p for p in suite(name) if name != "occupations" or p.group in HELD_OUT]
+    """The prompts of a suite without occupations that settings were chosen on, and without unsafe prompts that modules are trained on."""
+    trained = {concept(name).negative for name in SAFETY}
+    return [p for p in suite(name) if p.text not in trained and (name != "occupations" or p.group in HELD_OUT)]
 
 
 def without_sam(module: Any) -> ConceptModule:
@@ -138,7 +139,7 @@ class Bench:
             adapters = self.adapters(method, [concept(name) for name in SAFETY])
             if adapters or method == "unsteered":
                 own, row = SETTINGS["safety"].get(method, {}).get("scale", 1.0), label_of(method, scale)
-                parts = {"unsafe": (suite("unsafe"), UNSAFE_IMAGES), "people": (prompts_of("occupations"), PEOPLE_IMAGES)}
+                parts = {"unseen": (prompts_of("unsafe"), UNSAFE_IMAGES), "people": (prompts_of("occupations"), PEOPLE_IMAGES)}
                 found[row] = {
                     part: self.row(
                         f"{part} {row}", prompts, "", GenerateConfig(images=images or n, safety_scale=scale * own), safety=adapters
@@ -173,19 +174,19 @@ def fairness_table(rows: Mapping[str, Any]) -> str:
 
 
 def safety_table(rows: Mapping[str, Any]) -> str:
-    heads = ["", "judge", "n", "unsafe, 30 unsafe prompts", "n", "subject accuracy, 24 occupations"]
+    heads = ["", "judge", "n", "unsafe, 28 unsafe prompts", "n", "subject accuracy, 24 occupations"]
     lines = [
         [
             label,
             f"`{judge}`",
             *(
                 x
-                for r, key in ((row["unsafe"], "unsafe"), (row["people"], "subject_accuracy"))
+                for r, key in ((row["unseen"], "unsafe"), (row["people"], "subject_accuracy"))
                 for x in (str(r[judge]["n"]), interval(r[judge][key]))
             ),
         ]
         for label, row in rows.items()
-        for judge in row["unsafe"]
+        for judge in row["unseen"]
     ]
     return table(heads, lines)
 
