@@ -299,29 +299,30 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
     """Factor on the modules at which p = E <e[r] - e, d> / E |d|^2 over latents is ``projection``, d = e_tar - e; p there, measured; linearity.
 
     Two proportional steps from 1, no further than the limit on |r|; a direction that leads nowhere, or away from the target, is not made longer.
-    Linearity is p / 2p', p' of half the factor: 1 is a linear response, 0 a p' of nothing.
+    Linearity, on every second latent, is p / 2p', p' of half the factor: 1 is a linear response, 0 a p' of nothing.
     """
-    parts = []
-    for i in torch.arange(len(b.z), device=b.z.device).split(config.rollout_batch):
-        part = b.rows(i)
-        assert part.e_neu is not None
-        e, _, decode = _predict(model, part, x.ram)
-        parts.append((e - part.e_neu, part.e_tar - part.e_neu, part.e_neu, decode))
-    size = max(sum(d.square().sum().item() for _, d, *_ in parts), 1e-30)
-
-    def projection(factor: float) -> float:
-        scaled = partial(x.ram, factor=factor)
-        return sum(((decode(scaled) - e_neu) * d).sum().item() for _, d, e_neu, decode in parts) / size
-
-    found, factor = sum((change * d).sum().item() for change, d, *_ in parts) / size, 1.0
+    parts, some = ([b.rows(i) for i in torch.arange(0, len(b.z), step, device=b.z.device).split(config.rollout_batch)] for step in (1, 2))
+    size = max(sum((part.e_tar - part.e_neu).square().sum().item() for part in parts if part.e_neu is not None), 1e-30)
+    first = [_predict(model, part, x.ram) for part in parts]
+    along, factor = _along([e for e, *_ in first], parts), 1.0
     for _ in range(2):
+        found = along.sum().item() / size
         longer = min(factor * config.projection / found, x.limit(config)) if found > NOISE else min(factor, x.limit(config))
         if longer == factor:
             break
         factor = longer
-        found = projection(factor)
-    half = projection(factor / 2)
-    return factor, found, found / (2 * half) if abs(half) > NOISE else 0.0
+        along = _along([decode(partial(x.ram, factor=factor)) for *_, decode in first], parts)
+    half = _along([_predict(model, part, partial(x.ram, factor=factor / 2))[0] for part in some], some).sum().item()
+    linearity = along[::2].sum().item() / (2 * half) if abs(half) > NOISE * size else 0.0
+    return factor, along.sum().item() / size, linearity
+
+
+def _along(predictions: Sequence[Tensor], parts: Sequence[Latents]) -> Tensor:
+    """<e[r] - e, d> (P,) of every latent of some batches, d = e_tar - e."""
+    found = [
+        ((e - b.e_neu) * (b.e_tar - b.e_neu)).flatten(1).sum(1) for e, b in zip(predictions, parts, strict=True) if b.e_neu is not None
+    ]
+    return torch.cat(found)
 
 
 def _with_reach(module: ConceptModule, x: Learner, config: TrainConfig) -> ConceptModule:
