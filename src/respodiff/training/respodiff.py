@@ -302,7 +302,7 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
     Linearity, on every second latent, is p / 2p', p' of half the factor: 1 is a linear response, 0 a p' of nothing.
     """
     parts, some = ([b.rows(i) for i in torch.arange(0, len(b.z), step, device=b.z.device).split(config.rollout_batch)] for step in (1, 2))
-    size = max(sum((part.e_tar - part.e_neu).square().sum().item() for part in parts if part.e_neu is not None), 1e-30)
+    size = max(_along([part.e_tar for part in parts], parts).sum().item(), 1e-30)
     first = [_predict(model, part, x.ram) for part in parts]
     along, factor = _along([e for e, *_ in first], parts), 1.0
     for _ in range(2):
@@ -318,10 +318,11 @@ def _reach(model: Denoiser, x: Learner, b: Latents, config: TrainConfig) -> tupl
 
 
 def _along(predictions: Sequence[Tensor], parts: Sequence[Latents]) -> Tensor:
-    """<e[r] - e, d> (P,) of every latent of some batches, d = e_tar - e."""
-    found = [
-        ((e - b.e_neu) * (b.e_tar - b.e_neu)).flatten(1).sum(1) for e, b in zip(predictions, parts, strict=True) if b.e_neu is not None
-    ]
+    """<p - e, d> (P,) for a prediction p of every latent of some batches, d = e_tar - e; of e_tar it is |d|^2."""
+    found = []
+    for e, b in zip(predictions, parts, strict=True):
+        assert b.e_neu is not None
+        found.append(((e - b.e_neu) * (b.e_tar - b.e_neu)).flatten(1).sum(1))
     return torch.cat(found)
 
 
