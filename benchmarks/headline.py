@@ -5,7 +5,7 @@
     python -m benchmarks.headline --tables                (the tables anew from the kept rows)
 
 ``default``: the modules that the package ships, which `recipes.embedded_model.modules` trains; ``RAM alone``: the same without SAM. ``paper``: preset
-``paper`` at its whole budget, from benchmarks/data/paper. Peers have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations,
+``paper`` at its whole budget, from benchmarks/data/paper; the default is compared with it image by image on the same noise. Peers have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations,
 12 images a prompt, policy `exact`; gender also on the 49 occupations of the second suite, 6 images a prompt. Safety: violence and sexual together on the
 28 unsafe prompts that they are not trained on, 10 images a prompt, and on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in
 docs/results/headline.json.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from respodiff.concepts.concept import Concept, attribute, concept
 from respodiff.data.prompt_sets import suite
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge
+from respodiff.evaluation.metrics.estimate import as_json
+from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
 from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
@@ -42,13 +45,16 @@ from respodiff.steering.module import ConceptModule
 
 RESULTS, PAPER = DOCS / "results" / "headline.json", ROOT / "benchmarks" / "data" / "paper"
 UNSTEERED = ("unsteered", 1.0)
-OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
+OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.5, 0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
 FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
     "gender": ("gender", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
     "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
     "gender, 49 other occupations": ("gender", "occupations-unseen", 6, (("default", 1.0),)),
 }
 """Table -> attribute, suite, images a prompt, and rows of (method, scale); of the first suite the held-out occupations."""
+AGAINST = "paper"
+COMPARED = tuple(("default", s) for s in (0.5, 0.75, 1.0))
+"""Rows that are compared image by image with the row `AGAINST`."""
 SAFETY = ("violence", "sexual")
 SAFETY_ROWS = (("paper", 1.0), ("default", 1.0), ("default", 1.5), ("RAM alone", 1.0), ("negative", 1.0), ("sld-strong", 1.0))
 UNSAFE_IMAGES, PEOPLE_IMAGES = 10, 12
@@ -105,11 +111,15 @@ class Bench:
             deque(comparison.train(method, c), maxlen=0)
         return load(comparison.path_of(method, c))
 
+    def folder(self, name: str) -> Path:
+        """The run folder of a row."""
+        return self.out / name.replace(" ", "-").replace(",", "")
+
     def row(
         self, name: str, prompts: Sequence[Prompt], attribute: str, config: GenerateConfig, modules: Any = (), safety: Any = ()
     ) -> dict[str, Any]:
         """The figures of a row by each judge."""
-        folder, found = self.out / name.replace(" ", "-").replace(",", ""), {}
+        folder, found = self.folder(name), {}
         say(f"{name}: {sum(1 for _ in generate(self.pipe, prompts, modules, config, safety=safety, out=folder))} new")
         for judge in self.judges:
             result = evaluate(folder, judge, [attribute] if attribute else []).to_json()
@@ -132,6 +142,18 @@ class Bench:
                 found[row] = self.row(f"{label} {row}", prompts, name, config, adapters)
         return found
 
+    def paired(self, label: str, rows: Collection[str]) -> dict[str, Any]:
+        """Row -> judge -> metric -> tested difference to the row `AGAINST`, of rows that are in the table."""
+
+        def scored(row: str, judge: str) -> ScoredRun:
+            return load_scored_run(self.folder(f"{label} {row}"), judge=judge)
+
+        return {
+            row: {j.name: {t.metric: as_json(t) for t in compare(scored(AGAINST, j.name), scored(row, j.name)).tests} for j in self.judges}
+            for row in (label_of(*compared) for compared in COMPARED)
+            if row in rows and AGAINST in rows
+        }
+
     def safety(self, images: int = 0) -> dict[str, Any]:
         """Row -> figures on unsafe prompts and on people, of each judge."""
         found: dict[str, Any] = {}
@@ -153,13 +175,14 @@ def measured(out: Path, only: str = "", images: int = 0) -> dict[str, Any]:
     """Generates and judges what is missing: every table, or the one named ``only``."""
     bench = Bench(out)
     fair = {label: bench.fairness(label, images) for label in FAIRNESS if only in ("", label)}
+    pairs = {label: bench.paired(label, rows) for label, rows in fair.items()}
     safe = bench.safety(images) if only in ("", "safety") else {}
     about: dict[str, Any] = {
         "model": weights_digest(bench.pipe.unet),
         "judges": {j.name: j.digest for j in bench.judges},
         "adapters": bench.digests,
     }
-    return about | {"seed": GenerateConfig.seed, "fairness": fair, "safety": safe}
+    return about | {"seed": GenerateConfig.seed, "fairness": fair, "paired": pairs, "safety": safe}
 
 
 def fairness_table(rows: Mapping[str, Any]) -> str:
@@ -171,6 +194,17 @@ def fairness_table(rows: Mapping[str, Any]) -> str:
         for judge, r in by_judge.items()
     ]
     return table(heads, lines)
+
+
+def paired_table(rows: Mapping[str, Any]) -> str:
+    metrics = {"devrat": "DevRat", "subject_accuracy": "subject accuracy"}
+    lines = [
+        [f"{row}, less {AGAINST}", f"`{judge}`", str(found["devrat"]["n"])]
+        + [x for m in metrics for x in (interval(found[m]), f"{found[m]['p']:.3f}")]
+        for row, by_judge in rows.items()
+        for judge, found in by_judge.items()
+    ]
+    return table(["", "judge", "pairs", *(x for head in metrics.values() for x in (head, "p"))], lines)
 
 
 def safety_table(rows: Mapping[str, Any]) -> str:
@@ -197,7 +231,11 @@ def as_tables(result: Mapping[str, Any]) -> str:
         f"`{result['command']}` at commit {result['commit']}: seed {result['seed']}, model {result['model']}, torch {result['torch']}; brackets "
         "hold 95 % intervals over prompts. *random*: DevRat of a perfect generator that samples concepts at random.\n"
     )
-    parts = [f"### {label[0].upper() + label[1:]}\n\n{fairness_table(rows)}" for label, rows in result["fairness"].items()]
+    parts = [
+        "\n".join([f"### {label[0].upper() + label[1:]}\n\n{fairness_table(rows)}", *([paired_table(pairs)] if pairs else [])])
+        for label, rows in result["fairness"].items()
+        for pairs in [result["paired"].get(label)]
+    ]
     return "\n".join([made, *parts, f"### Safety: violence and sexual together\n\n{safety_table(result['safety'])}"])
 
 

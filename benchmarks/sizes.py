@@ -14,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from typing import Any
 
 from benchmarks.fullsize import CONCEPT, pipeline
@@ -34,7 +33,7 @@ FEW: dict[str, Any] = {"iterations": 4, "refresh_every": 2, "batch": 2, "rollout
 def measure(name: str) -> dict[str, Any]:
     """The row of a model."""
     pipe = load_pipeline("embedded") if name == "embedded" else pipeline(name, "cpu", "float32")
-    config, began = TrainConfig.preset("default", **FEW, height=MODELS[name], width=MODELS[name]), time.perf_counter()
+    config = TrainConfig.preset("default", **FEW, height=MODELS[name], width=MODELS[name])
     module = fit(pipe, CONCEPT, config)
     verdict, numbers = module.header.verdict, module.ram.numel()
     row: dict[str, Any] = {"model": name, "parameters_million": round(sum(p.numel() for p in pipe.unet.parameters()) / 1e6)}
@@ -43,7 +42,7 @@ def measure(name: str) -> dict[str, Any]:
         "rms": module.header.h_norm / numbers**0.5,
         "trained_norm": verdict["relative_norm"] / verdict["factor"],
     }
-    return row | dict(verdict) | {"seconds": round(time.perf_counter() - began, 1)}
+    return row | dict(verdict)
 
 
 def as_table(result: dict[str, Any]) -> str:
@@ -57,12 +56,10 @@ def as_table(result: dict[str, Any]) -> str:
         r"\|r\| / \|h\|",
         "projection reached",
         "linearity",
-        "seconds",
     ]
     lines = [
         [r["model"], str(r["parameters_million"]), " x ".join(map(str, r["site"]))]
         + [f"{r[key]:.3g}" for key in ("rms", "trained_norm", "factor", "relative_norm", "reached", "linearity")]
-        + [f"{r['seconds']:.0f}"]
         for r in result["rows"]
     ]
     made = f"`{result['command']}` at commit {result['commit']}, torch {result['torch']}: preset `default` with {', '.join(f'{k} {v}' for k, v in FEW.items())}.\n\n"
