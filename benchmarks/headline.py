@@ -40,6 +40,7 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.methods.registry import load
 from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.reports.tables import p_value
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 
@@ -200,7 +201,7 @@ def paired_table(rows: Mapping[str, Any]) -> str:
     metrics = {"devrat": "DevRat", "subject_accuracy": "subject accuracy"}
     lines = [
         [f"{row}, less {AGAINST}", f"`{judge}`", str(found["devrat"]["n"])]
-        + [x for m in metrics for x in (interval(found[m]), f"{found[m]['p']:.3f}")]
+        + [x for m in metrics for x in (interval(found[m]), p_value(found[m]["p"]))]
         for row, by_judge in rows.items()
         for judge, found in by_judge.items()
     ]
