@@ -16,9 +16,11 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
+    DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -88,6 +90,15 @@ def test_schedulers_by_name(folder: Path, tiny_pipe: StableDiffusionPipeline) ->
         assert type(scheduler).__name__ == cls and scheduler.config.beta_end == tiny_pipe.scheduler.config.beta_end
     with pytest.raises(ValueError, match="scheduler"):
         load_pipeline(folder, scheduler="dimm")
+
+
+def test_a_scheduler_clips_only_where_the_models_own_does() -> None:
+    silent, clipping = DPMSolverMultistepScheduler(), DDIMScheduler(clip_sample=True)
+    for own, wanted in ((silent, False), (clipping, True)):
+        for name in ("ddim", "ddpm"):
+            pipe = SimpleNamespace(scheduler=own)
+            use_scheduler(pipe, name)
+            assert pipe.scheduler.config.clip_sample is wanted, name
 
 
 def test_a_scheduler_of_another_kind_is_refused() -> None:

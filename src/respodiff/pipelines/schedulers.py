@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 SCHEDULERS = {
@@ -24,7 +25,7 @@ def check_scheduler(name: str) -> None:
 
 
 def use_scheduler(pipe: Any, name: str) -> None:
-    """Replace a pipeline's scheduler by another one of the same configuration.
+    """Replace a pipeline's scheduler by another one of the same configuration; DDIM and DDPM clip x_0 only where that configuration says so.
 
     Raises:
         ValueError: it is of another kind, such as DDIM for flow matching.
@@ -34,4 +35,5 @@ def use_scheduler(pipe: Any, name: str) -> None:
     chosen, own = getattr(diffusers, SCHEDULERS[name]), pipe.scheduler
     if chosen not in own.compatibles:
         raise ValueError(f"scheduler is {name!r}, which cannot stand for {type(own).__name__} of {type(pipe).__name__}; leave it out")
-    pipe.scheduler = chosen.from_config(own.config)
+    clips = "clip_sample" in inspect.signature(chosen.__init__).parameters and "clip_sample" not in own.config
+    pipe.scheduler = chosen.from_config(own.config, **({"clip_sample": False} if clips else {}))
