@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from respodiff.evaluation import judges
@@ -167,11 +168,24 @@ def test_folder_without_weights(tmp_path: Path) -> None:
     hub = tmp_path / "models--somebody--clip" / "snapshots" / "abc"
     hub.mkdir(parents=True)
     (hub / "config.json").write_text((tmp_path / "config.json").read_text())
-    with pytest.raises(ValueError, match=r"CLIPModel\.from_pretrained\('somebody/clip'\)\.save_pretrained\('clip'\)"):
+    with pytest.raises(ValueError, match=r"CLIPModel\.from_pretrained\('somebody/clip'\).*AutoProcessor.*\.save_pretrained\('clip'\)"):
         ClipJudge.load(str(hub))
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_clip(str(tmp_path))
+
+
+def test_a_folder_without_tokenizer_or_image_processor_is_refused_before_anything_is_judged(tmp_path: Path) -> None:
+    for lacking, what in (("preprocessor_config.json", "image processor"), ("tokenizer.json", "tokenizer")):
+        folder = tmp_path / what
+        shutil.copytree(judges.judge_folder("embedded"), folder)
+        for name in {lacking, "vocab.json"}:
+            (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"has no {what}"):
+            ClipJudge.load(str(folder))
+    transformers.CLIPModel.from_pretrained(judges.judge_folder("embedded")).save_pretrained(tmp_path / "converted")
+    transformers.AutoProcessor.from_pretrained(judges.judge_folder("embedded")).save_pretrained(tmp_path / "converted")
+    assert ClipJudge.load(str(tmp_path / "converted")).embed_texts(["a cook"]).shape[0] == 1
 
 
 def test_vocabulary_leaves_out_a_person() -> None:

@@ -37,6 +37,12 @@ CLIP = ModelFolders(
     {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"},
 )
 
+BESIDE = {
+    "image processor": ("preprocessor_config.json", "processor_config.json"),
+    "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model"),
+}
+"""What a folder has beside weights -> its files, any of which will do."""
+
 
 def judge_folder(source: str) -> Path:
     """The folder that holds a judge's files, of a source of `load_clip`; errors as there."""
@@ -75,6 +81,9 @@ class ClipJudge(Judge):
 
     def __init__(self, folder: Path, name: str, device: str = "cpu") -> None:
         self.folders.check(folder)
+        for what, names in BESIDE.items():  # else they would be missed once all images are drawn
+            if not any((folder / name).is_file() for name in names):
+                raise ValueError(f"judge folder {folder} has no {what} ({' or '.join(names)}); save that of the same model there")
         self.folder, self.name, self.device = folder, name, device
         self.digest = files_digest(sorted(folder.glob("*.safetensors")))
         self.version = version_of(folder)

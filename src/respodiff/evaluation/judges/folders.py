@@ -73,7 +73,8 @@ class ModelFolders:
             pickles = sorted(file.name for file in folder.glob("*.bin"))
             hub = folder.parent.parent.name.removeprefix("models--").replace("--", "/") if folder.parent.name == "snapshots" else ""
             source, to = (hub, hub.rpartition("/")[2]) if hub else (str(folder), str(folder))
-            convert = f"transformers.{self._class(kind)}.from_pretrained({source!r}).save_pretrained({to!r})"
+            parts = [self._class(kind), *(["AutoProcessor"] if hub else [])]  # a folder has the other files already
+            convert = "; ".join(f"transformers.{part}.from_pretrained({source!r}).save_pretrained({to!r})" for part in parts)
             if pickles or hub:
                 which = f" ({pickles[0]})" if pickles else ""
                 has = f"has its weights as a pickle{which}" if pickles else "has no *.safetensors, its weights may be a pickle"
