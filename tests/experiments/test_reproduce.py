@@ -8,21 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from diffusers import PNDMScheduler
 from PIL import Image
 
 from command import last_json, respodiff
 from respodiff.cli.reproduce import NAMES
-from respodiff.concepts.concept import attribute
 from respodiff.data.import_images import import_folder
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.judges import classifier, judge_folder, load_judge
+from respodiff.data.shards import Shard
+from respodiff.evaluation.judges import FeatureJudge, FlagJudge, classifier, judge_folder, load_judge
 from respodiff.experiments.compare import method_of
 from respodiff.experiments.paper_tables import PaperTable, tables
 from respodiff.experiments.reproduce import Reproduction, cost, publish
+from respodiff.methods import sld
 from respodiff.methods.registry import load
-from respodiff.training.config import TrainConfig
 from tiny_models import sdxl
 
 pytestmark = pytest.mark.slow
@@ -43,6 +44,8 @@ def test_plans_are_those_of_the_paper() -> None:
     assert tuple(found) == NAMES
     assert [row.published["devrat"] for row in found["gender"].rows] == [0.68, 0.17, 0.40, 0.57, 0.14]
     assert [row.published["unsafe"] for row in found["safety"].rows] == [0.27, 0.20, 0.32, 0.16]
+    steered = {row.name: row.instead and row.instead.negative for row in found["safety"].rows}
+    assert steered == {"SD": None, "SLD": sld.TEXT, "ESD": "nudity", "RespoDiff": None}
     for table in found.values():
         assert (table.images in (5, 30) and table.rows[0].method == "plain") or table.rows[0].name == "RAM only"
         for row in table.rows:
@@ -51,10 +54,10 @@ def test_plans_are_those_of_the_paper() -> None:
                 spent = TRAINED[row.method](method_of(row.method).settings(table.kind, **row.settings))
                 assert spent == pytest.approx(row.train_forwards, rel=0.02), "the authors' budget"
             if row.method == "respodiff-paper":
-                whole = method_of(row.method).settings(table.kind, **row.settings)
-                assert whole == TrainConfig.preset("paper", table.kind, **row.settings), "the published budget"
+                changed = {"RAM only": {"sam_lr": 0.0}, "lambda 4": {"sam_weight": 4.0}}.get(row.name, {})
+                changed |= {"form": row.name.partition(" ")[0].lower()[:4].strip()} if row.name.endswith("module") else {}
+                assert dict(row.settings) == changed, "nothing else differs from preset paper"
     assert {name for table in found.values() for name in table.attributes} == {"gender", "race"}
-    assert all(attribute(name) for name in ("gender", "race"))
 
 
 def test_a_fraction_takes_its_part_of_everything() -> None:
@@ -142,26 +145,62 @@ def test_every_table_runs_from_end_to_end(name: str, short: Callable[..., PaperT
     ] == found["rows"]
 
 
+class Pixels(FeatureJudge):
+    """Stands for Inception: an image is its pixels at 2 x 2."""
+
+    name, version, digest = "inception", "1", "f" * 16
+
+    def features(self, images: Any) -> Any:
+        return np.stack([np.asarray(image.convert("RGB").resize((2, 2)), dtype=np.float32).ravel() for image in images])
+
+
+class Bright(FlagJudge):
+    """Stands for NudeNet or Q16: an image is unsafe if most of it is bright, or dark."""
+
+    version, digest, threshold, rule = "1", "e" * 16, 0.5, "half of it"
+
+    def __init__(self, name: str, dark: bool) -> None:
+        self.name, self.dark, self.digest = name, dark, str(int(dark)) * 16
+
+    def score_batch(self, images: Any) -> list[float]:
+        bright = [float(np.asarray(image.convert("L")).mean()) / 255 for image in images]
+        return [1 - x if self.dark else x for x in bright]
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["race", "safety"])
-def test_the_suites_and_attributes_of_the_paper_run_from_end_to_end(
-    name: str, short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path
+@pytest.mark.parametrize("name", NAMES)
+def test_the_suites_and_budgets_of_the_paper_run_from_end_to_end(
+    name: str, short: Callable[..., PaperTable], tiny_pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """WinoBias, I2P and COCO from files, race, and the paper's captions; the twins have others."""
+    """WinoBias, I2P and COCO from files, race, the authors' settings of peers, in two shards; the twins have others."""
+    monkeypatch.setattr("respodiff.evaluation.comparison.MIN_IMAGES", 2)
+    monkeypatch.setattr("respodiff.evaluation.comparison.MIN_PROMPTS", 2)
     (tmp_path / "coco.csv").write_text("image_id,prompt\n" + "".join(f"{n},a boat and {n} birds\n" for n in range(5)))
     (tmp_path / "i2p.csv").write_text("prompt,categories,evaluation_seed,evaluation_guidance,width,height\na fight,violence,1,7,512,512\n")
     table, paths = short(name, twin=False), {"coco30k": str(tmp_path / "coco.csv"), "i2p": str(tmp_path / "i2p.csv")}
-    judge = load_judge(str(judge_folder("embedded")) if name == "race" else "embedded")
-    made = Reproduction(tiny_pipe, table, tmp_path / "run", paths=paths, judge="d")
-    assert {part.prompts[0].suite for part in made.parts.values()} == {table.suite, "coco30k"}
-    assert [training.plan.attribute for training in made.trainings.values()] == (["race"] if name == "race" else ["gender"])
-    list(made.run())
-    found = publish(made, [judge], n_bootstrap=100)
+    pipe, clip = sdxl() if name.startswith("sdxl") else tiny_pipe, load_judge(str(judge_folder("embedded")))
+    judges = [clip, Pixels(), *([Bright("nudenet", True), Bright("q16", False)] if name == "safety" else [])]
+    made = Reproduction(pipe, table, tmp_path / "run", paths=paths, classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+    assert {part.prompts[0].suite for part in made.parts.values()} == {table.suite, *([table.captions] if table.captions else [])}
+    assert [training.plan.attribute for training in made.trainings.values()] == [*table.attributes] or name == "safety"
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        list(made.run(shard))
+    real = None
+    if table.captions:
+        noise = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
+        (folder := tmp_path / "images").mkdir()
+        for n, pixels in enumerate(noise):
+            Image.fromarray(pixels).save(folder / f"{n}.png")
+        (tmp_path / "t.csv").write_text("file,prompt\n" + "".join(f"{n}.png,a boat and {n} birds\n" for n in range(4)))
+        real = import_folder(folder, tmp_path / "t.csv", tmp_path / "real").path
+    found = publish(made, judges, real=real, n_bootstrap=100)
     for row in found["rows"]:
-        assert row["measured"]["fid"] is None and all(m["n"] > 0 for figure, m in row["measured"].items() if figure != "fid")
+        assert set(row["measured"]) == set(table.figures) and all(m["n"] > 0 for m in row["measured"].values())
+        assert "fid" not in table.figures or row["measured"]["fid"]["mean"] > 0
+        assert name != "safety" or row["measured"]["unsafe"]["mean"] == 1, "an image is bright or dark, and either is unsafe"
     (about,) = (note for note in found["notes"] if "judges" in note)
-    lacking = about.partition("not given here: ")[2].rstrip(".").split(", ")
-    assert lacking == [*table.judges[1:]] if name == "race" else lacking == [*table.judges]
+    assert "not given" not in about
+    assert sum(row.note in note for row in table.rows if row.note for note in found["notes"]) == 2 * (name == "safety")
 
 
 @pytest.mark.filterwarnings("ignore")

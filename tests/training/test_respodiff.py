@@ -15,7 +15,7 @@ from torch import Tensor
 
 from respodiff.concepts.concept import Concept
 from respodiff.concepts.concept import concept as find_concept
-from respodiff.methods.registry import load
+from respodiff.methods.registry import get_method, load
 from respodiff.pipelines.bottleneck import site_shape
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.training import respodiff as training
@@ -650,12 +650,13 @@ def test_random_start_fills_its_range_and_both_tensors_differ(tiny_pipe: Any) ->
         (UNSAFE, (1e-2, 1e-4, 1)),
     ],
 )
-def test_the_official_preset_has_the_rates_of_each_concept(concept: Any, rates: tuple[float, ...]) -> None:
+def test_presets_of_the_authors_have_the_rates_of_each_concept(concept: Any, rates: tuple[float, ...]) -> None:
     config = TrainConfig.preset("official", concept)
     assert (config.ram_lr, config.sam_lr, config.sam_weight) == rates and config.iterations == 5000
     assert TrainConfig.preset("official", concept, sam_lr=0.005).sam_lr == 0.005
-    kind = concept.kind if isinstance(concept, Concept) else "safety" if concept in ("violence", "sexual") else "fairness"
-    assert TrainConfig.preset("paper", concept) == TrainConfig.preset("paper", kind)
+    paper = TrainConfig.preset("paper", concept)
+    assert (paper.ram_lr, paper.sam_lr, paper.sam_weight) == (*rates[:2], 0.5), "rates are the scripts', lambda is the text's"
+    assert get_method("respodiff-paper").settings(concept) == paper
 
 
 def test_a_concept_may_be_given_by_name(tiny_pipe: Any) -> None:

@@ -65,6 +65,7 @@ class Plan:
         suite_path, use_dataset_settings, truncate_prompts: of I2P and COCO: their file, and as in `respodiff.generation.config.GenerateConfig`.
         library: TOML file of concepts beside the built-in ones.
         settings: method or variant -> settings that differ from the method's defaults, or are in `DRAWING`; ``scale`` is a factor on `scales`.
+        instead: method or variant -> the concept that it is trained for in place of the plan's.
     """
 
     suite: str = "occupations"
@@ -82,6 +83,7 @@ class Plan:
     truncate_prompts: bool = False
     library: str = ""
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    instead: dict[str, Concept] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := [m for m in self.methods if m.partition(":")[0] not in names() or (":" in m and m not in self.settings)]:
@@ -254,13 +256,15 @@ class MethodComparison:
 
     def _trained_for(self, name: str) -> tuple[Concept, ...]:
         """The concepts that a method makes adapters of; the first one alone if one adapter holds all alternatives."""
+        if name in self.plan.instead:
+            return (self.plan.instead[name],)
         chosen = self.plan.concepts if name != BASELINE else ()
         return chosen[:1] if self.plan.kind in method_of(name).needs_classifier else chosen
 
-    def _config(self, name: str) -> Any:
+    def _config(self, name: str, concept: Concept) -> Any:
         method, changes = method_of(name), {k: v for k, v in self.plan.settings.get(name, {}).items() if k not in DRAWING}
         seed = {"seed": self.plan.seed} if "seed" in {f.name for f in dataclasses.fields(method.config)} else {}
-        return method.settings(self.plan.kind, **(seed | changes))
+        return method.settings(concept, **(seed | changes))
 
     def path_of(self, name: str, concept: Concept) -> Path:
         """File of an adapter, named by a hash of all that it depends on."""
@@ -268,7 +272,7 @@ class MethodComparison:
         dtype = precision(backbone(self.pipe))
         about = {
             "method": method.name,
-            "settings": dataclasses.asdict(self._config(name)),
+            "settings": dataclasses.asdict(self._config(name, concept)),
             "concept": dataclasses.asdict(concept),
             "model": self._model,
             "judge": self.judge if concept.kind in method.needs_classifier else "",
@@ -284,7 +288,7 @@ class MethodComparison:
 
     def train(self, name: str, concept: Concept) -> Iterator[Progress]:
         """Make an adapter, or go on with it from its checkpoint. Progress counts iterations."""
-        method, path, config = method_of(name), self.path_of(name, concept), self._config(name)
+        method, path, config = method_of(name), self.path_of(name, concept), self._config(name, concept)
         classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
         checkpoint, saved = Checkpoint(path, concept, config, self.pipe, method.name), time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from respodiff.concepts.concept import Concept
 from respodiff.experiments.compare import UNSAFE, method_of
 from respodiff.methods.registry import BASELINE
 
+OWN_LIST = "its authors' list"
+"""Stands for the phrases of the method's default concept."""
 LEAST = 4
 """Images of a prompt, and of a part, that a fraction leaves where there are so many: shares of fewer cannot be counted."""
 
@@ -25,7 +28,8 @@ class PaperRow:
         name: as published. method: in `respodiff.methods.registry.names`. settings: those that differ from the method's; its authors' budget.
         published: figure -> value, of devrat, alignment, unsafe, fid and clip.
         train_forwards: evaluations of the model per sample to train one adapter at the full budget, backward passes left out.
-        passes: those of a step of one image.
+        passes: those of a step of one image. away: phrases that a safety row steers away from in place of the table's concepts; or `OWN_LIST`.
+        note: what of it is not as published, for the page.
     """
 
     name: str
@@ -34,6 +38,15 @@ class PaperRow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     train_forwards: int = 0
     passes: int = 2
+    away: str = ""
+    note: str = ""
+
+    @property
+    def instead(self) -> Concept | None:
+        """The safety concept that stands for those of the table; None where they are taken."""
+        if self.away == OWN_LIST:
+            return method_of(self.method).default_concept
+        return Concept("unsafe", "a scene", "a scene", self.away, "safety") if self.away else None
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ def _twin(table: PaperTable, twin: Mapping[str, Any]) -> PaperTable:
         kept = {k: v for k, v in row.settings.items() if k not in twin["authors"].get(row.method, {})}
         return {**twin["settings"].get(row.method, {}), **twin["rows"].get(row.name, {}), **kept}
 
-    rows = tuple(replace(row, settings=own(row), published={}, train_forwards=0) for row in table.rows)
+    rows = tuple(replace(row, settings=own(row), published={}, train_forwards=0, away="", note="") for row in table.rows)
     return replace(
         table,
         title=f"{table.title.partition(',')[0]}, twin on the embedded model",

@@ -84,7 +84,7 @@ def cost(table: PaperTable, counts: Mapping[str, tuple[int, int]], steps: int) -
 def published_forwards(table: PaperTable, row: PaperRow) -> float:
     """Evaluations of the model per sample to train a row by the authors' loops, or the fraction of them; one adapter may hold all alternatives."""
     whole = row.method != BASELINE and table.kind in method_of(row.method).needs_classifier
-    adapters = sum(1 if whole else len(attribute(name).names) for name in table.attributes) or len(REMOVED)
+    adapters = 1 if row.away else sum(1 if whole else len(attribute(name).names) for name in table.attributes) or len(REMOVED)
     return row.train_forwards * adapters * table.fraction
 
 
@@ -113,6 +113,7 @@ class Reproduction:
         )
         common: dict[str, Any] = {"suite": "unsafe" if table.kind == "safety" else "occupations", "methods": tuple(settings) or (BASELINE,)}
         common |= {"settings": settings, "steps": table.steps, "guidance": table.guidance, "seed": seed}
+        common |= {"instead": {self.variant(row): row.instead for row in table.rows if row.instead}}
         plans = {name: Plan(attribute=name, **common) for name in table.attributes} or {"": Plan(**common)}
         more: dict[str, Any] = {"classify": classify, "judge": judge, "cache": self.out / "adapters"}
         self.trainings = {name: MethodComparison(pipe, plan, self.out, **more) for name, plan in plans.items()}
@@ -255,6 +256,7 @@ def _notes(made: Reproduction, judges: Sequence[Judge], real: bool, features: bo
             "On the embedded model: other prompts, attributes and budgets than the paper's, so that nothing is published to compare with."
         )
     notes += [f"{row.name}: {row.settings['iterations']} iterations." for row in table.rows if row.settings.get("iterations")]
+    notes += [f"{row.name}: {row.note}." for row in table.rows if row.note]
     for row in table.rows:
         whole, own = published_forwards(table, row), sum(t.training_cost(made.variant(row)) for t in made.trainings.values())
         if own < WHOLE_BUDGET * whole:

@@ -33,7 +33,7 @@ class Method:
 
     Attributes:
         name: key in `respodiff.methods.registry.names`. kinds: kinds of concepts that it takes ("fairness", "safety").
-        config: dataclass of its settings. defaults: kind -> settings that differ from the dataclass's own.
+        config: dataclass of its settings. defaults: concept or kind -> settings that differ from the dataclass's own.
         presets: (name of a preset, concept or kind, changes) -> settings, for a method that has several.
         make: trains or builds its adapter; None where there are no tensors. adapter: class of its adapters, which says how they act.
         needs_classifier: kinds of concepts for which it needs a classifier of images; it then makes one adapter of all alternatives.
@@ -47,7 +47,7 @@ class Method:
     config: Any
     make: Make | None = None
     adapter: type[Adapter] = ConceptModule
-    defaults: Callable[[str], dict[str, Any]] = lambda _kind: {}
+    defaults: Callable[[Concept | str], dict[str, Any]] = lambda _concept: {}
     presets: Callable[..., Any] | None = None
     needs_classifier: tuple[str, ...] = ()
     resumes: bool = False
@@ -69,7 +69,7 @@ class Method:
         known = [f.name for f in fields(self.config)]
         if unknown := sorted(set(changes) - set(known)):
             raise ValueError(f"setting {unknown[0]!r} is unknown; method {self.name!r} has: {', '.join(known) or 'none'}")
-        return self.config(**{**self.defaults(concept if isinstance(concept, str) else concept.kind), **changes})
+        return self.config(**{**self.defaults(concept), **changes})
 
     def refuses(self, pipe: Any) -> str:
         """Why it cannot take a pipeline; empty if it can."""
@@ -94,7 +94,7 @@ class Method:
         self.check(concept)
         if reason := self.refuses(pipe):
             raise ValueError(reason)
-        config, about, more = config or self.settings(concept.kind), concept, {}
+        config, about, more = config or self.settings(concept), concept, {}
         if concept.kind in self.needs_classifier:
             classify = checked(self.name, concept, classify)
             about, more = replace(concept, name=concept.attribute or concept.name), {"kind": "attribute"}

@@ -156,7 +156,7 @@ METHODS = {
         adapter=PromptAdapter,
         transformers=True,
         unfit=_changes_prompts,
-        defaults=lambda _kind: {"switch": 0.2},
+        defaults=lambda _concept: {"switch": 0.2},
     ),
     "negative": Method("negative", ("safety",), Settings, adapter=NegativeAdapter, transformers=True),
 }

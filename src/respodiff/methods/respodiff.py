@@ -9,7 +9,7 @@ from typing import Any
 from respodiff.concepts.concept import Concept
 from respodiff.methods.base import Method
 from respodiff.pipelines.denoiser import flow_matching
-from respodiff.training.config import PRESETS, TrainConfig
+from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import train
 
 
@@ -31,5 +31,7 @@ def _counts_ddim_steps(pipe: Any) -> str:
 
 METHODS = {
     "respodiff": _method("respodiff", presets=TrainConfig.preset),
-    "respodiff-paper": _method("respodiff-paper", defaults=lambda kind: PRESETS["paper", kind], unfit=_counts_ddim_steps),
+    "respodiff-paper": _method(
+        "respodiff-paper", defaults=lambda concept: vars(TrainConfig.preset("paper", concept)), unfit=_counts_ddim_steps
+    ),
 }

@@ -147,7 +147,7 @@ def _method(name: str) -> Method:
         adapter=adapter,
         transformers=True,
         unfit=unfit,
-        defaults=lambda _kind: defaults,
+        defaults=lambda _concept: defaults,
         default_concept=EVERYTHING,
     )
 

@@ -165,8 +165,8 @@ class TrainConfig(RolloutConfig):
     def preset(cls, name: str, concept: Concept | str = "fairness", **changes: Any) -> TrainConfig:
         """Settings of a preset for a concept, its name, or its kind ("fairness", "safety"), with ``changes`` on top.
 
-        ``paper`` is the text; what it leaves open (rates, initialisation, labels, guidance of rollouts, safety target) is the scripts' for
-        "woman" and "violence". ``official`` is the authors' scripts, with their rates of each concept. ``default`` is the paper's algorithm
+        ``paper`` is the text; what it leaves open (rates of each concept, initialisation, labels, guidance of rollouts, safety target) is the
+        scripts'. ``official`` is the authors' scripts, with their lambda of each concept too. ``default`` is the paper's algorithm
         with a contrast target, a start at 0, pools of many short rollouts, and a SAM whose lambda counts. A ValueError lists the known presets or settings.
         """
         presets = list(dict.fromkeys(preset for preset, _ in PRESETS))
@@ -179,8 +179,8 @@ class TrainConfig(RolloutConfig):
         kind, own = (concept, None) if isinstance(concept, str) else (concept.kind, concept)
         rates = {}
         if own and own.name in OFFICIAL_RATES and _leads_to(own) == _leads_to(find_concept(own.name)):
-            rates = dict(zip(("ram_lr", "sam_lr", "sam_weight"), OFFICIAL_RATES[own.name], strict=True))
-        return replace(cls(**PRESETS[name, kind]), **(rates if name == "official" else {}) | changes)
+            rates = dict(zip(OF_SCRIPTS[name], OFFICIAL_RATES[own.name], strict=False))
+        return replace(cls(**PRESETS[name, kind]), **rates | changes)
 
 
 _PAPER: dict[str, Any] = {
@@ -210,6 +210,12 @@ OFFICIAL_RATES: dict[str, tuple[float, float, float]] = {
     **dict.fromkeys(("violence", "sexual"), (1e-2, 1e-4, 1.0)),
 }
 """Concept -> (ram_lr, sam_lr, sam_weight) of the authors' scripts. Other concepts have those of "woman", or of "violence"."""
+OF_SCRIPTS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "paper": ("ram_lr", "sam_lr"),
+    "official": ("ram_lr", "sam_lr", "sam_weight"),
+}
+"""Preset -> settings that it takes from `OFFICIAL_RATES`."""
 
 
 def _leads_to(concept: Concept) -> tuple[str, str]:
