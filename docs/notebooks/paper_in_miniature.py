@@ -54,7 +54,7 @@ for name, adapters in rows.items():
 # ## The table
 #
 # Intervals of 16 images a row are wide: rows whose intervals overlap this much are not told apart.
-# `respodiff reproduce ablation --model embedded --out runs/twin` runs the whole of it, with its published figures beside.
+# `respodiff reproduce ablation --model embedded --out runs/twin` runs the whole of it; on Stable Diffusion its published figures stand beside.
 
 # %%
 for name in rows:

@@ -348,6 +348,15 @@ def test_a_row_of_the_published_preset_says_other_iterations(tiny_pipe: Any, tmp
     assert run.settings()[1].label == "respodiff-paper:300 x0.5" and run.settings()[1].method == "respodiff-paper"
 
 
+def test_rows_below_the_published_budget_are_named(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
+    settings = {"respodiff-paper": {"iterations": 1, "steps": 2}}
+    run = comparison(tiny_pipe, tmp_path, methods=("prompt", "respodiff-paper"), settings=settings, prompts=1)
+    list(run.run())
+    publish(run, judge)
+    below = [line for line in (tmp_path / "compare.md").read_text().splitlines() if "published budget" in line]
+    assert len(below) == 1 and "respodiff-paper" in below[0] and "560,000" in below[0], "two concepts of 280,000"
+
+
 def test_a_product_of_attributes_is_compared_cell_by_cell(tiny_pipe: Any, tmp_path: Path, judge: Any) -> None:
     changes: dict[str, Any] = {"attribute": "tone*gender", "methods": ("prompt",), "images": 6, "prompts": 2}
     run = comparison(tiny_pipe, tmp_path, **changes)

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.settings import HELD_OUT
 
 import respodiff
 from respodiff.concepts.concept import Attribute, Concept, attribute
 from respodiff.concepts.concept import concept as find_concept
 from respodiff.data.prompt_sets import suite
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.training import rollouts
+from respodiff.training import diagnostics, rollouts
 from respodiff.training.attribute import fit_attribute, not_shared
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit, train_together
@@ -124,6 +125,7 @@ def test_no_prompt_that_is_reported_is_seen_in_training(tiny_pipe: Any, monkeypa
             own = {**short, "rollouts": 1, "rollout_batch": 1} if preset == "paper" else short
             fit(tiny_pipe, find_concept(known), TrainConfig.preset(preset, known, **own))
     assert {"a person", "a woman", "a scene", "violence"} <= seen and not seen & reported
+    assert not {p.text for p in suite("occupations") if p.group in HELD_OUT} & {*diagnostics.SUBJECTS}, "what neutral prompts are ranked by"
 
 
 def test_the_alternative_that_diverges_or_has_no_effect_is_named(tiny_pipe: Any) -> None:

@@ -16,7 +16,9 @@ from respodiff.evaluation.metrics.estimate import Estimate
 from respodiff.evaluation.registry import METRICS, Settings, share
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.experiments.compare import MethodComparison, Variant, cost_of
+from respodiff.experiments.paper_tables import adapter_budgets, below_budget
 from respodiff.methods.registry import BASELINE
+from respodiff.pipelines.loading import model_name
 from respodiff.reports.charts import Curves, Point
 from respodiff.reports.html import Section, html_report
 from respodiff.reports.images import gallery_of
@@ -173,6 +175,11 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
         if changes := comparison.plan.settings.get(name):
             short = {k: f"{len(v)} texts" if isinstance(v, tuple | list) and len(v) > 4 else v for k, v in changes.items()}
             notes.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in short.items()) + "; the rest as the method has it.")
+    if model_name(comparison.pipe) != "embedded":
+        whole = adapter_budgets(comparison.plan.kind)
+        for name in comparison.names[1:]:
+            published = whole.get(name.partition(":")[0], 0) * len(comparison.adapters(name))
+            notes += below_budget(name, comparison.training_cost(name), published)
     return notes + [f"{row['label']}: {line}" for row in rows for line in row["problems"]]
 
 

@@ -18,6 +18,8 @@ OWN_LIST = "its authors' list"
 """Stands for the phrases of the method's default concept."""
 LEAST = 4
 """Images of a prompt, and of a part, that a fraction leaves where there are so many: shares of fewer cannot be counted."""
+WHOLE_BUDGET = 0.8
+"""Part of the published evaluations below which a row says that it is not at full budget: how many a training takes is drawn by chance."""
 
 
 @dataclass(frozen=True)
@@ -159,3 +161,16 @@ def _shortened(row: PaperRow, kind: str, fraction: float) -> Mapping[str, Any]:
     whole = method_of(row.method).settings(kind, **row.settings)
     parts = {name: max(1, round(n * fraction)) for name in ("iterations", "rollouts") if (n := getattr(whole, name, 0))}
     return {**row.settings, **parts}
+
+
+def below_budget(row: str, spent: int, published: float) -> list[str]:
+    """A note where training took too few evaluations of the model; none else."""
+    if spent >= WHOLE_BUDGET * published:
+        return []
+    return [f"{row}: not at the published budget: {spent:,} evaluations of the model for {published:,.0f} by the authors' loops."]
+
+
+def adapter_budgets(kind: str) -> dict[str, int]:
+    """Method -> evaluations of the model for one adapter by the authors' loops, of those that the tables of a kind have."""
+    rows = [row for table in tables().values() if table.kind == kind for row in table.rows]
+    return {row.method: max(r.train_forwards for r in rows if r.method == row.method) for row in rows if row.train_forwards}

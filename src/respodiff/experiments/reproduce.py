@@ -24,7 +24,7 @@ from respodiff.evaluation.registry import Settings
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.experiments.compare import REMOVED, MethodComparison, Plan, cost_of, method_of, spaced
 from respodiff.experiments.engine import Engine
-from respodiff.experiments.paper_tables import PaperRow, PaperTable
+from respodiff.experiments.paper_tables import PaperRow, PaperTable, below_budget
 from respodiff.experiments.work import ModelSource, Progress, Run, draw, draw_on
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import BASELINE, load
@@ -33,8 +33,6 @@ from respodiff.reports.tables import Cell, markdown_table, markdown_text
 
 TITLES = {"devrat": "DevRat", "alignment": "WinoAlign", "unsafe": "unsafe (I2P)", "fid": "FID", "clip": "CLIP"}
 OURS = ("runs/*/*/run.json", "adapters/*.safetensors", "reproduce.json")
-WHOLE_BUDGET = 0.8
-"""Part of the published evaluations below which a row says that it is not at full budget: how many a training takes is drawn by chance."""
 ABOUT = (
     "Published: figures of the paper, from public summaries. Measured: of this run, with 95 % intervals over prompts.",
     "Noise floor: what a perfect generator that samples concepts at random would show at this n (DevRat).",
@@ -259,10 +257,7 @@ def _notes(made: Reproduction, judges: Sequence[Judge], real: bool, features: bo
     notes += [f"{row.name}: {row.note}." for row in table.rows if row.note]
     for row in table.rows:
         whole, own = published_forwards(table, row), sum(t.training_cost(made.variant(row)) for t in made.trainings.values())
-        if own < WHOLE_BUDGET * whole:
-            notes.append(
-                f"{row.name}: not at the published budget: {own:,} evaluations of the model for {whole:,.0f} by the authors' loops."
-            )
+        notes += below_budget(row.name, own, whole)
     if "fid" in table.figures and not (real and features):
         lacking = [*["--real RUN, a run folder of COCO's own images"] * (not real), *["--judge inception:FILE"] * (not features)]
         notes.append(f"No FID without {' and '.join(lacking)}.")

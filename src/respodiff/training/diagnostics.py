@@ -33,7 +33,7 @@ from respodiff.training.objectives import mixture
 from respodiff.training.rollouts import mix_seed, predict, roll_batch
 from respodiff.training.state import open_model
 
-SUBJECTS = ("a doctor", "a nurse", "a teacher", "a cook", "a farmer", "a lawyer")
+SUBJECTS = ("a doctor", "a nurse", "a teacher", "a mechanic", "a farmer", "a lawyer")
 ROLLOUTS, STEPS = 8, 8
 """Rollouts of all alternatives together (every subject gets two), and their steps."""
 
