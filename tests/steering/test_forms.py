@@ -58,9 +58,20 @@ def test_mlp_reads_the_mean_of_h_and_conv_every_position() -> None:
         hidden = torch.cat([x, time], 1) @ state["down.weight"].T + state["down.bias"]
         return (hidden * hidden.sigmoid()) @ state["up.weight"].T + state["up.bias"]
 
+    unit = H / torch.stack([h.square().mean().sqrt() for h in H])[:, None, None, None]
     mlp, conv = load_form("mlp", state)(H, T), load_form("conv", state)(H, T)
-    assert mlp.shape == (4, 6, 1, 1) and torch.allclose(mlp[..., 0, 0], by_hand(H.mean((2, 3))), atol=1e-3)
-    assert conv.shape == (4, *SHAPE) and torch.allclose(conv[:, :, 1, 2], by_hand(H[:, :, 1, 2]), atol=1e-3)
+    assert mlp.shape == (4, 6, 1, 1) and torch.allclose(mlp[..., 0, 0], by_hand(unit.mean((2, 3))), atol=1e-3)
+    assert conv.shape == (4, *SHAPE) and torch.allclose(conv[:, :, 1, 2], by_hand(unit[:, :, 1, 2]), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
+def test_what_reads_h_knows_nothing_of_its_size(name: str) -> None:
+    form = filled(name)
+    assert torch.allclose(form(100 * H, T), form(H, T), atol=1e-4)
+    assert [[id(p) for p in form.parts[unit]] for unit in (False, True)] == [
+        [id(form.get_parameter(f"{part}.{n}")) for n in ("weight", "bias")] for part in ("down", "up")
+    ]
+    assert list(make_form("constant", SHAPE).parts) == [True]
 
 
 def test_one_timestep_serves_all_images() -> None:

@@ -26,11 +26,19 @@ class Form(nn.Module):
 
     Attributes:
         reads_h: whether the offset depends on h or t; if not, the form has one parameter ``r``.
-        last: names of the parameters that the offset is linear in.
+        last: names of the parameters that the offset is linear in, whose unit is that of h.
     """
 
     reads_h: ClassVar[bool] = True
     last: ClassVar[tuple[str, ...]] = ("up.weight", "up.bias")
+
+    @property
+    def parts(self) -> dict[bool, list[nn.Parameter]]:
+        """Its parameters: those that have a unit (`last`, True), and the others if there are any (False)."""
+        found: dict[bool, list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            found.setdefault(name in self.last, []).append(parameter)
+        return found
 
     def __init__(self, shape: Shape, init_range: float = 0.0, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -70,9 +78,9 @@ class Channel(Constant):
 
 
 class Mlp(Form):
-    """W2 silu(W1 [mean of h over positions, features of t]): the same offset at every position.
+    """W2 silu(W1 [mean of h / RMS(h) over positions, features of t]): the same offset at every position.
 
-    W1 starts at N(0, 1 / inputs), both biases and W2 at 0, whatever the ``init_range``.
+    RMS(h) is that of a sample over channels and positions, so that W1 has no unit. W1 starts at N(0, 1 / inputs), both biases and W2 at 0, whatever the ``init_range``.
     """
 
     def __init__(self, shape: Shape, init_range: float = 0.0, generator: torch.Generator | None = None) -> None:
@@ -85,7 +93,7 @@ class Mlp(Form):
                 tensor.zero_()
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
-        x = torch.cat([h.mean((2, 3)), _features(t, h)], 1)
+        x = torch.cat([_unit(h).mean((2, 3)), _features(t, h)], 1)
         out: Tensor = self.up(nn.functional.silu(self.down(x)))
         return out[..., None, None]
 
@@ -95,7 +103,7 @@ class Conv(Mlp):
 
     def forward(self, h: Tensor, t: Tensor) -> Tensor:
         time = _features(t, h)[:, None, None].expand(-1, *h.shape[2:], -1)
-        x = torch.cat([h.movedim(1, -1), time], -1)  # a linear layer on the last axis is a 1x1 convolution
+        x = torch.cat([_unit(h).movedim(1, -1), time], -1)  # a linear layer on the last axis is a 1x1 convolution
         out: Tensor = self.up(nn.functional.silu(self.down(x)))
         return out.movedim(-1, 1)
 
@@ -124,6 +132,11 @@ def load_form(name: str, tensors: Mapping[str, Tensor]) -> Form:
         found = ", ".join(f"{k} {tuple(v.shape)}" for k, v in tensors.items()) or "nothing"
         raise ValueError(f"form {name!r} cannot be made of the tensors {found}") from error
     return form.requires_grad_(False)
+
+
+def _unit(h: Tensor) -> Tensor:
+    """h of RMS 1 in every sample."""
+    return h / h.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-6)
 
 
 def _features(t: Tensor, h: Tensor) -> Tensor:

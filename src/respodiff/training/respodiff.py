@@ -108,7 +108,7 @@ def train_together(
                 e_r, h, decode = _predict(model, b, x.ram)
                 l_resp = response_loss(e_r, b.e_tar)
                 l_keep = preservation_loss(_predict(model, b.keep, x.ram)[0], b.keep.e_tar, config.preservation_weight) if b.keep else 0.0
-                rates = [learning_rate(config, state.iteration) * own.unit(h[site], config) for site, own in x.at.items()]
+                rates = [learning_rate(config, state.iteration) * unit for site, own in x.at.items() for unit in own.units(h[site], config)]
                 adam_step(x.adam_r, [config.ram_lr * rate for rate in rates], l_resp + l_keep)
 
                 # SAM: a step on s for lambda L_sem, with r as it now is; only the part after h runs again
@@ -149,12 +149,11 @@ class AtSite(NamedTuple):
     norms: Tensor
     suffix: str
 
-    def unit(self, h: Tensor, config: TrainConfig) -> float:
-        """What the rates are multiples of: the RMS of h over the batches so far, or 1."""
-        if config.rates == "absolute":
-            return 1.0
+    def units(self, h: Tensor, config: TrainConfig) -> list[float]:
+        """What the rates are multiples of, for each of `Form.parts`: the RMS of h over the batches so far where it has a unit, else 1."""
         sums = self.norms.tolist()
-        return float(sums[3] / sums[1]) if sums[1] else _rms(h)
+        rms = float(sums[3] / sums[1]) if sums[1] else _rms(h)
+        return [rms if has_unit and config.rates == "relative" else 1.0 for has_unit in self.r.parts]
 
     def limit(self, config: TrainConfig) -> float:
         """Factor at which r has the largest norm of the settings."""
@@ -183,7 +182,9 @@ class Learner(NamedTuple):
             site: AtSite(*forms(model, config, i), torch.zeros(4, dtype=torch.float64), suffix)
             for i, (site, suffix) in enumerate(zip(model.sites, _suffixes(model, config), strict=True))
         }
-        groups = ([{"params": list(d.parameters())} for d in ds] for ds in zip(*((x.r, x.s) for x in at.values()), strict=True))
+        groups = (
+            [{"params": some} for d in ds for some in d.parts.values()] for ds in zip(*((x.r, x.s) for x in at.values()), strict=True)
+        )
         adam_r, adam_s = (torch.optim.Adam(group, betas=config.betas) for group in groups)
         return cls(at, adam_r, adam_s, torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
 
