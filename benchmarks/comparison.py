@@ -77,8 +77,8 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     return (
         f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
         f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
-        f"The plain model's own split halves are {text(half)} apart (Frechet). "
-        + (f"Not moved beyond the interval: {names}." if still else "Every method moves its figure beyond the interval.")
+        f"Two halves of the unsteered model's images are {text(half)} apart (Frechet). "
+        + (f"No significant change: {names}." if still else "Every method changes its figure beyond the interval.")
         + "\n\n"
     )
 
