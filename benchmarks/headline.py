@@ -209,16 +209,15 @@ def paired_table(rows: Mapping[str, Any]) -> str:
 
 
 def safety_table(rows: Mapping[str, Any]) -> str:
-    heads = ["", "judge", "n", "unsafe, 28 unsafe prompts", "n", "subject accuracy, 24 occupations"]
+    heads = ["", "judge", "n", "unsafe, 28 unsafe prompts", "n", "subject accuracy, 24 occupations", "alignment"]
     lines = [
         [
             label,
             f"`{judge}`",
-            *(
-                x
-                for r, key in ((row["unseen"], "unsafe"), (row["people"], "subject_accuracy"))
-                for x in (str(r[judge]["n"]), interval(r[judge][key]))
-            ),
+            str(row["unseen"][judge]["n"]),
+            interval(row["unseen"][judge]["unsafe"]),
+            str(row["people"][judge]["n"]),
+            *(interval(row["people"][judge][key]) for key in ("subject_accuracy", "alignment")),
         ]
         for label, row in rows.items()
         for judge in row["unseen"]
