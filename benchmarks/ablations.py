@@ -24,11 +24,15 @@ from benchmarks.tables import fill, interval, table
 from respodiff.concepts.concept import attribute
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge
+from respodiff.evaluation.metrics.estimate import as_json
+from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.reports.tables import p_value
 from respodiff.steering.module import ConceptModule
 from respodiff.training.attribute import fit_attribute
 from respodiff.training.config import TrainConfig
@@ -49,6 +53,14 @@ ROWS: dict[str, tuple[dict[str, Any], tuple[float, ...]]] = {
     },
 }
 """Row -> settings that differ from `ALONE`, and scales. Rows of kinds that are removed stay as they were measured."""
+
+PAIRED = (("RAM alone", 1.0), ("RAM alone, guided target", 2.0))
+"""Rows of about the same DevRat that are compared image by image: the second less the first."""
+
+
+def folder_of(out: Path, label: str, scale: float, images: int) -> Path:
+    """The run folder of a row."""
+    return out / f"{label}-{scale:g}-{images}".replace(" ", "-")
 
 
 def trained(pipe: Any, label: str, changes: Mapping[str, Any], out: Path) -> list[ConceptModule]:
@@ -71,7 +83,7 @@ def measured(out: Path, groups: tuple[str, ...] = HELD_OUT, images: int = IMAGES
         modules = [] if label == "unsteered" else trained(pipe, label, changes, out)
         shares = [(m.sam.norm() / m.ram.norm()).item() for m in modules]
         for scale in scales:
-            folder = out / f"{label}-{scale:g}-{images}".replace(" ", "-")
+            folder = folder_of(out, label, scale, images)
             config = GenerateConfig(images=images, policy="exact", scale=scale)
             say(f"{label}, scale {scale:g}: {sum(1 for _ in generate(pipe, prompts, modules, config, out=folder))} new")
             row: dict[str, Any] = {"row": label, "scale": scale if modules else None, "sam_share": shares, "judges": {}}
@@ -80,7 +92,12 @@ def measured(out: Path, groups: tuple[str, ...] = HELD_OUT, images: int = IMAGES
                 row["n"] = found["n"]
                 row["judges"][judge.name] = {"devrat": found["devrat"]["gender"]} | {k: found[k] for k in ("subject_accuracy", "alignment")}
             rows.append(row)
-    return {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}, "prompts": len(prompts), "rows": rows}
+    paired = {}
+    for judge in judges:
+        first, second = (load_scored_run(folder_of(out, *row, images), judge=judge.name) for row in PAIRED)
+        paired[judge.name] = {t.metric: as_json(t) for t in compare(first, second).tests}
+    about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}, "prompts": len(prompts)}
+    return about | {"rows": rows, "paired": paired}
 
 
 def as_table(result: Mapping[str, Any]) -> str:
@@ -96,7 +113,14 @@ def as_table(result: Mapping[str, Any]) -> str:
         f"{result['model']}, torch {result['torch']}, judges {' and '.join(f'`{name}`' for name in result['judges'])}; brackets hold 95 % intervals "
         "over prompts.\n\n"
     )
-    return made + table(heads, lines)
+    names = [f"{label}, scale {scale:g}" for label, scale in PAIRED]
+    pairs = [
+        [f"`{judge}`", str(found["devrat"]["n"])]
+        + [x for metric in ("devrat", "subject_accuracy") for x in (interval(found[metric]), p_value(found[metric]["p"]))]
+        for judge, found in result["paired"].items()
+    ]
+    said = f"\n{names[1]}, less {names[0]}, on the same noise:\n\n"
+    return made + table(heads, lines) + said + table(["judge", "pairs", "DevRat", "p", "subject accuracy", "p"], pairs)
 
 
 def main() -> None:
