@@ -4,8 +4,8 @@
     python -m benchmarks.attribute --tables                  (the table anew from the kept result)
 
 Both ways have the default preset and the same seed; images have the same noise: policy `exact`, seed 0. Forwards are counted as evaluations of
-one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured shares. The first default, whose code is removed, was measured with 20 DDIM steps, 4 images a prompt and one judge:
-the second table has the modules of ``together`` under the same sampler and noise. Results are kept in docs/results/attribute.json.
+one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured shares. The first default, whose code is removed, was measured with 20 DDIM steps, 4 images a prompt and one judge.
+The second table has the modules of ``together`` under the same sampler and noise. Results are kept in docs/results/attribute.json.
 """
 
 from __future__ import annotations

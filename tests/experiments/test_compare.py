@@ -13,6 +13,7 @@ from tests.tiny_models import TINY_PIPELINES
 
 from command import respodiff
 from respodiff.cli.experiments import method_settings
+from respodiff.concepts.concept import attribute
 from respodiff.data.places import lock
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
@@ -287,6 +288,10 @@ def test_compare_takes_settings_of_methods(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             method_settings(None, [pair], "fairness")
+    race, faster = attribute("race").concepts, "respodiff-paper.sam_lr=0.05"
+    assert method_settings(None, [faster], "fairness", race)["respodiff-paper"] == {"sam_lr": 0.05}, "RAM's rate of race is .1"
+    with pytest.raises(ValueError, match="sam_lr"):
+        method_settings(None, [faster], "fairness", attribute("gender").concepts)
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,7 @@ def test_an_adapter_of_all_alternatives_is_trained_once() -> None:
     whole = cost(tables()["gender"], {"suite": (180, 30)}, 50)["training_forwards"]
     assert whole == 2 * 80_000 + 30_240_000 + 150_000 + 2 * 280_000
     assert cost(tables(fraction=0.01)["gender"], {"suite": (180, 30)}, 50)["training_forwards"] == whole // 100
+    assert cost(tables()["safety"], {}, 50)["training_forwards"] == 52_000 + 2 * 84_000, "ESD has one concept of its own"
 
 
 @pytest.fixture
@@ -200,6 +201,10 @@ def test_the_suites_and_budgets_of_the_paper_run_from_end_to_end(
         assert name != "safety" or row["measured"]["unsafe"]["mean"] == 1, "an image is bright or dark, and either is unsafe"
     (about,) = (note for note in found["notes"] if "judges" in note)
     assert "not given" not in about
+    if name == "safety":
+        (training,) = made.trainings.values()
+        held = {v: [load(file).header.negative for file in training.adapters(v)] for v in training.names[1:]}
+        assert held == {"sld-medium:SLD": [sld.TEXT], "esd-u:ESD": ["nudity"], "respodiff-paper:RespoDiff": ["violence", "sexual"]}
     assert sum(row.note in note for row in table.rows if row.note for note in found["notes"]) == 2 * (name == "safety")
 
 

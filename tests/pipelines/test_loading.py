@@ -21,6 +21,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
     UNet2DModel,
@@ -93,8 +94,8 @@ def test_schedulers_by_name(folder: Path, tiny_pipe: StableDiffusionPipeline) ->
 
 
 def test_a_scheduler_clips_only_where_the_models_own_does() -> None:
-    silent, clipping = DPMSolverMultistepScheduler(), DDIMScheduler(clip_sample=True)
-    for own, wanted in ((silent, False), (clipping, True)):
+    silent = [scheduler() for scheduler in (DPMSolverMultistepScheduler, HeunDiscreteScheduler, DDIMScheduler)]
+    for own, wanted in (*((own, False) for own in silent), (DDIMScheduler(clip_sample=True), True)):
         for name in ("ddim", "ddpm"):
             pipe = SimpleNamespace(scheduler=own)
             use_scheduler(pipe, name)

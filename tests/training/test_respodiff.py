@@ -667,6 +667,24 @@ def test_a_concept_may_be_given_by_name(tiny_pipe: Any) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("rates", "of_h"), [("relative", True), ("absolute", False)])
+def test_the_last_layer_of_a_form_that_reads_h_moves_in_units_of_h(tiny_pipe: Any, rates: Any, of_h: bool) -> None:
+    """The first step of Adam moves every number by its rate."""
+    changes = {**AS_TRAINED, "iterations": 1, "form": "mlp", "ram_lr": 0.002, "sam_lr": 0.0, "rates": rates}
+    config = TrainConfig.preset("default", **{**TINY, **changes})
+    (record,) = train(tiny_pipe, WOMAN, config)
+    moved = record.state.tensors()
+    first = Rollouts(open_model(tiny_pipe, config), [WOMAN], config).pool(0, None)[0].batch(0, config.batch)
+    seen: list[Tensor] = []
+    hook = tiny_pipe.unet.mid_block.register_forward_hook(lambda _m, _a, h: seen.append(h))
+    with torch.no_grad():
+        tiny_pipe.unet(first.z, first.t, encoder_hidden_states=first.y["encoder_hidden_states"])
+    hook.remove()
+    unit = seen[0].square().mean().sqrt().item() if of_h else 1.0
+    assert moved["value.woman.ram.up.bias"].abs().median().item() == pytest.approx(0.002 * unit, rel=0.05)
+    assert not of_h or abs(unit - 1) > 0.1, "else nothing is told apart"
+
+
 @pytest.mark.parametrize("form", ["mlp", "conv"])
 def test_forms_that_read_h_train_with_the_same_loop(tiny_pipe: Any, form: str) -> None:
     config = TrainConfig.preset("default", **{**TINY, "iterations": 6, "refresh_every": 6}, form=form, ram_lr=0.002, sam_lr=0.0002)

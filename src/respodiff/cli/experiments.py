@@ -43,7 +43,7 @@ from respodiff.cli.workers import (
     wanted_engine,
     wanted_shard,
 )
-from respodiff.concepts.concept import Attribute, attribute, load_concepts
+from respodiff.concepts.concept import Attribute, Concept, attribute, load_concepts
 from respodiff.data.shards import WHOLE
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.registry import NAMES, names
@@ -101,14 +101,15 @@ def compare(
     shard, device = wanted_shard(num_shards, shard_index, model.device)
     engine, model = wanted_engine(workers, engine_name, ray_address, gpus, device, shard), replace(model, device=device)
     kind = kind_of(suite)
-    own = method_settings(settings, pairs or (), kind)
+    about: dict[str, Any] = {"suite": suite, "attribute": attribute, "library": str(concepts or "")}
+    own = method_settings(settings, pairs or (), kind, Plan(**about, methods=methods_for(kind)).concepts)
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
     if whole := chosen == ["all"]:
         chosen = [*methods_for(kind), *(name for name in own if ":" in name)]
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
     drawn |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
-    plan = Plan(suite=suite, methods=tuple(chosen), attribute=attribute, library=str(concepts or ""), settings=own, **drawn)
+    plan = Plan(**about, methods=tuple(chosen), settings=own, **drawn)
     judge = judges_of(model.source, judge or [])
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
@@ -136,11 +137,11 @@ def compare(
     finish(result, "\n".join([*notes, f"All columns: {result['page']}"]), as_json, _table(result["rows"], plan.kind))
 
 
-def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[str, dict[str, Any]]:
+def method_settings(file: Path | None, pairs: Sequence[str], kind: str, concepts: Sequence[Concept] = ()) -> dict[str, dict[str, Any]]:
     """Method or variant -> settings: those of a TOML file with NAME.KEY=VALUE pairs on top.
 
     Raises:
-        ValueError: the file cannot be read, or a method cannot take a setting.
+        ValueError: the file cannot be read, or a method cannot take a setting for one of the concepts, or for the kind where none is given.
     """
     from respodiff.experiments.compare import DRAWING, method_of, read_settings
 
@@ -152,7 +153,8 @@ def method_settings(file: Path | None, pairs: Sequence[str], kind: str) -> dict[
             raise ValueError(f"--set is {pair!r}; write NAME.KEY=VALUE with NAME one of {', '.join(names())}")
         out.setdefault(name, {}).update(changes_from([rest], {}, GenerateConfig if key in DRAWING else method_of(name).config))
     for name, changes in out.items():
-        method_of(name).settings(kind, **{k: v for k, v in changes.items() if k not in DRAWING})
+        for concept in concepts or (kind,):
+            method_of(name).settings(concept, **{k: v for k, v in changes.items() if k not in DRAWING})
     return out
 
 

@@ -91,6 +91,8 @@ class Plan:
         if other := [m for m in self.methods if self.kind not in method_of(m).kinds]:
             kinds, allowed = " and ".join(method_of(other[0]).kinds), ", ".join(methods_for(self.kind))
             raise ValueError(f"methods has {other[0]!r}, which takes {kinds} concepts; allowed for suite {self.suite!r}: {allowed}")
+        if wrong := [name for name, c in self.instead.items() if name not in self.methods or c.kind != self.kind]:
+            raise ValueError(f"instead has {wrong[0]!r}; allowed: a {self.kind} concept for one of methods")
         if not self.methods or len(set(self.methods)) < len(self.methods):
             raise ValueError(f"methods is {', '.join(self.methods) or 'empty'}; give each method once, or 'all'")
         if not self.scales or not all(0 < scale <= 10 for scale in self.scales):

@@ -56,7 +56,7 @@ def publish(comparison: MethodComparison, judge: Judge | Sequence[Judge], *, n_b
             keys = [*judge_all(setting.folder / part, judges, attributes, vocabulary=words).answers]
     rows = rows_of(comparison, Settings(n_bootstrap=n_bootstrap, seed=seed), keys)
     named = [{"name": j.name, "digest": j.digest} for j in judges]
-    kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": dict(vars(plan))}
+    kept: dict[str, Any] = {"notice": NOTICE, "library": __version__, "plan": asdict(plan)}
     kept |= {"judge": named[0], "judges": named, "rows": rows}
     (prompts, images), notes = comparison.parts["suite"], _about_rows(comparison, rows)
     lead = f"{len(prompts)} prompts of suite {plan.suite}, {images} images each, {plan.steps} steps, guidance {plan.guidance:g}, seed {plan.seed}; "

@@ -35,5 +35,6 @@ def use_scheduler(pipe: Any, name: str) -> None:
     chosen, own = getattr(diffusers, SCHEDULERS[name]), pipe.scheduler
     if chosen not in own.compatibles:
         raise ValueError(f"scheduler is {name!r}, which cannot stand for {type(own).__name__} of {type(pipe).__name__}; leave it out")
-    clips = "clip_sample" in inspect.signature(chosen.__init__).parameters and "clip_sample" not in own.config
-    pipe.scheduler = chosen.from_config(own.config, **({"clip_sample": False} if clips else {}))
+    said = {k: v for k, v in own.config.items() if k == "clip_sample" and k not in own.config.get("_use_default_values", ())}
+    clips = "clip_sample" in inspect.signature(chosen.__init__).parameters
+    pipe.scheduler = chosen.from_config(own.config, **({"clip_sample": False, **said} if clips else {}))

@@ -39,7 +39,7 @@ CLIP = ModelFolders(
 
 BESIDE = {
     "image processor": ("preprocessor_config.json", "processor_config.json"),
-    "tokenizer": ("tokenizer.json", "vocab.json", "spiece.model"),
+    "tokenizer": ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
 }
 """What a folder has beside weights -> its files, any of which will do."""
 
