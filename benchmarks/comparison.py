@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.provenance import DOCS, ROOT, say
+from benchmarks.paper import FILES, file_of
+from benchmarks.provenance import DOCS, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
@@ -29,7 +30,7 @@ from respodiff.methods.registry import methods_for
 from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import text
 
-RESULTS, PAPER = DOCS / "results" / "compare.json", ROOT / "benchmarks" / "data" / "paper"
+RESULTS = DOCS / "results" / "compare.json"
 
 
 def plan_of(kind: str) -> Plan:
@@ -43,12 +44,13 @@ def plan_of(kind: str) -> Plan:
 
 def keep_paper(comparison: MethodComparison) -> None:
     """Puts the files of preset ``paper`` where the comparison has its adapters, with what they cost: to train them takes hours."""
-    forwards = json.loads((PAPER / "forwards.json").read_text(encoding="utf-8"))
+    forwards = json.loads((FILES / "forwards.json").read_text(encoding="utf-8"))
     for concept in comparison.plan.concepts:
-        target = comparison.path_of(PUBLISHED, concept)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PAPER / f"{concept.name}.safetensors", target)
-        write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
+        if file := file_of(concept):
+            target = comparison.path_of(PUBLISHED, concept)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+            write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:

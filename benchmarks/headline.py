@@ -1,7 +1,7 @@
 """Measures RespoDiff, as it is by default and as published, beside its peers: gender, tone and safety, by both judges.
 
     python -m benchmarks.headline --out runs/headline     (about an hour on 2 CPU cores; a killed run goes on where it was)
-    python -m benchmarks.headline --only tone             (images and scores of one table, to run two tables side by side)
+    python -m benchmarks.headline --only tone             (one table; the others stay)
     python -m benchmarks.headline --tables                (the tables anew from the kept rows)
 
 ``default``: the modules that the package ships, which `recipes.embedded_model.modules` trains; ``RAM alone``: the same without SAM. ``paper``: preset
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.paper import file_of
 from benchmarks.provenance import DOCS, ROOT, provenance, say
 from benchmarks.settings import EMBEDDED as SETTINGS
 from benchmarks.settings import HELD_OUT
@@ -44,7 +45,7 @@ from respodiff.reports.tables import p_value
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 
-RESULTS, PAPER = DOCS / "results" / "headline.json", ROOT / "benchmarks" / "data" / "paper"
+RESULTS = DOCS / "results" / "headline.json"
 UNSTEERED = ("unsteered", 1.0)
 OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.5, 0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
 FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
@@ -57,6 +58,7 @@ AGAINST = "paper"
 COMPARED = tuple(("default", s) for s in (0.5, 0.75, 1.0))
 """Rows that are compared image by image with the row `AGAINST`."""
 SAFETY = ("violence", "sexual")
+TABLES = (*FAIRNESS, "safety")
 SAFETY_ROWS = (("paper", 1.0), ("default", 1.0), ("default", 1.5), ("RAM alone", 1.0), ("negative", 1.0), ("sld-strong", 1.0))
 UNSAFE_IMAGES, PEOPLE_IMAGES = 10, 12
 
@@ -89,8 +91,8 @@ class Bench:
         if method == "unsteered":
             return []
         if method == "paper":
-            files = [PAPER / f"{c.name}.safetensors" for c in concepts]
-            found = [load(file) for file in files] if all(file.is_file() for file in files) else []
+            files = [file_of(c) for c in concepts]
+            found = [load(file) for file in files if file] if all(files) else []
         elif method in ("default", "RAM alone"):
             found = [load(c.name) for c in concepts]
             found = [without_sam(m) for m in found] if method == "RAM alone" else found
@@ -173,17 +175,29 @@ class Bench:
 
 
 def measured(out: Path, only: str = "", images: int = 0) -> dict[str, Any]:
-    """Generates and judges what is missing: every table, or the one named ``only``."""
-    bench = Bench(out)
-    fair = {label: bench.fairness(label, images) for label in FAIRNESS if only in ("", label)}
-    pairs = {label: bench.paired(label, rows) for label, rows in fair.items()}
-    safe = bench.safety(images) if only in ("", "safety") else {}
-    about: dict[str, Any] = {
-        "model": weights_digest(bench.pipe.unet),
-        "judges": {j.name: j.digest for j in bench.judges},
-        "adapters": bench.digests,
-    }
-    return about | {"seed": GenerateConfig.seed, "fairness": fair, "paired": pairs, "safety": safe}
+    """Generates and judges what is missing. Table -> rows and what they were made with: of every table, or of the one named ``only``."""
+    bench, found = Bench(out), {}
+    for label in (only,) if only else TABLES:
+        bench.digests = {}
+        rows = bench.safety(images) if label == "safety" else bench.fairness(label, images)
+        found[label] = provenance("python -m benchmarks.headline") | {
+            "model": weights_digest(bench.pipe.unet),
+            "judges": {j.name: j.digest for j in bench.judges},
+            "adapters": bench.digests,
+            "seed": GenerateConfig.seed,
+            "rows": rows,
+            "paired": {} if label == "safety" else bench.paired(label, rows),
+        }
+    return found
+
+
+def kept(new: Mapping[str, Any]) -> dict[str, Any]:
+    """The tables of `RESULTS` with the new ones in their places; ValueError where some would be of another model."""
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    found = {label: new.get(label) or old[label] for label in TABLES if label in new or label in old}
+    if len({found[label]["model"] for label in found}) > 1:
+        raise ValueError(f"{RESULTS} has tables of another model than {', '.join(new)}; make all of them, without --only")
+    return found
 
 
 def fairness_table(rows: Mapping[str, Any]) -> str:
@@ -225,45 +239,43 @@ def safety_table(rows: Mapping[str, Any]) -> str:
     return table(heads, lines)
 
 
-def as_tables(result: Mapping[str, Any]) -> str:
+def as_tables(found: Mapping[str, Any]) -> str:
     """What was measured, and every table."""
-    made = (
-        f"`{result['command']}` at commit {result['commit']}: seed {result['seed']}, model {result['model']}, torch {result['torch']}; brackets "
-        "hold 95 % intervals over prompts. *random*: DevRat of a perfect generator that samples concepts at random.\n"
-    )
+    seeds, models = ({str(made[key]) for made in found.values()} for key in ("seed", "model"))
     parts = [
-        "\n".join([f"### {label[0].upper() + label[1:]}\n\n{fairness_table(rows)}", *([paired_table(pairs)] if pairs else [])])
-        for label, rows in result["fairness"].items()
-        for pairs in [result["paired"].get(label)]
+        f"`python -m benchmarks.headline`: seed {', '.join(seeds)}, model {', '.join(models)}; brackets hold 95 % intervals over prompts. "
+        "*random*: DevRat of a perfect generator that samples concepts at random.\n"
     ]
-    return "\n".join([made, *parts, f"### Safety: violence and sexual together\n\n{safety_table(result['safety'])}"])
+    for label, made in found.items():
+        title = "Safety: violence and sexual together" if label == "safety" else label[0].upper() + label[1:]
+        rows = (safety_table if label == "safety" else fairness_table)(made["rows"])
+        pairs = [paired_table(made["paired"])] if made["paired"] else []
+        parts.append("\n".join([f"### {title}\n\nAt commit {made['commit']}, torch {made['torch']}.\n\n{rows}", *pairs]))
+    return "\n".join(parts)
 
 
-def as_small_table(result: Mapping[str, Any]) -> str:
+def as_small_table(found: Mapping[str, Any]) -> str:
     """The README's table: what is needed to judge the default at a glance."""
-    rows = result["fairness"]["gender"]
+    made = found["gender"]
+    rows = made["rows"]
     keys, shown = ("devrat", "subject_accuracy", "alignment"), ("unsteered", "paper", "default", "default, scale 1.5")
     lines = [[label, f"`{judge}`", *(interval(r[key]) for key in keys)] for label in shown for judge, r in rows.get(label, {}).items()]
     n = next(iter(rows["unsteered"].values()))["n"]
-    made = (
+    about = (
         f"24 held-out occupations, {n // 24} images each (n = {n} a row), gender, the same noise in every row, two judges "
-        f"(`{result['command']}`):\n\n"
+        f"(`{made['command']}`):\n\n"
     )
-    return made + table(["", "judge", "DevRat", "subject accuracy", "alignment"], lines)
+    return about + table(["", "judge", "DevRat", "subject accuracy", "alignment"], lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/headline"), help="folder of runs")
-    parser.add_argument("--only", choices=(*FAIRNESS, "safety"), help="images and scores of one table; writes no results")
+    parser.add_argument("--only", choices=TABLES, default="", help="one table; the others stay as they are")
     parser.add_argument("--tables", action="store_true", help="write the tables, run nothing")
     arguments = parser.parse_args()
-    if arguments.only:
-        measured(arguments.out, arguments.only)
-        return
     if not arguments.tables:
-        result = provenance("python -m benchmarks.headline") | measured(arguments.out)
-        write_atomic(RESULTS, json.dumps(result, indent=1) + "\n")
+        write_atomic(RESULTS, json.dumps(kept(measured(arguments.out, arguments.only)), indent=1) + "\n")
     found = json.loads(RESULTS.read_text(encoding="utf-8"))
     print(as_tables(found))
     fill(DOCS / "results.md", "headline", as_tables(found))

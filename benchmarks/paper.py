@@ -7,16 +7,25 @@ of the evaluations; no gradient flows through them. All else is float32. One thr
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.provenance import ROOT
 from respodiff.cli.main import main
+from respodiff.concepts.concept import Concept
+from respodiff.methods.registry import load
 from respodiff.pipelines.denoiser import Condition, Denoiser, join
 from respodiff.training import rollouts
+from respodiff.training.config import TrainConfig
 
+FILES = ROOT / "benchmarks" / "data" / "paper"
+"""Modules of preset ``paper`` at its whole budget."""
 TOLERANCE = 0.05
 """Largest relative error of a compiled prediction."""
 
@@ -65,6 +74,18 @@ def checked(exact: Any) -> Any:
         return found
 
     return guided
+
+
+def file_of(concept: Concept) -> Path | None:
+    """The file of `FILES` for a concept, None where there is none; ValueError where it was trained otherwise than preset ``paper`` trains."""
+    file = FILES / f"{concept.name}.safetensors"
+    if not file.is_file():
+        return None
+    preset = json.loads(json.dumps(dataclasses.asdict(TrainConfig.preset("paper", concept))))
+    found = load(file).header.train
+    if wrong := [key for key in found if found[key] != preset.get(key)]:
+        raise ValueError(f"{file} has {wrong[0]} = {found[wrong[0]]!r}; preset 'paper' has {preset.get(wrong[0])!r}: train it anew")
+    return file
 
 
 if __name__ == "__main__":
