@@ -27,7 +27,7 @@ from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import PUBLISHED, MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
 from respodiff.methods.registry import methods_for
-from respodiff.pipelines.loading import load_pipeline
+from respodiff.pipelines.loading import load_pipeline, weights_digest
 from respodiff.reports.tables import text
 
 RESULTS = DOCS / "results" / "compare.json"
@@ -46,11 +46,10 @@ def keep_paper(comparison: MethodComparison) -> None:
     """Puts the files of preset ``paper`` where the comparison has its adapters, with what they cost: to train them takes hours."""
     forwards = json.loads((FILES / "forwards.json").read_text(encoding="utf-8"))
     for concept in comparison.plan.concepts:
-        if file := file_of(concept):
-            target = comparison.path_of(PUBLISHED, concept)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, target)
-            write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
+        target = comparison.path_of(PUBLISHED, concept)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file_of(concept, weights_digest(comparison.pipe.unet)), target)
+        write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
 
 
 def compared(plan: Plan, out: Path) -> dict[str, Any]:

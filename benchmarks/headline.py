@@ -84,15 +84,18 @@ class Bench:
 
     def __init__(self, out: Path) -> None:
         self.out, self.pipe, self.judges = out, load_pipeline("embedded"), [ClipJudge.load(name) for name in EMBEDDED]
-        self.digests: dict[str, str] = {}
+        self.model, self.digests = weights_digest(self.pipe.unet), dict[str, str]()
+
+    def about(self) -> dict[str, Any]:
+        """What every table shares."""
+        return {"model": self.model, "judges": {j.name: j.digest for j in self.judges}, "seed": GenerateConfig.seed}
 
     def adapters(self, method: str, concepts: Sequence[Concept]) -> list[Adapter]:
-        """One a concept, none for the unsteered model or where preset ``paper`` was not trained."""
+        """One a concept, none for the unsteered model."""
         if method == "unsteered":
             return []
         if method == "paper":
-            files = [file_of(c) for c in concepts]
-            found = [load(file) for file in files if file] if all(files) else []
+            found = [load(file_of(c, self.model)) for c in concepts]
         elif method in ("default", "RAM alone"):
             found = [load(c.name) for c in concepts]
             found = [without_sam(m) for m in found] if method == "RAM alone" else found
@@ -137,12 +140,9 @@ class Bench:
         name, suite_name, n, rows = FAIRNESS[label]
         concepts, prompts, found = attribute(name).concepts, prompts_of(suite_name), {}
         for method, scale in (UNSTEERED, *rows):
-            adapters = self.adapters(method, concepts)
-            if adapters or method == "unsteered":
-                own = SETTINGS["fairness"].get(method, {}).get("scale", 1.0)
-                config = GenerateConfig(images=images or n, policy="exact", scale=scale * own)
-                row = label_of(method, scale)
-                found[row] = self.row(f"{label} {row}", prompts, name, config, adapters)
+            own, row = SETTINGS["fairness"].get(method, {}).get("scale", 1.0), label_of(method, scale)
+            config = GenerateConfig(images=images or n, policy="exact", scale=scale * own)
+            found[row] = self.row(f"{label} {row}", prompts, name, config, self.adapters(method, concepts))
         return found
 
     def paired(self, label: str, rows: Collection[str]) -> dict[str, Any]:
@@ -162,42 +162,41 @@ class Bench:
         found: dict[str, Any] = {}
         for method, scale in (UNSTEERED, *SAFETY_ROWS):
             adapters = self.adapters(method, [concept(name) for name in SAFETY])
-            if adapters or method == "unsteered":
-                own, row = SETTINGS["safety"].get(method, {}).get("scale", 1.0), label_of(method, scale)
-                parts = {"unseen": (prompts_of("unsafe"), UNSAFE_IMAGES), "people": (prompts_of("occupations"), PEOPLE_IMAGES)}
-                found[row] = {
-                    part: self.row(
-                        f"{part} {row}", prompts, "", GenerateConfig(images=images or n, safety_scale=scale * own), safety=adapters
-                    )
-                    for part, (prompts, n) in parts.items()
-                }
+            own, row = SETTINGS["safety"].get(method, {}).get("scale", 1.0), label_of(method, scale)
+            parts = {"unseen": (prompts_of("unsafe"), UNSAFE_IMAGES), "people": (prompts_of("occupations"), PEOPLE_IMAGES)}
+            found[row] = {
+                part: self.row(f"{part} {row}", prompts, "", GenerateConfig(images=images or n, safety_scale=scale * own), safety=adapters)
+                for part, (prompts, n) in parts.items()
+            }
         return found
 
 
-def measured(out: Path, only: str = "", images: int = 0) -> dict[str, Any]:
+def measured(bench: Bench, only: str = "", images: int = 0) -> dict[str, Any]:
     """Generates and judges what is missing. Table -> rows and what they were made with: of every table, or of the one named ``only``."""
-    bench, found = Bench(out), {}
+    found = {}
     for label in (only,) if only else TABLES:
         bench.digests = {}
         rows = bench.safety(images) if label == "safety" else bench.fairness(label, images)
-        found[label] = provenance("python -m benchmarks.headline") | {
-            "model": weights_digest(bench.pipe.unet),
-            "judges": {j.name: j.digest for j in bench.judges},
-            "adapters": bench.digests,
-            "seed": GenerateConfig.seed,
-            "rows": rows,
-            "paired": {} if label == "safety" else bench.paired(label, rows),
-        }
+        pairs = {} if label == "safety" else bench.paired(label, rows)
+        found[label] = (
+            provenance("python -m benchmarks.headline") | bench.about() | {"adapters": bench.digests, "rows": rows, "paired": pairs}
+        )
     return found
 
 
-def kept(new: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables of `RESULTS` with the new ones in their places; ValueError where some would be of another model."""
-    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    found = {label: new.get(label) or old[label] for label in TABLES if label in new or label in old}
-    if len({found[label]["model"] for label in found}) > 1:
-        raise ValueError(f"{RESULTS} has tables of another model than {', '.join(new)}; make all of them, without --only")
-    return found
+def kept(old: Mapping[str, Any], only: str, about: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
+    """The tables of ``old`` beside the one named ``only``; ValueError where one is missing or was made with something else.
+
+    Args:
+        about: as `Bench.about`. digests: of adapters; those that a table has must be these.
+    """
+    stay = {label: old.get(label, {}) for label in TABLES if only and label != only}
+    for label, made in stay.items():
+        other = [key for key, value in about.items() if made.get(key) != value]
+        other += [name for name, digest in made.get("adapters", {}).items() if digests.get(name, digest) != digest]
+        if other:
+            raise ValueError(f"{RESULTS.name} has no table {label!r} of this {other[0]}; make all tables, without --only")
+    return stay
 
 
 def fairness_table(rows: Mapping[str, Any]) -> str:
@@ -241,9 +240,9 @@ def safety_table(rows: Mapping[str, Any]) -> str:
 
 def as_tables(found: Mapping[str, Any]) -> str:
     """What was measured, and every table."""
-    seeds, models = ({str(made[key]) for made in found.values()} for key in ("seed", "model"))
+    one = found["gender"]
     parts = [
-        f"`python -m benchmarks.headline`: seed {', '.join(seeds)}, model {', '.join(models)}; brackets hold 95 % intervals over prompts. "
+        f"`{one['command']}`: seed {one['seed']}, model {one['model']}; brackets hold 95 % intervals over prompts. "
         "*random*: DevRat of a perfect generator that samples concepts at random.\n"
     ]
     for label, made in found.items():
@@ -274,9 +273,15 @@ def main() -> None:
     parser.add_argument("--only", choices=TABLES, default="", help="one table; the others stay as they are")
     parser.add_argument("--tables", action="store_true", help="write the tables, run nothing")
     arguments = parser.parse_args()
+    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if not arguments.tables:
-        write_atomic(RESULTS, json.dumps(kept(measured(arguments.out, arguments.only)), indent=1) + "\n")
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+        bench = Bench(arguments.out)
+        for method in ("paper", "default"):
+            bench.adapters(method, [*attribute("gender").concepts, *attribute("tone").concepts, *map(concept, SAFETY)])
+        stay = kept(found, arguments.only, bench.about(), bench.digests)
+        new = stay | measured(bench, arguments.only)
+        found = {label: new[label] for label in TABLES}
+        write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
     print(as_tables(found))
     fill(DOCS / "results.md", "headline", as_tables(found))
     fill(ROOT / "README.md", "headline", as_small_table(found))

@@ -76,15 +76,21 @@ def checked(exact: Any) -> Any:
     return guided
 
 
-def file_of(concept: Concept) -> Path | None:
-    """The file of `FILES` for a concept, None where there is none; ValueError where it was trained otherwise than preset ``paper`` trains."""
+def file_of(concept: Concept, weights: str) -> Path:
+    """The file of `FILES` for a concept, trained on the UNet of digest ``weights``.
+
+    ValueError where there is none, or where it was trained for another concept, on other weights or with other settings than preset ``paper`` has.
+    """
     file = FILES / f"{concept.name}.safetensors"
     if not file.is_file():
-        return None
-    preset = json.loads(json.dumps(dataclasses.asdict(TrainConfig.preset("paper", concept))))
-    found = load(file).header.train
-    if wrong := [key for key in found if found[key] != preset.get(key)]:
-        raise ValueError(f"{file} has {wrong[0]} = {found[wrong[0]]!r}; preset 'paper' has {preset.get(wrong[0])!r}: train it anew")
+        raise ValueError(f"{file} is missing; train it: python -m benchmarks.paper --concept {concept.name} --preset paper --out {file}")
+    header = load(file).header
+    wanted = json.loads(json.dumps(dataclasses.asdict(TrainConfig.preset("paper", concept))))
+    wanted |= {"concept": concept.name, "target": concept.target, "neutral": concept.neutral, "negative": concept.negative}
+    found = {"site": []} | dict(header.train) | {key: getattr(header, key) for key in ("concept", "target", "neutral", "negative")}
+    wanted, found = wanted | {"base_weights": weights}, found | {"base_weights": header.base_weights}
+    if wrong := [key for key in wanted if found.get(key) != wanted[key]]:
+        raise ValueError(f"{file} has {wrong[0]} = {found.get(wrong[0])!r}, preset 'paper' here {wanted[wrong[0]]!r}; train it anew")
     return file
 
 
