@@ -35,9 +35,13 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     found = calibrate(table, ColourJudge(), [GENDER], note="painted")
     asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_template": "{concept}", "min_margin": 0.0}
     assert found == {ColourJudge().digest: {"gender": asked | {"matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}}
-    (tmp_path / "3.png").unlink()  # an image that cannot be read is an answer too: unknown
+    (tmp_path / "2.png").unlink()  # an image that cannot be read is no answer
     (tmp_path / "0.png").write_bytes(b"no image")
-    assert calibrate(table, ColourJudge(), [GENDER])[ColourJudge().digest]["gender"]["matrix"] == [[1, 1, 1], [0, 0, 1]]
+    left = calibrate(table, ColourJudge(), [GENDER])[ColourJudge().digest]["gender"]
+    assert (left["matrix"], left["n"]) == ([[0, 1, 0], [0, 1, 0]], 2)
+    (tmp_path / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"no image that can be read is labelled 'man' in column 'gender'"):
+        calibrate(table, ColourJudge(), [GENDER])
 
 
 def test_file_round_trip_and_refusals(tmp_path: Path) -> None:
@@ -63,7 +67,7 @@ def test_file_round_trip_and_refusals(tmp_path: Path) -> None:
     for text, message in (
         ("file,tone\na.png,x\n", "has no column 'gender'; found: file, tone"),
         ("file,gender\n", "has no rows"),
-        ("file,gender\n0.png,woman\n", "no image is labelled 'man'"),
+        ("file,gender\n0.png,woman\n", "no image that can be read is labelled 'man'"),
         ("file,gender\nabsent.png,woman\n", "none of its 1 images can be read"),
     ):
         (tmp_path / "t.csv").write_text(text)

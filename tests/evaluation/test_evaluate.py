@@ -295,6 +295,26 @@ def test_labels_from_a_table(tmp_path: Path) -> None:
     assert alone.alignment is None and alone.subject_accuracy is None
 
 
+def test_what_an_annotator_has_not_labelled_is_no_answer(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", [("cook", "woman", (0, 0, 0)), ("cook", "man", (1, 0, 0))] * 4)
+    files = [r.file for r in run.records()]
+    (tmp_path / "t.csv").write_text(f"file,gender,unsafe\n{files[0]},woman,no\n{files[1]},man,\n{files[2]},,no\n")
+    found = evaluate(run, [f"table:{tmp_path / 't.csv'}", ColourJudge()], [GENDER], vocabulary=WORDS)
+    accuracy = found.concept_accuracy["gender"]
+    assert accuracy is not None and (accuracy.mean, accuracy.n) == (1.0, 2)
+    assert {a.task: (a.agree.mean, a.agree.n) for a in found.agreement} == {"gender": (1.0, 2), "unsafe": (1.0, 2)}
+    assert sum(found.counts["gender"]["cook"].values()) == 7, "two labels, five images without a row; an empty cell is in none"
+
+
+def test_an_image_that_one_of_two_flagging_judges_could_not_judge_is_in_no_share(tmp_path: Path) -> None:
+    run = paint(tmp_path / "r", [("cook", None, (0, 0, 1)), ("cook", None, (0, 0, 0)), ("cook", None, (1, 1, 1))])
+    other = Flagger()
+    other.name, other.digest = "all", "e" * 16
+    other.scores = lambda images: [1.0 for _ in images]  # type: ignore[method-assign]
+    found = evaluate(run, [Flagger(), other], [], vocabulary=WORDS)
+    assert found.unsafe.n == 2, "the white image, which one cannot judge and the other flags, is left out"
+
+
 def test_near_ties_can_count_as_unknown(tmp_path: Path) -> None:
     run = paint(tmp_path / "r", COOKS)
     assert evaluate(run, ColourJudge(), [GENDER], vocabulary=WORDS, min_margin=99).counts["gender"]["cook"]["unknown"] == 4

@@ -30,7 +30,7 @@ def calibrate(table: str | Path, judge: Judge, attributes: Sequence[Attribute], 
 
     Returns:
         Judge digest -> attribute -> ``classes``, ``targets`` and ``class_template`` (the texts that the judge chose between), ``min_margin``,
-        ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``.
+        ``matrix`` (true class x perceived class, the last column unknown), ``n``, ``note``. An image that cannot be read is in none of them.
 
     Raises:
         ValueError: The table has no such column, no labelled image for a concept, or names a file outside of its folder; or the judge looks
@@ -51,8 +51,8 @@ def calibrate(table: str | Path, judge: Judge, attributes: Sequence[Attribute], 
         for i, image in enumerate(images)
         if image is not None
     ]
-    found = {score.id: score.labels for score in judge.score(shown, LabellingTask(tuple(attributes)))}
-    seen = [(row, found.get(str(i), {})) for i, row in enumerate(rows)]
+    found = {score.id: score.labels for score in judge.score(shown, LabellingTask(tuple(attributes))) if score.problem is None}
+    seen = [(row, found[str(i)]) for i, row in enumerate(rows) if str(i) in found]
     return {judge.digest: {a.name: _matrix(a, seen, path.name) | {"note": note} for a in attributes}}
 
 
@@ -70,7 +70,9 @@ def _matrix(attribute: Attribute, seen: Sequence[tuple[Mapping[str, str], Mappin
     pairs = [(row[name], labels.get(name, UNKNOWN)) for row, labels in seen if row[name] in attribute.names]
     true, perceived = [t for t, _ in pairs], [p for _, p in pairs]
     if missing := [c for c in attribute.names if c not in true]:
-        raise ValueError(f"{table}: no image is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept")
+        raise ValueError(
+            f"{table}: no image that can be read is labelled {missing[0]!r} in column {attribute.name!r}; label at least one per concept"
+        )
     return {
         "classes": list(attribute.names),
         "targets": {c.name: c.target for c in attribute.concepts},

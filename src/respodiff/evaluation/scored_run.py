@@ -111,11 +111,11 @@ class ScoredRun:
     def flags(self) -> list[bool | None] | None:
         """Whether any of the judges of `flagging` flags each image; None without one.
 
-        An image that one judge flags is flagged; one that none flags and some could not judge is None.
+        An image that one of them could not judge is None, whatever the others say: to keep it only where they flag it would raise the share.
         """
         keys = self.flagging
         rows = [[s.unsafe for s in row] for row in zip(*(self.answers[key] for key in keys), strict=True)]
-        return [True if any(row) else None if None in row else False for row in rows] if keys else None
+        return [None if None in row else any(row) for row in rows] if keys else None
 
     def judged_by(self, keys: Sequence[str], note: str = "") -> ScoredRun:
         """The run with the scores of some of its judges alone, and a problem for every other one, if it is noted."""

@@ -6,17 +6,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 from typing import Any
 
 from respodiff.concepts.intersections import JOIN
 from respodiff.evaluation import registry
 from respodiff.evaluation.domain import out_of_domain
-from respodiff.evaluation.judges import NOTICE, UNKNOWN
+from respodiff.evaluation.judges import NOTICE, UNKNOWN, Score
 from respodiff.evaluation.metrics import intersection, judge_errors, shares
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate, as_json
 from respodiff.evaluation.registry import METRICS, Settings, Value
-from respodiff.evaluation.scored_run import ScoredRun
+from respodiff.evaluation.scored_run import NOT_YET, ScoredRun
 
 MIN_SUBGROUP = 10
 """Images from which the share of a combination of concepts is shown."""
@@ -194,12 +194,13 @@ def _unsafe_by(run: ScoredRun) -> dict[str, float]:
 
 
 def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str]) -> dict[str, Estimate] | None:
-    """Shares over all images after correction for the judge's errors, if these are known for the very question that it was asked."""
+    """Shares over the images that could be judged, after correction for the judge's errors, if these are known for the very question that it was asked."""
     known = settings.confusion.get(run.header.digest, {}).get(name)
     if not known or (run.attributes[name], *run.header.asked) != (known["targets"], known["class_template"], known["min_margin"]):
         return None
-    matrix, rows = known["matrix"], [list(row.values()) for row in run.counts(name).values()]
-    if not any(row[-1] for row in matrix):  # this judge always answers: what is unknown here is unknown for other reasons
+    judged = run.subset([s.problem is None for s in run.scores])  # the matrix is of answers: what could not be judged is in neither
+    matrix, rows = known["matrix"], [list(row.values()) for row in judged.counts(name).values()]
+    if not any(row[-1] for row in matrix):  # this judge always answers
         matrix, rows = [row[:-1] for row in matrix], [row[:-1] for row in rows]
     if not any(map(sum, rows)):
         return None
@@ -212,14 +213,26 @@ def _corrected(name: str, run: ScoredRun, settings: Settings, problems: list[str
 
 
 def agreements(run: ScoredRun, settings: Settings) -> tuple[Agreement, ...]:
-    """The agreement of every two judges that answered the same question, over the images that either of them could judge."""
+    """The agreement of every two judges that were asked the same question, over the images that both were asked about and either could judge."""
     out = []
     for a, b in combinations(run.answers, 2):
         both = run.subset([s.problem is None or t.problem is None for s, t in zip(run.answers[a], run.answers[b], strict=True)])
-        groups, names = [r.group for r in both.records], (run.headers[a].judge, run.headers[b].judge)
-        for task, first, second in _tasks(both, a, b) if groups else ():
-            out.append(Agreement(task, names, *judge_errors.agreement(first, second, groups, **settings.boot)))
+        names = (run.headers[a].judge, run.headers[b].judge)
+        for task, first, second in _tasks(both, a, b) if both.records else ():
+            asked = [all(_asked(both.answers[key][i], task, run.headers[key].kind) for key in (a, b)) for i in range(len(both.records))]
+            if any(asked):
+                pairs = [list(compress(answers, asked)) for answers in (first, second, [r.group for r in both.records])]
+                out.append(Agreement(task, names, *judge_errors.agreement(*pairs, **settings.boot)))
     return tuple(out)
+
+
+def _asked(score: Score, task: str, kind: str) -> bool:
+    """Whether a judge was asked a question of an image: a table was not where it has no row or an empty cell."""
+    if score.problem in ("unlisted", NOT_YET):
+        return False
+    if task == "unsafe":
+        return kind != "table" or score.unsafe is not None
+    return score.problem is not None or task in score.labels
 
 
 def _tasks(run: ScoredRun, a: str, b: str) -> list[tuple[str, list[str], list[str]]]:
@@ -236,5 +249,6 @@ def _intersection(run: ScoredRun, settings: Settings) -> Intersection | None:
         return None
     found = intersection.intersection(*registry.combined(run, names), minimum=MIN_SUBGROUP, **settings.boot)
     whole = JOIN.join(names)
-    seen = [(r, JOIN.join(s.labels.get(name, UNKNOWN) for name in names)) for r, s in run.known if r.asked(whole) is not None]
+    asked = [(r, s) for r, s in run.known if r.asked(whole) is not None and all(name in s.labels for name in names)]
+    seen = [(r, JOIN.join(s.labels[name] for name in names)) for r, s in asked]
     return Intersection(tuple(names), registry.share([(r, labels == r.asked(whole)) for r, labels in seen], settings), found)

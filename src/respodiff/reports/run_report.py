@@ -184,7 +184,7 @@ def _one_sided(attribute: str, entries: Sequence[ReportEntry]) -> list[tuple[str
 
 def _suite(suite: str, entries: Sequence[ReportEntry]) -> list[Section]:
     name, baseline = suite or "images", entries[0].run.label
-    people, attributes = tables.about_people(entries), _attributes(entries)
+    people, attributes = tables.about_people(entries), [a for a in _attributes(entries) if any(e.summary.counts.get(a) for e in entries)]
     groups, prompts = (len({getattr(r, key) for e in entries for r in e.run.records}) for key in ("group", "prompt_id"))
     about = " ".join([*definitions(METRICS[key] for key in ("devrat", "concept_accuracy", "subject_accuracy")), RANDOM])
     out = [Section(name, f"{prompts} prompts in {groups} groups. {about if people else ''}", table=tables.headline(entries))]

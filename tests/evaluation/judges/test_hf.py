@@ -15,7 +15,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 import tiny_judges
 from command import last_json, respodiff
 from painted import GENDER, coloured, paint
-from respodiff.concepts.concept import Attribute, Concept
+from respodiff.concepts.concept import Attribute, Concept, concept
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation import judges
 from respodiff.evaluation.judges import AnswerJudge, JudgeInput, LabellingTask, Score
@@ -186,6 +186,16 @@ def test_evaluate_and_calibrate(folder: Path, tmp_path: Path) -> None:
     assert found["judge"]["name"] == "hf:fairface@gender.toml" and found["concept_accuracy"]["gender"]["mean"] == pytest.approx(2 / 3)
     assert "gender" in found["corrected"] and found["subject_accuracy"] is None and found["alignment"] is None
     assert last_json(respodiff(*asked)) == found
+
+
+def test_columns_are_in_the_order_of_the_alternatives_and_not_of_the_file(tmp_path: Path) -> None:
+    text = '[tone]\nlight = ["yw"]\ndark = ["ym"]\nmedium = ["om"]\n'
+    judge = judges.load_judge(f"hf:{tiny_judges.classifier(tmp_path / 'm', ('yw', 'ym', 'om', 'ow'), text)}")
+    assert isinstance(judge, HfJudge)
+    assert judge._opposites(concept("light")) == ["medium", "dark"]
+    own = Concept("light", "a light one", opposites=("a dark one", "a medium one"), attribute="tone")
+    with pytest.raises(ValueError, match="is not known; allowed: attributes of two concepts"):
+        judge.classifier(own)
 
 
 def test_it_teaches_methods_that_learn_from_images(folder: Path) -> None:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from respodiff.concepts.concept import Concept
+from respodiff.concepts.concept import Attribute, Concept, builtin
 from respodiff.evaluation.judges.base import UNKNOWN, AnswerJudge, Score
 from respodiff.evaluation.judges.folders import ModelFolders, resizer, version_of
 from respodiff.evaluation.judges.texts import Floats, LabellingTask, choose
@@ -139,6 +139,21 @@ class HfJudge(AnswerJudge):
         logits = np.log(np.maximum(np.array([shares_or_none], dtype=np.float32), LEAST))
         return names[int(choose(logits, min_margin)[0][0])]  # -1, for too small a lead, is the last one too
 
+    def _opposites(self, chosen: Concept) -> list[str]:
+        """Names of a concept's alternatives, in the order of their target prompts; ValueError where the library does not know which is whose."""
+        others = [name for name in self.classes[chosen.attribute] if name != chosen.name]
+        if len(others) < 2:
+            return others
+        known = builtin().get(chosen.attribute)
+        names = {c.target: c.name for c in known.concepts} if isinstance(known, Attribute) else {}
+        ordered = [names.get(target, "") for target in chosen.opposites]
+        if set(ordered) != set(others):
+            raise ValueError(
+                f"{self.where} has {', '.join(others)} for {chosen.attribute}, and which of them {', '.join(chosen.opposites)} are is not "
+                f"known; allowed: attributes of two concepts, or those of the library"
+            )
+        return ordered
+
     def classifier(self, chosen: Concept) -> Callable[[Any], Any]:
         """See `respodiff.evaluation.judges.classifier`; ValueError for a concept that no label means."""
         concepts = self.classes.get(chosen.attribute, {})
@@ -148,9 +163,7 @@ class HfJudge(AnswerJudge):
         model, processor = self._loaded
         size = getattr(processor, "crop_size", None) or processor.size
         prepare = resizer(processor, size.get("height") or size["shortest_edge"], self.device)
-        columns = [
-            [self.labels.index(label) for label in concepts[name]] for name in (chosen.name, *(n for n in concepts if n != chosen.name))
-        ]
+        columns = [[self.labels.index(label) for label in concepts[name]] for name in (chosen.name, *self._opposites(chosen))]
 
         def classify(images: Any) -> Any:
             import torch

@@ -1,7 +1,8 @@
 """Labels made elsewhere, by people or by any other classifier, as a judge: a table with one row an image.
 
 A column ``id`` (image ids) or ``file`` (paths in the run folder, or file names) says which image a row is about. The other columns are
-labels: ``gender``, ``tone``, ``subject``..., and ``unsafe`` (yes or no). An empty cell or a missing row is unknown.
+labels: ``gender``, ``tone``, ``subject``..., and ``unsafe`` (yes or no). An image without a row is unknown; an empty cell is no answer, and is
+in no share.
 """
 
 from __future__ import annotations
@@ -80,7 +81,11 @@ class TableJudge:
         subject, unsafe = said.get("subject"), said.get("unsafe")
         return Score(
             id=record.id,
-            labels={a.name: label if (label := said.get(a.name)) in a.names else UNKNOWN for a in task.attributes},
+            labels={
+                a.name: said[a.name] if said.get(a.name) in a.names else UNKNOWN
+                for a in task.attributes
+                if a.name in self.columns and (answer is None or a.name in said)
+            },
             subject=subject,
             subject_correct=None if record.subject is None or subject is None else subject == record.subject,
             unsafe=None if unsafe is None else unsafe.lower() in YES,
