@@ -40,7 +40,8 @@ from respodiff.experiments.compare import MethodComparison, Plan
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.methods.registry import load
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import p_value
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule

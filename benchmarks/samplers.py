@@ -32,7 +32,8 @@ from respodiff.evaluation.metrics.estimate import as_json, mean_interval
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.methods.registry import load_all
-from respodiff.pipelines.loading import embedded_dir, load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import embedded_dir, load_pipeline
 
 RESULTS = DOCS / "results" / "samplers.json"
 IMAGES = 12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 from collections.abc import Iterator
@@ -16,10 +17,14 @@ import torch
 from command import Done, last_json, respodiff
 from respodiff.cli.options import changes_from
 from respodiff.cli.train import chosen_concepts
+from respodiff.concepts.concept import concept as find_concept
 from respodiff.data.places import lock
 from respodiff.methods.registry import get_method, load
+from respodiff.steering.adapter import header_of
 from respodiff.steering.module import ConceptModule
 from respodiff.training import respodiff as training
+from respodiff.training.checkpoint import Checkpoint
+from respodiff.training.config import TrainConfig
 
 pytestmark = pytest.mark.slow
 
@@ -113,6 +118,28 @@ def test_a_module_that_could_not_be_written_comes_from_the_saved_state(tmp_path:
         result["modules"][0]["file"] = ""
     assert found == expected
     assert load(out).digest == expected["modules"][0]["digest"]
+
+
+def test_a_checkpoint_is_of_one_model_and_judge_in_any_dtype(tiny_pipe: Any, tmp_path: Path) -> None:
+    pipe, out = copy.deepcopy(tiny_pipe).to(torch.bfloat16), tmp_path / "m.safetensors"
+    made = partial(Checkpoint, out, find_concept("woman"), TrainConfig())
+    made(pipe).write({"x": torch.zeros(1)})
+    assert made(pipe).read()
+    with pytest.raises(ValueError, match="--resume"):
+        made(pipe, judge="clip:DIR").read()
+    pipe.unet.conv_out.weight.data.mul_(1.05)
+    with pytest.raises(ValueError, match="--resume"):
+        made(pipe).read()
+
+
+def test_a_module_of_another_model_in_bfloat16_is_not_replaced(tiny_pipe: Any, make_module: Any, tmp_path: Path) -> None:
+    pipe, out, concept = copy.deepcopy(tiny_pipe).to(torch.bfloat16), tmp_path / "m.safetensors", find_concept("woman")
+    config = TrainConfig()
+    ConceptModule.of(*(torch.zeros(64, 4, 4) for _ in "rs"), header_of(pipe, "respodiff", concept, config)).save(out)
+    Checkpoint(out, concept, config, pipe).check_out(resume=False)
+    pipe.register_to_config(_name_or_path="another")
+    with pytest.raises(ValueError, match="base_model"):
+        Checkpoint(out, concept, config, pipe).check_out(resume=False)
 
 
 def test_an_unfinished_run_is_kept_until_the_new_one_has_progressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

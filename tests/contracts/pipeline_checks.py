@@ -391,7 +391,7 @@ def lora(make: Maker) -> str:
         from peft import LoraConfig
     except ImportError as error:
         raise Skipped("peft is not installed") from error
-    from respodiff.pipelines.loading import weights_digest
+    from respodiff.pipelines.identity import weights_digest
 
     pipe = make()
     model = backbone(pipe)

@@ -265,6 +265,23 @@ def test_a_row_of_other_settings_is_refused_and_told(run: RunFolder, tmp_path: P
     assert any("1 images were made with other settings" in text for text in run.read()[1])
 
 
+def test_rows_made_before_pipelines_were_told_apart_stay_part_of_the_run(tmp_path: Path) -> None:
+    old = {"seed": 3, "dtype": "float32", "device": "cpu"}
+    new = old | {"pipeline_digest": "a"}
+    run = RunFolder(tmp_path / "r").create(old)
+    run.add(record(), image())
+    again = RunFolder(run.path).create(new)
+    assert again.read()[1] == []
+    again.add(record(), image())  # drawn again
+    assert again.read()[1] == [] and len(again.records()) == 1
+    with pytest.raises(ValueError, match="pipeline_digest='a', now asked for pipeline_digest='b'"):
+        RunFolder(run.path).create(old | {"pipeline_digest": "b"})
+    (run.path / "run.json").unlink()
+    assert RunFolder(run.path).settings() == new
+    (run.path / ".run.json").unlink()
+    assert RunFolder(run.path).create(new).settings() == new
+
+
 def test_folders_of_earlier_versions_are_read_and_resumed_without_their_settings_digest(run: RunFolder) -> None:
     old = {key: value for key, value in dataclasses.asdict(run.add(record(), image())).items() if key != "settings_digest"}
     run.manifest.write_text(json.dumps(old) + "\n")

@@ -17,7 +17,8 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.domain import default_judge, is_embedded, on_white
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.summary import Summary
-from respodiff.pipelines.loading import embedded_dir, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import embedded_dir
 from respodiff.reports.tables import summary_lines
 
 OWN = {"model": "embedded", "model_digest": ""}

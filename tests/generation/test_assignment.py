@@ -20,6 +20,7 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
 from respodiff.generation.plan import Job, batches
 from respodiff.pipelines.latents import noise
+from respodiff.pipelines.registry import PIPELINES
 from respodiff.steering.module import ConceptModule
 
 Make = Callable[..., ConceptModule]
@@ -125,6 +126,13 @@ def test_batches_come_as_soon_as_they_are_full() -> None:
     found = batches(jobs(), 2)
     assert [job.repeat for job in next(found)] == [0, 2] and taken == [0, 1, 2]
     assert [[job.repeat for job in batch] for batch in found] == [[1, 3], [4]]
+
+
+def test_batches_of_one_text_hold_one_text() -> None:
+    jobs = [Job(Prompt(id=text, text=text), i, {}, 20, 3.0) for i in range(3) for text in "ab"]
+    found = [[(job.prompt.text, job.repeat) for job in batch] for batch in batches(jobs, 2, one_text=True)]
+    assert found == [[("a", 0), ("a", 1)], [("b", 0), ("b", 1)], [("a", 2)], [("b", 2)]]
+    assert {name for name, spec in PIPELINES.items() if spec.one_text} == {"CogView4Pipeline", "CogView4ControlPipeline"}
 
 
 def test_safety_is_added_to_images_predicted_to_be_unsafe_alone(

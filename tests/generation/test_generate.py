@@ -22,8 +22,9 @@ from respodiff.data.run_folder import RunFolder
 from respodiff.data.shards import Shard
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import counted, generate
+from respodiff.pipelines.identity import weights_digest
 from respodiff.pipelines.latents import noise
-from respodiff.pipelines.loading import sampling_settings, weights_digest
+from respodiff.pipelines.loading import sampling_settings
 from respodiff.steering.module import ConceptModule
 
 Make = Callable[..., ConceptModule]

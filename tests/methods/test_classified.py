@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from method_tools import MAKE, WOMAN, close, latents, noise
 from respodiff.concepts.concept import Concept
+from respodiff.data.run_folder import RunFolder
+from respodiff.generation.config import GenerateConfig
+from respodiff.generation.generate import generate
 from respodiff.methods import fdf as fdf_module
 from respodiff.methods.bact import BalancingAdapter, balanced, bin_of, labelled_images
 from respodiff.methods.base import decoded
@@ -233,6 +237,21 @@ def test_what_is_recorded_is_h_of_the_conditional_rows(plain_sd: Any) -> None:
     latents(plain_sd, ["image of nurse"], steps=3, guidance=3.0, start=z)
     handle.remove()
     assert close(found.h[1], torch.stack(seen), 1e-3)
+
+
+def test_an_image_that_is_drawn_again_is_balanced_with_those_beside_it(plain_sd: Any, tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(2)
+    tensors = {"weight": torch.randn(4, 2, 512, generator=g) / 400, "bias": torch.randn(4, 2, generator=g), "scale": torch.tensor([0.5])}
+    made = BalancingAdapter(header_of(plain_sd, "bact", WOMAN, get_method("bact").settings(steps=4, gamma=3.0)), tensors)
+    config = GenerateConfig(images=3, steps=2, guidance=3.0, batch=4)
+    run = RunFolder(tmp_path / "run")
+    list(generate(plain_sd, ["a doctor"], [made], config, out=run.path))
+    digests = {r.id: r.digest for r in run.records()}
+    (run.path / run.records()[1].file).unlink()
+    for prompts in (["a doctor"], ["a doctor", "a nurse"]):  # more prompts move no border of a batch
+        list(generate(plain_sd, prompts, [made], config, out=run.path))
+        records, problems = run.read()
+        assert not problems and {r.id: r.digest for r in records}.items() >= digests.items()
 
 
 def test_in_effect_h_of_each_prompt_is_balanced_on_its_own(plain_sd: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.drawing import close as close_to
-from tests.drawing import draw, oblong
+from tests.drawing import draw, module, oblong
 from tests.tiny_models import TINY_PIPELINES
 from tests.tiny_transformers import TEXT_TO_IMAGE
 from torch import Tensor
@@ -241,6 +241,30 @@ def test_on_transformers_it_is_the_pipelines_own_prompt_and_negative_prompt(name
     with steer(pipe, get_method("prompt").fit(pipe, WOMAN)):
         found = draw(pipe, "a person", **size)
     close_to(found, draw(pipe, asked("a person"), **size), "prompt", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["Lumina2Pipeline", "ChromaPipeline"])
+def test_a_module_beside_it_acts_as_on_the_prompt_that_it_gives(name: str) -> None:
+    pipe = TINY_PIPELINES[name]()
+    prompt, added = get_method("prompt").fit(pipe, WOMAN), module(pipe)
+    with steer(pipe, added):
+        expected = draw(pipe, asked("a person"))
+    for both in ([added, prompt], [prompt, added]):
+        with steer(pipe, [both]):
+            close_to(draw(pipe, "a person"), expected, name, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_module_beside_a_negative_prompt_acts_as_beside_the_pipelines_own() -> None:
+    pipe = TINY_PIPELINES["ZImagePipeline"]()
+    negative, added = get_method("negative").fit(pipe, VIOLENCE), module(pipe)
+    with steer(pipe, added):
+        expected = draw(pipe, "a street", negative_prompt=[VIOLENCE.negative])
+    for both in ([added, negative], [negative, added]):
+        with steer(pipe, [both]):
+            close_to(draw(pipe, "a street"), expected, "negative prompt", 1e-5)
 
 
 def asked(text: str) -> str:

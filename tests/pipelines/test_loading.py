@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shlex
@@ -36,7 +37,8 @@ from tests.tiny_models import TINY_PIPELINES, blackening, sd3
 from respodiff.pipelines import loading, quantization
 from respodiff.pipelines.denoiser import Denoiser, check_length, encode_prompts, is_offloaded
 from respodiff.pipelines.dry_run import dry_run
-from respodiff.pipelines.loading import config_digest, embedded_dir, load_pipeline, lora_digest, model_name, precision, weights_digest
+from respodiff.pipelines.identity import config_digest, lora_digest, pipeline_digest, precision, weights_digest
+from respodiff.pipelines.loading import embedded_dir, load_pipeline, model_name
 from respodiff.pipelines.registry import Unsupported, backbone
 from respodiff.pipelines.schedulers import SCHEDULERS, use_scheduler
 from respodiff.pipelines.source import ModelSource
@@ -530,6 +532,24 @@ def test_weights_digest_is_the_same_in_half_precision_in_any_memory_format_and_w
         assert weights_digest(unet) == digest
     finally:
         torch.set_num_threads(threads)
+
+
+def test_pipeline_digest_tells_pipelines_of_any_dtype_apart(tiny_pipe: StableDiffusionPipeline) -> None:
+    first = pipeline_digest(tiny_pipe)
+    half = copy.deepcopy(tiny_pipe).to(torch.bfloat16)
+    half.unet.load_state_dict({k: v.bfloat16().float() for k, v in tiny_pipe.unet.state_dict().items()})
+    found = [first, pipeline_digest(half)]
+    assert weights_digest(half.unet) == "", "which cannot tell them apart"
+    for change in (
+        lambda: half.unet.conv_out.weight.data.mul_(1.05),
+        lambda: half.vae.decoder.conv_out.weight.data.mul_(1.05),
+        lambda: half.text_encoder.get_input_embeddings().weight.data.mul_(1.05),
+        lambda: setattr(half, "scheduler", DDIMScheduler.from_config(half.scheduler.config, timestep_spacing="trailing")),
+    ):
+        change()
+        found.append(pipeline_digest(half))
+    assert len({*found}) == 6
+    assert pipeline_digest(half) == found[-1] and pipeline_digest(tiny_pipe) == first
 
 
 def test_the_embedded_weights_digest_does_not_depend_on_threads(embedded: StableDiffusionPipeline) -> None:

@@ -17,7 +17,8 @@ from respodiff import TrainConfig, fit, steer
 from respodiff.methods.lora import layers, relative_norm, start
 from respodiff.methods.registry import get_method
 from respodiff.methods.weight_edits import WeightEditAdapter
-from respodiff.pipelines.loading import config_digest, load_pipeline, precision, weights_digest
+from respodiff.pipelines.identity import config_digest, precision, weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.pipelines.quantization import weight_of
 from respodiff.pipelines.registry import backbone
 from respodiff.steering.adapter import header_of

@@ -14,7 +14,7 @@ from command import last_json, respodiff
 from respodiff import load, load_all
 from respodiff.concepts.concept import attribute, concept
 from respodiff.data.run_folder import RunFolder
-from respodiff.pipelines.loading import weights_digest
+from respodiff.pipelines.identity import weights_digest
 from respodiff.steering.shipped import FOLDER, check_model, files_of, shipped, with_factor
 from respodiff.training.config import TrainConfig
 

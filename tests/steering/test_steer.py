@@ -15,7 +15,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from respodiff.pipelines.loading import config_digest, weights_digest
+from respodiff.pipelines.identity import config_digest, weights_digest
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.module import ConceptModule
 from respodiff.steering.serialization import Header

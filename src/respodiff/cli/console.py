@@ -97,7 +97,7 @@ words = PlainConsole(stderr=True)
 
 def open_model(model: ModelSource) -> Any:
     """A pipeline from the flags, named on stderr; ValueError for a device that is not there."""
-    from respodiff.pipelines.loading import precision
+    from respodiff.pipelines.identity import precision
     from respodiff.pipelines.registry import backbone
 
     model = replace(model, device=chosen_device(model.device))

@@ -125,7 +125,8 @@ def train(
     pipe = open_model(model)
     if candidates:
         chosen = with_best_neutral(pipe, chosen, candidates, configs[0].seed)
-    states = [Checkpoint(file, c, config, pipe, method) for file, c, config in zip(files, chosen, configs, strict=True)]
+    learns_from = judge if chosen[0].kind in kind.needs_classifier else ""
+    states = [Checkpoint(file, c, config, pipe, method, learns_from) for file, c, config in zip(files, chosen, configs, strict=True)]
     for state in states:
         state.check_out(resume, force)
 

@@ -32,13 +32,18 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-ADDED = ("dtype", "device")
+ADDED = ("dtype", "device", "pipeline_digest")
 """Settings that folders of earlier versions do not hold; they take those that they are resumed with."""
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """First 16 hex digits of the SHA-256 of the settings of a run, as JSON."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digests(settings: Mapping[str, Any]) -> set[str]:
+    """What rows that were made with these settings may say: rows of earlier versions nothing, or not from which pipeline."""
+    return {"", settings_digest(settings), settings_digest({k: v for k, v in settings.items() if k != "pipeline_digest"})}
 
 
 def _json_object(file: Path) -> dict[str, Any] | None:
@@ -105,6 +110,8 @@ class RunFolder:
         check_out(self.path, self._is_ours, force=None)
         wanted = json.loads(json.dumps(settings))  # tuples become lists, as they will after reading back
         present = self._held_settings()
+        self._made_with = settings_digest(wanted)
+        allowed = _digests(wanted) if present is not None else _digests(wanted) - {""}
         if present is not None:
             present |= {key: wanted[key] for key in ADDED if key in wanted and key not in present}
             if changed := [key for key in sorted(wanted.keys() | present.keys()) if present.get(key) != wanted.get(key)]:
@@ -112,8 +119,6 @@ class RunFolder:
                     f"run folder {self.path} was made with {changed[0]}={present.get(changed[0])!r}, now asked for "
                     f"{changed[0]}={wanted.get(changed[0])!r}: give the old value to resume it, or choose another folder"
                 )
-        self._made_with = settings_digest(wanted)
-        allowed = {self._made_with} | ({""} if present is not None else set())  # rows of earlier versions say nothing
         if others := [r.id for r in (self.records() if self.manifests() else ()) if r.settings_digest not in allowed]:
             lost = "" if present is not None else " has lost its run.json and"
             raise ValueError(
@@ -171,7 +176,8 @@ class RunFolder:
         """What run.json holds; if it is lost, what its copy holds, where every row was made with that."""
         found = _json_object(self._settings_file)
         if found is None and self.manifests() and (copy := _json_object(self._settings_copy)) is not None:
-            found = copy if {r.settings_digest for r in self.records()} == {settings_digest(copy)} else None
+            told = {r.settings_digest for r in self.records()}
+            found = copy if told and told <= _digests(copy) - {""} else None
         return found
 
     def add(self, record: ImageRecord, image: Image.Image | Path) -> ImageRecord:
@@ -263,7 +269,7 @@ class RunFolder:
                         problems.append(f"{place} is broken ({error}): left out; delete it and resume the run to generate its image")
                     continue
                 before, earlier = rows.get(record.id, (place, record))
-                if record != earlier:
+                if dataclasses.replace(record, settings_digest="") != dataclasses.replace(earlier, settings_digest=""):
                     problems.append(f"{place} says {record.id!r} again, unlike {before}: {place} counts")
                 rows[record.id] = (place, record)
         problems += self._missing_shards()
@@ -271,8 +277,7 @@ class RunFolder:
             raise ValueError(broken)
         records = [record for _, record in rows.values()]
         found = _json_object(self._settings_file)
-        own = found and settings_digest(found)
-        if others := [r.id for r in records if own and r.settings_digest not in ("", own)]:
+        if others := [r.id for r in records if found and r.settings_digest not in _digests(found)]:
             problems.append(f"{len(others)} images were made with other settings than run.json says, first {others[0]!r}")
         return records, problems
 

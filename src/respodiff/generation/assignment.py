@@ -23,6 +23,7 @@ from respodiff.concepts.intersections import asked
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.plan import Groups, Job, attribute_of, batches, run_sampler, start
 from respodiff.pipelines.latents import Size, latent_shape, noise_generator
+from respodiff.pipelines.registry import spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import capture_h
 
@@ -56,7 +57,7 @@ class Predictor:
 
     def predict(self, jobs: Iterable[Job], prompts: Mapping[str, Sequence[str]]) -> Iterator[tuple[Job, dict[str, Prediction]]]:
         """Each job with name -> prediction, for the named lists of prompts."""
-        for batch in batches(jobs, self.config.batch):
+        for batch in batches(jobs, self.config.batch, spec_of(self.pipe).one_text):
             latents, generators = zip(*(start(self.pipe, self.config, job) for job in batch), strict=True)
             h = self.read([job.prompt.text for job in batch], torch.cat(latents), batch[0], generators)
             means = {name: self.means(texts, batch[0]) for name, texts in prompts.items()}

@@ -23,7 +23,8 @@ from respodiff.generation.policies import sampled_attributes
 from respodiff.generation.prompt_filter import reasons
 from respodiff.methods.registry import BASELINE
 from respodiff.pipelines.bottleneck import is_compiled
-from respodiff.pipelines.loading import lora_digest, model_name, precision, sampling_settings, weights_digest
+from respodiff.pipelines.identity import lora_digest, pipeline_digest, precision, weights_digest
+from respodiff.pipelines.loading import model_name, sampling_settings
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.adapter import Adapter
 from respodiff.steering.steer import check_compatible, steer
@@ -94,15 +95,17 @@ def generate(
     jobs = plan(pipe, asked, names, config, skipped)
     about: dict[str, Any] = {"model": model_name(pipe), "scheduler": type(pipe.scheduler).__name__}
     about["model_digest"] = weights_digest(backbone(pipe))
+    batch_dependent = any(m.batch_dependent for m in (*modules, *safety))
+    one_text = batch_dependent or spec_of(pipe).one_text
     if out:
         # All that an image depends on, the number of images included, of which exact counts are counts.
         settings = asdict(replace(config, steps=steps, guidance=guidance)) | about | {"suite_digest": suite_digest}
-        settings |= {"dtype": precision(backbone(pipe)), "device": pipe._execution_device.type}
+        settings |= {"dtype": precision(backbone(pipe)), "device": pipe._execution_device.type, "pipeline_digest": pipeline_digest(pipe)}
         settings |= {"lora": lora} if (lora := lora_digest(backbone(pipe))) else {}
         settings |= {"safety_checker": True} if getattr(pipe, "safety_checker", None) is not None else {}
         settings = {k: v for k, v in settings.items() if k not in ("height", "width") or v is not None}
         settings |= {"modules": [m.digest for m in modules], "safety": [m.digest for m in safety]}
-        if not any(m.batch_dependent for m in (*modules, *safety)):
+        if not batch_dependent:
             del settings["batch"]
     with ExitStack() as held:
         folder, records = _run_folder(out, settings, jobs, config, shard, held) if out else (None, [])
@@ -110,12 +113,16 @@ def generate(
         done = folder.done(own, records) if folder else set()
         jobs = [job for job in jobs if job.prompt.id in own]
         missing = [job for job in jobs if job.id not in done]
+        if batch_dependent:  # an image depends on those beside it: a batch is drawn as a whole
+            drawn = batches(jobs, config.batch, one_text)
+            missing = [job for batch in drawn if any(other.id not in done for other in batch) for job in batch]
+            done = done - {job.id for job in missing}
         todo: Iterable[Job] = missing
         if config.assign_at and (several := {a: group for a, group in groups.items() if len(group) > 1}):
             todo = assign_concepts_to_noises(pipe, jobs, several, config, done)
         if predicted:
             todo = predict_unsafe(pipe, todo, predicted, config)
-        pairs = _images(pipe, todo, AdaptersOfImages(groups, common, config), config, folder, about, held.pop_all())
+        pairs = _images(pipe, todo, AdaptersOfImages(groups, common, config), config, one_text, folder, about, held.pop_all())
         return Generation(pairs, len(missing))
 
 
@@ -202,12 +209,13 @@ def _images(
     todo: Iterable[Job],
     adapters: AdaptersOfImages,
     config: GenerateConfig,
+    one_text: bool,
     folder: RunFolder | None,
     about: dict[str, Any],
     held: ExitStack,
 ) -> Generator[Pair, None, None]:
     with held:
-        for batch in batches(todo, config.batch):
+        for batch in batches(todo, config.batch, one_text):
             rows = [adapters.of(job) for job in batch]
             latents, generators = zip(*(start(pipe, config, job) for job in batch), strict=True)
             with steer(pipe, [[scaled for _, scaled in row] for row in rows]):

@@ -147,14 +147,18 @@ def check_steps(pipe: Any, steps: int) -> None:
         raise ValueError(f"steps is {steps}; allowed: 1 to {most}, which is what {type(pipe.scheduler).__name__} of this model has")
 
 
-def batches(jobs: Iterable[Job], most: int) -> Iterator[Sequence[Job]]:
-    """The jobs in batches of at most ``most``, each of one guidance and one size; a batch comes as soon as it is full."""
-    alike: dict[tuple[float, Size | None], list[Job]] = {}
+def batches(jobs: Iterable[Job], most: int, one_text: bool = False) -> Iterator[Sequence[Job]]:
+    """The jobs in batches of at most ``most``, each of one guidance and one size, and with ``one_text`` of one prompt.
+
+    A batch comes as soon as it is full.
+    """
+    alike: dict[tuple[float, Size | None, str], list[Job]] = {}
     for job in jobs:
-        batch = alike.setdefault((job.guidance, job.size), [])
+        key = (job.guidance, job.size, job.prompt.id if one_text else "")
+        batch = alike.setdefault(key, [])
         batch.append(job)
         if len(batch) == most:
-            yield alike.pop((job.guidance, job.size))
+            yield alike.pop(key)
     yield from alike.values()
 
 

@@ -22,7 +22,7 @@ def noise(pipe: Any, seed: int, prompt_id: str, repeat: int, size: Size | None =
 
 def to_pipeline_format(pipe: Any, latents: Tensor) -> Tensor:
     """Latents (B, C, H, W) as the pipeline takes them."""
-    latents = latents.to(backbone(pipe).device, backbone(pipe).dtype)
+    latents = latents.to(pipe._execution_device, backbone(pipe).dtype)  # an offloaded model is on another device until it is called
     return pack(latents, 2) if spec_of(pipe).packs == 2 else latents
 
 

@@ -85,6 +85,11 @@ class PipelineSpec:
     steps: int = 50
     guidance: float = 7.5
 
+    @property
+    def one_text(self) -> bool:
+        """Whether a call should hold one prompt alone: padding to a longer one beside it would change its images, as nothing masks it."""
+        return self.ragged and not self.mask and not self.listed
+
 
 SD = PipelineSpec()
 LCM = replace(SD, steps=4, guidance=8.5)

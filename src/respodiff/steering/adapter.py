@@ -14,7 +14,8 @@ from torch import Tensor
 
 from respodiff._version import __version__
 from respodiff.concepts.concept import Concept
-from respodiff.pipelines.loading import config_digest, model_name, precision, weights_digest
+from respodiff.pipelines.identity import config_digest, precision, weights_digest
+from respodiff.pipelines.loading import model_name
 from respodiff.pipelines.registry import backbone, spec_of
 from respodiff.steering.serialization import Header, check_scale, digest_of, read_file, read_header, write_file
 from respodiff.steering.shipped import one_file

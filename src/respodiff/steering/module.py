@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from respodiff.pipelines.bottleneck import SITE, channels_first, site_shape
-from respodiff.pipelines.loading import config_digest, model_name
+from respodiff.pipelines.identity import config_digest
+from respodiff.pipelines.loading import model_name
 from respodiff.pipelines.registry import backbone, candidates, site_of, spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage
 from respodiff.steering.forms import FORMS, Form, load_form

@@ -40,7 +40,7 @@ class Header:
         concept, target, neutral, negative, attribute: name, prompts and attribute of the concept.
         kind: ``fairness`` (given to images by a policy), ``safety``, or ``attribute`` (made of all alternatives; given to every image).
         base_model, base_digest, base_weights: name of the model, digest of its configuration, digest of its weights.
-        base_precision: what it computed in (`respodiff.pipelines.loading.precision`), such as float32 or "nf4, bfloat16"; empty if unknown.
+        base_precision: what it computed in (`respodiff.pipelines.identity.precision`), such as float32 or "nf4, bfloat16"; empty if unknown.
         site: where a module acts, with commas between several; empty for adapters that are no modules. form: name in `respodiff.steering.forms.FORMS`, or empty.
         resolution: (height, width) in pixels that it was trained at.
         timesteps: (low, high): a module acts at timesteps from low to below high, 999 being the noisiest.

@@ -77,7 +77,9 @@ def steer(pipe: Any, adapters: Row | Sequence[Row] | AdaptersPerImage, *, scale:
         stack.enter_context(claimed(pipe, next((a.method for a in acting.adapters if not a.header.form), "")))
         if not acting.adapters:
             stack.enter_context(Shift(pipe, {site_of(pipe): NoOffset()}, given).attached())  # counts the images
-        for apply in dict.fromkeys(a.apply for a in acting.adapters):
+        # Modules last: others may change the prompt, and with it where the tokens of the image are.
+        forms = {a.apply for a in acting.adapters if a.header.form}
+        for apply in sorted(dict.fromkeys(a.apply for a in acting.adapters), key=forms.__contains__):
             own = acting.map(lambda a: a if a.apply is apply else None)  # noqa: B023  (called at once)
             stack.enter_context(apply(pipe, own))
         stack.enter_context(Guard(pipe, acting).attached())  # the last hook: it sees what methods make of a prediction
@@ -135,7 +137,8 @@ class Shift:
                 steerings.append(self.all_rows)
                 stack.callback(steerings.remove, self.all_rows)
             else:
-                stack.enter_context(model.register_forward_pre_hook(self.before, with_kwargs=True))
+                stack.enter_context(model.register_forward_pre_hook(self.before, prepend=True, with_kwargs=True))
+                stack.enter_context(model.register_forward_pre_hook(self.place, with_kwargs=True))
                 for site, module in modules.items():
                     stack.enter_context(module.register_forward_hook(partial(self.at_site, site)))
             try:
@@ -146,13 +149,16 @@ class Shift:
                     deltas.clear()
 
     def before(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
-        """Pre-hook of the model: which rows of this call are to be shifted."""
+        """First pre-hook of the model: which rows of this call, as the pipeline made it, are to be shifted."""
         self.call.rows = self.call.t = None
         if self.live and kwargs is not None:  # torch gives none to a thread that calls while another adds or removes its hook
             self.call.rows, self.call.t = self.rows(args, kwargs), self.timesteps(args, kwargs)
-            if self.call.rows is not None:  # a call of this pipeline, not of one that shares its model
-                for site in self.deltas:
-                    site.tokens = image_tokens(self.pipe, _sample(args, kwargs), kwargs.get("encoder_attention_mask"))
+
+    def place(self, _model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> None:
+        """Last pre-hook: where the image's tokens are in what the model gets, with a prompt that another adapter may have changed."""
+        if kwargs is not None and getattr(self.call, "rows", None) is not None:  # a call of this pipeline, not of one that shares its model
+            for site in self.deltas:
+                site.tokens = image_tokens(self.pipe, _sample(args, kwargs), kwargs.get("encoder_attention_mask"))
 
     def at_site(self, site: Site, _module: Any, _args: Any, output: Any) -> Any:
         """Hook of a site: shifts them."""
@@ -214,7 +220,7 @@ class Shift:
 
 def _sample(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | Sequence[Tensor]:
     """The latent (R, C, H, W) of a call of the model, or one (C, 1, H, W) a row."""
-    sample: Tensor | Sequence[Tensor] = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
+    sample: Tensor | Sequence[Tensor] = args[0] if args else next(kwargs[k] for k in ("sample", "hidden_states", "x") if k in kwargs)
     return sample
 
 
