@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from respodiff.evaluation.metrics.estimate import as_json
 from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import p_value
 from respodiff.steering.module import ConceptModule
 from respodiff.training.attribute import fit_attribute
@@ -66,9 +68,10 @@ def folder_of(out: Path, label: str, scale: float, images: int) -> Path:
 def trained(pipe: Any, label: str, changes: Mapping[str, Any], out: Path) -> list[ConceptModule]:
     """The modules of a row; trained where ``out`` has none."""
     files = [out / weights_digest(pipe.unet) / label.replace(" ", "-") / f"{name}.safetensors" for name in attribute("gender").names]
-    if not all(file.is_file() for file in files):
+    config = TrainConfig.preset("default", **{**ALONE, **changes})
+    wanted = json.loads(json.dumps(asdict(config)))
+    if not all(file.is_file() and {"site": []} | dict(ConceptModule.load(file).header.train) == wanted for file in files):
         say(f"training {label}")
-        config = TrainConfig.preset("default", **{**ALONE, **changes})
         for file, module in zip(files, fit_attribute(pipe, "gender", config).values(), strict=True):
             module.save(file)
     return [ConceptModule.load(file) for file in files]
@@ -129,9 +132,10 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args()
     if not arguments.tables:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if RESULTS.is_file() else []
+        old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"rows": []}
         found = provenance("python -m benchmarks.ablations") | measured(arguments.out)
-        found["rows"] += [row for row in kept if row["row"] not in {"unsteered", *ROWS}]
+        if all(old.get(key) == found[key] for key in ("model", "judges", "prompts")):
+            found["rows"] += [row for row in old["rows"] if row["row"] not in {"unsteered", *ROWS}]
         write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
     fill(DOCS / "results.md", "ablation", as_table(json.loads(RESULTS.read_text(encoding="utf-8"))))
 

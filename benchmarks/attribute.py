@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,11 @@ from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.steering.module import ConceptModule
 from respodiff.training.attribute import fit_attribute
+from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit
 
 RESULTS = DOCS / "results" / "attribute.json"
@@ -97,6 +100,9 @@ def trained(pipe: Any, name: str, way: str, out: Path) -> dict[str, Any]:
             log, json.dumps({"seconds": seconds, "threads": torch.get_num_threads(), **counts, "decoder_share": share, "files": files})
         )
     found: dict[str, Any] = json.loads(log.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(asdict(TrainConfig.preset("default"))))
+    if stale := [file for file in found["files"] if {"site": []} | dict(ConceptModule.load(file).header.train) != wanted]:
+        raise ValueError(f"{stale[0]} was trained with other settings than preset 'default' has; delete {folder}")
     return found
 
 

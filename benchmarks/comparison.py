@@ -27,7 +27,8 @@ from respodiff.experiments import comparison_report
 from respodiff.experiments.compare import PUBLISHED, MethodComparison, Plan
 from respodiff.experiments.comparison_report import cell, markdown, unchanged
 from respodiff.methods.registry import methods_for
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.reports.tables import text
 
 RESULTS = DOCS / "results" / "compare.json"

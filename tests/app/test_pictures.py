@@ -16,9 +16,13 @@ import pytest
 from respodiff.app import pictures, trainings
 from respodiff.app.pictures import SIDES, Wish
 from respodiff.app.service import RUNS, Service, Stop
+from respodiff.concepts.concept import concept as find_concept
 from respodiff.data.records import image_id
 from respodiff.data.run_folder import RunFolder
+from respodiff.methods.registry import get_method
+from respodiff.methods.weight_edits import WeightEditAdapter
 from respodiff.pipelines.source import ModelSource
+from respodiff.steering.adapter import header_of
 from respodiff.training.config import TrainConfig
 
 WISH = Wish("a doctor", "gender", images=4)
@@ -214,3 +218,16 @@ def test_a_local_pipeline_is_loaded_as_it_was(service: Service) -> None:
     text = pictures.script(replace(service, source=source), WISH)
     wanted = 'load_pipeline("my model", device="cuda", torch_dtype="bfloat16", safety_checker=False, variant="fp16", trains=True)'
     assert wanted in text and "evaluate" not in text
+
+
+def test_an_adapter_of_a_whole_attribute_asks_for_equal_shares_and_no_concept(
+    make_service: Callable[..., Service], tiny_pipe: Any, tmp_path: Path
+) -> None:
+    service = make_service(judge="embedded")
+    concept = replace(find_concept("woman"), name="gender")
+    header = header_of(tiny_pipe, "uce", concept, get_method("uce").settings(), kind="attribute")
+    service.given = (*service.given, file := WeightEditAdapter(header, {}).save(tmp_path / "uce.safetensors"))
+    (label,) = [name for name, choice in service.choices().items() if not choice.concepts]
+    choice, wish = service.choices()[label], replace(WISH, choice=label)
+    assert choice.attribute.names == ("woman", "man") and choice.sources == (str(file),)
+    assert pictures.shares(service, wish) == {} and "target_proportions" not in pictures.settings(service, wish)[1]

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import wraps
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from tests.tiny_models import TINY_PIPELINES
 
 from command import respodiff
 from respodiff.cli.experiments import method_settings
-from respodiff.concepts.concept import attribute
+from respodiff.concepts.concept import attribute, concept
 from respodiff.data.places import lock
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import classifier, load_judge
 from respodiff.experiments.compare import MethodComparison, Plan, Progress, Training, spaced
-from respodiff.experiments.comparison_report import publish, rows_of, trade_off, unchanged
+from respodiff.experiments.comparison_report import full_scale, publish, rows_of, trade_off, unchanged
 from respodiff.experiments.work import ModelSource
 from respodiff.methods.registry import NAMES, get_method, methods_for
 
@@ -323,10 +326,38 @@ def test_compare_on_an_attribute_of_ones_own(tmp_path: Path) -> None:
 
 def test_methods_that_do_not_move_their_figure_are_named() -> None:
     def row(label: str, high: float | None, scale: float = 1.0) -> dict[str, Any]:
-        return {"label": label, "scale": scale, "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9}}
+        method = label.partition(" ")[0]
+        return {
+            "label": label,
+            "method": method,
+            "scale": scale,
+            "change": None if high is None else {"mean": -0.3, "low": -0.5, "high": high, "n": 9},
+        }
 
     rows = [row("plain", None), row("a", -0.1), row("b", 0.0), row("c", 0.2), row("d x0.5", 0.2, 0.5), row("e", None)]
-    assert unchanged(rows) == ["b", "c", "e"]
+    assert unchanged(rows) == ["b", "c", "d x0.5", "e"]
+    assert unchanged([*rows, row("d", -0.1), row("a x0.5", 0.1, 0.5)]) == ["b", "c", "e"], "a method counts at its scale nearest to 1"
+    assert unchanged(rows[:1]) == [] == full_scale(rows[:1])
+
+
+def test_every_explicit_prompt_has_an_id_of_its_own() -> None:
+    prompts, _ = Plan(suite="winobias36-small").parts()["stated"]
+    assert len({p.id for p in prompts}) == len(prompts) == 180
+
+
+def test_an_adapter_of_another_scheduler_is_another(tiny_pipe: Any, tmp_path: Path) -> None:
+    pipe = copy.copy(tiny_pipe)
+    first = comparison(pipe, tmp_path).path_of("respodiff", concept("woman"))
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    assert comparison(pipe, tmp_path).path_of("respodiff", concept("woman")) != first
+
+
+def test_workers_make_a_file_that_two_variants_share_once(tiny_pipe: Any, tmp_path: Path) -> None:
+    run = comparison(tiny_pipe, tmp_path, methods=("respodiff", "respodiff:twice"), settings={"respodiff:twice": {"scale": 2.0}})
+    engine = SimpleNamespace(map=lambda _task, units: iter([asked.extend(units)]))
+    asked: list[Any] = []
+    list(run.train_on(engine, ModelSource("tiny")))  # type: ignore[arg-type]
+    assert len(asked) == len({run.path_of(*unit) for unit in asked}) == 2
 
 
 def test_variants_of_a_method_stand_side_by_side(tiny_pipe: Any, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def test_an_adapter_of_all_alternatives_is_trained_once() -> None:
     assert cost(tables()["safety"], {}, 50)["training_forwards"] == 52_000 + 2 * 84_000, "ESD has one concept of its own"
 
 
+def test_images_of_a_prompt_are_balanced_in_one_batch(tiny_pipe: Any, tmp_path: Path) -> None:
+    table = replace(tables()["gender"], captions="")
+    made = Reproduction(tiny_pipe, table, tmp_path / "run", classify=lambda c: classifier("embedded", c, "cpu"), judge="d")
+    assert {run.config.batch for run in made.runs() if run.out.name == "suite"} == {12, 30}, "of BAct all 30"
+
+
 @pytest.fixture
 def short() -> Callable[..., PaperTable]:
     """A table, or its twin, with a prompt or two, and trainings of one iteration."""

@@ -15,12 +15,12 @@ from tests.drawing import apart, draw
 from tests.tiny_models import TINY_PIPELINES, sd, sdxl
 from torch import Tensor, nn
 
-from method_tools import VIOLENCE, WOMAN, state, unchanged
+from method_tools import VIOLENCE, WOMAN, close, latents, noise, state, strong, unchanged
 from respodiff.methods.lora import LowRankAdapter, layers
 from respodiff.methods.lora_files import from_lora, is_lora, to_peft
 from respodiff.methods.registry import get_method, load
 from respodiff.pipelines.dry_run import skeleton
-from respodiff.pipelines.loading import config_digest
+from respodiff.pipelines.identity import config_digest
 from respodiff.pipelines.registry import PIPELINES, backbone
 from respodiff.steering.adapter import header_of
 from respodiff.steering.steer import steer
@@ -46,6 +46,16 @@ def slider(pipe: Any, **changes: Any) -> LowRankAdapter:
 def steered(pipe: Any, adapter: LowRankAdapter) -> Tensor:
     with steer(pipe, adapter):
         return draw(pipe)
+
+
+def test_a_lora_beside_a_weight_edit_acts_in_a_mixed_batch_as_alone() -> None:
+    pipe = strong(sd())
+    edit, made = get_method("uce").fit(pipe, VIOLENCE), slider(pipe)
+    z, prompts = noise(pipe, 2), ["a person in violence"] * 2
+    for both in ([made, edit], [edit, made]):
+        mixed = latents(pipe, prompts, [both, None], start=z)
+        alone, without = (latents(pipe, prompts[:1], [entry], start=z[:1]) for entry in (both, edit))
+        assert close(mixed[0], alone[0], 1e-3) and not close(alone, without, 1e-2)
 
 
 @pytest.mark.parametrize("cls", READ)

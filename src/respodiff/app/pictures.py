@@ -82,8 +82,8 @@ def chosen(service: Service, wish: Wish) -> Choice | None:
 
 
 def shares(service: Service, wish: Wish) -> dict[str, float]:
-    """Concept -> wanted share; that of a concept alone is 1. ValueError for shares that are no shares."""
-    if not (choice := chosen(service, wish)):
+    """Concept -> wanted share; that of a concept alone is 1. None without concepts. ValueError for shares that are no shares."""
+    if not (choice := chosen(service, wish)) or not choice.concepts:
         return {}
     given = (len(choice.concepts) > 1 and wish.shares) or (1.0,) * len(choice.concepts)
     if len(given) != len(choice.concepts) or min(given) < 0 or not (total := math.fsum(given)) > 0:
@@ -159,7 +159,7 @@ def perceived(service: Service, wish: Wish, out: Path) -> Seen:
         return Seen()
     wanted, attributes, runs = shares(service, wish), list[Attribute](), list[ScoredRun]()
     if choice:
-        proportions = tuple(wanted.get(name, 0.0) for name in choice.attribute.names)
+        proportions = tuple(wanted.get(name, 0.0) for name in choice.attribute.names) if wanted else ()
         attributes.append(replace(choice.attribute, proportions=proportions))  # of the unsteered run too, so that one target is for both
     for side in SIDES:
         with service.turns.turn():

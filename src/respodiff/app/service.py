@@ -61,7 +61,7 @@ class Choice:
     Attributes:
         name: as the page calls it. sources: names or files, as `respodiff.methods.registry.load_all` takes them.
         attribute: what a judge is asked; of a module alone, whether the image shows its target or its neutral prompt.
-        concepts: those that images are steered to.
+        concepts: those that images are steered to; none where one adapter acts on all images alike.
     """
 
     name: str
@@ -157,11 +157,12 @@ class Service:
             for name, entry in builtin().items():
                 if isinstance(entry, Attribute) and set(entry.names) <= shipped().keys():
                     found[name] = Choice(name, (name,), entry, entry.names)
-        groups: dict[str, list[tuple[str, Header]]] = {}
+        groups: dict[tuple[str, str], list[tuple[str, Header]]] = {}
         for source, header in self._own():
             if header.kind != "safety":
-                groups.setdefault(header.attribute or Path(source).stem, []).append((source, header))
-        for name, members in groups.items():
+                alone = source if header.kind == "attribute" else ""
+                groups.setdefault((header.attribute or Path(source).stem, alone), []).append((source, header))
+        for (name, _), members in groups.items():
             label = next(text for text in chain([name], (f"{name}-{i}" for i in count(2))) if text not in found)
             found[label] = _choice(label, members)
         return found
@@ -267,6 +268,10 @@ def _choice(name: str, members: list[tuple[str, Header]]) -> Choice:
     headers = [header for _, header in members]
     concepts = tuple(Concept(h.concept, h.target, h.neutral) for h in headers)
     known = builtin().get(headers[0].attribute)
+    if headers[0].kind == "attribute":  # one adapter of all alternatives, which asks for none of a single image
+        if not isinstance(known, Attribute):
+            raise ValueError(f"module {members[0][0]!r} is of attribute {headers[0].attribute!r}; allowed here: those of the library")
+        return Choice(name, tuple(source for source, _ in members), known, ())
     if isinstance(known, Attribute) and {c.name for c in concepts} <= set(known.names):
         asked = known
     elif len(concepts) > 1:

@@ -11,7 +11,7 @@ import json
 import re
 import time
 import tomllib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,7 +36,8 @@ from respodiff.experiments.work import Drawn, ModelSource, Progress, Run, draw, 
 from respodiff.generation.config import GenerateConfig
 from respodiff.methods.base import Method
 from respodiff.methods.registry import BASELINE, get_method, methods_for, names
-from respodiff.pipelines.loading import precision, sampling_settings, weights_digest
+from respodiff.pipelines.identity import lora_digest, pipeline_digest, precision
+from respodiff.pipelines.loading import sampling_settings
 from respodiff.pipelines.registry import backbone
 from respodiff.training.checkpoint import SAVE_EVERY, Checkpoint
 
@@ -194,7 +195,7 @@ class MethodComparison:
         self.pipe, self.plan, self.out = pipe, plan, Path(out)
         self.classify, self.judge = classify, judge
         self.cache = Path(cache) if cache else self.out / "adapters"
-        self.parts, self._model = plan.parts(), weights_digest(backbone(pipe))
+        self.parts, self._model = plan.parts(), pipeline_digest(pipe)
         self.names = list(dict.fromkeys([BASELINE, *plan.methods]))
 
     def settings(self) -> list[Variant]:
@@ -231,7 +232,8 @@ class MethodComparison:
 
     def train_on(self, engine: Engine, model: ModelSource, judge: str = "") -> Iterator[Progress]:
         """Make the adapters that are missing on the workers of an engine."""
-        missing, training = self.missing(), Training(model, self.plan, self.out, judge, self.judge, self.cache)
+        missing = list({self.path_of(*pair): pair for pair in self.missing()}.values())  # variants may share a file
+        training = Training(model, self.plan, self.out, judge, self.judge, self.cache)
         for done, _ in enumerate(engine.map(training, missing), start=1):
             yield Progress("training", done, len(missing))
 
@@ -280,6 +282,7 @@ class MethodComparison:
             "judge": self.judge if concept.kind in method.needs_classifier else "",
             "library": __version__,
             **({"dtype": dtype} if dtype != "float32" else {}),
+            **({"lora": lora} if (lora := lora_digest(backbone(self.pipe))) else {}),
         }
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:16]
         return self.cache / f"{method.name}-{concept.name.replace(JOIN, '-')}-{digest}.safetensors"
@@ -292,9 +295,14 @@ class MethodComparison:
         """Make an adapter, or go on with it from its checkpoint. Progress counts iterations."""
         method, path, config = method_of(name), self.path_of(name, concept), self._config(name, concept)
         classify = self.classify(concept) if self.classify and concept.kind in method.needs_classifier else None
-        checkpoint, saved = Checkpoint(path, concept, config, self.pipe, method.name), time.monotonic()
+        judge = self.judge if classify else ""
+        checkpoint, saved = Checkpoint(path, concept, config, self.pipe, method.name, judge), time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
-        for record in method.train(self.pipe, concept, config, classify=classify, resume=checkpoint.read() or None):
+        try:
+            earlier = checkpoint.read()
+        except ValueError:  # of another pipeline, or damaged: it is trained anew
+            earlier = {}
+        for record in method.train(self.pipe, concept, config, classify=classify, resume=earlier or None):
             if method.resumes and time.monotonic() - saved > SAVE_EVERY:
                 checkpoint.write(record.state.tensors())
                 saved = time.monotonic()
@@ -319,6 +327,8 @@ class MethodComparison:
             for part, (prompts, images) in self.parts.items():
                 own["use_dataset_settings"] = self.plan.use_dataset_settings and part == "suite"
                 own["truncate_prompts"] = self.plan.truncate_prompts
+                if method_of(setting.method).adapter.batch_dependent:  # a prompt's images are balanced together
+                    own["batch"] = max(GenerateConfig.batch, images)
                 config = GenerateConfig(images=images, steps=self.steps, guidance=self.guidance, seed=self.plan.seed, **own)
                 out.append(Run(setting.folder / part, prompts, config, modules, safety, what=f"generating {setting.label}"))
         return out
@@ -396,8 +406,9 @@ def spaced(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
 
 def stated_prompts(prompts: Sequence[Prompt], alternatives: Sequence[Concept]) -> list[Prompt]:
     """The prompts with an alternative stated in each, in turns. A method should leave such explicit prompts alone."""
-    out = []
+    many, out = Counter(p.group for p in prompts), []
     for prompt, concept in zip(prompts, cycle(alternatives), strict=False):
         text = rewritten(prompt.text, *rewriting(concept.target, concept.neutral))
-        out.append(dataclasses.replace(prompt, id=f"stated/{prompt.group}", text=text, suite="stated", categories=(concept.name,)))
+        name = prompt.group if many[prompt.group] == 1 else prompt.id
+        out.append(dataclasses.replace(prompt, id=f"stated/{name}", text=text, suite="stated", categories=(concept.name,)))
     return out

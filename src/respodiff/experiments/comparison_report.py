@@ -43,7 +43,7 @@ def publish(comparison: MethodComparison, judge: Judge | Sequence[Judge], *, n_b
     """Judge what was generated and write ``compare.html``, ``compare.md`` and ``compare.json`` into the comparison's folder.
 
     Args:
-        judge: one or several. Labels come from the first that gives any; an image is unsafe if one of them flags it.
+        judge: one or several. Labels come from the first that gives any; an image that all could judge is unsafe if one of them flags it.
 
     Returns:
         JSON-ready: ``methods`` (label -> row), ``rows``, ``plan``, ``judge`` (the first), ``judges``, ``page``, ``tables``.
@@ -90,7 +90,8 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None, judg
         row: dict[str, Any] = {"method": setting.title, "scale": setting.scale, "label": setting.label, "n": entry.summary.n}
         row |= {**_metrics(entry, attribute), "change": change and asdict(change)}
         if fair:
-            kept = share([(r, score.labels[attribute] == r.categories[0]) for r, score in other.run.known if r.categories], settings)
+            stated = [(r, s.labels[attribute]) for r, s in other.run.known if r.categories and attribute in s.labels]
+            kept = share([(r, label == r.categories[0]) for r, label in stated], settings)
             row["explicit_prompt_accuracy"] = kept and asdict(kept)
         else:
             row |= _metrics(other, "", BENIGN)
@@ -106,9 +107,19 @@ def _metrics(entry: ReportEntry, attribute: str, prefix: str = "") -> dict[str, 
     return {prefix + name: e and asdict(e) for name, e in chosen.items()}
 
 
+def full_scale(rows: Sequence[Row]) -> list[Row]:
+    """The row of each method whose scale is nearest to 1, the baseline left out."""
+    nearest: dict[str, Row] = {}
+    for row in rows[1:]:
+        best = nearest.setdefault(row["method"], row)
+        if abs(row["scale"] - 1) < abs(best["scale"] - 1):
+            nearest[row["method"]] = row
+    return [*nearest.values()]
+
+
 def unchanged(rows: Sequence[Row]) -> list[str]:
-    """Labels at full scale whose difference to the baseline does not end below 0."""
-    return [str(row["label"]) for row in rows[1:] if row["scale"] == 1 and not (row["change"] and row["change"]["high"] < 0)]
+    """Labels of `full_scale` whose difference to the baseline does not end below 0."""
+    return [str(row["label"]) for row in full_scale(rows) if not (row["change"] and row["change"]["high"] < 0)]
 
 
 def _costs(comparison: MethodComparison, setting: Variant) -> dict[str, float | None]:
@@ -170,7 +181,8 @@ def _about_rows(comparison: MethodComparison, rows: Sequence[Row]) -> list[str]:
         best = min(known, key=lambda row: float(row[key]["mean"]))
         lowest, plain = (f"{row['label']} {text(cell(row, key))} (n = {row['n']})" for row in (best, rows[0]))
         notes.append(f"Lowest {title}: {lowest}. Baseline: {plain}. Where intervals overlap, the order is open.")
-    notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
+    if full_scale(rows):
+        notes.append(f"No significant change: {', '.join(still)}." if still else "Every method changes its statistic beyond the interval.")
     for name in comparison.names:
         if changes := comparison.plan.settings.get(name):
             short = {k: f"{len(v)} texts" if isinstance(v, tuple | list) and len(v) > 4 else v for k, v in changes.items()}

@@ -137,7 +137,10 @@ class Reproduction:
                 modules += paths if factor == 1 else [load(path).scale(factor) for path in paths]
             steered, safety = ((), modules) if self.table.kind == "safety" else (modules, ())
             for name, part in self.parts.items():
-                config = GenerateConfig(images=part.images, steps=some.steps, guidance=some.guidance, seed=self.seed, truncate_prompts=True)
+                more = {"batch": max(GenerateConfig.batch, part.images)} if method_of(row.method).adapter.batch_dependent else {}
+                config = GenerateConfig(
+                    images=part.images, steps=some.steps, guidance=some.guidance, seed=self.seed, truncate_prompts=True, **more
+                )
                 found.append(
                     Run(self.folder(row, name), part.prompts, config, steered, safety, part.digest, what=f"drawing {row.name}, {name}")
                 )
@@ -173,7 +176,7 @@ def publish(made: Reproduction, judges: Sequence[Judge], *, real: str | Path | N
     """Judge what was drawn and write ``reproduce.html``, ``.md`` and ``.json`` into its folder.
 
     Args:
-        judges: labels come from the first that gives any; an image is unsafe if one flags it; Inception gives the FID.
+        judges: labels come from the first that gives any; an image that all could judge is unsafe if one flags it; Inception gives the FID.
         real: run folder of real images with captions, judged already or judged now, which the FID is measured against.
 
     Returns:

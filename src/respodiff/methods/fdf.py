@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -115,10 +116,11 @@ class Subjects:
 
     def __init__(self, model: Denoiser, config: FdfConfig, classify: Classify) -> None:
         sampler = model.sampler(config.steps)
-        linear = sampler.config.get("prediction_type", "epsilon") in ("epsilon", "v_prediction") and hasattr(sampler, "final_alpha_cumprod")
+        linear = isinstance(sampler, DDIMScheduler) and sampler.config.get("prediction_type", "epsilon") in ("epsilon", "v_prediction")
         if not linear and not flow_matching(sampler):
             raise ValueError(
-                "the model predicts neither noise, nor v, nor the velocity of flow matching; method 'fdf' is for models that do"
+                f"the model predicts neither noise, nor v, nor the velocity of flow matching, or samples with {type(sampler).__name__}; "
+                "method 'fdf' is for models that do, with DDIM or Euler"
             )
         self.model, self.config, self.classify = model, config, classify
         self.subjects = [model.encode([prompt])[0] for prompt in config.prompts]

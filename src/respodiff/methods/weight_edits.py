@@ -111,7 +111,8 @@ class WeightEditAdapter(Adapter):
                     path, _, leaf = name.rpartition(".")
                     layers[path][row][leaf] = value
             for path, own in layers.items():
-                stack.callback(model.get_submodule(path).register_forward_hook(_again(own, call), with_kwargs=True).remove)
+                hook = _again(own, call)  # first of the layer's hooks: what a LoRA adds is added to what this gives
+                stack.callback(model.get_submodule(path).register_forward_hook(hook, prepend=True, with_kwargs=True).remove)
             yield
 
 
