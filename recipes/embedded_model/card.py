@@ -39,7 +39,8 @@ from respodiff.evaluation.scored_run import ScoredRun
 from respodiff.evaluation.summary import agreements
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
-from respodiff.pipelines.loading import EMBEDDED_SAMPLING, embedded_dir, load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import EMBEDDED_SAMPLING, embedded_dir, load_pipeline
 from respodiff.pipelines.registry import backbone
 from respodiff.reports.images import image_grid
 

@@ -23,7 +23,8 @@ from recipes.embedded_model.loop import say
 from respodiff.data.prompt_sets import suite
 from respodiff.evaluation.calibration import read_confusion
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge, Vocabulary
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.pipelines.registry import backbone, call_arguments
 
 ROOT = Path(__file__).resolve().parents[2]

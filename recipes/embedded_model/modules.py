@@ -18,7 +18,8 @@ import respodiff
 from recipes.embedded_model.loop import say
 from respodiff.concepts.concept import Attribute, builtin
 from respodiff.data.run_folder import write_atomic
-from respodiff.pipelines.loading import load_pipeline, weights_digest
+from respodiff.pipelines.identity import weights_digest
+from respodiff.pipelines.loading import load_pipeline
 from respodiff.steering.shipped import FOLDER
 from respodiff.training.attribute import fit_attribute
 from respodiff.training.config import TrainConfig
