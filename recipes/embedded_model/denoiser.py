@@ -13,6 +13,8 @@ from recipes.embedded_model.tokens import encode
 from recipes.embedded_model.world import Caption
 
 P_EMPTY = 0.1
+SNR = 5.0
+"""Signal-to-noise ratio above which a timestep counts less."""
 
 
 class PairTask:
@@ -51,8 +53,6 @@ class DenoiserTask(PairTask):
 
     Args:
         network: with the parts ``unet`` and ``text``. fast: bfloat16 and a compiled UNet; not the same bits from one machine to another.
-        snr: signal-to-noise ratio above which a timestep counts less. skew: timesteps are drawn as ``T u^skew``, u even; 1 is evenly, 1/2
-            in proportion to their number.
     """
 
     def __init__(
@@ -64,24 +64,22 @@ class DenoiserTask(PairTask):
         captions: Sequence[Caption],
         batch: int,
         fast: bool = False,
-        snr: float = 5.0,
-        skew: float = 1.0,
     ) -> None:
         super().__init__(tokenizer, latents, scale, captions, batch, next(network.parameters()).device)
-        self.network, self.fast, self.snr, self.skew = network, fast, snr, skew
+        self.network, self.fast = network, fast
         if fast:
             network["unet"].set_attn_processor(AttnProcessor())  # on CPUs its backward pass is faster than that of the fused one
         self.unet = torch.compile(network["unet"]) if fast else network["unet"]
         self.alphas = make_scheduler().alphas_cumprod.to(self.device)
 
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
-        """``mean min(SNR, snr) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556)."""
-        t = (len(self.alphas) * torch.rand(self.batch, generator=generator, dtype=torch.float64) ** self.skew).long().to(self.device)
+        """``mean min(SNR, 5) / SNR (noise - prediction)^2`` (Min-SNR, arXiv 2303.09556)."""
+        t = (len(self.alphas) * torch.rand(self.batch, generator=generator, dtype=torch.float64)).long().to(self.device)
         ids, z, noise = self.drawn(generator)
         a = self.alphas[t].view(-1, 1, 1, 1)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.fast):
             states = self.network["text"](input_ids=ids)[0]
             predicted = self.unet(a.sqrt() * z + (1 - a).sqrt() * noise, t, states).sample
-        weight = (self.snr * (1 - a) / a).clamp(max=1)
+        weight = (SNR * (1 - a) / a).clamp(max=1)
         loss: torch.Tensor = (weight * (predicted.float() - noise).pow(2)).mean()
         return loss

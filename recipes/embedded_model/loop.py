@@ -2,12 +2,8 @@
 
 The learning rate rises over a warm-up and falls along a cosine to zero. A budget in seconds becomes a number of steps when the warm-up is
 over, from the rate seen so far; that number is kept in the state, so that a resumed run walks the same curve. If the machine grows slower,
-the number is lowered to what fits. All randomness comes from one generator whose state is kept too: on the CPU a resumed run of one
-process ends with the same bits as an undisturbed one of the same number of steps.
-
-On two cores two processes of one thread train on 1.4 to 1.7 times as many images a second as one process of two threads: started by
-``python -m torch.distributed.run``, every process draws batches of its own, and every fourth step gives each the mean of their weights. The
-first keeps the state, from which all of them go on.
+the number is lowered to what fits. All randomness comes from one generator whose state is kept too: on the CPU a resumed run ends with the
+same bits as an undisturbed one of the same number of steps.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -33,31 +28,8 @@ Update = Callable[[torch.Generator], torch.Tensor]
 
 
 def say(text: str) -> None:
-    """One line of progress with the time of day, of the first process."""
-    if not rank():
-        print(time.strftime("%H:%M:%S"), text, flush=True)
-
-
-def rank() -> int:
-    """This process's place among those that train together; 0 for the first and for one alone."""
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def share(weights: list[torch.nn.Parameter]) -> None:
-    """Give every process the mean of their weights; nothing where one trains alone.
-
-    Raises:
-        FloatingPointError: a weight of one of them is no number any more.
-    """
-    if not dist.is_initialized():
-        return
-    with torch.no_grad():
-        flat = torch.cat([p.flatten() for p in weights])
-        dist.all_reduce(flat)
-        if not flat.isfinite().all():
-            raise FloatingPointError("a weight is no number any more; lower lr in config.toml and run it again")
-        for weight, mean in zip(weights, (flat / dist.get_world_size()).split([p.numel() for p in weights]), strict=True):
-            weight.copy_(mean.view_as(weight))
+    """One line of progress with the time of day."""
+    print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def rate(step: int, total: int | None, warmup: int) -> float:
@@ -102,22 +74,18 @@ class Loop:
         """Train `network` in place, from its state file if there is one; it ends in eval mode.
 
         Raises:
-            ValueError: neither steps nor seconds, seconds for several processes, or a state that does not fit the network.
+            ValueError: neither steps nor seconds, or a state that does not fit the network.
             FloatingPointError: the loss is no number any more; the last state is kept.
             OSError: the disk is full; the last state is kept.
         """
         if not (self.seconds > 0 or self.steps > 0):
             raise ValueError(f"stage {self.name} has no budget; give steps or seconds above 0 in config.toml")
-        if dist.is_initialized() and not self.steps:
-            raise ValueError(f"stage {self.name} is trained by several processes: give it steps in config.toml, and --minutes 0")
         self.total = self.steps or None
         weights = [p for p in network.parameters() if p.requires_grad]
         average = [p.detach().clone() for p in weights] if self.ema else []
         optimiser = torch.optim.AdamW(self._groups(network), self.lr, betas=self.betas, weight_decay=self.decay, fused=True)
         generator = torch.Generator().manual_seed(self.seed)
         self._restore(network, optimiser, average, generator)
-        if rank():
-            generator.manual_seed(self.seed + 1000 * rank() + self.step)
         first = self.step
         network.train()
         began, saved = time.perf_counter() - self.used, time.perf_counter()
@@ -130,10 +98,9 @@ class Loop:
             if self.step == self.warmup or time.perf_counter() - saved > self.save_every or self.step == self.total:
                 seen = self._checked(loss)
                 self._fit(mark)
-                if not rank():
-                    self._save(network, optimiser, average, generator)
-                    self._say(seen, mark)
+                self._save(network, optimiser, average, generator)
                 saved = time.perf_counter()
+                self._say(seen, mark)
         with torch.no_grad():
             for weight, mean in zip(weights, average, strict=False):
                 weight.copy_(mean)
@@ -155,7 +122,7 @@ class Loop:
         weights: list[torch.nn.Parameter],
         average: list[torch.Tensor],
     ) -> torch.Tensor:
-        """One update of the weights and, every fourth time, their mean over processes and the running average."""
+        """One update of the weights and, every fourth time, of their average."""
         for group in optimiser.param_groups:
             group["lr"] = self.lr * group["share"] * rate(self.step, self.total, self.warmup)
         optimiser.zero_grad(set_to_none=True)
@@ -164,8 +131,6 @@ class Loop:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         self.step += 1
-        if self.step % 4 == 0 or self.step == self.total:
-            share(weights)
         if average and self.step % 4 == 0:
             with torch.no_grad():
                 torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - min(self.ema, (1 + self.step) / (10 + self.step)))

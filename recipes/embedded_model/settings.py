@@ -58,7 +58,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "train": ("variants", "autoencoder", "denoiser", "decoder", "judge", "judge-b"),
     "card": ("images",),
 }
-STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast", "snr", "skew")
+STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast")
 
 
 def _check(config: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from recipes.embedded_model.settings import read_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import worker_tasks
 from respodiff.evaluation.judges import ClipJudge
 
 pytestmark = pytest.mark.slow
@@ -184,9 +183,7 @@ def test_the_smaller_world_says_only_what_differs() -> None:
 
 
 def test_a_run_goes_on_from_the_weights_of_a_pipeline(made: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.toml").write_text(
-        "[miniature.train]\ndenoiser = { steps = 1, batch = 4, warmup = 1, fast = false, lr = 1e-9, snr = 0.1, skew = 0.5 }\n"
-    )
+    (tmp_path / "own.toml").write_text("[miniature.train]\ndenoiser = { steps = 1, batch = 4, warmup = 1, fast = false, lr = 1e-9 }\n")
     out, base = tmp_path / "out", made / "weights" / "pipeline"
     shutil.copytree(made / "data", out / "data")
     assert miniature(out, "--config", str(tmp_path / "own.toml"), "--base", str(base), "--stages", "autoencoder,denoiser") == 0
@@ -247,14 +244,6 @@ def test_loop_learns_and_averages(tmp_path: Path) -> None:
     network = tiny()
     Loop("line", tmp_path / "s.safetensors", 0.05, warmup=5, steps=400, ema=0.9, decay=0.0).run(network, Squares(network))
     assert torch.allclose(network.weight, torch.ones(1, 3), atol=0.02)
-
-
-def test_two_processes_end_with_the_same_weights_from_other_batches(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker_tasks.train_a_line, (tmp_path,), nprocs=2)
-    weights, batches = ([torch.load(tmp_path / f"{i}{name}.pt") for i in (0, 1)] for name in ("", "-batch"))
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in ("weight", "bias"))
-    assert not torch.equal(*batches)
-    assert [p.name for p in tmp_path.glob("state*")] == ["state.safetensors"]
 
 
 def test_loop_turns_seconds_into_steps_and_lowers_them_when_they_no_longer_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
