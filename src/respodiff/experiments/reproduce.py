@@ -137,9 +137,14 @@ class Reproduction:
                 modules += paths if factor == 1 else [load(path).scale(factor) for path in paths]
             steered, safety = ((), modules) if self.table.kind == "safety" else (modules, ())
             for name, part in self.parts.items():
-                more = {"batch": max(GenerateConfig.batch, part.images)} if method_of(row.method).adapter.batch_dependent else {}
+                whole = method_of(row.method).adapter.batch_dependent  # a prompt's images are balanced together
                 config = GenerateConfig(
-                    images=part.images, steps=some.steps, guidance=some.guidance, seed=self.seed, truncate_prompts=True, **more
+                    images=part.images,
+                    steps=some.steps,
+                    guidance=some.guidance,
+                    seed=self.seed,
+                    truncate_prompts=True,
+                    batch=max(GenerateConfig.batch, part.images if whole else 0),
                 )
                 found.append(
                     Run(self.folder(row, name), part.prompts, config, steered, safety, part.digest, what=f"drawing {row.name}, {name}")
