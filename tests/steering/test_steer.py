@@ -74,7 +74,7 @@ def test_images_are_bit_identical_before_and_after(tiny_pipe: Pipe, make_module:
     with steer(tiny_pipe, make_module()):
         steered = draw(tiny_pipe, 2)
         assert list(tiny_pipe.unet.state_dict()) == keys
-        assert hooks(tiny_pipe) == 3
+        assert hooks(tiny_pipe) == 4
     assert hooks(tiny_pipe) == 0
     assert list(tiny_pipe.unet.state_dict()) == keys
     assert torch.equal(draw(tiny_pipe, 2), before)
@@ -91,7 +91,7 @@ def test_an_exception_inside_leaves_no_hook(tiny_pipe: Pipe, make_module: Make) 
 def test_a_zero_delta_equals_no_hook(tiny_pipe: Pipe, make_module: Make, guidance: float) -> None:
     plain = draw(tiny_pipe, 2, guidance=guidance)
     with steer(tiny_pipe, make_module(scale=0.0)):
-        assert hooks(tiny_pipe) == 3, "otherwise the test tests nothing"
+        assert hooks(tiny_pipe) == 4, "otherwise the test tests nothing"
         assert torch.equal(draw(tiny_pipe, 2, guidance=guidance), plain)
 
 
