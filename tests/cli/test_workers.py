@@ -99,9 +99,12 @@ def test_shards_are_generated_and_judged_apart_and_summed_up_together(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_comparison_by_shards_or_workers_is_that_of_one_process(tmp_path: Path) -> None:
+def test_a_comparison_by_shards_or_workers_is_that_of_one_process(tiny_pipe: Any, tmp_path: Path) -> None:
+    tiny_pipe.save_pretrained(tmp_path / "model")
+
     def run(name: str, *arguments: str) -> dict[str, Any]:
-        compared = ["compare", "--methods", "respodiff", "--images", "2", "--prompts", "4", "--steps", "2", "--scale", "1"]
+        compared = ["compare", "--model", str(tmp_path / "model"), "--judge", "embedded", "--methods", "respodiff"]
+        compared += ["--images", "2", "--prompts", "4", "--steps", "2", "--scale", "1"]
         given = ["--set", "respodiff.iterations=2", "--set", "respodiff.rollouts=2", "--set", "respodiff.steps=2"]
         return last_json(
             respodiff(*compared, *given, "--cache", str(tmp_path / "adapters"), "--out", str(tmp_path / name), "--json", *arguments)
