@@ -2,6 +2,7 @@
 
     python -m recipes.embedded_model --out runs/embedded --minutes 28          (one GPU)
     python -m recipes.embedded_model --out runs/miniature --miniature          (all stages in small, about a minute on 2 cores)
+    python -m torch.distributed.run --nproc-per-node 2 -m recipes.embedded_model --stages denoiser --minutes 0 ...      (two processes)
 
 Stages: data, autoencoder, denoiser, decoder, judge, judge-b, assemble, card. What is done is kept; the same command goes on where a run stopped.
 """
@@ -11,12 +12,14 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 
 from recipes.embedded_model.loop import say
@@ -32,7 +35,9 @@ LABELLED = Path("benchmarks/data/labelled")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = flags("recipes.embedded_model", __doc__, STAGES, OWN)
-    made.add_argument("--minutes", type=float, default=28.0, help="wall-clock budget of all training stages (default 28)")
+    made.add_argument(
+        "--minutes", type=float, default=28.0, help="wall-clock budget of all training stages (default 28); 0: the steps of --config"
+    )
     made.add_argument("--autoencoder", type=Path, help="weights of an autoencoder to use, instead of training one")
     made.add_argument("--base", type=Path, help="folder of a pipeline to go on from: tokenizer, autoencoder and denoiser")
     made.add_argument(
@@ -57,7 +62,9 @@ def flags(package: str, about: str | None, stages: tuple[str, ...], config: Path
 def main(arguments: list[str] | None = None) -> int:
     """Run the recipe; 0 when done, 1 with one line when something stands in the way."""
     a = parser().parse_args(arguments)
-    return guarded(a, lambda: _prepared(a), f"{a.minutes:g} minutes of training")
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return guarded(a, lambda: _prepared(a), f"{a.minutes:g} minutes of training" if a.minutes else "training by the steps of the config")
 
 
 def guarded(a: argparse.Namespace, prepared: Callable[[], tuple[Recipe, tuple[str, ...]]], budget: str) -> int:
@@ -89,8 +96,10 @@ def _prepared(a: argparse.Namespace) -> tuple[Recipe, tuple[str, ...]]:
     pairs = [text.partition("=") for text in a.start]
     if wrong := [name for name, _, file in pairs if name not in TRAINED or not file]:
         raise ValueError(f"--start has {wrong[0]!r}; allowed: STAGE=FILE with a stage of {', '.join(TRAINED)}")
-    if not a.miniature and a.minutes <= 0:
-        raise ValueError(f"--minutes is {a.minutes:g}; allowed: above 0")
+    if a.minutes < 0:
+        raise ValueError(f"--minutes is {a.minutes:g}; allowed: 0 or above")
+    if dist.is_initialized() and stages != ("denoiser",):
+        raise ValueError(f"--stages is {a.stages!r}; allowed under torch.distributed.run: denoiser")
     if a.base and not (a.base / "model_index.json").is_file():
         raise ValueError(f"--base is {str(a.base)!r}, which has no model_index.json; give the folder of a pipeline")
     start = {name: Path(file) for name, _, file in pairs}

@@ -2,8 +2,12 @@
 
 The learning rate rises over a warm-up and falls along a cosine to zero. A budget in seconds becomes a number of steps when the warm-up is
 over, from the rate seen so far; that number is kept in the state, so that a resumed run walks the same curve. If the machine grows slower,
-the number is lowered to what fits. All randomness comes from one generator whose state is kept too: on the CPU a resumed run ends with the
-same bits as an undisturbed one of the same number of steps.
+the number is lowered to what fits. All randomness comes from one generator whose state is kept too: on the CPU a resumed run of one
+process ends with the same bits as an undisturbed one of the same number of steps.
+
+On two cores two processes of one thread train on 1.4 to 1.7 times as many images a second as one process of two threads: started by
+``python -m torch.distributed.run``, every process draws batches of its own, and every fourth step gives each the mean of their weights. The
+first keeps the state, from which all of them go on.
 """
 
 from __future__ import annotations
@@ -17,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from recipes.embedded_model.muon import is_matrix, muon
 
 SLOW_STEPS = 5
 """First steps of a sitting that say nothing of its rate."""
@@ -28,8 +35,31 @@ Update = Callable[[torch.Generator], torch.Tensor]
 
 
 def say(text: str) -> None:
-    """One line of progress with the time of day."""
-    print(time.strftime("%H:%M:%S"), text, flush=True)
+    """One line of progress with the time of day, of the first process."""
+    if not rank():
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
+def rank() -> int:
+    """This process's place among those that train together; 0 for the first and for one alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(weights: list[torch.nn.Parameter]) -> None:
+    """Give every process the mean of their weights; nothing where one trains alone.
+
+    Raises:
+        FloatingPointError: a weight of one of them is no number any more.
+    """
+    if not dist.is_initialized():
+        return
+    with torch.no_grad():
+        flat = torch.cat([p.flatten() for p in weights])
+        dist.all_reduce(flat)
+        if not flat.isfinite().all():
+            raise FloatingPointError("a weight is no number any more; lower lr in config.toml and run it again")
+        for weight, mean in zip(weights, (flat / dist.get_world_size()).split([p.numel() for p in weights]), strict=True):
+            weight.copy_(mean.view_as(weight))
 
 
 def rate(step: int, total: int | None, warmup: int) -> float:
@@ -50,7 +80,9 @@ class Loop:
     Attributes:
         name: of the stage, for the progress line. path: the file of the state.
         lr: highest learning rate. warmup: steps. seconds: wall-clock budget; or steps: how many, whatever the time.
+        only: beginning of the names of the weights that are trained; empty: all of them. The others stay as they are.
         slow: beginning of names of weights that learn more slowly, and their share of the rate.
+        muon: update matrices and convolutions by `torch.optim.Muon`, the rest by AdamW; AdamW for all otherwise.
         ema: decay of the running average of the weights that the network ends with; 0 for none. save_every: seconds between states.
     """
 
@@ -64,7 +96,9 @@ class Loop:
     ema: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     decay: float = 0.01
+    only: str = ""
     slow: tuple[str, float] = ("", 1.0)
+    muon: bool = False
     save_every: float = 120.0
     total: int | None = field(init=False, default=None)
     step: int = field(init=False, default=0)
@@ -74,33 +108,40 @@ class Loop:
         """Train `network` in place, from its state file if there is one; it ends in eval mode.
 
         Raises:
-            ValueError: neither steps nor seconds, or a state that does not fit the network.
+            ValueError: neither steps nor seconds, seconds for several processes, or a state that does not fit the network.
             FloatingPointError: the loss is no number any more; the last state is kept.
             OSError: the disk is full; the last state is kept.
         """
         if not (self.seconds > 0 or self.steps > 0):
             raise ValueError(f"stage {self.name} has no budget; give steps or seconds above 0 in config.toml")
+        if dist.is_initialized() and not self.steps:
+            raise ValueError(f"stage {self.name} is trained by several processes: give it steps in config.toml, and --minutes 0")
         self.total = self.steps or None
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(weight.requires_grad and name.startswith(self.only))
         weights = [p for p in network.parameters() if p.requires_grad]
         average = [p.detach().clone() for p in weights] if self.ema else []
-        optimiser = torch.optim.AdamW(self._groups(network), self.lr, betas=self.betas, weight_decay=self.decay, fused=True)
+        optimisers = self._optimisers(network)
         generator = torch.Generator().manual_seed(self.seed)
-        self._restore(network, optimiser, average, generator)
+        self._restore(network, optimisers, average, generator)
+        if rank():
+            generator.manual_seed(self.seed + 1000 * rank() + self.step)
         first = self.step
         network.train()
         began, saved = time.perf_counter() - self.used, time.perf_counter()
         mark = None  # where this sitting's rate is taken from: its first steps compile and warm caches
         while self.total is None or self.step < self.total:
-            loss = self._step(optimiser, update, generator, weights, average)
+            loss = self._step(optimisers, update, generator, weights, average)
             self.used = time.perf_counter() - began
             if mark is None and self.step >= first + SLOW_STEPS:
                 mark = (self.step, self.used)
             if self.step == self.warmup or time.perf_counter() - saved > self.save_every or self.step == self.total:
                 seen = self._checked(loss)
                 self._fit(mark)
-                self._save(network, optimiser, average, generator)
+                if not rank():
+                    self._save(network, optimisers, average, generator)
+                    self._say(seen, mark)
                 saved = time.perf_counter()
-                self._say(seen, mark)
         with torch.no_grad():
             for weight, mean in zip(weights, average, strict=False):
                 weight.copy_(mean)
@@ -114,23 +155,37 @@ class Loop:
         fast = [p for n, p in named if not (start and n.startswith(start))]
         return [{"params": some, "share": factor} for some, factor in ((fast, 1.0), (slow, share)) if some]
 
+    def _optimisers(self, network: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """AdamW, and where `muon` is set one for the matrices."""
+        groups = self._groups(network)
+        found: list[torch.optim.Optimizer] = []
+        if self.muon:
+            matrices = [group | {"params": [w for w in group["params"] if is_matrix(w)]} for group in groups]
+            groups = [group | {"params": [w for w in group["params"] if not is_matrix(w)]} for group in groups]
+            found.append(muon(matrices, self.lr, self.decay))
+        return [*found, torch.optim.AdamW(groups, self.lr, betas=self.betas, weight_decay=self.decay, fused=True)]
+
     def _step(
         self,
-        optimiser: torch.optim.Optimizer,
+        optimisers: list[torch.optim.Optimizer],
         update: Update,
         generator: torch.Generator,
         weights: list[torch.nn.Parameter],
         average: list[torch.Tensor],
     ) -> torch.Tensor:
-        """One update of the weights and, every fourth time, of their average."""
-        for group in optimiser.param_groups:
+        """One update of the weights and, every fourth time, their mean over processes and the running average."""
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = self.lr * group["share"] * rate(self.step, self.total, self.warmup)
-        optimiser.zero_grad(set_to_none=True)
+        for weight in weights:
+            weight.grad = None
         loss = update(generator)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         self.step += 1
+        if self.step % 4 == 0 or self.step == self.total:
+            share(weights)
         if average and self.step % 4 == 0:
             with torch.no_grad():
                 torch._foreach_lerp_(average, [p.detach() for p in weights], 1 - min(self.ema, (1 + self.step) / (10 + self.step)))
@@ -166,18 +221,19 @@ class Loop:
         return value
 
     def _save(
-        self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, average: list[torch.Tensor], generator: torch.Generator
+        self, network: torch.nn.Module, optimisers: list[torch.optim.Optimizer], average: list[torch.Tensor], generator: torch.Generator
     ) -> None:
         tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"average.{i}": v for i, v in enumerate(average)}
-        for i, state in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+        for n, optimiser in enumerate(optimisers):
+            for i, state in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors["generator"] = generator.get_state()
         numbers = {"step": self.step, "total": self.total or 0, "used": self.used}
         save_state(self.path, tensors, {k: str(v) for k, v in numbers.items()})
 
     def _restore(
-        self, network: torch.nn.Module, optimiser: torch.optim.Optimizer, average: list[torch.Tensor], generator: torch.Generator
+        self, network: torch.nn.Module, optimisers: list[torch.optim.Optimizer], average: list[torch.Tensor], generator: torch.Generator
     ) -> None:
         if not self.path.is_file():
             return
@@ -186,14 +242,15 @@ class Loop:
                 found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
                 numbers = handle.metadata()
             network.load_state_dict({k.removeprefix("network."): v for k, v in found.items() if k.startswith("network.")})
-            state: dict[int, dict[str, torch.Tensor]] = {}
-            for name, value in found.items():
-                if name.startswith("optimiser."):
-                    _, i, key = name.split(".", 2)
-                    state.setdefault(int(i), {})[key] = value
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-            for weight, values in optimiser.state.items():  # the fused update pairs numbers by their place in memory
-                values.update({k: torch.empty_like(weight).copy_(v) for k, v in values.items() if v.shape == weight.shape})
+            for n, optimiser in enumerate(optimisers):
+                state: dict[int, dict[str, torch.Tensor]] = {}
+                for name, value in found.items():
+                    if name.startswith(f"optimiser.{n}."):
+                        _, _, i, key = name.split(".", 3)
+                        state.setdefault(int(i), {})[key] = value
+                optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+                for weight, values in optimiser.state.items():  # the fused update pairs numbers by their place in memory
+                    values.update({k: torch.empty_like(weight).copy_(v) for k, v in values.items() if v.shape == weight.shape})
             for i, mean in enumerate(average):
                 mean.copy_(found[f"average.{i}"])
             generator.set_state(found["generator"])

@@ -58,7 +58,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "train": ("variants", "autoencoder", "denoiser", "decoder", "judge", "judge-b"),
     "card": ("images",),
 }
-STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "slow", "seed", "save_every", "fast")
+STAGE = ("share", "steps", "batch", "lr", "warmup", "betas", "ema", "decay", "only", "slow", "muon", "seed", "save_every", "fast", "skew")
 
 
 def _check(config: dict[str, Any]) -> None:

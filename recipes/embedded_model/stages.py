@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from recipes.embedded_model import assemble, data, models
@@ -19,7 +20,7 @@ from recipes.embedded_model.card import TEXT, measure, write_card
 from recipes.embedded_model.checks import check_judge
 from recipes.embedded_model.denoiser import DenoiserTask
 from recipes.embedded_model.judge import JudgeTask, at_size, held_out, with_scaffold
-from recipes.embedded_model.loop import Loop, Update, save_state, say
+from recipes.embedded_model.loop import Loop, Update, rank, save_state, say
 from recipes.embedded_model.parts import begin, digest_of, take, take_autoencoder
 from recipes.embedded_model.settings import sources
 from recipes.embedded_model.tokens import load_tokenizer, make_tokenizer
@@ -105,7 +106,7 @@ class Recipe:
     def _train(self, name: str, network: torch.nn.Module, update: Update) -> torch.nn.Module:
         """Train a network or take it as it is on disk; its product is ``parts/NAME.safetensors``."""
         c = dict(self.config["train"][name])
-        for key in ("batch", "fast"):
+        for key in ("batch", "fast", "skew"):
             c.pop(key, None)
         c.setdefault("seed", self.config["seed"])
         share, steps = c.pop("share", 0.0), c.pop("steps", 0)
@@ -117,7 +118,8 @@ class Recipe:
             begin(self.start[name], network, name, judge=name in JUDGES)
         loop = Loop(name, self.out / "state" / f"{name}.safetensors", seconds=seconds, steps=0 if seconds else steps, **c)
         loop.run(network, update)
-        save_state(self._part(name), network.state_dict())
+        if not rank():
+            save_state(self._part(name), network.state_dict())
         return network
 
     def _part(self, name: str) -> Path:
@@ -172,15 +174,14 @@ class Recipe:
         network = self._network("autoencoder")
         if self.base:
             save_state(part, models.load_part(self.base, "vae").state_dict())
-            return
-        if self.autoencoder_from:
+        elif self.autoencoder_from:
             take_autoencoder(self.autoencoder_from, network)
             save_state(part, network.state_dict())
         else:
             c = self.config["train"]["autoencoder"]
             task = AutoencoderTask(network, self.pack[1].to(self.device), c["batch"], c.get("fast", False))
-            network = self._train("autoencoder", network, task)
-        say(f"autoencoder: {psnr(network.eval(), self.pack[1][::20]):.2f} dB")
+            self._train("autoencoder", network, task)
+        say(f"autoencoder: {psnr(self._ready('autoencoder').eval(), self.pack[1][::20]):.2f} dB")
 
     def stage_denoiser(self) -> None:
         """Text encoder and UNet."""
@@ -188,7 +189,7 @@ class Recipe:
             return
         pairs = self._pairs()
         network, c = self._network("denoiser"), self.config["train"]["denoiser"]
-        task = DenoiserTask(network, self.tokenizer, *pairs, c["batch"], c.get("fast", False))
+        task = DenoiserTask(network, self.tokenizer, *pairs, c["batch"], c.get("fast", False), c.get("skew", 1.0))
         self._train("denoiser", network, task)
 
     def _pairs(self) -> tuple[torch.Tensor, float, list[Caption]]:
@@ -202,8 +203,10 @@ class Recipe:
         network = self._ready("autoencoder")
         made_by = hashlib.sha256(f"{digest_of(self._part('autoencoder'))} {self.drawn}".encode()).hexdigest()[:16]
         path = self.out / "state" / f"latents-{made_by}.safetensors"  # of another autoencoder or other images they would be worth nothing
-        if not path.is_file():
+        if not path.is_file() and not rank():
             save_state(path, {"latents": latents_of(network, self.pack[1][self.drawn], self.config["train"]["variants"])})
+        if dist.is_initialized():
+            dist.barrier()
         latents = load_file(path)["latents"]
         scale = models.load_part(self.base, "vae").config.scaling_factor if self.base else 1 / latents[0].float().std().item()
         return latents, scale

@@ -21,6 +21,7 @@ from recipes.embedded_model.settings import read_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import worker_tasks
 from respodiff.evaluation.judges import ClipJudge
 
 pytestmark = pytest.mark.slow
@@ -244,6 +245,14 @@ def test_loop_learns_and_averages(tmp_path: Path) -> None:
     network = tiny()
     Loop("line", tmp_path / "s.safetensors", 0.05, warmup=5, steps=400, ema=0.9, decay=0.0).run(network, Squares(network))
     assert torch.allclose(network.weight, torch.ones(1, 3), atol=0.02)
+
+
+def test_two_processes_end_with_the_same_weights_from_other_batches(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker_tasks.train_a_line, (tmp_path,), nprocs=2)
+    weights, batches = ([torch.load(tmp_path / f"{i}{name}.pt") for i in (0, 1)] for name in ("", "-batch"))
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in ("weight", "bias"))
+    assert not torch.equal(*batches)
+    assert [p.name for p in tmp_path.glob("state*")] == ["state.safetensors"]
 
 
 def test_loop_turns_seconds_into_steps_and_lowers_them_when_they_no_longer_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
