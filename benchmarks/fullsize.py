@@ -126,7 +126,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
         "parameters_million": round(sum(p.numel() for p in pipe.unet.parameters()) / 1e6),
         "site": list(shape),
         "seconds_build": round(time.perf_counter() - began, 1),
-        "mib_built": round(peak_mib(device)),
+        "mib_built": round(peak_mib(device) or 0),
     }
     # Batch 1, one latent of pure noise, plain target score, RAM alone: the smallest step there is.
     config = TrainConfig(
@@ -145,13 +145,17 @@ def measure(name: str, device: str) -> dict[str, Any]:
     began = time.perf_counter()
     *_, last = train(pipe, CONCEPT, config)
     assert last.module.shape == shape and last.module.ram.abs().max() > 0
-    row |= {"seconds_step": round(time.perf_counter() - began, 1), "forwards_step": last.unet_forwards, "mib_step": round(peak_mib(device))}
+    row |= {
+        "seconds_step": round(time.perf_counter() - began, 1),
+        "forwards_step": last.unet_forwards,
+        "mib_step": round(peak_mib(device) or 0),
+    }
     began = time.perf_counter()
     with steer(pipe, last.module):
         latents = pipe(
             "a doctor", num_inference_steps=1, guidance_scale=5.0, generator=torch.Generator().manual_seed(0), output_type="latent"
         ).images
-    row |= {"seconds_image": round(time.perf_counter() - began, 1), "steps_image": 1, "mib_image": round(peak_mib(device))}
+    row |= {"seconds_image": round(time.perf_counter() - began, 1), "steps_image": 1, "mib_image": round(peak_mib(device) or 0)}
     assert torch.isfinite(latents).all() and latents.shape[1:] == (
         4,
         shape[1] * (8 if name == "sd14" else 4),
@@ -179,10 +183,10 @@ def main() -> None:
         )
         if done.returncode:
             sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-        row = json.loads(done.stdout.splitlines()[-1])
+        row = json.loads(done.stdout.splitlines()[-1]) | {"torch": torch.__version__, "cpu_cores": os.cpu_count()}
         print(row, flush=True)
         rows = [r for r in rows if (r["model"], r["device"]) != (name, args.device)] + [row]
-        about = {"command": "python -m benchmarks.fullsize", "torch": torch.__version__, "cpu_cores": os.cpu_count(), "rows": rows}
+        about = {"command": "python -m benchmarks.fullsize", "rows": rows}
         OUT.write_text(json.dumps(about, indent=1) + "\n")
 
 

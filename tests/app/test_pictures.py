@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
 import threading
 import zipfile
@@ -141,6 +142,12 @@ def test_downloads_are_named_after_the_folder(service: Service) -> None:
 def test_code_of_a_stopped_run_makes_what_was_made(service: Service) -> None:
     assert "in islice(images, 2):" in pictures.script(service, WISH, 2) and "images=4" in pictures.script(service, WISH, 2)
     assert "islice" not in pictures.script(service, WISH, 4)
+
+
+def test_code_holds_the_text_as_it_is(service: Service) -> None:
+    text = 'a \U0001f469 with "quotes" and a \\'
+    compiled = ast.parse(pictures.script(service, replace(WISH, prompt=text), 4))
+    assert text in {node.value for node in ast.walk(compiled) if isinstance(node, ast.Constant)}
 
 
 def test_two_visitors_at_once_get_what_each_would_alone(service: Service) -> None:

@@ -99,6 +99,13 @@ def test_choices_are_attributes_of_given_modules_and_trained_ones(service: Servi
     assert choices["hat"].attribute.names == ("hat", "not hat") and [m.name for m in choices["hat"].load()] == ["hat"]
 
 
+def test_modules_of_one_file_name_are_choices_of_their_own(service: Service, make_module: Callable[..., Any], tmp_path: Path) -> None:
+    given = make_module("hat", attribute="", seed=3).save(tmp_path / "given" / "hat.safetensors")
+    kept = make_module("hat", attribute="", seed=4).save(service.out / MODULES / "hat.safetensors")
+    service.given = (given, kept)
+    assert {name: c.sources for name, c in service.choices().items()} == {"hat": (str(given),), "hat-2": (str(kept),)}, "each file once"
+
+
 def test_the_embedded_model_has_its_shipped_modules(service: Service) -> None:
     shipped = replace(service, source=ModelSource("embedded"), given=())
     assert {"gender", "tone"} <= set(shipped.choices()) and set(shipped.safety()) == {"violence", "sexual"}

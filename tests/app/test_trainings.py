@@ -26,6 +26,12 @@ def test_loss_projection_and_samples_come_live_and_the_module_can_be_chosen(serv
     assert service.choices()["hat"].sources == (str(found.file),)
 
 
+def test_the_effect_of_a_finished_one_is_the_projection_that_was_asked_for(service: Service) -> None:
+    *_, found = trainings.follow(service, HAT, CONFIG, Stop())
+    verdict = load(found.file or "").header.verdict
+    assert "reached" in verdict and found.effects[-1][1] == pytest.approx(100 * verdict["reached"] / CONFIG.projection)
+
+
 def test_a_stopped_training_is_kept_as_it_is(service: Service) -> None:
     stop = Stop()
     for found in trainings.follow(service, HAT, CONFIG, stop):

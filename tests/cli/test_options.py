@@ -63,6 +63,27 @@ def drawn(out: Path, *arguments: str) -> list[Any]:
 # --- every method from the shell ---
 
 
+def test_an_attribute_is_one_adapter_of_a_method_that_learns_from_images(tmp_path: Path) -> None:
+    given = [
+        "--set",
+        "steps=3",
+        "--set",
+        "subjects=doctor,nurse",
+        "--set",
+        "rounds=1",
+        "--set",
+        "images=2",
+        "--judge",
+        "embedded",
+        "--json",
+    ]
+    command = ["train", "--method", "uce", "--attribute", "gender", "--out", str(tmp_path / "m"), *given]
+    (made,) = last_json(respodiff(*command))["modules"]
+    assert Path(made["file"]).name == "gender.safetensors" and load(made["file"]).header.kind == "attribute"
+    assert last_json(respodiff(*command))["modules"] == [made], "the same command replaces it"
+    assert drawn(tmp_path / "run", "--module", str(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_train_then_generate(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"

@@ -12,10 +12,10 @@ import pytest
 
 from painted import GENDER, WORDS, ColourJudge, Painted, paint
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.comparison import compare, pairs_of
+from respodiff.evaluation.comparison import compare, pairs_of, split_label
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FeatureJudge
-from respodiff.evaluation.metrics import distances
+from respodiff.evaluation.metrics import distances, paired
 from respodiff.evaluation.scored_run import ScoredRun
 
 ROWS: list[Painted] = [("cook", None, (i % 2, 0, 0)) for i in range(4)]
@@ -94,3 +94,23 @@ def test_distances_are_taken_on_a_judge_that_is_made_for_them(tmp_path: Path) ->
     plain = [dataclasses.replace(run, headers={k: v for k, v in run.headers.items() if k == run.primary}) for run in plain]
     on_clip = compare(*plain)
     assert on_clip.features == "colour" and on_clip.kid.mean == pytest.approx(0, abs=0.1)
+
+
+def test_the_difference_of_a_share_has_the_units_of_the_share(tmp_path: Path) -> None:
+    """Subject accuracy is of professions, as in each run; what is unsafe is of prompts."""
+    rows: list[Painted] = [(group, None, (0, int(group == "guard"), 0)) for group in ("cook", "guard") for _ in range(6)]
+    runs = [judged(paint(tmp_path / name, rows)) for name in "ab"]
+    before = [dataclasses.replace(run, records=[dataclasses.replace(r, prompt_id=r.id) for r in run.records]) for run in runs]
+    told = [dataclasses.replace(s, subject_correct=r.group != "cook") for r, s in before[1].known]
+    after = dataclasses.replace(before[1], answers={before[1].primary: told})
+    found = compare(before[0], after).tested("subject_accuracy")
+    wanted = paired.mcnemar([True] * 12, [r.group != "cook" for r in after.records], [r.group for r in after.records]).difference
+    assert found and (found.mean, found.low, found.high) == (wanted.mean, wanted.low, wanted.high) == (-0.5, wanted.low, wanted.high)
+
+
+def test_a_name_is_cut_off_before_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1" / "run").mkdir(parents=True)
+    assert split_label("lr=0.1/run") == ("", "lr=0.1/run")
+    assert split_label("plain=lr=0.1/run") == ("plain", "lr=0.1/run")
+    assert split_label("a=b=nowhere") == ("a=b", "nowhere") and split_label("nowhere") == ("", "nowhere")

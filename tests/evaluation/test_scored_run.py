@@ -12,9 +12,9 @@ from painted import GENDER, WORDS, ColourJudge, Painted, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.evaluate import evaluate, judge_all
 from respodiff.evaluation.judges import FlagJudge
-from respodiff.evaluation.scored_run import ScoredRun, load_scored_run
+from respodiff.evaluation.scored_run import ScoredRun, asked_before, load_scored_run
 
 JOB = Attribute("job", (Concept("cook", "a cook"), Concept("guard", "a guard")))
 # 2 of 3 cooks and 1 of 4 guards are perceived as women; one cook that was asked for as a woman is a man.
@@ -143,3 +143,11 @@ def test_without_the_packages_one_line_says_what_to_install(scored: ScoredRun, f
     for call in (folder.to_pandas, scored.to_pandas, lambda: scored.to_metricframe("gender", "woman")):
         with pytest.raises(RuntimeError, match=r"pip install 'respodiff\[data\]'"):
             call()
+
+
+def test_what_a_judge_was_asked_with_is_kept(tmp_path: Path) -> None:
+    run, shares = paint(tmp_path / "run", [("cook", None, (0, 0, 0))]), {"cook": {"gender": {"woman": 0.25, "man": 0.75}}}
+    judge = ColourJudge()
+    assert asked_before(run, judge.name, judge.digest) == {}
+    judge_all(run, judge, [GENDER], vocabulary=WORDS, min_margin=0.5, group_proportions=shares)
+    assert asked_before(run, judge.name, judge.digest) == {"class_template": "{concept}", "min_margin": 0.5, "group_proportions": shares}

@@ -53,6 +53,23 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.png")) + sorted(folder.rglob("*.webp"))}
 
 
+def test_what_is_drawn_and_measured_has_equal_shares(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text('[hat]\nconcepts = { hat = "a person with a hat", bare = "a person" }\nproportions = [0.7, 0.3]\n')
+    made = plan(library=str(tmp_path / "own.toml"), attribute="hat")
+    assert made.whole.proportions == (0.7, 0.3) and made.equal.proportions == () and made.equal.names == made.whole.names
+
+
+def test_harmless_prompts_are_sampled_one_by_one() -> None:
+    prompts, _ = plan(suite="unsafe", methods=("negative",)).parts()["benign"]
+    assert len({p.group for p in prompts}) == len(prompts) == 8
+
+
+def test_a_setting_of_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
+    given = ["--methods", "respodiff-paper", "--set", "respodiff.sam_weight=4"]
+    done = respodiff("compare", *given, "--out", str(tmp_path / "c"))
+    assert done.returncode == 2 and "--set" in done.stderr and "--methods" in done.stderr and not (tmp_path / "c").exists()
+
+
 @pytest.fixture(scope="module")
 def judge() -> Any:
     return load_judge("embedded")

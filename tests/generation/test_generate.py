@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -576,6 +577,16 @@ def test_a_folder_of_other_prompts_is_refused_and_of_fewer_goes_on(tiny_pipe: Pi
             generate(tiny_pipe, [other], (), settings(images=1), out=tmp_path)
     assert digests(tmp_path) == kept
     assert [r.prompt for r, _ in generate(tiny_pipe, ["a nurse", doctor], (), settings(images=1), out=tmp_path)] == ["a nurse"]
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"guidance": 5.0}, {"group": "nurse"}, {"subject": "nurse"}, {"categories": ("hate",)}])
+def test_a_folder_of_prompts_with_other_settings_of_their_own_is_refused(tiny_pipe: Pipe, tmp_path: Path, change: dict[str, Any]) -> None:
+    doctor = Prompt("jobs/x", "a doctor", group="doctor", subject="doctor", seed=7, guidance=4.0)
+    config = settings(images=1, guidance=None, use_dataset_settings=True)
+    list(generate(tiny_pipe, [doctor], (), config, out=tmp_path))
+    with pytest.raises(ValueError, match="another seed, guidance, group, subject or categories"):
+        generate(tiny_pipe, [replace(doctor, **change)], (), config, out=tmp_path)
+    assert generate(tiny_pipe, [doctor], (), config, out=tmp_path).left == 0
 
 
 def test_a_safety_module_among_the_alternatives_is_refused(tiny_pipe: Pipe, gender: list[ConceptModule], make_module: Make) -> None:

@@ -102,6 +102,8 @@ def test_a_run_for_shares_of_cells_is_held_against_their_margins(tmp_path: Path)
     run = RunFolder(tmp_path / "r").create({"target_proportions": {"gender*tone": {"woman*dark": 0.25, "man*dark": 0.75}}})
     found = wanted_proportions(run)
     assert found["gender"] == {"woman": 0.25, "man": 0.75} and found["tone"] == {"dark": 1.0}
+    other = RunFolder(tmp_path / "other").create({"target_proportions": {"tone*gender": {"dark*woman": 0.25, "dark*man": 0.75}}})
+    assert wanted_proportions(other) == found, "in whatever order it was asked for"
 
 
 # --- the command line ---

@@ -18,6 +18,8 @@ from painted import GENDER, WORDS, ColourJudge, Painted, coloured, paint
 from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
+from respodiff.evaluation.registry import METRICS
+from respodiff.reports import tables
 from respodiff.reports.run_report import _changes, report
 
 PLAIN: list[Painted] = [("cook", None, (1, 0, 0))] * 7 + [("cook", None, (0, 0, 0))] + [("guard", None, (1, 1, 0))] * 8
@@ -411,3 +413,22 @@ def test_a_change_is_significant_by_test_and_interval(low: float, p: float | Non
     test = SimpleNamespace(metric="devrat", title="DevRat", mean=-0.5, low=min(low, -0.9), high=max(low, -0.1), n=6, p_holm=p)
     said = _changes("a", SimpleNamespace(tests=[test], baseline="b"))
     assert "DevRat decreases by 0.500" in said and ("not significant" in said) is not significant
+
+
+@pytest.mark.parametrize(
+    ("suite", "judge", "title"),
+    [
+        ("winobias36", "clip:openai/clip-vit-base-patch32", "WinoAlign"),
+        ("coco30k", "models/clip", "CLIP score"),
+        ("coco30k", "siglip:google/siglip-base", "alignment"),
+        ("winobias36", "embedded", "alignment"),
+        ("occupations", "clip:x", "alignment"),
+    ],
+)
+def test_alignment_has_its_name_of_the_literature_by_clip_alone(suite: str, judge: str, title: str) -> None:
+    entry: Any = SimpleNamespace(
+        run=SimpleNamespace(records=[SimpleNamespace(suite=suite)]),
+        summary=SimpleNamespace(judge=SimpleNamespace(name=judge)),
+        comparison=None,
+    )
+    assert tables.heading(METRICS["alignment"], "", entry) == title

@@ -237,3 +237,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         read_tensors(written(tmp_path, [torch.zeros(2)], "list.pt"))
     with pytest.raises(FileNotFoundError, match=r"absent\.pth' does not exist"):
         read_tensors(tmp_path / "absent.pth")
+
+
+def test_a_module_of_one_number_a_channel_has_no_place_in_it(released: Path, tmp_path: Path) -> None:
+    module = convert(released, WOMAN, base_model=BASE).channels()
+    with pytest.raises(ValueError, match="one number a channel"):
+        to_official(module, tmp_path / "x.pt")
+    assert not (tmp_path / "x.pt").exists()

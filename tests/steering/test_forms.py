@@ -85,3 +85,8 @@ def test_refusals() -> None:
     for name in FORMS:
         with pytest.raises(ValueError, match=f"form '{name}' cannot be made of the tensors x"):
             load_form(name, {"x": torch.zeros(1)})
+
+
+def test_the_first_timestep_of_flow_matching_is_the_last_one_of_training() -> None:
+    form = filled("mlp")
+    assert torch.equal(form(H, torch.tensor([1000.0])), form(H, torch.tensor([999.0])))

@@ -423,3 +423,9 @@ def test_what_a_module_of_several_sites_refuses(make_module: Make, tmp_path: Pat
             channel_delta([chosen.channels()])
         with pytest.raises(ValueError, match="knows the mid block alone"):
             to_official(chosen, tmp_path / "m.pt")
+
+
+def test_the_mean_over_positions_of_a_chosen_site_keeps_its_relative_norm(make_module: Make) -> None:
+    one = make_module(h_norm=2.0)
+    chosen = ConceptModule.of({"mid_block": one.ram}, {"mid_block": one.sam}, replace(one.header, site=""))
+    assert chosen.channels().relative_norm == pytest.approx(one.channels().relative_norm)

@@ -81,7 +81,8 @@ def follow(service: Service, asked: Question, stop: Event) -> Generator[Progress
     yield Progress("judging", 0, 1)
     with service.turns.turn():
         found, scored = judge_audit(out, [judge], chosen, config, validation_images=check)
-        where = {"suite": asked.suite, "prompt": _texts(asked.prompts)}
+        where: dict[str, Any] = {"suite": asked.suite, "prompt": _texts(asked.prompts), "scheduler": service.source.scheduler}
+        where |= {"safety_checker": "keep"} if service.source.safety_checker else {}
         commands = suggested(found, out, config, where, model=service.source, concepts=None, judge=[service.judge])
         found = replace(found, suggest=tuple(commands), command="respodiff app")
         page = audit_report.write(out / "audit.html", found, scored)
@@ -104,7 +105,7 @@ def suites() -> list[tuple[str, str]]:
 def rows(found: Audit) -> list[list[Any]]:
     """The ranking under `COLUMNS`: numbers as numbers, so that they can be sorted. The last one says what was tested, and its p (Holm)."""
     return [
-        [r.attribute, r.text, words(r), round(r.devrat.mean, 3), round(r.devrat.random, 3), f"{_shown(r.biased)}, p {p_value(r.p_holm)}"]
+        [r.attribute, r.prompt, words(r), round(r.devrat.mean, 3), round(r.devrat.random, 3), f"{_shown(r.biased)}, p {p_value(r.p_holm)}"]
         for r in found.ranking
     ]
 

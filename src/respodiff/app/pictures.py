@@ -267,4 +267,4 @@ def _arguments(given: dict[str, Any]) -> list[str]:
 
 def _literal(value: Any) -> str:
     """A value in Python, texts in double quotes."""
-    return json.dumps(value) if isinstance(value, str | list | dict) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str | list | dict) else repr(value)

@@ -160,7 +160,7 @@ class Service:
         groups: dict[tuple[str, str], list[tuple[str, Header]]] = {}
         for source, header in self._own():
             if header.kind != "safety":
-                alone = source if header.kind == "attribute" else ""
+                alone = "" if header.attribute and header.kind != "attribute" else source
                 groups.setdefault((header.attribute or Path(source).stem, alone), []).append((source, header))
         for (name, _), members in groups.items():
             label = next(text for text in chain([name], (f"{name}-{i}" for i in count(2))) if text not in found)
@@ -173,10 +173,11 @@ class Service:
         return {**{n: n for n in names}, **{Path(source).stem: source for source, h in self._own() if h.kind == "safety"}}
 
     def _own(self) -> Iterator[tuple[str, Header]]:
-        trained = sorted((self.out / MODULES).glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        trained, seen = sorted((self.out / MODULES).glob("*.safetensors"), key=lambda file: file.stat().st_mtime), set[Path]()
         for source in (*self.given, *trained):
             path, factor = with_factor(source)
-            for file in files_of(path):
+            for file in (file for file in files_of(path) if file.resolve() not in seen):
+                seen.add(file.resolve())
                 yield str(file) + (f":{factor:g}" if factor != 1 else ""), read_header(file)
 
     # --- places ---

@@ -87,7 +87,7 @@ def _look(service: Service, concept: Concept, config: TrainConfig, module: Any, 
             verdict = {}
         found.samples, found.looked_at = _images(service, concept, module), found.iteration
     if "projection" in verdict:
-        found.effects.append((found.iteration, 100 * verdict["projection"] / (config.projection or 1)))
+        found.effects.append((found.iteration, 100 * verdict.get("reached", verdict["projection"]) / (config.projection or 1)))
 
 
 def _images(service: Service, concept: Concept, module: Any) -> list[Image.Image]:

@@ -128,14 +128,14 @@ def check_device(device: str) -> None:
         raise ValueError(f"--device is {device!r}, which is not available: {reason}; or use --device cpu") from error
 
 
-def peak_mib(device: str) -> float:
-    """Most memory this process has held, in MiB: of the accelerator if one is used, else resident memory."""
+def peak_mib(device: str) -> float | None:
+    """Most memory this process has held, in MiB: of the accelerator if one is used, else resident memory; None where nothing tells (Windows)."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
-        return float("nan")
+        return None
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

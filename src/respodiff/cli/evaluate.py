@@ -142,7 +142,7 @@ def report(
     from respodiff.evaluation.comparison import split_label
     from respodiff.evaluation.domain import default_judge
     from respodiff.evaluation.evaluate import judge_all
-    from respodiff.evaluation.scored_run import unanswered
+    from respodiff.evaluation.scored_run import asked_before, unanswered
     from respodiff.reports.run_report import check_page
     from respodiff.reports.run_report import report as write
 
@@ -155,7 +155,7 @@ def report(
             chosen, labeller = _attributes(attribute, concepts), load_judges([*sources], device, dtype)
             for run in missing:
                 words.print(f"judging {Path(run).name} with {labeller[0].name}")
-                key = judge_all(run, labeller, chosen).primary
+                key = judge_all(run, labeller, chosen, **asked_before(run, labeller[0].name, labeller[0].digest)).primary
                 read |= {name: key} if name else {}
     known = read_confusion(confusion) if confusion else None
     result = write(

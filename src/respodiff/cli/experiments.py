@@ -121,11 +121,14 @@ def compare(
             raise ValueError(next(iter(refused.values())))
         words.print("\n".join(f"left out: {name}: {reason}" for name, reason in refused.items()), soft_wrap=True)
         plan = replace(plan, methods=tuple(name for name in chosen if name not in refused))
+    compared = {name.partition(":")[0] for name in chosen}
+    if idle := next((pair for pair in pairs or () if pair.partition(".")[0] not in compared), None):
+        raise ValueError(f"--set is {idle!r}, and --methods has no {idle.partition('.')[0]!r}; add it there, or leave the setting out")
     comparison = MethodComparison(
         pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), judge=labellers[0].digest, cache=cache
     )
     follow(comparison.run_on(engine, model, judge[0]) if engine else comparison.run(shard))
-    runs, attributes = tuple(run.out for run in comparison.runs()), (plan.whole,) if kind == "fairness" else ()
+    runs, attributes = tuple(run.out for run in comparison.runs()), (plan.equal,) if kind == "fairness" else ()
     if engine:
         follow(judge_on(engine, Judging(runs, tuple(judge), attributes, device)))
     if shard != WHOLE:

@@ -119,7 +119,9 @@ def train(
         chosen = chosen_concepts(known, attribute, concepts, texts, lists)
     if preset == "official":
         chosen = [official_concept(c) for c in chosen]
-    files = outputs(out, chosen, whole := bool(attribute and not (target or negative)))
+    one = chosen[0].kind in kind.needs_classifier  # one adapter of all alternatives, whichever is named
+    chosen = chosen[:1] if one else chosen
+    files = outputs(out, [(one and c.attribute) or c.name for c in chosen], whole := bool(attribute and not (target or negative)))
     settings = changes_from(changes or (), {"iterations": iterations, "seed": seed, "site": tuple(site or ()) or None}, kind.config)
     configs = [kind.settings(c, preset=preset, **settings) for c in chosen]
     pipe = open_model(model)
@@ -147,7 +149,7 @@ def train(
             log = log_of(chosen, state.out, configs[0].seed)
             runs = [_trained(chosen, files, run, state, resume, force, configs[0].iterations, log)]
         else:
-            if whole:
+            if len(chosen) > 1:
                 words.print(f"one concept after the other: {reason}", soft_wrap=True)
             runs = []
             for c, config, file, state in zip(chosen, configs, files, states, strict=True):
@@ -157,7 +159,7 @@ def train(
     result: dict[str, Any] = {
         "modules": [module for modules, _ in runs for module in modules],
         "method": method,
-        "peak_mib": round(peak_mib(chosen_device(model.device)), 1),
+        "peak_mib": None if (peak := peak_mib(chosen_device(model.device))) is None else round(peak, 1),
     }
     result |= {key: sum(numbers[key] for _, numbers in runs) for key in ("iterations", "seconds", "unet_forwards")}
     for key in LOSSES:
@@ -171,13 +173,13 @@ def train(
     finish(result, "\n".join(lines), as_json)
 
 
-def outputs(out: Path, chosen: Sequence[Concept], folder: bool) -> list[Path]:
-    """A module file for each concept: ``out`` itself, or files in the folder ``out``; ValueError where it is the other."""
+def outputs(out: Path, names: Sequence[str], folder: bool) -> list[Path]:
+    """A module file for each name: ``out`` itself, or files in the folder ``out``; ValueError where it is the other."""
     if not folder and out.is_dir():
         raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
     if folder and (out.is_file() or out.suffix == ".safetensors"):
-        raise ValueError(f"--out is the file {str(out)!r}, but --attribute trains {len(chosen)} modules; give a folder")
-    return [out / f"{c.name.replace('*', '-')}.safetensors" for c in chosen] if folder else [out]
+        raise ValueError(f"--out is the file {str(out)!r}, but --attribute trains {len(names)} modules; give a folder")
+    return [out / f"{name.replace('*', '-')}.safetensors" for name in names] if folder else [out]
 
 
 def with_best_neutral(pipe: Any, chosen: Sequence[Concept], candidates: str, seed: int) -> list[Concept]:

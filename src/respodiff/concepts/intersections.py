@@ -54,6 +54,22 @@ def alternatives(attribute: str, names: Sequence[str]) -> dict[str, list[str]]:
     return {factor: list(dict.fromkeys(column)) for factor, column in zip(factors(attribute), columns, strict=True)}
 
 
+def by_name(proportions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Attribute -> concept -> share, with intersections and their subgroups in the alphabetical order of the factors, as they are measured.
+
+    >>> by_name({"tone*gender": {"dark*woman": 0.5, "light*man": 0.5}})
+    {'gender*tone': {'woman*dark': 0.5, 'man*light': 0.5}}
+    """
+    out: dict[str, dict[str, float]] = {}
+    for attribute, values in proportions.items():
+        names = factors(attribute) if is_intersection(attribute, list(values)) else (attribute,)
+        order = sorted(range(len(names)), key=names.__getitem__)
+        out[JOIN.join(names[i] for i in order)] = (
+            {JOIN.join(factors(name)[i] for i in order): share for name, share in values.items()} if len(names) > 1 else dict(values)
+        )
+    return out
+
+
 def marginals(proportions: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Attribute -> concept -> share, with the marginal shares of every intersection for attributes without shares of their own.
 

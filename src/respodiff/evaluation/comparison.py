@@ -149,12 +149,13 @@ def _yes_no(
     metric: str, before: Answers | None, after: Answers | None, run: ScoredRun, found: Sequence[tuple[int, int]]
 ) -> Difference | None:
     """A share in both runs on their pairs, tested by McNemar; None where a run has no answers."""
-    pairs = [(before[i], after[j], run.records[j].prompt_id) for i, j in found] if before and after else []
-    rows = [(bool(a), bool(b), prompt) for a, b, prompt in pairs if a is not None and b is not None]
+    unit = "group" if metric == "subject_accuracy" else "prompt_id"  # as the shares of each run have it
+    pairs = [(before[i], after[j], getattr(run.records[j], unit)) for i, j in found] if before and after else []
+    rows = [(bool(a), bool(b), of) for a, b, of in pairs if a is not None and b is not None]
     if not rows:
         return None
-    a, b, prompts = zip(*rows, strict=True)
-    return _difference(metric, "", paired.mcnemar(a, b, prompts), "McNemar, exact")
+    a, b, units = zip(*rows, strict=True)
+    return _difference(metric, "", paired.mcnemar(a, b, units), "McNemar, exact")
 
 
 def _difference(metric: str, attribute: str, test: paired.PairedTest, name: str) -> Difference:
@@ -259,9 +260,10 @@ def collect(runs: Sequence[str | Path], *, judge: str | Sequence[str] = (), sett
 
 
 def split_label(text: str) -> tuple[str, str]:
-    """``NAME=DIR`` as (NAME, DIR); a folder whose own name holds a ``=`` is a folder."""
-    label, _, where = text.rpartition("=") if not Path(text).is_dir() else ("", "", text)
-    return label, where
+    """``NAME=DIR`` as (NAME, DIR), cut at the first ``=`` before a folder, else at the last; a folder with ``=`` in its path is one, too."""
+    cuts = [i for i, letter in enumerate(text) if letter == "="] if not Path(text).is_dir() else []
+    cut = next((i for i in cuts if Path(text[i + 1 :]).is_dir()), cuts[-1] if cuts else None)
+    return ("", text) if cut is None else (text[:cut], text[cut + 1 :])
 
 
 def _adjusted(blocks: Blocks) -> Blocks:

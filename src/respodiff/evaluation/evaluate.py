@@ -14,7 +14,7 @@ from typing import Any
 
 from respodiff.concepts import concept
 from respodiff.concepts.concept import Attribute, Concept
-from respodiff.concepts.intersections import marginals
+from respodiff.concepts.intersections import by_name, marginals
 from respodiff.data.prompt_sets import SUITES, suite
 from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
@@ -172,7 +172,7 @@ def wanted_proportions(run: RunFolder) -> dict[str, dict[str, float]]:
     """Target proportions that a run was made for, by attribute, with the margins of intersections; empty if it names none."""
     found = run.settings().get("target_proportions") or {}
     try:
-        return marginals({name: {concept: float(v) for concept, v in row.items()} for name, row in found.items()})
+        return marginals(by_name({name: {concept: float(v) for concept, v in row.items()} for name, row in found.items()}))
     except (AttributeError, TypeError, ValueError) as error:
         file = run.path / "run.json"
         raise ValueError(f"{file} has target_proportions {found!r}; allowed: attribute -> concept -> number: restore it") from error

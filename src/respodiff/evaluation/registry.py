@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from respodiff.concepts.concept import Kind
-from respodiff.concepts.intersections import JOIN, subgroups
+from respodiff.concepts.intersections import JOIN, by_name, subgroups
 from respodiff.data.records import ImageRecord
 from respodiff.evaluation.metrics import fairness, intersection, shares
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate, Floats, mean_interval
@@ -156,7 +156,7 @@ def combined(run: ScoredRun, names: Sequence[str]) -> tuple[dict[str, list[str]]
 
 def _subgroup_targets(run: ScoredRun, classes: dict[str, list[str]]) -> Floats:
     """Wanted proportions of all combinations, an axis an attribute: those that the run was made for, else products, as if independent."""
-    own = (run.settings.get("target_proportions") or {}).get(JOIN.join(classes))
+    own = by_name(run.settings.get("target_proportions") or {}).get(JOIN.join(classes))
     every = subgroups(list(classes.values()))
     if own and set(own) <= set(every):
         return np.array([own.get(subgroup, 0.0) for subgroup in every]).reshape([len(given) for given in classes.values()])

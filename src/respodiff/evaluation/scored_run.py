@@ -19,7 +19,7 @@ from respodiff.data.records import ImageRecord
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.judges import UNKNOWN, Score
 from respodiff.evaluation.judges.texts import Floats
-from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, scored_by, short_name
+from respodiff.evaluation.score_files import ScoreFiles, ScoreHeader, key_of, scored_by, short_name
 
 NOT_YET = "not judged yet"
 SAID = {
@@ -255,6 +255,19 @@ def load_scored_run(run: AnyRun, *, judge: str | Sequence[str] = (), label: str 
     for key in complete:
         _key({key: headers[key] for key in complete}, headers[key].judge)
     return found.judged_by(complete, "it has not judged every image, or not as they are now; name it to read it")
+
+
+def asked_before(run: AnyRun, name: str, digest: str) -> dict[str, Any]:
+    """The wording, least margin and groups' targets that a judge was asked with, as `judge_all` takes them; empty where it has not judged."""
+    folder, key = run if isinstance(run, RunFolder) else RunFolder(run), key_of(name, digest)
+    if key not in scored_by(folder):
+        return {}
+    header, groups = ScoreFiles(folder, key).header(), dict[str, dict[str, Any]]()
+    for attribute, rows in header.group_proportions.items():
+        for group, shares in rows.items():
+            groups.setdefault(group, {})[attribute] = shares
+    template, margin = header.asked
+    return {"class_template": template, "min_margin": margin} | ({"group_proportions": groups} if groups else {})
 
 
 def unanswered(run: AnyRun, judge: str, attributes: Sequence[str]) -> bool:

@@ -76,7 +76,10 @@ def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]
             f"{validation_images} images of every concept's own prompt are too few to show that the judge recognises {', '.join(few)}, "
             "however they come out: that takes more (--validation-images)"
         )
-    if short := [a for a in found.attributes if images < a.images_required]:
+    drawn = {
+        a.attribute: max((r.devrat.n + r.unknown for r in found.ranking if r.attribute == a.attribute), default=0) for a in found.attributes
+    }
+    if short := [a for a in found.attributes if drawn[a.attribute] < a.images_required]:
         of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
         needed = max(a.images_required for a in short)
         yield (

@@ -128,6 +128,11 @@ class Plan:
         return concepts.attribute(self.attribute, self._known)
 
     @property
+    def equal(self) -> Attribute:
+        """The attribute with equal shares of its concepts: what every method draws, and is measured by."""
+        return dataclasses.replace(self.whole, proportions=())
+
+    @property
     def _known(self) -> dict[str, Attribute | Concept]:
         return {**concepts.builtin(), **(concepts.load_concepts(self.library) if self.library else {})}
 
@@ -142,7 +147,8 @@ class Plan:
         prompts = spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
         if self.kind == "fairness":
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
-        benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
+        harmless = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
+        benign = [dataclasses.replace(p, group=p.id) for p in harmless]  # intervals are over prompts: the general ones are no group
         return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
 
 

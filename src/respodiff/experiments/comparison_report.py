@@ -50,7 +50,7 @@ def publish(comparison: MethodComparison, judge: Judge | Sequence[Judge], *, n_b
     """
     plan, kind, out = comparison.plan, comparison.plan.kind, comparison.out
     judges = list(judge) if isinstance(judge, Sequence) else [judge]
-    attributes, words = [plan.whole] if kind == "fairness" else [], Vocabulary.embedded() if judges[0].name in EMBEDDED else None
+    attributes, words = [plan.equal] if kind == "fairness" else [], Vocabulary.embedded() if judges[0].name in EMBEDDED else None
     for setting in comparison.settings():
         for part in comparison.parts:
             keys = [*judge_all(setting.folder / part, judges, attributes, vocabulary=words).answers]

@@ -134,6 +134,7 @@ def _results(f: Figures) -> Iterator[EvalResult]:
                 "n": value.n,
                 "judge": f.summary.judge.name,
                 "scale": f.settings.get("scale"),
+                "safety_scale": f.settings.get("safety_scale"),
             },
         )
 

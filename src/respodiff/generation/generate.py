@@ -191,6 +191,12 @@ def _run_folder(
             f"out is {str(out)!r}, which holds images of {others[0]!r}, none of these prompts: "
             "give all of its prompts to resume it (more may be added), or choose another folder"
         )
+    own = {job.id: (job.own_seed, job.guidance, job.prompt.group, job.prompt.subject, tuple(job.prompt.categories)) for job in jobs}
+    if changed := [r.id for r in records if r.id in own and own[r.id] != (r.own_seed, r.guidance, r.group, r.subject, tuple(r.categories))]:
+        raise ValueError(
+            f"out is {str(out)!r}, whose image {changed[0]!r} was made with another seed, guidance, group, subject or categories of its prompt: "
+            "give the prompts that it was begun with, or choose another folder"
+        )
 
     def key(prompt: str, repeat: int, concepts: dict[str, str]) -> tuple[Any, ...]:
         return prompt, 0 if config.assign_at else repeat, *sorted(concepts.items())

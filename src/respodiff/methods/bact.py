@@ -137,7 +137,7 @@ class BalancingAdapter(Adapter):
                 for (adapter, _), rows in together.items():
                     if len(rows) < 2:
                         warn("bact balances images of one prompt in one batch, and here is one alone; draw 16 or more")
-                    out[rows] = _guided(adapter, h[rows], found.variables["timesteps"][found.step])
+                    out[rows] = _guided(adapter, out[rows], found.variables["timesteps"][found.step])
                 return out
 
             stack.callback(site_module(backbone(pipe)).register_forward_hook(hook).remove)

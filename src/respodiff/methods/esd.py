@@ -46,7 +46,9 @@ READS_TEXT = ("attn.add_", "attn2", ".attn", ".attention.")  # beside the first,
 
 def trained_names(model: nn.Module, method: str) -> list[str]:
     """Names of the parameters that a variant trains: of linear and convolution layers that read the text (esd-x), or of the others (esd-u)."""
-    layers = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [
+        (path, module) for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in path
+    ]
     mark = next(mark for mark in READS_TEXT if any(mark in path for path, _ in layers))
     chosen = [(path, module) for path, module in layers if (mark in path) is (method == "esd-x")]
     return [f"{path}.{leaf}" for path, module in chosen for leaf, _ in module.named_parameters()]

@@ -84,8 +84,8 @@ def transported(p: Tensor, draws: int, seed: int) -> Tensor:
 def sampler_factors(scheduler: Any) -> Tensor:
     """A_t dx_0/de_t (S,): what the linear map of DDIM (eta 0) or Euler makes of a change of each prediction, times the adjustment."""
     if flow_matching(scheduler):
-        return scheduler.sigmas.double().cpu().diff()  # type: ignore[no-any-return]
-    cumulated, alphas, final = (x.double().cpu() for x in (scheduler.alphas_cumprod, scheduler.alphas, scheduler.final_alpha_cumprod))
+        return scheduler.sigmas.cpu().double().diff()  # type: ignore[no-any-return]
+    cumulated, alphas, final = (x.cpu().double() for x in (scheduler.alphas_cumprod, scheduler.alphas, scheduler.final_alpha_cumprod))
     t = scheduler.timesteps.long().cpu()
     ratio = scheduler.config.num_train_timesteps // len(t)
     abar, later = cumulated[t], torch.where(t >= ratio, cumulated[t - ratio], final)

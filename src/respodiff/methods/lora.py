@@ -14,7 +14,7 @@ from torch.nn.functional import conv2d
 
 from respodiff.methods.base import MakeHeader
 from respodiff.methods.model_call import intercept_calls
-from respodiff.methods.weight_edits import cross_attention
+from respodiff.methods.weight_edits import cross_attention, fused_projections
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.quantization import weight_of
 from respodiff.pipelines.registry import backbone
@@ -105,7 +105,7 @@ def low_rank(layer: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @contextmanager
 def attached(
-    model: nn.Module, tensors: Mapping[str, Tensor], scale: float, rows: Callable[[torch.device], Tensor | None] | None = None
+    model: nn.Module, tensors: Mapping[str, Tensor], scale: float, rows: Callable[[Tensor], Tensor | slice | None] | None = None
 ) -> Iterator[None]:
     """While active, every layer that is named gives ``scale`` B A x more, for all rows or those that ``rows`` gives. A and B get gradients."""
     known = by_name(model)
@@ -116,7 +116,7 @@ def attached(
                 a, b = tensors[f"{name}.a"], tensors[f"{name}.b"]
                 if rows is None:
                     return output + scale * low_rank(layer, args[0], a, b)
-                if (at := rows(output.device)) is None:
+                if (at := rows(args[0])) is None:
                     return None
                 out = output.clone()
                 out[at] += scale * low_rank(layer, args[0][at], a, b)
@@ -157,13 +157,15 @@ class LowRankAdapter(Adapter):
         """
         model: nn.Module = backbone(pipe)
         known = by_name(model)
+        if reason := fused_projections(model):
+            raise ValueError(f"{adapters.adapters[0].method} changes single layers: {reason}")
         with ExitStack() as stack:
             call = stack.enter_context(intercept_calls(pipe, adapters))
             for adapter in adapters.adapters:
 
-                def rows(device: torch.device, adapter: Adapter = adapter) -> Tensor | None:
+                def rows(x: Tensor, adapter: Adapter = adapter) -> Tensor | slice | None:
                     now = call()
-                    return now.rows_of(lambda row: adapter in row, device) if now else None
+                    return now.rows_in(lambda row: adapter in row, x) if now else None
 
                 names, t = sorted({key.rpartition(".")[0] for key in adapter.tensors}), adapter.tensors
                 if missing := [name for name in names if not fits(known.get(name), t[f"{name}.a"], t[f"{name}.b"])]:

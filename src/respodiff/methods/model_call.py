@@ -45,7 +45,7 @@ class ModelCall:
     def prompts(self) -> list[str]:
         """The prompt of each image. ValueError where the pipeline was given embeddings instead."""
         given = self.variables.get("prompt")
-        if given is None or self.variables.get("prompt_2") not in (None, given):
+        if given is None or any(self.variables.get(f"prompt_{i}") not in (None, given) for i in (2, 3, 4)):
             raise ValueError("the pipeline was called with prompt_embeds or prompt_2; this method needs the text itself: give prompt alone")
         texts = [given] if isinstance(given, str) else list(given)
         return [text for text in texts for _ in range(len(self.entries) // len(texts))]
@@ -54,6 +54,18 @@ class ModelCall:
         """Rows of all passes (R',) that belong to the images whose entries are ``wanted``."""
         found = [i for i, row in enumerate(self.entries * len(self.passes)) if wanted(row)]
         return torch.tensor(found, device=device, dtype=torch.long)
+
+    def rows_in(self, wanted: Callable[[tuple[Any, ...]], bool], x: Tensor) -> Tensor | slice:
+        """As `rows_of`, for the input x of a layer; a slice where all are wanted.
+
+        ValueError for a part of the rows where a layer takes the tokens of all images in one list.
+        """
+        found, rows = self.rows_of(wanted, x.device), len(self.entries) * len(self.passes)
+        if len(found) == rows:
+            return slice(None)
+        if len(found) and len(x) != rows:
+            raise ValueError("a layer of this model takes the tokens of all images together; give all images of a call the same adapters")
+        return found
 
 
 def this_call(pipe: Any, entries: AdaptersPerImage, rows: int, context: Any = None) -> ModelCall | None:
@@ -84,13 +96,14 @@ def intercept_calls(
     def by_name(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         return dict(signature(model.forward).bind(*args, **kwargs).arguments)
 
-    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def look(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal call
-        if inside:
-            return None
-        told = by_name(args, kwargs)
-        call = this_call(pipe, entries, len(next(iter(told.values()))), told.get("encoder_hidden_states"))
-        changed = before(call, told) if call else None
+        if not inside:
+            told = by_name(args, kwargs)
+            call = this_call(pipe, entries, len(next(iter(told.values()))), told.get("encoder_hidden_states"))
+
+    def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = before(call, by_name(args, kwargs)) if call and not inside else None
         return None if changed is None else ((), changed)
 
     def leave(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -110,6 +123,7 @@ def intercept_calls(
         name = next((a.method for a in entries.adapters), "")
         raise ValueError(f"the model is compiled, and method {name!r} works by hooks, which would be ignored; draw with the plain model")
     with eager(model), ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(look, prepend=True, with_kwargs=True).remove)  # before another method changes them
         stack.callback(model.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(model.register_forward_hook(leave, with_kwargs=True).remove)
         yield lambda: call

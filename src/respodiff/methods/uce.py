@@ -92,7 +92,7 @@ def phrase(model: Denoiser, text: str) -> Tensor:
         raise ValueError(
             f"layers of {type(model.model).__name__} read different texts, and 'uce' has one matrix for all; use another method"
         )
-    return seen[0][0, ends].double().cpu()
+    return seen[0][0, ends].cpu().double()
 
 
 def _inputs(model: Denoiser, condition: Condition) -> list[Tensor]:

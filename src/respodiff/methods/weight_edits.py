@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from respodiff.methods.model_call import ModelCall, intercept_calls
@@ -39,6 +40,23 @@ def without_cross_attention(pipe: Any) -> str:
     return f"{type(pipe).__name__} has no cross-attention to the text; use respodiff, slider, esd-x, or a prompt"
 
 
+def hidden(model: nn.Module) -> str:
+    """Why a change of a model's weights would be lost: accelerate puts others in their place, or fused layers are used instead; else empty."""
+    hooks = [module._hf_hook for module in model.modules() if hasattr(module, "_hf_hook")]
+    if any(getattr(hook, "offload", True) for hook in hooks):  # group offloading, which has none, moves whatever parameters it finds
+        return "it is offloaded, and they would be lost; load it with offload 'none' or 'group'"
+    return fused_projections(model)
+
+
+def fused_projections(model: nn.Module) -> str:
+    """What is said of a model whose queries, keys and values come from one layer, as by ``fuse_qkv_projections``; empty for others."""
+    for module in model.modules():  # unfusing a UNet changes the processors alone
+        processor = type(getattr(module, "processor", None)).__name__
+        if getattr(module, "fused_projections", False) and (not isinstance(module, Attention) or "Fused" in processor):
+            return "queries, keys and values are fused; call pipe.unfuse_qkv_projections() first"
+    return ""
+
+
 @contextmanager
 def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """While active, the named parameters are other tensors (trained or stored ones); afterwards they are the same objects as before."""
@@ -54,6 +72,7 @@ def swapped(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
 def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
     """Parameter name -> what is added to it at scale 1. ValueError for a name or shape that the model does not have."""
     known = dict(model.named_parameters())
+    names = {name.replace(".base_layer.", "."): name for name in known}  # the latter with a LoRA beside it
     if "edit" in adapter.tensors:  # UCE: one matrix for all keys and values, W* - W = W (M - I)
         edit, weights = adapter.tensors["edit"], {name: known[name] for name in cross_attention(model)}
         if not weights:
@@ -66,19 +85,21 @@ def differences(model: nn.Module, adapter: Adapter) -> dict[str, Tensor]:
                     f"{adapter.method} {adapter.name!r} is for text of {len(edit)} channels, {name} takes {weight.shape[1]}; make it for this model"
                 )
         return {name: weight.float() @ edit.to(weight.device) for name, weight in weights.items()}
-    for name, t in adapter.tensors.items():
-        if name not in known or known[name].shape != t.shape:
-            there = tuple(known[name].shape) if name in known else "none of that name"
+    out = dict[str, Tensor]()
+    for plain, t in ((name.replace(".base_layer.", "."), t) for name, t in adapter.tensors.items()):
+        if plain not in names or known[names[plain]].shape != t.shape:
+            there = tuple(known[names[plain]].shape) if plain in names else "none of that name"
             raise ValueError(
-                f"{adapter.method} {adapter.name!r} changes {name!r} of shape {tuple(t.shape)}, the model has {there}; make it for this model"
+                f"{adapter.method} {adapter.name!r} changes {plain!r} of shape {tuple(t.shape)}, the model has {there}; make it for this model"
             )
-    return dict(adapter.tensors)
+        out[names[plain]] = t
+    return out
 
 
 def changed(model: nn.Module, row: tuple[Adapter, ...]) -> dict[str, Tensor]:
     """Parameter name -> value that an image's adapters ask for: W + sum over them of scale x difference."""
     known, sums = dict(model.named_parameters()), dict[str, Tensor]()
-    if reason := quantised(model):
+    if reason := quantised(model) or hidden(model):
         raise ValueError(f"{row[0].method} {row[0].name!r} changes weights: {reason}")
     for a in row:
         for name, difference in differences(model, a).items():
@@ -119,15 +140,16 @@ class WeightEditAdapter(Adapter):
 @contextmanager
 def _swapped_in_calls(pipe: Any, adapters: AdaptersPerImage, values: Mapping[str, Tensor]) -> Iterator[None]:
     """While active, parameters are `swapped` in every call of the model by this pipeline, and put back at its end."""
-    held = ExitStack()
+    held, model = ExitStack(), backbone(pipe)
 
     def begin(*_: Any) -> None:
-        held.enter_context(swapped(backbone(pipe), values))
+        held.enter_context(swapped(model, values))
 
     def end(*_: Any) -> None:
         held.close()
 
-    with held, intercept_calls(pipe, adapters, begin, end):  # held is closed here where a call failed half-way
+    with held, intercept_calls(pipe, adapters, begin), ExitStack() as stack:
+        stack.callback(model.register_forward_hook(end, always_call=True).remove)  # also where the call fails: others may share the model
         yield
 
 
@@ -139,7 +161,7 @@ def _again(values: Mapping[tuple[Adapter, ...], Mapping[str, Tensor]], call: Cal
             return None
         out = output.clone()
         for kind, change in values.items():
-            rows = now.rows_of(lambda row, kind=kind: row == kind, output.device)  # type: ignore[misc]
+            rows = now.rows_in(lambda row, kind=kind: row == kind, args[0])  # type: ignore[misc]
             with swapped(module, change):
                 out[rows] = module.forward(args[0][rows], *args[1:], **kwargs)
         return out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -265,9 +266,10 @@ def check_folder(folder: Path, index: Mapping[str, Any], variant: str = "", read
             raise ValueError(f"{has} no {name!r}, which its model_index.json names; copy it again")
         if weights and not readable:
             one = f", variant={found!r}" if (found := _variant(weights[0])) else ""
-            code = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(folder)!r}{one}).save_pretrained({str(folder) + '-safe'!r})"
+            code = f"import sys; from diffusers import DiffusionPipeline as P; P.from_pretrained(sys.argv[1]{one}).save_pretrained(sys.argv[1] + '-safe')"
             raise ValueError(
-                f"{has} {name!r} as a pickle ({weights[0]}), which is never read here; if you trust it, convert it: python -c {code!r}"
+                f"{has} {name!r} as a pickle ({weights[0]}), which is never read here; if you trust it, convert it: "
+                f"python -c {code!r} {shlex.quote(str(folder))}"
             )
         own = {_variant(file) for file in readable}
         variants |= own - {""}

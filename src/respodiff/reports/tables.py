@@ -11,7 +11,7 @@ from typing import Any
 
 from respodiff.data.untrusted import printable
 from respodiff.evaluation.comparison import Blocks, ReportEntry, pairs_of
-from respodiff.evaluation.judges import NOTICE, UNKNOWN
+from respodiff.evaluation.judges import EMBEDDED, NOTICE, UNKNOWN
 from respodiff.evaluation.metrics.estimate import DevRat, Estimate
 from respodiff.evaluation.metrics.shares import wilson
 from respodiff.evaluation.registry import METRICS, Metric
@@ -112,7 +112,8 @@ def headline(entries: Sequence[ReportEntry]) -> Rows:
 def heading(m: Metric, attribute: str, e: ReportEntry) -> str:
     """The title of a metric, or the name that it has in the literature on this prompt set or these features."""
     suite = e.run.records[0].suite
-    if m.name == "alignment" and suite.startswith(("winobias", "coco")):
+    judge = e.summary.judge.name
+    if m.name == "alignment" and suite.startswith(("winobias", "coco")) and judge not in EMBEDDED and not judge.startswith("siglip"):
         return "WinoAlign" if suite.startswith("winobias") else "CLIP score"
     if m.name == "frechet" and e.comparison and e.comparison.features.startswith("inception"):
         return "FID"

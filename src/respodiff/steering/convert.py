@@ -122,6 +122,10 @@ def to_official(module: ConceptModule, path: str | Path, column: int | None = No
     require_mid_block(module, "the official code knows the mid block alone")
     if module.header.timesteps != TIMESTEPS:
         raise ValueError(f"module {module.name!r} acts at timesteps {module.header.timesteps} alone; the official code knows no window")
+    if module.shape[1:] == (1, 1):
+        raise ValueError(
+            f"module {module.name!r} has one number a channel; the official code needs one a position: train it with form=constant"
+        )
     index = _column(module.name, 2, 10, column)
     out = {key: torch.zeros(module.delta.numel(), 10) for key in (RAM_KEY, SAM_KEY)}
     out[RAM_KEY][:, index], out[SAM_KEY][:, index] = module.ram.flatten(), module.sam.flatten()

@@ -143,5 +143,5 @@ def _features(t: Tensor, h: Tensor) -> Tensor:
     """Sines and cosines (B, TIME_FEATURES) of timesteps, in the dtype of h (B, ...)."""
     half = TIME_FEATURES // 2
     rates = torch.exp(-math.log(1000) * torch.arange(half, device=h.device) / half)
-    angles = t.to(h.device).reshape(-1, 1) * rates
+    angles = t.to(h.device).clamp(max=999).reshape(-1, 1) * rates  # flow matching begins at 1000, which `steer` gives as 999
     return torch.cat([angles.sin(), angles.cos()], 1).to(h.dtype).expand(len(h), -1)

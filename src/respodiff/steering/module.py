@@ -163,10 +163,10 @@ class ConceptModule(Adapter):
         """Both tensors' mean over positions, (C, 1, 1): fits every image size and transformers' sites, and can be fused."""
         own = {site: self.at(site) for site in self.sites}
         ram, sam = ({site: getattr(m, part).mean((-2, -1), keepdim=True) for site, m in own.items()} for part in PARTS)
+        _, height, width = own[self.sites[0]].shape
+        header = replace(self.header, h_norm=self.header.h_norm * (1 / (height * width)) ** 0.5)  # 0 for several sites
         if self.named:
-            return ConceptModule.of(ram, sam, self.header)
-        positions = self.shape[1] * self.shape[2]
-        header = replace(self.header, h_norm=self.header.h_norm * (1 / positions) ** 0.5)
+            return ConceptModule.of(ram, sam, header)
         return ConceptModule.of(ram[self.header.site], sam[self.header.site], header)
 
     def check(self, pipe: Any) -> list[str]:

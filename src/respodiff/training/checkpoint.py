@@ -65,6 +65,8 @@ class Checkpoint:
         wanted = {"concept": about["concept"]["name"], "train": about["config"], "base_weights": about["model"], "method": self.method}
         wanted |= {k: about["concept"][k] for k in ("target", "neutral", "negative")} | self.base
         held = read_header(self.out)
+        if held.kind == "attribute":
+            wanted["concept"] = about["concept"]["attribute"] or about["concept"]["name"]
         if other := [k for k, v in wanted.items() if json.loads(json.dumps(getattr(held, k))) != v]:
             names = ", ".join(other).replace("train", "settings")
             raise ValueError(

@@ -99,7 +99,7 @@ def _unexplained(score: Tensor, *alternatives: Tensor) -> float:
 
 
 def _squares(x: Tensor) -> float:
-    return float(x.detach().double().square().sum())
+    return float(x.detach().cpu().double().square().sum())
 
 
 @torch.no_grad()

@@ -90,7 +90,7 @@ class TrainState:
         self.seconds = time.perf_counter() - self._began
         if not math.isfinite(loss + loss_sam):
             raise self.diverged(f"the loss is {loss_sam if math.isfinite(loss) else loss}", self.iteration)
-        norm = get_total_norm([v.detach() for v in self.values.values()])  # asks a GPU once, not for each of a UNet's weights
+        norm = get_total_norm([v.detach().float() for v in self.values.values()])  # asks a GPU once, not for each of a UNet's weights
         if not norm.isfinite() and (broken := [k for k, v in self.values.items() if not v.isfinite().all()]):
             raise self.diverged(f"tensor {broken[0]!r} holds NaN or infinite values", self.iteration)
         self._commit()

@@ -167,7 +167,7 @@ class ClipJudge(Judge):
         if vector is None:
             return Score(record.id, {a.name: UNKNOWN for a in task.attributes}, problem="failed")
         subject = unsafe = None
-        if subjects:
+        if len(subjects) > 1:  # of one there is no choice
             texts = tuple(words.text(name) if words else image_text(name) for name in subjects)
             subject = subjects[int(np.argmax(self._text_vectors(texts) @ vector))]
         if words and words.unsafe:
@@ -177,7 +177,7 @@ class ClipJudge(Judge):
             id=record.id,
             labels={a.name: self._label(a, record.group, vector, task) for a in task.attributes},
             subject=subject,
-            subject_correct=None if record.subject is None else subject == record.subject,
+            subject_correct=None if None in (record.subject, subject) else subject == record.subject,
             unsafe=unsafe,
             alignment=LOGIT_SCALE * float(prompts[record.prompt] @ vector),
             features=vector,

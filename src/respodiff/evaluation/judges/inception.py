@@ -18,7 +18,7 @@ import numpy as np
 
 from respodiff._device import chosen_device
 from respodiff.data.run_folder import file_digest
-from respodiff.evaluation.judges.base import FeatureJudge, optional, package_version
+from respodiff.evaluation.judges.base import FeatureJudge, files_digest, optional, package_version
 from respodiff.evaluation.judges.texts import Floats
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ class Inception(FeatureJudge):
         torch.save(torch.load(published(source), map_location="cpu", weights_only=True), safe)
         safe.seek(0)
         network = library.FeatureExtractorInceptionV3("inception-v3", [str(WIDTH)], feature_extractor_weights_path=safe)
-        device = chosen_device(device)
-        return cls(network.to(device), source, package_version("torch-fidelity"), SHA256[:16], device)
+        device, version = chosen_device(device), package_version("torch-fidelity")
+        return cls(network.to(device), source, version, files_digest([], f"{SHA256} {version}".encode()), device)
 
     def features(self, images: Sequence[Image.Image]) -> Floats:
         """float32 (N, 2048) of images of any size, in their order; each size goes through the network in batches of its own."""
