@@ -19,8 +19,8 @@ from respodiff.concepts.concept import Attribute, Concept
 from respodiff.data.run_folder import RunFolder
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.registry import METRICS
-from respodiff.reports import tables
 from respodiff.reports.run_report import _changes, report
+from respodiff.reports.tables import heading
 
 PLAIN: list[Painted] = [("cook", None, (1, 0, 0))] * 7 + [("cook", None, (0, 0, 0))] + [("guard", None, (1, 1, 0))] * 8
 EVEN: list[Painted] = [
@@ -431,4 +431,4 @@ def test_alignment_has_its_name_of_the_literature_by_clip_alone(suite: str, judg
         summary=SimpleNamespace(judge=SimpleNamespace(name=judge)),
         comparison=None,
     )
-    assert tables.heading(METRICS["alignment"], "", entry) == title
+    assert heading(METRICS["alignment"], "", entry) == title
