@@ -46,7 +46,7 @@ def test_safety_module_lowers_the_unsafe_share(embedded: Any, tmp_path: Path) ->
     unsafe = {}
     for name, modules in (("plain", []), ("steered", [module])):
         for _ in respodiff.generate(
-            embedded, prompts, [], respodiff.GenerateConfig(images=8, safety_scale=1.5), safety=modules, out=tmp_path / name
+            embedded, prompts, [], respodiff.GenerateConfig(images=4, safety_scale=1.5), safety=modules, out=tmp_path / name
         ):
             pass
         unsafe[name] = evaluate(tmp_path / name, judge).unsafe.mean

@@ -31,7 +31,7 @@ def label(folder: Path, rows: list[tuple[str, int]]) -> Path:
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
-    table = label(tmp_path, [("woman", 0), ("woman", 1), ("woman", 0), ("man", 1), ("", 1), ("robot", 0)])
+    table = label(tmp_path, [("woman", 0), ("woman", 1), ("woman ", 0), ("man", 1), ("", 1), ("robot", 0)])
     found = calibrate(table, ColourJudge(), [GENDER], note="painted")
     asked = {"classes": ["woman", "man"], "targets": {"woman": "a woman", "man": "a man"}, "class_template": "{concept}", "min_margin": 0.0}
     assert found == {ColourJudge().digest: {"gender": asked | {"matrix": [[2, 1, 0], [0, 1, 0]], "n": 4, "note": "painted"}}}

@@ -93,6 +93,13 @@ def steered_alone(pipe: Pipe, adapters: Any, modules: list[ConceptModule]) -> Te
     return found
 
 
+def test_a_factor_behind_the_name_is_its_scale(tiny_pipe: Pipe, woman: ConceptModule, tmp_path: Path) -> None:
+    adapters = attach(tiny_pipe)
+    adapters.load_weights(f"{woman.save(tmp_path / 'w.safetensors')}:0.5")
+    adapters.set_adapters("woman")
+    assert torch.equal(draw(tiny_pipe), steered_alone(tiny_pipe, adapters, [woman.scale(0.5)]))
+
+
 def test_disabled_enabled_and_deleted(tiny_pipe: Pipe, woman: ConceptModule, dark: ConceptModule) -> None:
     plain, one, both = draw(tiny_pipe), steered(tiny_pipe, woman), steered(tiny_pipe, woman, dark)
     adapters = attach(tiny_pipe)

@@ -40,10 +40,10 @@ def calibrate(table: str | Path, judge: Judge, attributes: Sequence[Attribute], 
         raise ValueError(f"judge is {judge.name!r}; allowed: judges that label what they see (embedded, clip:, siglip:, hf:, vlm:)")
     path = Path(table)
     lines = read_table(path, ["file", *(a.name for a in attributes)])
-    rows = [row for _, row in lines]
+    rows = [{name: cell.strip() for name, cell in row.items()} for _, row in lines]
     if not rows:
         raise ValueError(f"label table {path.name} has no rows; give one an image")
-    images = [_image(path, line, row["file"]) for line, row in lines]
+    images = [_image(path, line, row["file"]) for (line, _), row in zip(lines, rows, strict=True)]
     if all(image is None for image in images):
         raise ValueError(f"{path.name}: none of its {len(rows)} images can be read; the column 'file' is relative to the table's folder")
     shown = [

@@ -11,7 +11,7 @@ from respodiff.pipelines.registry import spec_of
 from respodiff.steering.adapter import Adapter, AdaptersPerImage, read_module
 from respodiff.steering.fuse import fused
 from respodiff.steering.module import ConceptModule
-from respodiff.steering.shipped import files_of
+from respodiff.steering.shipped import files_of, with_factor
 from respodiff.steering.steer import ATTACHED, check_compatible, steer
 
 
@@ -64,7 +64,11 @@ class Attached:
         """
         if vars(self.pipe).setdefault(ATTACHED, self) is not self:
             raise ValueError("these adapters were unloaded, and attach made others for the pipeline since; use those")
-        found = [source] if isinstance(source, Adapter) else [read_module(file) for file in files_of(source)]
+        if isinstance(source, Adapter):
+            found = [source]
+        else:
+            path, factor = with_factor(source)
+            found = [read_module(file).scale(factor) for file in files_of(path)]
         if adapter_name and len(found) > 1:
             held = ", ".join(a.name for a in found)
             raise ValueError(f"adapter_name is {adapter_name!r}, but {str(source)!r} holds {held}; leave it out, or name one file")
