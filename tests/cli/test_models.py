@@ -14,7 +14,7 @@ from tests.tiny_models import sd
 from command import last_json, respodiff
 from method_tools import WOMAN
 from respodiff.methods.registry import get_method, load
-from respodiff.steering.convert import RAM_KEY, SAM_KEY
+from respodiff.steering.convert import OFFICIAL_BASE, RAM_KEY, SAM_KEY
 
 pytestmark = pytest.mark.slow
 
@@ -79,6 +79,8 @@ def test_convert_there_and_back(released: Path, tmp_path: Path) -> None:
     found = last_json(respodiff("convert", str(released), "--concept", "woman", "--base", "someone/sd", "--out", str(out), "--json"))
     assert (found["module"], found["concept"], found["shape"]) == (str(out), "woman", [1280, 8, 8])
     assert found["digest"] == load(out).digest and load(out).header.base_model == "someone/sd"
+    done = respodiff("convert", str(released), "--concept", "man", "--out", str(tmp_path / "man.safetensors"))
+    assert load(tmp_path / "man.safetensors").header.base_model == OFFICIAL_BASE and OFFICIAL_BASE in done.stderr
     back = last_json(respodiff("convert", str(out), "--to", "pt", "--out", str(tmp_path / "woman.pt"), "--json"))
     assert back["digest"] == found["digest"]
     tensors = torch.load(tmp_path / "woman.pt", weights_only=True)
@@ -96,7 +98,6 @@ def test_convert_the_vectors_of_q16(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         ((), "no concept given; use --concept NAME"),
-        (("--concept", "woman"), "does not say what it was trained on; give --base MODEL"),
         (("--concept", "tall", "--base", "x"), "concept 'tall' has no known prompts; give --target TEXT"),
         (("--concept", "tall", "--base", "x", "--target", "a tall person"), "no known column among 10"),
         (("--concept", "white", "--base", "x"), "column 3 of official files"),

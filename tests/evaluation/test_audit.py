@@ -273,7 +273,7 @@ def test_suggested_commands_can_be_run(
     ],
 )
 def test_refusals_come_before_anything_is_drawn(more: list[str], said: str, tmp_path: Path) -> None:
-    done = respodiff("audit", *more, "--out", "audit", cwd=tmp_path)
+    done = respodiff("audit", *more, cwd=tmp_path)
     assert done.returncode in (1, 2) and said in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "audit").exists()
 
 

@@ -86,6 +86,7 @@ def test_what_a_table_costs_is_said_without_a_model_or_a_file(name: str, images:
     command = ["reproduce", name, "--model", "somebody/model", "--out", "nowhere", "--dry-run"]
     found = last_json(respodiff(*command, "--json"))
     assert found["images"] == images and found["unet_forwards"] == found["training_forwards"] + found["drawing_forwards"]
+    assert all(set(row) == {"name", "measured", "published"} for row in found["rows"]) and not found["rows"][0]["measured"]
     assert found["drawing_forwards"] >= images * 100 and not Path("nowhere").exists()
     told = respodiff(*command, "--images-per-second", "0.5", "--fraction", "0.1")
     assert told.returncode == 0 and "hours at 0.5 images a second" in told.stdout

@@ -182,7 +182,7 @@ def audit(
     model: ModelSource,
     out: Annotated[
         Path, Option(help="Folder for images, audit.json and audit.html; images in it are kept.", metavar="DIR", parser=to_path)
-    ],
+    ] = Path("audit"),
     suite: SuiteName = "",
     suite_path: SuitePath = None,
     prompt: Prompts = None,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option
 
 from respodiff._device import AUTO
-from respodiff.cli.console import app, finish, open_model, table
+from respodiff.cli.console import app, finish, open_model, table, words
 from respodiff.cli.options import Concepts, Device, Dtype, Force, Json, Seed, library, number, takes_model
 from respodiff.concepts.concept import Concept, concept, own_concept
 from respodiff.pipelines.source import ModelSource
@@ -150,7 +150,7 @@ def convert(
     ] = "",
     base: Annotated[
         str,
-        Option(help="Base model that the file was trained on; it does not say. For a LoRA its configurations are read.", metavar="MODEL"),
+        Option(help="Base model that the file was trained on. (default: that of official files) A LoRA needs one.", metavar="MODEL"),
     ] = "",
     to: Annotated[str, Option(help="module, pt (for RespoDiff's official code), or peft (a slider as LoRA).", metavar="KIND")] = "module",
     q16: Annotated[bool, Option("--q16", help="FILE is prompts.p of the judge Q16; writes safetensors.")] = False,
@@ -171,8 +171,8 @@ def convert(
     from respodiff.methods.registry import load
     from respodiff.pipelines.dry_run import skeleton
     from respodiff.steering.adapter import Adapter
+    from respodiff.steering.convert import OFFICIAL_BASE, convert_q16, to_official
     from respodiff.steering.convert import convert as run
-    from respodiff.steering.convert import convert_q16, to_official
     from respodiff.steering.module import ConceptModule
 
     if q16:
@@ -192,10 +192,12 @@ def convert(
     else:
         if not concept_name:
             raise ValueError("no concept given; use --concept NAME (woman, man, ..., or a name of your own with --target or --negative)")
-        if not base:
-            raise ValueError("the file does not say what it was trained on; give --base MODEL (official: CompVis/stable-diffusion-v1-4)")
+        if (lora := is_lora(source)) and not base:
+            raise ValueError("the file does not say what it was trained on; give --base MODEL")
         chosen = own_concept(concept_name, target, neutral, negative) if target or negative else _known(concept_name)
-        made = from_lora(skeleton(base), source, chosen) if is_lora(source) else run(source, chosen, base_model=base, column=column)
+        made = from_lora(skeleton(base), source, chosen) if lora else run(source, chosen, base_model=base or OFFICIAL_BASE, column=column)
+        if not base:
+            words.print(f"note: --base is not given, and official files are of {OFFICIAL_BASE}: the module says so", soft_wrap=True)
         made.save(out, force=force)
     result: dict[str, Any] = {"module": str(out), "digest": made.digest, "concept": made.name}
     if isinstance(made, ConceptModule):

@@ -67,7 +67,7 @@ def reproduce(
     from respodiff.evaluation.evaluate import judge_shard
     from respodiff.evaluation.judges import classifier
     from respodiff.experiments.paper_tables import tables
-    from respodiff.experiments.reproduce import Reproduction, cost, counts_of, publish
+    from respodiff.experiments.reproduce import Reproduction, cost, counts_of, publish, published
     from respodiff.experiments.work import Judging, judge_on
     from respodiff.pipelines.loading import EMBEDDED_SAMPLING
     from respodiff.pipelines.registry import SD
@@ -81,7 +81,12 @@ def reproduce(
         raise ValueError(f"--images-per-second is {images_per_second:g}, which estimates hours; give --dry-run with it, or leave it out")
     if dry_run:
         found = cost(plan, counts_of(plan, paths), plan.steps or (EMBEDDED_SAMPLING[0] if model.source == "embedded" else SD.steps))
-        result = {"table": plan.title, "rows": [row.name for row in plan.rows], "judges": list(plan.judges), **found}
+        result = {
+            "table": plan.title,
+            "rows": [{"name": row.name, "measured": None, "published": published(row, plan)} for row in plan.rows],
+            "judges": list(plan.judges),
+            **found,
+        }
         result |= {"unet_forwards": (found["training_forwards"] or 0) + found["drawing_forwards"]}
         return finish(result, _estimate(result, images_per_second), as_json)
     if out is None:

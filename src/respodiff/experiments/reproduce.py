@@ -210,7 +210,7 @@ def publish(made: Reproduction, judges: Sequence[Judge], *, real: str | Path | N
             name: _figure(name, {part: entries[i] for part, entries in found.items()}, bool(real) and features) for name in table.figures
         }
         rows.append(
-            {"name": row.name, "measured": measured, "published": _published(row, table), "iterations": row.settings.get("iterations")}
+            {"name": row.name, "measured": measured, "published": published(row, table), "iterations": row.settings.get("iterations")}
         )
     costs = [cost_of(made.folder(row, part)) for row in table.rows for part in made.parts]
     trained = sum(t.training_cost(made.variant(row)) for t in made.trainings.values() for row in table.rows if row.method != BASELINE)
@@ -241,7 +241,7 @@ def _figure(name: str, entries: Mapping[str, ReportEntry], fid: bool) -> dict[st
     return asdict(e) if e else None
 
 
-def _published(row: PaperRow, table: PaperTable) -> dict[str, float | None]:
+def published(row: PaperRow, table: PaperTable) -> dict[str, float | None]:
     """Figure -> value; a table of two attributes has none of its own."""
     return {name: row.published.get(name.partition(" ")[0]) for name in table.figures}
 

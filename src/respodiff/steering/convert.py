@@ -31,6 +31,8 @@ from respodiff.steering.module import ConceptModule, require_mid_block
 from respodiff.steering.serialization import TIMESTEPS, Header
 
 RAM_KEY, SAM_KEY = "controlnet.fc1.weight", "controlnet_residual.fc2.weight"
+OFFICIAL_BASE = "CompVis/stable-diffusion-v1-4"
+"""What the authors' files were trained on; they do not say."""
 CHANNELS = 1280
 """Channels of the bottleneck of SD 1.x, 2.x and XL."""
 RESPODIFF = {"woman": 0, "man": 1, "young": 2, "old": 3, "white": 3, "black": 4, "asian": 5, "sexual": 6, "violence": 7}
