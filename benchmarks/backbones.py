@@ -123,7 +123,9 @@ def full_size(found: Mapping[str, Any]) -> str:
         ]
         for r in found["rows"]
     ]
-    return f"torch {found['torch']}, {found['cpu_cores']} CPU cores, `{found['command']}`.\n\n" + table(header, lines)
+    made = [{**found, **row} for row in found["rows"]]  # files of earlier versions say it once for all rows
+    on = " and ".join(dict.fromkeys(f"torch {row['torch']}, {row['cpu_cores']} CPU cores" for row in made))
+    return f"{on}, `{found['command']}`.\n\n" + table(header, lines)
 
 
 if __name__ == "__main__":

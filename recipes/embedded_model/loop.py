@@ -27,6 +27,8 @@ from safetensors.torch import save_file
 
 from recipes.embedded_model.muon import is_matrix, muon
 
+NAMES = ("optimiser", "muon")
+"""Beginning of the names of the optimisers' tensors in a state: AdamW's, then Muon's."""
 SLOW_STEPS = 5
 """First steps of a sitting that say nothing of its rate."""
 
@@ -156,14 +158,12 @@ class Loop:
         return [{"params": some, "share": factor} for some, factor in ((fast, 1.0), (slow, share)) if some]
 
     def _optimisers(self, network: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """AdamW, and where `muon` is set one for the matrices."""
+        """AdamW, and where `muon` is set one for the matrices; by the `NAMES` of their states."""
         groups = self._groups(network)
-        found: list[torch.optim.Optimizer] = []
-        if self.muon:
-            matrices = [group | {"params": [w for w in group["params"] if is_matrix(w)]} for group in groups]
-            groups = [group | {"params": [w for w in group["params"] if not is_matrix(w)]} for group in groups]
-            found.append(muon(matrices, self.lr, self.decay))
-        return [*found, torch.optim.AdamW(groups, self.lr, betas=self.betas, weight_decay=self.decay, fused=True)]
+        matrices = [group | {"params": [w for w in group["params"] if self.muon and is_matrix(w)]} for group in groups]
+        groups = [group | {"params": [w for w in group["params"] if not (self.muon and is_matrix(w))]} for group in groups]
+        adam = torch.optim.AdamW(groups, self.lr, betas=self.betas, weight_decay=self.decay, fused=True)
+        return [adam, muon(matrices, self.lr, self.decay)] if self.muon else [adam]
 
     def _step(
         self,
@@ -225,9 +225,9 @@ class Loop:
     ) -> None:
         tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
         tensors |= {f"average.{i}": v for i, v in enumerate(average)}
-        for n, optimiser in enumerate(optimisers):
+        for name, optimiser in zip(NAMES, optimisers, strict=False):
             for i, state in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{n}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+                tensors |= {f"{name}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors["generator"] = generator.get_state()
         numbers = {"step": self.step, "total": self.total or 0, "used": self.used}
         save_state(self.path, tensors, {k: str(v) for k, v in numbers.items()})
@@ -242,11 +242,11 @@ class Loop:
                 found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
                 numbers = handle.metadata()
             network.load_state_dict({k.removeprefix("network."): v for k, v in found.items() if k.startswith("network.")})
-            for n, optimiser in enumerate(optimisers):
+            for kind, optimiser in zip(NAMES, optimisers, strict=False):
                 state: dict[int, dict[str, torch.Tensor]] = {}
                 for name, value in found.items():
-                    if name.startswith(f"optimiser.{n}."):
-                        _, _, i, key = name.split(".", 3)
+                    if name.startswith(f"{kind}."):
+                        _, i, key = name.split(".", 2)
                         state.setdefault(int(i), {})[key] = value
                 optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
                 for weight, values in optimiser.state.items():  # the fused update pairs numbers by their place in memory

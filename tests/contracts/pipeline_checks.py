@@ -270,7 +270,7 @@ def training(make: Maker) -> str:
             other = spec_of(pipe).passes.index("uncond")
             close(value, (given[name] if name in given else calls[0][1][name])[other][None], f"{name} of the empty prompt")
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    for changes in ({}, {"form": "channel", "sam_lr": 0.0, **oblong(pipe)}):
+    for changes in (oblong(pipe), {"form": "channel", "sam_lr": 0.0}):
         *_, last = train(pipe, WOMAN, TrainConfig(**TINY, **changes))
         m = last.module
         assert m.ram.abs().max() > 0 and m.header.site == site_of(pipe)

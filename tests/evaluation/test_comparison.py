@@ -12,7 +12,7 @@ import pytest
 
 from painted import GENDER, WORDS, ColourJudge, Painted, paint
 from respodiff.data.run_folder import RunFolder
-from respodiff.evaluation.comparison import compare, pairs_of, split_label
+from respodiff.evaluation.comparison import collect, compare, pairs_of, split_label
 from respodiff.evaluation.evaluate import judge_all
 from respodiff.evaluation.judges import FeatureJudge
 from respodiff.evaluation.metrics import distances, paired
@@ -114,3 +114,14 @@ def test_a_name_is_cut_off_before_a_folder(tmp_path: Path, monkeypatch: pytest.M
     assert split_label("lr=0.1/run") == ("", "lr=0.1/run")
     assert split_label("plain=lr=0.1/run") == ("plain", "lr=0.1/run")
     assert split_label("a=b=nowhere") == ("a=b", "nowhere") and split_label("nowhere") == ("", "nowhere")
+
+
+def test_intervals_over_prompts_take_each_as_a_unit(tmp_path: Path) -> None:
+    run = paint(tmp_path / "a", ROWS)
+    judged(run)
+    records = run.records()
+    (run.path / "manifest.jsonl").write_text(
+        "".join(json.dumps(dataclasses.asdict(dataclasses.replace(r, prompt_id=r.id))) + "\n" for r in records)
+    )
+    by_group, by_prompt = (collect([run.path], by_prompt=each)["occupations"][0].run for each in (False, True))
+    assert {r.group for r in by_group.records} == {"cook"} and len({r.group for r in by_prompt.records}) == 4

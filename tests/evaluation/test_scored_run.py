@@ -151,3 +151,10 @@ def test_what_a_judge_was_asked_with_is_kept(tmp_path: Path) -> None:
     assert asked_before(run, judge.name, judge.digest) == {}
     judge_all(run, judge, [GENDER], vocabulary=WORDS, min_margin=0.5, group_proportions=shares)
     assert asked_before(run, judge.name, judge.digest) == {"class_template": "{concept}", "min_margin": 0.5, "group_proportions": shares}
+
+
+def test_targets_of_the_run_stay_where_a_judge_was_not_asked_for_them(tmp_path: Path) -> None:
+    own = {"cook": {"gender": {"woman": 0.25, "man": 0.75}, "tone": {"light": 1.0}}}
+    run, judge = paint(tmp_path / "run", [("cook", None, (0, 0, 0))], settings={"group_proportions": own}), ColourJudge()
+    judge_all(run, judge, [GENDER], vocabulary=WORDS)
+    assert asked_before(run, judge.name, judge.digest)["group_proportions"] == own

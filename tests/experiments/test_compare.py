@@ -59,11 +59,6 @@ def test_what_is_drawn_and_measured_has_equal_shares(tmp_path: Path) -> None:
     assert made.whole.proportions == (0.7, 0.3) and made.equal.proportions == () and made.equal.names == made.whole.names
 
 
-def test_harmless_prompts_are_sampled_one_by_one() -> None:
-    prompts, _ = plan(suite="unsafe", methods=("negative",)).parts()["benign"]
-    assert len({p.group for p in prompts}) == len(prompts) == 8
-
-
 def test_a_setting_of_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
     given = ["--methods", "respodiff-paper", "--set", "respodiff.sam_weight=4"]
     done = respodiff("compare", *given, "--out", str(tmp_path / "c"))

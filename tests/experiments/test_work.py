@@ -1,4 +1,4 @@
-"""Runs that workers draw are those of one process, also where a worker is lost in the middle."""
+"""Runs that workers draw and judge are those of one process, also where a worker is lost in the middle."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import pytest
 from PIL import Image
 
 import drawing_tasks
+from painted import GENDER
 from respodiff.data.records import Prompt
 from respodiff.data.run_folder import RunFolder
 from respodiff.data.shards import Shard, parts_of
+from respodiff.evaluation import judges
+from respodiff.evaluation.evaluate import judge_all
 from respodiff.experiments import work
 from respodiff.experiments.engine import Engine
-from respodiff.experiments.work import Drawn, ModelSource, Run, draw, draw_on, finished
+from respodiff.experiments.work import Drawn, Judging, ModelSource, Run, draw, draw_on, finished, judge_on
 from respodiff.generation.config import GenerateConfig
 
 pytestmark = pytest.mark.slow
@@ -45,7 +48,7 @@ def pixels(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_workers_one_of_which_is_killed_draw_what_one_process_does(
+def test_workers_one_of_which_is_killed_draw_and_judge_what_one_process_does(
     engine: Engine,
     model: ModelSource,
     run: Callable[[str], Run],
@@ -68,6 +71,12 @@ def test_workers_one_of_which_is_killed_draw_what_one_process_does(
     assert max(np.abs(found[key] - expected[key]).max() for key in found) <= 1, "rounding of batches of other images"
     concepts = [{r.id: r.concepts for r in RunFolder(each.out).records()} for each in (one, two)]
     assert concepts[0] == concepts[1]
+    if not engine.ray:  # the local one judges in tests/cli/test_workers.py
+        return
+    assert next(s.total for s in judge_on(engine, Judging((two.out,), ("embedded",), (GENDER,)))) == 4
+    judge = judges.load_judge("embedded")
+    labels = [[s.labels for _, s in judge_all(each.out, judge, [GENDER]).known] for each in (one, two)]
+    assert len(labels[0]) == len(labels[1]) == 12 and sum(a != b for a, b in zip(*labels, strict=True)) <= 1
 
 
 def test_a_second_call_draws_nothing_and_one_process_goes_on(model: ModelSource, run: Callable[[str], Run]) -> None:

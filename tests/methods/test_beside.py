@@ -69,6 +69,13 @@ def test_weights_are_as_before_where_a_call_fails(plain_sd: Any) -> None:
     assert unchanged(before, state(plain_sd))
 
 
+def test_edits_inside_of_each_other_leave_the_model_as_it_was(plain_sd: Any) -> None:
+    names, before = trained_names(plain_sd.unet, "esd-x"), state(plain_sd)
+    with steer(plain_sd, random_edit(plain_sd, "esd-x", names)), steer(plain_sd, random_edit(plain_sd, "esd-x", names[:3])):
+        latents(plain_sd, ["a scene"])
+    assert unchanged(before, state(plain_sd))
+
+
 def test_an_edit_and_a_training_beside_a_lora_are_of_the_models_own_weights(plain_sd: Any) -> None:
     names = trained_names(plain_sd.unet, "esd-x")
     edit = random_edit(plain_sd, "esd-x", names)

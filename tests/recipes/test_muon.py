@@ -9,7 +9,7 @@ import torch
 from recipes.embedded_model.loop import Loop, Update
 from recipes.embedded_model.muon import is_matrix, muon, rows
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than 2.9")
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch is older than 2.9")
 
 
 def convolutions(memory: torch.memory_format = torch.channels_last) -> torch.nn.Sequential:
@@ -35,6 +35,7 @@ def update_of(network: torch.nn.Module, stop: int = 0) -> Update:
     return update
 
 
+@needs_muon
 @pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
 def test_an_update_of_a_matrix_is_of_the_learning_rate_in_every_direction(memory: torch.memory_format) -> None:
     weight = torch.nn.Parameter(torch.randn(16, 3, 3, 3).to(memory_format=memory))
@@ -52,11 +53,13 @@ def test_small_weights_and_vectors_are_no_matrices() -> None:
     assert rows(weight).shape == (16, 36) and rows(weight).data_ptr() == weight.data_ptr()
 
 
+@needs_muon
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match="muon"):
         muon([{"params": []}], 0.01, 0.0)
 
 
+@needs_muon
 def test_it_learns_and_a_stopped_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     settings = {"lr": 0.02, "warmup": 2, "steps": 60, "ema": 0.9, "muon": True, "save_every": 0.0}
     whole, parted = convolutions(), convolutions()

@@ -106,6 +106,8 @@ def compare(
     chosen = [name.strip() for name in methods.split(",") if name.strip()]
     if whole := chosen == ["all"]:
         chosen = [*methods_for(kind), *(name for name in own if ":" in name)]
+    if idle := next((pair for pair in pairs or () if pair.partition(".")[0] not in chosen), None):
+        raise ValueError(f"--set is {idle!r}, and --methods has no {idle.partition('.')[0]!r}; add it there, or leave the setting out")
     drawn: dict[str, Any] = {"images": images or (3 if kind == "safety" else 4), "steps": steps, "guidance": guidance, "seed": seed}
     drawn |= {"prompts": prompts, "scales": tuple(scale or (0.5, 1.0)), "suite_path": str(suite_path or "")}
     drawn |= {"use_dataset_settings": use_dataset_settings, "truncate_prompts": truncate_prompts}
@@ -121,9 +123,6 @@ def compare(
             raise ValueError(next(iter(refused.values())))
         words.print("\n".join(f"left out: {name}: {reason}" for name, reason in refused.items()), soft_wrap=True)
         plan = replace(plan, methods=tuple(name for name in chosen if name not in refused))
-    compared = {name.partition(":")[0] for name in chosen}
-    if idle := next((pair for pair in pairs or () if pair.partition(".")[0] not in compared), None):
-        raise ValueError(f"--set is {idle!r}, and --methods has no {idle.partition('.')[0]!r}; add it there, or leave the setting out")
     comparison = MethodComparison(
         pipe, plan, out, classify=lambda c: classifier(judge[0], c, device), judge=labellers[0].digest, cache=cache
     )

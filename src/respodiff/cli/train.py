@@ -178,7 +178,7 @@ def outputs(out: Path, names: Sequence[str], folder: bool) -> list[Path]:
     if not folder and out.is_dir():
         raise ValueError(f"--out is {str(out)!r}, which is a folder; give a file in it, such as {str(out / 'module.safetensors')!r}")
     if folder and (out.is_file() or out.suffix == ".safetensors"):
-        raise ValueError(f"--out is the file {str(out)!r}, but --attribute trains {len(names)} modules; give a folder")
+        raise ValueError(f"--out is the file {str(out)!r}, but --attribute writes a file for each module; give a folder")
     return [out / f"{name.replace('*', '-')}.safetensors" for name in names] if folder else [out]
 
 

@@ -237,15 +237,19 @@ def entries_of(runs: Sequence[ScoredRun], settings: Settings) -> list[ReportEntr
     return [ReportEntry(run, summarise(run, settings), compare(runs[0], run, settings) if i else None) for i, run in enumerate(runs)]
 
 
-def collect(runs: Sequence[str | Path], *, judge: str | Sequence[str] = (), settings: Settings | None = None) -> Blocks:
+def collect(
+    runs: Sequence[str | Path], *, judge: str | Sequence[str] = (), settings: Settings | None = None, by_prompt: bool = False
+) -> Blocks:
     """Read, sum up and compare runs, one prompt set after the other; p-values of all comparisons are adjusted together (Holm).
 
     Args:
         judge: The judges that are read (`load_scored_run`). Without a name, those that have scored every image of every run.
+        by_prompt: Take intervals over prompts, not over their groups.
     """
     if not runs:
         raise ValueError("runs is empty; give at least one run folder")
     loaded = [load_scored_run(where, judge=judge, label=label) for label, where in (split_label(str(run)) for run in runs)]
+    loaded = [run.by_prompt() for run in loaded] if by_prompt else loaded
     labels = [run.label for run in loaded]
     if twice := [name for name in labels if labels.count(name) > 1]:
         raise ValueError(f"two runs are called {twice[0]!r}; name them: before={twice[0]} after=...")

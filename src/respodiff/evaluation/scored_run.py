@@ -203,6 +203,10 @@ class ScoredRun:
             sensitive_features=pandas.DataFrame([{column: rows[i][column] for column in columns} for i in told]),
         )
 
+    def by_prompt(self) -> ScoredRun:
+        """The same with every prompt as a group of its own: what intervals are over, where groups are themes of prompts."""
+        return replace(self, records=tuple(replace(r, group=r.prompt_id) for r in self.records))
+
     def subset(self, keep: Sequence[bool]) -> ScoredRun:
         """The run with some of its images only."""
         answers = {key: tuple(compress(rows, keep)) for key, rows in self.answers.items()}
@@ -262,7 +266,8 @@ def asked_before(run: AnyRun, name: str, digest: str) -> dict[str, Any]:
     folder, key = run if isinstance(run, RunFolder) else RunFolder(run), key_of(name, digest)
     if key not in scored_by(folder):
         return {}
-    header, groups = ScoreFiles(folder, key).header(), dict[str, dict[str, Any]]()
+    header, own = ScoreFiles(folder, key).header(), folder.settings().get("group_proportions") or {}
+    groups: dict[str, dict[str, Any]] = {group: dict(rows) for group, rows in own.items()}  # also of attributes that were not asked for yet
     for attribute, rows in header.group_proportions.items():
         for group, shares in rows.items():
             groups.setdefault(group, {})[attribute] = shares

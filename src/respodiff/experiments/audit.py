@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _too_few(found: Audit, images: int, validation_images: int) -> Iterator[str]
     }
     if short := [a for a in found.attributes if drawn[a.attribute] < a.images_required]:
         of = "" if len(short) == len(found.attributes) else f" for {', '.join(a.attribute for a in short)}"
-        needed = max(a.images_required for a in short)
+        needed = max(ceil(images * a.images_required / max(1, drawn[a.attribute])) for a in short)  # a group may have several prompts
         yield (
             f"{images} images a prompt are too few to show any single prompt to be biased{of} ({len(found.ranking)} questions are asked), "
             f"however they come out: that takes {needed} (--images {needed})"

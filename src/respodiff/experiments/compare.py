@@ -147,8 +147,7 @@ class Plan:
         prompts = spaced([p for p in found if not self.groups or p.group in self.groups], self.prompts)
         if self.kind == "fairness":
             return {"suite": (prompts, self.images), "stated": (stated_prompts(prompts, self.concepts), max(1, self.images // 4))}
-        harmless = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
-        benign = [dataclasses.replace(p, group=p.id) for p in harmless]  # intervals are over prompts: the general ones are no group
+        benign = [*spaced(suite("occupations"), len(prompts)), *spaced(suite("general"), len(prompts))]
         return {"suite": (prompts, self.images), "benign": (benign, max(1, self.images // 2))}
 
 

@@ -71,7 +71,8 @@ def publish(comparison: MethodComparison, judge: Judge | Sequence[Judge], *, n_b
 
 def _blocks(comparison: MethodComparison, part: str, settings: Settings, judge: str | Sequence[str]) -> Blocks:
     """Prompt set -> entries of all settings, the baseline first."""
-    return collect([f"{s.label}={s.folder / part}" for s in comparison.settings()], judge=judge, settings=settings)
+    runs, themes = [f"{s.label}={s.folder / part}" for s in comparison.settings()], comparison.plan.kind == "safety"
+    return collect(runs, judge=judge, settings=settings, by_prompt=themes)  # groups of such prompts are few: violence, sexual, general
 
 
 def rows_of(comparison: MethodComparison, settings: Settings | None = None, judge: str | Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -84,6 +85,7 @@ def rows_of(comparison: MethodComparison, settings: Settings | None = None, judg
     main = _blocks(comparison, "suite", settings, judge)[comparison.parts["suite"][0][0].suite]
     other_part = "stated" if fair else "benign"
     runs = [load_scored_run(s.folder / other_part, judge=judge, label=s.label) for s in comparison.settings()]
+    runs = runs if fair else [run.by_prompt() for run in runs]
     out = []
     for setting, entry, other in zip(comparison.settings(), main, entries_of(runs, settings), strict=True):
         change = entry.comparison and entry.comparison.tested(MAIN[comparison.plan.kind], attribute)

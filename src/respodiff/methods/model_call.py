@@ -47,8 +47,6 @@ class ModelCall:
         given = self.variables.get("prompt")
         if given is None or any(self.variables.get(f"prompt_{i}") not in (None, given) for i in (2, 3, 4)):
             raise ValueError("the pipeline was called with prompt_embeds or prompt_2; this method needs the text itself: give prompt alone")
-        if self.variables.get("clip_skip") is not None:
-            raise ValueError("the pipeline was called with clip_skip, which this method's own texts are encoded without; leave it out")
         texts = [given] if isinstance(given, str) else list(given)
         return [text for text in texts for _ in range(len(self.entries) // len(texts))]
 

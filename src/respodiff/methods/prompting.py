@@ -46,9 +46,11 @@ class Texts:
     def replaced(self, call: ModelCall, kwargs: dict[str, Any], texts: dict[int, str], negative: bool = False) -> dict[str, Any]:
         """Arguments of a call, by name, with other texts for the rows that are named; ``negative``: as the pipeline encodes negative prompts.
 
-        ValueError for texts of different lengths in one call, of a model that has no mask for them.
+        ValueError for texts of different lengths in one call, of a model that has no mask for them, and for a call with ``clip_skip``.
         """
         own: dict[str, Any] = {}
+        if texts and not negative and call.variables.get("clip_skip") is not None:  # negative prompts are encoded without it in any case
+            raise ValueError("the pipeline was called with clip_skip, which this method's own texts are encoded without; leave it out")
         if texts and "txt_seq_lens" in kwargs:
             raise ValueError("this version of diffusers tells Qwen-Image the lengths of prompts beside them: update diffusers to 0.40")
         found = {i: self.told(text, call.size, negative and self.negative) for i, text in texts.items()}

@@ -149,7 +149,9 @@ def _swapped_in_calls(pipe: Any, adapters: AdaptersPerImage, values: Mapping[str
         held.close()
 
     with held, intercept_calls(pipe, adapters, begin), ExitStack() as stack:
-        stack.callback(model.register_forward_hook(end, always_call=True).remove)  # also where the call fails: others may share the model
+        stack.callback(
+            model.register_forward_hook(end, prepend=True, always_call=True).remove
+        )  # the last one in is out first, also where a call fails
         yield
 
 
