@@ -126,6 +126,8 @@ class Loop:
         optimisers = self._optimisers(network)
         generator = torch.Generator().manual_seed(self.seed)
         self._restore(network, optimisers, average, generator)
+        if dist.is_initialized():
+            dist.barrier()  # all go on from one state, before the first process writes another
         if rank():
             generator.manual_seed(self.seed + 1000 * rank() + self.step)
         first = self.step
