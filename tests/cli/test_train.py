@@ -283,9 +283,7 @@ def test_all_alternatives_of_an_attribute_in_one_run(tmp_path: Path) -> None:
     first, both = one["unet_forwards"] - verdict, found["unet_forwards"] - 2 * verdict
     assert found["iterations"] == 2 and first < both < 1.5 * first
     assert "one concept after the other" not in done.stderr
-    refused(
-        respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "w.safetensors"), *FAST), "--out", "give a folder"
-    )
+    refused(respodiff("train", "--attribute", "gender", "--out", str(tmp_path / "w.safetensors"), *FAST), "--out", "give a folder")
 
 
 def test_what_cannot_be_shared_is_trained_one_by_one_and_said(tmp_path: Path) -> None:
