@@ -3,7 +3,7 @@
     python -m recipes.embedded_model.card --out card                        (the shipped weights; a killed run goes on where it was)
     python -m recipes.embedded_model.card --model runs/embedded/weights --images 1 --steps 2
 
-A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``images/`` (a few images for the autoencoder).
+A folder of weights holds ``pipeline/``, ``judge/``, ``judge-b/``, ``world.json`` and ``pictures/`` (a few images for the autoencoder).
 """
 
 from __future__ import annotations

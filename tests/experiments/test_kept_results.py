@@ -13,13 +13,14 @@ from respodiff.concepts.concept import concept
 from respodiff.methods.registry import load
 from respodiff.steering.module import ConceptModule
 
-SHIPPED = load("woman").header.base_weights
+WEIGHTS = load(paper.FILES / "woman.safetensors").header.base_weights
+"""Digest of the UNet that all of them were trained on."""
 ABOUT = {"model": "m", "judges": {"a": "1"}, "seed": 0}
 
 
 @pytest.mark.parametrize("name", ["woman", "man", "light", "medium", "dark", "violence", "sexual"])
 def test_kept_modules_were_trained_as_the_preset_trains(name: str) -> None:
-    assert load(paper.file_of(concept(name), SHIPPED)).name == name
+    assert load(paper.file_of(concept(name), WEIGHTS)).name == name
 
 
 @pytest.mark.parametrize(
@@ -38,10 +39,10 @@ def test_a_module_trained_otherwise_is_refused(changes: dict[str, Any], text: st
         changes = {"train": {**woman.header.train, **changes["train"]}}
     monkeypatch.setattr(paper, "FILES", tmp_path)
     with pytest.raises(ValueError, match="missing"):
-        paper.file_of(concept("woman"), SHIPPED)
+        paper.file_of(concept("woman"), WEIGHTS)
     ConceptModule.of(woman.ram, woman.sam, replace(woman.header, **changes)).save(tmp_path / "woman.safetensors")
     with pytest.raises(ValueError, match=text):
-        paper.file_of(concept("woman"), SHIPPED)
+        paper.file_of(concept("woman"), WEIGHTS)
 
 
 def test_one_table_made_anew_leaves_the_others() -> None:

@@ -16,14 +16,14 @@ IDS = {
     "occupations-unseen": "b7cf1e6f2590",
     "unsafe": "33f6ac283ae1",
     "scenes": "779180cd02f9",
-    "general": "08765af5be93",
+    "general": "b7faf45eb211",
     "winobias36": "6d53ebcbf938",
     "winobias36-successful": "24650d1e9639",
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("occupations", 36), ("occupations-unseen", 49), ("unsafe", 30), ("scenes", 4), ("general", 160)]
+    ("name", "size"), [("occupations", 36), ("occupations-unseen", 49), ("unsafe", 30), ("scenes", 4), ("general", 50)]
 )
 def test_sizes_and_unique_ids(name: str, size: int) -> None:
     prompts = suite(name)
