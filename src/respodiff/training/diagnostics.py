@@ -43,7 +43,7 @@ SAME, LEAST, MOST = 1e-5, 1e-3, 10.0
 LITTLE, OUTWEIGHS = 0.05, 1.0
 """Projection below which, and relative norm above which, an adapter is kept with a warning.
 
-On the embedded model sane trainings have effects of 0.4 to 3.4 and relative norms of at most 1.1; a learning rate of 1000 gives norms of 700 or more.
+On the embedded model sane trainings have effects of 0.4 to 8 and relative norms of at most 1.1; a learning rate of 1000 gives norms of 700 or more.
 """
 
 Adapted = TypeVar("Adapted", bound=Adapter)
