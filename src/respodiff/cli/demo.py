@@ -45,7 +45,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Generate with and without the shipped modules, train one attribute, measure, and write an image and a report. About 100 seconds on 2 cores."""
+    """Generate with and without the shipped modules, train one attribute, measure, and write an image and a report. About 2 minutes on 2 cores."""
     from respodiff.data.prompt_sets import suite
     from respodiff.evaluation import judges
     from respodiff.evaluation.evaluate import evaluate
