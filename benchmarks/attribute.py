@@ -4,8 +4,8 @@
     python -m benchmarks.attribute --tables                  (the table anew from the kept result)
 
 Both ways have the default preset and the same seed; images have the same noise: policy `exact`, seed 0. Forwards are counted as evaluations of
-one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured shares. The first default, whose code is removed, was measured with 20 DDIM steps, 4 images a prompt and one judge.
-The second table has the modules of ``together`` under the same sampler and noise. Results are kept in docs/results/attribute.json.
+one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured shares.
+Results are kept in docs/results/attribute.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import samplers
 from benchmarks.provenance import DOCS, provenance, say
 from benchmarks.settings import HELD_OUT
 from benchmarks.tables import fill, interval, table
@@ -44,16 +43,6 @@ from respodiff.training.respodiff import fit
 
 RESULTS = DOCS / "results" / "attribute.json"
 SCALES, IMAGES = (1.0, 1.5), 12
-OF_FIRST: dict[str, Any] = {"images": 4, "steps": 20, "judge": "embedded", "scales": (1.0, 1.25, 1.5)}
-FIRST = {
-    "row": "first default, commit 285b1f7",
-    "evaluations": 8484,
-    "scale": 1.0,
-    "n": 96,
-    "devrat": {"mean": 0.104, "low": 0.0, "high": 0.246},
-    "subject_accuracy": {"mean": 0.823, "low": 0.722, "high": 0.913},
-}
-"""The row ``respodiff`` of the comparison of methods as it was, and how it was drawn and judged."""
 WAYS = {
     "together": lambda pipe, chosen: fit_attribute(pipe, chosen),
     "one by one": lambda pipe, chosen: {c.name: fit(pipe, c) for c in chosen.concepts},
@@ -124,24 +113,7 @@ def measured(out: Path, name: str, images: int = IMAGES) -> dict[str, Any]:
             rows.append(row)
     about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}, "attribute": name}
     about |= {"modules": {way: {m.name: m.digest for m in modules[way]} for way in WAYS}, "images": images, "prompts": len(prompts)}
-    if name == "gender":
-        about["like_the_first"] = like_the_first(out, modules["together"], runs["together"]["evaluations"])
     return about | {"training": {way: {k: v for k, v in run.items() if k != "files"} for way, run in runs.items()}, "rows": rows}
-
-
-def like_the_first(out: Path, modules: Sequence[ConceptModule], evaluations: int) -> list[dict[str, Any]]:
-    """Rows of modules as the first default was measured, the unsteered model first."""
-    pipe, judge = load_pipeline("embedded"), ClipJudge.load(OF_FIRST["judge"])
-    samplers.use(pipe, ("DDIM", "leading", OF_FIRST["steps"]))
-    prompts, rows = [p for p in suite("occupations") if p.group in HELD_OUT], []
-    for used, scale in [((), 1.0), *((modules, s) for s in OF_FIRST["scales"])]:
-        folder = out / weights_digest(pipe.unet) / "first" / f"{'default' if used else 'unsteered'}-{scale:g}"
-        config = GenerateConfig(images=OF_FIRST["images"], steps=OF_FIRST["steps"], guidance=3.0, policy="exact", scale=scale)
-        say(f"{folder.name}: {sum(1 for _ in generate(pipe, prompts, used, config, out=folder))} new")
-        found = evaluate(folder, judge, "gender").to_json()
-        row = {"row": "default" if used else "unsteered", "evaluations": evaluations if used else 0, "scale": scale, "n": found["n"]}
-        rows.append(row | {"devrat": found["devrat"]["gender"], "subject_accuracy": found["subject_accuracy"]})
-    return [rows[0], FIRST, *rows[1:]]
 
 
 def as_table(result: Mapping[str, Any]) -> str:
@@ -167,15 +139,7 @@ def as_table(result: Mapping[str, Any]) -> str:
         f"forwards*: a part of the UNet that runs alone counts as its share of the FLOPs (behind the bottleneck {result['training']['together']['decoder_share']:.3f}).\n\n"
     )
     heads = ["", "scale", "judge", "n", "random", "DevRat", "concept accuracy", "subject accuracy"]
-    text = made + table(["all alternatives", "evaluations", "full forwards", "seconds", "threads"], costs) + "\n" + table(heads, lines)
-    if first := result.get("like_the_first"):
-        said = f"\nAs the first default was measured, {OF_FIRST['steps']} DDIM steps, judge `{OF_FIRST['judge']}`:\n\n"
-        lines = [
-            [r["row"], f"{r['evaluations']:,}", f"{r['scale']:g}", str(r["n"]), interval(r["devrat"]), interval(r["subject_accuracy"])]
-            for r in first
-        ]
-        text += said + table(["", "evaluations", "scale", "n", "DevRat", "subject accuracy"], lines)
-    return text
+    return made + table(["all alternatives", "evaluations", "full forwards", "seconds", "threads"], costs) + "\n" + table(heads, lines)
 
 
 def main() -> None:

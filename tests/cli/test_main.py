@@ -136,7 +136,9 @@ def test_own_concept_from_flags_and_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tiny")
 def test_resume_refuses_another_concept_and_needs_no_earlier_run(tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
-    last_json(respodiff("train", "--concept", "man", "--out", str(out), "--resume", "--json", *FAST))
+    begun = respodiff("train", "--concept", "man", "--out", str(out), "--resume", "--json", *FAST)
+    last_json(begun)
+    assert [line for line in begun.stderr.splitlines() if "warning" in line and "--resume" in line and ".m.safetensors.unfinished" in line]
     (tmp_path / ".m.safetensors.unfinished").write_bytes(b"nothing of ours")
     refused(respodiff("train", "--concept", "man", "--out", str(out), "--resume", *FAST), 2, "--resume", "cannot be read")
 

@@ -78,6 +78,8 @@ class Checkpoint:
         if not resume and self.path.is_file():
             text = "holds a checkpoint, which --resume would go on with; it is replaced once this new one has progressed"
             warnings.warn(f"{str(self.path)!r} {text}", stacklevel=2)
+        if resume and not self.path.is_file():
+            warnings.warn(f"--resume: there is no checkpoint {str(self.path)!r}; training begins at the first iteration", stacklevel=2)
         return self.read() if resume else {}
 
     def write(self, tensors: dict[str, Any]) -> None:
