@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper import FILES, file_of
-from benchmarks.provenance import DOCS, say
+from benchmarks.provenance import DOCS, provenance, say
 from benchmarks.settings import EMBEDDED, HELD_OUT
 from benchmarks.tables import fill
 from respodiff.data.run_folder import write_atomic
@@ -53,11 +53,11 @@ def keep_paper(comparison: MethodComparison) -> None:
         write_atomic(target.with_suffix(".json"), json.dumps({"unet_forwards": forwards[concept.name]}) + "\n")
 
 
-def compared(plan: Plan, out: Path) -> dict[str, Any]:
-    """Trains, generates and measures what is missing; the content of ``compare.json``."""
+def compared(kind: str, out: Path) -> dict[str, Any]:
+    """Trains, generates and measures what is missing; the content of ``compare.json``, with what made it."""
     judge = ClipJudge.load("embedded")
     comparison = MethodComparison(
-        load_pipeline("embedded"), plan, out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
+        load_pipeline("embedded"), plan_of(kind), out, classify=lambda c: classifier("embedded", c, "cpu"), judge=judge.digest
     )
     keep_paper(comparison)
     said = ""
@@ -67,7 +67,7 @@ def compared(plan: Plan, out: Path) -> dict[str, Any]:
             say(said)
     comparison_report.publish(comparison, judge)
     result: dict[str, Any] = json.loads((out / "compare.json").read_text(encoding="utf-8"))
-    return result
+    return result | provenance(f"python -m benchmarks.comparison {kind}") | {"model": weights_digest(comparison.pipe.unet)}
 
 
 def about(run: Mapping[str, Any], kind: str) -> str:
@@ -77,18 +77,13 @@ def about(run: Mapping[str, Any], kind: str) -> str:
     still = unchanged(rows)
     names = ", ".join(f"`{name}`" for name in still)
     return (
-        f"n = {rows[0]['n']} images a row, {plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
-        f"judge {run['judge']['name']} {run['judge']['digest']}, respodiff {run['library']}. "
+        f"`{run['command']}` at commit {run['commit']}: model {run['model']}, torch {run['torch']}, n = {rows[0]['n']} images a row, "
+        f"{plan['images']} a prompt, {plan['steps']} steps, guidance {plan['guidance']:g}, seed {plan['seed']}, "
+        f"judge {run['judge']['name']} {run['judge']['digest']}. "
         f"Two halves of the unsteered model's images are {text(half)} apart (Frechet). "
         + (f"No significant change: {names}." if still else "Every method changes its figure beyond the interval.")
         + "\n\n"
     )
-
-
-def publish(found: Mapping[str, Any]) -> None:
-    write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
-    for kind, run in found.items():
-        fill(DOCS / "results.md", f"compare-{kind}", about(run, kind) + markdown(run["rows"], kind))
 
 
 def main() -> None:
@@ -99,11 +94,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if not (arguments.kind or arguments.tables):
         parser.error("give fairness or safety, or --tables")
+    run = compared(arguments.kind, arguments.out or Path("runs") / f"compare-{arguments.kind}") if arguments.kind else {}
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    if arguments.kind:
-        run = compared(plan_of(arguments.kind), arguments.out or Path("runs") / f"compare-{arguments.kind}")
+    if run:
         found[arguments.kind] = run
-    publish(found)
+    write_atomic(RESULTS, json.dumps(found, indent=1) + "\n")
+    for kind in (arguments.kind,) if run else found:
+        fill(DOCS / "results.md", f"compare-{kind}", about(found[kind], kind) + markdown(found[kind]["rows"], kind))
 
 
 if __name__ == "__main__":
