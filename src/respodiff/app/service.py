@@ -21,7 +21,7 @@ from respodiff.methods.registry import load_all
 from respodiff.pipelines.registry import backbone
 from respodiff.pipelines.source import ModelSource
 from respodiff.steering.serialization import Header, read_header
-from respodiff.steering.shipped import files_of, shipped, with_factor
+from respodiff.steering.shipped import files_of, shipped, shipped_attributes, with_factor
 
 T = TypeVar("T")
 RUNS, MODULES, PAGES, ZIPS = "runs", "modules", "pages", "zips"
@@ -154,9 +154,7 @@ class Service:
         """What images can be steered to, by name: shipped attributes, then modules that were given or trained here."""
         found: dict[str, Choice] = {}
         if self.source.source == "embedded":
-            for name, entry in builtin().items():
-                if isinstance(entry, Attribute) and set(entry.names) <= shipped().keys():
-                    found[name] = Choice(name, (name,), entry, entry.names)
+            found = {name: Choice(name, (name,), entry, entry.names) for name, entry in shipped_attributes().items()}
         groups: dict[tuple[str, str], list[tuple[str, Header]]] = {}
         for source, header in self._own():
             if header.kind != "safety":

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from respodiff.concepts.concept import Concept, Kind
 from respodiff.data.places import check_out, new_file
 from respodiff.data.untrusted import read_json, shortened
-from respodiff.steering.shipped import shipped
+from respodiff.steering.shipped import shipped, shipped_attributes
 
 if TYPE_CHECKING:  # `respodiff inspect` reads files without torch
     from torch import Tensor
@@ -137,7 +137,7 @@ def _read(path: Path, framework: str, whole: bool = True) -> Stored:
     if path.is_dir():
         raise ValueError(f"{name} is a folder; give the .safetensors file itself")
     if not path.is_file():
-        known = f"shipped for the embedded model, by name: {', '.join(shipped())}"
+        known = f"shipped for the embedded model, by name: {', '.join([*shipped(), *shipped_attributes()])}"
         raise FileNotFoundError(f"{name} does not exist; train one with: respodiff train --concept NAME --out {path.name}; {known}")
     try:
         with safe_open(path, framework) as file:

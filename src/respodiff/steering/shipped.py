@@ -17,6 +17,11 @@ def shipped() -> dict[str, Path]:
     return {file.stem: file for file in sorted(FOLDER.glob("*.safetensors"))}
 
 
+def shipped_attributes() -> dict[str, Attribute]:
+    """The attributes, by name, all of whose alternatives have a shipped module."""
+    return {name: entry for name, entry in builtin().items() if isinstance(entry, Attribute) and shipped().keys() >= set(entry.names)}
+
+
 def files_of(name: str | Path) -> list[Path]:
     """The files that a name stands for: a file, those of a folder, of a concept ("woman"), of an attribute ("gender"), or of a hub id.
 
