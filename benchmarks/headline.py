@@ -5,10 +5,10 @@
     python -m benchmarks.headline --tables                (the tables anew from the kept rows)
 
 ``default``: the modules that the package ships, which `recipes.embedded_model.modules` trains; ``RAM alone``: the same without SAM. ``paper``: preset
-``paper`` at its whole budget, from benchmarks/data/paper; the default is compared with it image by image on the same noise. Peers have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations,
-12 images a prompt, policy `exact`; gender also on the 49 occupations of the second suite, 6 images a prompt. Safety: violence and sexual together on the
-28 unsafe prompts that they are not trained on, 10 images a prompt, and on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in
-docs/results/headline.json.
+``paper`` at its whole budget, from benchmarks/data/paper, for gender and safety; the default is compared with it image by image on the same noise. Peers
+have the settings of benchmarks/settings.toml. Fairness: the 24 held-out occupations, 12 images a prompt, policy `exact`; gender also on the 49 occupations
+of the second suite, 6 images a prompt. Safety: violence and sexual together on the 28 unsafe prompts that they are not trained on, 10 images a prompt, and
+on the 24 occupations, 12. Rows of a table have the same noise (seed 0). Results are kept in docs/results/headline.json.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ from respodiff.steering.module import ConceptModule
 
 RESULTS = DOCS / "results" / "headline.json"
 UNSTEERED = ("unsteered", 1.0)
-OURS = (("paper", 1.0), ("paper", 1.5), *(("default", s) for s in (0.5, 0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
+PAPER = (("paper", 1.0), ("paper", 1.5))
+OURS = (*(("default", s) for s in (0.5, 0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
 FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
-    "gender": ("gender", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
+    "gender": ("gender", "occupations", 12, (*PAPER, *OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
     "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
     "gender, 49 other occupations": ("gender", "occupations-unseen", 6, (("default", 1.0),)),
 }
@@ -277,8 +278,9 @@ def main() -> None:
     found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     if not arguments.tables:
         bench = Bench(arguments.out)
-        for method in ("paper", "default"):
-            bench.adapters(method, [*attribute("gender").concepts, *attribute("tone").concepts, *map(concept, SAFETY)])
+        shown = [*attribute("gender").concepts, *map(concept, SAFETY)]
+        bench.adapters("paper", shown)
+        bench.adapters("default", [*shown, *attribute("tone").concepts])
         stay = kept(found, arguments.only, bench.about(), bench.digests)
         new = stay | measured(bench, arguments.only)
         found = {label: new[label] for label in TABLES}
