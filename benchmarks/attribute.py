@@ -1,10 +1,11 @@
 """Measures all alternatives of an attribute trained in one run against one training each, on the 24 held-out occupations.
 
-    python -m benchmarks.attribute --out runs/attribute      (about 30 minutes on 2 CPU cores; what is done is kept)
+    python -m benchmarks.attribute --out runs/attribute      (about 40 minutes on 2 CPU cores; what is done is kept)
     python -m benchmarks.attribute --tables                  (the table anew from the kept result)
 
-Both ways have the default preset and the same seed; images have the same noise: policy `exact`, seed 0. Forwards are counted as evaluations of
-one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured shares.
+Both ways have the default preset and the same training seeds; images have the same noise: policy `exact`, seed 0, and are compared image by image.
+Forwards are counted as evaluations of one sample, and in full forwards by FLOPs, of which the encoder half and the decoder half have their measured
+shares.
 Results are kept in docs/results/attribute.json.
 """
 
@@ -28,24 +29,29 @@ from benchmarks.tables import fill, interval, table
 from respodiff.concepts.concept import attribute
 from respodiff.data.prompt_sets import suite
 from respodiff.data.run_folder import write_atomic
+from respodiff.evaluation.comparison import compare
 from respodiff.evaluation.evaluate import evaluate
 from respodiff.evaluation.judges import EMBEDDED, ClipJudge
+from respodiff.evaluation.metrics.estimate import as_json
+from respodiff.evaluation.scored_run import load_scored_run
 from respodiff.generation.config import GenerateConfig
 from respodiff.generation.generate import generate
 from respodiff.pipelines.bottleneck import run_with_decoder
 from respodiff.pipelines.denoiser import Denoiser
 from respodiff.pipelines.identity import weights_digest
 from respodiff.pipelines.loading import load_pipeline
+from respodiff.reports.tables import p_value
 from respodiff.steering.module import ConceptModule
 from respodiff.training.attribute import fit_attribute
 from respodiff.training.config import TrainConfig
 from respodiff.training.respodiff import fit
 
 RESULTS = DOCS / "results" / "attribute.json"
-SCALES, IMAGES = (1.0, 1.5), 12
+ROWS, IMAGES = ((1.0, 0), (1.0, 1), (1.0, 2), (1.5, 0)), 12
+"""Scales and training seeds; images a prompt."""
 WAYS = {
-    "together": lambda pipe, chosen: fit_attribute(pipe, chosen),
-    "one by one": lambda pipe, chosen: {c.name: fit(pipe, c) for c in chosen.concepts},
+    "together": lambda pipe, chosen, config: fit_attribute(pipe, chosen, config),
+    "one by one": lambda pipe, chosen, config: {c.name: fit(pipe, c, config) for c in chosen.concepts},
 }
 """How the alternatives are trained -> name -> module."""
 
@@ -73,15 +79,15 @@ def counted(unet: Any) -> Iterator[dict[str, int]]:
         hook.remove()
 
 
-def trained(pipe: Any, name: str, way: str, out: Path) -> dict[str, Any]:
+def trained(pipe: Any, name: str, way: str, seed: int, out: Path) -> dict[str, Any]:
     """Trains what is missing in a folder of these weights: forwards, seconds, and a file for each alternative."""
-    folder = out / weights_digest(pipe.unet) / name / way.replace(" ", "-")
-    log, chosen = folder / "training.json", attribute(name)
+    folder = out / weights_digest(pipe.unet) / name / f"{way} seed {seed}".replace(" ", "-")
+    log, chosen, config = folder / "training.json", attribute(name), TrainConfig.preset("default", seed=seed)
     if not log.is_file():
-        say(f"training {name} {way}")
+        say(f"training {name} {way}, seed {seed}")
         began = time.perf_counter()
         with counted(pipe.unet) as seen:
-            modules = WAYS[way](pipe, chosen)
+            modules = WAYS[way](pipe, chosen, config)
         seconds, share = time.perf_counter() - began, decoder_share(pipe)
         files = [str(module.save(folder / f"{key}.safetensors")) for key, module in modules.items()]
         counts = {"evaluations": seen["decoder"], "full_forwards": seen["encoder"] * (1 - share) + seen["decoder"] * share}
@@ -89,31 +95,42 @@ def trained(pipe: Any, name: str, way: str, out: Path) -> dict[str, Any]:
             log, json.dumps({"seconds": seconds, "threads": torch.get_num_threads(), **counts, "decoder_share": share, "files": files})
         )
     found: dict[str, Any] = json.loads(log.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(asdict(TrainConfig.preset("default"))))
+    wanted = json.loads(json.dumps(asdict(config)))
     if stale := [file for file in found["files"] if {"site": []} | dict(ConceptModule.load(file).header.train) != wanted]:
         raise ValueError(f"{stale[0]} was trained with other settings than preset 'default' has; delete {folder}")
     return found
 
 
 def measured(out: Path, name: str, images: int = IMAGES) -> dict[str, Any]:
-    """Trains both ways, generates and judges what is missing; a row for each way, scale and judge."""
+    """Trains both ways, generates and judges what is missing; a row for each way, scale, training seed and judge, and paired differences."""
     pipe, judges = load_pipeline("embedded"), [ClipJudge.load(key) for key in EMBEDDED]
     prompts = [p for p in suite("occupations") if p.group in HELD_OUT]
-    runs = {way: trained(pipe, name, way, out) for way in WAYS}
-    modules = {way: [ConceptModule.load(file) for file in run["files"]] for way, run in runs.items()}
-    rows = []
-    for label, used, scale in [("unsteered", [], 1.0), *((way, modules[way], s) for way in WAYS for s in SCALES)]:
-        config, folder = GenerateConfig(images=images, policy="exact", scale=scale), out / weights_digest(pipe.unet) / name
-        folder = folder / f"{label}-{scale:g}-{images}".replace(" ", "-")
-        say(f"{label}, scale {scale:g}: {sum(1 for _ in generate(pipe, prompts, used, config, out=folder))} new")
+    model, seeds, rows, paired = weights_digest(pipe.unet), sorted({seed for _, seed in ROWS}), [], []
+    runs = {(way, seed): trained(pipe, name, way, seed, out) for way in WAYS for seed in seeds}
+    modules = {key: [ConceptModule.load(file) for file in run["files"]] for key, run in runs.items()}
+
+    def folder_of(way: str, scale: float, seed: int) -> Path:
+        return out / model / name / f"{way}-{scale:g}-seed-{seed}-{images}".replace(" ", "-")
+
+    for way, scale, seed in [("unsteered", 1.0, 0), *((way, *row) for way in WAYS for row in ROWS)]:
+        used, folder = modules.get((way, seed), []), folder_of(way, scale, seed)
+        config = GenerateConfig(images=images, policy="exact", scale=scale)
+        say(f"{way}, scale {scale:g}, seed {seed}: {sum(1 for _ in generate(pipe, prompts, used, config, out=folder))} new")
         for judge in judges:
             found = evaluate(folder, judge, name).to_json()
-            row = {"row": label, "scale": scale if used else None, "judge": judge.name, "n": found["n"], "devrat": found["devrat"][name]}
-            row |= {"concept_accuracy": found["concept_accuracy"][name], "subject_accuracy": found["subject_accuracy"]}
-            rows.append(row)
-    about: dict[str, Any] = {"model": weights_digest(pipe.unet), "judges": {j.name: j.digest for j in judges}, "attribute": name}
-    about |= {"modules": {way: {m.name: m.digest for m in modules[way]} for way in WAYS}, "images": images, "prompts": len(prompts)}
-    return about | {"training": {way: {k: v for k, v in run.items() if k != "files"} for way, run in runs.items()}, "rows": rows}
+            row = {"row": way, "scale": scale if used else None, "seed": seed if used else None, "judge": judge.name, "n": found["n"]}
+            row |= {"devrat": found["devrat"][name], "concept_accuracy": found["concept_accuracy"][name]}
+            rows.append(row | {"subject_accuracy": found["subject_accuracy"]})
+    for scale, seed in ROWS:
+        for judge in judges:
+            first, second = (load_scored_run(folder_of(way, scale, seed), judge=judge.name) for way in WAYS)
+            tests = {t.metric: as_json(t) for t in compare(first, second).tests}
+            paired.append({"scale": scale, "seed": seed, "judge": judge.name} | {key: tests[key] for key in ("devrat", "subject_accuracy")})
+    about: dict[str, Any] = {"model": model, "judges": {j.name: j.digest for j in judges}, "attribute": name}
+    about |= {"modules": {f"{way}, seed {seed}": {m.name: m.digest for m in found} for (way, seed), found in modules.items()}}
+    about |= {"images": images, "prompts": len(prompts)}
+    about["training"] = {way: {k: v for k, v in runs[way, seeds[0]].items() if k != "files"} for way in WAYS}
+    return about | {"rows": rows, "paired": paired}
 
 
 def as_table(result: Mapping[str, Any]) -> str:
@@ -126,6 +143,7 @@ def as_table(result: Mapping[str, Any]) -> str:
         [
             row["row"],
             "-" if row["scale"] is None else f"{row['scale']:g}",
+            "-" if row["seed"] is None else str(row["seed"]),
             f"`{row['judge']}`",
             str(row["n"]),
             f"{row['devrat']['random']:.3f}",
@@ -138,8 +156,19 @@ def as_table(result: Mapping[str, Any]) -> str:
         f"{result['images']} images each, model {result['model']}, torch {result['torch']}; brackets hold 95 % intervals over prompts. *full "
         f"forwards*: a part of the UNet that runs alone counts as its share of the FLOPs (behind the bottleneck {result['training']['together']['decoder_share']:.3f}).\n\n"
     )
-    heads = ["", "scale", "judge", "n", "random", "DevRat", "concept accuracy", "subject accuracy"]
-    return made + table(["all alternatives", "evaluations", "full forwards", "seconds", "threads"], costs) + "\n" + table(heads, lines)
+    heads = ["", "scale", "training seed", "judge", "n", "random", "DevRat", "concept accuracy", "subject accuracy"]
+    pairs = [
+        [f"{row['scale']:g}", str(row["seed"]), f"`{row['judge']}`", str(row["devrat"]["n"])]
+        + [x for metric in ("devrat", "subject_accuracy") for x in (interval(row[metric]), p_value(row[metric]["p"]))]
+        for row in result["paired"]
+    ]
+    parts = [
+        table(["all alternatives", "evaluations", "full forwards", "seconds", "threads"], costs),
+        table(heads, lines),
+        "One by one, less together, on the same noise:\n",
+        table(["scale", "training seed", "judge", "pairs", "DevRat", "p", "subject accuracy", "p"], pairs),
+    ]
+    return made + "\n".join(parts)
 
 
 def main() -> None:
