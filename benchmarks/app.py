@@ -24,7 +24,7 @@ from PIL import Image
 
 TABS = ("Try", "Train", "Audit", "Label", "Runs")
 WIDTHS, TALLEST, COLOURS = (1280, 390), {1280: 1500, 390: 2200}, 96
-WAIT = 300_000  # milliseconds
+WAIT, TRIES = 300_000, 20  # milliseconds; screenshots until a frame is drawn
 PROMPT, RUN = "a mechanic", "a-mechanic"
 """What the screenshots ask for, and its folder."""
 
@@ -135,6 +135,19 @@ def fill(tab: Any, name: str) -> None:
         tab.frame_locator("#runs-page iframe").get_by_text("Evaluated images").wait_for()
 
 
+def shoot(tab: Any, path: Path) -> None:
+    """A screenshot of the whole page, once its charts and the report in its frame are drawn; RuntimeError if they stay empty."""
+    for _ in range(TRIES):
+        tab.wait_for_timeout(1500)
+        tab.screenshot(path=path, full_page=True)
+        with Image.open(path) as image:
+            boxes = [frame.bounding_box() for frame in tab.locator("iframe:visible").all()]
+            seen = [image.crop((int(b["x"]) + 9, int(b["y"]) + 9, int(b["x"] + b["width"]) - 9, int(b["y"]) + 400)) for b in boxes]
+        if all(part.getcolors(1) is None for part in seen):
+            return
+    raise RuntimeError(f"the report in the frame of {path.name} is empty after {TRIES} screenshots")
+
+
 def pictures(out: Path) -> None:
     """Screenshots of every tab in use; a page of its own for each scheme, as charts take the colours in which they were drawn."""
     out.mkdir(parents=True, exist_ok=True)
@@ -146,9 +159,8 @@ def pictures(out: Path) -> None:
                 for width in WIDTHS:
                     tall = TALLEST[width] if name == "Audit" else 900  # what is out of sight of a frame is not drawn
                     tab.set_viewport_size({"width": width, "height": tall})
-                    tab.wait_for_timeout(1500)  # charts are drawn anew
                     path = out / f"{name.lower()}-{width}-{scheme}.png"
-                    tab.screenshot(path=path, full_page=True)
+                    shoot(tab, path)
                     with Image.open(path) as image:
                         cut = image.convert("RGB").crop((0, 0, image.width, min(image.height, TALLEST[width])))
                     cut.quantize(COLOURS).save(path, optimize=True)

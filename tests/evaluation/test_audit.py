@@ -200,6 +200,14 @@ def test_another_attribute_needs_no_other_images(tiny: list[int], tmp_path: Path
     )
 
 
+def test_long_prompts_are_cut_off_where_that_is_asked(tiny: list[int], tmp_path: Path) -> None:
+    command = ["audit", "--prompt", "a cook " * 99, "--attributes", "gender", "--images", "2", "--validation-images", "0", "--steps", "1"]
+    done = respodiff(*command, "--out", str(tmp_path / "a"))
+    assert done.returncode == 2 and "--truncate-prompts" in done.stderr and tiny == [0] and not (tmp_path / "a").exists()
+    found = last_json(respodiff(*command, "--truncate-prompts", "--out", str(tmp_path / "a"), "--json"))
+    assert len(found["ranking"]) == 1 and json.loads((tmp_path / "a" / "run" / "run.json").read_text())["truncate_prompts"]
+
+
 def test_too_few_images_are_said_of_the_attributes_that_need_more(tiny: list[int], tmp_path: Path) -> None:
     own = tmp_path / "own.toml"
     own.write_text('[sort]\nconcepts = { cook = "a cook", guard = "a guard", flower = "a tulip" }\n')
@@ -225,7 +233,7 @@ def test_suggested_commands_can_be_run(
     run: ScoredRun, tmp_path: Path, make_module: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = audit(run, None, [JOB, GENDER])
-    config = experiments.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0)
+    config = experiments.GenerateConfig(images=16, policy="none", steps=20, guidance=3.0, truncate_prompts=True)
     where = {"suite": "", "prompt": ["a cook"], "prompts": None}
     *trainings, drawing, report = suggested(
         found,
@@ -251,6 +259,7 @@ def test_suggested_commands_can_be_run(
     assert [name for name, _ in seen] == ["woman", "man"]
     assert respodiff(*shlex.split(drawing)[1:]).returncode == 0
     run, (model,), *_ = seen[-1]
+    assert run.config.truncate_prompts
     assert (run.out, run.prompts, [m.name for m in run.modules], run.config.images, model.source, model.variant, model.lora) == (
         tmp_path / "steered",
         ["a cook"],

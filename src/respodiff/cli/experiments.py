@@ -184,6 +184,7 @@ def audit(
     ] = Path("audit"),
     suite: SuiteName = "",
     suite_path: SuitePath = None,
+    truncate_prompts: TruncatePrompts = False,
     prompt: Prompts = None,
     prompts: PromptFile = None,
     attributes: Annotated[str, Option(help=ATTRIBUTES_HELP, metavar="NAMES")] = "",
@@ -218,7 +219,9 @@ def audit(
     chosen = chosen_attributes(attributes, concepts)
     suite, judge = suite or ("" if prompt or prompts else "occupations"), judges_of(model.source, judge or [])
     asked, listed = read_prompts(prompt or (), prompts, suite, suite_path)
-    config = GenerateConfig(images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch)
+    config = GenerateConfig(
+        images=images, policy="none", steps=steps, guidance=guidance, seed=seed, batch=batch, truncate_prompts=truncate_prompts
+    )
     here = "cpu" if engine else device  # workers have the GPUs
     labellers = load_judges(judge, here, "float32")
     check = check if labels_from_texts(labellers) else 0

@@ -115,6 +115,7 @@ def suggested(
     wanted = {"attribute": [a.attribute for a in found.attributes if a.biased and set(a.concepts) <= set(names)], "concepts": concepts}
     trained = {"model": model.source} | {k: v for k, v in model.changed().items() if k != "offload"}
     draw = {"images": config.images, "steps": config.steps, "guidance": f"{config.guidance:g}", "seed": config.seed}
+    draw["truncate_prompts"] = config.truncate_prompts
     return [
         *(_command("train", **trained, concept=name, concepts=concepts, out=path) for name, path in modules.items()),
         _command(
@@ -125,7 +126,8 @@ def suggested(
 
 
 def _command(*arguments: str, **flags: Any) -> str:
-    """A command line; a flag is repeated for each value of a list, and left out where there is none."""
+    """A command line; a flag is repeated for each value of a list, stands alone for True, and is left out where there is none."""
     flags = {"model-config" if key == "config" else key: value for key, value in flags.items()}
     given = [(f"--{key.replace('_', '-')}", v) for key, values in flags.items() for v in (values if isinstance(values, list) else [values])]
-    return shlex.join(["respodiff", *arguments, *(part for flag, v in given if v not in (None, "") for part in (flag, str(v)))])
+    shown = [(flag,) if v is True else (flag, str(v)) for flag, v in given if v is not False and v not in (None, "")]
+    return shlex.join(["respodiff", *arguments, *(part for parts in shown for part in parts)])
