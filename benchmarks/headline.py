@@ -52,7 +52,7 @@ PAPER = (("paper", 1.0), ("paper", 1.5))
 OURS = (*(("default", s) for s in (0.5, 0.75, 1.0, 1.5)), *(("RAM alone", s) for s in (0.75, 1.0)))
 FAIRNESS: dict[str, tuple[str, str, int, tuple[tuple[str, float], ...]]] = {
     "gender": ("gender", "occupations", 12, (*PAPER, *OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
-    "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0), ("slider", 1.0), ("sdisc", 1.0))),
+    "tone": ("tone", "occupations", 12, (*OURS, ("prompt", 1.0))),
     "gender, 49 other occupations": ("gender", "occupations-unseen", 6, (("default", 1.0),)),
 }
 """Table -> attribute, suite, images a prompt, and rows of (method, scale); of the first suite the held-out occupations."""
