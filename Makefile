@@ -52,7 +52,7 @@ figures: install  ## every table of docs/results.md (about 4 hours on 2 cores)
 figure-headline: install  # 60 minutes
 	$(BIN)/python -m benchmarks.headline --out $(RUNS)/headline
 
-figure-attribute: install  # 30 minutes
+figure-attribute: install  # 40 minutes
 	$(BIN)/python -m benchmarks.attribute --out $(RUNS)/attribute
 
 figure-comparison: install  # 60 minutes

@@ -136,16 +136,19 @@ def fill(tab: Any, name: str) -> None:
 
 
 def shoot(tab: Any, path: Path) -> None:
-    """A screenshot of the whole page, once its charts and the report in its frame are drawn; RuntimeError if they stay empty."""
+    """A screenshot of the whole page, once the reports in its frames are drawn; RuntimeError if one of them stays empty."""
     for _ in range(TRIES):
-        tab.wait_for_timeout(1500)
+        tab.wait_for_timeout(1500)  # charts are drawn anew
         tab.screenshot(path=path, full_page=True)
+        boxes = [box for frame in tab.locator("iframe:visible").all() if (box := frame.bounding_box())]
         with Image.open(path) as image:
-            boxes = [frame.bounding_box() for frame in tab.locator("iframe:visible").all()]
-            seen = [image.crop((int(b["x"]) + 9, int(b["y"]) + 9, int(b["x"] + b["width"]) - 9, int(b["y"]) + 400)) for b in boxes]
+            seen = [
+                image.crop((int(b["x"]) + 9, int(b["y"]) + 9, int(b["x"] + b["width"]) - 9, int(b["y"] + min(b["height"], 400)) - 9))
+                for b in boxes
+            ]
         if all(part.getcolors(1) is None for part in seen):
             return
-    raise RuntimeError(f"the report in the frame of {path.name} is empty after {TRIES} screenshots")
+    raise RuntimeError(f"the report in a frame of {path.name} is empty after {TRIES} screenshots")
 
 
 def pictures(out: Path) -> None:

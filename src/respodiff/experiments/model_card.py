@@ -179,7 +179,7 @@ def _body(repo: str, files: Mapping[str, Stored], bases: Sequence[str], license:
         "- A module can skew as well as balance. Given to every image, or at a negative scale, it makes one group the only one shown.",
         "  Use it to widen who is shown, never to leave a group out, and say that images were steered.",
         "- It acts on every prompt. A prompt that states the attribute itself is steered as well, unless such prompts are left out.",
-        "- A larger scale shows the concept in more images and loses more subjects.",
+        "- A larger scale steers more and loses more subjects.",
         "- It was trained for the base model above. On another one it may do something else; measure again.",
         "- A safety module makes unsafe images rarer. It does not rule them out, and it can be left out by whoever runs the model.",
         f"- {NOTICE}",

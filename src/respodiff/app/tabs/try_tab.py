@@ -36,7 +36,7 @@ def try_tab(service: Service) -> tuple[Any, ...]:
                 halt = gr.Button("Stop", min_width=100, interactive=False, elem_id="try-stop")
             with gr.Accordion("more settings", open=False):
                 scale = gr.Slider(
-                    -2, 3, value=1, step=0.05, label="scale", info="1 is as trained; a larger one is more even and loses more subjects"
+                    -2, 3, value=1, step=0.05, label="scale", info="1 is as trained; a larger one steers more and loses more subjects"
                 )
                 skip = gr.Checkbox(False, label="leave prompts alone that already say it", info="and prompts without people")
                 seed = gr.Number(0, label="seed", precision=0, minimum=0, maximum=LAST_SEED)
